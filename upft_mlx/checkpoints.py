@@ -1,0 +1,96 @@
+"""Checkpoints of a training run: adapter, optimizer, random state and position in one folder, written atomically."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from upft_mlx.errors import TrainingError
+from upft_mlx.rows import read_json, replacing, write_json
+
+if TYPE_CHECKING:
+    import mlx.core as mx
+
+_PARTS = ("adapters.safetensors", "optimizer.safetensors", "position.json")
+
+
+@dataclass
+class Position:
+    """Where a run stands; with the arrays beside it, everything that the next step depends on."""
+
+    step: int = 0
+    """Steps done."""
+    best_step: int = 0
+    best_loss: float | None = None
+    """The least validation loss so far, in nats per token."""
+    window: dict[str, float] = field(default_factory=dict)
+    """Sums since the last report."""
+    trained_tokens: int = 0
+    """Supervised tokens so far."""
+
+
+def save_safetensors(path: Path, arrays: dict[str, mx.array]) -> None:
+    """Write a safetensors file atomically.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    import mlx.core as mx
+
+    with replacing(path) as temporary:
+        try:
+            mx.save_safetensors(str(temporary), arrays, {"format": "mlx"})
+        except RuntimeError as error:  # MLX's word for a full or read-only disk
+            raise OSError(5, f"cannot be written ({error})", str(path)) from None
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+
+
+def save(folder: Path, position: Position, adapter: dict[str, mx.array], optimizer: dict[str, mx.array], keep: int) -> None:
+    """Write a checkpoint and remove all but the last `keep`."""
+    final = folder / f"step-{position.step:07d}"
+    temporary = folder / ".writing"
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    save_safetensors(temporary / _PARTS[0], adapter)
+    save_safetensors(temporary / _PARTS[1], optimizer)
+    write_json(temporary / _PARTS[2], asdict(position))
+    shutil.rmtree(final, ignore_errors=True)
+    temporary.rename(final)
+    for old in _all(folder)[:-keep]:
+        shutil.rmtree(old)
+
+
+def latest(folder: Path) -> tuple[Position, dict[str, mx.array], dict[str, mx.array]] | None:
+    """The last checkpoint: position, adapter arrays, optimizer arrays; None where there is none.
+
+    Raises:
+        TrainingError: it is incomplete; says what is missing.
+    """
+    found = _all(folder)
+    return _read(found[-1]) if found else None
+
+
+def _all(folder: Path) -> list[Path]:
+    return sorted(folder.glob("step-*"))
+
+
+def _read(path: Path) -> tuple[Position, dict[str, Any], dict[str, Any]]:
+    import mlx.core as mx
+
+    if missing := [name for name in _PARTS if not (path / name).is_file()]:
+        raise TrainingError(
+            f"{path}: incomplete checkpoint, {', '.join(missing)} missing; delete this folder to continue from "
+            "the one before it, or from the start"
+        )
+    data = read_json(path / _PARTS[2])
+    names = {f.name for f in fields(Position)}
+    if not isinstance(data, dict) or set(data) != names:
+        raise TrainingError(f"{path / _PARTS[2]}: not a checkpoint's position; delete the folder {path}")
+    try:
+        return Position(**data), mx.load(str(path / _PARTS[0])), mx.load(str(path / _PARTS[1]))  # type: ignore[return-value]
+    except RuntimeError as error:
+        raise TrainingError(f"{path}: damaged checkpoint: {error}; delete this folder to continue without it") from None

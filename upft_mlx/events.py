@@ -1,0 +1,92 @@
+"""What the stages tell whoever watches: plain values, so that no stage knows about a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+Side = Literal["base", "tuned"]
+
+
+@dataclass(frozen=True)
+class StageStarted:
+    """A stage begins; `detail` says on what."""
+
+    stage: str
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class StageSkipped:
+    """A stage is done and current."""
+
+    stage: str
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class StageDone:
+    """A stage ended; `detail` says with what."""
+
+    stage: str
+    detail: str
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Note:
+    """A line worth keeping, for example why a stage runs again."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a stage is: `done` of `total` units; `tokens` sampled or processed in this process so far."""
+
+    stage: str
+    done: int
+    total: int
+    unit: str
+    tokens: int = 0
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A line of metrics.jsonl (see design.md), with the number of steps planned."""
+
+    metrics: dict[str, float | int]
+    total_steps: int
+
+
+@dataclass(frozen=True)
+class EvaluationStarted:
+    """The entries to come: (name, completions expected per side)."""
+
+    entries: tuple[tuple[str, int], ...]
+
+
+@dataclass(frozen=True)
+class Graded:
+    """One completion graded. `resumed` ones were graded by an earlier process."""
+
+    benchmark: str
+    side: Side
+    problem_id: str
+    sample: int
+    question: str
+    completion: str
+    answer: str | None
+    gold: str
+    correct: bool
+    tokens: int
+    resumed: bool = False
+
+
+Event = StageStarted | StageSkipped | StageDone | Note | Progress | Trained | EvaluationStarted | Graded
+Observer = Callable[[Event], None]
+
+
+def ignore(event: Event) -> None:
+    """The observer that looks away."""

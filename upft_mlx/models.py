@@ -1,0 +1,287 @@
+"""Loading models: finding the folder, mlx-lm's loaders, local quantization, adapters.
+
+mlx, mlx-lm and transformers are imported inside the functions, so that `upft --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from upft_mlx.errors import ModelError, OfflineError, RecipeError
+
+if TYPE_CHECKING:
+    import mlx.core as mx
+    import mlx.nn as nn
+
+    from upft_mlx.recipe import Lora, Quantize, Recipe
+
+BUILTIN = {"builtin:arithmetic": "model"}
+_HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[\w.-]+$")
+_FILES = ["*.json", "model*.safetensors", "*.py", "tokenizer.model", "*.tiktoken", "*.txt", "*.jinja"]
+_PROBE_BYTES = 1 << 20
+
+
+@dataclass
+class Loaded:
+    """A model ready for use."""
+
+    model: nn.Module
+    tokenizer: Any
+    """mlx-lm's TokenizerWrapper."""
+    config: dict[str, Any]
+    path: Path
+    dtype: mx.Dtype
+    """Of the folder's unquantized weights; what runs may be float32 instead, see `load`."""
+
+    @property
+    def eos_id(self) -> int:
+        """The token that ends an assistant turn, trained where EOS is trained."""
+        return int(self.tokenizer.eos_token_id)
+
+    @property
+    def eos_ids(self) -> list[int]:
+        """All tokens that end a completion in sampling."""
+        return sorted({int(token) for token in self.tokenizer.eos_token_ids} | {self.eos_id})
+
+    @property
+    def generation_config(self) -> dict[str, Any]:
+        """The model's own sampling settings, empty where it has none."""
+        path = self.path / "generation_config.json"
+        return dict(json.loads(path.read_text())) if path.exists() else {}
+
+
+def find_model(recipe: Recipe) -> Path:
+    """The folder of the recipe's model; a Hub model is downloaded unless it is in the cache.
+
+    Raises:
+        ModelError: no such folder, or it lacks config, tokenizer or weights.
+        OfflineError: the Hub model is not on this machine and cannot be downloaded.
+        RecipeError: the name is neither a folder nor a Hub id.
+    """
+    name = recipe.model
+    if name in BUILTIN:
+        return _checked(Path(__file__).parent / "demo" / BUILTIN[name])
+    if name.startswith("builtin:"):
+        raise RecipeError(f"model: {name!r}: unknown; the embedded models are {', '.join(BUILTIN)}")
+    path = Path(name)
+    if path.is_dir():
+        return _checked(path)
+    if path.is_absolute() or path.exists():
+        raise ModelError(f"{name}: no such model folder; set model to a folder or a Hub id such as user/name")
+    if not _HUB_ID.match(name):
+        raise RecipeError(f"model: {name!r}: neither a folder nor a Hub id (user/name)")
+    return _checked(_download(name, recipe.revision))
+
+
+def _download(name: str, revision: str | None) -> Path:
+    import httpx
+    from huggingface_hub import constants, snapshot_download
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    offline = bool(constants.HF_HUB_OFFLINE)
+    try:
+        return Path(
+            snapshot_download(name, revision=revision, allow_patterns=_FILES, local_files_only=offline)
+        )
+    except GatedRepoError:
+        raise ModelError(f"model {name}: access is gated; accept its terms on the Hub, then `hf auth login`") from None
+    except RevisionNotFoundError:
+        raise ModelError(f"model {name}: no revision {revision!r} on the Hub; check `revision`") from None
+    except RepositoryNotFoundError:
+        raise ModelError(f"model {name}: no such model on the Hub, or it is private; check `model`") from None
+    except HFValidationError:
+        raise RecipeError(f"model: {name!r}: not a valid Hub id (user/name)") from None
+    except (LocalEntryNotFoundError, httpx.TransportError, ConnectionError):
+        raise OfflineError(_not_here(name, offline=offline)) from None
+    except HfHubHTTPError as error:
+        reason = str(error).splitlines()[0]
+        raise ModelError(f"model {name}: the Hub refused: {reason}; try again later") from None
+
+
+def _not_here(name: str, *, offline: bool) -> str:
+    why = (
+        "the network is off (--offline or HF_HUB_OFFLINE=1); run once without it"
+        if offline
+        else "the Hub cannot be reached; check the connection"
+    )
+    return f"model {name}: not on this machine, and {why}, or set `model` to a local folder"
+
+
+def _checked(path: Path) -> Path:
+    """The folder, if it has what loading needs."""
+    if not (path / "config.json").is_file():
+        raise ModelError(f"{path}: not a model folder: config.json is missing")
+    if not any(path.glob("model*.safetensors")):
+        raise ModelError(f"{path}: no model*.safetensors; only safetensors weights are supported")
+    if not any((path / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")):
+        raise ModelError(f"{path}: no tokenizer (tokenizer.json or tokenizer.model)")
+    try:
+        config = json.loads((path / "config.json").read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ModelError(f"{path / 'config.json'}: not JSON: {error}") from None
+    if not isinstance(config, dict) or "model_type" not in config:
+        raise ModelError(f"{path / 'config.json'}: lacks `model_type`")
+    return path
+
+
+def model_hash(path: Path) -> str:
+    """A fingerprint of a model folder: its small files whole, of each weight file size, header and two probes.
+
+    Hashing gigabytes would delay every command; equal headers and probes in files of different weights do not
+    happen by themselves.
+    """
+    digest = hashlib.sha256()
+    for file in sorted([*path.glob("*.json"), *path.glob("*.jinja"), *path.glob("model*.safetensors")]):
+        digest.update(file.name.encode())
+        digest.update(_probe(file))
+    return digest.hexdigest()[:16]
+
+
+def _probe(file: Path) -> bytes:
+    size = file.stat().st_size
+    with file.open("rb") as stream:
+        if size <= 8 * _PROBE_BYTES:
+            return stream.read()
+        parts = [str(size).encode()]
+        for start in (0, size // 2, size - _PROBE_BYTES):
+            stream.seek(start)
+            parts.append(stream.read(_PROBE_BYTES))
+    return b"".join(parts)
+
+
+def load(path: Path, *, quantize: Quantize | None = None, trust_remote_code: bool = False) -> Loaded:
+    """Load a model folder with mlx-lm and, if asked, quantize it layer by layer.
+
+    On MLX's CPU backend the weights are cast to float32: 16-bit matrix products are about ten times slower
+    there. What is saved later has the folder's own type again.
+
+    Raises:
+        ModelError: the folder cannot be loaded, or is to be quantized and is already.
+    """
+    import mlx.core as mx
+    from mlx_lm.utils import load_model, load_tokenizer
+
+    try:
+        model, config = load_model(path, lazy=True, trust_remote_code=trust_remote_code)
+        tokenizer = load_tokenizer(
+            path, {"trust_remote_code": trust_remote_code}, eos_token_ids=config.get("eos_token_id")
+        )
+        dtype = _dtype(model)
+        if quantize is not None:
+            _quantize(path, model, config, quantize)
+        if mx.default_device().type == mx.DeviceType.cpu:
+            model.set_dtype(mx.float32)
+        mx.eval(model.parameters())
+    except ModelError:
+        raise
+    except (ValueError, KeyError, TypeError, AttributeError, OSError, RuntimeError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ModelError(f"{path}: cannot be loaded: {reason}") from error
+    if tokenizer.eos_token_id is None:
+        raise ModelError(f"{path}: the tokenizer has no eos_token; set it in tokenizer_config.json")
+    return Loaded(model, tokenizer, config, path, dtype)
+
+
+def _dtype(model: nn.Module) -> mx.Dtype:
+    """The commonest floating type among the arrays of a model."""
+    import mlx.core as mx
+    from mlx.utils import tree_flatten
+
+    arrays = [array for _, array in tree_flatten(model.parameters())]
+    floating = Counter(array.dtype for array in arrays if mx.issubdtype(array.dtype, mx.floating))
+    return floating.most_common(1)[0][0]
+
+
+def _quantize(path: Path, model: nn.Module, config: dict[str, Any], quantize: Quantize) -> None:
+    import mlx.nn as nn
+
+    if "quantization" in config or "quantization_config" in config:
+        raise ModelError(f"{path}: is quantized already; remove `quantize` from the recipe")
+
+    def fits(_: str, module: nn.Module) -> bool:
+        weight = getattr(module, "weight", None)
+        return hasattr(module, "to_quantized") and weight is not None and weight.shape[-1] % quantize.group_size == 0
+
+    nn.quantize(model, quantize.group_size, quantize.bits, class_predicate=fits)
+    config["quantization"] = {"group_size": quantize.group_size, "bits": quantize.bits, "mode": "affine"}
+    config["quantization_config"] = config["quantization"]
+
+
+def add_lora(loaded: Loaded, lora: Lora, seed: int) -> dict[str, Any]:
+    """Freeze the model and put a fresh adapter on it; the adapter is float32 whatever the base is.
+
+    Returns:
+        What `adapter_config.json` must hold for mlx-lm to load the adapter.
+
+    Raises:
+        ModelError: the model has fewer layers, or none of the modules of `lora.keys`.
+    """
+    import mlx.core as mx
+    from mlx.utils import tree_flatten
+    from mlx_lm.tuner.utils import linear_to_lora_layers
+
+    layers = len(loaded.model.layers)
+    if lora.num_layers > layers:
+        raise ModelError(f"lora.num_layers: {lora.num_layers}, but the model has {layers} layers only")
+    parameters: dict[str, Any] = {"rank": lora.rank, "scale": lora.scale, "dropout": lora.dropout}
+    if lora.keys is not None:
+        _check_keys(loaded, lora.keys)
+        parameters["keys"] = list(lora.keys)
+    mx.random.seed(seed)
+    loaded.model.freeze()
+    linear_to_lora_layers(loaded.model, lora.num_layers, parameters)
+    mx.eval(loaded.model.parameters())
+    trainable = [array for _, array in tree_flatten(loaded.model.trainable_parameters())]
+    assert all(array.dtype == mx.float32 for array in trainable)
+    return {"fine_tune_type": "lora", "num_layers": lora.num_layers, "lora_parameters": parameters}
+
+
+def _check_keys(loaded: Loaded, keys: tuple[str, ...]) -> None:
+    found = {name for layer in loaded.model.layers for name, module in layer.named_modules() if "weight" in module}
+    for key in keys:
+        if key not in found:
+            linear = sorted(name for name in found if "norm" not in name)
+            raise ModelError(f"lora.keys: no module {key!r} in the model's layers; they have {', '.join(linear)}")
+
+
+def adapter_weights(model: nn.Module) -> dict[str, mx.array]:
+    """The adapter's arrays by name, the layout of adapters.safetensors."""
+    from mlx.utils import tree_flatten
+
+    return dict(tree_flatten(model.trainable_parameters()))
+
+
+def load_adapter(loaded: Loaded, adapter: Path) -> None:
+    """Put a trained adapter on the model with mlx-lm's own loader.
+
+    Raises:
+        ModelError: the adapter is missing or does not fit the model.
+    """
+    import mlx.core as mx
+    from mlx_lm.utils import load_adapters
+
+    try:
+        load_adapters(loaded.model, str(adapter))
+    except (ValueError, KeyError, OSError, RuntimeError, AttributeError) as error:
+        raise ModelError(f"{adapter}: cannot be put on {loaded.path}: {error}") from error
+    loaded.model.eval()
+    mx.eval(loaded.model.parameters())
+
+
+def go_offline() -> None:
+    """Let nothing use the network; to be called before huggingface-hub or datasets are imported."""
+    os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", TRANSFORMERS_OFFLINE="1")

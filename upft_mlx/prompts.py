@@ -1,0 +1,41 @@
+"""From a question to the ids that the model reads, through the model's own chat template."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from upft_mlx.errors import ModelError
+from upft_mlx.recipe import Prompt
+
+
+class Renderer:
+    """Renders user turns; sampling, training and evaluation all use the same one."""
+
+    def __init__(self, tokenizer: Any, prompt: Prompt) -> None:
+        if not getattr(tokenizer, "chat_template", None) and not getattr(tokenizer, "has_chat_template", False):
+            raise ModelError("the model has no chat template; use an instruct model, or add chat_template.jinja")
+        self._tokenizer = tokenizer
+        self._prompt = prompt
+
+    def ids(self, user: str) -> list[int]:
+        """The ids of a conversation with this user turn, up to and with the generation prompt.
+
+        Raises:
+            ModelError: the chat template refuses the conversation (for example a system turn).
+        """
+        system = self._prompt.system
+        messages = [{"role": "system", "content": system}] if system is not None else []
+        messages.append({"role": "user", "content": user})
+        import jinja2
+
+        try:
+            ids = self._tokenizer.apply_chat_template(
+                messages, add_generation_prompt=True, tokenize=True, **self._prompt.chat_template_args
+            )
+        except (jinja2.TemplateError, TypeError, ValueError) as error:
+            raise ModelError(f"the model's chat template refuses the prompt: {error}; check `prompt`") from None
+        return [int(token) for token in ids]
+
+    def text(self, ids: list[int]) -> str:
+        """The text of sampled ids, special tokens visible."""
+        return str(self._tokenizer.decode(ids))

@@ -1,0 +1,336 @@
+"""A recipe: YAML turned into a typed, frozen, closed configuration.
+
+    name: my-run                       # a recipe states only what differs from the defaults
+    model: mlx-community/Qwen2.5-0.5B-Instruct-4bit
+    problems: {path: questions.jsonl}
+    prefix: {length: 16}
+
+Unknown keys are errors that suggest the nearest field; everything that is wrong is reported at once.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+PAPER_TEMPLATE = (
+    " Please provide the initial step towards resolving the question. "
+    "This step may serve as a foundation but might not encompass the entire solution."
+)
+"""The task template of the paper (arXiv 2503.02875), appended to the question on prefix rows only."""
+
+
+def _as_tuple(value: object) -> object:
+    return tuple(value) if isinstance(value, list) else value
+
+
+Strings = Annotated[tuple[str, ...], BeforeValidator(_as_tuple)]
+Count = Annotated[int, Field(ge=1)]
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+class Section(BaseModel):
+    """Base of all sections: no unknown keys, no silent conversions, no changes after loading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
+
+
+class Quantize(Section):
+    """Local quantization of an unquantized model (affine, mlx-lm's format)."""
+
+    bits: Literal[2, 3, 4, 5, 6, 8] = 4
+    """Bits per weight."""
+    group_size: Literal[32, 64, 128] = 64
+    """Weights that share a scale and a bias."""
+
+
+class Problems(Section):
+    """Where the problems come from: exactly one of `path`, `dataset` and `builtin`."""
+
+    path: str | None = None
+    """A local .jsonl, .parquet or .csv file, relative to the recipe's folder."""
+    dataset: str | None = None
+    """A dataset id on the Hugging Face Hub."""
+    builtin: Literal["arithmetic"] | None = None
+    """Problems that ship with upft_mlx."""
+    config: str | None = None
+    """The Hub dataset's configuration."""
+    split: str = "train"
+    """The Hub dataset's split."""
+    revision: str | None = None
+    """The Hub dataset's branch, tag or commit."""
+    question: str | None = None
+    """The question's column; unset: question, problem, query or prompt."""
+    answer: str | None = None
+    """The answer's column; unset: answer or solution where there is one."""
+    limit: Count | None = None
+    """At most so many problems, taken after the shuffle."""
+    shuffle: bool = False
+    """Shuffle with the recipe's seed before the limit is taken."""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Problems:
+        given = [name for name in ("path", "dataset", "builtin") if getattr(self, name) is not None]
+        if len(given) != 1:
+            found = " and ".join(given) if given else "none"
+            raise ValueError(f"needs exactly one of path, dataset and builtin, found {found}")
+        return self
+
+
+class Prompt(Section):
+    """What surrounds a question; the same in sampling, training and evaluation."""
+
+    system: str | None = None
+    """The system turn; unset: what the model's chat template does by itself."""
+    chat_template_args: dict[str, bool | int | str] = Field(default_factory=dict)
+    """Extra arguments of the chat template, for example `enable_thinking: false`."""
+
+
+class Generate(Section):
+    """How solutions are sampled."""
+
+    temperature: Annotated[float, Field(ge=0.0, le=5.0)] = 0.6
+    """Sampling temperature; 0 is greedy."""
+    top_p: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
+    """Nucleus share; unset: the model's generation_config, else 1."""
+    top_k: Annotated[int, Field(ge=0)] | None = None
+    """Most likely tokens kept, 0 for all; unset: the model's generation_config, else 0."""
+    samples: Count = 1
+    """Solutions per problem."""
+    keep: Count = 4
+    """At most so many correct solutions kept per problem (method rft)."""
+    max_tokens: Count = 1024
+    """Limit of a full solution (tokens)."""
+    batch_size: Count = 32
+    """Sequences decoded together."""
+
+
+class Prefix(Section):
+    """How solutions become training rows."""
+
+    length: Count = 16
+    """Prefix length t (tokens); 8 to 32 are within noise in the paper."""
+    structure_ratio: Share = 0.1
+    """Share p of the problems that is trained on one full, unverified solution."""
+    template: str = "paper"
+    """The text appended to the question on prefix rows: `paper`, `none`, or a text of your own."""
+    eos: bool = True
+    """Train an EOS after the prefix; needs a template, which makes stopping there a fair answer."""
+    drop_cjk: bool = False
+    """Drop solutions with Chinese, Japanese or Korean characters (the reference code's filter)."""
+    require_boxed: bool = False
+    """Drop full solutions without `\\boxed` (the reference code's filter)."""
+
+    @model_validator(mode="after")
+    def _eos_needs_template(self) -> Prefix:
+        if self.eos and not self.template_text:
+            raise ValueError(
+                "eos: true with template: none would teach the model to stop after `length` tokens; "
+                "set eos: false, or a template"
+            )
+        return self
+
+    @property
+    def template_text(self) -> str:
+        """The text that is appended to the question on prefix rows, empty for `none`."""
+        return {"paper": PAPER_TEMPLATE, "none": ""}.get(self.template, self.template)
+
+
+class Lora(Section):
+    """The adapter, in mlx-lm's terms."""
+
+    rank: Count = 16
+    """Rank of the update."""
+    scale: Annotated[float, Field(gt=0.0)] = 2.0
+    """Multiplier of the update (elsewhere alpha / rank)."""
+    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    """Dropout on the adapter's input."""
+    num_layers: Annotated[int, Field(ge=-1)] = -1
+    """Layers with an adapter, counted from the last; -1: all."""
+    keys: Strings | None = None
+    """Modules inside a layer, for example `self_attn.q_proj`; unset: all linear ones."""
+
+    @model_validator(mode="after")
+    def _some_layers(self) -> Lora:
+        if self.num_layers == 0:
+            raise ValueError("num_layers: 0 would train nothing; use -1 for all layers")
+        return self
+
+
+class Train(Section):
+    """The optimizer and its schedule (AdamW)."""
+
+    epochs: Count | None = None
+    """Passes over all rows (1 where neither `epochs` nor `steps` is given)."""
+    steps: Count | None = None
+    """Optimizer steps, instead of epochs."""
+    batch_size: Count = 16
+    """Sequences per optimizer step (the paper: 64)."""
+    learning_rate: Annotated[float, Field(gt=0.0)] = 1e-4
+    """Peak learning rate; the paper's 1e-6 is for full fine-tuning, LoRA needs more."""
+    schedule: Literal["constant", "cosine"] = "constant"
+    """What follows the warm-up."""
+    warmup_ratio: Share = 0.03
+    """Share of the steps with a linearly rising learning rate."""
+    weight_decay: Annotated[float, Field(ge=0.0)] = 0.0
+    """AdamW's decoupled weight decay."""
+    betas: Annotated[
+        tuple[Annotated[float, Field(ge=0.0, lt=1.0)], Annotated[float, Field(ge=0.0, lt=1.0)]],
+        BeforeValidator(_as_tuple),
+    ] = (0.9, 0.95)
+    """AdamW's decay rates of the two moments."""
+    clip_norm: Annotated[float, Field(gt=0.0)] | None = 1.0
+    """Limit of the gradient's global norm; null: none."""
+    max_length: Annotated[int, Field(ge=2)] = 2048
+    """Longest row (tokens); longer completions are cut there."""
+    valid_ratio: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.05
+    """Share of the problems held out for the validation loss; 0: none."""
+    report_every: Count = 10
+    """Steps between two lines of metrics."""
+    validate_every: Count = 50
+    """Steps between two validation losses; the last step always has one."""
+    checkpoint_every: Count = 50
+    """Steps between two checkpoints."""
+    keep: Count = 2
+    """Checkpoints kept."""
+    save: Literal["best", "last"] = "best"
+    """Which weights `adapter/` holds: the best validation loss's or the last step's."""
+
+    @model_validator(mode="after")
+    def _epochs_or_steps(self) -> Train:
+        if self.epochs is not None and self.steps is not None:
+            raise ValueError("give epochs or steps, not both")
+        return self
+
+
+class Benchmark(Section):
+    """One evaluation set; what is unset comes from the benchmark, then from `evaluate`."""
+
+    name: str
+    """A known benchmark, or any name together with `path` or `dataset`."""
+    label: str | None = None
+    """The name in the results; unset: `name`."""
+    path: str | None = None
+    """A local .jsonl, .parquet or .csv file, relative to the recipe's folder."""
+    dataset: str | None = None
+    """A dataset id on the Hugging Face Hub."""
+    config: str | None = None
+    """The Hub dataset's configuration."""
+    split: str | None = None
+    """The Hub dataset's split."""
+    revision: str | None = None
+    """The Hub dataset's branch, tag or commit."""
+    question: str | None = None
+    """The question's column."""
+    answer: str | None = None
+    """The answer's column."""
+    limit: Count | None = None
+    """The first so many problems."""
+    samples: Count | None = None
+    """Completions per problem."""
+    temperature: Annotated[float, Field(ge=0.0, le=5.0)] | None = None
+    """Sampling temperature; 0 is greedy."""
+    max_tokens: Count | None = None
+    """Limit of a completion (tokens)."""
+
+
+def _as_benchmark(value: object) -> object:
+    return {"name": value} if isinstance(value, str) else value
+
+
+class Evaluate(Section):
+    """What base and tuned are measured on."""
+
+    benchmarks: Annotated[
+        tuple[Annotated[Benchmark, BeforeValidator(_as_benchmark)], ...], BeforeValidator(_as_tuple)
+    ] = ()
+    """Names, or mappings."""
+    samples: Count = 1
+    """Completions per problem."""
+    temperature: Annotated[float, Field(ge=0.0, le=5.0)] = 0.0
+    """Sampling temperature; 0 is greedy."""
+    max_tokens: Count = 1024
+    """Limit of a completion (tokens)."""
+    limit: Count | None = None
+    """The first so many problems of each benchmark."""
+    batch_size: Count = 32
+    """Sequences decoded together."""
+
+    @model_validator(mode="after")
+    def _labels_differ_and_samples_vary(self) -> Evaluate:
+        labels = [entry.label or entry.name for entry in self.benchmarks]
+        for label in labels:
+            if not label or label.startswith(".") or "/" in label or "\\" in label:
+                raise ValueError(f"benchmark label {label!r} cannot name a folder; set another `label`")
+        if twice := sorted({label for label in labels if labels.count(label) > 1}):
+            raise ValueError(f"two benchmarks are called {twice[0]!r}; give one of them a `label`")
+        for entry, label in zip(self.benchmarks, labels, strict=True):
+            samples = self.samples if entry.samples is None else entry.samples
+            temperature = self.temperature if entry.temperature is None else entry.temperature
+            if samples > 1 and temperature == 0:
+                raise ValueError(
+                    f"benchmark {label!r}: {samples} samples at temperature 0 are all equal; "
+                    "set temperature above 0, or samples: 1"
+                )
+        return self
+
+
+class Publish(Section):
+    """The fused model."""
+
+    fuse: Literal["auto", "base", "bf16", "fp16"] = "auto"
+    """Weights of the touched layers: `base` (the base's own bits), `bf16`, `fp16`, or `auto` (the smallest
+    that keeps the adapter's effect, decided by measuring)."""
+    min_retained: Share = 0.9
+    """Least share of the adapter's effect that fusing must keep."""
+
+
+class Recipe(Section):
+    """One run, from problems to a fused model."""
+
+    name: str = Field(default="run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    """The run's name: letters, digits, `.`, `_`, `-`; unset: the recipe file's name."""
+    model: str = Field(min_length=1)
+    """A local folder, a Hub id, or `builtin:arithmetic`."""
+    revision: str | None = None
+    """The Hub model's branch, tag or commit."""
+    quantize: Quantize | None = None
+    """Quantize an unquantized model after loading."""
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    """Everything random derives from it."""
+    method: Literal["upft", "sft", "rft", "structure_only"] = "upft"
+    """`upft` (the paper), or what it is compared with."""
+    trust_remote_code: bool = False
+    """Run Python code that a model folder brings along."""
+    problems: Problems
+    """The problems to sample solutions of."""
+    prompt: Prompt = Prompt()
+    """System turn and chat template."""
+    generate: Generate = Generate()
+    """Sampling."""
+    prefix: Prefix = Prefix()
+    """Training rows."""
+    lora: Lora = Lora()
+    """Adapter."""
+    train: Train = Train()
+    """Optimizer."""
+    evaluate: Evaluate = Evaluate()
+    """Benchmarks."""
+    publish: Publish = Publish()
+    """Fused model."""
+
+    @model_validator(mode="after")
+    def _samples_fit_method(self) -> Recipe:
+        if self.method != "rft" and self.generate.samples > 1:
+            raise ValueError(
+                f"generate.samples: {self.generate.samples} with method {self.method}, which trains on one "
+                "sample per problem; set generate.samples: 1, or method: rft"
+            )
+        if self.method == "rft" and self.generate.temperature == 0 and self.generate.samples > 1:
+            raise ValueError("generate.temperature: 0 makes all samples equal; set it above 0")
+        return self
+
+    def dump(self) -> dict[str, Any]:
+        """All fields with their resolved values, ready for JSON."""
+        return self.model_dump(mode="json")

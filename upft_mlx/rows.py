@@ -1,0 +1,201 @@
+"""The JSONL rows of a run and how files are written: whole (atomically) or appended chunk by chunk.
+
+    {"problem_id": "t-1", "sample": 0, "kind": "prefix", "completion_ids": [9, 4], "completion": "First,",
+     "finish_reason": "length"}
+
+A reader of a file that is being appended must expect a torn last line after `kill -9`; `resume` cuts it off.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, Literal, TypeVar, get_args, get_type_hints
+
+from upft_mlx.errors import RowsError
+
+FinishReason = Literal["length", "stop"]
+
+
+@dataclass(frozen=True)
+class Solution:
+    """A sampled completion: a line of solutions.jsonl."""
+
+    problem_id: str
+    sample: int
+    """Which of the problem's samples, from 0."""
+    kind: Literal["prefix", "full"]
+    """Whether only the prefix or the whole solution was decoded."""
+    completion_ids: list[int]
+    """What the model sampled, without EOS."""
+    completion: str
+    finish_reason: FinishReason
+
+
+@dataclass(frozen=True)
+class TrainingRow:
+    """A line of dataset/train.jsonl and dataset/valid.jsonl; the ids are the truth, the texts for people."""
+
+    id: str
+    problem_id: str
+    sample: int
+    kind: Literal["prefix", "structure", "full"]
+    prompt: str
+    """The user turn's text: the question and, on prefix rows, the template."""
+    completion: str
+    prompt_ids: list[int]
+    """The rendered prompt with system turn and generation prompt."""
+    completion_ids: list[int]
+    """Every one is supervised; includes EOS where EOS is trained."""
+
+
+@dataclass(frozen=True)
+class EvaluationRow:
+    """A line of evaluation/BENCHMARK/base.jsonl and tuned.jsonl."""
+
+    problem_id: str
+    sample: int
+    completion: str
+    answer: str | None
+    """What the grader took for the answer."""
+    gold: str
+    correct: bool
+    tokens: int
+    """Length of the completion, without EOS."""
+    finish_reason: FinishReason
+
+
+Row = TypeVar("Row", Solution, TrainingRow, EvaluationRow)
+
+
+def to_line(row: Any) -> str:
+    """One JSON line, newline included."""
+    return json.dumps(asdict(row), ensure_ascii=False) + "\n"
+
+
+def read_rows(path: Path, kind: type[Row]) -> Iterator[Row]:
+    """The rows of a JSONL file, one at a time.
+
+    Raises:
+        RowsError: with `file:line` where a line is not JSON or not a row of that kind.
+    """
+    hints = get_type_hints(kind)
+    with path.open(encoding="utf-8") as file:
+        for number, line in enumerate(file, start=1):
+            yield _row(f"{path}:{number}", line, kind, hints)
+
+
+def _row(where: str, line: str, kind: type[Row], hints: dict[str, Any]) -> Row:
+    try:
+        data = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise RowsError(f"{where}: not JSON: {error.msg}; delete the file, the stage writes it again") from None
+    names = [field.name for field in fields(kind)]
+    if not isinstance(data, dict) or set(data) != set(names):
+        raise RowsError(f"{where}: expected the fields {', '.join(names)}; found {_summary(data)}")
+    for name in names:
+        if not _fits(data[name], hints[name]):
+            raise RowsError(f"{where}: {name}: {data[name]!r} is not {hints[name]}")
+    return kind(**data)
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    if hint == list[int]:
+        return isinstance(value, list) and all(type(item) is int for item in value)
+    if hint in (int, bool, str):
+        return type(value) is hint
+    if args := get_args(hint):
+        return any(value is None if arg is type(None) else _fits(value, arg) for arg in args)
+    return bool(value == hint)  # a literal's value
+
+
+def _summary(data: Any) -> str:
+    return ", ".join(data) if isinstance(data, dict) else type(data).__name__
+
+
+def write_atomically(path: Path, data: bytes | str) -> None:
+    """Replace `path` as a whole: after a crash it holds the old content or the new, never a part."""
+    with replacing(path) as temporary:
+        content = data.encode() if isinstance(data, str) else data
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path` that takes its place when the block ends well, and goes otherwise."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.stem}.tmp{path.suffix}")
+    try:
+        yield temporary
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write indented JSON atomically."""
+    write_atomically(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """The value of a JSON file, None where there is no file.
+
+    Raises:
+        RowsError: if it is not JSON.
+    """
+    if not path.exists():
+        return None
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        raise RowsError(f"{path}: not JSON; delete it and run the command again") from None
+
+
+def write_rows(path: Path, rows: Iterable[Any]) -> None:
+    """Write a JSONL file atomically, one row in memory at a time."""
+    with replacing(path) as temporary, temporary.open("w", encoding="utf-8") as file:
+        file.writelines(to_line(row) for row in rows)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def append_chunk(path: Path, rows: Sequence[Any]) -> None:
+    """Append rows and wait until they are on the disk."""
+    with path.open("ab") as file:
+        file.write("".join(map(to_line, rows)).encode())
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def resume(path: Path, chunk_sizes: Sequence[int]) -> int:
+    """Cut an appended file back to whole chunks.
+
+    Args:
+        path: the JSONL file; it need not exist.
+        chunk_sizes: lines of each chunk, in order.
+
+    Returns:
+        How many chunks are complete.
+    """
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+        return 0
+    whole, position, chunks, pending = 0, 0, 0, 0
+    with path.open("rb+") as file:
+        for line in file:
+            if not line.endswith(b"\n") or chunks == len(chunk_sizes):
+                break
+            position += len(line)
+            pending += 1
+            if pending == chunk_sizes[chunks]:
+                whole, pending, chunks = position, 0, chunks + 1
+        file.truncate(whole)
+    return chunks
