@@ -1,4 +1,4 @@
-"""Checkpoints of a training run: adapter, optimizer, random state and position in one folder, written atomically."""
+"""Checkpoints of a training run: adapter, optimizer and position in one folder, written atomically."""
 
 from __future__ import annotations
 

@@ -42,20 +42,15 @@ def announce(sets: Sequence[Set], notify: Observer) -> None:
 
 def evaluate_side(
     recipe: Recipe, loaded: Loaded, part: Set, side: Side, run: RunDir, notify: Observer = ignore
-) -> int:
-    """Sample and grade one side of one benchmark; continues a file that holds the first chunks already.
-
-    Returns:
-        Tokens sampled by this process.
-    """
+) -> None:
+    """Sample and grade one side of one benchmark; continues a file that holds the first chunks already."""
     entry, path = part.entry, run.rows_of(part.entry.label, side)
     sampling = sampling_for(loaded, entry.temperature, recipe.evaluate.batch_size)
     renderer = Renderer(loaded.tokenizer, recipe.prompt)
     plan = chunks([(p, k) for p in part.problems for k in range(entry.samples)], sampling.chunk_size)
     first = resume(path, [len(chunk) for chunk in plan])
+    replay(part, side, run, notify)
     by_id = {problem.id: problem for problem in part.problems}
-    for row in read_rows(path, EvaluationRow):
-        notify(_graded(entry.label, side, by_id[row.problem_id], row, resumed=True))
     done, tokens = sum(map(len, plan[:first])), 0
 
     def on_step(new_tokens: int, finished: int) -> None:
@@ -71,7 +66,13 @@ def evaluate_side(
         append_chunk(path, rows)
         for row in rows:
             notify(_graded(entry.label, side, by_id[row.problem_id], row))
-    return tokens
+
+
+def replay(part: Set, side: Side, run: RunDir, notify: Observer) -> None:
+    """Tell the view what the rows on the disk say already."""
+    by_id = {problem.id: problem for problem in part.problems}
+    for row in read_rows(run.rows_of(part.entry.label, side), EvaluationRow):
+        notify(_graded(part.entry.label, side, by_id[row.problem_id], row, resumed=True))
 
 
 def _row(loaded: Loaded, problem: Problem, sample: int, completion: Completion) -> EvaluationRow:

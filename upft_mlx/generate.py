@@ -6,8 +6,7 @@ from collections.abc import Sequence
 
 from upft_mlx.events import Observer, Progress, ignore
 from upft_mlx.models import Loaded
-from upft_mlx.prefix import Wanted, wanted
-from upft_mlx.problems import Problem
+from upft_mlx.prefix import Wanted
 from upft_mlx.prompts import Renderer
 from upft_mlx.recipe import Recipe
 from upft_mlx.rows import Solution, append_chunk, read_rows, resume
@@ -16,9 +15,9 @@ from upft_mlx.sampler import Completion, Request, chunks, derive_seed, sample_ch
 
 
 def generate(
-    recipe: Recipe, loaded: Loaded, problems: Sequence[Problem], run: RunDir, notify: Observer = ignore
+    recipe: Recipe, loaded: Loaded, wanted: Sequence[Wanted], run: RunDir, notify: Observer = ignore
 ) -> int:
-    """Sample what the recipe's method needs and append it to solutions.jsonl.
+    """Sample what is wanted (`prefix.wanted`) and append it to solutions.jsonl.
 
     A file that holds the first chunks already is continued and ends with the bytes of an uninterrupted run.
 
@@ -28,7 +27,7 @@ def generate(
     g = recipe.generate
     sampling = sampling_for(loaded, g.temperature, g.batch_size, g.top_p, g.top_k)
     renderer = Renderer(loaded.tokenizer, recipe.prompt)
-    plan = chunks(wanted(recipe, problems), sampling.chunk_size)
+    plan = chunks(wanted, sampling.chunk_size)
     total = sum(map(len, plan))
     first = resume(run.solutions, [len(chunk) for chunk in plan])
     done = sum(map(len, plan[:first]))

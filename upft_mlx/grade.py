@@ -16,7 +16,7 @@ from functools import lru_cache
 from typing import Any
 
 from upft_mlx.answers import extract_answer, normalize_answer, normalize_gold
-from upft_mlx.values import MAX_LENGTH, Group, Number, as_group, as_number, is_maths, key, sides, tidy
+from upft_mlx.values import MAX_LENGTH, Group, Number, as_group, as_number, by_name, is_maths, key, sides, tidy
 
 __all__ = ["extract_answer", "is_correct", "normalize_answer", "normalize_gold"]
 
@@ -26,10 +26,11 @@ MAX_EXPONENT = 9999  # of a number or a symbol, 2^{4950} for instance
 MAX_BRACKET_EXPONENT = 10  # of a bracket, which sympy may have to expand
 ROUNDED_PLACES = 6  # digits behind the point from which a decimal may stand for a fraction
 
-_BASE = re.compile(r"(-?[0-9A-Za-z.]+)\s*_\s*\{?\s*(\w+)\s*\}?")
-_HEAVY = re.compile(r"\\(?:int|iint|oint|prod|lim|sum|binom|choose)(?![a-z])|\\(?:cdots|ldots|dots)|!!|[)}\]]\s*!|\d{5,}!")
+_BASED = re.compile(r"\d\s*_")  # 52_8: Math-Verify drops the base
+_HEAVY = re.compile(r"\\(?:int|iint|oint|prod|lim|binom|choose)(?![a-z])|\\(?:cdots|ldots|dots)|!!|[)}\]]\s*!|\d{5,}!")
 _EXPONENT = re.compile(r"(?P<bracket>[)}\]])?\s*(?:\^|\*\*)\s*(?:\{(?P<braced>[^{}]*)|(?P<bare>-?\d|[^\d]))")
-_RELATIONAL = re.compile(r"[<>]|\\(?:le|ge|ne)(?![a-z])|(?<!\\)=")
+_PERCENT_BEHIND = re.compile(r"boxed\s*\{[^{}]*\}[\s$]*(?:\\?%|percent|pct)")
+_WHOLE = re.compile(r"[<>]|\\begin|\\(?:le|ge|ne)(?![a-z])|(?<!\\)=")
 
 
 def is_correct(completion: str, gold: str, *, percent_as_unit: bool = False) -> bool:
@@ -44,13 +45,135 @@ def is_correct(completion: str, gold: str, *, percent_as_unit: bool = False) -> 
     wanted, given = tidy(normalize_gold(gold)), tidy(answer)
     if not wanted or not given:
         return False
+    percent_as_unit = percent_as_unit or _percent_behind_box(completion) or _percent_behind_box(gold)
     if percent_as_unit and ("%" in wanted) != ("%" in given):
         return _equal(wanted, given) or _equal(wanted.replace("%", ""), given.replace("%", ""))
     return _equal(wanted, given)
 
 
+def _percent_behind_box(text: str) -> bool:
+    r"""Whether the sign stands outside, as in `\boxed{20}\%`: data sets keep the inside, so both readings are right."""
+    return _PERCENT_BEHIND.search(text[max(0, text.rfind("boxed")) :]) is not None
+
+
 def _equal(wanted: str, given: str) -> bool:
     """Whether two tidied answers are equal; names (`x =`) count only where both have one."""
-    if key(wanted) == key(given) and "" in (names := {sides(wanted)[0], sides(given)[0]}) | ({""} if len(names) == 1 else set()):
+    (name, value), (given_name, given_value) = sides(wanted), sides(given)
+    if name and given_name and name != given_name:
+        return _symbolic(wanted, given)
+    if bool(name) != bool(given_name) and "=" in value + given_value:
+        return _symbolic(wanted, given)
+    return _same_value(value, given_value)
+
+
+def _same_value(wanted: str, given: str) -> bool:
+    if key(wanted) == key(given):
         return True
+    numbers = as_number(wanted), as_number(given)
+    if numbers[0] and numbers[1]:
+        return _same_number(numbers[0], numbers[1])
+    groups = as_group(wanted), as_group(given)
+    if groups[0] and groups[1]:
+        return _same_group(groups[0], groups[1])
+    if (groups[0] or groups[1]) and not _WHOLE.search(wanted + given):
+        return False
+    return _symbolic(wanted, given)
+
+
+def _same_number(a: Number, b: Number) -> bool:
+    """Exact equality, or a decimal of six places and more that is the other number rounded.
+
+    Floating point's tail (0.30000000000000004) is forgiven from ten places on.
+    """
+    if a.value == b.value:
+        return True
+    long, other = (a, b) if a.places >= b.places else (b, a)
+    distance = abs(a.value - b.value)
+    unit = Fraction(1, 10**long.places)
+    if long.places >= ROUNDED_PLACES and abs(long.value) >= 1000 * unit and distance <= unit / 2:
+        return True
+    return long.places >= 10 and distance <= abs(other.value) / 10**9
+
+
+def _same_group(a: Group, b: Group) -> bool:
+    """Part by part in order, or as sets; an ordered group never equals an unordered one, nor `(` equal `[`."""
+    if a.kind != b.kind and "()" in (a.kind, b.kind):
+        a, b = by_name(a) or a, by_name(b) or b
+    if a.kind != b.kind or max(len(a.parts), len(b.parts)) > MAX_PARTS:
+        return False
+    if a.ordered:
+        return len(a.parts) == len(b.parts) and all(map(_equal, a.parts, b.parts))
+    wanted, given = ({key(part): part for part in group.parts} for group in (a, b))
+    rest = [part for name, part in given.items() if name not in wanted]
+    for part in (part for name, part in wanted.items() if name not in given):
+        match = next((candidate for candidate in rest if _equal(part, candidate)), None)
+        if match is None:
+            return False
+        rest.remove(match)
+    return not rest
+
+
+@lru_cache(maxsize=4096)
+def _symbolic(wanted: str, given: str) -> bool:
+    """Equality of two expressions by Math-Verify, past what it gets wrong or could take forever over."""
+    pair = f"{wanted} {given}"
+    if not is_maths(wanted) or not is_maths(given) or _BASED.search(pair) or _tiny_decimal(wanted, given):
+        return False
+    if ("%" in wanted) != ("%" in given) or too_costly(wanted) or too_costly(given):
+        return False
+    return _verify(wanted.replace("%", ""), given.replace("%", ""))
+
+
+def _tiny_decimal(*answers: str) -> bool:
+    """Math-Verify rounds decimals to six places, which makes 0.0000001 equal 0."""
+    numbers = [number for number in map(as_number, answers) if number]
+    return any(number.places and abs(number.value) < Fraction(1, 1000) for number in numbers)
+
+
+def too_costly(answer: str) -> bool:
+    """Whether an expression could keep sympy busy for long: towers and large powers, factorials, sums, deep nesting."""
+    if len(answer) > MAX_LENGTH or _HEAVY.search(answer) or re.search(r"\d{40,}", answer) or _depth(answer) > MAX_DEPTH:
+        return True
+    if answer.count(r"\sum") > 1 or (r"\sum" in answer and re.search(r"\d{3}", answer)):
+        return True
+    powers = 0
+    for power in _EXPONENT.finditer(answer):
+        exponent = power["braced"] if power["braced"] is not None else power["bare"]
+        largest = max(map(int, re.findall(r"\d+", exponent, re.A)), default=0)
+        powers += bool(power["bracket"])
+        limit = MAX_BRACKET_EXPONENT if power["bracket"] else MAX_EXPONENT
+        if "^" in exponent or largest > limit or powers > 4:
+            return True
     return False
+
+
+def _depth(answer: str) -> int:
+    """How deep the brackets are nested."""
+    depth = deepest = 0
+    for character in answer:
+        depth += (character in "([{") - (character in ")]}")
+        deepest = max(deepest, depth)
+    return deepest
+
+
+def _verify(wanted: str, given: str) -> bool:
+    """Math-Verify's verdict, without its signal-based timeouts; what it cannot read is unequal."""
+    parse, verify, config = _math_verify()
+    try:
+        gold, answer = (
+            parse(rf"\boxed{{{text}}}", [config], fallback_mode="no_fallback", parsing_timeout=None)
+            for text in (wanted, given)
+        )
+        return bool(verify(gold, answer, timeout_seconds=None))
+    except Exception:  # sympy raises nearly anything on a model's text
+        return False
+
+
+@lru_cache(maxsize=1)
+def _math_verify() -> tuple[Any, Any, Any]:
+    """`parse`, `verify` and the extraction; imported on first need, since sympy takes seconds to load."""
+    from math_verify import LatexExtractionConfig, parse, verify
+
+    for module in ("parser", "grader"):  # both warn once that their timeouts are off
+        logging.getLogger(f"math_verify.{module}").setLevel(logging.ERROR)
+    return parse, verify, LatexExtractionConfig(boxed_match_priority=0)

@@ -26,6 +26,7 @@ BUILTIN = {"builtin:arithmetic": "model"}
 _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[\w.-]+$")
 _FILES = ["*.json", "model*.safetensors", "*.py", "tokenizer.model", "*.tiktoken", "*.txt", "*.jinja"]
 _PROBE_BYTES = 1 << 20
+_LOADING_ERRORS = (ValueError, KeyError, TypeError, AttributeError, OSError, RuntimeError)
 
 
 @dataclass
@@ -173,27 +174,43 @@ def load(path: Path, *, quantize: Quantize | None = None, trust_remote_code: boo
         ModelError: the folder cannot be loaded, or is to be quantized and is already.
     """
     import mlx.core as mx
-    from mlx_lm.utils import load_model, load_tokenizer
+    from mlx_lm.utils import load_model
 
+    tokenizer = load_tokenizer(path, trust_remote_code=trust_remote_code)
     try:
         model, config = load_model(path, lazy=True, trust_remote_code=trust_remote_code)
-        tokenizer = load_tokenizer(
-            path, {"trust_remote_code": trust_remote_code}, eos_token_ids=config.get("eos_token_id")
-        )
         dtype = _dtype(model)
         if quantize is not None:
             _quantize(path, model, config, quantize)
         if mx.default_device().type == mx.DeviceType.cpu:
             model.set_dtype(mx.float32)
         mx.eval(model.parameters())
-    except ModelError:
-        raise
-    except (ValueError, KeyError, TypeError, AttributeError, OSError, RuntimeError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ModelError(f"{path}: cannot be loaded: {reason}") from error
+    except _LOADING_ERRORS as error:
+        raise ModelError(f"{path}: cannot be loaded: {_reason(error)}") from error
+    return Loaded(model, tokenizer, config, path, dtype)
+
+
+def load_tokenizer(path: Path, *, trust_remote_code: bool = False) -> Any:
+    """Load the tokenizer of a model folder, as mlx-lm's TokenizerWrapper.
+
+    Raises:
+        ModelError: it cannot be loaded, or has no EOS token.
+    """
+    from mlx_lm.utils import load_config
+    from mlx_lm.utils import load_tokenizer as load
+
+    try:
+        eos = load_config(path).get("eos_token_id")
+        tokenizer = load(path, {"trust_remote_code": trust_remote_code}, eos_token_ids=eos)
+    except _LOADING_ERRORS as error:
+        raise ModelError(f"{path}: the tokenizer cannot be loaded: {_reason(error)}") from error
     if tokenizer.eos_token_id is None:
         raise ModelError(f"{path}: the tokenizer has no eos_token; set it in tokenizer_config.json")
-    return Loaded(model, tokenizer, config, path, dtype)
+    return tokenizer
+
+
+def _reason(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _dtype(model: nn.Module) -> mx.Dtype:

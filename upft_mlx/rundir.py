@@ -34,6 +34,8 @@ class Entry:
     seconds: float = 0.0
     peak_memory_bytes: int = 0
     """MLX's peak, loading included."""
+    detail: str = ""
+    """What came out, in words."""
 
 
 class RunDir:

@@ -83,8 +83,12 @@ class Stepper:
         self._step = mx.compile(step, inputs=state, outputs=state)
         self._loss = mx.compile(make_loss(model), inputs=[model.state])
 
-    def step(self, batch: Batch, rate: float) -> float:
-        """One optimizer step; returns the loss before it."""
+    def step(self, batch: Batch, rate: float, seed: int) -> float:
+        """One optimizer step; returns the loss before it.
+
+        MLX's random state can be seeded but not restored, so each step has a seed of its own.
+        """
+        mx.random.seed(seed)
         self.optimizer.learning_rate = rate  # type: ignore[assignment]
         loss = self._step(*to_arrays(batch))
         mx.eval(self._state, loss)
@@ -100,17 +104,15 @@ class Stepper:
         return total / len(examples)
 
     def arrays(self) -> dict[str, mx.array]:
-        """Optimizer and random state by name."""
-        return dict(tree_flatten({"optimizer": self.optimizer.state, "random": mx.random.state}))
+        """The optimizer's state by name."""
+        return dict(tree_flatten(self.optimizer.state))
 
     def restore(self, adapter: dict[str, mx.array], arrays: dict[str, mx.array]) -> None:
         """Take back what `adapter_weights` and `arrays` gave."""
         self.model.load_weights(list(adapter.items()), strict=False)
         state = tree_unflatten(list(arrays.items()))
         assert isinstance(state, dict)
-        # In place: the compiled functions hold on to these containers.
-        self.optimizer.state.update(state["optimizer"])
-        mx.random.state[:] = state["random"]
+        self.optimizer.state.update(state)  # in place: the compiled step holds on to this dict
         mx.eval(self._state)
 
 
@@ -129,7 +131,6 @@ def train(recipe: Recipe, loaded: Loaded, run: RunDir, notify: Observer = ignore
         raise TrainingError(f"{run.train}: no row has a completion within train.max_length: {settings.max_length} tokens")
     valid = _examples(run.valid, settings.max_length, notify)
     adapter_config = add_lora(loaded, recipe.lora, derive_seed("lora", recipe.seed))
-    mx.random.seed(derive_seed("train", recipe.seed))
     loaded.model.train()
     stepper = Stepper(loaded.model, settings)
     position = _continue(stepper, run, notify)
@@ -188,7 +189,7 @@ class _Loop:
         start = time.perf_counter()
         number = self.position.step + 1
         rate = learning_rate(self.settings, number, self.total)
-        loss = self.stepper.step(batch, rate)
+        loss = self.stepper.step(batch, rate, derive_seed("dropout", self.recipe.seed, number))
         if not math.isfinite(loss):
             raise TrainingError(
                 f"step {number}: the loss is {loss} (learning rate {rate:g}, rows {', '.join(batch.ids)}); "

@@ -1,0 +1,5 @@
+"""`python -m upft_mlx` is `upft`."""
+
+from upft_mlx.cli import main
+
+main()

@@ -1,0 +1,195 @@
+"""The `upft` command. The only module that knows click; errors become messages and exit statuses here.
+
+Whatever is slow to import (pydantic, Rich, MLX) is imported inside the functions: `upft --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from upft_mlx import __version__
+from upft_mlx.errors import UpftError
+
+if TYPE_CHECKING:
+    from upft_mlx.recipe import Recipe
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+_COMMON = (
+    click.option(
+        "--run-dir", type=click.Path(path_type=Path), help="Where the run is kept.  [default: runs/NAME]"
+    ),
+    click.option(
+        "--set",
+        "overrides",
+        multiple=True,
+        metavar="SECTION.FIELD=VALUE",
+        help="Change a field of the recipe; may be repeated.",
+    ),
+    click.option("--offline", is_flag=True, help="Use no network; what is missing is an error."),
+    click.option("--plain", is_flag=True, help="Print lines instead of a live view."),
+    click.option("--json", "as_json", is_flag=True, help="Print the result as JSON."),
+    click.option("--debug", is_flag=True, help="Show tracebacks."),
+)
+
+
+def _common(command: Command) -> Command:
+    for option in reversed(_COMMON):
+        command = option(command)
+    return command
+
+
+def _help(text: str, *examples: str) -> str:
+    r"""A command's help: what it does, then examples that click must not rewrap (`\b`)."""
+    lines = "\n".join(f"  {example}" for example in examples)
+    return f"{text}\n\n\b\nExample{'s' if len(examples) > 1 else ''}:\n{lines}"
+
+
+@click.group(
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    help=_help(
+        "Unsupervised Prefix Fine-Tuning on a Mac: sample the first tokens of one solution per problem, fine-tune "
+        "on those alone, measure base against tuned, fuse. RECIPE is a YAML file or the name of a shipped recipe.",
+        "upft demo",
+        "upft run my-recipe.yaml --set prefix.length=8",
+    ),
+)
+@click.version_option(__version__, prog_name="upft")
+def cli() -> None:
+    """The group; its help is above."""
+
+
+@cli.command(help=_help("Run the quickstart recipe: embedded model and problems, offline, in minutes.", "upft demo"))
+@_common
+def demo(**options: Any) -> None:
+    """See the help."""
+    _run("quickstart", None, **options)
+
+
+@cli.command(
+    name="run",
+    help=_help(
+        "Run all stages of RECIPE. What is done and current is skipped; what was interrupted is continued.",
+        "upft run quickstart",
+        "upft run my-recipe.yaml --run-dir runs/try-2 --set train.learning_rate=5e-5",
+    ),
+)
+@click.argument("recipe")
+@_common
+def run_command(recipe: str, **options: Any) -> None:
+    """See the help."""
+    _run(recipe, None, **options)
+
+
+def _stage_command(stage: str, text: str) -> None:
+    """Define `upft STAGE RECIPE`."""
+
+    @cli.command(name=stage, help=_help(text, f"upft {stage} quickstart"))
+    @click.argument("recipe")
+    @_common
+    def command(recipe: str, **options: Any) -> None:
+        _run(recipe, stage, **options)
+
+
+_stage_command("generate", "Sample the solutions that RECIPE needs into solutions.jsonl; continues where it stopped.")
+_stage_command("build", "Turn solutions.jsonl into the training and validation rows in dataset/.")
+_stage_command("train", "Train the LoRA adapter on dataset/; continues from the last checkpoint.")
+_stage_command("evaluate", "Measure base and, once there is an adapter, tuned on the recipe's benchmarks.")
+_stage_command("fuse", "Write the adapter into the weights: fused/, a folder that mlx-lm loads.")
+
+
+@cli.command(help=_help("List the shipped recipes.", "upft recipes"))
+def recipes() -> None:
+    """See the help."""
+    from upft_mlx.load import load_recipe, shipped_recipes
+
+    with _edge(debug=False):
+        for name, path in shipped_recipes().items():
+            recipe = load_recipe(path)
+            click.echo(f"{name:20} {recipe.model}, {recipe.method}; {path}")
+
+
+def _run(
+    name: str,
+    stage: str | None,
+    run_dir: Path | None,
+    overrides: Sequence[str],
+    offline: bool,
+    plain: bool,
+    as_json: bool,
+    debug: bool,
+) -> None:
+    _quiet_libraries()
+    with _edge(debug=debug):
+        if offline:
+            from upft_mlx.models import go_offline
+
+            go_offline()
+        from upft_mlx.load import load_recipe
+
+        recipe = load_recipe(name, overrides)
+        _execute(recipe, run_dir or Path("runs") / recipe.name, stage, plain=plain, as_json=as_json)
+
+
+def _execute(recipe: Recipe, run_dir: Path, stage: str | None, *, plain: bool, as_json: bool) -> None:
+    from upft_mlx import pipeline, ui
+
+    with ui.open_view(plain=plain, stderr=as_json) as notify:
+        if stage is None:
+            facts = pipeline.run(recipe, run_dir, notify)
+        else:
+            facts = pipeline.run_stage(recipe, run_dir, stage, notify)
+    ui.save_svg(facts, run_dir / "report.svg")
+    if as_json:
+        click.echo(json.dumps(facts, indent=2))
+    elif stage in (None, "evaluate"):
+        ui.print_summary(facts)
+
+
+def _quiet_libraries() -> None:
+    """Keep other libraries' banners off the screen and their telemetry off the network."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+
+
+@contextmanager
+def _edge(*, debug: bool) -> Iterator[None]:
+    """Turn errors into one message and an exit status: 1 failed, 2 recipe or usage, 130 interrupted."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        _fail(130, "interrupted; what is done is kept, the same command continues")
+    except UpftError as error:
+        if debug:
+            raise
+        _fail(error.exit_status, str(error))
+    except OSError as error:
+        if debug:
+            raise
+        where = f"{error.filename}: " if error.filename else ""
+        _fail(1, f"{where}{error.strerror or error}; what is done is kept, the same command continues")
+    except Exception as error:
+        if debug:
+            raise
+        _fail(1, f"unexpected {type(error).__name__}: {error}; run again with --debug and report what it shows")
+
+
+def _fail(status: int, message: str) -> None:
+    from upft_mlx import ui
+
+    ui.print_error(message)
+    sys.exit(status)
+
+
+def main() -> None:
+    """The entry point of the `upft` script."""
+    cli()

@@ -1,0 +1,133 @@
+"""What a run did and whether it helped: the facts in one dict, the verdict in words, and report.md. Pure."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from upft_mlx.recipe import Recipe
+from upft_mlx.rows import read_json
+from upft_mlx.rundir import RunDir
+
+STAGES = ("generate", "build", "train", "evaluate", "fuse")
+
+
+def collect(recipe: Recipe, run: RunDir) -> dict[str, Any]:
+    """The facts of a run from its files, as the terminal view and report.md show them."""
+    entries = [(stage, run.entry(stage)) for stage in STAGES]
+    benchmarks = (read_json(run.summary) or {}).get("benchmarks", {})
+    fidelity = read_json(run.fidelity)
+    return {
+        "name": recipe.name,
+        "model": recipe.model,
+        "method": recipe.method,
+        "stages": [
+            {
+                "stage": stage,
+                "seconds": entry.seconds,
+                "tokens_sampled": entry.tokens_sampled,
+                "tokens_trained": entry.tokens_trained,
+                "peak_memory_bytes": entry.peak_memory_bytes,
+                "detail": entry.detail,
+            }
+            for stage, entry in entries
+            if entry is not None and entry.done
+        ],
+        "benchmarks": benchmarks,
+        "fidelity": fidelity,
+        "verdict": verdict(benchmarks),
+        "files": {
+            name: str(path)
+            for name, path in (("adapter", run.adapter), ("fused", run.fused), ("report", run.report))
+            if path.exists() or name == "report"
+        },
+    }
+
+
+def verdict(benchmarks: dict[str, Any]) -> list[str]:
+    """What the numbers allow to say, one line per benchmark, and what should make a reader suspicious."""
+    lines = []
+    for name, sides in benchmarks.items():
+        if "paired" in sides:
+            lines += [_difference(name, sides["paired"]), *_drift(name, sides["base"], sides["tuned"])]
+    return lines
+
+
+def _difference(name: str, paired: dict[str, Any]) -> str:
+    delta, (low, high) = paired["delta"], paired["ci95"]
+    numbers = f"{delta:+.1%} points [{low:+.1%}, {high:+.1%}], p = {paired['p_value']:.3g}".replace("%", "")
+    if low > 0:
+        return f"{name}: tuned is better than base: {numbers}"
+    if high < 0:
+        return f"{name}: tuned is worse than base: {numbers}"
+    return f"{name}: no difference shown between base and tuned: {numbers}"
+
+
+def _drift(name: str, base: dict[str, Any], tuned: dict[str, Any]) -> list[str]:
+    """Lengths that changed much: they catch a model that learned to stop early or not at all."""
+    lines = []
+    ratio = tuned["mean_tokens"] / base["mean_tokens"] if base["mean_tokens"] else 1.0
+    if not 0.8 <= ratio <= 1.25:
+        lines.append(
+            f"{name}: completions went from {base['mean_tokens']:.0f} to {tuned['mean_tokens']:.0f} tokens on average"
+        )
+    if abs(tuned["truncated"] - base["truncated"]) > 0.05:
+        lines.append(f"{name}: cut at max_tokens went from {base['truncated']:.0%} to {tuned['truncated']:.0%}")
+    return lines
+
+
+def markdown(report: dict[str, Any]) -> str:
+    """report.md."""
+    parts = [
+        f"# {report['name']}",
+        f"Model `{report['model']}`, method `{report['method']}`.",
+        "## Result",
+        "\n".join(f"- {line}" for line in report["verdict"]) or "Nothing was compared: `evaluate.benchmarks` is empty.",
+        _benchmark_table(report["benchmarks"]),
+        "Accuracy with its 95 % interval. The difference is tuned - base on the same problems.",
+        "## What it took",
+        _stage_table(report["stages"]),
+        *_fidelity(report["fidelity"]),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _benchmark_table(benchmarks: dict[str, Any]) -> str:
+    if not benchmarks:
+        return ""
+    lines = [
+        "| benchmark | side | problems x samples | T | accuracy | pass@k | maj@k | tokens | cut |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for name, sides in benchmarks.items():
+        lines += [_side_row(name, side, sides[side]) for side in ("base", "tuned") if side in sides]
+    return "\n".join(lines)
+
+
+def _side_row(name: str, side: str, s: dict[str, Any]) -> str:
+    low, high = s["ci95"]
+    at = {key: ", ".join(f"{k}: {v:.1%}" for k, v in s[key].items()) for key in ("pass_at_k", "maj_at_k")}
+    return (
+        f"| {name} | {side} | {s['n']} x {s['samples']} | {s['temperature']:g} "
+        f"| {s['accuracy']:.1%} [{low:.1%}, {high:.1%}] | {at['pass_at_k']} | {at['maj_at_k']} "
+        f"| {s['mean_tokens']:.1f} | {s['truncated']:.1%} |"
+    )
+
+
+def _stage_table(stages: list[dict[str, Any]]) -> str:
+    lines = ["| stage | what | tokens sampled | tokens trained | seconds | peak memory |", "|---|---|---|---|---|---|"]
+    for s in stages:
+        lines.append(
+            f"| {s['stage']} | {s['detail']} | {s['tokens_sampled'] or ''} | {s['tokens_trained'] or ''} "
+            f"| {s['seconds']:.1f} | {s['peak_memory_bytes'] / 1e6:.0f} MB |"
+        )
+    return "\n".join(lines)
+
+
+def _fidelity(fidelity: dict[str, Any] | None) -> list[str]:
+    if fidelity is None:
+        return []
+    return [
+        "## Fused model",
+        f"Fused as `{fidelity['fuse']}` ({fidelity['bytes'] / 1e6:.1f} MB): keeps {fidelity['retained']:.1%} of the "
+        f"adapter's effect on {fidelity['rows']} held-out rows (1 - KL(adapter || fused) / KL(adapter || base)).",
+    ]

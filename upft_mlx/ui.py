@@ -1,0 +1,95 @@
+"""What people see: a live view on a terminal or plain lines, the summary at the end, and errors.
+
+This module and those beside it whose names begin with `ui` are the only ones that know Rich. Texts from
+models and data are never parsed as markup, and control characters do not pass.
+"""
+
+from __future__ import annotations
+
+import io
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.text import Text
+
+from upft_mlx.events import Observer
+from upft_mlx.rows import write_atomically
+from upft_mlx.ui_live import LiveView
+from upft_mlx.ui_plain import PlainView
+from upft_mlx.ui_summary import summary
+from upft_mlx.ui_text import glyphs_for
+
+SVG_SIZE = (100, 50)
+"""Columns, and lines that Rich wants to be told too; a longer page is not cut."""
+
+
+@contextmanager
+def open_view(
+    *,
+    plain: bool,
+    stderr: bool = False,
+    console: Console | None = None,
+    stages: Sequence[str] = (),
+    now: Callable[[], float] = time.monotonic,
+) -> Iterator[Observer]:
+    """Watch a run: a live view on a terminal, plain lines otherwise.
+
+    Args:
+        plain: lines even on a terminal.
+        stderr: leave stdout to results.
+        console: where to, instead of stdout or stderr.
+        stages: the stages to come, shown as pending before they start.
+        now: monotonic seconds.
+    """
+    # Rich takes FORCE_COLOR for a terminal: right for colours, wrong for a display that moves the cursor.
+    alive = console.is_terminal if console else (sys.stderr if stderr else sys.stdout).isatty()
+    console = console or Console(stderr=stderr)
+    if plain or not alive or console.is_dumb_terminal:
+        yield PlainView(console.file, stages, now)
+        return
+    view = LiveView(console, stages, now)
+    with view.live():
+        try:
+            yield view
+        except BaseException:
+            view.stop()
+            raise
+
+
+def print_summary(report: dict[str, Any], *, console: Console | None = None) -> None:
+    """Print the end of a run to stdout."""
+    console = console or Console()
+    for part in summary(report, glyphs_for(console.encoding)):
+        # A text may be a path, which must stay whole; a table must keep to the width.
+        console.print(part, soft_wrap=isinstance(part, Text))
+
+
+def save_svg(report: dict[str, Any], path: Path) -> None:
+    """Write the summary as a picture, in colour whatever the environment says about terminals."""
+    width, height = SVG_SIZE
+    console = Console(
+        record=True,
+        file=io.StringIO(),
+        width=width,
+        height=height,
+        force_terminal=True,
+        force_jupyter=False,
+        color_system="truecolor",
+        no_color=False,
+        legacy_windows=False,
+    )
+    for part in summary(report, glyphs_for("utf-8")):
+        console.print(part, overflow="fold")
+    write_atomically(path, console.export_svg(title="upft"))
+
+
+def print_error(message: str) -> None:
+    """Print an error to stderr; the message is shown as it is, and its lines are broken nowhere else."""
+    console = Console(stderr=True)
+    text = Text("Error: ", "bold red").append(glyphs_for(console.encoding).lines(message), "default not bold")
+    console.print(text, soft_wrap=True)

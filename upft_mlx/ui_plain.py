@@ -1,0 +1,81 @@
+"""The view for logs and pipes: whole lines, no control codes, at most one progress line in five seconds."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import IO
+
+from upft_mlx.events import Event, Graded, Progress, StageStarted, Trained
+from upft_mlx.ui_state import Meter, State, permanent_line, training_numbers
+from upft_mlx.ui_text import glyphs_for
+
+INTERVAL = 5.0
+"""Seconds between two lines about the same thing."""
+
+
+class PlainView:
+    """An observer that writes lines to a file."""
+
+    def __init__(
+        self, file: IO[str], stages: Sequence[str] = (), now: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._file, self._now = file, now
+        self._state = State(stages)
+        self._glyphs = glyphs_for(getattr(file, "encoding", None))
+        self._spoke: dict[tuple[str, ...], float] = {}
+        """When a line about this was last written."""
+        self._completed: set[tuple[str, ...]] = set()
+
+    def __call__(self, event: Event) -> None:
+        """Take an event, perhaps write a line."""
+        now = self._now()
+        self._state.apply(event, now)
+        line = self._line(event, now)
+        if line:
+            print(line, file=self._file, flush=True)
+
+    def _line(self, event: Event, now: float) -> str | None:
+        line = self._glyphs.line
+        match event:
+            case StageStarted():
+                return f"{self._glyphs.running} {line(event.stage)}  {line(event.detail)}".rstrip()
+            case Trained():
+                return self._trained(event)
+            case Progress() if self._state.meter is not None:
+                return self._progress(self._state.meter, now)
+            case Graded():
+                return self._graded(event, now)
+        return permanent_line(event, self._glyphs)
+
+    def _trained(self, event: Trained) -> str:
+        valid = f"valid loss {event.metrics['valid_loss']:.4f}" if "valid_loss" in event.metrics else ""
+        numbers = "  ".join(training_numbers(event.metrics, valid))
+        return f"train: step {event.metrics['step']:,}/{event.total_steps:,}  {numbers}"
+
+    def _progress(self, meter: Meter, now: float) -> str | None:
+        # An evaluation's sides end with their accuracy instead.
+        complete = meter.done >= meter.total and not meter.stage.startswith("evaluate")
+        if not self._due(("progress", meter.stage), now, complete=complete):
+            return None
+        return f"{self._glyphs.line(meter.stage)}: {'  '.join(meter.numbers(now))}"
+
+    def _graded(self, event: Graded, now: float) -> str | None:
+        tally = self._state.tallies[event.benchmark]
+        done = tally.done(event.side)
+        if not self._due(("graded", event.benchmark, event.side), now, complete=done == tally.expected):
+            return None
+        where = f"{self._glyphs.line(event.benchmark)} {event.side} {done:,}/{tally.expected:,}"
+        return f"evaluate: {where}  accuracy {tally.accuracy(event.side)}"
+
+    def _due(self, topic: tuple[str, ...], now: float, *, complete: bool) -> bool:
+        """Whether to write: once when complete, and until then not before the interval is over."""
+        if complete:
+            due = topic not in self._completed
+            self._completed.add(topic)
+            return due
+        self._completed.discard(topic)
+        if now - self._spoke.setdefault(topic, now) < INTERVAL:
+            return False
+        self._spoke[topic] = now
+        return True

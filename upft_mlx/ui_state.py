@@ -1,0 +1,200 @@
+"""What a view knows of a run, folded from the events: each in constant time, without Rich or clock."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from typing import Literal
+
+from upft_mlx.events import (
+    EvaluationStarted,
+    Event,
+    Graded,
+    Note,
+    Progress,
+    Side,
+    StageDone,
+    StageSkipped,
+    StageStarted,
+    Trained,
+)
+from upft_mlx.stats import wilson_interval
+from upft_mlx.ui_text import Glyphs, accuracy, clock, duration, memory, rate
+
+WINDOW = 5.0
+"""Seconds over which the token rate is taken."""
+
+Status = Literal["pending", "running", "done", "skipped", "current", "stopped"]
+
+
+class Meter:
+    """How fast one `Progress.stage` goes. Times are monotonic seconds, given from outside."""
+
+    def __init__(self, event: Progress, now: float) -> None:
+        self.stage, self.unit = event.stage, event.unit
+        self.done, self.total = event.done, event.total
+        self._first, self._started, self._last = event.done, now, now
+        self._tokens = event.tokens
+        self._window = deque([(now, event.tokens)])
+
+    def add(self, event: Progress, now: float) -> None:
+        """Take the next report of the same stage."""
+        self.done, self.total, self._last = event.done, event.total, now
+        # A training step reports its own tokens, the samplers a running total.
+        self._tokens = self._tokens + event.tokens if self.stage.startswith("train") else event.tokens
+        self._window.append((now, self._tokens))
+        # Two reports stay even if a step takes longer than the window.
+        while len(self._window) > 2 and self._window[0][0] < now - WINDOW:
+            self._window.popleft()
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Over the last seconds; 0 before there are two reports."""
+        (start, before), (end, after) = self._window[0], self._window[-1]
+        return (after - before) / (end - start) if end > start else 0.0
+
+    def elapsed(self, now: float) -> float:
+        """Seconds since the first report, up to the last one when it is complete."""
+        return (self._last if self.done >= self.total else now) - self._started
+
+    def left(self, now: float) -> float | None:
+        """Seconds to go at the mean pace, None where there is none yet."""
+        progressed = self.done - self._first
+        if progressed <= 0 or self.done >= self.total:
+            return None
+        pace = (self._last - self._started) / progressed
+        return max(0.0, pace * (self.total - self.done) - (now - self._last))
+
+    def numbers(self, now: float) -> list[str]:
+        """Done of total, rate, elapsed and time left."""
+        speed, left = self.tokens_per_second, self.left(now)
+        return [
+            f"{self.done:,}/{self.total:,} {self.unit}",
+            *([rate(speed)] if speed else []),
+            f"{clock(self.elapsed(now))} elapsed",
+            *([] if left is None else [f"{clock(left)} left"]),
+        ]
+
+
+class Tally:
+    """One benchmark's graded completions, counted as they come."""
+
+    def __init__(self, expected: int) -> None:
+        self.expected = expected
+        """Completions per side."""
+        self.gained, self.lost = 0, 0
+        """Completions wrong on base and right on tuned, and the reverse."""
+        self._correct: dict[Side, dict[tuple[str, int], bool]] = {"base": {}, "tuned": {}}
+        self._right: dict[Side, int] = {"base": 0, "tuned": 0}
+
+    def add(self, event: Graded) -> None:
+        """Count a completion; a repeated one replaces its predecessor."""
+        key, graded = (event.problem_id, event.sample), self._correct[event.side]
+        self._count_flip(key, -1)
+        self._right[event.side] += event.correct - graded.get(key, False)
+        graded[key] = event.correct
+        self._count_flip(key, 1)
+
+    def _count_flip(self, key: tuple[str, int], by: int) -> None:
+        base, tuned = self._correct["base"].get(key), self._correct["tuned"].get(key)
+        if base is not None and tuned is not None:
+            self.gained += by * (tuned and not base)
+            self.lost += by * (base and not tuned)
+
+    def done(self, side: Side) -> int:
+        """Completions graded."""
+        return len(self._correct[side])
+
+    def accuracy(self, side: Side) -> str:
+        """The share that is right so far with its Wilson interval; empty before the first."""
+        n = self.done(side)
+        return accuracy(self._right[side] / n, wilson_interval(self._right[side], n)) if n else ""
+
+
+class State:
+    """The run as seen so far."""
+
+    def __init__(self, stages: Sequence[str] = ()) -> None:
+        self.stages: dict[str, Status] = dict.fromkeys(stages, "pending")
+        self.stage, self.detail = "", ""
+        self.started = 0.0
+        self.meter: Meter | None = None
+        self.metrics: dict[str, float | int] = {}
+        self.valid: tuple[int, float] | None = None
+        """Step and value of the last validation loss."""
+        self.total_steps = 0
+        self.losses: list[float] = []
+        self.tallies: dict[str, Tally] = {}
+        self.latest: Graded | None = None
+
+    def apply(self, event: Event, now: float) -> None:
+        """Fold one event in."""
+        match event:
+            case StageStarted():
+                self._start(event, now)
+            case StageSkipped():
+                current = not event.detail or event.detail.startswith("current")
+                self.stages[event.stage] = "current" if current else "skipped"
+            case StageDone():
+                self.stages[event.stage] = "done"
+            case Progress():
+                self._progress(event, now)
+            case Trained():
+                self._trained(event)
+            case EvaluationStarted():
+                self.tallies = {name: Tally(expected) for name, expected in event.entries}
+                self.latest = None
+            case Graded():
+                self.tallies.setdefault(event.benchmark, Tally(0)).add(event)
+                self.latest = event
+            case Note():
+                pass
+
+    def stop(self) -> None:
+        """The run ends here: what still runs was stopped."""
+        for stage, status in self.stages.items():
+            if status == "running":
+                self.stages[stage] = "stopped"
+
+    def _start(self, event: StageStarted, now: float) -> None:
+        self.stages[event.stage] = "running"
+        self.stage, self.detail, self.started, self.meter = event.stage, event.detail, now, None
+        if event.stage.startswith("train"):
+            self.metrics, self.valid, self.losses = {}, None, []
+
+    def _progress(self, event: Progress, now: float) -> None:
+        if self.meter is None or self.meter.stage != event.stage:
+            self.meter = Meter(event, now)
+        else:
+            self.meter.add(event, now)
+
+    def _trained(self, event: Trained) -> None:
+        self.metrics, self.total_steps = event.metrics, event.total_steps
+        self.losses.append(float(event.metrics["loss"]))
+        if "valid_loss" in event.metrics:
+            self.valid = (int(event.metrics["step"]), float(event.metrics["valid_loss"]))
+
+
+def permanent_line(event: Event, glyphs: Glyphs) -> str | None:
+    """The line that an event leaves in both views, None where it leaves none."""
+    match event:
+        case StageDone():
+            detail = f"{glyphs.line(event.detail)} " if event.detail else ""
+            return f"{glyphs.done} {glyphs.line(event.stage)}  {detail}({duration(event.seconds)})"
+        case StageSkipped():
+            reason = glyphs.line(event.detail) or "current"
+            return f"{glyphs.pending} {glyphs.line(event.stage)}  skipped: {reason}"
+        case Note():
+            return f"note: {glyphs.line(event.text)}"
+    return None
+
+
+def training_numbers(metrics: dict[str, float | int], valid: str) -> list[str]:
+    """The latest line of metrics.jsonl in words; `valid` stands where it has a validation loss to show."""
+    return [
+        f"loss {metrics['loss']:.4f}",
+        *([valid] if valid else []),
+        f"learning rate {metrics['learning_rate']:.2e}",
+        rate(metrics["tokens_per_second"]),
+        f"peak {memory(metrics['peak_memory_bytes'])}",
+    ]

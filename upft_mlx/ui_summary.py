@@ -1,0 +1,124 @@
+"""The end of a run on one page: what each stage cost, what the benchmarks say, and where the files are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from rich import box
+from rich.console import RenderableType
+from rich.table import Column, Table
+from rich.text import Text
+
+from upft_mlx.ui_text import Glyphs, accuracy, count, duration, memory, p_value, percent, points
+
+
+def summary(report: dict[str, Any], glyphs: Glyphs) -> Iterator[RenderableType]:
+    """The parts of the page, from top to bottom."""
+    line = glyphs.line
+    title = Text(line(report["name"]), "bold")
+    title.append(f"  {line(report['method'])}  {line(report['model'])}", "not bold dim")
+    yield title
+    if report.get("stages"):
+        yield Text()
+        yield _stages(report["stages"], glyphs)
+    if report.get("benchmarks"):
+        yield Text()
+        yield _benchmarks(report["benchmarks"], glyphs)
+    if report.get("verdict"):
+        yield Text()
+        yield from (Text(line(text)) for text in report["verdict"])
+    if report.get("files"):
+        yield Text()
+        yield from _files(report["files"], glyphs)
+
+
+def _stages(stages: list[dict[str, Any]], glyphs: Glyphs) -> Table:
+    right = [Column(name, justify="right", no_wrap=True) for name in ("time", "sampled", "trained", "memory")]
+    table = _table(Column("stage", no_wrap=True), *right, Column("", style="dim", overflow="fold"))
+    for stage in stages:
+        sampled, trained, peak = (
+            stage.get(name) or 0 for name in ("tokens_sampled", "tokens_trained", "peak_memory_bytes")
+        )
+        table.add_row(
+            Text(glyphs.line(stage["stage"])),
+            Text(duration(stage["seconds"])),
+            Text(count(sampled) if sampled else ""),
+            Text(count(trained) if trained else ""),
+            Text(memory(peak) if peak else ""),
+            Text(glyphs.line(stage.get("detail") or "")),
+        )
+    return table
+
+
+def _benchmarks(benchmarks: dict[str, dict[str, Any]], glyphs: Glyphs) -> Table:
+    table = _table(
+        Column("benchmark", overflow="fold"),
+        Column("base", no_wrap=True),
+        Column("tuned", no_wrap=True),
+        Column("tuned - base, points", no_wrap=True),
+    )
+    for name, result in benchmarks.items():
+        base, tuned = result.get("base"), result.get("tuned")
+        table.add_row(
+            _heading(name, base or tuned or {}, glyphs),
+            _side(base, glyphs),
+            _side(tuned, glyphs),
+            _paired(result.get("paired"), glyphs),
+        )
+    return table
+
+
+def _table(*columns: Column) -> Table:
+    return Table(
+        *columns,
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
+        show_edge=False,
+        header_style="bold",
+    )
+
+
+def _heading(name: str, side: dict[str, Any], glyphs: Glyphs) -> Text:
+    """The benchmark's name; below it how many problems, samples, and how they were drawn."""
+    text = Text(glyphs.line(name))
+    if side:
+        samples = f" x {side['samples']}" if side["samples"] > 1 else ""
+        drawn = f"T {side['temperature']:g}" if side["temperature"] else "greedy"
+        text.append(f"\nn {side['n']:,}{samples}, {drawn}", "dim")
+    return text
+
+
+def _side(side: dict[str, Any] | None, glyphs: Glyphs) -> Text:
+    """Accuracy with its interval; below it what was measured besides."""
+    if not side:
+        return Text(glyphs.pending, "dim")
+    text = Text(accuracy(side["accuracy"], side["ci95"]))
+    for name in ("pass", "maj"):
+        values = {int(k): value for k, value in (side.get(f"{name}_at_k") or {}).items()}
+        k = max(values, default=1)
+        if k > 1:  # at 1 both are the accuracy
+            text.append(f"\n{name}@{k} {percent(values[k])}", "dim")
+    text.append(f"\n{side['mean_tokens']:.0f} tokens", "dim")
+    if side["truncated"]:
+        text.append(f"\n{percent(side['truncated'])} truncated", "dim")
+    return text
+
+
+def _paired(paired: dict[str, Any] | None, glyphs: Glyphs) -> Text:
+    """The difference in points; neutral unless its interval leaves 0 out."""
+    if not paired:
+        return Text(glyphs.pending, "dim")
+    low, high = paired["ci95"]
+    style = "green" if low > 0 else "red" if high < 0 else "dim"
+    text = Text(f"{points(paired['delta'])} [{points(low)}, {points(high)}]", style)
+    return text.append(f"\n{p_value(paired['p_value'])}", "dim")
+
+
+def _files(files: dict[str, Any], glyphs: Glyphs) -> Iterator[Text]:
+    """A line per file, never broken on a terminal or in a pipe, so that a path can be copied."""
+    width = max(map(len, files))
+    for name, path in files.items():
+        if path:
+            yield Text(f"{glyphs.line(name):{width}}  ", "dim").append(glyphs.line(str(path)), "default")

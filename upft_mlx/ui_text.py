@@ -1,0 +1,131 @@
+"""Numbers, names and untrusted texts as one line of terminal text; no Rich here, both views use it."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+_ESCAPES = re.compile(
+    r"""
+    (?: \x1b\[ | \x9b ) [0-?]* [ -/]* [@-~]                  # CSI: colours, cursor movements
+    | (?: \x1b[\]PX^_] | [\x90\x98\x9d-\x9f] ) .*? (?: \x07 | \x1b\\ | \x9c )  # OSC, DCS: titles, links
+    | \x1b [ -/]* [0-~]?                                     # what remains
+    """,
+    re.VERBOSE | re.DOTALL,
+)
+# Controls, the bidirectional and invisible marks that can hide or reorder text, lone surrogates (they cannot
+# be encoded) and U+FFFE/FFFF (they are not XML).
+_HIDDEN = re.compile(
+    "[\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f\xad\u061c\u200b\u200e\u200f\u202a-\u202e\u2060-\u206f"
+    "\ufeff\ufff9-\ufffb\ufffe\uffff\ud800-\udfff\U000e0000-\U000e007f]"
+)
+_BREAKS = re.compile("\r\n|[\r\x0b\x0c\x85\u2028\u2029]")
+_CLEANED = 4000
+"""Characters looked at for a single line; a screen shows far fewer."""
+
+
+@dataclass(frozen=True)
+class Glyphs:
+    """The signs that a console's encoding can show, and texts reduced to them."""
+
+    encoding: str = "utf-8"
+    done: str = "✓"
+    wrong: str = "✗"
+    running: str = "▸"
+    pending: str = "·"
+    arrow: str = "→"
+    ellipsis: str = "…"
+    sparks: str = "▁▂▃▄▅▆▇█"
+
+    @property
+    def ascii(self) -> bool:
+        """Whether the encoding is not UTF-8."""
+        return self.done != "✓"
+
+    def line(self, text: str) -> str:
+        """An untrusted text as one line without control characters."""
+        return " ".join(self.lines(text[:_CLEANED]).split())
+
+    def lines(self, text: str) -> str:
+        """An untrusted text without control characters; newlines stay."""
+        text = _BREAKS.sub("\n", _ESCAPES.sub("", text))
+        text = _HIDDEN.sub("", text)
+        return text.encode(self.encoding, "replace").decode(self.encoding)
+
+
+def glyphs_for(encoding: str | None) -> Glyphs:
+    """The signs for an encoding; ASCII unless it is UTF."""
+    name = (encoding or "utf-8").lower()
+    if name.startswith("utf"):
+        return Glyphs()
+    return Glyphs("ascii", "+", "x", ">", ".", "->", "...", " .:-=+*#")
+
+
+def percent(share: float) -> str:
+    """0.715 as `71.5 %`."""
+    return f"{100 * share:.1f} %"
+
+
+def accuracy(share: float, interval: Sequence[float]) -> str:
+    """A share and its interval: `71.5 % [65.3, 77.0]`."""
+    return f"{percent(share)} [{100 * interval[0]:.1f}, {100 * interval[1]:.1f}]"
+
+
+def points(delta: float) -> str:
+    """A signed difference of shares in percentage points; a rounded zero has no minus."""
+    return f"{round(100 * delta, 1) + 0.0:+.1f}"
+
+
+def p_value(value: float) -> str:
+    """`p 0.012`, or that it is smaller than what three decimals can show."""
+    return "p < 0.001" if value < 0.001 else f"p {value:.3f}"
+
+
+def count(number: float) -> str:
+    """`812`, `4.1 k`, `12.0 M`."""
+    if number < 1000:
+        return f"{number:.0f}"
+    return f"{number / 1e3:.1f} k" if number < 999_950 else f"{number / 1e6:.1f} M"
+
+
+def rate(per_second: float) -> str:
+    """`1,234 tokens/s`, with a decimal where it matters."""
+    return f"{per_second:,.{0 if per_second >= 10 else 1}f} tokens/s"
+
+
+def memory(size: float) -> str:
+    """Bytes in decimal units."""
+    return f"{size / 1e9:.1f} GB" if size >= 999.5e6 else f"{size / 1e6:.0f} MB"
+
+
+def duration(seconds: float) -> str:
+    """`12.3 s`, `2 min 05 s`, `1 h 02 min`."""
+    if seconds < 59.95:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def clock(seconds: float) -> str:
+    """`0:12`, `1:02:03`."""
+    whole = max(0, int(seconds))
+    hours, rest = divmod(whole, 3600)
+    return f"{hours}:{rest // 60:02d}:{rest % 60:02d}" if hours else f"{rest // 60}:{rest % 60:02d}"
+
+
+def sparkline(values: Sequence[float], width: int, levels: str) -> str:
+    """The values as at most `width` signs, each the mean of its share; what is not finite is left out."""
+    finite = [value for value in values if math.isfinite(value)]
+    if not finite or width < 1:
+        return ""
+    cells = min(width, len(finite))
+    edges = [index * len(finite) // cells for index in range(cells + 1)]
+    means = [sum(finite[start:stop]) / (stop - start) for start, stop in pairwise(edges)]
+    low, span = min(means), max(means) - min(means)
+    top = len(levels) - 1
+    return "".join(levels[round((mean - low) / span * top) if span else 0] for mean in means)
