@@ -1,4 +1,4 @@
-"""The evaluation sets: where they are, their columns, how much is decoded, and what the recipe says about them."""
+"""The evaluation sets: where they are, their columns, and what the recipe says about them."""
 
 from __future__ import annotations
 

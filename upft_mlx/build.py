@@ -48,9 +48,13 @@ def build(
     built = Built()
     held_out = valid_ids([p.id for p in problems], recipe.train.valid_ratio, recipe.seed)
     write_rows(run.valid, _rows(recipe, tokenizer, problems, run, built, held_out, valid=True, notify=notify))
-    write_rows(run.train, _rows(recipe, tokenizer, problems, run, built, held_out, valid=False, notify=notify))
+    write_rows(
+        run.train, _rows(recipe, tokenizer, problems, run, built, held_out, valid=False, notify=notify)
+    )
     if not built.train:
-        raise TrainingError(f"{run.train}: no row is left to train on ({built}); sample more problems or relax prefix.*")
+        raise TrainingError(
+            f"{run.train}: no row is left to train on ({built}); sample more problems or relax prefix.*"
+        )
     return built
 
 

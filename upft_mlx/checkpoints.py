@@ -49,7 +49,9 @@ def save_safetensors(path: Path, arrays: dict[str, mx.array]) -> None:
             os.fsync(file.fileno())
 
 
-def save(folder: Path, position: Position, adapter: dict[str, mx.array], optimizer: dict[str, mx.array], keep: int) -> None:
+def save(
+    folder: Path, position: Position, adapter: dict[str, mx.array], optimizer: dict[str, mx.array], keep: int
+) -> None:
     """Write a checkpoint and remove all but the last `keep`."""
     final = folder / f"step-{position.step:07d}"
     temporary = folder / ".writing"
@@ -93,4 +95,6 @@ def _read(path: Path) -> tuple[Position, dict[str, Any], dict[str, Any]]:
     try:
         return Position(**data), mx.load(str(path / _PARTS[0])), mx.load(str(path / _PARTS[1]))  # type: ignore[return-value]
     except RuntimeError as error:
-        raise TrainingError(f"{path}: damaged checkpoint: {error}; delete this folder to continue without it") from None
+        raise TrainingError(
+            f"{path}: damaged checkpoint: {error}; delete this folder to continue without it"
+        ) from None

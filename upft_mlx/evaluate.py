@@ -158,5 +158,3 @@ def _majority(rows: Sequence[EvaluationRow], k: int) -> float:
 
 def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
-
-

@@ -1,4 +1,4 @@
-"""How much of an adapter's effect a fused model keeps: KL divergences at the supervised positions of held-out rows.
+"""How much of an adapter's effect a fused model keeps, as KL divergences on held-out rows.
 
     retained = 1 - KL(adapter || fused) / KL(adapter || base)
 
@@ -14,7 +14,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from upft_mlx.batches import Example, make_batch
-from upft_mlx.loss import gathers_exactly, supervised_logits, to_arrays
+from upft_mlx.loss import gathers_exactly, scalar, supervised_logits, to_arrays
 
 MAX_ROWS = 16
 MAX_POSITIONS = 16
@@ -49,7 +49,9 @@ def log_probabilities(model: nn.Module, rows: Sequence[Example]) -> list[mx.arra
     result = []
     for example in rows:
         tokens, where, _, _ = to_arrays(make_batch([example]))
-        logits = supervised_logits(model, tokens, where[: example.supervised], gather=gather).astype(mx.float32)
+        logits = supervised_logits(model, tokens, where[: example.supervised], gather=gather).astype(
+            mx.float32
+        )
         result.append(logits - mx.logsumexp(logits, axis=-1, keepdims=True))
         mx.eval(result[-1])
     return result
@@ -58,13 +60,13 @@ def log_probabilities(model: nn.Module, rows: Sequence[Example]) -> list[mx.arra
 def mean_kl(reference: Sequence[mx.array], other: Sequence[mx.array]) -> float:
     """KL(reference || other) averaged over all positions."""
     terms = [(mx.exp(p) * (p - q)).sum(axis=-1) for p, q in zip(reference, other, strict=True)]
-    return float(mx.concatenate(terms).mean().item())
+    return scalar(mx.concatenate(terms).mean())
 
 
 def agreement(reference: Sequence[mx.array], other: Sequence[mx.array]) -> float:
     """Share of positions with equal most likely tokens."""
     equal = [p.argmax(axis=-1) == q.argmax(axis=-1) for p, q in zip(reference, other, strict=True)]
-    return float(mx.concatenate(equal).astype(mx.float32).mean().item())
+    return scalar(mx.concatenate(equal).astype(mx.float32).mean())
 
 
 def compare(

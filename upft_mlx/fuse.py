@@ -9,8 +9,8 @@ from __future__ import annotations
 import contextlib
 import io
 import shutil
+from collections.abc import Iterator
 from dataclasses import asdict
-from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -45,7 +45,9 @@ def fuse(recipe: Recipe, loaded: Loaded, run: RunDir, notify: Observer = ignore)
     for index, way in enumerate(ways):
         notify(Progress("fuse", index, len(ways) + 1, "ways"))
         _apply(loaded, layers, way)
-        measured.append(compare(way, base, adapter, log_probabilities(loaded.model, rows), _size(loaded, way)))
+        measured.append(
+            compare(way, base, adapter, log_probabilities(loaded.model, rows), _size(loaded, way))
+        )
         if measured[-1].retained >= recipe.publish.min_retained:
             break
     chosen = measured[-1]
@@ -73,7 +75,7 @@ def _ways(recipe: Recipe, loaded: Loaded) -> list[str]:
 
 
 @contextlib.contextmanager
-def _switched_off(layers: dict[str, nn.Module]) -> Any:
+def _switched_off(layers: dict[str, nn.Module]) -> Iterator[None]:
     """The model without its adapter."""
     scales = {name: layer.scale for name, layer in layers.items()}
     for layer in layers.values():
@@ -111,13 +113,14 @@ def _fused(layer: nn.Module, way: str, dtype: mx.Dtype) -> nn.Module:
 
 def _inner(layer: nn.Module) -> nn.Module:
     """The layer under an adapter."""
-    return layer["linear"] if "linear" in layer else layer["embedding"]
+    inner: nn.Module = layer["linear"] if "linear" in layer else layer["embedding"]
+    return inner
 
 
 def _size(loaded: Loaded, way: str) -> int:
     """Bytes of the weights as they will be saved."""
     full = mx.float32.size if loaded.dtype == mx.float32 and way == "base" else 2
-    arrays = [array for _, array in tree_flatten(loaded.model.parameters())]
+    arrays = dict(tree_flatten(loaded.model.parameters())).values()
     return sum(a.size * full if mx.issubdtype(a.dtype, mx.floating) else a.nbytes for a in arrays)
 
 
@@ -126,7 +129,10 @@ def _judge(recipe: Recipe, loaded: Loaded, measured: list[Fidelity], notify: Obs
     chosen, least = measured[-1], recipe.publish.min_retained
     if chosen.retained >= least:
         return
-    text = f"fusing as {chosen.fuse} keeps {chosen.retained:.1%} of the adapter's effect (publish.min_retained: {least:.0%})"
+    text = (
+        f"fusing as {chosen.fuse} keeps {chosen.retained:.1%} of the adapter's effect "
+        f"(publish.min_retained: {least:.0%})"
+    )
     if recipe.publish.fuse == "auto":
         notify(Note(f"{text}; no smaller way keeps more, the adapter itself is in adapter/"))
     else:

@@ -108,7 +108,7 @@ def _parse(path: Path, text: str) -> dict[str, Any]:
     return data
 
 
-def _refuse_duplicates(path: Path, node: yaml.Node) -> None:
+def _refuse_duplicates(path: Path, node: yaml.Node | None) -> None:
     if isinstance(node, yaml.MappingNode):
         seen: dict[Any, int] = {}
         for key, value in node.value:
@@ -181,7 +181,7 @@ def _merge(data: dict[str, Any], patch: dict[str, Any]) -> None:
 def _lines(text: str) -> dict[tuple[Any, ...], int]:
     """The line (from 1) of each key of a YAML text, by its path."""
 
-    def walk(node: yaml.Node, path: tuple[Any, ...]) -> Iterator[tuple[tuple[Any, ...], int]]:
+    def walk(node: yaml.Node | None, path: tuple[Any, ...]) -> Iterator[tuple[tuple[Any, ...], int]]:
         if isinstance(node, yaml.MappingNode):
             for key, value in node.value:
                 yield (*path, key.value), key.start_mark.line + 1

@@ -32,8 +32,11 @@ def make_loss(model: nn.Module) -> Callable[..., mx.array]:
     gather = gathers_exactly(model)
 
     def loss(tokens: mx.array, rows: mx.array, targets: mx.array, weights: mx.array) -> mx.array:
-        logits = supervised_logits(model, tokens, rows, gather=gather).astype(mx.float32)  # (N, V) <- the big one
-        return (weights * nn.losses.cross_entropy(logits, targets)).sum()
+        logits = supervised_logits(model, tokens, rows, gather=gather).astype(
+            mx.float32
+        )  # (N, V) <- the big one
+        total: mx.array = (weights * nn.losses.cross_entropy(logits, targets)).sum()
+        return total
 
     return loss
 
@@ -42,10 +45,11 @@ def supervised_logits(model: nn.Module, tokens: mx.array, rows: mx.array, *, gat
     """The logits (N, V) at `rows`, indices into the flattened positions of `tokens` (B, T)."""
     inner = _with_final_norm(model)
     if not gather or inner is None:
-        logits = model(tokens)
+        logits: mx.array = model(tokens)
         return logits.reshape(-1, logits.shape[-1])[rows]
     with _gathering(inner, rows):
-        return model(tokens)[0]
+        logits = model(tokens)
+    return logits[0]
 
 
 def gathers_exactly(model: nn.Module) -> bool:
@@ -92,3 +96,10 @@ def value_and_grad(model: nn.Module) -> Callable[..., tuple[mx.array, dict[str, 
     """The loss and its gradient with respect to the trainable parameters, as a function of the arrays."""
     value_grad: Callable[..., tuple[mx.array, dict[str, Any]]] = nn.value_and_grad(model, make_loss(model))
     return value_grad
+
+
+def scalar(array: mx.array) -> float:
+    """The value of a real array of size one."""
+    value = array.item()
+    assert isinstance(value, (int, float))
+    return float(value)

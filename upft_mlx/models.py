@@ -82,12 +82,12 @@ def find_model(recipe: Recipe) -> Path:
 
 
 def _download(name: str, revision: str | None) -> Path:
-    import httpx
     from huggingface_hub import constants, snapshot_download
     from huggingface_hub.errors import (
         GatedRepoError,
         HfHubHTTPError,
         HFValidationError,
+        HTTPError,  # of the HTTP client that this version of huggingface-hub uses
         LocalEntryNotFoundError,
         RepositoryNotFoundError,
         RevisionNotFoundError,
@@ -106,11 +106,13 @@ def _download(name: str, revision: str | None) -> Path:
         raise ModelError(f"model {name}: no such model on the Hub, or it is private; check `model`") from None
     except HFValidationError:
         raise RecipeError(f"model: {name!r}: not a valid Hub id (user/name)") from None
-    except (LocalEntryNotFoundError, httpx.TransportError, ConnectionError):
+    except (LocalEntryNotFoundError, ConnectionError):
         raise OfflineError(_not_here(name, offline=offline)) from None
     except HfHubHTTPError as error:
         reason = str(error).splitlines()[0]
         raise ModelError(f"model {name}: the Hub refused: {reason}; try again later") from None
+    except HTTPError:
+        raise OfflineError(_not_here(name, offline=offline)) from None
 
 
 def _not_here(name: str, *, offline: bool) -> str:
@@ -218,9 +220,10 @@ def _dtype(model: nn.Module) -> mx.Dtype:
     import mlx.core as mx
     from mlx.utils import tree_flatten
 
-    arrays = [array for _, array in tree_flatten(model.parameters())]
+    arrays = dict(tree_flatten(model.parameters())).values()
     floating = Counter(array.dtype for array in arrays if mx.issubdtype(array.dtype, mx.floating))
-    return floating.most_common(1)[0][0]
+    dtype: mx.Dtype = floating.most_common(1)[0][0]
+    return dtype
 
 
 def _quantize(path: Path, model: nn.Module, config: dict[str, Any], quantize: Quantize) -> None:
@@ -248,7 +251,6 @@ def add_lora(loaded: Loaded, lora: Lora, seed: int) -> dict[str, Any]:
         ModelError: the model has fewer layers, or none of the modules of `lora.keys`.
     """
     import mlx.core as mx
-    from mlx.utils import tree_flatten
     from mlx_lm.tuner.utils import linear_to_lora_layers
 
     layers = len(loaded.model.layers)
@@ -262,8 +264,7 @@ def add_lora(loaded: Loaded, lora: Lora, seed: int) -> dict[str, Any]:
     loaded.model.freeze()
     linear_to_lora_layers(loaded.model, lora.num_layers, parameters)
     mx.eval(loaded.model.parameters())
-    trainable = [array for _, array in tree_flatten(loaded.model.trainable_parameters())]
-    assert all(array.dtype == mx.float32 for array in trainable)
+    assert all(array.dtype == mx.float32 for array in adapter_weights(loaded.model).values())
     return {"fine_tune_type": "lora", "num_layers": lora.num_layers, "lora_parameters": parameters}
 
 

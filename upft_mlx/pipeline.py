@@ -201,7 +201,11 @@ class Pipeline:
         Raises:
             RunDirError: names the first one that is missing and the command for it.
         """
-        needs = {"build": ("generate",), "train": ("generate", "build"), "fuse": ("generate", "build", "train")}
+        needs = {
+            "build": ("generate",),
+            "train": ("generate", "build"),
+            "fuse": ("generate", "build", "train"),
+        }
         for before in needs.get(stage, ()):
             if not self.is_current(before):
                 why = "was done with other settings" if self.run.entry(before) else "is not done"
@@ -214,6 +218,7 @@ class Pipeline:
 
     def generate(self) -> None:
         """Problems to solutions.jsonl."""
+
         def work() -> Outcome:
             tokens = generate(self.recipe, self._load(), self.wanted, self.run, self.notify)
             full = sum(item.kind == "full" for item in self.wanted)
@@ -224,6 +229,7 @@ class Pipeline:
 
     def build(self) -> None:
         """solutions.jsonl to dataset/."""
+
         def work() -> Outcome:
             tokenizer = load_tokenizer(self.model_path, trust_remote_code=self.recipe.trust_remote_code)
             return Outcome(str(build(self.recipe, tokenizer, self.problems, self.run, self.notify)))
@@ -237,7 +243,9 @@ class Pipeline:
         def work() -> Outcome:
             position = train(self.recipe, self._load(), self.run, self.notify)
             kept = position.best_step if self._saves_best(position.best_loss) else position.step
-            detail = f"{position.step} steps, {position.trained_tokens} supervised tokens, adapter of step {kept}"
+            detail = (
+                f"{position.step} steps, {position.trained_tokens} supervised tokens, adapter of step {kept}"
+            )
             return Outcome(detail, tokens_trained=position.trained_tokens)
 
         self._stage("train", "a LoRA adapter", work)
@@ -247,6 +255,7 @@ class Pipeline:
 
     def evaluate(self) -> None:
         """Base and, if there is an adapter, tuned on every benchmark; evaluation/summary.json."""
+
         def work() -> Outcome:
             announce(self.sets, self.notify)
             tokens = self._evaluate_sides()
@@ -317,7 +326,9 @@ class Pipeline:
 
         def work() -> Outcome:
             kept = fuse(self.recipe, self._load(), self.run, self.notify)
-            detail = f"{kept.fuse}, {kept.bytes / 1e6:.1f} MB, keeps {kept.retained:.1%} of the adapter's effect"
+            detail = (
+                f"{kept.fuse}, {kept.bytes / 1e6:.1f} MB, keeps {kept.retained:.1%} of the adapter's effect"
+            )
             return Outcome(detail)
 
         self._stage("fuse", "the adapter into the weights", work)

@@ -71,7 +71,9 @@ def _drift(name: str, base: dict[str, Any], tuned: dict[str, Any]) -> list[str]:
             f"{name}: completions went from {base['mean_tokens']:.0f} to {tuned['mean_tokens']:.0f} tokens on average"
         )
     if abs(tuned["truncated"] - base["truncated"]) > 0.05:
-        lines.append(f"{name}: cut at max_tokens went from {base['truncated']:.0%} to {tuned['truncated']:.0%}")
+        lines.append(
+            f"{name}: cut at max_tokens went from {base['truncated']:.0%} to {tuned['truncated']:.0%}"
+        )
     return lines
 
 
@@ -81,7 +83,8 @@ def markdown(report: dict[str, Any]) -> str:
         f"# {report['name']}",
         f"Model `{report['model']}`, method `{report['method']}`.",
         "## Result",
-        "\n".join(f"- {line}" for line in report["verdict"]) or "Nothing was compared: `evaluate.benchmarks` is empty.",
+        "\n".join(f"- {line}" for line in report["verdict"])
+        or "Nothing was compared: `evaluate.benchmarks` is empty.",
         _benchmark_table(report["benchmarks"]),
         "Accuracy with its 95 % interval. The difference is tuned - base on the same problems.",
         "## What it took",
@@ -114,7 +117,10 @@ def _side_row(name: str, side: str, s: dict[str, Any]) -> str:
 
 
 def _stage_table(stages: list[dict[str, Any]]) -> str:
-    lines = ["| stage | what | tokens sampled | tokens trained | seconds | peak memory |", "|---|---|---|---|---|---|"]
+    lines = [
+        "| stage | what | tokens sampled | tokens trained | seconds | peak memory |",
+        "|---|---|---|---|---|---|",
+    ]
     for s in stages:
         lines.append(
             f"| {s['stage']} | {s['detail']} | {s['tokens_sampled'] or ''} | {s['tokens_trained'] or ''} "

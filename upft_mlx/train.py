@@ -23,7 +23,7 @@ from upft_mlx.batches import Batch, Example, batches_from, make_batch, steps_per
 from upft_mlx.checkpoints import Position, save_safetensors
 from upft_mlx.errors import TrainingError
 from upft_mlx.events import Note, Observer, Progress, Trained, ignore
-from upft_mlx.loss import make_loss, to_arrays, value_and_grad
+from upft_mlx.loss import make_loss, scalar, to_arrays, value_and_grad
 from upft_mlx.models import Loaded, adapter_weights, add_lora
 from upft_mlx.recipe import Recipe, Train
 from upft_mlx.rows import TrainingRow, read_rows, write_atomically, write_json
@@ -89,17 +89,17 @@ class Stepper:
         MLX's random state can be seeded but not restored, so each step has a seed of its own.
         """
         mx.random.seed(seed)
-        self.optimizer.learning_rate = rate  # type: ignore[assignment]
+        self.optimizer.learning_rate = rate
         loss = self._step(*to_arrays(batch))
         mx.eval(self._state, loss)
-        return float(loss.item())
+        return scalar(loss)
 
     def loss(self, examples: Sequence[Example], batch_size: int) -> float:
         """The mean loss over sequences, without dropout."""
         self.model.eval()
         total = 0.0
         for part in chunks(sorted(examples, key=lambda e: len(e.ids)), batch_size):
-            total += float(self._loss(*to_arrays(make_batch(part))).item()) * len(part)
+            total += scalar(self._loss(*to_arrays(make_batch(part)))) * len(part)
         self.model.train()
         return total / len(examples)
 
@@ -128,7 +128,9 @@ def train(recipe: Recipe, loaded: Loaded, run: RunDir, notify: Observer = ignore
     settings = recipe.train
     examples = _examples(run.train, settings.max_length, notify)
     if not examples:
-        raise TrainingError(f"{run.train}: no row has a completion within train.max_length: {settings.max_length} tokens")
+        raise TrainingError(
+            f"{run.train}: no row has a completion within train.max_length: {settings.max_length} tokens"
+        )
     valid = _examples(run.valid, settings.max_length, notify)
     adapter_config = add_lora(loaded, recipe.lora, derive_seed("lora", recipe.seed))
     loaded.model.train()
@@ -148,7 +150,11 @@ def _examples(path: Path, max_length: int, notify: Observer) -> list[Example]:
     rows = list(read_rows(path, TrainingRow))
     examples = to_examples(rows, max_length)
     if len(examples) < len(rows):
-        notify(Note(f"{path.name}: {len(rows) - len(examples)} rows have no room for a completion in train.max_length"))
+        notify(
+            Note(
+                f"{path.name}: {len(rows) - len(examples)} rows have no room for a completion in train.max_length"
+            )
+        )
     return examples
 
 
@@ -253,7 +259,12 @@ class _Loop:
 
 
 def _finish(
-    recipe: Recipe, stepper: Stepper, run: RunDir, position: Position, config: dict[str, Any], notify: Observer
+    recipe: Recipe,
+    stepper: Stepper,
+    run: RunDir,
+    position: Position,
+    config: dict[str, Any],
+    notify: Observer,
 ) -> None:
     """Write adapter/ as mlx-lm reads it, with the best or the last weights."""
     best = run.checkpoints / "best.safetensors"
@@ -263,7 +274,9 @@ def _finish(
     write_json(run.adapter / "adapter_config.json", config)
     save_safetensors(run.adapter / "adapters.safetensors", arrays)
     if use_best:
-        text = f"adapter/ holds step {position.best_step}, the best validation loss ({position.best_loss:.4f})"
+        text = (
+            f"adapter/ holds step {position.best_step}, the best validation loss ({position.best_loss:.4f})"
+        )
     else:
         text = f"adapter/ holds the last step ({position.step})"
     notify(Note(text))

@@ -1,0 +1,60 @@
+"""What several tests share: the embedded model, small recipes, real data where it is there."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from upft_mlx.models import Loaded, load
+from upft_mlx.recipe import Recipe
+
+ROOT = Path(__file__).resolve().parent.parent
+MODEL = ROOT / "upft_mlx" / "demo" / "model"
+
+
+@pytest.fixture
+def shared() -> Path:
+    """The folder with real data, which a user's clone does not have."""
+    path = Path(os.environ.get("UPFT_SHARED", ROOT.parent / "shared"))
+    if not path.is_dir():
+        pytest.skip(f"{path} is not there (set UPFT_SHARED)")
+    return path
+
+
+@pytest.fixture(scope="session")
+def loaded() -> Loaded:
+    """The embedded model; tests must leave it as it is."""
+    return load(MODEL)
+
+
+@pytest.fixture
+def fresh() -> Loaded:
+    """The embedded model for tests that change it."""
+    return load(MODEL)
+
+
+@pytest.fixture
+def make_recipe() -> Callable[..., Recipe]:
+    """A small recipe on the embedded model and problems; keyword arguments replace whole sections' fields."""
+
+    def make(**changes: Any) -> Recipe:
+        data: dict[str, Any] = {
+            "name": "test",
+            "model": "builtin:arithmetic",
+            "problems": {"builtin": "arithmetic", "limit": 20},
+            "generate": {"max_tokens": 40, "batch_size": 4},
+            "prefix": {"length": 6, "structure_ratio": 0.2},
+            "lora": {"rank": 4, "scale": 8.0},
+            "train": {"batch_size": 4, "learning_rate": 1e-3, "report_every": 2, "checkpoint_every": 2},
+            "evaluate": {"max_tokens": 40, "benchmarks": [{"name": "arithmetic", "limit": 8}]},
+        }
+        for section, value in changes.items():
+            both = isinstance(value, dict) and isinstance(data.get(section), dict)
+            data[section] = {**data[section], **value} if both else value
+        return Recipe.model_validate(data)
+
+    return make

@@ -1,0 +1,132 @@
+"""What is supervised, by hand: around the padding boundary, under truncation, with empty completions."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from upft_mlx.batches import (
+    PAD_ROWS,
+    PAD_TOKENS,
+    Example,
+    batches_from,
+    epoch_order,
+    make_batch,
+    steps_per_epoch,
+    to_examples,
+)
+from upft_mlx.rows import TrainingRow
+
+
+def row(prompt: list[int], completion: list[int], kind: Any = "prefix") -> TrainingRow:
+    return TrainingRow("r", "p", 0, kind, "", "", prompt, completion)
+
+
+def supervised(batch: Any) -> list[tuple[int, int, int, float]]:
+    """(sequence, position read, id trained, weight) of every target with a weight."""
+    length = batch.tokens.shape[1]
+    return [
+        (int(place) // length, int(place) % length, int(target), float(weight))
+        for place, target, weight in zip(batch.rows, batch.targets, batch.weights, strict=True)
+        if weight
+    ]
+
+
+def test_one_row_is_supervised_on_its_completion_alone() -> None:
+    batch = make_batch([Example("a", [5, 6, 7, 8], start=2)])
+    assert batch.tokens.tolist() == [[5, 6, 7, 0, 0, 0, 0, 0]]
+    assert supervised(batch) == [(0, 1, 7, 0.5), (0, 2, 8, 0.5)]
+    assert (batch.supervised_tokens, batch.processed_tokens) == (2, 8)
+
+
+@pytest.mark.parametrize("inputs", [7, 8, 9])
+def test_rows_around_the_padding_boundary_keep_their_targets(inputs: int) -> None:
+    ids = list(range(10, 10 + inputs + 1))
+    batch = make_batch([Example("a", ids, start=len(ids) - 3)])
+    assert batch.tokens.shape == (1, 8 if inputs <= 8 else 16)
+    assert supervised(batch) == [
+        (0, inputs - 3, ids[-3], pytest.approx(1 / 3)),
+        (0, inputs - 2, ids[-2], pytest.approx(1 / 3)),
+        (0, inputs - 1, ids[-1], pytest.approx(1 / 3)),
+    ]
+
+
+def test_a_prefix_and_a_structure_row_weigh_the_same() -> None:
+    batch = make_batch([Example("a", [5, 6, 7], start=2), Example("b", [1, 2, 3, 4, 9], start=1)])
+    assert batch.tokens.tolist() == [[5, 6, 0, 0, 0, 0, 0, 0], [1, 2, 3, 4, 0, 0, 0, 0]]
+    assert supervised(batch) == [
+        (0, 1, 7, 0.5),
+        (1, 0, 2, 0.125),
+        (1, 1, 3, 0.125),
+        (1, 2, 4, 0.125),
+        (1, 3, 9, 0.125),
+    ]
+
+
+def test_truncation_cuts_completions_and_leaves_out_rows_without_any() -> None:
+    rows = [row([1, 2, 3], [4, 5, 6]), row([1, 2, 3, 4, 5], [6]), row([1], [])]
+    assert to_examples(rows, max_length=5) == [Example("r", [1, 2, 3, 4, 5], start=3)]
+
+
+def test_eos_is_supervised_when_it_is_among_the_completion_ids() -> None:
+    with_eos, without = to_examples([row([1, 2], [7, 8, 0]), row([1, 2], [7, 8])], max_length=99)
+    assert [target for *_, target, _ in supervised(make_batch([with_eos]))] == [7, 8, 0]
+    assert [target for *_, target, _ in supervised(make_batch([without]))] == [7, 8]
+
+
+examples = st.lists(
+    st.tuples(st.integers(1, 12), st.integers(1, 9)).map(
+        lambda n: Example(f"{n}", list(range(1, n[0] + n[1] + 1)), start=n[0])
+    ),
+    min_size=1,
+    max_size=7,
+)
+
+
+@given(examples)
+def test_a_batch_supervises_each_completion_id_once_with_equal_weight_per_sequence(rows: list[Example]) -> None:
+    batch = make_batch(rows)
+    found = supervised(batch)
+    for index, example in enumerate(rows):
+        mine = [item for item in found if item[0] == index]
+        assert [target for *_, target, _ in mine] == example.ids[example.start :]
+        assert [position for _, position, _, _ in mine] == list(range(example.start - 1, len(example.ids) - 1))
+        assert sum(weight for *_, weight in mine) == pytest.approx(1 / len(rows))
+        assert batch.tokens[index].tolist()[: len(example.ids) - 1] == example.ids[:-1]
+        assert not batch.tokens[index, len(example.ids) - 1 :].any()
+    assert batch.tokens.shape[1] % PAD_TOKENS == 0
+    assert len(batch.rows) % PAD_ROWS == 0
+    assert np.isclose(batch.weights.sum(), 1)
+
+
+@given(examples, st.integers(1, 4), st.integers(0, 3))
+def test_an_epoch_holds_every_row_once_in_batches_of_like_length(
+    rows: list[Example], batch_size: int, epoch: int
+) -> None:
+    batches = epoch_order(rows, batch_size, 0, epoch)
+    assert sorted(itertools.chain(*batches)) == list(range(len(rows)))
+    assert len(batches) == steps_per_epoch(len(rows), batch_size)
+    spans = sorted((min(x), max(x)) for x in ([len(rows[i].ids) for i in b] for b in batches))
+    assert all(high <= low for (_, high), (low, _) in itertools.pairwise(spans))
+
+
+def test_epochs_differ_in_composition_and_repeat_with_the_seed() -> None:
+    rows = [Example(str(i), [1, 2, 3], 1) for i in range(32)]
+    first, second = epoch_order(rows, 4, 0, 0), epoch_order(rows, 4, 0, 1)
+    assert {frozenset(b) for b in first} != {frozenset(b) for b in second}
+    assert first == epoch_order(rows, 4, 0, 0)
+    assert first != epoch_order(rows, 4, 1, 0)
+
+
+@pytest.mark.parametrize("start", [0, 1, 2, 3, 4, 7])
+def test_batches_continue_at_any_step_as_if_never_stopped(start: int) -> None:
+    rows = [Example(str(i), list(range(i + 2)), 1) for i in range(10)]
+    whole = list(itertools.islice(batches_from(rows, 4, 0, 0), 9))
+    rest = list(itertools.islice(batches_from(rows, 4, 0, start), 9 - start))
+    assert [(epoch, batch.ids) for epoch, batch in rest] == [(e, b.ids) for e, b in whole[start:]]
+    assert [epoch for epoch, _ in whole] == [1, 1, 1, 2, 2, 2, 3, 3, 3]

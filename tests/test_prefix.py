@@ -1,0 +1,158 @@
+"""Solutions to training rows: exact ids, by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from upft_mlx.errors import ProblemsError
+from upft_mlx.prefix import prefix_ids, structure_ids, training_row, valid_ids, wanted, why_dropped
+from upft_mlx.problems import Problem
+from upft_mlx.recipe import PAPER_TEMPLATE, Prefix, Recipe
+from upft_mlx.rows import Solution
+
+EOS = 2
+MakeRecipe = Callable[..., Recipe]
+
+
+class WordRenderer:
+    """Renders a prompt as [100, the number of its words, 101], so that tests can compute ids by hand."""
+
+    def ids(self, user: str) -> list[int]:
+        return [100, len(user.split()), 101]
+
+    def text(self, ids: list[int]) -> str:
+        return " ".join(map(str, ids))
+
+
+def solution(ids: list[int], kind: Any = "prefix", finish: Any = "length", text: str = "") -> Solution:
+    return Solution("p", 0, kind, ids, text, finish)
+
+
+@pytest.mark.parametrize(
+    ("ids", "finish", "eos", "expected"),
+    [
+        pytest.param([5, 6, 7, 8], "length", True, [5, 6, 7, 8, EOS], id="cut at t, EOS trained"),
+        pytest.param([5, 6, 7, 8], "length", False, [5, 6, 7, 8], id="cut at t, no EOS"),
+        pytest.param([5, 6, 7], "stop", True, [5, 6, 7, EOS], id="ended before t, EOS trained once"),
+        pytest.param([5, 6, 7], "stop", False, [5, 6, 7, EOS], id="ended before t keeps its natural EOS"),
+        pytest.param([], "stop", False, [EOS], id="ended at once"),
+        pytest.param([5, 6, 7, 8, 9], "stop", False, [5, 6, 7, 8], id="a longer solution's prefix"),
+        pytest.param([5, 6, 7, 8], "stop", False, [5, 6, 7, 8], id="EOS would be id t + 1"),
+        pytest.param([5, 6, 7, 8, 9], "stop", True, [5, 6, 7, 8, EOS], id="a longer solution's prefix, EOS"),
+    ],
+)
+def test_prefix_ids_are_the_first_t_sampled_ids_and_eos_where_it_is_due(
+    ids: list[int], finish: str, eos: bool, expected: list[int]
+) -> None:
+    prefix = Prefix(length=4, eos=eos, template="paper" if eos else "none")
+    assert prefix_ids(solution(ids, finish=finish), prefix, EOS) == expected
+
+
+def row(recipe: Recipe, sampled: Solution) -> Any:
+    problem = Problem("p", "How many apples are left?", "4")
+    return training_row(problem, sampled, recipe=recipe, renderer=WordRenderer(), eos_id=EOS)  # type: ignore[arg-type]
+
+
+def test_prefix_rows_carry_the_template_in_the_user_turn(make_recipe: MakeRecipe) -> None:
+    made = row(make_recipe(prefix={"length": 2}), solution([7, 8, 9]))
+    assert made.prompt == "How many apples are left?" + PAPER_TEMPLATE
+    assert made.prompt_ids == [100, 5 + len(PAPER_TEMPLATE.split()), 101]
+    assert made.completion_ids == [7, 8, EOS]
+    assert (made.id, made.kind, made.completion) == ("p/0", "prefix", "7 8 2")
+
+
+def test_structure_rows_use_the_plain_prompt_and_end_with_eos(make_recipe: MakeRecipe) -> None:
+    made = row(make_recipe(prefix={"length": 2}), solution([7, 8, 9], kind="full", finish="stop"))
+    assert made.prompt == "How many apples are left?"
+    assert made.prompt_ids == [100, 5, 101]
+    assert made.completion_ids == [7, 8, 9, EOS]
+    assert made.kind == "structure"
+
+
+def test_full_rows_of_sft_are_called_full(make_recipe: MakeRecipe) -> None:
+    assert row(make_recipe(method="sft"), solution([7], kind="full", finish="stop")).kind == "full"
+
+
+def test_the_template_is_the_papers_to_the_letter() -> None:
+    assert PAPER_TEMPLATE == (
+        " Please provide the initial step towards resolving the question. This step may serve as a foundation"
+        " but might not encompass the entire solution."
+    )
+
+
+@pytest.mark.parametrize(
+    ("sampled", "prefix", "expected"),
+    [
+        (solution([1], "full", "length"), {}, "cut at max_tokens"),
+        (solution([1], "full", "stop", "no box"), {}, None),
+        (solution([1], "full", "stop", "no box"), {"require_boxed": True}, "no \\boxed"),
+        (solution([1], "full", "stop", "\\boxed{4}"), {"require_boxed": True}, None),
+        (solution([1], "prefix", "length", "no box"), {"require_boxed": True}, None),
+        (solution([1], "prefix", "length", "解"), {}, None),
+        (solution([1], "prefix", "length", "解"), {"drop_cjk": True}, "CJK characters"),
+        (solution([1], "prefix", "length", "한"), {"drop_cjk": True}, "CJK characters"),
+        (solution([1], "prefix", "length", "π ≈ 3 → é"), {"drop_cjk": True}, None),
+    ],
+)
+def test_filters_drop_what_they_say(sampled: Solution, prefix: dict[str, Any], expected: str | None) -> None:
+    assert why_dropped(sampled, Prefix(**prefix)) == expected
+
+
+@given(count=st.integers(0, 200), ratio=st.floats(0, 1), seed=st.integers(0, 9))
+def test_the_structure_share_is_exact_and_seeded(count: int, ratio: float, seed: int) -> None:
+    ids = [str(i) for i in range(count)]
+    chosen = structure_ids(ids, ratio, seed)
+    assert len(chosen) == round(ratio * count)
+    assert chosen <= set(ids)
+    assert chosen == structure_ids(ids, ratio, seed)
+
+
+def test_the_structure_share_is_no_head_of_the_file() -> None:
+    ids = [str(i) for i in range(1000)]
+    chosen = structure_ids(ids, 0.1, 0)
+    assert chosen != structure_ids(ids, 0.1, 1)
+    assert sum(int(i) >= 500 for i in chosen) > 30
+
+
+@given(count=st.integers(0, 60), ratio=st.floats(0, 0.99))
+def test_validation_holds_out_at_least_one_problem_and_never_all(count: int, ratio: float) -> None:
+    held_out = valid_ids([str(i) for i in range(count)], ratio, 0)
+    if ratio == 0 or count < 2:
+        assert not held_out
+    else:
+        assert 1 <= len(held_out) < count
+
+
+PROBLEMS = [Problem(str(i), "q", "1") for i in range(10)]
+
+
+def kinds(recipe: Recipe) -> list[str]:
+    return [item.kind for item in wanted(recipe, PROBLEMS)]
+
+
+def test_upft_decodes_prefixes_and_a_share_of_full_solutions(make_recipe: MakeRecipe) -> None:
+    found = kinds(make_recipe(prefix={"structure_ratio": 0.3}))
+    assert (found.count("prefix"), found.count("full")) == (7, 3)
+
+
+def test_structure_only_decodes_the_same_full_solutions_as_upft(make_recipe: MakeRecipe) -> None:
+    upft = wanted(make_recipe(prefix={"structure_ratio": 0.3}), PROBLEMS)
+    only = wanted(make_recipe(method="structure_only", prefix={"structure_ratio": 0.3}), PROBLEMS)
+    assert only == [item for item in upft if item.kind == "full"]
+
+
+def test_rft_samples_each_problem_and_refuses_problems_without_answer(make_recipe: MakeRecipe) -> None:
+    recipe = make_recipe(method="rft", generate={"samples": 3})
+    assert [item.sample for item in wanted(recipe, PROBLEMS[:2])] == [0, 1, 2, 0, 1, 2]
+    with pytest.raises(ProblemsError, match=r"1 of 2 problems have none: x;.*problems\.answer"):
+        wanted(recipe, [PROBLEMS[0], Problem("x", "q")])
+
+
+def test_structure_only_refuses_a_share_of_nothing(make_recipe: MakeRecipe) -> None:
+    with pytest.raises(ProblemsError, match=r"raise prefix\.structure_ratio"):
+        wanted(make_recipe(method="structure_only", prefix={"structure_ratio": 0.01}), PROBLEMS)
