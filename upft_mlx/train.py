@@ -16,7 +16,7 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 import mlx.optimizers as optim
-from mlx.utils import tree_flatten, tree_unflatten
+from mlx.utils import tree_flatten
 
 from upft_mlx import checkpoints
 from upft_mlx.batches import Batch, Example, batches_from, make_batch, steps_per_epoch, to_examples
@@ -110,10 +110,17 @@ class Stepper:
     def restore(self, adapter: dict[str, mx.array], arrays: dict[str, mx.array]) -> None:
         """Take back what `adapter_weights` and `arrays` gave."""
         self.model.load_weights(list(adapter.items()), strict=False)
-        state = tree_unflatten(list(arrays.items()))
-        assert isinstance(state, dict)
-        self.optimizer.state.update(state)  # in place: the compiled step holds on to this dict
+        for name, array in arrays.items():
+            _assign(self.optimizer.state, name, array)
         mx.eval(self._state)
+
+
+def _assign(tree: Any, name: str, array: mx.array) -> None:
+    """Set the leaf `a.b.0.c` of a tree in place: the compiled step holds on to the tree's containers."""
+    *path, leaf = name.split(".")
+    for key in path:
+        tree = tree[int(key) if isinstance(tree, list) else key]
+    tree[int(leaf) if isinstance(tree, list) else leaf] = array
 
 
 def train(recipe: Recipe, loaded: Loaded, run: RunDir, notify: Observer = ignore) -> Position:

@@ -1,0 +1,133 @@
+"""Generation: as many tokens as needed, in order, and the same bytes however often it was stopped."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest import MODEL
+
+from upft_mlx.errors import ModelError
+from upft_mlx.events import Event, Progress
+from upft_mlx.generate import generate
+from upft_mlx.models import Loaded
+from upft_mlx.prefix import wanted
+from upft_mlx.problems import Problem, load_problems
+from upft_mlx.recipe import Recipe
+from upft_mlx.rows import Solution, read_rows
+from upft_mlx.rundir import RunDir
+
+MakeRecipe = Callable[..., Recipe]
+
+
+def problems(recipe: Recipe) -> list[Problem]:
+    return load_problems(recipe.problems, builtin="train", limit=recipe.problems.limit)
+
+
+def run(recipe: Recipe, loaded: Loaded, folder: Path) -> bytes:
+    run_dir = RunDir(folder)
+    generate(recipe, loaded, wanted(recipe, problems(recipe)), run_dir)
+    return run_dir.solutions.read_bytes()
+
+
+def test_prefix_rows_are_decoded_to_the_prefix_and_full_rows_to_the_end(
+    make_recipe: MakeRecipe, loaded: Loaded, tmp_path: Path
+) -> None:
+    recipe = make_recipe()
+    run(recipe, loaded, tmp_path)
+    rows = list(read_rows(tmp_path / "solutions.jsonl", Solution))
+    assert [row.problem_id for row in rows] == [problem.id for problem in problems(recipe)]
+    full = [row for row in rows if row.kind == "full"]
+    assert len(full) == 4
+    assert all(len(row.completion_ids) <= 6 for row in rows if row.kind == "prefix")
+    assert max(len(row.completion_ids) for row in full) > 10
+    assert any(row.finish_reason == "stop" for row in full)
+    assert all(loaded.eos_id not in row.completion_ids for row in rows)
+    assert all(row.completion == loaded.tokenizer.decode(row.completion_ids) for row in rows)
+
+
+def test_progress_counts_up_to_all_solutions_and_tokens(
+    make_recipe: MakeRecipe, loaded: Loaded, tmp_path: Path
+) -> None:
+    seen: list[Event] = []
+    recipe = make_recipe()
+    generate(recipe, loaded, wanted(recipe, problems(recipe)), RunDir(tmp_path), seen.append)
+    last = seen[-1]
+    assert isinstance(last, Progress)
+    assert (last.done, last.total) == (20, 20)
+    assert last.tokens >= sum(len(r.completion_ids) for r in read_rows(tmp_path / "solutions.jsonl", Solution))
+
+
+def test_a_file_cut_anywhere_is_continued_to_the_same_bytes(
+    make_recipe: MakeRecipe, loaded: Loaded, tmp_path: Path
+) -> None:
+    recipe = make_recipe()
+    whole = run(recipe, loaded, tmp_path / "whole")
+    for cut in (0, 1, len(whole) // 3, len(whole) // 2, len(whole) - 1, len(whole)):
+        folder = tmp_path / f"cut-{cut}"
+        folder.mkdir()
+        (folder / "solutions.jsonl").write_bytes(whole[:cut])
+        assert run(recipe, loaded, folder) == whole, cut
+
+
+def test_another_seed_samples_other_solutions(make_recipe: MakeRecipe, loaded: Loaded, tmp_path: Path) -> None:
+    assert run(make_recipe(), loaded, tmp_path / "a") != run(make_recipe(seed=1), loaded, tmp_path / "b")
+
+
+def test_sampling_never_sees_the_task_template(
+    make_recipe: MakeRecipe, loaded: Loaded, tmp_path: Path
+) -> None:
+    recipe = make_recipe(generate={"temperature": 0.0})
+    other = make_recipe(generate={"temperature": 0.0}, prefix={"template": " Another template."})
+    assert run(recipe, loaded, tmp_path / "a") == run(other, loaded, tmp_path / "b")
+
+
+def test_a_model_without_chat_template_is_refused(
+    make_recipe: MakeRecipe, loaded: Loaded, tmp_path: Path
+) -> None:
+    class Bare:
+        chat_template = None
+        has_chat_template = False
+
+    bare = Loaded(loaded.model, Bare(), loaded.config, loaded.path, loaded.dtype)
+    with pytest.raises(ModelError, match="no chat template"):
+        run(make_recipe(), bare, tmp_path)
+
+
+@pytest.mark.slow
+def test_sigkill_at_any_moment_loses_nothing_but_the_chunk_in_hand(tmp_path: Path) -> None:
+    """The real command, killed again and again until it gets through, against one that never was."""
+    (tmp_path / "r.yaml").write_text(
+        f"model: {MODEL}\nproblems: {{builtin: arithmetic, limit: 40}}\n"
+        "generate: {max_tokens: 30, batch_size: 2}\nprefix: {length: 8, structure_ratio: 0.3}\n"
+    )
+
+    def start(run_dir: str) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-m", "upft_mlx", "generate", "r.yaml", "--run-dir", run_dir, "--plain"]
+        return subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+
+    process = start("whole")
+    _, error = process.communicate(timeout=120)
+    assert process.returncode == 0, error
+    whole = (tmp_path / "whole" / "solutions.jsonl").read_bytes()
+    file = tmp_path / "killed" / "solutions.jsonl"
+    kills = 0
+    for wait_for in (1, 5, 12, 20):  # lines on the disk, then kill -9 in the middle of the next chunk
+        process = start("killed")
+        while process.poll() is None:
+            if file.exists() and file.read_bytes().count(b"\n") >= wait_for:
+                process.send_signal(signal.SIGKILL)
+                kills += 1
+                break
+            time.sleep(0.005)
+        process.communicate()
+    process = start("killed")
+    _, error = process.communicate(timeout=120)
+    assert process.returncode == 0, error
+    assert kills >= 2
+    assert file.read_bytes() == whole

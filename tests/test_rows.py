@@ -1,0 +1,107 @@
+"""Files survive interruptions: whole or not at all, and appended ones are cut back to whole chunks."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from upft_mlx import rows
+from upft_mlx.errors import RowsError
+from upft_mlx.rows import (
+    Solution,
+    append_chunk,
+    read_json,
+    read_rows,
+    resume,
+    to_line,
+    write_atomically,
+    write_rows,
+)
+
+
+def solution(index: int) -> Solution:
+    return Solution(str(index), 0, "prefix", [index, 2], "text\u2028 with\nnewlines", "length")
+
+
+def test_rows_come_back_as_they_were_written(tmp_path: Path) -> None:
+    path = tmp_path / "solutions.jsonl"
+    write_rows(path, map(solution, range(3)))
+    assert list(read_rows(path, Solution)) == [solution(i) for i in range(3)]
+    assert path.read_bytes().count(b"\n") == 3
+
+
+@given(cut=st.integers(0, 400))
+def test_resume_keeps_whole_chunks_wherever_a_file_was_cut(
+    tmp_path_factory: pytest.TempPathFactory, cut: int
+) -> None:
+    path = tmp_path_factory.mktemp("rows") / "solutions.jsonl"
+    sizes = [2, 2, 1]
+    whole = "".join(to_line(solution(i)) for i in range(5)).encode()
+    ends = [len("".join(to_line(solution(i)) for i in range(n)).encode()) for n in (0, 2, 4, 5)]
+    path.write_bytes(whole[:cut])
+    chunks = resume(path, sizes)
+    assert chunks == max(n for n, end in enumerate(ends) if end <= min(cut, len(whole)))
+    assert path.read_bytes() == whole[: ends[chunks]]
+
+
+def test_resume_drops_lines_beyond_the_last_chunk(tmp_path: Path) -> None:
+    path = tmp_path / "solutions.jsonl"
+    append_chunk(path, [solution(i) for i in range(5)])
+    assert resume(path, [2, 2]) == 2
+    assert len(list(read_rows(path, Solution))) == 4
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("{", "not JSON"),
+        ("[1]", "expected the fields problem_id"),
+        ('{"problem_id": "1"}', "expected the fields problem_id"),
+        (to_line(solution(1)).replace('"prefix"', '"other"'), "kind: 'other' is not"),
+        (to_line(solution(1)).replace("[1, 2]", '["1"]'), "completion_ids"),
+        (to_line(solution(1)).replace('"sample": 0', '"sample": true'), "sample: True is not"),
+    ],
+)
+def test_a_malformed_row_is_named_by_file_and_line(tmp_path: Path, line: str, message: str) -> None:
+    path = tmp_path / "solutions.jsonl"
+    path.write_text(to_line(solution(0)) + line.rstrip("\n") + "\n")
+    with pytest.raises(RowsError, match=rf"solutions\.jsonl:2: .*{message}"):
+        list(read_rows(path, Solution))
+
+
+def test_a_failed_write_leaves_the_old_file_and_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "ledger.json"
+    write_atomically(path, "old")
+
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(rows.os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        write_atomically(path, "new")
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_generator_that_fails_half_way_leaves_no_half_file(tmp_path: Path) -> None:
+    def failing() -> Any:
+        yield solution(0)
+        raise RuntimeError("stop")
+
+    with pytest.raises(RuntimeError):
+        write_rows(tmp_path / "train.jsonl", failing())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_broken_json_says_which_file_to_delete(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.json"
+    path.write_text(json.dumps({"a": 1})[:-1])
+    with pytest.raises(RowsError, match=r"ledger\.json: not JSON; delete it"):
+        read_json(path)

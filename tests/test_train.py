@@ -1,0 +1,265 @@
+"""Training: what a step does, what is kept, and that an interrupted run ends with the bytes of a whole one."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from conftest import MODEL
+from mlx_lm.utils import load as mlx_lm_load
+
+from upft_mlx import train as train_module
+from upft_mlx.checkpoints import Position, latest
+from upft_mlx.errors import ModelError, TrainingError
+from upft_mlx.events import Event, Note
+from upft_mlx.models import add_lora, load
+from upft_mlx.recipe import Lora, Quantize, Recipe, Train
+from upft_mlx.rows import TrainingRow, write_rows
+from upft_mlx.rundir import RunDir
+from upft_mlx.train import Stepper, learning_rate, total_steps, train
+
+MakeRecipe = Callable[..., Recipe]
+
+
+def rows(count: int, seed: int = 0) -> list[TrainingRow]:
+    rng = np.random.default_rng(seed)
+    made = []
+    for index in range(count):
+        prompt = rng.integers(10, 400, int(rng.integers(5, 20))).tolist()
+        completion = rng.integers(10, 400, 24 if index % 5 == 0 else 6).tolist()
+        made.append(TrainingRow(f"{index}/0", str(index), 0, "prefix", "", "", prompt, completion))
+    return made
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunDir:
+    run_dir = RunDir(tmp_path / "run")
+    write_rows(run_dir.train, rows(14))
+    write_rows(run_dir.valid, rows(3, seed=1))
+    return run_dir
+
+
+def metrics(run: RunDir) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in run.metrics.read_text().splitlines()]
+
+
+def comparable(run: RunDir) -> list[dict[str, Any]]:
+    """The metrics without what the clock and the allocator say."""
+    clock = ("seconds", "tokens_per_second", "peak_memory_bytes")
+    return [{k: v for k, v in line.items() if k not in clock} for line in metrics(run)]
+
+
+def test_training_lowers_the_loss_and_writes_what_mlx_lm_loads(make_recipe: MakeRecipe, run: RunDir) -> None:
+    recipe = make_recipe(train={"epochs": 4, "learning_rate": 1e-2})
+    position = train(recipe, load(MODEL), run)
+    lines = metrics(run)
+    assert lines[-1]["loss"] < lines[0]["loss"] - 0.1
+    assert position.step == lines[-1]["step"] == 16
+    assert sum(line["supervised_tokens"] for line in lines) == position.trained_tokens == 4 * (11 * 6 + 3 * 24)
+    assert sum(line["examples"] for line in lines) == 4 * 14
+    assert [line["step"] for line in lines] == [1, 2, 4, 6, 8, 10, 12, 14, 16]
+    model, *_ = mlx_lm_load(str(MODEL), adapter_path=str(run.adapter))
+    base, *_ = mlx_lm_load(str(MODEL))
+    tokens = mx.array([[11, 12, 13]])
+    assert not mx.allclose(model(tokens), base(tokens), atol=1e-2)
+
+
+def test_the_reported_loss_is_the_mean_of_the_steps_since_the_last_report(
+    make_recipe: MakeRecipe, run: RunDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    losses = iter([8.0, 4.0, 2.0, 1.0])
+    monkeypatch.setattr(Stepper, "step", lambda *_: next(losses))
+    monkeypatch.setattr(Stepper, "loss", lambda *_: 3.0)
+    train(make_recipe(train={"steps": 4, "report_every": 3, "validate_every": 9}), load(MODEL), run)
+    assert [(line["step"], line["loss"]) for line in metrics(run)] == [(1, 8.0), (3, 3.0), (4, 1.0)]
+
+
+def interrupted(recipe: Recipe, run: RunDir, after: int) -> None:
+    """Train until `after` steps are done, then fail as if the process had been killed."""
+
+    class Killed(BaseException):
+        pass
+
+    def stop(event: Event) -> None:
+        if type(event).__name__ == "Progress" and getattr(event, "done", 0) == after:
+            raise Killed
+
+    with pytest.raises(Killed):
+        train(recipe, load(MODEL), run, stop)
+
+
+@pytest.mark.parametrize("stops", [[1], [3], [5], [2, 7], [1, 2, 3, 4, 5, 6, 7]])
+def test_a_stopped_run_ends_with_the_bytes_of_a_whole_one(
+    make_recipe: MakeRecipe, run: RunDir, tmp_path: Path, stops: list[int]
+) -> None:
+    settings = {"epochs": 2, "checkpoint_every": 2, "validate_every": 3, "report_every": 3, "schedule": "cosine"}
+    recipe = make_recipe(train=settings, lora={"dropout": 0.1})
+    whole = RunDir(tmp_path / "whole")
+    shutil.copytree(run.root, whole.root)
+    train(recipe, load(MODEL), whole)
+    for after in stops:
+        interrupted(recipe, run, after)
+    train(recipe, load(MODEL), run)
+    for name in ("adapters.safetensors", "adapter_config.json"):
+        assert (run.adapter / name).read_bytes() == (whole.adapter / name).read_bytes(), name
+    assert comparable(run) == comparable(whole)
+
+
+def test_the_best_validation_loss_is_kept_or_the_last_step(
+    make_recipe: MakeRecipe, run: RunDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    adapters: list[dict[str, mx.array]] = []
+    losses = iter([3.0, 1.0, 2.0] * 2)
+
+    def loss(self: Stepper, *_: Any) -> float:
+        adapters.append(train_module.adapter_weights(self.model))
+        return next(losses)
+
+    monkeypatch.setattr(Stepper, "loss", loss)
+    notes: list[str] = []
+
+    def note(event: Event) -> None:
+        if isinstance(event, Note):
+            notes.append(event.text)
+
+    settings = {"steps": 3, "validate_every": 1}
+    position = train(make_recipe(train=settings), load(MODEL), run, note)
+    assert (position.best_step, position.best_loss) == (2, 1.0)
+    assert_same(mx.load(str(run.adapter / "adapters.safetensors")), adapters[1])
+    assert notes[-1] == "adapter/ holds step 2, the best validation loss (1.0000)"
+    shutil.rmtree(run.adapter)
+    train(make_recipe(train={**settings, "save": "last"}), load(MODEL), run, note)
+    assert_same(mx.load(str(run.adapter / "adapters.safetensors")), adapters[5])
+    assert notes[-1] == "adapter/ holds the last step (3)"
+
+
+def assert_same(found: Any, expected: dict[str, mx.array]) -> None:
+    assert found.keys() == expected.keys()
+    for name, array in expected.items():
+        assert mx.array_equal(found[name], array), name
+
+
+def test_without_validation_rows_the_last_step_is_kept(make_recipe: MakeRecipe, run: RunDir) -> None:
+    write_rows(run.valid, [])
+    position = train(make_recipe(train={"steps": 2}), load(MODEL), run)
+    assert position.best_loss is None
+    assert "valid_loss" not in metrics(run)[-1]
+    assert (run.adapter / "adapters.safetensors").exists()
+
+
+def test_only_the_last_checkpoints_are_kept(make_recipe: MakeRecipe, run: RunDir) -> None:
+    train(make_recipe(train={"steps": 7, "checkpoint_every": 2, "keep": 2}), load(MODEL), run)
+    assert sorted(path.name for path in run.checkpoints.glob("step-*")) == ["step-0000006", "step-0000007"]
+
+
+@pytest.mark.parametrize("missing", ["adapters.safetensors", "optimizer.safetensors", "position.json"])
+def test_an_incomplete_checkpoint_is_refused_with_what_is_missing(
+    make_recipe: MakeRecipe, run: RunDir, missing: str
+) -> None:
+    recipe = make_recipe(train={"epochs": 2})
+    interrupted(recipe, run, 3)
+    os.unlink(run.checkpoints / "step-0000002" / missing)
+    with pytest.raises(TrainingError, match=rf"incomplete checkpoint, {missing} missing; delete this folder"):
+        train(recipe, load(MODEL), run)
+
+
+def test_a_checkpoint_holds_everything_the_next_step_depends_on(make_recipe: MakeRecipe, run: RunDir) -> None:
+    interrupted(make_recipe(train={"epochs": 2}), run, 3)
+    found = latest(run.checkpoints)
+    assert found is not None
+    position, adapter, optimizer = found
+    assert isinstance(position, Position)
+    assert position.step == 2
+    assert len(optimizer) == 2 * len(adapter) + 2  # two moments each, the step and the learning rate
+    assert all(array.dtype == mx.float32 for array in adapter.values())
+    assert {array.dtype for array in optimizer.values()} == {mx.float32, mx.uint64}
+
+
+def test_a_loss_that_is_not_finite_stops_with_step_and_rows_and_keeps_the_checkpoint(
+    make_recipe: MakeRecipe, run: RunDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = Stepper.step
+
+    def step(self: Stepper, batch: Any, rate: float, seed: int) -> float:
+        loss = original(self, batch, rate, seed)
+        return math.nan if int(self.optimizer.step.item()) == 4 else loss
+
+    monkeypatch.setattr(Stepper, "step", step)
+    with pytest.raises(TrainingError, match=r"step 4: the loss is nan \(learning rate 0\.001, rows \d+/0, "):
+        train(make_recipe(train={"epochs": 2}), load(MODEL), run)
+    found = latest(run.checkpoints)
+    assert found is not None
+    assert found[0].step == 2
+
+
+def test_rows_without_room_for_a_completion_are_refused(make_recipe: MakeRecipe, run: RunDir) -> None:
+    with pytest.raises(TrainingError, match=r"no row has a completion within train\.max_length: 3 tokens"):
+        train(make_recipe(train={"max_length": 3}), load(MODEL), run)
+
+
+@pytest.mark.parametrize(
+    ("settings", "step", "expected"),
+    [
+        ({}, 1, 1 / 3),
+        ({}, 3, 1.0),
+        ({}, 4, 1.0),
+        ({}, 100, 1.0),
+        ({"warmup_ratio": 0.0}, 1, 1.0),
+        ({"schedule": "cosine"}, 3, 1.0),
+        ({"schedule": "cosine", "warmup_ratio": 0.0}, 50, 0.55),
+        ({"schedule": "cosine"}, 100, 0.1),
+    ],
+)
+def test_learning_rate(settings: dict[str, Any], step: int, expected: float) -> None:
+    found = learning_rate(Train(**{"learning_rate": 2e-4, **settings}), step, 100)
+    assert found == pytest.approx(2e-4 * expected)
+
+
+def test_steps_are_given_or_follow_from_epochs() -> None:
+    assert total_steps(Train(batch_size=4), 9) == 3
+    assert total_steps(Train(batch_size=4, epochs=2), 9) == 6
+    assert total_steps(Train(batch_size=4, steps=50), 9) == 50
+
+
+def test_clipping_bounds_the_first_step_to_the_same_direction(make_recipe: MakeRecipe, run: RunDir) -> None:
+    """AdamW's first step is sign-like, so clipping shows in the second moment it leaves behind."""
+    norms = {}
+    for clip in (None, 1e-3):
+        shutil.rmtree(run.adapter, ignore_errors=True)
+        train(make_recipe(train={"steps": 1, "clip_norm": clip}), load(MODEL), run)
+        found = latest(run.checkpoints)
+        assert found is not None
+        moments = [array for name, array in found[2].items() if name.endswith(".m")]
+        norms[clip] = math.sqrt(sum(float(mx.square(m).sum().item()) for m in moments)) / (1 - 0.9)  # type: ignore[arg-type]
+    assert norms[1e-3] == pytest.approx(1e-3, rel=1e-3)
+    assert norms[None] is not None
+    assert norms[None] > 1e-2
+
+
+@pytest.mark.parametrize("quantize", [None, Quantize(bits=4, group_size=32), Quantize(bits=8, group_size=32)])
+def test_the_adapter_is_float32_on_plain_and_quantized_models(quantize: Quantize | None) -> None:
+    loaded = load(MODEL, quantize=quantize)
+    config = add_lora(loaded, Lora(rank=3, scale=2.0, num_layers=2), seed=0)
+    weights = train_module.adapter_weights(loaded.model)
+    assert {array.dtype for array in weights.values()} == {mx.float32}
+    assert {name.split(".")[2] for name in weights} == {"2", "3"}
+    assert all(3 in array.shape for array in weights.values())
+    assert config["lora_parameters"] == {"rank": 3, "scale": 2.0, "dropout": 0.0}
+
+
+def test_keys_choose_the_modules_and_too_many_layers_are_refused() -> None:
+    loaded = load(MODEL)
+    add_lora(loaded, Lora(keys=("self_attn.q_proj",)), seed=0)
+    assert all("self_attn.q_proj.lora_" in name for name in train_module.adapter_weights(loaded.model))
+    with pytest.raises(ModelError, match=r"lora\.num_layers: 9, but the model has 4 layers"):
+        add_lora(load(MODEL), Lora(num_layers=9), seed=0)
+    with pytest.raises(ModelError, match=r"no module 'q_proj'.*self_attn\.q_proj"):
+        add_lora(load(MODEL), Lora(keys=("q_proj",)), seed=0)
