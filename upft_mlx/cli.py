@@ -1,10 +1,12 @@
 """The `upft` command. The only module that knows click; errors become messages and exit statuses here.
 
-Whatever is slow to import (pydantic, Rich, MLX) is imported inside the functions: `upft --help` answers at once.
+Whatever is slow to import (pydantic, Rich, MLX) is imported inside the functions: `upft --help` answers
+at once.
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import sys
@@ -56,8 +58,9 @@ def _help(text: str, *examples: str) -> str:
 @click.group(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     help=_help(
-        "Unsupervised Prefix Fine-Tuning on a Mac: sample the first tokens of one solution per problem, fine-tune "
-        "on those alone, measure base against tuned, fuse. RECIPE is a YAML file or the name of a shipped recipe.",
+        "Unsupervised Prefix Fine-Tuning on a Mac: sample the first tokens of one solution per problem, "
+        "fine-tune on those alone, measure base against tuned, fuse. RECIPE is a YAML file or the name of a "
+        "shipped recipe.",
         "upft demo",
         "upft run my-recipe.yaml --set prefix.length=8",
     ),
@@ -67,7 +70,9 @@ def cli() -> None:
     """The group; its help is above."""
 
 
-@cli.command(help=_help("Run the quickstart recipe: embedded model and problems, offline, in minutes.", "upft demo"))
+@cli.command(
+    help=_help("Run the quickstart recipe: embedded model and problems, offline, in minutes.", "upft demo")
+)
 @_common
 def demo(**options: Any) -> None:
     """See the help."""
@@ -99,7 +104,9 @@ def _stage_command(stage: str, text: str) -> None:
         _run(recipe, stage, **options)
 
 
-_stage_command("generate", "Sample the solutions that RECIPE needs into solutions.jsonl; continues where it stopped.")
+_stage_command(
+    "generate", "Sample the solutions that RECIPE needs into solutions.jsonl; continues where it stopped."
+)
 _stage_command("build", "Turn solutions.jsonl into the training and validation rows in dataset/.")
 _stage_command("train", "Train the LoRA adapter on dataset/; continues from the last checkpoint.")
 _stage_command("evaluate", "Measure base and, once there is an adapter, tuned on the recipe's benchmarks.")
@@ -142,7 +149,7 @@ def _run(
 def _execute(recipe: Recipe, run_dir: Path, stage: str | None, *, plain: bool, as_json: bool) -> None:
     from upft_mlx import pipeline, ui
 
-    with ui.open_view(plain=plain, stderr=as_json) as notify:
+    with _writing_to(run_dir), ui.open_view(plain=plain, stderr=as_json) as notify:
         if stage is None:
             facts = pipeline.run(recipe, run_dir, notify)
         else:
@@ -162,6 +169,17 @@ def _quiet_libraries() -> None:
 
 
 @contextmanager
+def _writing_to(run_dir: Path) -> Iterator[None]:
+    """Name the run directory in errors that name no file, such as those of a full disk."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None and error.errno is not None:
+            error.filename = str(run_dir)
+        raise
+
+
+@contextmanager
 def _edge(*, debug: bool) -> Iterator[None]:
     """Turn errors into one message and an exit status: 1 failed, 2 recipe or usage, 130 interrupted."""
     try:
@@ -176,11 +194,14 @@ def _edge(*, debug: bool) -> Iterator[None]:
         if debug:
             raise
         where = f"{error.filename}: " if error.filename else ""
-        _fail(1, f"{where}{error.strerror or error}; what is done is kept, the same command continues")
+        room = "make room, then " if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else ""
+        _fail(1, f"{where}{error.strerror or error}; what is done is kept: {room}run the same command again")
     except Exception as error:
         if debug:
             raise
-        _fail(1, f"unexpected {type(error).__name__}: {error}; run again with --debug and report what it shows")
+        _fail(
+            1, f"unexpected {type(error).__name__}: {error}; run again with --debug and report what it shows"
+        )
 
 
 def _fail(status: int, message: str) -> None:

@@ -127,7 +127,7 @@ def _size(loaded: Loaded, way: str) -> int:
 def _judge(recipe: Recipe, loaded: Loaded, measured: list[Fidelity], notify: Observer) -> None:
     """Say what is kept; refuse a way that was asked for and keeps too little."""
     chosen, least = measured[-1], recipe.publish.min_retained
-    if chosen.retained >= least:
+    if chosen.retained >= least or least == 0:
         return
     text = (
         f"fusing as {chosen.fuse} keeps {chosen.retained:.1%} of the adapter's effect "
@@ -136,7 +136,7 @@ def _judge(recipe: Recipe, loaded: Loaded, measured: list[Fidelity], notify: Obs
     if recipe.publish.fuse == "auto":
         notify(Note(f"{text}; no smaller way keeps more, the adapter itself is in adapter/"))
     else:
-        raise UpftError(f"{text}; set publish.fuse: auto, bf16 or fp16, or lower publish.min_retained")
+        raise UpftError(f"{text}; set publish.fuse: auto, bf16 or fp16, or publish.min_retained: 0 to fuse all the same")
 
 
 def _save(loaded: Loaded, layers: dict[str, nn.Module], way: str, run: RunDir) -> None:

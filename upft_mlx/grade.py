@@ -11,8 +11,11 @@ take long there is graded wrong unless it is written exactly like the gold answe
 
 import logging
 import re
+import sys
+from collections.abc import Callable
 from fractions import Fraction
 from functools import lru_cache
+from types import FrameType
 from typing import Any
 
 from upft_mlx.answers import extract_answer, normalize_answer, normalize_gold
@@ -20,14 +23,15 @@ from upft_mlx.values import MAX_LENGTH, Group, Number, as_group, as_number, by_n
 
 __all__ = ["extract_answer", "is_correct", "normalize_answer", "normalize_gold"]
 
+BUDGET = 1_000_000  # Python calls that one parse or comparison may take
 MAX_PARTS = 32  # of a group; a longer one is compared as text only
 MAX_DEPTH = 8  # brackets inside brackets
-MAX_EXPONENT = 9999  # of a number or a symbol, 2^{4950} for instance
+MAX_EXPONENT = 100  # of a number or a symbol; 9999 where there is no function and no root, as in 2^{4950}
 MAX_BRACKET_EXPONENT = 10  # of a bracket, which sympy may have to expand
 ROUNDED_PLACES = 6  # digits behind the point from which a decimal may stand for a fraction
 
 _BASED = re.compile(r"\d\s*_")  # 52_8: Math-Verify drops the base
-_HEAVY = re.compile(r"\\(?:int|iint|oint|prod|lim|binom|choose)(?![a-z])|\\(?:cdots|ldots|dots)|!!|[)}\]]\s*!|\d{5,}!")
+_HEAVY = re.compile(r"\\(?:int|iint|oint|prod|lim|binom|choose)(?![a-z])|\\(?:cdots|ldots|dots)|!!|[)}\]]\s*!|\d{3,}\s*!")
 _EXPONENT = re.compile(r"(?P<bracket>[)}\]])?\s*(?:\^|\*\*)\s*(?:\{(?P<braced>[^{}]*)|(?P<bare>-?\d|[^\d]))")
 _PERCENT_BEHIND = re.compile(r"boxed\s*\{[^{}]*\}[\s$]*(?:\\?%|percent|pct)")
 _WHOLE = re.compile(r"[<>]|\\begin|\\(?:le|ge|ne)(?![a-z])|(?<!\\)=")
@@ -136,12 +140,12 @@ def too_costly(answer: str) -> bool:
         return True
     if answer.count(r"\sum") > 1 or (r"\sum" in answer and re.search(r"\d{3}", answer)):
         return True
-    powers = 0
+    powers, plain = 0, not re.search(r"\\(?!frac|cdot|times|pi|left|right)[a-z]", answer)
     for power in _EXPONENT.finditer(answer):
         exponent = power["braced"] if power["braced"] is not None else power["bare"]
         largest = max(map(int, re.findall(r"\d+", exponent, re.A)), default=0)
         powers += bool(power["bracket"])
-        limit = MAX_BRACKET_EXPONENT if power["bracket"] else MAX_EXPONENT
+        limit = MAX_BRACKET_EXPONENT if power["bracket"] else MAX_EXPONENT * (100 if plain else 1)
         if "^" in exponent or largest > limit or powers > 4:
             return True
     return False
@@ -157,23 +161,48 @@ def _depth(answer: str) -> int:
 
 
 def _verify(wanted: str, given: str) -> bool:
-    """Math-Verify's verdict, without its signal-based timeouts; what it cannot read is unequal."""
-    parse, verify, config = _math_verify()
+    """Math-Verify's verdict, without its signal-based timeouts; what it cannot read or finish is unequal."""
+    parse, verify, config, exhausted = _math_verify()
+    options = {"extraction_config": [config], "fallback_mode": "no_fallback", "parsing_timeout": None}
     try:
         gold, answer = (
-            parse(rf"\boxed{{{text}}}", [config], fallback_mode="no_fallback", parsing_timeout=None)
-            for text in (wanted, given)
+            _within_budget(exhausted, parse, rf"\boxed{{{text}}}", **options) for text in (wanted, given)
         )
-        return bool(verify(gold, answer, timeout_seconds=None))
-    except Exception:  # sympy raises nearly anything on a model's text
+        return bool(_within_budget(exhausted, verify, gold, answer, timeout_seconds=None))
+    except (Exception, exhausted):  # sympy raises nearly anything on a model's text
         return False
 
 
-@lru_cache(maxsize=1)
-def _math_verify() -> tuple[Any, Any, Any]:
-    """`parse`, `verify` and the extraction; imported on first need, since sympy takes seconds to load."""
-    from math_verify import LatexExtractionConfig, parse, verify
+def _within_budget(exhausted: type[BaseException], function: Callable[..., Any], *args: Any, **options: Any) -> Any:
+    """`function`'s result, or `exhausted` raised in it after BUDGET calls of Python functions.
 
-    for module in ("parser", "grader"):  # both warn once that their timeouts are off
+    Counted by the profiling hook of this thread: it works in any thread and does not depend on the machine's speed.
+    Under a profiler nothing is counted.
+    """
+    if sys.getprofile() is not None:
+        return function(*args, **options)
+    left = BUDGET
+
+    def count(_frame: FrameType, event: str, _argument: Any) -> None:
+        nonlocal left
+        if event == "call":
+            left -= 1
+            if left < 0:
+                raise exhausted
+
+    sys.setprofile(count)
+    try:
+        return function(*args, **options)
+    finally:
+        sys.setprofile(None)
+
+
+@lru_cache(maxsize=1)
+def _math_verify() -> tuple[Any, Any, Any, type[BaseException]]:
+    """`parse`, `verify`, the extraction and the timeout; imported on first need, since sympy takes seconds to load."""
+    from math_verify import LatexExtractionConfig, parse, verify
+    from math_verify.errors import TimeoutException
+
+    for module in ("parser", "grader"):  # both warn that their timeouts are off, and of each expression given up
         logging.getLogger(f"math_verify.{module}").setLevel(logging.ERROR)
-    return parse, verify, LatexExtractionConfig(boxed_match_priority=0)
+    return parse, verify, LatexExtractionConfig(boxed_match_priority=0), TimeoutException

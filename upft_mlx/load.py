@@ -24,11 +24,15 @@ _NUMBER = re.compile(
 
 
 class _Loader(yaml.SafeLoader):
-    """A private loader: PyYAML reads `1e-5` as text, and mlx-lm changes the shared one when imported."""
+    """A private loader: PyYAML reads `1e-5` as text, and mlx-lm changes the shared one when imported.
+
+    No field is a date, so a value that looks like one stays a text.
+    """
 
 
+_REPLACED = ("tag:yaml.org,2002:float", "tag:yaml.org,2002:timestamp")
 _Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:float"]
+    first: [(tag, pattern) for tag, pattern in resolvers if tag not in _REPLACED]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
 _Loader.add_implicit_resolver("tag:yaml.org,2002:float", _NUMBER, list("-+0123456789."))
@@ -45,16 +49,15 @@ def load_recipe(path_or_name: str | Path, overrides: Sequence[str] = ()) -> Reci
     path = find_recipe(path_or_name)
     text = _read(path)
     data = _parse(path, text)
-    _resolve_paths(data, path.parent)
+    _resolve_paths(data, path.parent, str(path))
     data.setdefault("name", path.stem)
-    for override in overrides:
-        _override(data, override)
+    patches = [_override(data, override) for override in overrides]
     try:
         return Recipe.model_validate(data)
     except ValidationError as error:
         lines = _lines(text)
-        problems = [_describe(path, lines, dict(item), overrides) for item in error.errors()]
-        raise RecipeError("\n".join(problems)) from None
+        problems = [_describe(path, lines, dict(item), patches) for item in error.errors()]
+        raise RecipeError("\n".join(dict.fromkeys(problems))) from None
 
 
 def shipped_recipes() -> dict[str, Path]:
@@ -72,15 +75,20 @@ def find_recipe(path_or_name: str | Path) -> Path:
         RecipeError: if there is neither, with the nearest shipped name.
     """
     path = Path(path_or_name)
-    if path.is_file():
-        return path
-    if path.is_dir():
-        raise RecipeError(f"{path}: is a folder, not a recipe; name a .yaml file")
+    try:
+        if path.is_file():
+            return path
+        if path.is_dir():
+            raise RecipeError(f"{path}: is a folder, not a recipe; name a .yaml file")
+    except OSError as error:
+        raise RecipeError(f"{path}: cannot be read: {error.strerror}") from None
     shipped = shipped_recipes()
     if str(path_or_name) in shipped:
         return shipped[str(path_or_name)]
     near = difflib.get_close_matches(path.stem, shipped, n=1)
-    hint = f"did you mean the shipped recipe {near[0]!r}?" if near else f"shipped recipes: {', '.join(shipped)}"
+    hint = (
+        f"did you mean the shipped recipe {near[0]!r}?" if near else f"shipped recipes: {', '.join(shipped)}"
+    )
     raise RecipeError(f"{path}: no such recipe file, and no shipped recipe of that name; {hint}")
 
 
@@ -96,16 +104,28 @@ def _read(path: Path) -> str:
 def _parse(path: Path, text: str) -> dict[str, Any]:
     try:
         data = yaml.load(text, Loader=_Loader)  # a SafeLoader: it builds plain values only
-        node = yaml.compose(text, Loader=_Loader)
+        _refuse_duplicates(path, yaml.compose(text, Loader=_Loader))
     except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f"{path}:{mark.line + 1}" if mark else str(path)
-        raise RecipeError(f"{where}: not valid YAML: {getattr(error, 'problem', None) or error}") from None
+        raise RecipeError(_not_yaml(path, text, error)) from None
+    except RecursionError:
+        raise RecipeError(
+            f"{path}: not a recipe: nested too deeply, or an alias (*) contains itself"
+        ) from None
+    except ValueError as error:  # an explicit tag that does not fit, for example `!!int x`
+        raise RecipeError(f"{path}: not valid YAML: {error}") from None
     if not isinstance(data, dict):
         found = "nothing" if data is None else f"a {type(data).__name__}"
         raise RecipeError(f"{path}: a recipe is a mapping of fields to values, found {found}")
-    _refuse_duplicates(path, node)
     return data
+
+
+def _not_yaml(path: Path, text: str, error: yaml.YAMLError) -> str:
+    if isinstance(error, yaml.reader.ReaderError):
+        line = text.count("\n", 0, error.position) + 1
+        return f"{path}:{line}: not valid YAML: character {error.character:#04x}: {error.reason}"
+    mark = getattr(error, "problem_mark", None)
+    where = f"{path}:{mark.line + 1}" if mark else str(path)
+    return f"{where}: not valid YAML: {getattr(error, 'problem', None) or error}"
 
 
 def _refuse_duplicates(path: Path, node: yaml.Node | None) -> None:
@@ -114,7 +134,9 @@ def _refuse_duplicates(path: Path, node: yaml.Node | None) -> None:
         for key, value in node.value:
             line = key.start_mark.line + 1
             if key.value in seen:
-                raise RecipeError(f"{path}:{line}: {key.value} is given twice (first on line {seen[key.value]})")
+                raise RecipeError(
+                    f"{path}:{line}: {key.value} is given twice (first on line {seen[key.value]})"
+                )
             seen[key.value] = line
             _refuse_duplicates(path, value)
     elif isinstance(node, yaml.SequenceNode):
@@ -122,52 +144,66 @@ def _refuse_duplicates(path: Path, node: yaml.Node | None) -> None:
             _refuse_duplicates(path, value)
 
 
-def _resolve_paths(data: dict[str, Any], folder: Path) -> None:
+def _resolve_paths(data: dict[str, Any], folder: Path, where: str) -> None:
     """Make the paths in `data` absolute, relative ones starting at `folder`."""
-    if isinstance(model := data.get("model"), str) and _is_path(model, folder):
-        data["model"] = _absolute(model, folder)
-    sections = [data.get("problems")]
+    if isinstance(model := data.get("model"), str) and model:
+        path = _absolute(model, folder, f"{where}: model")
+        data["model"] = path if model.startswith((".", "/", "~")) or Path(path).is_dir() else model
+    sections = [("problems.path", data.get("problems"))]
     if isinstance(evaluate := data.get("evaluate"), dict):
         benchmarks = evaluate.get("benchmarks")
-        sections += benchmarks if isinstance(benchmarks, list) else []
-    for section in sections:
-        if isinstance(section, dict) and isinstance(path := section.get("path"), str):
-            section["path"] = _absolute(path, folder)
+        entries = benchmarks if isinstance(benchmarks, list) else []
+        sections += [(f"evaluate.benchmarks.{index}.path", entry) for index, entry in enumerate(entries)]
+    for field, section in sections:
+        if isinstance(section, dict) and isinstance(given := section.get("path"), str):
+            section["path"] = _absolute(given, folder, f"{where}: {field}")
 
 
-def _is_path(model: str, folder: Path) -> bool:
-    return model.startswith((".", "/", "~")) or (bool(model) and (folder / model).is_dir())
+def _absolute(path: str, folder: Path, where: str) -> str:
+    try:
+        absolute = (folder / Path(path).expanduser()).resolve()
+        absolute.is_dir()  # a name that is too long for the file system fails here
+    except (OSError, RuntimeError, ValueError) as error:  # `~nobody`, a NUL, a name that is too long
+        shown = path if len(path) <= 60 else path[:57] + "..."
+        reason = getattr(error, "strerror", None) or error
+        raise RecipeError(f"{where}: {shown!r}: cannot be a path: {reason}") from None
+    return str(absolute)
 
 
-def _absolute(path: str, folder: Path) -> str:
-    return str((folder / Path(path).expanduser()).resolve())
+def _override(data: dict[str, Any], override: str) -> dict[str, Any]:
+    """Apply one `section.field=value`; the value is read as YAML.
 
-
-def _override(data: dict[str, Any], override: str) -> None:
-    """Apply one `section.field=value`; the value is read as YAML."""
+    Returns:
+        The override as nested mappings.
+    """
     field, equals, text = override.partition("=")
     keys = field.strip().split(".")
     if not equals or not all(keys):
-        raise RecipeError(f"--set {override}: expected section.field=value, for example train.learning_rate=1e-5")
+        raise RecipeError(
+            f"--set {override}: expected section.field=value, for example train.learning_rate=1e-5"
+        )
     try:
         value = yaml.load(text, Loader=_Loader)  # a SafeLoader: it builds plain values only
-    except yaml.YAMLError:
-        raise RecipeError(f"--set {override}: {text!r} is not a valid value") from None
+    except (yaml.YAMLError, ValueError, RecursionError):
+        raise RecipeError(
+            f"--set {override}: {text!r} is not a valid value; quote it if it is a text"
+        ) from None
     patch: Any = value
     for key in reversed(keys):
         patch = {key: patch}
-    _resolve_paths(patch, Path.cwd())
-    if keys[0] == "problems":
-        _replace_source(data, keys)
+    _resolve_paths(patch, Path.cwd(), "--set")
+    _replace_source(data, patch)
     _merge(data, patch)
+    return dict(patch)
 
 
-def _replace_source(data: dict[str, Any], keys: list[str]) -> None:
+def _replace_source(data: dict[str, Any], patch: dict[str, Any]) -> None:
     """`--set problems.path=...` replaces the recipe's own source instead of adding a second one."""
     sources = ("path", "dataset", "builtin")
-    if isinstance(section := data.get("problems"), dict) and keys[-1] in sources:
+    old, new = data.get("problems"), patch.get("problems")
+    if isinstance(old, dict) and isinstance(new, dict) and any(source in new for source in sources):
         for source in sources:
-            section.pop(source, None)
+            old.pop(source, None)
 
 
 def _merge(data: dict[str, Any], patch: dict[str, Any]) -> None:
@@ -195,32 +231,75 @@ def _lines(text: str) -> dict[tuple[Any, ...], int]:
 
 
 def _describe(
-    path: Path, lines: dict[tuple[Any, ...], int], error: dict[str, Any], overrides: Sequence[str]
+    path: Path,
+    lines: dict[tuple[Any, ...], int],
+    error: dict[str, Any],
+    patches: Sequence[dict[str, Any]],
 ) -> str:
     """One pydantic error as `file:line: section.field: value: what is wrong; what to do`."""
     loc = tuple(part for part in error["loc"] if not str(part).startswith("function-"))
-    field = ".".join(map(str, loc)) or "recipe"
-    if any(o.partition("=")[0].strip() == field for o in overrides):
-        where = "--set"
-    else:
-        line = next((lines[loc[:n]] for n in range(len(loc), 0, -1) if loc[:n] in lines), None)
-        where = f"{path}:{line}" if line else str(path)
-    if error["type"] == "extra_forbidden":
+    loc = loc[:3] if loc[:2] == ("prompt", "chat_template_args") else loc  # one error, not one per type
+    message = _in_yaml_terms(str(error["msg"]), loc)
+    if not loc:  # the fields of two sections do not fit: the message begins with the one to look at
+        name, _, message = message.partition(": ")
+        loc = tuple(name.split("."))
+    where, field = _where(path, lines, loc, patches), ".".join(map(str, loc))
+    if error["type"] in ("extra_forbidden", "invalid_key"):
         return f"{where}: {field}: unknown field; {_suggest(loc)}"
     if error["type"] == "missing":
         return f"{where}: {field}: missing, a recipe needs it"
-    message = str(error["msg"]).removeprefix("Value error, ").replace("Input should", "should")
     if error["type"] == "value_error":
         return f"{where}: {field}: {message}"
     return f"{where}: {field}: {error['input']!r}: {message}"
 
 
+def _where(
+    path: Path, lines: dict[tuple[Any, ...], int], loc: tuple[Any, ...], patches: Sequence[dict[str, Any]]
+) -> str:
+    if any(_reaches(patch, loc) for patch in patches):
+        return "--set"
+    line = next((lines[loc[:n]] for n in range(len(loc), 0, -1) if loc[:n] in lines), None)
+    return f"{path}:{line}" if line else str(path)
+
+
+def _reaches(value: Any, loc: tuple[Any, ...]) -> bool:
+    """Whether nested mappings and lists hold something at `loc`."""
+    for part in loc:
+        here = value if isinstance(value, dict) else dict(enumerate(value)) if isinstance(value, list) else {}
+        if part not in here:
+            return False
+        value = here[part]
+    return True
+
+
+def _in_yaml_terms(message: str, loc: tuple[Any, ...]) -> str:
+    """A message of pydantic's without Python's names of things."""
+    if loc[:2] == ("prompt", "chat_template_args") and len(loc) > 2:
+        return "should be true, false, an integer or a text"
+    if message.startswith("String should match pattern"):
+        return "should be letters, digits, `.`, `_` and `-` only and begin with a letter or digit; set `name`"
+    message = message.removeprefix("Value error, ")
+    message = re.sub(r"^(Input|String|Tuple|List) should", "should", message)
+    message = re.sub(r"a valid dictionary( or instance of \w+)?", "a mapping of fields to values", message)
+    return message.replace("a valid tuple", "a list").replace("a valid string", "a text")
+
+
 def _suggest(loc: tuple[Any, ...]) -> str:
     """The nearest valid name of a misspelt field, else all of them."""
     fields = _fields_at(loc[:-1])
-    near = difflib.get_close_matches(str(loc[-1]), fields, n=1, cutoff=0.5)
+    near = _in_another_section(loc) or difflib.get_close_matches(str(loc[-1]), fields, n=1, cutoff=0.5)
     valid = f"valid here: {', '.join(fields)}"
     return f"did you mean {near[0]!r}? ({valid})" if near else valid
+
+
+def _in_another_section(loc: tuple[Any, ...]) -> list[str]:
+    """The sections' fields of exactly this name, as `section.field`."""
+    return [f"{section}.{loc[-1]}" for section in Recipe.model_fields if loc[-1] in _fields_of(section)]
+
+
+def _fields_of(section: str) -> list[str]:
+    kind = _section_type(Recipe.model_fields[section].annotation)
+    return list(kind.model_fields) if kind else []
 
 
 def _fields_at(loc: tuple[Any, ...]) -> list[str]:

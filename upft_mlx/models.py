@@ -26,7 +26,6 @@ BUILTIN = {"builtin:arithmetic": "model"}
 _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[\w.-]+$")
 _FILES = ["*.json", "model*.safetensors", "*.py", "tokenizer.model", "*.tiktoken", "*.txt", "*.jinja"]
 _PROBE_BYTES = 1 << 20
-_LOADING_ERRORS = (ValueError, KeyError, TypeError, AttributeError, OSError, RuntimeError)
 
 
 @dataclass
@@ -55,7 +54,7 @@ class Loaded:
     def generation_config(self) -> dict[str, Any]:
         """The model's own sampling settings, empty where it has none."""
         path = self.path / "generation_config.json"
-        return dict(json.loads(path.read_text())) if path.exists() else {}
+        return _json_object(path) if path.exists() else {}
 
 
 def find_model(recipe: Recipe) -> Path:
@@ -83,7 +82,7 @@ def find_model(recipe: Recipe) -> Path:
 
 def _download(name: str, revision: str | None) -> Path:
     from huggingface_hub import constants, snapshot_download
-    from huggingface_hub.errors import (
+    from huggingface_hub.errors import (  # type: ignore[attr-defined]  # HTTPError is imported there
         GatedRepoError,
         HfHubHTTPError,
         HFValidationError,
@@ -99,7 +98,9 @@ def _download(name: str, revision: str | None) -> Path:
             snapshot_download(name, revision=revision, allow_patterns=_FILES, local_files_only=offline)
         )
     except GatedRepoError:
-        raise ModelError(f"model {name}: access is gated; accept its terms on the Hub, then `hf auth login`") from None
+        raise ModelError(
+            f"model {name}: access is gated; accept its terms on the Hub, then `hf auth login`"
+        ) from None
     except RevisionNotFoundError:
         raise ModelError(f"model {name}: no revision {revision!r} on the Hub; check `revision`") from None
     except RepositoryNotFoundError:
@@ -109,8 +110,7 @@ def _download(name: str, revision: str | None) -> Path:
     except (LocalEntryNotFoundError, ConnectionError):
         raise OfflineError(_not_here(name, offline=offline)) from None
     except HfHubHTTPError as error:
-        reason = str(error).splitlines()[0]
-        raise ModelError(f"model {name}: the Hub refused: {reason}; try again later") from None
+        raise ModelError(f"model {name}: the Hub refused: {_reason(error)}; try again later") from None
     except HTTPError:
         raise OfflineError(_not_here(name, offline=offline)) from None
 
@@ -127,22 +127,39 @@ def _not_here(name: str, *, offline: bool) -> str:
 def _checked(path: Path) -> Path:
     """The folder, if it has what loading needs."""
     if not (path / "config.json").is_file():
-        raise ModelError(f"{path}: not a model folder: config.json is missing")
+        raise ModelError(
+            f"{path}: not a model folder: config.json is missing; set model to a folder that has it"
+        )
     if not any(path.glob("model*.safetensors")):
-        raise ModelError(f"{path}: no model*.safetensors; only safetensors weights are supported")
-    if not any((path / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")):
-        raise ModelError(f"{path}: no tokenizer (tokenizer.json or tokenizer.model)")
-    try:
-        config = json.loads((path / "config.json").read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ModelError(f"{path / 'config.json'}: not JSON: {error}") from None
-    if not isinstance(config, dict) or "model_type" not in config:
-        raise ModelError(f"{path / 'config.json'}: lacks `model_type`")
+        raise ModelError(
+            f"{path}: no model*.safetensors; only safetensors weights are supported, convert others with "
+            "`mlx_lm.convert`"
+        )
+    if not any(
+        (path / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")
+    ):
+        raise ModelError(
+            f"{path}: no tokenizer (tokenizer.json or tokenizer.model); copy it from the model's source"
+        )
+    if "model_type" not in _json_object(path / "config.json"):
+        raise ModelError(f"{path / 'config.json'}: lacks `model_type`; download the model again")
     return path
 
 
+def _json_object(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ModelError(f"{path}: not JSON: {error}; download the model again") from None
+    if not isinstance(value, dict):
+        raise ModelError(
+            f"{path}: expected a JSON object, found a {type(value).__name__}; download the model again"
+        )
+    return value
+
+
 def model_hash(path: Path) -> str:
-    """A fingerprint of a model folder: its small files whole, of each weight file size, header and two probes.
+    """A fingerprint of a model folder: small files whole, of each weight file size, header and two probes.
 
     Hashing gigabytes would delay every command; equal headers and probes in files of different weights do not
     happen by themselves.
@@ -187,7 +204,9 @@ def load(path: Path, *, quantize: Quantize | None = None, trust_remote_code: boo
         if mx.default_device().type == mx.DeviceType.cpu:
             model.set_dtype(mx.float32)
         mx.eval(model.parameters())
-    except _LOADING_ERRORS as error:
+    except ModelError:
+        raise
+    except Exception as error:  # mlx, mlx-lm and the model's own code raise what they like
         raise ModelError(f"{path}: cannot be loaded: {_reason(error)}") from error
     return Loaded(model, tokenizer, config, path, dtype)
 
@@ -204,7 +223,7 @@ def load_tokenizer(path: Path, *, trust_remote_code: bool = False) -> Any:
     try:
         eos = load_config(path).get("eos_token_id")
         tokenizer = load(path, {"trust_remote_code": trust_remote_code}, eos_token_ids=eos)
-    except _LOADING_ERRORS as error:
+    except Exception as error:  # tokenizers raises bare exceptions, transformers its own kinds
         raise ModelError(f"{path}: the tokenizer cannot be loaded: {_reason(error)}") from error
     if tokenizer.eos_token_id is None:
         raise ModelError(f"{path}: the tokenizer has no eos_token; set it in tokenizer_config.json")
@@ -212,7 +231,9 @@ def load_tokenizer(path: Path, *, trust_remote_code: bool = False) -> Any:
 
 
 def _reason(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    """The text of another library's error on one line, without the lists that some append."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 300 else text[:297] + "..."
 
 
 def _dtype(model: nn.Module) -> mx.Dtype:
@@ -234,8 +255,17 @@ def _quantize(path: Path, model: nn.Module, config: dict[str, Any], quantize: Qu
 
     def fits(_: str, module: nn.Module) -> bool:
         weight = getattr(module, "weight", None)
-        return hasattr(module, "to_quantized") and weight is not None and weight.shape[-1] % quantize.group_size == 0
+        return (
+            hasattr(module, "to_quantized")
+            and weight is not None
+            and weight.shape[-1] % quantize.group_size == 0
+        )
 
+    if not any(fits(name, module) for name, module in model.named_modules()):
+        raise ModelError(
+            f"quantize.group_size: {quantize.group_size} divides the input size of no layer of {path}; "
+            "use a smaller one (32, 64)"
+        )
     nn.quantize(model, quantize.group_size, quantize.bits, class_predicate=fits)
     config["quantization"] = {"group_size": quantize.group_size, "bits": quantize.bits, "mode": "affine"}
     config["quantization_config"] = config["quantization"]
@@ -269,11 +299,13 @@ def add_lora(loaded: Loaded, lora: Lora, seed: int) -> dict[str, Any]:
 
 
 def _check_keys(loaded: Loaded, keys: tuple[str, ...]) -> None:
-    found = {name for layer in loaded.model.layers for name, module in layer.named_modules() if "weight" in module}
+    modules = [item for layer in loaded.model.layers for item in layer.named_modules()]
+    linear = sorted({name for name, module in modules if "weight" in module and module.weight.ndim > 1})
     for key in keys:
-        if key not in found:
-            linear = sorted(name for name in found if "norm" not in name)
-            raise ModelError(f"lora.keys: no module {key!r} in the model's layers; they have {', '.join(linear)}")
+        if key not in linear:
+            raise ModelError(
+                f"lora.keys: no linear module {key!r} in the model's layers; they have {', '.join(linear)}"
+            )
 
 
 def adapter_weights(model: nn.Module) -> dict[str, mx.array]:
@@ -294,8 +326,8 @@ def load_adapter(loaded: Loaded, adapter: Path) -> None:
 
     try:
         load_adapters(loaded.model, str(adapter))
-    except (ValueError, KeyError, OSError, RuntimeError, AttributeError) as error:
-        raise ModelError(f"{adapter}: cannot be put on {loaded.path}: {error}") from error
+    except (ValueError, KeyError, TypeError, OSError, RuntimeError, AttributeError) as error:
+        raise ModelError(f"{adapter}: cannot be put on {loaded.path}: {_reason(error)}") from error
     loaded.model.eval()
     mx.eval(loaded.model.parameters())
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import random
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -70,10 +71,9 @@ def load_problems(
         OfflineError: a Hub dataset is not on this machine and cannot be downloaded.
     """
     name, rows = _open(source, builtin)
-    problems = list(_problems(name, rows, source.question, source.answer))
+    problems = list(_problems(rows, source.question, source.answer))
     if not problems:
         raise ProblemsError(f"{name}: no rows; a dataset needs at least one question")
-    _refuse_equal_ids(name, problems)
     if shuffle is not None:
         random.Random(shuffle).shuffle(problems)
     return problems[:limit]
@@ -99,7 +99,6 @@ def _local(path: Path) -> Iterable[Located]:
 
 
 def _jsonl(path: Path) -> Iterator[Located]:
-    number = 0
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             if line.strip():
@@ -108,11 +107,13 @@ def _jsonl(path: Path) -> Iterator[Located]:
 
 def _object(where: str, line: bytes) -> dict[str, Any]:
     try:
-        row = json.loads(line.decode("utf-8-sig"))
+        row = json.loads(line.decode("utf-8-sig").strip())
     except UnicodeDecodeError:
         raise ProblemsError(f"{where}: not UTF-8 text") from None
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise ProblemsError(f"{where}: not JSON: {getattr(error, 'msg', error)}; found {_excerpt(line)}") from None
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits is a bare ValueError
+        raise ProblemsError(
+            f"{where}: not JSON: {getattr(error, 'msg', error)}; found {_excerpt(line)}"
+        ) from None
     if not isinstance(row, dict):
         raise ProblemsError(f"{where}: expected an object with columns, found {_excerpt(line)}")
     return row
@@ -124,78 +125,114 @@ def _excerpt(line: bytes) -> str:
 
 
 def _csv(path: Path) -> Iterator[Located]:
+    header: list[str] = []
+    start = 1  # a quoted field may hold line breaks: a row is known by its first line
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file, strict=True)
-            for row in reader:
-                if None in row or None in row.values():
-                    raise ProblemsError(
-                        f"{path}:{reader.line_num}: has not the header's {len(reader.fieldnames or ())} columns"
-                    )
-                yield f"{path}:{reader.line_num}", dict(row)
+            reader = csv.reader(file, strict=True)
+            for cells in reader:
+                where, start = f"{path}:{start}", reader.line_num + 1
+                if not header:
+                    header = cells
+                elif cells:
+                    yield where, _csv_row(where, header, cells)
     except csv.Error as error:
-        raise ProblemsError(f"{path}:{reader.line_num}: not CSV: {error}") from None
+        raise ProblemsError(f"{path}:{start}: not CSV: {error}") from None
     except UnicodeDecodeError:
-        raise ProblemsError(f"{path}: not UTF-8 text") from None
+        raise ProblemsError(f"{path}:{_first_line_not_utf8(path)}: not UTF-8 text") from None
+
+
+def _csv_row(where: str, header: Sequence[str], cells: Sequence[str]) -> dict[str, Any]:
+    if len(cells) != len(header):
+        raise ProblemsError(f"{where}: {len(cells)} columns, but the header has {len(header)}")
+    return dict(zip(header, cells, strict=True))
+
+
+def _first_line_not_utf8(path: Path) -> int:
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                line.decode()
+            except UnicodeDecodeError:
+                return number
+    return 1
 
 
 def _parquet(path: Path) -> Iterator[Located]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    number = 0
     try:
-        number = 0
         with pq.ParquetFile(path) as file:
             for batch in file.iter_batches(batch_size=1024):
                 for row in batch.to_pylist():
                     number += 1
                     yield f"{path}: row {number}", row
-    except pa.ArrowInvalid as error:
-        raise ProblemsError(f"{path}: not a Parquet file: {str(error).splitlines()[0]}") from None
+    except (pa.ArrowException, OSError, ValueError) as error:
+        where = f"{path}: after row {number}" if number else str(path)
+        raise ProblemsError(f"{where}: cannot be read as Parquet: {_reason(error)}") from None
 
 
 def _hub(source: Source) -> Iterator[Located]:
     """Rows of a Hub dataset through `datasets`, which keeps a copy in its cache."""
     import datasets
+    from datasets.exceptions import DatasetsError
     from huggingface_hub import constants
-    from huggingface_hub.errors import HfHubHTTPError
+    from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]  # of its HTTP client
 
     name = source.dataset
     datasets.disable_progress_bars()
     try:
         data = datasets.load_dataset(name, source.config, split=source.split, revision=source.revision)
-    except (ConnectionError, OSError, HfHubHTTPError, ValueError) as error:
-        raise _hub_error(source, error, offline=bool(constants.HF_HUB_OFFLINE)) from None
+    except (OSError, ValueError, RuntimeError, HTTPError, DatasetsError) as error:
+        unreachable = isinstance(error, (ConnectionError, HTTPError))
+        offline = bool(constants.HF_HUB_OFFLINE)
+        raise _hub_error(source, error, unreachable=unreachable, offline=offline) from None
     for number, row in enumerate(data, start=1):
         yield f"{name} ({source.split}): row {number}", dict(row)
 
 
-def _hub_error(source: Source, error: Exception, *, offline: bool) -> OfflineError | ProblemsError:
-    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    if offline:
+def _reason(error: Exception) -> str:
+    """The first line of another library's error."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def _hub_error(
+    source: Source, error: Exception, *, unreachable: bool, offline: bool
+) -> OfflineError | ProblemsError:
+    reason = _reason(error)
+    if unreachable and offline:
         return OfflineError(
             f"dataset {source.dataset}: not on this machine, and the network is off (--offline or "
             "HF_HUB_OFFLINE=1); run once without it, or set problems.path to a local file"
         )
-    if isinstance(error, ConnectionError):
-        return OfflineError(f"dataset {source.dataset}: the Hub cannot be reached ({reason}); check the connection")
+    if unreachable:
+        return OfflineError(
+            f"dataset {source.dataset}: the Hub cannot be reached ({reason}); check the connection"
+        )
     return ProblemsError(
         f"dataset {source.dataset}: cannot be loaded: {reason}; check dataset, config, split and revision"
     )
 
 
-def _problems(
-    name: str, rows: Iterable[Located], question: str | None, answer: str | None
-) -> Iterator[Problem]:
+def _problems(rows: Iterable[Located], question: str | None, answer: str | None) -> Iterator[Problem]:
+    seen: dict[str, str] = {}
     for index, (where, row) in enumerate(rows):
         if index == 0:
             question, answer = _columns(where, row, question, answer)
             id_column = _first(ID_COLUMNS, row)
-        yield Problem(
+        problem = Problem(
             id=_id(row.get(id_column) if id_column else None, index),
             question=_question(where, row, str(question)),
             answer=_answer(where, row, answer),
         )
+        _refuse_surrogates(where, problem)
+        if (first := seen.setdefault(problem.id, where)) != where:
+            raise ProblemsError(
+                f"{where}: the id {problem.id!r} is taken (by {first}); ids tell rows apart, make them differ"
+            )
+        yield problem
 
 
 def _columns(
@@ -206,11 +243,13 @@ def _columns(
     if found is None:
         raise ProblemsError(
             f"{where}: no column named {', '.join(QUESTION_COLUMNS)}; it has {', '.join(row) or 'none'}; "
-            "name the question's column with problems.question"
+            "name the question's column with `question`"
         )
     for column, field in ((question, "question"), (answer, "answer")):
         if column is not None and column not in row:
-            raise ProblemsError(f"{where}: no column {column!r} ({field}); it has {', '.join(row) or 'none'}")
+            raise ProblemsError(
+                f"{where}: no column {column!r}; it has {', '.join(row) or 'none'}; name one with `{field}`"
+            )
     return found, answer or _first(ANSWER_COLUMNS, row)
 
 
@@ -227,9 +266,9 @@ def _question(where: str, row: dict[str, Any], column: str) -> str:
         raise ProblemsError(f"{where}: no column {column!r}; it has {', '.join(row) or 'none'}")
     value = row[column]
     if not isinstance(value, str):
-        raise ProblemsError(f"{where}: {column}: expected text, found {json.dumps(value, default=str)[:60]}")
+        raise ProblemsError(f"{where}: {column}: expected text, found {_shown(value)}")
     if not value.strip():
-        raise ProblemsError(f"{where}: {column}: the question is empty")
+        raise ProblemsError(f"{where}: {column}: the question is empty; fill it in or remove the row")
     return value
 
 
@@ -237,14 +276,20 @@ def _answer(where: str, row: dict[str, Any], column: str | None) -> str | None:
     value = row.get(column) if column else None
     if value is None or value == "":
         return None
-    if isinstance(value, bool) or not isinstance(value, (str, int, float)):
-        raise ProblemsError(f"{where}: {column}: expected text or a number, found {json.dumps(value, default=str)[:60]}")
+    number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    if not number and not isinstance(value, str):
+        raise ProblemsError(f"{where}: {column}: expected text or a number, found {_shown(value)}")
     return str(value)
 
 
-def _refuse_equal_ids(name: str, problems: Sequence[Problem]) -> None:
-    seen: set[str] = set()
-    for problem in problems:
-        if problem.id in seen:
-            raise ProblemsError(f"{name}: two rows have the id {problem.id!r}; ids tell rows apart, make them differ")
-        seen.add(problem.id)
+def _shown(value: object) -> str:
+    return json.dumps(value, default=str)[:60]
+
+
+def _refuse_surrogates(where: str, problem: Problem) -> None:
+    """Refuse halves of surrogate pairs: JSON can escape them, but they are no text that can be written."""
+    try:
+        f"{problem.id}{problem.question}{problem.answer}".encode()
+    except UnicodeEncodeError as error:
+        half = error.object[error.start]
+        raise ProblemsError(f"{where}: {half!r} is half of a surrogate pair; mend the text") from None

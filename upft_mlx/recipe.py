@@ -33,7 +33,9 @@ Share = Annotated[float, Field(ge=0.0, le=1.0)]
 class Section(BaseModel):
     """Base of all sections: no unknown keys, no silent conversions, no changes after loading."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
 
 class Quantize(Section):
@@ -152,9 +154,11 @@ class Lora(Section):
     """Modules inside a layer, for example `self_attn.q_proj`; unset: all linear ones."""
 
     @model_validator(mode="after")
-    def _some_layers(self) -> Lora:
+    def _something_to_train(self) -> Lora:
         if self.num_layers == 0:
             raise ValueError("num_layers: 0 would train nothing; use -1 for all layers")
+        if self.keys == ():
+            raise ValueError("keys: [] would train nothing; leave keys out for all linear modules")
         return self
 
 
@@ -234,6 +238,12 @@ class Benchmark(Section):
     max_tokens: Count | None = None
     """Limit of a completion (tokens)."""
 
+    @model_validator(mode="after")
+    def _one_source(self) -> Benchmark:
+        if self.path is not None and self.dataset is not None:
+            raise ValueError("give path or dataset, not both")
+        return self
+
 
 def _as_benchmark(value: object) -> object:
     return {"name": value} if isinstance(value, str) else value
@@ -263,7 +273,8 @@ class Evaluate(Section):
         for label in labels:
             if not label or label.startswith(".") or "/" in label or "\\" in label:
                 raise ValueError(f"benchmark label {label!r} cannot name a folder; set another `label`")
-        if twice := sorted({label for label in labels if labels.count(label) > 1}):
+        folders = [label.casefold() for label in labels]  # a Mac's file system takes A and a for one name
+        if twice := sorted({label for label in labels if folders.count(label.casefold()) > 1}):
             raise ValueError(f"two benchmarks are called {twice[0]!r}; give one of them a `label`")
         for entry, label in zip(self.benchmarks, labels, strict=True):
             samples = self.samples if entry.samples is None else entry.samples
@@ -283,7 +294,7 @@ class Publish(Section):
     """Weights of the touched layers: `base` (the base's own bits), `bf16`, `fp16`, or `auto` (the smallest
     that keeps the adapter's effect, decided by measuring)."""
     min_retained: Share = 0.9
-    """Least share of the adapter's effect that fusing must keep."""
+    """Least share of the adapter's effect that fusing must keep; 0: fuse whatever is kept."""
 
 
 class Recipe(Section):

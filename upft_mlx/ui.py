@@ -21,7 +21,7 @@ from upft_mlx.events import Observer
 from upft_mlx.rows import write_atomically
 from upft_mlx.ui_live import LiveView
 from upft_mlx.ui_plain import PlainView
-from upft_mlx.ui_summary import summary
+from upft_mlx.ui_summary import file_lines, summary
 from upft_mlx.ui_text import glyphs_for
 
 SVG_SIZE = (100, 50)
@@ -64,9 +64,12 @@ def open_view(
 def print_summary(report: dict[str, Any], *, console: Console | None = None) -> None:
     """Print the end of a run to stdout."""
     console = console or Console()
-    for part in summary(report, glyphs_for(console.encoding)):
-        # A text may be a path, which must stay whole; a table must keep to the width.
-        console.print(part, soft_wrap=isinstance(part, Text))
+    glyphs = glyphs_for(console.encoding)
+    console.print()
+    for part in summary(report, glyphs):
+        console.print(part, soft_wrap=isinstance(part, Text) and not console.is_terminal)
+    for line in file_lines(report, glyphs):
+        console.print(line, soft_wrap=True)  # a path that is broken cannot be copied
 
 
 def save_svg(report: dict[str, Any], path: Path) -> None:
@@ -80,10 +83,10 @@ def save_svg(report: dict[str, Any], path: Path) -> None:
         force_terminal=True,
         force_jupyter=False,
         color_system="truecolor",
-        no_color=False,
         legacy_windows=False,
     )
-    for part in summary(report, glyphs_for("utf-8")):
+    glyphs = glyphs_for("utf-8")
+    for part in (*summary(report, glyphs), *file_lines(report, glyphs)):
         console.print(part, overflow="fold")
     write_atomically(path, console.export_svg(title="upft"))
 
@@ -91,5 +94,5 @@ def save_svg(report: dict[str, Any], path: Path) -> None:
 def print_error(message: str) -> None:
     """Print an error to stderr; the message is shown as it is, and its lines are broken nowhere else."""
     console = Console(stderr=True)
-    text = Text("Error: ", "bold red").append(glyphs_for(console.encoding).lines(message), "default not bold")
+    text = Text().append("Error: ", "bold red").append(glyphs_for(console.encoding).lines(message))
     console.print(text, soft_wrap=True)

@@ -12,12 +12,14 @@ from rich.text import Text
 
 from upft_mlx.ui_text import Glyphs, accuracy, count, duration, memory, p_value, percent, points
 
+NUMBERS = ("time", "sampled", "trained", "memory")
+
 
 def summary(report: dict[str, Any], glyphs: Glyphs) -> Iterator[RenderableType]:
     """The parts of the page, from top to bottom."""
     line = glyphs.line
-    title = Text(line(report["name"]), "bold")
-    title.append(f"  {line(report['method'])}  {line(report['model'])}", "not bold dim")
+    title = Text().append(line(report["name"]), "bold")
+    title.append(f"  {line(report['method'])}  {line(report['model'])}", "dim")
     yield title
     if report.get("stages"):
         yield Text()
@@ -28,14 +30,13 @@ def summary(report: dict[str, Any], glyphs: Glyphs) -> Iterator[RenderableType]:
     if report.get("verdict"):
         yield Text()
         yield from (Text(line(text)) for text in report["verdict"])
-    if report.get("files"):
-        yield Text()
-        yield from _files(report["files"], glyphs)
 
 
 def _stages(stages: list[dict[str, Any]], glyphs: Glyphs) -> Table:
-    right = [Column(name, justify="right", no_wrap=True) for name in ("time", "sampled", "trained", "memory")]
-    table = _table(Column("stage", no_wrap=True), *right, Column("", style="dim", overflow="fold"))
+    table = _table("stage", *NUMBERS, Column("", style="dim", overflow="fold"))
+    for column in table.columns[:-1]:
+        column.no_wrap, column.overflow = True, glyphs.overflow
+        column.justify = "right" if column.header in NUMBERS else "left"
     for stage in stages:
         sampled, trained, peak = (
             stage.get(name) or 0 for name in ("tokens_sampled", "tokens_trained", "peak_memory_bytes")
@@ -52,12 +53,10 @@ def _stages(stages: list[dict[str, Any]], glyphs: Glyphs) -> Table:
 
 
 def _benchmarks(benchmarks: dict[str, dict[str, Any]], glyphs: Glyphs) -> Table:
-    table = _table(
-        Column("benchmark", overflow="fold"),
-        Column("base", no_wrap=True),
-        Column("tuned", no_wrap=True),
-        Column("tuned - base, points", no_wrap=True),
-    )
+    table = _table(Column("benchmark", overflow="fold"), "base", "tuned", "difference, points")
+    table.leading = 1
+    for column in table.columns[1:]:
+        column.no_wrap, column.overflow = True, glyphs.overflow
     for name, result in benchmarks.items():
         base, tuned = result.get("base"), result.get("tuned")
         table.add_row(
@@ -69,7 +68,7 @@ def _benchmarks(benchmarks: dict[str, dict[str, Any]], glyphs: Glyphs) -> Table:
     return table
 
 
-def _table(*columns: Column) -> Table:
+def _table(*columns: Column | str) -> Table:
     return Table(
         *columns,
         box=box.SIMPLE_HEAD,
@@ -112,13 +111,15 @@ def _paired(paired: dict[str, Any] | None, glyphs: Glyphs) -> Text:
         return Text(glyphs.pending, "dim")
     low, high = paired["ci95"]
     style = "green" if low > 0 else "red" if high < 0 else "dim"
-    text = Text(f"{points(paired['delta'])} [{points(low)}, {points(high)}]", style)
+    text = Text().append(f"{points(paired['delta'])} [{points(low)}, {points(high)}]", style)
     return text.append(f"\n{p_value(paired['p_value'])}", "dim")
 
 
-def _files(files: dict[str, Any], glyphs: Glyphs) -> Iterator[Text]:
-    """A line per file, never broken on a terminal or in a pipe, so that a path can be copied."""
-    width = max(map(len, files))
-    for name, path in files.items():
-        if path:
-            yield Text(f"{glyphs.line(name):{width}}  ", "dim").append(glyphs.line(str(path)), "default")
+def file_lines(report: dict[str, Any], glyphs: Glyphs) -> Iterator[Text]:
+    """The end of the page: a line per file."""
+    files = {name: path for name, path in (report.get("files") or {}).items() if path}
+    if files:
+        yield Text()
+        width = max(map(len, files))
+        for name, path in files.items():
+            yield Text().append(f"{glyphs.line(name):{width}}  ", "dim").append(glyphs.line(str(path)))

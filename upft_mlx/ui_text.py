@@ -7,6 +7,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Literal
 
 _ESCAPES = re.compile(
     r"""
@@ -41,9 +42,9 @@ class Glyphs:
     sparks: str = "▁▂▃▄▅▆▇█"
 
     @property
-    def ascii(self) -> bool:
-        """Whether the encoding is not UTF-8."""
-        return self.done != "✓"
+    def overflow(self) -> Literal["crop", "ellipsis"]:
+        """What Rich does with what is too wide; its ellipsis is not ASCII."""
+        return "crop" if self.encoding == "ascii" else "ellipsis"
 
     def line(self, text: str) -> str:
         """An untrusted text as one line without control characters."""

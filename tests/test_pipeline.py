@@ -1,0 +1,334 @@
+"""The whole: a recipe to a fused, measured model; what is current is skipped, what changed runs again."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import MODEL
+
+from upft_mlx import pipeline
+from upft_mlx.benchmarks import load_benchmark, resolve
+from upft_mlx.errors import ProblemsError, RunDirError
+from upft_mlx.events import Event, Graded, Note, StageDone, StageSkipped, StageStarted
+from upft_mlx.recipe import Recipe
+from upft_mlx.report import verdict
+from upft_mlx.rows import EvaluationRow, TrainingRow, read_rows
+from upft_mlx.rundir import RunDir, changes
+
+MakeRecipe = Callable[..., Recipe]
+BENCHMARKS = [
+    {"name": "arithmetic", "limit": 8},
+    {"name": "arithmetic", "label": "sampled", "limit": 5, "samples": 3, "temperature": 0.7},
+]
+
+
+class Seen(list[Event]):
+    """Remembers the events of a run."""
+
+    def stages(self, kind: type[Any]) -> list[str]:
+        return [event.stage for event in self if isinstance(event, kind)]
+
+    def notes(self) -> str:
+        return "\n".join(event.text for event in self if isinstance(event, Note))
+
+
+def run(recipe: Recipe, folder: Path) -> tuple[dict[str, Any], Seen]:
+    seen = Seen()
+    facts = pipeline.run(recipe, folder, seen.append)
+    return facts, seen
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A finished run; tests copy it before they change it."""
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    run(recipe_with(), folder)
+    yield folder
+
+
+def recipe_with(**sections: dict[str, Any]) -> Recipe:
+    data: dict[str, Any] = {
+        "name": "test",
+        "model": str(MODEL),
+        "quantize": {"bits": 4, "group_size": 32},
+        "problems": {"builtin": "arithmetic", "limit": 20},
+        "generate": {"max_tokens": 60, "batch_size": 4},
+        "prefix": {"length": 6, "structure_ratio": 0.2},
+        "lora": {"rank": 4, "scale": 8.0},
+        "train": {"batch_size": 4, "learning_rate": 1e-3, "report_every": 2, "checkpoint_every": 2},
+        "evaluate": {"max_tokens": 60, "batch_size": 4, "benchmarks": BENCHMARKS},
+    }
+    for section, fields in sections.items():
+        data[section] = {**data[section], **fields}
+    return Recipe.model_validate(data)
+
+
+@pytest.fixture
+def copy(finished: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(finished, tmp_path / "run"))
+
+
+def test_a_run_leaves_every_file_of_the_contract(finished: Path) -> None:
+    for name in (
+        "recipe.json",
+        "solutions.jsonl",
+        "dataset/train.jsonl",
+        "dataset/valid.jsonl",
+        "adapter/adapters.safetensors",
+        "adapter/adapter_config.json",
+        "adapter/checkpoints",
+        "metrics.jsonl",
+        "evaluation/arithmetic/base.jsonl",
+        "evaluation/arithmetic/tuned.jsonl",
+        "evaluation/sampled/base.jsonl",
+        "evaluation/summary.json",
+        "fused/config.json",
+        "fused/model.safetensors",
+        "fidelity.json",
+        "ledger.json",
+        "report.md",
+    ):
+        assert (finished / name).exists(), name
+
+
+def test_recipe_json_holds_the_resolved_recipe_versions_and_hashes(finished: Path) -> None:
+    data = json.loads((finished / "recipe.json").read_text())
+    assert data.pop("versions").keys() >= {"upft-mlx", "mlx", "mlx-lm", "python"}
+    assert data.pop("hashes").keys() == {"model", "problems"}
+    assert Recipe.model_validate(data) == recipe_with()
+
+
+def test_summary_json_has_the_contracts_fields_and_agrees_with_the_rows(finished: Path) -> None:
+    summary = json.loads((finished / "evaluation" / "summary.json").read_text())["benchmarks"]
+    assert summary.keys() == {"arithmetic", "sampled"}
+    for label, samples in (("arithmetic", 1), ("sampled", 3)):
+        for side in ("base", "tuned"):
+            s = summary[label][side]
+            rows = list(read_rows(finished / "evaluation" / label / f"{side}.jsonl", EvaluationRow))
+            assert len(rows) == s["n"] * samples
+            assert s["samples"] == samples
+            assert s["accuracy"] == pytest.approx(sum(r.correct for r in rows) / len(rows))
+            assert s["ci95"][0] <= s["accuracy"] <= s["ci95"][1]
+            assert s["mean_tokens"] == pytest.approx(sum(r.tokens for r in rows) / len(rows))
+            assert s["truncated"] == pytest.approx(sum(r.finish_reason == "length" for r in rows) / len(rows))
+            assert s["pass_at_k"]["1"] == pytest.approx(s["accuracy"])
+            assert s["pass_at_k"].keys() == s["maj_at_k"].keys() == ({"1"} if samples == 1 else {"1", "2", "3"})
+        paired = summary[label]["paired"]
+        delta = summary[label]["tuned"]["accuracy"] - summary[label]["base"]["accuracy"]
+        assert paired["delta"] == pytest.approx(delta)
+        assert paired["ci95"][0] <= delta <= paired["ci95"][1]
+        assert 0 <= paired["p_value"] <= 1
+
+
+def test_the_ledger_counts_what_was_sampled_and_trained(finished: Path) -> None:
+    ledger = json.loads((finished / "ledger.json").read_text())
+    solutions = [json.loads(line) for line in (finished / "solutions.jsonl").read_text().splitlines()]
+    assert ledger["generate"]["tokens_sampled"] == sum(len(s["completion_ids"]) for s in solutions)
+    rows = list(read_rows(finished / "dataset" / "train.jsonl", TrainingRow))
+    assert ledger["train"]["tokens_trained"] == sum(len(r.completion_ids) for r in rows)
+    metrics = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
+    assert sum(m["examples"] for m in metrics) == len(rows)
+    assert all(entry["done"] for entry in ledger.values())
+    assert ledger["train"]["peak_memory_bytes"] > 0
+
+
+def test_the_report_says_what_was_sampled_trained_and_measured(finished: Path) -> None:
+    text = (finished / "report.md").read_text()
+    ledger = json.loads((finished / "ledger.json").read_text())
+    assert f"| {ledger['generate']['tokens_sampled']} |" in text
+    assert f"| {ledger['train']['tokens_trained']} |" in text
+    assert "| arithmetic | base | 8 x 1 | 0 |" in text
+    assert "| sampled | tuned | 5 x 3 | 0.7 |" in text
+    assert "of the adapter's effect" in text
+
+
+def test_a_second_run_repeats_nothing(copy: Path) -> None:
+    before = {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()}
+    _, seen = run(recipe_with(), copy)
+    assert seen.stages(StageSkipped) == ["generate", "build", "train", "evaluate", "fuse"]
+    assert seen.stages(StageStarted) == []
+    assert {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize(
+    ("sections", "runs", "why"),
+    [
+        ({"train": {"learning_rate": 2e-3}}, ["train", "evaluate", "fuse"], "changed: train.learning_rate"),
+        ({"lora": {"rank": 2}}, ["train", "evaluate", "fuse"], "changed: lora.rank"),
+        ({"prefix": {"template": " Go."}}, ["build", "train", "evaluate", "fuse"], "changed: prefix.template"),
+        ({"publish": {"fuse": "fp16"}}, ["fuse"], "changed: publish.fuse"),
+        ({"evaluate": {"max_tokens": 50}}, ["evaluate"], "evaluate: runs again"),
+        (
+            {"generate": {"temperature": 1.0}},
+            ["generate", "build", "train", "evaluate", "fuse"],
+            "generate: runs again, changed: generate.temperature",
+        ),
+    ],
+)
+def test_a_changed_field_runs_its_stage_and_those_after_it_again_and_says_so(
+    copy: Path, sections: dict[str, Any], runs: list[str], why: str
+) -> None:
+    if "publish" in sections:
+        recipe = recipe_with().model_copy(update={"publish": {"fuse": "fp16"}})
+        recipe = Recipe.model_validate({**recipe_with().dump(), "publish": sections["publish"]})
+    else:
+        recipe = recipe_with(**sections)
+    _, seen = run(recipe, copy)
+    assert seen.stages(StageStarted) == seen.stages(StageDone) == runs
+    assert why in seen.notes()
+
+
+def test_training_again_keeps_the_base_models_rows(copy: Path) -> None:
+    base = copy / "evaluation" / "arithmetic" / "base.jsonl"
+    stamp = base.stat().st_mtime_ns
+    _, seen = run(recipe_with(train={"learning_rate": 2e-3}), copy)
+    assert base.stat().st_mtime_ns == stamp
+    graded = [event for event in seen if isinstance(event, Graded)]
+    assert {event.resumed for event in graded if event.side == "base"} == {True}
+    assert {event.resumed for event in graded if event.side == "tuned"} == {False}
+
+
+def test_a_deleted_output_is_made_again(copy: Path) -> None:
+    shutil.rmtree(copy / "fused")
+    _, seen = run(recipe_with(), copy)
+    assert seen.stages(StageStarted) == ["fuse"]
+    assert (copy / "fused" / "config.json").exists()
+
+
+def test_interrupted_evaluation_continues_to_the_same_rows_and_summary(copy: Path) -> None:
+    files = [copy / "evaluation" / "sampled" / "tuned.jsonl", copy / "evaluation" / "summary.json"]
+    whole = [path.read_bytes() for path in files]
+    ledger = json.loads((copy / "ledger.json").read_text())
+    for name in ("evaluate", "evaluate/sampled/tuned"):
+        ledger[name]["done"] = False
+    (copy / "ledger.json").write_text(json.dumps(ledger))
+    files[0].write_bytes(whole[0][: len(whole[0]) * 2 // 3])
+    files[1].unlink()
+    _, seen = run(recipe_with(), copy)
+    assert seen.stages(StageStarted) == ["evaluate"]
+    resumed = [e.resumed for e in seen if isinstance(e, Graded) and (e.benchmark, e.side) == ("sampled", "tuned")]
+    assert True in resumed
+    assert False in resumed
+    assert [path.read_bytes() for path in files] == whole
+
+
+def test_a_single_stage_needs_those_before_it(tmp_path: Path, copy: Path) -> None:
+    with pytest.raises(RunDirError, match=r"build needs the stage generate, which is not done; run `upft generate`"):
+        pipeline.run_stage(recipe_with(), tmp_path / "new", "build")
+    with pytest.raises(RunDirError, match=r"train needs the stage build, which was done with other settings"):
+        pipeline.run_stage(recipe_with(prefix={"template": " Go."}), copy, "train")
+
+
+def test_evaluation_without_an_adapter_measures_the_base_alone(tmp_path: Path) -> None:
+    facts = pipeline.run_stage(recipe_with(), tmp_path / "new", "evaluate")
+    assert facts["benchmarks"]["arithmetic"].keys() == {"base"}
+
+
+def test_two_processes_cannot_share_a_run_directory(copy: Path) -> None:
+    with RunDir(copy).locked(), pytest.raises(RunDirError, match="another upft process"):
+        run(recipe_with(), copy)
+
+
+def test_base_and_tuned_are_asked_the_same_with_the_same_seeds(finished: Path, tmp_path: Path) -> None:
+    """With an adapter that does nothing, tuned is base, sampled completions included."""
+    recipe = recipe_with(train={"learning_rate": 1e-12})
+    facts, _ = run(recipe, tmp_path / "run")
+    for label in ("arithmetic", "sampled"):
+        base, tuned = (
+            list(read_rows(tmp_path / "run" / "evaluation" / label / f"{side}.jsonl", EvaluationRow))
+            for side in ("base", "tuned")
+        )
+        assert base == tuned
+        assert facts["benchmarks"][label]["paired"]["delta"] == 0
+
+
+@pytest.mark.slow
+def test_stock_mlx_lm_answers_with_the_adapter_and_with_the_fused_model(finished: Path) -> None:
+    for arguments in (["--model", str(MODEL), "--adapter-path", str(finished / "adapter")], ["--model", str(finished / "fused")]):
+        command = [sys.executable, "-m", "mlx_lm", "generate", *arguments]
+        command += ["--prompt", "Ann has 3 apples and buys 4 more. How many?", "--max-tokens", "24"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+        assert done.returncode == 0, done.stderr
+        assert "Generation:" in done.stdout
+
+
+def test_methods_share_one_pipeline(tmp_path: Path) -> None:
+    for method, kinds in (("sft", {"full"}), ("structure_only", {"structure"}), ("rft", {"full"})):
+        data = recipe_with().dump()
+        data |= {"method": method, "train": {"steps": 1, "batch_size": 4}}
+        data["evaluate"]["benchmarks"] = []
+        if method == "rft":
+            data["generate"] |= {"samples": 2, "keep": 1}
+        run(Recipe.model_validate(data), tmp_path / method)
+        rows = list(read_rows(tmp_path / method / "dataset" / "train.jsonl", TrainingRow))
+        assert {row.kind for row in rows} == kinds
+        assert method != "rft" or len({row.problem_id for row in rows}) == len(rows)
+
+
+def test_real_questions_go_from_end_to_end(shared: Path, tmp_path: Path) -> None:
+    """GSM8K questions with the embedded model: prompts, dataset and grading on real text."""
+    gsm8k = shared / "data" / "benchmarks"
+    recipe = Recipe.model_validate(
+        {
+            "name": "gsm8k",
+            "model": str(MODEL),
+            "problems": {"path": str(gsm8k / "gsm8k_train.jsonl"), "limit": 6, "shuffle": True},
+            "generate": {"max_tokens": 8},
+            "prefix": {"length": 4, "structure_ratio": 0.0},
+            "train": {"batch_size": 4},
+            "evaluate": {
+                "max_tokens": 8,
+                "benchmarks": [{"name": "gsm8k", "path": str(gsm8k / "gsm8k_test.jsonl"), "limit": 3}],
+            },
+        }
+    )
+    facts, _ = run(recipe, tmp_path / "run")
+    rows = list(read_rows(tmp_path / "run" / "evaluation" / "gsm8k" / "base.jsonl", EvaluationRow))
+    assert [row.gold for row in rows] == ["18", "3", "70000"]
+    assert facts["benchmarks"]["gsm8k"]["base"]["n"] == 3
+
+
+def test_benchmarks_take_their_golds_bare(tmp_path: Path) -> None:
+    file = tmp_path / "own.jsonl"
+    file.write_text('{"problem": "1 + 1?", "solution": "It is\\n#### 2"}\n{"problem": "half?", "solution": "\\\\boxed{\\\\frac12}"}\n')
+    recipe = recipe_with(evaluate={"benchmarks": [{"name": "own", "path": str(file)}]})
+    (entry,) = resolve(recipe.evaluate)
+    assert [problem.answer for problem in load_benchmark(entry)] == ["2", "\\frac12"]
+    file.write_text('{"problem": "1 + 1?"}\n')
+    with pytest.raises(ProblemsError, match=r"benchmark own: 1 problems have no answer \(first: 0\)"):
+        load_benchmark(entry)
+
+
+def side(accuracy: float, tokens: float = 30.0, truncated: float = 0.0) -> dict[str, Any]:
+    return {"accuracy": accuracy, "mean_tokens": tokens, "truncated": truncated}
+
+
+@pytest.mark.parametrize(
+    ("paired", "tuned", "expected"),
+    [
+        ((0.1, 0.02, 0.18), side(0.6), ["x: tuned is better than base: +10.0 points [+2.0, +18.0], p = 0.01"]),
+        ((-0.1, -0.18, -0.02), side(0.4), ["x: tuned is worse than base: -10.0 points [-18.0, -2.0], p = 0.01"]),
+        ((0.1, 0.0, 0.2), side(0.6), ["x: no difference shown between base and tuned: +10.0 points [+0.0, +20.0], p = 0.01"]),
+        ((0.0, -0.1, 0.1), side(0.5, tokens=12.0), ["x: no difference", "x: completions went from 30 to 12 tokens"]),
+        ((0.0, -0.1, 0.1), side(0.5, truncated=0.2), ["x: no difference", "x: cut at max_tokens went from 0% to 20%"]),
+    ],
+)
+def test_the_verdict_claims_what_the_interval_allows(
+    paired: tuple[float, float, float], tuned: dict[str, Any], expected: list[str]
+) -> None:
+    delta, low, high = paired
+    facts = {"base": side(0.5), "tuned": tuned, "paired": {"delta": delta, "ci95": [low, high], "p_value": 0.01}}
+    found = verdict({"x": facts})
+    assert len(found) == len(expected)
+    assert all(line.startswith(start) for line, start in zip(found, expected, strict=True))
+
+
+def test_changes_names_nested_fields() -> None:
+    assert changes({"a": {"b": 1, "c": 2}, "d": 1}, {"a": {"b": 1, "c": 3}, "e": 1}) == ["a.c", "d", "e"]

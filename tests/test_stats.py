@@ -1,0 +1,156 @@
+"""Intervals and tests against closed forms, brute force and scipy."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats as scipy_stats
+
+from upft_mlx.stats import (
+    accuracy_interval,
+    maj_at_k,
+    mcnemar_exact,
+    mean_interval,
+    paired_difference,
+    pass_at_k,
+    sign_flip,
+    t_quantile,
+    wilson_interval,
+)
+
+counts = st.integers(1, 400).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n)))
+
+
+@given(counts)
+def test_wilson_is_scipys_and_contains_the_share(case: tuple[int, int]) -> None:
+    successes, n = case
+    low, high = wilson_interval(successes, n)
+    expected = scipy_stats.binomtest(successes, n).proportion_ci(0.95, "wilson")
+    assert (low, high) == pytest.approx((expected.low, expected.high), abs=1e-9)
+    assert 0 <= low <= successes / n <= high <= 1
+
+
+def test_wilson_of_nothing_is_everything() -> None:
+    assert wilson_interval(0, 0) == (0.0, 1.0)
+
+
+@pytest.mark.parametrize("df", [1, 2, 3, 7, 30, 255, 2000])
+def test_t_quantile_is_scipys(df: int) -> None:
+    assert t_quantile(df) == pytest.approx(scipy_stats.t.ppf(0.975, df), rel=1e-6)
+
+
+@given(st.lists(st.floats(0, 1), min_size=2, max_size=40))
+def test_mean_interval_is_students(values: list[float]) -> None:
+    low, high = mean_interval(values)
+    mean = math.fsum(values) / len(values)
+    assert low <= mean + 1e-12
+    assert high >= mean - 1e-12
+    error = scipy_stats.sem(values)
+    if error > 1e-9:
+        expected = scipy_stats.t.interval(0.95, len(values) - 1, mean, error)
+        assert (low, high) == pytest.approx(expected, abs=1e-6)
+
+
+def test_accuracy_of_one_sample_each_is_wilsons() -> None:
+    assert accuracy_interval([[True], [True], [False]]) == wilson_interval(2, 3)
+
+
+def test_samples_of_a_problem_are_a_cluster() -> None:
+    """100 samples of 4 problems are no 100 problems: the interval stays as wide as that of the 4 means."""
+    scores = [[True] * 25, [True] * 25, [False] * 25, [False] * 25]
+    assert accuracy_interval(scores) == (0.0, 1.0)
+    low, high = accuracy_interval([[True, False], [True, True]] * 50)
+    assert (low, high) == pytest.approx(mean_interval([0.5, 1.0] * 50))
+
+
+def test_equal_means_still_have_an_interval() -> None:
+    low, high = accuracy_interval([[True, True]] * 20)
+    assert (low, high) == (wilson_interval(20, 20)[0], 1.0)
+    low, high = accuracy_interval([[True, False]] * 20)
+    assert low < 0.5 < high
+
+
+@given(st.integers(1, 7).flatmap(lambda n: st.tuples(st.just(n), st.integers(0, n), st.integers(1, n))))
+def test_pass_at_k_counts_the_subsets_with_a_right_sample(case: tuple[int, int, int]) -> None:
+    n, c, k = case
+    subsets = list(itertools.combinations([True] * c + [False] * (n - c), k))
+    assert pass_at_k(n, c, k) == pytest.approx(sum(map(any, subsets)) / len(subsets))
+
+
+@pytest.mark.parametrize("case", [(3, 4, 1), (3, -1, 1), (3, 1, 0), (3, 1, 4)])
+def test_pass_at_k_refuses_what_has_no_meaning(case: tuple[int, int, int]) -> None:
+    with pytest.raises(ValueError, match="pass@k needs"):
+        pass_at_k(*case)
+
+
+@pytest.mark.parametrize(
+    ("answers", "correct", "k", "expected"),
+    [
+        (["4", "5", "4"], [True, False, True], 3, 1.0),
+        (["4", "5", "5"], [True, False, False], 3, 0.0),
+        (["4", "5"], [True, False], 2, 0.5),
+        (["4", "5", "5"], [True, False, False], 1, 1.0),
+        ([None, None, "4"], [False, False, True], 3, 1.0),
+        ([None, None], [False, False], 2, 0.0),
+        (["4", "5", "6", "6", "5"], [False, True, False, False, True], 5, 0.5),
+    ],
+)
+def test_the_majority_of_the_first_k_decides_and_ties_share(
+    answers: list[str | None], correct: list[bool], k: int, expected: float
+) -> None:
+    assert maj_at_k(answers, correct, k) == expected
+
+
+@given(st.integers(0, 60), st.integers(0, 60))
+def test_mcnemar_is_the_exact_binomial_test(ups: int, downs: int) -> None:
+    expected = scipy_stats.binomtest(ups, ups + downs).pvalue if ups + downs else 1.0
+    assert mcnemar_exact(ups, downs) == pytest.approx(expected, rel=1e-9)
+
+
+def test_paired_difference_of_binary_scores_is_mcnemars() -> None:
+    base, tuned = [1.0] * 5 + [0.0] * 15, [0.0] * 1 + [1.0] * 12 + [0.0] * 7
+    found = paired_difference(base, tuned)
+    assert found.delta == pytest.approx((8 - 1) / 20)
+    assert found.p_value == mcnemar_exact(8, 1)
+    expected = mean_interval([t - b for b, t in zip(base, tuned, strict=True)])
+    assert found.ci95 == pytest.approx(expected)
+
+
+@given(st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), min_size=1, max_size=30))
+def test_paired_difference_changes_sign_with_its_sides(pairs: list[tuple[float, float]]) -> None:
+    base, tuned = [p[0] for p in pairs], [p[1] for p in pairs]
+    there, back = paired_difference(base, tuned), paired_difference(tuned, base)
+    assert there.delta == pytest.approx(-back.delta)
+    assert there.ci95 == pytest.approx((-back.ci95[1], -back.ci95[0]))
+    assert there.p_value == pytest.approx(back.p_value, abs=0.03)
+    assert there.ci95[0] <= there.delta + 1e-9
+    assert there.ci95[1] >= there.delta - 1e-9
+    assert 0 < there.p_value <= 1
+
+
+def test_no_difference_at_all_is_no_certainty() -> None:
+    found = paired_difference([1.0] * 20, [1.0] * 20)
+    assert (found.delta, found.p_value) == (0.0, 1.0)
+    assert found.ci95[0] < 0 < found.ci95[1]
+
+
+def test_paired_scores_of_different_lengths_are_refused() -> None:
+    with pytest.raises(ValueError, match="2 and 1"):
+        paired_difference([1.0, 0.0], [1.0])
+
+
+@given(st.lists(st.sampled_from([-0.5, 0.0, 0.25, 0.5, 1.0]), min_size=1, max_size=8))
+def test_few_differences_are_enumerated_exactly(differences: list[float]) -> None:
+    signs = itertools.product((1, -1), repeat=len(differences))
+    flips = [sum(d * s for d, s in zip(differences, each, strict=True)) for each in signs]
+    expected = sum(abs(flip) >= abs(sum(differences)) - 1e-9 for flip in flips) / len(flips)
+    assert sign_flip(differences) == pytest.approx(expected)
+
+
+def test_many_differences_are_sampled_with_a_seed_and_never_give_zero() -> None:
+    assert sign_flip([0.5] * 40) == sign_flip([0.5] * 40) == pytest.approx(1 / 10_001)
+    assert sign_flip([0.5, -0.5] * 20) == 1.0

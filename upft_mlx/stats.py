@@ -1,0 +1,176 @@
+"""Intervals and tests for accuracies. Pure, standard library only.
+
+The unit is the problem: samples of one problem are not independent, so with several of them the interval is over the
+problems' mean scores.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import random
+from collections import Counter
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+Z95 = 1.959963984540054
+"""The 0.975 quantile of the normal distribution."""
+EXACT_FLIPS = 12
+"""Up to so many differing problems the sign-flip test enumerates all 2 ** n flips."""
+MONTE_CARLO_FLIPS = 10_000
+
+
+@dataclass(frozen=True)
+class PairedDifference:
+    """Tuned minus base on the same problems."""
+
+    delta: float
+    """Mean difference of the problems' scores, -1 to 1."""
+    ci95: tuple[float, float]
+    p_value: float
+    """Two-sided, of the hypothesis that the two do not differ."""
+
+
+def wilson_interval(successes: int, n: int, z: float = Z95) -> tuple[float, float]:
+    """The score interval of a share (Wilson 1927); (0, 1) for n = 0."""
+    if n == 0:
+        return 0.0, 1.0
+    share = successes / n
+    center = (share + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    low = 0.0 if successes == 0 else max(0.0, center - half)
+    high = 1.0 if successes == n else min(1.0, center + half)
+    return low, high
+
+
+@lru_cache(maxsize=64)
+def t_quantile(df: int) -> float:
+    """The 0.975 quantile of Student's t distribution, by bisection of its integral (Simpson's rule)."""
+    scale = math.exp(math.lgamma((df + 1) / 2) - math.lgamma(df / 2)) / math.sqrt(df * math.pi)
+
+    def mass(x: float, parts: int = 1000) -> float:
+        """The probability between 0 and x."""
+        step = x / parts
+        heights = [(1 + (i * step) ** 2 / df) ** (-(df + 1) / 2) for i in range(parts + 1)]
+        return scale * step / 3 * (heights[0] + 4 * sum(heights[1:-1:2]) + 2 * sum(heights[2:-1:2]) + heights[-1])
+
+    low, high = Z95, 13.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if mass(middle) < 0.475 else (low, middle)
+    return (low + high) / 2
+
+
+def mean_interval(values: Sequence[float]) -> tuple[float, float]:
+    """Student's 95 % interval of a mean; the mean itself where fewer than two values or no spread allow more."""
+    n = len(values)
+    mean = math.fsum(values) / n
+    spread = math.fsum((value - mean) ** 2 for value in values)
+    if n < 2 or spread == 0:
+        return mean, mean
+    half = t_quantile(n - 1) * math.sqrt(spread / (n - 1) / n)
+    return mean - half, mean + half
+
+
+def accuracy_interval(scores: Sequence[Sequence[bool]]) -> tuple[float, float]:
+    """The 95 % interval of an accuracy from each problem's samples.
+
+    One sample per problem: Wilson. Several: Student over the problems' means (samples of a problem are a cluster),
+    clipped to [0, 1]; where all means are equal it has no width, and Wilson with the problems as n stands in.
+    """
+    if all(len(samples) == 1 for samples in scores):
+        return wilson_interval(sum(samples[0] for samples in scores), len(scores))
+    means = [sum(samples) / len(samples) for samples in scores]
+    low, high = mean_interval(means)
+    if low == high:
+        return wilson_mean(means[0], len(means))
+    return max(0.0, low), min(1.0, high)
+
+
+def wilson_mean(share: float, n: int) -> tuple[float, float]:
+    """Wilson's interval around a share that need not be a multiple of 1 / n."""
+    low, high = wilson_interval(math.floor(share * n), n)[0], wilson_interval(math.ceil(share * n), n)[1]
+    return min(low, share), max(high, share)
+
+
+def pass_at_k(n: int, c: int, k: int) -> float:
+    """The chance that one of k samples is right, when c of n were (Chen et al. 2021, unbiased).
+
+    Raises:
+        ValueError: unless 0 <= c <= n and 1 <= k <= n.
+    """
+    if not (0 <= c <= n and 1 <= k <= n):
+        raise ValueError(f"pass@k needs 0 <= c <= n and 1 <= k <= n, found n={n}, c={c}, k={k}")
+    return 1 - math.comb(n - c, k) / math.comb(n, k)
+
+
+def maj_at_k(answers: Sequence[Hashable | None], correct: Sequence[bool], k: int) -> float:
+    """Whether the commonest answer of the first k samples is right; tied answers share the credit.
+
+    None (no answer found) gets no vote; if there is no vote at all, the majority is wrong.
+    """
+    if not 1 <= k <= len(answers):
+        raise ValueError(f"maj@k needs 1 <= k <= {len(answers)} samples, found k={k}")
+    votes = Counter(answer for answer in answers[:k] if answer is not None)
+    if not votes:
+        return 0.0
+    most = max(votes.values())
+    right = {answer: ok for answer, ok in zip(answers[:k], correct[:k], strict=True) if answer is not None}
+    leaders = [answer for answer, count in votes.items() if count == most]
+    return sum(right[answer] for answer in leaders) / len(leaders)
+
+
+def mcnemar_exact(wrong_to_right: int, right_to_wrong: int) -> float:
+    """The exact two-sided p-value of McNemar's test: a fair coin for each problem that changed sides."""
+    n = wrong_to_right + right_to_wrong
+    if n == 0:
+        return 1.0
+    tail = sum(math.comb(n, i) for i in range(min(wrong_to_right, right_to_wrong) + 1))
+    return min(1.0, 2 * tail / 2**n)
+
+
+def paired_difference(base: Sequence[float], tuned: Sequence[float]) -> PairedDifference:
+    """The difference of two models on the same problems, from each problem's mean score in [0, 1].
+
+    The interval is Student's over the paired differences, clipped to [-1, 1]. With 0/1 scores p is McNemar's, else
+    that of a sign-flip test. Where all differences are equal Student has no width; the interval is then that of a
+    share that was never seen to change: Wilson's with no success in n, on either side.
+
+    Raises:
+        ValueError: if the two are empty or differ in length.
+    """
+    if not base or len(base) != len(tuned):
+        raise ValueError(f"paired scores need equal, positive lengths, found {len(base)} and {len(tuned)}")
+    differences = [t - b for b, t in zip(base, tuned, strict=True)]
+    low, high = mean_interval(differences)
+    delta = math.fsum(differences) / len(differences)
+    if low == high:
+        unseen = wilson_interval(0, len(differences))[1]
+        low, high = delta - unseen, delta + unseen
+    ups, downs = sum(d > 0 for d in differences), sum(d < 0 for d in differences)
+    binary = all(score in (0, 1) for score in itertools.chain(base, tuned))
+    p_value = mcnemar_exact(ups, downs) if binary else sign_flip(differences)
+    return PairedDifference(delta, (max(-1.0, low), min(1.0, high)), p_value)
+
+
+def sign_flip(differences: Sequence[float]) -> float:
+    """The two-sided p-value of the hypothesis that each difference is as likely as its opposite.
+
+    Exact up to `EXACT_FLIPS` nonzero differences; beyond, from seeded random flips with the observed one counted in
+    (Phipson and Smyth 2010), so that p is never 0.
+    """
+    nonzero = [d for d in differences if d != 0]
+    if not nonzero:
+        return 1.0
+    observed = abs(math.fsum(nonzero)) - 1e-12
+    if len(nonzero) <= EXACT_FLIPS:
+        signs = itertools.product((1, -1), repeat=len(nonzero))
+        hits = sum(abs(math.fsum(map(float.__mul__, nonzero, map(float, s)))) >= observed for s in signs)
+        return hits / 2 ** len(nonzero)
+    rng = random.Random(0)
+    hits = 0
+    for _ in range(MONTE_CARLO_FLIPS):
+        bits = rng.getrandbits(len(nonzero))
+        hits += abs(math.fsum(d if bits >> i & 1 else -d for i, d in enumerate(nonzero))) >= observed
+    return (hits + 1) / (MONTE_CARLO_FLIPS + 1)
