@@ -43,7 +43,7 @@ def fuse(recipe: Recipe, loaded: Loaded, run: RunDir, notify: Observer = ignore)
     ways = _ways(recipe, loaded)
     measured: list[Fidelity] = []
     for index, way in enumerate(ways):
-        notify(Progress("fuse", index, len(ways) + 1, "ways"))
+        notify(Progress("fuse", index, len(ways) + 1, "steps"))
         _apply(loaded, layers, way)
         measured.append(
             compare(way, base, adapter, log_probabilities(loaded.model, rows), _size(loaded, way))
@@ -52,8 +52,9 @@ def fuse(recipe: Recipe, loaded: Loaded, run: RunDir, notify: Observer = ignore)
             break
     chosen = measured[-1]
     _judge(recipe, loaded, measured, notify)
-    notify(Progress("fuse", len(ways), len(ways) + 1, "ways"))
+    notify(Progress("fuse", len(ways), len(ways) + 1, "steps"))
     _save(loaded, layers, chosen.fuse, run)
+    notify(Progress("fuse", len(ways) + 1, len(ways) + 1, "steps"))
     write_json(
         run.fidelity,
         {**asdict(chosen), "rows": len(rows), "candidates": [asdict(f) for f in measured]},
