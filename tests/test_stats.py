@@ -88,21 +88,38 @@ def test_pass_at_k_refuses_what_has_no_meaning(case: tuple[int, int, int]) -> No
 
 
 @pytest.mark.parametrize(
-    ("answers", "correct", "k", "expected"),
+    ("answers", "correct", "expected"),
     [
-        (["4", "5", "4"], [True, False, True], 3, 1.0),
-        (["4", "5", "5"], [True, False, False], 3, 0.0),
-        (["4", "5"], [True, False], 2, 0.5),
-        (["4", "5", "5"], [True, False, False], 1, 1.0),
-        ([None, None, "4"], [False, False, True], 3, 1.0),
-        ([None, None], [False, False], 2, 0.0),
-        (["4", "5", "6", "6", "5"], [False, True, False, False, True], 5, 0.5),
+        (["4", "5", "4"], [True, False, True], 1.0),
+        (["4", "5", "5"], [True, False, False], 0.0),
+        (["4", "5"], [True, False], 0.5),
+        ([None, None, "4"], [False, False, True], 1.0),
+        ([None, None], [False, False], 0.0),
+        (["4", "5", "6", "6", "5"], [False, True, False, False, True], 0.5),
     ],
 )
-def test_the_majority_of_the_first_k_decides_and_ties_share(
-    answers: list[str | None], correct: list[bool], k: int, expected: float
+def test_the_majority_of_all_samples_decides_and_ties_share(
+    answers: list[str | None], correct: list[bool], expected: float
 ) -> None:
-    assert maj_at_k(answers, correct, k) == expected
+    assert maj_at_k(answers, correct, len(answers)) == expected
+
+
+def test_maj_at_k_is_the_mean_over_all_choices_of_k_samples() -> None:
+    answers, correct = ["4", "4", "5", "6"], [True, True, False, False]
+    assert maj_at_k(answers, correct, 1) == 0.5
+    assert maj_at_k(answers, correct, 2) == pytest.approx((1 + 4 * 0.5 + 0) / 6)
+    assert maj_at_k(answers, correct, 3) == pytest.approx((1 + 1 + 1 / 3 + 1 / 3) / 4)
+
+
+def test_maj_at_k_of_many_samples_takes_the_first_k() -> None:
+    answers, correct = ["4"] * 8 + ["5"] * 8, [True] * 8 + [False] * 8
+    assert maj_at_k(answers, correct, 8) == 1.0
+    assert maj_at_k(answers, correct, 16) == 0.5
+
+
+def test_maj_at_k_refuses_more_samples_than_there_are() -> None:
+    with pytest.raises(ValueError, match="k=3"):
+        maj_at_k(["4", "5"], [True, False], 3)
 
 
 @given(st.integers(0, 60), st.integers(0, 60))

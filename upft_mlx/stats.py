@@ -19,6 +19,8 @@ Z95 = 1.959963984540054
 EXACT_FLIPS = 12
 """Up to so many differing problems the sign-flip test enumerates all 2 ** n flips."""
 MONTE_CARLO_FLIPS = 10_000
+MAJORITY_CHOICES = 100
+"""maj@k averages over all choices of k samples up to so many; beyond, it takes the first k."""
 
 
 @dataclass(frozen=True)
@@ -106,17 +108,30 @@ def pass_at_k(n: int, c: int, k: int) -> float:
 
 
 def maj_at_k(answers: Sequence[Hashable | None], correct: Sequence[bool], k: int) -> float:
-    """Whether the commonest answer of the first k samples is right; tied answers share the credit.
+    """How often the commonest answer among k of the n samples is right; tied answers share the credit.
 
-    None (no answer found) gets no vote; if there is no vote at all, the majority is wrong.
+    The mean over all choices of k samples where they are few (so that maj@1 is the accuracy), else the first k. None
+    (no answer found) gets no vote; where there is no vote at all, the majority is wrong.
+
+    Raises:
+        ValueError: unless 1 <= k <= n.
     """
-    if not 1 <= k <= len(answers):
-        raise ValueError(f"maj@k needs 1 <= k <= {len(answers)} samples, found k={k}")
-    votes = Counter(answer for answer in answers[:k] if answer is not None)
+    n = len(answers)
+    if not 1 <= k <= n:
+        raise ValueError(f"maj@k needs 1 <= k <= {n} samples, found k={k}")
+    samples = list(zip(answers, correct, strict=True))
+    if math.comb(n, k) > MAJORITY_CHOICES:
+        return _majority(samples[:k])
+    choices = [_majority(choice) for choice in itertools.combinations(samples, k)]
+    return math.fsum(choices) / len(choices)
+
+
+def _majority(samples: Sequence[tuple[Hashable | None, bool]]) -> float:
+    votes = Counter(answer for answer, _ in samples if answer is not None)
     if not votes:
         return 0.0
     most = max(votes.values())
-    right = {answer: ok for answer, ok in zip(answers[:k], correct[:k], strict=True) if answer is not None}
+    right = {answer: ok for answer, ok in samples if answer is not None}
     leaders = [answer for answer, count in votes.items() if count == most]
     return sum(right[answer] for answer in leaders) / len(leaders)
 
