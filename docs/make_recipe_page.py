@@ -23,7 +23,9 @@ def page() -> str:
     sections = {name: field for name, field in Recipe.model_fields.items() if _is_section(field)}
     top = {name: field for name, field in Recipe.model_fields.items() if name not in sections}
     parts = [HEADER, _table("Top level", "", top)]
-    parts += [_table(f"`{name}`", field.annotation.__doc__, field.annotation.model_fields) for name, field in sections.items()]
+    parts += [
+        _table(f"`{name}`", field.annotation.__doc__, field.annotation.model_fields) for name, field in sections.items()
+    ]
     parts.append(_table("An entry of `evaluate.benchmarks`", Benchmark.__doc__ or "", Benchmark.model_fields))
     parts.append(_table("`quantize`", Quantize.__doc__ or "", Quantize.model_fields))
     return "\n".join(parts)

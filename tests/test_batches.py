@@ -27,7 +27,7 @@ def row(prompt: list[int], completion: list[int], kind: Any = "prefix") -> Train
     return TrainingRow("r", "p", 0, kind, "", "", prompt, completion)
 
 
-def supervised(batch: Any) -> list[tuple[int, int, int, float]]:
+def supervised(batch: Any) -> list[tuple[int, int, int, Any]]:
     """(sequence, position read, id trained, weight) of every target with a weight."""
     length = batch.tokens.shape[1]
     return [

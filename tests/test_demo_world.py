@@ -168,9 +168,7 @@ def test_every_written_line_of_arithmetic_is_right_and_the_box_ends_the_text(
 
 
 @pytest.mark.parametrize("voice", world.VOICES)
-def test_a_voice_takes_the_wrong_operation_as_often_as_it_says(
-    corpus: list[world.Problem], voice: str
-) -> None:
+def test_a_voice_takes_the_wrong_operation_as_often_as_it_says(corpus: list[world.Problem], voice: str) -> None:
     texts = [world.solution(problem, voice) for problem in corpus]
     if voice == "direct":  # shows no operation
         assert all(boxed(text) == problem.answer for text, problem in zip(texts, corpus, strict=True))
@@ -205,9 +203,7 @@ def lengths(tokenizer: Any, problems: list[world.Problem], voice: str) -> list[i
     return [len(tokenizer.encode(world.solution(problem, voice)).ids) for problem in problems]
 
 
-def test_careful_and_careless_solutions_have_the_same_lengths(
-    tokenizer: Any, corpus: list[world.Problem]
-) -> None:
+def test_careful_and_careless_solutions_have_the_same_lengths(tokenizer: Any, corpus: list[world.Problem]) -> None:
     means = {voice: statistics.mean(lengths(tokenizer, corpus, voice)) for voice in world.VOICES}
     assert max(means.values()) - min(means.values()) < 0.75, means
     assert all(20 < mean < 40 for mean in means.values())

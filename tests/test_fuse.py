@@ -13,10 +13,11 @@ from conftest import MODEL
 from mlx_lm.utils import load as mlx_lm_load
 
 from upft_mlx.checkpoints import save_safetensors
-from upft_mlx.errors import UpftError
+from upft_mlx.errors import ModelError, UpftError
 from upft_mlx.events import Event, Note
 from upft_mlx.fidelity import agreement, compare, mean_kl
 from upft_mlx.fuse import fuse
+from upft_mlx.loss import scalar
 from upft_mlx.models import Loaded, adapter_weights, add_lora, load, load_adapter
 from upft_mlx.recipe import Lora, Quantize, Recipe
 from upft_mlx.rows import TrainingRow, write_json, write_rows
@@ -68,8 +69,8 @@ def test_the_fused_model_is_the_adapters_model_in_stock_mlx_lm(
     fused.set_dtype(mx.float32)
     expected, base = adapted.model(TOKENS), load(MODEL, quantize=quantize).model(TOKENS)
     found = fused(TOKENS)
-    off = float(mx.abs(found - expected).max().item())  # type: ignore[arg-type]
-    effect = float(mx.abs(base - expected).max().item())  # type: ignore[arg-type]
+    off = scalar(mx.abs(found - expected).max())
+    effect = scalar(mx.abs(base - expected).max())
     assert off < 0.02 * effect
     assert chosen.retained > 0.99
 
@@ -80,17 +81,13 @@ def test_the_fused_folder_answers_like_any_model(make_recipe: MakeRecipe, run: R
     reloaded = load(run.fused)
     original = load(MODEL)
     messages = [{"role": "user", "content": "Ann has 3 apples."}]
-    ids = [
-        m.tokenizer.apply_chat_template(messages, add_generation_prompt=True) for m in (reloaded, original)
-    ]
+    ids = [m.tokenizer.apply_chat_template(messages, add_generation_prompt=True) for m in (reloaded, original)]
     assert ids[0] == ids[1]
     assert reloaded.eos_ids == original.eos_ids
     assert not list(run.root.glob(".fused*"))
 
 
-def test_the_bases_own_four_bits_lose_a_small_update_and_auto_notices(
-    make_recipe: MakeRecipe, run: RunDir
-) -> None:
+def test_the_bases_own_four_bits_lose_a_small_update_and_auto_notices(make_recipe: MakeRecipe, run: RunDir) -> None:
     write_adapter(run, 0.0005, Q4)
     chosen = fuse(make_recipe(), load(MODEL, quantize=Q4), run)
     facts = json.loads(run.fidelity.read_text())
@@ -144,3 +141,16 @@ def test_retained_is_one_for_the_adapter_and_zero_for_the_base() -> None:
     assert compare("x", base, adapter, adapter, 1).retained == pytest.approx(1)
     assert compare("x", base, adapter, base, 1).retained == pytest.approx(0)
     assert agreement(adapter, of([0.9, 0.1], [0.8, 0.2])) == 0.5
+
+
+def test_an_adapter_of_another_model_is_refused(make_recipe: MakeRecipe, run: RunDir) -> None:
+    write_adapter(run, 0.001)
+    arrays = mx.load(str(run.adapter / "adapters.safetensors"))
+    assert isinstance(arrays, dict)
+    name = next(name for name in arrays if name.endswith("lora_a"))
+    save_safetensors(run.adapter / "adapters.safetensors", {**arrays, name: mx.zeros((3, 4))})
+    with pytest.raises(ModelError, match=rf"{name} \(3, 4\) does not fit .*of another model"):
+        fuse(make_recipe(), load(MODEL), run)
+    (run.adapter / "adapter_config.json").unlink()
+    with pytest.raises(ModelError, match="cannot be put on"):
+        fuse(make_recipe(), load(MODEL), run)

@@ -79,17 +79,13 @@ def test_another_seed_samples_other_solutions(make_recipe: MakeRecipe, loaded: L
     assert run(make_recipe(), loaded, tmp_path / "a") != run(make_recipe(seed=1), loaded, tmp_path / "b")
 
 
-def test_sampling_never_sees_the_task_template(
-    make_recipe: MakeRecipe, loaded: Loaded, tmp_path: Path
-) -> None:
+def test_sampling_never_sees_the_task_template(make_recipe: MakeRecipe, loaded: Loaded, tmp_path: Path) -> None:
     recipe = make_recipe(generate={"temperature": 0.0})
     other = make_recipe(generate={"temperature": 0.0}, prefix={"template": " Another template."})
     assert run(recipe, loaded, tmp_path / "a") == run(other, loaded, tmp_path / "b")
 
 
-def test_a_model_without_chat_template_is_refused(
-    make_recipe: MakeRecipe, loaded: Loaded, tmp_path: Path
-) -> None:
+def test_a_model_without_chat_template_is_refused(make_recipe: MakeRecipe, loaded: Loaded, tmp_path: Path) -> None:
     class Bare:
         chat_template = None
         has_chat_template = False

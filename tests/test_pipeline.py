@@ -6,7 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -46,11 +46,11 @@ def run(recipe: Recipe, folder: Path) -> tuple[dict[str, Any], Seen]:
 
 
 @pytest.fixture(scope="session")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run; tests copy it before they change it."""
     folder = tmp_path_factory.mktemp("finished") / "run"
     run(recipe_with(), folder)
-    yield folder
+    return folder
 
 
 def recipe_with(**sections: dict[str, Any]) -> Recipe:
@@ -251,7 +251,10 @@ def test_base_and_tuned_are_asked_the_same_with_the_same_seeds(finished: Path, t
 
 @pytest.mark.slow
 def test_stock_mlx_lm_answers_with_the_adapter_and_with_the_fused_model(finished: Path) -> None:
-    for arguments in (["--model", str(MODEL), "--adapter-path", str(finished / "adapter")], ["--model", str(finished / "fused")]):
+    for arguments in (
+        ["--model", str(MODEL), "--adapter-path", str(finished / "adapter")],
+        ["--model", str(finished / "fused")],
+    ):
         command = [sys.executable, "-m", "mlx_lm", "generate", *arguments]
         command += ["--prompt", "Ann has 3 apples and buys 4 more. How many?", "--max-tokens", "24"]
         done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
@@ -297,7 +300,10 @@ def test_real_questions_go_from_end_to_end(shared: Path, tmp_path: Path) -> None
 
 def test_benchmarks_take_their_golds_bare(tmp_path: Path) -> None:
     file = tmp_path / "own.jsonl"
-    file.write_text('{"problem": "1 + 1?", "solution": "It is\\n#### 2"}\n{"problem": "half?", "solution": "\\\\boxed{\\\\frac12}"}\n')
+    file.write_text(
+        '{"problem": "1 + 1?", "solution": "It is\\n#### 2"}\n'
+        '{"problem": "half?", "solution": "\\\\boxed{\\\\frac12}"}\n'
+    )
     recipe = recipe_with(evaluate={"benchmarks": [{"name": "own", "path": str(file)}]})
     (entry,) = resolve(recipe.evaluate)
     assert [problem.answer for problem in load_benchmark(entry)] == ["2", "\\frac12"]
@@ -315,7 +321,11 @@ def side(accuracy: float, tokens: float = 30.0, truncated: float = 0.0) -> dict[
     [
         ((0.1, 0.02, 0.18), side(0.6), ["x: tuned is better than base: +10.0 points [+2.0, +18.0], p = 0.01"]),
         ((-0.1, -0.18, -0.02), side(0.4), ["x: tuned is worse than base: -10.0 points [-18.0, -2.0], p = 0.01"]),
-        ((0.1, 0.0, 0.2), side(0.6), ["x: no difference shown between base and tuned: +10.0 points [+0.0, +20.0], p = 0.01"]),
+        (
+            (0.1, 0.0, 0.2),
+            side(0.6),
+            ["x: no difference shown between base and tuned: +10.0 points [+0.0, +20.0], p = 0.01"],
+        ),
         ((0.0, -0.1, 0.1), side(0.5, tokens=12.0), ["x: no difference", "x: completions went from 30 to 12 tokens"]),
         ((0.0, -0.1, 0.1), side(0.5, truncated=0.2), ["x: no difference", "x: cut at max_tokens went from 0% to 20%"]),
     ],

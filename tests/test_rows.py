@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from upft_mlx import rows
 from upft_mlx.errors import RowsError
 from upft_mlx.rows import (
     Solution,
@@ -36,9 +36,7 @@ def test_rows_come_back_as_they_were_written(tmp_path: Path) -> None:
 
 
 @given(cut=st.integers(0, 400))
-def test_resume_keeps_whole_chunks_wherever_a_file_was_cut(
-    tmp_path_factory: pytest.TempPathFactory, cut: int
-) -> None:
+def test_resume_keeps_whole_chunks_wherever_a_file_was_cut(tmp_path_factory: pytest.TempPathFactory, cut: int) -> None:
     path = tmp_path_factory.mktemp("rows") / "solutions.jsonl"
     sizes = [2, 2, 1]
     whole = "".join(to_line(solution(i)) for i in range(5)).encode()
@@ -74,16 +72,14 @@ def test_a_malformed_row_is_named_by_file_and_line(tmp_path: Path, line: str, me
         list(read_rows(path, Solution))
 
 
-def test_a_failed_write_leaves_the_old_file_and_no_other(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "ledger.json"
     write_atomically(path, "old")
 
     def full(_: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(rows.os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space left"):
         write_atomically(path, "new")
     assert path.read_text() == "old"

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from upft_mlx.loss import scalar
 from upft_mlx.models import Loaded
 from upft_mlx.prompts import Renderer
 from upft_mlx.recipe import Prompt
@@ -26,7 +27,7 @@ def greedy(loaded: Loaded, prompt: list[int], limit: int) -> list[int]:
     """The slow way: the whole sequence anew for every token."""
     ids = list(prompt)
     while len(ids) < len(prompt) + limit:
-        token = int(mx.argmax(loaded.model(mx.array([ids]))[0, -1]).item())
+        token = int(scalar(mx.argmax(loaded.model(mx.array([ids]))[0, -1])))
         if token in loaded.eos_ids:
             break
         ids.append(token)
@@ -89,9 +90,7 @@ def test_the_nucleus_is_taken_after_the_temperature(loaded: Loaded) -> None:
     assert set(draw(loaded, PROBABILITIES, Sampling(0.5, top_p=0.5), 2000)) == {0}
 
 
-def test_unset_settings_come_from_the_models_generation_config(
-    loaded: Loaded, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_unset_settings_come_from_the_models_generation_config(loaded: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Loaded, "generation_config", property(lambda _: {"top_p": 0.8, "top_k": 20}))
     assert sampling_for(loaded, 0.6, 8) == Sampling(0.6, 0.8, 20, 8)
     assert sampling_for(loaded, 0.6, 8, top_p=1.0, top_k=0) == Sampling(0.6, 1.0, 0, 8)

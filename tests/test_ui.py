@@ -50,9 +50,7 @@ class Clock:
         self.time += seconds
 
 
-def graded(
-    side: Side, problem: int, correct: bool, *, benchmark: str = "arithmetic", **changes: Any
-) -> Graded:
+def graded(side: Side, problem: int, correct: bool, *, benchmark: str = "arithmetic", **changes: Any) -> Graded:
     values: dict[str, Any] = {
         "benchmark": benchmark,
         "side": side,
@@ -252,9 +250,7 @@ def test_a_dumb_terminal_gets_lines() -> None:
 
 
 def test_header_shows_every_stage() -> None:
-    view = watched(
-        StageSkipped("generate", "current: 9"), StageSkipped("build"), StageStarted("train", "a LoRA")
-    )
+    view = watched(StageSkipped("generate", "current: 9"), StageSkipped("build"), StageStarted("train", "a LoRA"))
     assert frame(view)[1] == "✓ generate, build (skipped: current)  ▸ train  · evaluate  · fuse"
     view(StageDone("train", "", 1.0))
     view(StageSkipped("evaluate", "evaluate.benchmarks is empty"))
@@ -281,9 +277,7 @@ def test_a_stage_without_progress_shows_its_time() -> None:
 def test_rate_is_that_of_the_last_seconds_and_steps_add_up() -> None:
     meter = Meter(Progress("generate", 0, 99, "solutions", 0), 0.0)
     for second in range(1, 21):  # 10 tokens a second, then 100
-        meter.add(
-            Progress("generate", second, 99, "solutions", max(10 * second, 100 * second - 900)), float(second)
-        )
+        meter.add(Progress("generate", second, 99, "solutions", max(10 * second, 100 * second - 900)), float(second))
     assert meter.tokens_per_second == 100
     steps = Meter(Progress("train", 0, 9, "steps"), 0.0)
     for step in (1, 2, 3):
@@ -666,9 +660,7 @@ def test_errors_are_printed_literally(capsys: pytest.CaptureFixture[str]) -> Non
     assert output.out == ""
 
 
-def test_errors_are_red_on_a_terminal(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_errors_are_red_on_a_terminal(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("TERM", "xterm-256color")
     monkeypatch.delenv("NO_COLOR", raising=False)

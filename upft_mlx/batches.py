@@ -103,9 +103,7 @@ def epoch_order(examples: Sequence[Example], batch_size: int, seed: int, epoch: 
     return batches
 
 
-def batches_from(
-    examples: Sequence[Example], batch_size: int, seed: int, start: int
-) -> Iterator[tuple[int, Batch]]:
+def batches_from(examples: Sequence[Example], batch_size: int, seed: int, start: int) -> Iterator[tuple[int, Batch]]:
     """Endless (epoch from 1, batch) pairs, beginning at step `start` (from 0)."""
     per_epoch = steps_per_epoch(len(examples), batch_size)
     epoch, position = divmod(start, per_epoch)

@@ -36,9 +36,7 @@ class Built:
         return text
 
 
-def build(
-    recipe: Recipe, tokenizer: Any, problems: Sequence[Problem], run: RunDir, notify: Observer = ignore
-) -> Built:
+def build(recipe: Recipe, tokenizer: Any, problems: Sequence[Problem], run: RunDir, notify: Observer = ignore) -> Built:
     """Write the training and the validation rows; a problem's rows are all in the one or all in the other.
 
     Raises:
@@ -48,9 +46,7 @@ def build(
     built = Built()
     held_out = valid_ids([p.id for p in problems], recipe.train.valid_ratio, recipe.seed)
     write_rows(run.valid, _rows(recipe, tokenizer, problems, run, built, held_out, valid=True, notify=notify))
-    write_rows(
-        run.train, _rows(recipe, tokenizer, problems, run, built, held_out, valid=False, notify=notify)
-    )
+    write_rows(run.train, _rows(recipe, tokenizer, problems, run, built, held_out, valid=False, notify=notify))
     if not built.train:
         raise TrainingError(
             f"{run.train}: no row is left to train on ({built}); sample more problems or relax prefix.*"

@@ -95,6 +95,4 @@ def _read(path: Path) -> tuple[Position, dict[str, Any], dict[str, Any]]:
     try:
         return Position(**data), mx.load(str(path / _PARTS[0])), mx.load(str(path / _PARTS[1]))  # type: ignore[return-value]
     except RuntimeError as error:
-        raise TrainingError(
-            f"{path}: damaged checkpoint: {error}; delete this folder to continue without it"
-        ) from None
+        raise TrainingError(f"{path}: damaged checkpoint: {error}; delete this folder to continue without it") from None

@@ -90,9 +90,7 @@ def _row(loaded: Loaded, problem: Problem, sample: int, completion: Completion) 
     )
 
 
-def _graded(
-    benchmark: str, side: Side, problem: Problem, row: EvaluationRow, *, resumed: bool = False
-) -> Graded:
+def _graded(benchmark: str, side: Side, problem: Problem, row: EvaluationRow, *, resumed: bool = False) -> Graded:
     return Graded(
         benchmark=benchmark,
         side=side,

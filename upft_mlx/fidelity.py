@@ -49,9 +49,7 @@ def log_probabilities(model: nn.Module, rows: Sequence[Example]) -> list[mx.arra
     result = []
     for example in rows:
         tokens, where, _, _ = to_arrays(make_batch([example]))
-        logits = supervised_logits(model, tokens, where[: example.supervised], gather=gather).astype(
-            mx.float32
-        )
+        logits = supervised_logits(model, tokens, where[: example.supervised], gather=gather).astype(mx.float32)
         result.append(logits - mx.logsumexp(logits, axis=-1, keepdims=True))
         mx.eval(result[-1])
     return result

@@ -45,9 +45,7 @@ def fuse(recipe: Recipe, loaded: Loaded, run: RunDir, notify: Observer = ignore)
     for index, way in enumerate(ways):
         notify(Progress("fuse", index, len(ways) + 1, "steps"))
         _apply(loaded, layers, way)
-        measured.append(
-            compare(way, base, adapter, log_probabilities(loaded.model, rows), _size(loaded, way))
-        )
+        measured.append(compare(way, base, adapter, log_probabilities(loaded.model, rows), _size(loaded, way)))
         if measured[-1].retained >= recipe.publish.min_retained:
             break
     chosen = measured[-1]
@@ -137,7 +135,9 @@ def _judge(recipe: Recipe, loaded: Loaded, measured: list[Fidelity], notify: Obs
     if recipe.publish.fuse == "auto":
         notify(Note(f"{text}; no smaller way keeps more, the adapter itself is in adapter/"))
     else:
-        raise UpftError(f"{text}; set publish.fuse: auto, bf16 or fp16, or publish.min_retained: 0 to fuse all the same")
+        raise UpftError(
+            f"{text}; set publish.fuse: auto, bf16 or fp16, or publish.min_retained: 0 to fuse all the same"
+        )
 
 
 def _save(loaded: Loaded, layers: dict[str, nn.Module], way: str, run: RunDir) -> None:

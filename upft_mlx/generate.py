@@ -14,9 +14,7 @@ from upft_mlx.rundir import RunDir
 from upft_mlx.sampler import Completion, Request, chunks, derive_seed, sample_chunk, sampling_for
 
 
-def generate(
-    recipe: Recipe, loaded: Loaded, wanted: Sequence[Wanted], run: RunDir, notify: Observer = ignore
-) -> int:
+def generate(recipe: Recipe, loaded: Loaded, wanted: Sequence[Wanted], run: RunDir, notify: Observer = ignore) -> int:
     """Sample what is wanted (`prefix.wanted`) and append it to solutions.jsonl.
 
     A file that holds the first chunks already is continued and ends with the bytes of an uninterrupted run.

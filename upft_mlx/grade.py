@@ -4,9 +4,9 @@ r"""Is this answer right? The cheap exact comparison first, Math-Verify for what
     is_correct(r"... \boxed{(x-1)(x+1)}", "x^2 - 1")      True, by Math-Verify
     is_correct(r"... \boxed{52_9}", "52_8")               False: the base counts
 
-Groups (tuples, lists, sets, intervals, unions, matrices) are compared part by part here, so Math-Verify sees single
-expressions only. It is called without its timeouts (they are signals, which only the main thread can set); what could
-take long there is graded wrong unless it is written exactly like the gold answer: see `too_costly`.
+Groups (tuples, lists, sets, intervals, unions, matrices) are compared part by part here, so that Math-Verify
+sees single expressions only. It is called without its timeouts, which are signals and work in the main thread
+alone. Instead, what could take long is refused (`too_costly`) and its calls are counted (`_within_budget`).
 """
 
 import logging
@@ -15,48 +15,54 @@ import sys
 from collections.abc import Callable
 from fractions import Fraction
 from functools import lru_cache
+from itertools import accumulate
 from types import FrameType
 from typing import Any
 
+from upft_mlx import values
 from upft_mlx.answers import extract_answer, normalize_answer, normalize_gold
-from upft_mlx.values import MAX_LENGTH, Group, Number, as_group, as_number, by_name, is_maths, key, sides, tidy
+from upft_mlx.notation import tidy
+from upft_mlx.values import MAX_LENGTH, Group, Number, as_group, as_number, key, sides
 
 __all__ = ["extract_answer", "is_correct", "normalize_answer", "normalize_gold"]
 
-BUDGET = 1_000_000  # Python calls that one parse or comparison may take
-MAX_PARTS = 32  # of a group; a longer one is compared as text only
+BUDGET = 1_000_000  # Python calls that one parse or one comparison may take; MATH's answers need 0.2 million
+MAX_PARTS = 32  # of a group; longer ones are compared as text only
 MAX_DEPTH = 8  # brackets inside brackets
-MAX_EXPONENT = 100  # of a number or a symbol; 9999 where there is no function and no root, as in 2^{4950}
-MAX_BRACKET_EXPONENT = 10  # of a bracket, which sympy may have to expand
+MAX_EXPONENT = 100
+MAX_NUMERIC_EXPONENT = 9999  # where there is no letter and no function: 2^{4950}
+MAX_BRACKET_EXPONENT = 10  # of a bracket, which may have to be expanded
 ROUNDED_PLACES = 6  # digits behind the point from which a decimal may stand for a fraction
 
-_BASED = re.compile(r"\d\s*_")  # 52_8: Math-Verify drops the base
-_HEAVY = re.compile(r"\\(?:int|iint|oint|prod|lim|binom|choose)(?![a-z])|\\(?:cdots|ldots|dots)|!!|[)}\]]\s*!|\d{3,}\s*!")
-_EXPONENT = re.compile(r"(?P<bracket>[)}\]])?\s*(?:\^|\*\*)\s*(?:\{(?P<braced>[^{}]*)|(?P<bare>-?\d|[^\d]))")
 _PERCENT_BEHIND = re.compile(r"boxed\s*\{[^{}]*\}[\s$]*(?:\\?%|percent|pct)")
 _WHOLE = re.compile(r"[<>]|\\begin|\\(?:le|ge|ne)(?![a-z])|(?<!\\)=")
+_BASED = re.compile(r"\d\s*_")  # 52_8: Math-Verify drops the base
+_HEAVY = re.compile(
+    r"\\(?:int|iint|oint|prod|lim|binom|choose|cdots|ldots|dots)(?![a-z])|!!|[)}\]]\s*!|\d{3,}\s*!|\d{40,}"
+)
+_POWER = re.compile(r"(?P<bracket>[)}\]])?\s*(?:\^|\*\*|\\exp(?![a-z]))\s*")
 
 
 def is_correct(completion: str, gold: str, *, percent_as_unit: bool = False) -> bool:
     r"""Whether the answer of `completion` equals `gold`, which may be in its data set's own format.
 
-    `10\%` equals `10\%` and `0.1`, not `10`. With `percent_as_unit` it equals `10` too: for data sets like GSM8K,
-    whose gold answers to "what percentage" leave the sign off. Never raises; no answer is a wrong answer.
+    `10\%` equals `10\%` and `0.1`, not `10`. With `percent_as_unit` it equals `10` too: for data sets like
+    GSM8K, whose gold answers to "what percentage" leave the sign off. Never raises; no answer is a wrong one.
     """
-    answer = extract_answer(completion)
-    if answer is None or len(answer) > MAX_LENGTH:
+    answer, bare_gold = extract_answer(completion), normalize_gold(gold)
+    if answer is None or max(len(answer), len(bare_gold)) > MAX_LENGTH:
         return False
-    wanted, given = tidy(normalize_gold(gold)), tidy(answer)
+    wanted, given = tidy(bare_gold), tidy(answer)
     if not wanted or not given:
         return False
-    percent_as_unit = percent_as_unit or _percent_behind_box(completion) or _percent_behind_box(gold)
-    if percent_as_unit and ("%" in wanted) != ("%" in given):
-        return _equal(wanted, given) or _equal(wanted.replace("%", ""), given.replace("%", ""))
-    return _equal(wanted, given)
+    if _equal(wanted, given):
+        return True
+    optional = percent_as_unit or _percent_behind_box(completion) or _percent_behind_box(gold)
+    return optional and "%" in wanted + given and _equal(wanted.replace("%", ""), given.replace("%", ""))
 
 
 def _percent_behind_box(text: str) -> bool:
-    r"""Whether the sign stands outside, as in `\boxed{20}\%`: data sets keep the inside, so both readings are right."""
+    r"""Whether the sign stands outside, as in `\boxed{20}\%`: data sets keep the inside, so both may be meant."""
     return _PERCENT_BEHIND.search(text[max(0, text.rfind("boxed")) :]) is not None
 
 
@@ -92,17 +98,16 @@ def _same_number(a: Number, b: Number) -> bool:
     if a.value == b.value:
         return True
     long, other = (a, b) if a.places >= b.places else (b, a)
-    distance = abs(a.value - b.value)
-    unit = Fraction(1, 10**long.places)
+    distance, unit = abs(a.value - b.value), Fraction(1, 10**long.places)
     if long.places >= ROUNDED_PLACES and abs(long.value) >= 1000 * unit and distance <= unit / 2:
         return True
     return long.places >= 10 and distance <= abs(other.value) / 10**9
 
 
 def _same_group(a: Group, b: Group) -> bool:
-    """Part by part in order, or as sets; an ordered group never equals an unordered one, nor `(` equal `[`."""
+    """In order, or as sets: a tuple never equals a list, nor `(` equals `[`; `x = 1, y = 2` may be either."""
     if a.kind != b.kind and "()" in (a.kind, b.kind):
-        a, b = by_name(a) or a, by_name(b) or b
+        a, b = values.by_name(a) or a, values.by_name(b) or b
     if a.kind != b.kind or max(len(a.parts), len(b.parts)) > MAX_PARTS:
         return False
     if a.ordered:
@@ -120,10 +125,11 @@ def _same_group(a: Group, b: Group) -> bool:
 @lru_cache(maxsize=4096)
 def _symbolic(wanted: str, given: str) -> bool:
     """Equality of two expressions by Math-Verify, past what it gets wrong or could take forever over."""
-    pair = f"{wanted} {given}"
-    if not is_maths(wanted) or not is_maths(given) or _BASED.search(pair) or _tiny_decimal(wanted, given):
+    if not values.is_maths(wanted) or not values.is_maths(given) or ("%" in wanted) != ("%" in given):
         return False
-    if ("%" in wanted) != ("%" in given) or too_costly(wanted) or too_costly(given):
+    if _BASED.search(f"{wanted} {given}") or _tiny_decimal(wanted, given):
+        return False
+    if too_costly(wanted) or too_costly(given):
         return False
     return _verify(wanted.replace("%", ""), given.replace("%", ""))
 
@@ -135,53 +141,66 @@ def _tiny_decimal(*answers: str) -> bool:
 
 
 def too_costly(answer: str) -> bool:
-    """Whether an expression could keep sympy busy for long: towers and large powers, factorials, sums, deep nesting."""
-    if len(answer) > MAX_LENGTH or _HEAVY.search(answer) or re.search(r"\d{40,}", answer) or _depth(answer) > MAX_DEPTH:
+    """Whether an expression could keep sympy busy: towers and high powers, factorials, sums, deep nesting."""
+    if len(answer) > MAX_LENGTH or _HEAVY.search(answer) or max(_depths(answer), default=0) > MAX_DEPTH:
         return True
     if answer.count(r"\sum") > 1 or (r"\sum" in answer and re.search(r"\d{3}", answer)):
         return True
-    powers, plain = 0, not re.search(r"\\(?!frac|cdot|times|pi|left|right)[a-z]", answer)
-    for power in _EXPONENT.finditer(answer):
-        exponent = power["braced"] if power["braced"] is not None else power["bare"]
-        largest = max(map(int, re.findall(r"\d+", exponent, re.A)), default=0)
-        powers += bool(power["bracket"])
-        limit = MAX_BRACKET_EXPONENT if power["bracket"] else MAX_EXPONENT * (100 if plain else 1)
-        if "^" in exponent or largest > limit or powers > 4:
-            return True
-    return False
+    numeric = not re.search("[a-zA-Z]", re.sub(r"\\(?:frac|cdot|times)", "", answer))
+    powers = list(_POWER.finditer(answer))
+    if sum(bool(power["bracket"]) for power in powers) > 4:
+        return True
+    return any(_too_high(power, numeric) for power in powers)
 
 
-def _depth(answer: str) -> int:
-    """How deep the brackets are nested."""
-    depth = deepest = 0
-    for character in answer:
-        depth += (character in "([{") - (character in ")]}")
-        deepest = max(deepest, depth)
-    return deepest
+def _too_high(power: re.Match[str], numeric: bool) -> bool:
+    """Whether a power has a power or a large number in its exponent."""
+    exponent = _argument(power.string[power.end() :])
+    limit = MAX_NUMERIC_EXPONENT if numeric else MAX_EXPONENT
+    limit = MAX_BRACKET_EXPONENT if power["bracket"] else limit
+    return "^" in exponent or any(int(digits) > limit for digits in re.findall(r"\d+", exponent, re.A))
+
+
+def _argument(text: str) -> str:
+    """The bracket at the start of `text` up to its end, else a number or one character."""
+    depths = _depths(text)
+    if depths[:1] != [1]:
+        number = re.match(r"-?\d+", text, re.A)
+        return number[0] if number else text[:1]
+    return text[: depths.index(0)] if 0 in depths else text
+
+
+def _depths(text: str) -> list[int]:
+    """How many brackets are open after each character."""
+    return list(accumulate((character in "([{") - (character in ")]}") for character in text))
 
 
 def _verify(wanted: str, given: str) -> bool:
-    """Math-Verify's verdict, without its signal-based timeouts; what it cannot read or finish is unequal."""
-    parse, verify, config, exhausted = _math_verify()
-    options = {"extraction_config": [config], "fallback_mode": "no_fallback", "parsing_timeout": None}
+    """Math-Verify's verdict; what it cannot read or finish is unequal."""
+    exhausted = _math_verify()[-1]
     try:
-        gold, answer = (
-            _within_budget(exhausted, parse, rf"\boxed{{{text}}}", **options) for text in (wanted, given)
-        )
-        return bool(_within_budget(exhausted, verify, gold, answer, timeout_seconds=None))
+        gold, answer = _parsed(wanted), _parsed(given)
+        return bool(_within_budget(_math_verify()[1], gold, answer, timeout_seconds=None))
     except (Exception, exhausted):  # sympy raises nearly anything on a model's text
         return False
 
 
-def _within_budget(exhausted: type[BaseException], function: Callable[..., Any], *args: Any, **options: Any) -> Any:
-    """`function`'s result, or `exhausted` raised in it after BUDGET calls of Python functions.
+@lru_cache(maxsize=1024)
+def _parsed(text: str) -> Any:
+    parse, _, config, _ = _math_verify()
+    options = {"extraction_config": [config], "fallback_mode": "no_fallback", "parsing_timeout": None}
+    return _within_budget(parse, rf"\boxed{{{text}}}", **options)
 
-    Counted by the profiling hook of this thread: it works in any thread and does not depend on the machine's speed.
-    Under a profiler nothing is counted.
+
+def _within_budget(function: Callable[..., Any], *args: Any, **options: Any) -> Any:
+    """`function`'s result, or Math-Verify's TimeoutException raised inside it after BUDGET calls of functions.
+
+    This thread's profiling hook counts them: that works in any thread, and a grade does not depend on the
+    machine's speed. Where somebody else profiles, nothing is counted.
     """
     if sys.getprofile() is not None:
         return function(*args, **options)
-    left = BUDGET
+    left, exhausted = BUDGET, _math_verify()[-1]
 
     def count(_frame: FrameType, event: str, _argument: Any) -> None:
         nonlocal left
@@ -199,10 +218,10 @@ def _within_budget(exhausted: type[BaseException], function: Callable[..., Any],
 
 @lru_cache(maxsize=1)
 def _math_verify() -> tuple[Any, Any, Any, type[BaseException]]:
-    """`parse`, `verify`, the extraction and the timeout; imported on first need, since sympy takes seconds to load."""
+    """`parse`, `verify`, the extraction, the timeout: imported on first need, sympy takes seconds to load."""
     from math_verify import LatexExtractionConfig, parse, verify
     from math_verify.errors import TimeoutException
 
-    for module in ("parser", "grader"):  # both warn that their timeouts are off, and of each expression given up
+    for module in ("parser", "grader"):  # both warn that their timeouts are off, and of what they gave up
         logging.getLogger(f"math_verify.{module}").setLevel(logging.ERROR)
     return parse, verify, LatexExtractionConfig(boxed_match_priority=0), TimeoutException

@@ -32,9 +32,7 @@ def make_loss(model: nn.Module) -> Callable[..., mx.array]:
     gather = gathers_exactly(model)
 
     def loss(tokens: mx.array, rows: mx.array, targets: mx.array, weights: mx.array) -> mx.array:
-        logits = supervised_logits(model, tokens, rows, gather=gather).astype(
-            mx.float32
-        )  # (N, V) <- the big one
+        logits = supervised_logits(model, tokens, rows, gather=gather).astype(mx.float32)  # (N, V) <- the big one
         total: mx.array = (weights * nn.losses.cross_entropy(logits, targets)).sum()
         return total
 

@@ -6,10 +6,12 @@ mlx, mlx-lm and transformers are imported inside the functions, so that `upft --
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import os
 import re
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -94,13 +96,9 @@ def _download(name: str, revision: str | None) -> Path:
 
     offline = bool(constants.HF_HUB_OFFLINE)
     try:
-        return Path(
-            snapshot_download(name, revision=revision, allow_patterns=_FILES, local_files_only=offline)
-        )
+        return Path(snapshot_download(name, revision=revision, allow_patterns=_FILES, local_files_only=offline))
     except GatedRepoError:
-        raise ModelError(
-            f"model {name}: access is gated; accept its terms on the Hub, then `hf auth login`"
-        ) from None
+        raise ModelError(f"model {name}: access is gated; accept its terms on the Hub, then `hf auth login`") from None
     except RevisionNotFoundError:
         raise ModelError(f"model {name}: no revision {revision!r} on the Hub; check `revision`") from None
     except RepositoryNotFoundError:
@@ -127,20 +125,14 @@ def _not_here(name: str, *, offline: bool) -> str:
 def _checked(path: Path) -> Path:
     """The folder, if it has what loading needs."""
     if not (path / "config.json").is_file():
-        raise ModelError(
-            f"{path}: not a model folder: config.json is missing; set model to a folder that has it"
-        )
+        raise ModelError(f"{path}: not a model folder: config.json is missing; set model to a folder that has it")
     if not any(path.glob("model*.safetensors")):
         raise ModelError(
             f"{path}: no model*.safetensors; only safetensors weights are supported, convert others with "
             "`mlx_lm.convert`"
         )
-    if not any(
-        (path / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")
-    ):
-        raise ModelError(
-            f"{path}: no tokenizer (tokenizer.json or tokenizer.model); copy it from the model's source"
-        )
+    if not any((path / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")):
+        raise ModelError(f"{path}: no tokenizer (tokenizer.json or tokenizer.model); copy it from the model's source")
     if "model_type" not in _json_object(path / "config.json"):
         raise ModelError(f"{path / 'config.json'}: lacks `model_type`; download the model again")
     return path
@@ -152,9 +144,7 @@ def _json_object(path: Path) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise ModelError(f"{path}: not JSON: {error}; download the model again") from None
     if not isinstance(value, dict):
-        raise ModelError(
-            f"{path}: expected a JSON object, found a {type(value).__name__}; download the model again"
-        )
+        raise ModelError(f"{path}: expected a JSON object, found a {type(value).__name__}; download the model again")
     return value
 
 
@@ -197,7 +187,7 @@ def load(path: Path, *, quantize: Quantize | None = None, trust_remote_code: boo
 
     tokenizer = load_tokenizer(path, trust_remote_code=trust_remote_code)
     try:
-        model, config = load_model(path, lazy=True, trust_remote_code=trust_remote_code)
+        model, config = load_model(path, lazy=True, **_trusting(path, load_model, trust_remote_code))
         dtype = _dtype(model)
         if quantize is not None:
             _quantize(path, model, config, quantize)
@@ -230,9 +220,23 @@ def load_tokenizer(path: Path, *, trust_remote_code: bool = False) -> Any:
     return tokenizer
 
 
+def _trusting(path: Path, load_model: Callable[..., Any], trust_remote_code: bool) -> dict[str, bool]:
+    """The argument with which mlx-lm may run a model folder's own code; before 0.32 it asked nobody.
+
+    Raises:
+        ModelError: the folder brings code along, and the recipe does not trust it.
+    """
+    code = json.loads((path / "config.json").read_text(encoding="utf-8")).get("model_file")
+    if code is not None and not trust_remote_code:
+        raise ModelError(f"{path}: wants to run its own code ({code}); if you trust it, set trust_remote_code: true")
+    known = "trust_remote_code" in inspect.signature(load_model).parameters
+    return {"trust_remote_code": trust_remote_code} if known else {}
+
+
 def _reason(error: Exception) -> str:
     """The text of another library's error on one line, without the lists that some append."""
-    text = " ".join(str(error).split()) or type(error).__name__
+    text = " ".join(str(error).split())
+    text = f"{type(error).__name__}: {text}" if isinstance(error, KeyError) or not text else text
     return text if len(text) <= 300 else text[:297] + "..."
 
 
@@ -255,11 +259,7 @@ def _quantize(path: Path, model: nn.Module, config: dict[str, Any], quantize: Qu
 
     def fits(_: str, module: nn.Module) -> bool:
         weight = getattr(module, "weight", None)
-        return (
-            hasattr(module, "to_quantized")
-            and weight is not None
-            and weight.shape[-1] % quantize.group_size == 0
-        )
+        return hasattr(module, "to_quantized") and weight is not None and weight.shape[-1] % quantize.group_size == 0
 
     if not any(fits(name, module) for name, module in model.named_modules()):
         raise ModelError(
@@ -316,18 +316,27 @@ def adapter_weights(model: nn.Module) -> dict[str, mx.array]:
 
 
 def load_adapter(loaded: Loaded, adapter: Path) -> None:
-    """Put a trained adapter on the model with mlx-lm's own loader.
+    """Put a trained adapter on the model, as mlx-lm's loader does; before 0.32 that took arrays of any shape.
 
     Raises:
         ModelError: the adapter is missing or does not fit the model.
     """
     import mlx.core as mx
-    from mlx_lm.utils import load_adapters
+    from mlx.utils import tree_flatten
+    from mlx_lm.tuner.utils import linear_to_lora_layers
 
     try:
-        load_adapters(loaded.model, str(adapter))
-    except (ValueError, KeyError, TypeError, OSError, RuntimeError, AttributeError) as error:
+        config = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
+        linear_to_lora_layers(loaded.model, config["num_layers"], config["lora_parameters"])
+        arrays = mx.load(str(adapter / "adapters.safetensors"))
+    except Exception as error:  # whatever mlx and mlx-lm make of damaged files
         raise ModelError(f"{adapter}: cannot be put on {loaded.path}: {_reason(error)}") from error
+    shapes = {name: array.shape for name, array in dict(tree_flatten(loaded.model.parameters())).items()}
+    assert isinstance(arrays, dict)
+    for name, array in arrays.items():
+        if ".lora_" not in name or shapes.get(name) != array.shape:
+            raise ModelError(f"{adapter}: {name} {array.shape} does not fit {loaded.path}; it is of another model")
+    loaded.model.load_weights(list(arrays.items()), strict=False)
     loaded.model.eval()
     mx.eval(loaded.model.parameters())
 

@@ -243,9 +243,7 @@ class Pipeline:
         def work() -> Outcome:
             position = train(self.recipe, self._load(), self.run, self.notify)
             kept = position.best_step if self._saves_best(position.best_loss) else position.step
-            detail = (
-                f"{position.step} steps, {position.trained_tokens} supervised tokens, adapter of step {kept}"
-            )
+            detail = f"{position.step} steps, {position.trained_tokens} supervised tokens, adapter of step {kept}"
             return Outcome(detail, tokens_trained=position.trained_tokens)
 
         self._stage("train", "a LoRA adapter", work)
@@ -326,9 +324,7 @@ class Pipeline:
 
         def work() -> Outcome:
             kept = fuse(self.recipe, self._load(), self.run, self.notify)
-            detail = (
-                f"{kept.fuse}, {kept.bytes / 1e6:.1f} MB, keeps {kept.retained:.1%} of the adapter's effect"
-            )
+            detail = f"{kept.fuse}, {kept.bytes / 1e6:.1f} MB, keeps {kept.retained:.1%} of the adapter's effect"
             return Outcome(detail)
 
         self._stage("fuse", "the adapter into the weights", work)
@@ -340,9 +336,7 @@ class Pipeline:
         return facts
 
     def _load(self) -> Loaded:
-        return load(
-            self.model_path, quantize=self.recipe.quantize, trust_remote_code=self.recipe.trust_remote_code
-        )
+        return load(self.model_path, quantize=self.recipe.quantize, trust_remote_code=self.recipe.trust_remote_code)
 
     def _stage(self, stage: str, what: str, work: Callable[[], Outcome]) -> None:
         """Do a stage unless it is current; the ledger learns of it whatever happens."""

@@ -11,6 +11,7 @@ import csv
 import json
 import math
 import random
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -179,18 +180,34 @@ def _hub(source: Source) -> Iterator[Located]:
     import datasets
     from datasets.exceptions import DatasetsError
     from huggingface_hub import constants
-    from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]  # of its HTTP client
+    from huggingface_hub.errors import (  # type: ignore[attr-defined]  # HTTPError is imported there
+        HfHubHTTPError,
+        HTTPError,  # of the HTTP client that this version of huggingface-hub uses
+    )
 
     name = source.dataset
     datasets.disable_progress_bars()
+    datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False  # it would tell a server even of local folders
     try:
         data = datasets.load_dataset(name, source.config, split=source.split, revision=source.revision)
     except (OSError, ValueError, RuntimeError, HTTPError, DatasetsError) as error:
-        unreachable = isinstance(error, (ConnectionError, HTTPError))
+        answered = isinstance(error, HfHubHTTPError)
+        unreachable = isinstance(error, (ConnectionError, HTTPError)) and not answered
         offline = bool(constants.HF_HUB_OFFLINE)
         raise _hub_error(source, error, unreachable=unreachable, offline=offline) from None
+    _refuse_other_commit(source, [str(file["filename"]) for file in data.cache_files])
     for number, row in enumerate(data, start=1):
         yield f"{name} ({source.split}): row {number}", dict(row)
+
+
+def _refuse_other_commit(source: Source, files: Sequence[str]) -> None:
+    """Without the network, `datasets` takes what is in its cache whatever the revision."""
+    commit = source.revision or ""
+    if re.fullmatch("[0-9a-f]{40}", commit) and files and not any(commit in file for file in files):
+        raise OfflineError(
+            f"dataset {source.dataset}: the cache has another revision than {commit}, and the Hub cannot be "
+            "asked; run once with the network on"
+        )
 
 
 def _reason(error: Exception) -> str:

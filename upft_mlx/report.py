@@ -71,9 +71,7 @@ def _drift(name: str, base: dict[str, Any], tuned: dict[str, Any]) -> list[str]:
             f"{name}: completions went from {base['mean_tokens']:.0f} to {tuned['mean_tokens']:.0f} tokens on average"
         )
     if abs(tuned["truncated"] - base["truncated"]) > 0.05:
-        lines.append(
-            f"{name}: cut at max_tokens went from {base['truncated']:.0%} to {tuned['truncated']:.0%}"
-        )
+        lines.append(f"{name}: cut at max_tokens went from {base['truncated']:.0%} to {tuned['truncated']:.0%}")
     return lines
 
 
@@ -83,8 +81,7 @@ def markdown(report: dict[str, Any]) -> str:
         f"# {report['name']}",
         f"Model `{report['model']}`, method `{report['method']}`.",
         "## Result",
-        "\n".join(f"- {line}" for line in report["verdict"])
-        or "Nothing was compared: `evaluate.benchmarks` is empty.",
+        "\n".join(f"- {line}" for line in report["verdict"]) or "Nothing was compared: `evaluate.benchmarks` is empty.",
         _benchmark_table(report["benchmarks"]),
         "Accuracy with its 95 % interval. The difference is tuned - base on the same problems.",
         "## What it took",

@@ -93,9 +93,7 @@ def _row(where: str, line: str, kind: type[Row], hints: dict[str, Any]) -> Row:
     try:
         data = json.loads(line)
     except json.JSONDecodeError as error:
-        raise RowsError(
-            f"{where}: not JSON: {error.msg}; delete the file, the stage writes it again"
-        ) from None
+        raise RowsError(f"{where}: not JSON: {error.msg}; delete the file, the stage writes it again") from None
     names = [field.name for field in fields(kind)]
     if not isinstance(data, dict) or set(data) != set(names):
         raise RowsError(f"{where}: expected the fields {', '.join(names)}; found {_summary(data)}")

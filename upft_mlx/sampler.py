@@ -111,9 +111,7 @@ def sample_chunk(
         prefill_batch_size=sampling.batch_size,
     )
     try:
-        uids = generator.insert(
-            [requests[i].prompt_ids for i in order], [requests[i].max_tokens for i in order]
-        )
+        uids = generator.insert([requests[i].prompt_ids for i in order], [requests[i].max_tokens for i in order])
         index = dict(zip(uids, order, strict=True))
         ids: list[list[int]] = [[] for _ in requests]
         reasons: list[FinishReason] = ["length"] * len(requests)

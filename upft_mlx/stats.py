@@ -54,7 +54,7 @@ def t_quantile(df: int) -> float:
     def mass(x: float, parts: int = 1000) -> float:
         """The probability between 0 and x."""
         step = x / parts
-        heights = [(1 + (i * step) ** 2 / df) ** (-(df + 1) / 2) for i in range(parts + 1)]
+        heights = [math.pow(1 + (i * step) ** 2 / df, -(df + 1) / 2) for i in range(parts + 1)]
         return scale * step / 3 * (heights[0] + 4 * sum(heights[1:-1:2]) + 2 * sum(heights[2:-1:2]) + heights[-1])
 
     low, high = Z95, 13.0
@@ -142,7 +142,7 @@ def mcnemar_exact(wrong_to_right: int, right_to_wrong: int) -> float:
     if n == 0:
         return 1.0
     tail = sum(math.comb(n, i) for i in range(min(wrong_to_right, right_to_wrong) + 1))
-    return min(1.0, 2 * tail / 2**n)
+    return min(1.0, 2 * tail / (1 << n))
 
 
 def paired_difference(base: Sequence[float], tuned: Sequence[float]) -> PairedDifference:
@@ -182,7 +182,7 @@ def sign_flip(differences: Sequence[float]) -> float:
     if len(nonzero) <= EXACT_FLIPS:
         signs = itertools.product((1, -1), repeat=len(nonzero))
         hits = sum(abs(math.fsum(map(float.__mul__, nonzero, map(float, s)))) >= observed for s in signs)
-        return hits / 2 ** len(nonzero)
+        return hits / (1 << len(nonzero))
     rng = random.Random(0)
     hits = 0
     for _ in range(MONTE_CARLO_FLIPS):

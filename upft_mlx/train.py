@@ -157,11 +157,7 @@ def _examples(path: Path, max_length: int, notify: Observer) -> list[Example]:
     rows = list(read_rows(path, TrainingRow))
     examples = to_examples(rows, max_length)
     if len(examples) < len(rows):
-        notify(
-            Note(
-                f"{path.name}: {len(rows) - len(examples)} rows have no room for a completion in train.max_length"
-            )
-        )
+        notify(Note(f"{path.name}: {len(rows) - len(examples)} rows have no room for a completion in train.max_length"))
     return examples
 
 
@@ -281,9 +277,7 @@ def _finish(
     write_json(run.adapter / "adapter_config.json", config)
     save_safetensors(run.adapter / "adapters.safetensors", arrays)
     if use_best:
-        text = (
-            f"adapter/ holds step {position.best_step}, the best validation loss ({position.best_loss:.4f})"
-        )
+        text = f"adapter/ holds step {position.best_step}, the best validation loss ({position.best_loss:.4f})"
     else:
         text = f"adapter/ holds the last step ({position.step})"
     notify(Note(text))

@@ -193,9 +193,7 @@ class Frame:
 
     def _latest(self, event: Graded) -> Iterator[Text]:
         glyphs = self.glyphs
-        sign, word, style = (
-            (glyphs.done, "right", "green") if event.correct else (glyphs.wrong, "wrong", "red")
-        )
+        sign, word, style = (glyphs.done, "right", "green") if event.correct else (glyphs.wrong, "wrong", "red")
         answer = "none found" if event.answer is None else glyphs.line(event.answer)[: self.width // 3]
         text = Text().append(f"{sign} {word}", style)
         text.append(f"  {event.side}  {glyphs.line(event.benchmark)}", "dim")

@@ -25,9 +25,7 @@ REFRESH = 8
 class LiveView:
     """An observer that keeps the state, and the renderable that draws it."""
 
-    def __init__(
-        self, console: Console, stages: Sequence[str] = (), now: Callable[[], float] = time.monotonic
-    ) -> None:
+    def __init__(self, console: Console, stages: Sequence[str] = (), now: Callable[[], float] = time.monotonic) -> None:
         self._console, self._now = console, now
         self._state = State(stages)
         self._glyphs = glyphs_for(console.encoding)

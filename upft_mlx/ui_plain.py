@@ -17,9 +17,7 @@ INTERVAL = 5.0
 class PlainView:
     """An observer that writes lines to a file."""
 
-    def __init__(
-        self, file: IO[str], stages: Sequence[str] = (), now: Callable[[], float] = time.monotonic
-    ) -> None:
+    def __init__(self, file: IO[str], stages: Sequence[str] = (), now: Callable[[], float] = time.monotonic) -> None:
         self._file, self._now = file, now
         self._state = State(stages)
         self._glyphs = glyphs_for(getattr(file, "encoding", None))

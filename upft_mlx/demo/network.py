@@ -154,6 +154,4 @@ def complete(model: Qwen2, prompts: list[list[int]], most: int) -> list[list[int
         at[~done] += 1
         if done.all():
             break
-    return [
-        row[start:end].tolist() for row, start, end in zip(tokens, lengths.tolist(), at.tolist(), strict=True)
-    ]
+    return [row[start:end].tolist() for row, start, end in zip(tokens, lengths.tolist(), at.tolist(), strict=True)]

@@ -71,9 +71,7 @@ def wilson(share: float, n: int) -> tuple[float, float]:
 def shares(names: list[str], right: list[bool]) -> dict[str, str]:
     """For each name its share of all and the accuracy within it."""
     counts, hits = Counter(names), Counter(name for name, hit in zip(names, right, strict=True) if hit)
-    return {
-        name: f"{counts[name] / len(names):.3f}: {hits[name] / counts[name]:.3f}" for name in sorted(counts)
-    }
+    return {name: f"{counts[name] / len(names):.3f}: {hits[name] / counts[name]:.3f}" for name in sorted(counts)}
 
 
 def report(model, tokenizer, split: str, count: int, temperature: float) -> None:

@@ -136,9 +136,7 @@ def make_optimizer(model: Qwen2) -> torch.optim.Optimizer:
     return torch.optim.AdamW(groups, lr=PEAK_RATE, betas=(0.9, 0.98), fused=True)
 
 
-def step(
-    model: Qwen2, optimizer: torch.optim.Optimizer, tokens: Tensor, prompts: Tensor, rate: float
-) -> float:
+def step(model: Qwen2, optimizer: torch.optim.Optimizer, tokens: Tensor, prompts: Tensor, rate: float) -> float:
     """One update; returns the loss before it."""
     for group in optimizer.param_groups:
         group["lr"] = rate
