@@ -26,9 +26,7 @@ if TYPE_CHECKING:
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 _COMMON = (
-    click.option(
-        "--run-dir", type=click.Path(path_type=Path), help="Where the run is kept.  [default: runs/NAME]"
-    ),
+    click.option("--run-dir", type=click.Path(path_type=Path), help="Where the run is kept.  [default: runs/NAME]"),
     click.option(
         "--set",
         "overrides",
@@ -70,9 +68,7 @@ def cli() -> None:
     """The group; its help is above."""
 
 
-@cli.command(
-    help=_help("Run the quickstart recipe: embedded model and problems, offline, in minutes.", "upft demo")
-)
+@cli.command(help=_help("Run the quickstart recipe: embedded model and problems, offline, in minutes.", "upft demo"))
 @_common
 def demo(**options: Any) -> None:
     """See the help."""
@@ -104,9 +100,7 @@ def _stage_command(stage: str, text: str) -> None:
         _run(recipe, stage, **options)
 
 
-_stage_command(
-    "generate", "Sample the solutions that RECIPE needs into solutions.jsonl; continues where it stopped."
-)
+_stage_command("generate", "Sample the solutions that RECIPE needs into solutions.jsonl; continues where it stopped.")
 _stage_command("build", "Turn solutions.jsonl into the training and validation rows in dataset/.")
 _stage_command("train", "Train the LoRA adapter on dataset/; continues from the last checkpoint.")
 _stage_command("evaluate", "Measure base and, once there is an adapter, tuned on the recipe's benchmarks.")
@@ -199,9 +193,7 @@ def _edge(*, debug: bool) -> Iterator[None]:
     except Exception as error:
         if debug:
             raise
-        _fail(
-            1, f"unexpected {type(error).__name__}: {error}; run again with --debug and report what it shows"
-        )
+        _fail(1, f"unexpected {type(error).__name__}: {error}; run again with --debug and report what it shows")
 
 
 def _fail(status: int, message: str) -> None:

@@ -86,9 +86,7 @@ def find_recipe(path_or_name: str | Path) -> Path:
     if str(path_or_name) in shipped:
         return shipped[str(path_or_name)]
     near = difflib.get_close_matches(path.stem, shipped, n=1)
-    hint = (
-        f"did you mean the shipped recipe {near[0]!r}?" if near else f"shipped recipes: {', '.join(shipped)}"
-    )
+    hint = f"did you mean the shipped recipe {near[0]!r}?" if near else f"shipped recipes: {', '.join(shipped)}"
     raise RecipeError(f"{path}: no such recipe file, and no shipped recipe of that name; {hint}")
 
 
@@ -108,9 +106,7 @@ def _parse(path: Path, text: str) -> dict[str, Any]:
     except yaml.YAMLError as error:
         raise RecipeError(_not_yaml(path, text, error)) from None
     except RecursionError:
-        raise RecipeError(
-            f"{path}: not a recipe: nested too deeply, or an alias (*) contains itself"
-        ) from None
+        raise RecipeError(f"{path}: not a recipe: nested too deeply, or an alias (*) contains itself") from None
     except ValueError as error:  # an explicit tag that does not fit, for example `!!int x`
         raise RecipeError(f"{path}: not valid YAML: {error}") from None
     if not isinstance(data, dict):
@@ -134,9 +130,7 @@ def _refuse_duplicates(path: Path, node: yaml.Node | None) -> None:
         for key, value in node.value:
             line = key.start_mark.line + 1
             if key.value in seen:
-                raise RecipeError(
-                    f"{path}:{line}: {key.value} is given twice (first on line {seen[key.value]})"
-                )
+                raise RecipeError(f"{path}:{line}: {key.value} is given twice (first on line {seen[key.value]})")
             seen[key.value] = line
             _refuse_duplicates(path, value)
     elif isinstance(node, yaml.SequenceNode):
@@ -179,15 +173,11 @@ def _override(data: dict[str, Any], override: str) -> dict[str, Any]:
     field, equals, text = override.partition("=")
     keys = field.strip().split(".")
     if not equals or not all(keys):
-        raise RecipeError(
-            f"--set {override}: expected section.field=value, for example train.learning_rate=1e-5"
-        )
+        raise RecipeError(f"--set {override}: expected section.field=value, for example train.learning_rate=1e-5")
     try:
         value = yaml.load(text, Loader=_Loader)  # a SafeLoader: it builds plain values only
     except (yaml.YAMLError, ValueError, RecursionError):
-        raise RecipeError(
-            f"--set {override}: {text!r} is not a valid value; quote it if it is a text"
-        ) from None
+        raise RecipeError(f"--set {override}: {text!r} is not a valid value; quote it if it is a text") from None
     patch: Any = value
     for key in reversed(keys):
         patch = {key: patch}

@@ -112,9 +112,7 @@ def _object(where: str, line: bytes) -> dict[str, Any]:
     except UnicodeDecodeError:
         raise ProblemsError(f"{where}: not UTF-8 text") from None
     except (ValueError, RecursionError) as error:  # a number of thousands of digits is a bare ValueError
-        raise ProblemsError(
-            f"{where}: not JSON: {getattr(error, 'msg', error)}; found {_excerpt(line)}"
-        ) from None
+        raise ProblemsError(f"{where}: not JSON: {getattr(error, 'msg', error)}; found {_excerpt(line)}") from None
     if not isinstance(row, dict):
         raise ProblemsError(f"{where}: expected an object with columns, found {_excerpt(line)}")
     return row
@@ -215,9 +213,7 @@ def _reason(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
-def _hub_error(
-    source: Source, error: Exception, *, unreachable: bool, offline: bool
-) -> OfflineError | ProblemsError:
+def _hub_error(source: Source, error: Exception, *, unreachable: bool, offline: bool) -> OfflineError | ProblemsError:
     reason = _reason(error)
     if unreachable and offline:
         return OfflineError(
@@ -225,9 +221,7 @@ def _hub_error(
             "HF_HUB_OFFLINE=1); run once without it, or set problems.path to a local file"
         )
     if unreachable:
-        return OfflineError(
-            f"dataset {source.dataset}: the Hub cannot be reached ({reason}); check the connection"
-        )
+        return OfflineError(f"dataset {source.dataset}: the Hub cannot be reached ({reason}); check the connection")
     return ProblemsError(
         f"dataset {source.dataset}: cannot be loaded: {reason}; check dataset, config, split and revision"
     )
@@ -252,9 +246,7 @@ def _problems(rows: Iterable[Located], question: str | None, answer: str | None)
         yield problem
 
 
-def _columns(
-    where: str, row: dict[str, Any], question: str | None, answer: str | None
-) -> tuple[str, str | None]:
+def _columns(where: str, row: dict[str, Any], question: str | None, answer: str | None) -> tuple[str, str | None]:
     """The columns to read, decided on the first row."""
     found = question or _first(QUESTION_COLUMNS, row)
     if found is None:
