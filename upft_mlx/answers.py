@@ -151,7 +151,7 @@ def _first_value(rest: str) -> str | None:
 def _bare(text: str) -> str | None:
     r"""The whole text where it is one line of maths and nothing else, as in `\frac{8}{3}` or `$x + 1$`."""
     line = text.strip()
-    if not line or "\n" in line or len(line) > 200:
+    if not line or "\n" in line or "boxed" in line or len(line) > 200:
         return None
     if whole := _MATHS.fullmatch(line):
         return _inside(whole)

@@ -112,7 +112,8 @@ def _same_group(a: Group, b: Group) -> bool:
         return False
     if a.ordered:
         return len(a.parts) == len(b.parts) and all(map(_equal, a.parts, b.parts))
-    wanted, given = ({key(part): part for part in group.parts} for group in (a, b))
+    named = values.by_name(a) and values.by_name(b)
+    wanted, given = ({(sides(part)[0] if named else "", key(part)): part for part in group.parts} for group in (a, b))
     rest = [part for name, part in given.items() if name not in wanted]
     for part in (part for name, part in wanted.items() if name not in given):
         match = next((candidate for candidate in rest if _equal(part, candidate)), None)
@@ -127,7 +128,7 @@ def _symbolic(wanted: str, given: str) -> bool:
     """Equality of two expressions by Math-Verify, past what it gets wrong or could take forever over."""
     if not values.is_maths(wanted) or not values.is_maths(given) or ("%" in wanted) != ("%" in given):
         return False
-    if _BASED.search(f"{wanted} {given}") or _tiny_decimal(wanted, given):
+    if _BASED.search(f"{wanted} {given}") or _tiny_decimal(wanted, given) or _other_case(wanted, given):
         return False
     if too_costly(wanted) or too_costly(given):
         return False
@@ -138,6 +139,13 @@ def _tiny_decimal(*answers: str) -> bool:
     """Math-Verify rounds decimals to six places, which makes 0.0000001 equal 0."""
     numbers = [number for number in map(as_number, answers) if number]
     return any(number.places and abs(number.value) < Fraction(1, 1000) for number in numbers)
+
+
+def _other_case(a: str, b: str) -> bool:
+    """Math-Verify reads capital letters as small ones, which makes R equal r."""
+    letters = [set(re.findall("[A-Za-z]", re.sub(r"\\[A-Za-z]+", "", text))) for text in (a, b)]
+    lowered = [{letter.lower() for letter in found} for found in letters]
+    return letters[0] != letters[1] and lowered[0] == lowered[1]
 
 
 def too_costly(answer: str) -> bool:
@@ -177,10 +185,9 @@ def _depths(text: str) -> list[int]:
 
 def _verify(wanted: str, given: str) -> bool:
     """Math-Verify's verdict; what it cannot read or finish is unequal."""
-    exhausted = _math_verify()[-1]
+    _, verify, _, exhausted = _math_verify()
     try:
-        gold, answer = _parsed(wanted), _parsed(given)
-        return bool(_within_budget(_math_verify()[1], gold, answer, timeout_seconds=None))
+        return bool(_within_budget(verify, _parsed(wanted), _parsed(given), timeout_seconds=None))
     except (Exception, exhausted):  # sympy raises nearly anything on a model's text
         return False
 
@@ -200,7 +207,8 @@ def _within_budget(function: Callable[..., Any], *args: Any, **options: Any) -> 
     """
     if sys.getprofile() is not None:
         return function(*args, **options)
-    left, exhausted = BUDGET, _math_verify()[-1]
+    left = BUDGET
+    *_, exhausted = _math_verify()
 
     def count(_frame: FrameType, event: str, _argument: Any) -> None:
         nonlocal left
