@@ -91,7 +91,7 @@ def test_a_model_without_chat_template_is_refused(make_recipe: MakeRecipe, loade
         has_chat_template = False
 
     bare = Loaded(loaded.model, Bare(), loaded.config, loaded.path, loaded.dtype)
-    with pytest.raises(ModelError, match="no chat template"):
+    with pytest.raises(ModelError, match="has no chat template"):
         run(make_recipe(), bare, tmp_path)
 
 

@@ -371,7 +371,7 @@ def test_an_adapter_of_another_rank_is_refused(fresh: Loaded, tmp_path: Path) ->
 def test_a_model_without_a_chat_template_is_refused(folder: Path) -> None:
     change(folder / "tokenizer_config.json", chat_template=None)
     found = fails(ModelError, lambda: Renderer(load_tokenizer(folder), Prompt()))
-    assert "no chat template; use an instruct model, or add chat_template.jinja" in found
+    assert found == f"{folder}: has no chat template; use an instruct model, or add chat_template.jinja"
 
 
 @pytest.mark.parametrize(
@@ -388,7 +388,7 @@ def test_a_chat_template_that_fails_is_named(folder: Path, template: str, part: 
     change(folder / "tokenizer_config.json", chat_template=template)
     renderer = Renderer(load_tokenizer(folder), Prompt(system="Be brief."))
     found = fails(ModelError, lambda: renderer.ids("1 + 1?"))
-    assert found.startswith("the model's chat template refuses the prompt: ")
+    assert found.startswith(f"{folder}: the chat template refuses the prompt: ")
     assert part in found
 
 

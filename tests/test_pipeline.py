@@ -262,6 +262,15 @@ def test_stock_mlx_lm_answers_with_the_adapter_and_with_the_fused_model(finished
         assert "Generation:" in done.stdout
 
 
+@pytest.mark.slow
+def test_stock_mlx_lm_fuses_the_adapter(finished: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "mlx_lm", "fuse", "--model", str(MODEL)]
+    command += ["--adapter-path", str(finished / "adapter"), "--save-path", str(tmp_path / "fused")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "fused" / "model.safetensors").exists()
+
+
 def test_methods_share_one_pipeline(tmp_path: Path) -> None:
     for method, kinds in (("sft", {"full"}), ("structure_only", {"structure"}), ("rft", {"full"})):
         data = recipe_with().dump()
@@ -342,3 +351,10 @@ def test_the_verdict_claims_what_the_interval_allows(
 
 def test_changes_names_nested_fields() -> None:
     assert changes({"a": {"b": 1, "c": 2}, "d": 1}, {"a": {"b": 1, "c": 3}, "e": 1}) == ["a.c", "d", "e"]
+
+
+@pytest.mark.parametrize("content", ["[1]", '{"generate": []}', '{"generate": {"done": true}}'])
+def test_a_ledger_of_another_shape_is_refused_with_what_to_do(tmp_path: Path, content: str) -> None:
+    (tmp_path / "ledger.json").write_text(content)
+    with pytest.raises(RunDirError, match=r"ledger\.json: not a ledger of this version; delete it"):
+        RunDir(tmp_path).entry("generate")

@@ -1,13 +1,13 @@
 """What can go wrong, as a tree. The command line turns each into one message and an exit status.
 
-    UpftError                 exit 1
-    +-- RecipeError           exit 2   the recipe (file, field, value) or an option is wrong
-    +-- ProblemsError                  a dataset is missing, empty, malformed or lacks a column
-    +-- RowsError                      a JSONL file of a run is malformed (file:line)
-    +-- ModelError                     a model is missing, incomplete or of an unsupported kind
-    +-- OfflineError                   something is not on this machine and the network is off
-    +-- RunDirError                    the run directory cannot be used or written
-    +-- TrainingError                  the data or the loss do not allow training
+UpftError                 exit 1
++-- RecipeError           exit 2   the recipe (file, field, value) or an option is wrong
++-- ProblemsError                  a dataset is missing, empty, malformed or lacks a column
++-- RowsError                      a JSONL file of a run is malformed (file:line)
++-- ModelError                     a model is missing, incomplete or of an unsupported kind
++-- OfflineError                   something is not on this machine and the network is off
++-- RunDirError                    the run directory cannot be used or written
++-- TrainingError                  the data or the loss do not allow training
 """
 
 

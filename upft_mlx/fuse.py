@@ -70,7 +70,8 @@ def _ways(recipe: Recipe, loaded: Loaded) -> list[str]:
     """What to try, smallest first."""
     if recipe.publish.fuse != "auto":
         return [recipe.publish.fuse]
-    return ["base", "fp16" if loaded.dtype == mx.float16 else "bf16"]
+    # 16 bits of the model's own kind: a mix of the two would be computed in float32.
+    return ["base", "bf16" if loaded.dtype == mx.bfloat16 else "fp16"]
 
 
 @contextlib.contextmanager

@@ -12,8 +12,9 @@ class Renderer:
     """Renders user turns; sampling, training and evaluation all use the same one."""
 
     def __init__(self, tokenizer: Any, prompt: Prompt) -> None:
+        self._name = getattr(tokenizer, "name_or_path", "") or "the model"
         if not getattr(tokenizer, "chat_template", None) and not getattr(tokenizer, "has_chat_template", False):
-            raise ModelError("the model has no chat template; use an instruct model, or add chat_template.jinja")
+            raise ModelError(f"{self._name}: has no chat template; use an instruct model, or add chat_template.jinja")
         self._tokenizer = tokenizer
         self._prompt = prompt
 
@@ -33,7 +34,7 @@ class Renderer:
                 messages, add_generation_prompt=True, tokenize=True, **self._prompt.chat_template_args
             )
         except (jinja2.TemplateError, TypeError, ValueError) as error:
-            raise ModelError(f"the model's chat template refuses the prompt: {error}; check `prompt`") from None
+            raise ModelError(f"{self._name}: the chat template refuses the prompt: {error}; check `prompt`") from None
         return [int(token) for token in ids]
 
     def text(self, ids: list[int]) -> str:

@@ -64,13 +64,22 @@ class RunDir:
 
     def entry(self, stage: str) -> Entry | None:
         """The ledger's entry of a stage."""
-        found = (read_json(self.ledger) or {}).get(stage)
-        known = {field.name for field in fields(Entry)}
-        return Entry(**{k: v for k, v in found.items() if k in known}) if found else None
+        found = self._ledger().get(stage)
+        return Entry(**found) if found else None
+
+    def _ledger(self) -> dict[str, Any]:
+        ledger = read_json(self.ledger) or {}
+        names = {field.name for field in fields(Entry)}
+        if not isinstance(ledger, dict) or any(not isinstance(e, dict) or set(e) != names for e in ledger.values()):
+            raise RunDirError(
+                f"{self.ledger}: not a ledger of this version; delete it, the stages then run again, or choose another "
+                "--run-dir"
+            )
+        return ledger
 
     def record(self, stage: str, entry: Entry | None) -> None:
         """Write or, with None, remove a stage's entry."""
-        ledger = read_json(self.ledger) or {}
+        ledger = self._ledger()
         ledger.pop(stage, None)
         if entry is not None:
             ledger[stage] = asdict(entry)
