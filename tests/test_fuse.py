@@ -12,13 +12,14 @@ import pytest
 from conftest import MODEL
 from mlx_lm.utils import load as mlx_lm_load
 
+from upft_mlx.adapters import adapter_weights, add_lora, load_adapter
 from upft_mlx.checkpoints import save_safetensors
 from upft_mlx.errors import ModelError, UpftError
 from upft_mlx.events import Event, Note
 from upft_mlx.fidelity import agreement, compare, mean_kl
 from upft_mlx.fuse import fuse
 from upft_mlx.loss import scalar
-from upft_mlx.models import Loaded, adapter_weights, add_lora, load, load_adapter
+from upft_mlx.models import Loaded, load
 from upft_mlx.recipe import Lora, Quantize, Recipe
 from upft_mlx.rows import TrainingRow, write_json, write_rows
 from upft_mlx.rundir import RunDir

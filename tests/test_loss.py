@@ -12,9 +12,10 @@ import pytest
 from mlx.utils import tree_flatten
 
 from upft_mlx import loss as loss_module
+from upft_mlx.adapters import add_lora
 from upft_mlx.batches import Example, make_batch
 from upft_mlx.loss import gathers_exactly, make_loss, scalar, supervised_logits, to_arrays, value_and_grad
-from upft_mlx.models import Loaded, add_lora
+from upft_mlx.models import Loaded
 from upft_mlx.recipe import Lora
 
 VOCABULARY = 90

@@ -15,8 +15,9 @@ from conftest import MODEL
 from helpers_input import COMMIT, no_network, write
 from mlx.utils import tree_flatten
 
+from upft_mlx.adapters import add_lora, load_adapter
 from upft_mlx.errors import ModelError, OfflineError, RecipeError, UpftError
-from upft_mlx.models import Loaded, add_lora, find_model, load, load_adapter, load_tokenizer, model_hash
+from upft_mlx.models import Loaded, find_model, load, load_tokenizer, model_hash
 from upft_mlx.prompts import Renderer
 from upft_mlx.recipe import Lora, Prompt, Quantize, Recipe
 

@@ -101,7 +101,7 @@ def test_a_run_leaves_every_file_of_the_contract(finished: Path) -> None:
 def test_recipe_json_holds_the_resolved_recipe_versions_and_hashes(finished: Path) -> None:
     data = json.loads((finished / "recipe.json").read_text())
     assert data.pop("versions").keys() >= {"upft-mlx", "mlx", "mlx-lm", "python"}
-    assert data.pop("hashes").keys() == {"model", "problems"}
+    assert data.pop("hashes").keys() == {"model", "problems", "benchmarks"}
     assert Recipe.model_validate(data) == recipe_with()
 
 

@@ -15,11 +15,12 @@ import pytest
 from conftest import MODEL
 from mlx_lm.utils import load as mlx_lm_load
 
+from upft_mlx.adapters import adapter_weights, add_lora
 from upft_mlx.checkpoints import Position, latest
 from upft_mlx.errors import ModelError, TrainingError
 from upft_mlx.events import Event, Note
 from upft_mlx.loss import scalar
-from upft_mlx.models import adapter_weights, add_lora, load
+from upft_mlx.models import load
 from upft_mlx.recipe import Lora, Quantize, Recipe, Train
 from upft_mlx.rows import TrainingRow, write_rows
 from upft_mlx.rundir import RunDir
@@ -259,5 +260,5 @@ def test_keys_choose_the_modules_and_too_many_layers_are_refused() -> None:
     assert all("self_attn.q_proj.lora_" in name for name in adapter_weights(loaded.model))
     with pytest.raises(ModelError, match=r"lora\.num_layers: 9, but the model has 4 layers"):
         add_lora(load(MODEL), Lora(num_layers=9), seed=0)
-    with pytest.raises(ModelError, match=r"no module 'q_proj'.*self_attn\.q_proj"):
+    with pytest.raises(ModelError, match=r"no linear module 'q_proj'.*self_attn\.q_proj"):
         add_lora(load(MODEL), Lora(keys=("q_proj",)), seed=0)

@@ -43,10 +43,10 @@ def build(recipe: Recipe, tokenizer: Any, problems: Sequence[Problem], run: RunD
         TrainingError: no row is left to train on.
         RowsError: solutions.jsonl is malformed.
     """
-    built = Built()
-    held_out = valid_ids([p.id for p in problems], recipe.train.valid_ratio, recipe.seed)
-    write_rows(run.valid, _rows(recipe, tokenizer, problems, run, built, held_out, valid=True, notify=notify))
-    write_rows(run.train, _rows(recipe, tokenizer, problems, run, built, held_out, valid=False, notify=notify))
+    builder = _Builder(recipe, tokenizer, problems, run, notify)
+    write_rows(run.valid, builder.rows(valid=True))
+    write_rows(run.train, builder.rows(valid=False))
+    built = builder.built
     if not built.train:
         raise TrainingError(
             f"{run.train}: no row is left to train on ({built}); sample more problems or relax prefix.*"
@@ -54,57 +54,55 @@ def build(recipe: Recipe, tokenizer: Any, problems: Sequence[Problem], run: RunD
     return built
 
 
-def _rows(
-    recipe: Recipe,
-    tokenizer: Any,
-    problems: Sequence[Problem],
-    run: RunDir,
-    built: Built,
-    held_out: frozenset[str],
-    *,
-    valid: bool,
-    notify: Observer,
-) -> Iterator[TrainingRow]:
-    by_id = {problem.id: problem for problem in problems}
-    renderer = Renderer(tokenizer, recipe.prompt)
-    eos_id = int(tokenizer.eos_token_id)
-    for solution in _kept(recipe, by_id, run, built, held_out, valid=valid, notify=notify):
-        problem = by_id[solution.problem_id]
-        row = training_row(problem, solution, recipe=recipe, renderer=renderer, eos_id=eos_id)
-        if valid:
-            built.valid += 1
-        else:
-            built.train += 1
-            built.tokens += len(row.completion_ids)
-        yield row
+class _Builder:
+    """Goes through solutions.jsonl once per side."""
 
+    def __init__(
+        self, recipe: Recipe, tokenizer: Any, problems: Sequence[Problem], run: RunDir, notify: Observer
+    ) -> None:
+        self.recipe, self.run, self.notify = recipe, run, notify
+        self.by_id = {problem.id: problem for problem in problems}
+        self.renderer = Renderer(tokenizer, recipe.prompt)
+        self.eos_id = int(tokenizer.eos_token_id)
+        self.built = Built()
+        self.held_out = self._held_out()
 
-def _kept(
-    recipe: Recipe,
-    by_id: dict[str, Problem],
-    run: RunDir,
-    built: Built,
-    held_out: frozenset[str],
-    *,
-    valid: bool,
-    notify: Observer,
-) -> Iterator[Solution]:
-    """The solutions of one side that pass the filters and, with rft, the grader."""
-    kept: dict[str, list[str]] = {}
-    total = len(by_id) * recipe.generate.samples
-    for done, solution in enumerate(read_rows(run.solutions, Solution), start=1):
-        if done % 500 == 0:
-            notify(Progress("build", done, total, "solutions"))
-        if (solution.problem_id in held_out) is not valid:
-            continue
-        reason = why_dropped(solution, recipe.prefix)
-        if reason is None and recipe.method == "rft":
-            texts = kept.setdefault(solution.problem_id, [])
-            reason = _why_rejected(solution, by_id[solution.problem_id], texts, recipe.generate.keep)
-        if reason is None:
-            yield solution
-        else:
-            built.dropped[reason] += 1
+    def _held_out(self) -> frozenset[str]:
+        """Problems for the validation loss, drawn from those with a usable solution."""
+        solutions = read_rows(self.run.solutions, Solution)
+        usable = dict.fromkeys(s.problem_id for s in solutions if why_dropped(s, self.recipe.prefix) is None)
+        return valid_ids(list(usable), self.recipe.train.valid_ratio, self.recipe.seed)
+
+    def rows(self, *, valid: bool) -> Iterator[TrainingRow]:
+        """The rows of one side; counts them."""
+        for solution in self._kept(valid=valid):
+            problem = self.by_id[solution.problem_id]
+            row = training_row(problem, solution, recipe=self.recipe, renderer=self.renderer, eos_id=self.eos_id)
+            if valid:
+                self.built.valid += 1
+            else:
+                self.built.train += 1
+                self.built.tokens += len(row.completion_ids)
+            yield row
+
+    def _kept(self, *, valid: bool) -> Iterator[Solution]:
+        """The solutions of one side that pass the filters and, with rft, the grader."""
+        kept: dict[str, list[str]] = {}
+        total = len(self.by_id) * self.recipe.generate.samples
+        for done, solution in enumerate(read_rows(self.run.solutions, Solution), start=1):
+            if done % 500 == 0:
+                self.notify(Progress("build", done, total, "solutions"))
+            if (solution.problem_id in self.held_out) is not valid:
+                continue
+            reason = why_dropped(solution, self.recipe.prefix)
+            if reason is None and self.recipe.method == "rft":
+                texts = kept.setdefault(solution.problem_id, [])
+                problem = self.by_id[solution.problem_id]
+                reason = _why_rejected(solution, problem, texts, self.recipe.generate.keep)
+            if reason is None:
+                yield solution
+            else:
+                self.built.dropped[reason] += 1
 
 
 def _why_rejected(solution: Solution, problem: Problem, kept: list[str], keep: int) -> str | None:

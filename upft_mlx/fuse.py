@@ -16,11 +16,12 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_unflatten
 
+from upft_mlx.adapters import load_adapter
 from upft_mlx.batches import Example, to_examples
 from upft_mlx.errors import UpftError
 from upft_mlx.events import Note, Observer, Progress, ignore
 from upft_mlx.fidelity import Fidelity, compare, log_probabilities, probes
-from upft_mlx.models import Loaded, load_adapter
+from upft_mlx.models import Loaded
 from upft_mlx.recipe import Recipe
 from upft_mlx.rows import TrainingRow, read_rows, write_json
 from upft_mlx.rundir import RunDir, remove

@@ -1,4 +1,4 @@
-"""Loading models: finding the folder, mlx-lm's loaders, local quantization, adapters.
+"""Loading models: finding the folder, mlx-lm's loaders, local quantization.
 
 mlx, mlx-lm and transformers are imported inside the functions, so that `upft --help` answers at once.
 """
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import mlx.core as mx
     import mlx.nn as nn
 
-    from upft_mlx.recipe import Lora, Quantize, Recipe
+    from upft_mlx.recipe import Quantize, Recipe
 
 BUILTIN = {"builtin:arithmetic": "model"}
 _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[\w.-]+$")
@@ -108,7 +108,7 @@ def _download(name: str, revision: str | None) -> Path:
     except (LocalEntryNotFoundError, ConnectionError):
         raise OfflineError(_not_here(name, offline=offline)) from None
     except HfHubHTTPError as error:
-        raise ModelError(f"model {name}: the Hub refused: {_reason(error)}; try again later") from None
+        raise ModelError(f"model {name}: the Hub refused: {reason(error)}; try again later") from None
     except HTTPError:
         raise OfflineError(_not_here(name, offline=offline)) from None
 
@@ -197,7 +197,7 @@ def load(path: Path, *, quantize: Quantize | None = None, trust_remote_code: boo
     except ModelError:
         raise
     except Exception as error:  # mlx, mlx-lm and the model's own code raise what they like
-        raise ModelError(f"{path}: cannot be loaded: {_reason(error)}") from error
+        raise ModelError(f"{path}: cannot be loaded: {reason(error)}") from error
     return Loaded(model, tokenizer, config, path, dtype)
 
 
@@ -214,7 +214,7 @@ def load_tokenizer(path: Path, *, trust_remote_code: bool = False) -> Any:
         eos = load_config(path).get("eos_token_id")
         tokenizer = load(path, {"trust_remote_code": trust_remote_code}, eos_token_ids=eos)
     except Exception as error:  # tokenizers raises bare exceptions, transformers its own kinds
-        raise ModelError(f"{path}: the tokenizer cannot be loaded: {_reason(error)}") from error
+        raise ModelError(f"{path}: the tokenizer cannot be loaded: {reason(error)}") from error
     if tokenizer.eos_token_id is None:
         raise ModelError(f"{path}: the tokenizer has no eos_token; set it in tokenizer_config.json")
     return tokenizer
@@ -233,7 +233,7 @@ def _trusting(path: Path, load_model: Callable[..., Any], trust_remote_code: boo
     return {"trust_remote_code": trust_remote_code} if known else {}
 
 
-def _reason(error: Exception) -> str:
+def reason(error: Exception) -> str:
     """The text of another library's error on one line, without the lists that some append."""
     text = " ".join(str(error).split())
     text = f"{type(error).__name__}: {text}" if isinstance(error, KeyError) or not text else text
@@ -269,76 +269,6 @@ def _quantize(path: Path, model: nn.Module, config: dict[str, Any], quantize: Qu
     nn.quantize(model, quantize.group_size, quantize.bits, class_predicate=fits)
     config["quantization"] = {"group_size": quantize.group_size, "bits": quantize.bits, "mode": "affine"}
     config["quantization_config"] = config["quantization"]
-
-
-def add_lora(loaded: Loaded, lora: Lora, seed: int) -> dict[str, Any]:
-    """Freeze the model and put a fresh adapter on it; the adapter is float32 whatever the base is.
-
-    Returns:
-        What `adapter_config.json` must hold for mlx-lm to load the adapter.
-
-    Raises:
-        ModelError: the model has fewer layers, or none of the modules of `lora.keys`.
-    """
-    import mlx.core as mx
-    from mlx_lm.tuner.utils import linear_to_lora_layers
-
-    layers = len(loaded.model.layers)
-    if lora.num_layers > layers:
-        raise ModelError(f"lora.num_layers: {lora.num_layers}, but the model has {layers} layers only")
-    parameters: dict[str, Any] = {"rank": lora.rank, "scale": lora.scale, "dropout": lora.dropout}
-    if lora.keys is not None:
-        _check_keys(loaded, lora.keys)
-        parameters["keys"] = list(lora.keys)
-    mx.random.seed(seed)
-    loaded.model.freeze()
-    linear_to_lora_layers(loaded.model, lora.num_layers, parameters)
-    mx.eval(loaded.model.parameters())
-    assert all(array.dtype == mx.float32 for array in adapter_weights(loaded.model).values())
-    return {"fine_tune_type": "lora", "num_layers": lora.num_layers, "lora_parameters": parameters}
-
-
-def _check_keys(loaded: Loaded, keys: tuple[str, ...]) -> None:
-    modules = [item for layer in loaded.model.layers for item in layer.named_modules()]
-    linear = sorted({name for name, module in modules if "weight" in module and module.weight.ndim > 1})
-    for key in keys:
-        if key not in linear:
-            raise ModelError(
-                f"lora.keys: no linear module {key!r} in the model's layers; they have {', '.join(linear)}"
-            )
-
-
-def adapter_weights(model: nn.Module) -> dict[str, mx.array]:
-    """The adapter's arrays by name, the layout of adapters.safetensors."""
-    from mlx.utils import tree_flatten
-
-    return dict(tree_flatten(model.trainable_parameters()))
-
-
-def load_adapter(loaded: Loaded, adapter: Path) -> None:
-    """Put a trained adapter on the model, as mlx-lm's loader does; before 0.32 that took arrays of any shape.
-
-    Raises:
-        ModelError: the adapter is missing or does not fit the model.
-    """
-    import mlx.core as mx
-    from mlx.utils import tree_flatten
-    from mlx_lm.tuner.utils import linear_to_lora_layers
-
-    try:
-        config = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
-        linear_to_lora_layers(loaded.model, config["num_layers"], config["lora_parameters"])
-        arrays = mx.load(str(adapter / "adapters.safetensors"))
-    except Exception as error:  # whatever mlx and mlx-lm make of damaged files
-        raise ModelError(f"{adapter}: cannot be put on {loaded.path}: {_reason(error)}") from error
-    shapes = {name: array.shape for name, array in dict(tree_flatten(loaded.model.parameters())).items()}
-    assert isinstance(arrays, dict)
-    for name, array in arrays.items():
-        if ".lora_" not in name or shapes.get(name) != array.shape:
-            raise ModelError(f"{adapter}: {name} {array.shape} does not fit {loaded.path}; it is of another model")
-    loaded.model.load_weights(list(arrays.items()), strict=False)
-    loaded.model.eval()
-    mx.eval(loaded.model.parameters())
 
 
 def go_offline() -> None:

@@ -1,7 +1,6 @@
 """The stages of a recipe in order. `run` reads like a script; `Pipeline` knows what each stage depends on.
 
-A stage's fingerprint covers the recipe fields, the model and the data it reads, and the fingerprint of the stage
-before it: what changed makes that stage and those after it run again, what did not change is not repeated.
+Called `pipeline`, not `run`, because `upft_mlx.run` is the public function.
 """
 
 from __future__ import annotations
@@ -11,19 +10,20 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from upft_mlx import __version__
+from upft_mlx.adapters import load_adapter
 from upft_mlx.benchmarks import load_benchmark, resolve
 from upft_mlx.build import build
 from upft_mlx.errors import RunDirError
 from upft_mlx.evaluate import Set, announce, evaluate_side, replay, summarize
 from upft_mlx.events import Note, Observer, Side, StageDone, StageSkipped, StageStarted, ignore
 from upft_mlx.generate import generate
-from upft_mlx.models import Loaded, find_model, load, load_adapter, load_tokenizer, model_hash
+from upft_mlx.inputs import Inputs
+from upft_mlx.models import Loaded, find_model, load, load_tokenizer
 from upft_mlx.prefix import wanted
 from upft_mlx.problems import Problem, load_problems
 from upft_mlx.recipe import Recipe
@@ -43,6 +43,7 @@ def run(recipe: Recipe, run_dir: str | Path, notify: Observer = ignore) -> dict[
     """
     pipeline = Pipeline(recipe, run_dir, notify)
     with pipeline.opened():
+        pipeline.describe()
         pipeline.generate()
         pipeline.build()
         pipeline.train()
@@ -61,6 +62,7 @@ def run_stage(recipe: Recipe, run_dir: str | Path, stage: str, notify: Observer 
     pipeline = Pipeline(recipe, run_dir, notify)
     with pipeline.opened():
         pipeline.require(stage)
+        pipeline.describe()
         getattr(pipeline, stage)()
         return pipeline.report()
 
@@ -89,96 +91,30 @@ class Pipeline:
         self.problems = _load_problems(recipe)
         self.wanted = wanted(recipe, self.problems)
         self.sets = [Set(entry, load_benchmark(entry)) for entry in entries]
+        self.inputs = Inputs(recipe, self.model_path, self.problems, self.sets)
 
     @contextmanager
     def opened(self) -> Iterator[None]:
-        """The run directory, locked, with recipe.json in it."""
+        """The run directory, locked."""
         with self.run.locked():
-            write_json(self.run.recipe, self._description())
             yield
 
-    def _description(self) -> dict[str, Any]:
+    def describe(self) -> None:
+        """Write recipe.json: the resolved recipe, versions, hashes of model and data."""
         packages = ("mlx", "mlx-lm", "transformers", "datasets", "math-verify")
-        versions = {name: metadata.version(name) for name in packages}
-        return {
-            **self.recipe.dump(),
-            "versions": {"upft-mlx": __version__, "python": platform.python_version(), **versions},
-            "hashes": {"model": self._model_hash, "problems": self._problems_hash},
-        }
-
-    @cached_property
-    def _model_hash(self) -> str:
-        return model_hash(self.model_path)
-
-    @cached_property
-    def _problems_hash(self) -> str:
-        return _hash(self.problems)
-
-    # What each stage depends on.
+        versions = {"upft-mlx": __version__, "python": platform.python_version()}
+        versions |= {name: metadata.version(name) for name in packages}
+        write_json(self.run.recipe, {**self.recipe.dump(), "versions": versions, "hashes": self.inputs.hashes})
 
     def _inputs(self, stage: str) -> dict[str, Any]:
-        return {
-            "generate": self._generate_inputs,
-            "build": self._build_inputs,
-            "train": self._train_inputs,
-            "evaluate": self._evaluate_inputs,
-            "fuse": self._fuse_inputs,
-        }[stage]()
-
-    def _base_inputs(self) -> dict[str, Any]:
-        """What every completion of the base model depends on."""
-        dump = self.recipe.dump()
-        return {"model": self._model_hash, **{k: dump[k] for k in ("quantize", "seed", "prompt")}}
-
-    def _generate_inputs(self) -> dict[str, Any]:
-        dump = self.recipe.dump()
-        return {
-            **self._base_inputs(),
-            "problems": self._problems_hash,
-            "method": dump["method"],
-            "generate": _without(dump["generate"], "keep"),
-            "prefix": {k: dump["prefix"][k] for k in ("length", "structure_ratio")},
-        }
-
-    def _build_inputs(self) -> dict[str, Any]:
-        dump = self.recipe.dump()
-        return {
-            "generate stage": fingerprint(self._generate_inputs()),
-            "prefix": dump["prefix"],
-            "generate": {"keep": dump["generate"]["keep"]},
-            "train": {"valid_ratio": dump["train"]["valid_ratio"]},
-        }
-
-    def _train_inputs(self) -> dict[str, Any]:
-        dump = self.recipe.dump()
-        return {
-            "build stage": fingerprint(self._build_inputs()),
-            "lora": dump["lora"],
-            "train": _without(dump["train"], "valid_ratio"),
-        }
-
-    def _side_inputs(self, index: int, side: Side) -> dict[str, Any]:
-        part = self.sets[index]
-        inputs = {
-            **self._base_inputs(),
-            "benchmark": asdict(part.entry),
-            "problems": _hash(part.problems),
-            "evaluate": {"batch_size": self.recipe.evaluate.batch_size},
-        }
-        if side == "tuned":
-            inputs["train stage"] = fingerprint(self._train_inputs())
+        if stage == "evaluate":
+            return self.inputs.evaluate(self._sides())
+        inputs: dict[str, Any] = getattr(self.inputs, stage)()
         return inputs
 
-    def _evaluate_inputs(self) -> dict[str, Any]:
-        sides: tuple[Side, ...] = ("base", "tuned") if self.is_current("train") else ("base",)
-        return {
-            f"{part.entry.label} {side}": self._side_print(index, side)
-            for index, part in enumerate(self.sets)
-            for side in sides
-        }
-
-    def _fuse_inputs(self) -> dict[str, Any]:
-        return {"train stage": fingerprint(self._train_inputs()), "publish": self.recipe.dump()["publish"]}
+    def _sides(self) -> tuple[Side, ...]:
+        """Tuned is measured where there is a current adapter."""
+        return ("base", "tuned") if self.is_current("train") else ("base",)
 
     def _outputs(self, stage: str) -> list[Path]:
         run = self.run
@@ -272,51 +208,43 @@ class Pipeline:
         Returns:
             Tokens in the rows of all sides.
         """
-        tuned = self.is_current("train")
-        if not tuned:
+        sides = self._sides()
+        if "tuned" not in sides:
             self.notify(Note("no current adapter: only the base model is evaluated"))
-            for index in range(len(self.sets)):
-                self._forget_stale_side(index, "tuned")
+            for part in self.sets:
+                self._forget_stale_side(part, "tuned")
         loaded: Loaded | None = None
-        sides: tuple[Side, ...] = ("base", "tuned") if tuned else ("base",)
         for side in sides:
-            adapted = False
-            for index in range(len(self.sets)):
-                if self._side_is_current(index, side):
-                    replay(self.sets[index], side, self.run, self.notify)
+            adapted = side == "base"
+            for part in self.sets:
+                if self._side_is_current(part, side):
+                    replay(part, side, self.run, self.notify)
                     continue
                 loaded = loaded or self._load()
-                if side == "tuned" and not adapted:
+                if not adapted:
                     load_adapter(loaded, self.run.adapter)
                     adapted = True
-                self._evaluate_side(loaded, index, side)
+                self._evaluate_side(loaded, part, side)
         paths = [self.run.rows_of(part.entry.label, side) for part in self.sets for side in sides]
-        return sum(_tokens(path) for path in paths)
+        return sum(row.tokens for path in paths for row in read_rows(path, EvaluationRow))
 
-    def _evaluate_side(self, loaded: Loaded, index: int, side: Side) -> None:
-        name, current = self._side_name(index, side), self._side_print(index, side)
-        self._forget_stale_side(index, side)
+    def _evaluate_side(self, loaded: Loaded, part: Set, side: Side) -> None:
+        name, current = _side_name(part, side), fingerprint(self.inputs.side(part, side))
+        self._forget_stale_side(part, side)
         self.run.record(name, Entry(current))
-        evaluate_side(self.recipe, loaded, self.sets[index], side, self.run, self.notify)
+        evaluate_side(self.recipe, loaded, part, side, self.run, self.notify)
         self.run.record(name, Entry(current, done=True))
 
-    def _side_is_current(self, index: int, side: Side) -> bool:
-        done = self.run.is_current(self._side_name(index, side), self._side_print(index, side))
-        return done and self.run.rows_of(self.sets[index].entry.label, side).exists()
+    def _side_is_current(self, part: Set, side: Side) -> bool:
+        done = self.run.is_current(_side_name(part, side), fingerprint(self.inputs.side(part, side)))
+        return done and self.run.rows_of(part.entry.label, side).exists()
 
-    def _side_name(self, index: int, side: Side) -> str:
-        return f"evaluate/{self.sets[index].entry.label}/{side}"
-
-    def _side_print(self, index: int, side: Side) -> str:
-        return fingerprint(self._side_inputs(index, side))
-
-    def _forget_stale_side(self, index: int, side: Side) -> None:
+    def _forget_stale_side(self, part: Set, side: Side) -> None:
         """Rows of another model, recipe or adapter are not continued."""
-        name = self._side_name(index, side)
-        entry = self.run.entry(name)
-        if entry is None or entry.fingerprint != self._side_print(index, side):
-            remove(self.run.rows_of(self.sets[index].entry.label, side))
-            self.run.record(name, None)
+        entry = self.run.entry(_side_name(part, side))
+        if entry is None or entry.fingerprint != fingerprint(self.inputs.side(part, side)):
+            remove(self.run.rows_of(part.entry.label, side))
+            self.run.record(_side_name(part, side), None)
 
     def fuse(self) -> None:
         """adapter/ into fused/."""
@@ -331,7 +259,7 @@ class Pipeline:
 
     def report(self) -> dict[str, Any]:
         """Write report.md and return what it says."""
-        facts = collect(self.recipe, self.run)
+        facts = collect(self.recipe, self.run, [stage for stage in STAGES if self.is_current(stage)])
         write_atomically(self.run.report, markdown(facts))
         return facts
 
@@ -386,16 +314,9 @@ def _load_problems(recipe: Recipe) -> list[Problem]:
     return load_problems(section, builtin=builtin, limit=section.limit, shuffle=seed)
 
 
-def _hash(problems: list[Problem]) -> str:
-    return fingerprint({"problems": [[p.id, p.question, p.answer] for p in problems]})
-
-
-def _without(section: dict[str, Any], *names: str) -> dict[str, Any]:
-    return {name: value for name, value in section.items() if name not in names}
-
-
-def _tokens(path: Path) -> int:
-    return sum(row.tokens for row in read_rows(path, EvaluationRow))
+def _side_name(part: Set, side: Side) -> str:
+    """The ledger's name of one side's rows."""
+    return f"evaluate/{part.entry.label}/{side}"
 
 
 __all__ = ["STAGES", "Pipeline", "run", "run_stage"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from upft_mlx.recipe import Recipe
@@ -11,11 +12,11 @@ from upft_mlx.rundir import RunDir
 STAGES = ("generate", "build", "train", "evaluate", "fuse")
 
 
-def collect(recipe: Recipe, run: RunDir) -> dict[str, Any]:
-    """The facts of a run from its files, as the terminal view and report.md show them."""
-    entries = [(stage, run.entry(stage)) for stage in STAGES]
-    benchmarks = (read_json(run.summary) or {}).get("benchmarks", {})
-    fidelity = read_json(run.fidelity)
+def collect(recipe: Recipe, run: RunDir, current: Sequence[str]) -> dict[str, Any]:
+    """The facts of a run from the files of the stages that are current, as the view and report.md show them."""
+    entries = [(stage, run.entry(stage)) for stage in STAGES if stage in current]
+    benchmarks = read_json(run.summary)["benchmarks"] if "evaluate" in current else {}
+    fidelity = read_json(run.fidelity) if "fuse" in current else None
     return {
         "name": recipe.name,
         "model": recipe.model,
@@ -30,15 +31,15 @@ def collect(recipe: Recipe, run: RunDir) -> dict[str, Any]:
                 "detail": entry.detail,
             }
             for stage, entry in entries
-            if entry is not None and entry.done
+            if entry is not None
         ],
         "benchmarks": benchmarks,
         "fidelity": fidelity,
         "verdict": verdict(benchmarks),
         "files": {
-            name: str(path)
-            for name, path in (("adapter", run.adapter), ("fused", run.fused), ("report", run.report))
-            if path.exists() or name == "report"
+            **({"adapter": str(run.adapter)} if "train" in current else {}),
+            **({"fused": str(run.fused)} if "fuse" in current else {}),
+            "report": str(run.report),
         },
     }
 

@@ -19,12 +19,13 @@ import mlx.optimizers as optim
 from mlx.utils import tree_flatten
 
 from upft_mlx import checkpoints
+from upft_mlx.adapters import adapter_weights, add_lora
 from upft_mlx.batches import Batch, Example, batches_from, make_batch, steps_per_epoch, to_examples
 from upft_mlx.checkpoints import Position, save_safetensors
 from upft_mlx.errors import TrainingError
 from upft_mlx.events import Note, Observer, Progress, Trained, ignore
 from upft_mlx.loss import make_loss, scalar, to_arrays, value_and_grad
-from upft_mlx.models import Loaded, adapter_weights, add_lora
+from upft_mlx.models import Loaded
 from upft_mlx.recipe import Recipe, Train
 from upft_mlx.rows import TrainingRow, read_rows, write_atomically, write_json
 from upft_mlx.rundir import RunDir

@@ -1,0 +1,86 @@
+"""LoRA adapters: a fresh one to train, a trained one to use; the files are mlx-lm's."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from upft_mlx.errors import ModelError
+from upft_mlx.models import Loaded, reason
+
+if TYPE_CHECKING:
+    import mlx.core as mx
+    import mlx.nn as nn
+
+    from upft_mlx.recipe import Lora
+
+
+def add_lora(loaded: Loaded, lora: Lora, seed: int) -> dict[str, Any]:
+    """Freeze the model and put a fresh adapter on it; the adapter is float32 whatever the base is.
+
+    Returns:
+        What `adapter_config.json` must hold for mlx-lm to load the adapter.
+
+    Raises:
+        ModelError: the model has fewer layers, or none of the modules of `lora.keys`.
+    """
+    import mlx.core as mx
+    from mlx_lm.tuner.utils import linear_to_lora_layers
+
+    layers = len(loaded.model.layers)
+    if lora.num_layers > layers:
+        raise ModelError(f"lora.num_layers: {lora.num_layers}, but the model has {layers} layers only")
+    parameters: dict[str, Any] = {"rank": lora.rank, "scale": lora.scale, "dropout": lora.dropout}
+    if lora.keys is not None:
+        _check_keys(loaded, lora.keys)
+        parameters["keys"] = list(lora.keys)
+    mx.random.seed(seed)
+    loaded.model.freeze()
+    linear_to_lora_layers(loaded.model, lora.num_layers, parameters)
+    mx.eval(loaded.model.parameters())
+    assert all(array.dtype == mx.float32 for array in adapter_weights(loaded.model).values())
+    return {"fine_tune_type": "lora", "num_layers": lora.num_layers, "lora_parameters": parameters}
+
+
+def _check_keys(loaded: Loaded, keys: tuple[str, ...]) -> None:
+    modules = [item for layer in loaded.model.layers for item in layer.named_modules()]
+    linear = sorted({name for name, module in modules if "weight" in module and module.weight.ndim > 1})
+    for key in keys:
+        if key not in linear:
+            raise ModelError(
+                f"lora.keys: no linear module {key!r} in the model's layers; they have {', '.join(linear)}"
+            )
+
+
+def adapter_weights(model: nn.Module) -> dict[str, mx.array]:
+    """The adapter's arrays by name, the layout of adapters.safetensors."""
+    from mlx.utils import tree_flatten
+
+    return dict(tree_flatten(model.trainable_parameters()))
+
+
+def load_adapter(loaded: Loaded, adapter: Path) -> None:
+    """Put a trained adapter on the model, as mlx-lm's loader does; before 0.32 that took arrays of any shape.
+
+    Raises:
+        ModelError: the adapter is missing or does not fit the model.
+    """
+    import mlx.core as mx
+    from mlx.utils import tree_flatten
+    from mlx_lm.tuner.utils import linear_to_lora_layers
+
+    try:
+        config = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
+        linear_to_lora_layers(loaded.model, config["num_layers"], config["lora_parameters"])
+        arrays = mx.load(str(adapter / "adapters.safetensors"))
+    except Exception as error:  # whatever mlx and mlx-lm make of damaged files
+        raise ModelError(f"{adapter}: cannot be put on {loaded.path}: {reason(error)}") from error
+    shapes = {name: array.shape for name, array in dict(tree_flatten(loaded.model.parameters())).items()}
+    assert isinstance(arrays, dict)
+    for name, array in arrays.items():
+        if ".lora_" not in name or shapes.get(name) != array.shape:
+            raise ModelError(f"{adapter}: {name} {array.shape} does not fit {loaded.path}; it is of another model")
+    loaded.model.load_weights(list(arrays.items()), strict=False)
+    loaded.model.eval()
+    mx.eval(loaded.model.parameters())

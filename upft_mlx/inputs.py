@@ -1,0 +1,99 @@
+"""What each stage depends on, as plain values: their fingerprints decide what is current.
+
+Each stage's inputs hold the recipe fields, the model and the data that it reads, and the fingerprint of the stage
+before it; so a change makes its stage and those after it run again, and nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from upft_mlx.evaluate import Set
+from upft_mlx.events import Side
+from upft_mlx.models import model_hash
+from upft_mlx.problems import Problem
+from upft_mlx.recipe import Recipe
+from upft_mlx.rundir import fingerprint
+
+
+class Inputs:
+    """The inputs of the stages of one recipe on one model and its data."""
+
+    def __init__(self, recipe: Recipe, model_path: Path, problems: Sequence[Problem], sets: Sequence[Set]) -> None:
+        self._dump = recipe.dump()
+        self._model_path, self._problems, self._sets = model_path, problems, sets
+
+    @cached_property
+    def hashes(self) -> dict[str, Any]:
+        """Fingerprints of the model, the problems and each benchmark's problems."""
+        return {
+            "model": model_hash(self._model_path),
+            "problems": _hash(self._problems),
+            "benchmarks": {part.entry.label: _hash(part.problems) for part in self._sets},
+        }
+
+    def generate(self) -> dict[str, Any]:
+        """solutions.jsonl."""
+        return {
+            **self._base(),
+            "problems": self.hashes["problems"],
+            **self._fields("method"),
+            "generate": _without(self._dump["generate"], "keep"),
+            "prefix": {name: self._dump["prefix"][name] for name in ("length", "structure_ratio")},
+        }
+
+    def build(self) -> dict[str, Any]:
+        """dataset/."""
+        return {
+            "generate stage": fingerprint(self.generate()),
+            **self._fields("prefix"),
+            "generate": {"keep": self._dump["generate"]["keep"]},
+            "train": {"valid_ratio": self._dump["train"]["valid_ratio"]},
+        }
+
+    def train(self) -> dict[str, Any]:
+        """adapter/."""
+        return {
+            "build stage": fingerprint(self.build()),
+            **self._fields("lora"),
+            "train": _without(self._dump["train"], "valid_ratio"),
+        }
+
+    def side(self, part: Set, side: Side) -> dict[str, Any]:
+        """The rows of one side of one benchmark."""
+        inputs = {
+            **self._base(),
+            "benchmark": asdict(part.entry),
+            "problems": self.hashes["benchmarks"][part.entry.label],
+            "evaluate": {"batch_size": self._dump["evaluate"]["batch_size"]},
+        }
+        return inputs if side == "base" else {**inputs, "train stage": fingerprint(self.train())}
+
+    def evaluate(self, sides: Sequence[Side]) -> dict[str, Any]:
+        """summary.json."""
+        return {
+            f"{part.entry.label} {side}": fingerprint(self.side(part, side)) for part in self._sets for side in sides
+        }
+
+    def fuse(self) -> dict[str, Any]:
+        """fused/."""
+        return {"train stage": fingerprint(self.train()), **self._fields("publish")}
+
+    def _base(self) -> dict[str, Any]:
+        """What every completion of the base model depends on."""
+        return {"model": self.hashes["model"], **self._fields("quantize", "seed", "prompt")}
+
+    def _fields(self, *names: str) -> dict[str, Any]:
+        return {name: self._dump[name] for name in names}
+
+
+def _hash(problems: Sequence[Problem]) -> str:
+    return fingerprint({"problems": [[p.id, p.question, p.answer] for p in problems]})
+
+
+def _without(section: dict[str, Any], *names: str) -> dict[str, Any]:
+    return {name: value for name, value in section.items() if name not in names}
