@@ -16,13 +16,14 @@ from conftest import MODEL
 from mlx_lm.utils import load as mlx_lm_load
 
 from upft_mlx.adapters import adapter_weights, add_lora
+from upft_mlx.batches import make_batch, to_examples
 from upft_mlx.checkpoints import Position, latest
 from upft_mlx.errors import ModelError, TrainingError
 from upft_mlx.events import Event, Note
 from upft_mlx.loss import scalar
 from upft_mlx.models import load
 from upft_mlx.recipe import Lora, Quantize, Recipe, Train
-from upft_mlx.rows import TrainingRow, write_rows
+from upft_mlx.rows import TrainingRow, read_rows, write_rows
 from upft_mlx.rundir import RunDir
 from upft_mlx.train import Stepper, learning_rate, total_steps, train
 
@@ -262,3 +263,28 @@ def test_keys_choose_the_modules_and_too_many_layers_are_refused() -> None:
         add_lora(load(MODEL), Lora(num_layers=9), seed=0)
     with pytest.raises(ModelError, match=r"no linear module 'q_proj'.*self_attn\.q_proj"):
         add_lora(load(MODEL), Lora(keys=("q_proj",)), seed=0)
+
+
+@pytest.mark.slow
+def test_the_compiled_step_of_a_gpu_is_the_plain_one(run: RunDir) -> None:
+    """Compiled here on the CPU: same losses and weights over shapes that come again, dropout and a restored state."""
+    examples = to_examples(list(read_rows(run.train, TrainingRow)), max_length=64)
+    batches = [make_batch(examples[i : i + 4]) for i in (0, 4, 0, 8)]
+    results = []
+    for compiled in (False, True):
+        loaded = load(MODEL)
+        add_lora(loaded, Lora(rank=2, dropout=0.2), seed=0)
+        loaded.model.train()
+        stepper = Stepper(loaded.model, Train(learning_rate=1e-3), compiled=compiled)
+        losses = [stepper.step(batch, 1e-3, seed) for seed, batch in enumerate(batches[:2])]
+        kept = {k: mx.array(v) for k, v in adapter_weights(loaded.model).items()}
+        optimizer = {k: mx.array(v) for k, v in stepper.arrays().items()}
+        stepper.step(batches[2], 1e-3, 9)
+        stepper.restore(kept, optimizer)
+        losses += [stepper.step(batch, 2e-3, seed) for seed, batch in enumerate(batches[2:], start=2)]
+        losses.append(stepper.loss(examples, 4))
+        results.append((losses, adapter_weights(loaded.model)))
+    (plain, weights), (fast, fast_weights) = results
+    assert fast == pytest.approx(plain, rel=1e-5)
+    for name, array in weights.items():
+        assert mx.allclose(fast_weights[name], array, rtol=1e-4, atol=1e-6), name

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,9 +64,13 @@ def optimizer(settings: Train) -> optim.AdamW:
 
 
 class Stepper:
-    """The compiled optimizer step and the compiled loss of one model."""
+    """The optimizer step and the loss of one model.
 
-    def __init__(self, model: nn.Module, settings: Train) -> None:
+    Compiled on a GPU, as one graph each. Not on MLX's CPU backend unless asked for: there the first compilation calls
+    a C++ compiler for 40 s, and the steps are no faster (docs/log.md).
+    """
+
+    def __init__(self, model: nn.Module, settings: Train, *, compiled: bool | None = None) -> None:
         self.model = model
         self.optimizer = optimizer(settings)
         self.optimizer.init(model.trainable_parameters())
@@ -81,8 +85,11 @@ class Stepper:
             return loss
 
         self._state = state
-        self._step = mx.compile(step, inputs=state, outputs=state)
-        self._loss = mx.compile(make_loss(model), inputs=[model.state])
+        self._step: Callable[..., mx.array] = step
+        self._loss = make_loss(model)
+        if mx.default_device().type == mx.DeviceType.gpu if compiled is None else compiled:
+            self._step = mx.compile(step, inputs=state, outputs=state)
+            self._loss = mx.compile(self._loss, inputs=[model.state])
 
     def step(self, batch: Batch, rate: float, seed: int) -> float:
         """One optimizer step; returns the loss before it.
