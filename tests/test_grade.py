@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -17,37 +16,26 @@ from upft_mlx import grade
 from upft_mlx.grade import extract_answer, is_correct, normalize_answer, normalize_gold
 
 EXTRACTED = [
-    (r"First \boxed{3}, no: \boxed{\frac{1}{2}}.", r"\frac{1}{2}"),
-    (r"\boxed{5} and then \boxed{6", "5"),
-    (r"\fbox{7} is what I mean, not 8.", "7"),
-    (r"\boxed{\boxed{9}}", r"\boxed{9}"),
-    (r"\boxed{\{1, 2\}}", r"\{1, 2\}"),
-    (r"\boxed{4}. Write it in \boxed{}.", "4"),
-    (r"so $x = \boxed{1}$ or $x = \boxed{2}$", "1, 2"),
-    (r"$\boxed{1}$, $\boxed{1}$", "1"),
-    (r"\boxed{3} is wrong, rather \boxed{4}", "4"),
-    (r"\boxed{8}" + "\n#### 9", "8"),
-    ("He has 3 of them.\n#### 1,234\n", "1,234"),
-    ("#### 12\nThen I checked it: 3 * 4.", "12"),
-    ("#### Step 2\nSo it is 17 in all.", "17"),
-    ("The answer is 12. Let me check: 7 + 5.", "12"),
-    ("A wrong answer is 5. In the end there are 7.", "7"),
+    (r"First \boxed{3}, no: \boxed{\frac{1}{2}}.", r"\frac{1}{2}"), (r"\boxed{5} and then \boxed{6", "5"),
+    (r"\fbox{7} is what I mean, not 8.", "7"), (r"\boxed{\boxed{9}}", r"\boxed{9}"),
+    (r"\boxed{\{1, 2\}}", r"\{1, 2\}"), (r"\boxed{4}. The 5 of you, write it in \boxed{}.", "4"),
+    (r"\boxed{2 + \boxed{9}}", r"2 + \boxed{9}"), (r"so $x = \boxed{1}$ or $x = \boxed{2}$", "1, 2"),
+    (r"$\boxed{1}$, $\boxed{1}$", "1"), (r"\boxed{3} is wrong, rather \boxed{4}", "4"),
+    (r"\boxed{8}" + "\n#### 9", "8"), ("He has 3 of them.\n#### 1,234\n", "1,234"),
+    ("#### 12\nThen I checked it: 3 * 4.", "12"), ("#### Step 2\nSo it is 17 in all.", "17"),
+    ("The answer is 12. Let me check: 7 + 5.", "12"), ("A wrong answer is 5. In the end there are 7.", "7"),
     ("The answer to the question is: 18 dollars per day.", "18 dollars per day"),
     ("Final Answer: The final answer is $x+1$. I hope it is correct.\n1\n2\n3\n4", "x+1"),
     ("The answer is:\n\n\\[\n\\frac{3}{4}\n\\]", r"\frac{3}{4}"),
-    ("The answer is $\\text{June 20}$.", r"\text{June 20}"),
-    ("The answer is 5 + 3 = 8 apples", "8"),
-    ("She works a lot.\nA: 42", "42"),
-    ("It costs $18 and $5 more, so $23 in all", "$23"),
-    ("thus $y = 3$ and so $x = 2y + 1$.", "x = 2y + 1"),
-    ("there are 7/14 of them left, so -3", "-3"),
-    ("200-150 km", "150"),
-    (r"\frac{8}{3}", r"\frac{8}{3}"),
-    ("p - q", "p - q"),
-    ("I do not know.", None),
-    ("", None),
-    (r"\boxed{ }", None),
-]
+    ("The answer is \\[\n\\frac{3}{4}\n\\]", r"\frac{3}{4}"),
+    ("The answer is 5, says one.\nHm.\nWait.\nNo.\nThat makes 7.", "7"),
+    ("The answer is $\\text{June 20}$.", r"\text{June 20}"), ("The answer is 5 + 3 = 8 apples", "8"),
+    ("She works a lot.\nA: 42", "42"), ("It costs $18 and $5 more, so $23 in all", "$23"),
+    ("thus $y = 3$ and so $x = 2y + 1$.", "x = 2y + 1"), ("there are 7/14 of them left, so -3", "-3"),
+    ("so (200)-150 km", "150"), ("thus $y = 3$, which makes 12 in all", "12"),
+    ("It costs 5 $ more than the other $ bag", "5"), (r"\frac{8}{3}", r"\frac{8}{3}"), ("p - q", "p - q"),
+    ("I do not know.", None), ("", None), (r"\boxed{ }", None),
+]  # fmt: skip
 
 RIGHT = [
     ("1,080", "1080"), ("$18.00", "18"), (r"\$32,\!348", "32348"), ("14{,}916", "14916"), ("1 000", "1000"),
@@ -62,7 +50,7 @@ RIGHT = [
     ("(1, 0.5)", r"\left(1, \frac12\right)"), (r"1 \pm \sqrt{19}", r"1 - \sqrt{19}, 1 + \sqrt{19}"),
     (r"(-\infty, 2) \cup (3, \infty)", r"(3,+\infty)\cup(-\infty,2)"),
     (r"\begin{bmatrix} 1 \\ \frac12 \end{bmatrix}", r"\begin{pmatrix} 1 \\ 0.5 \end{pmatrix}"),
-    ("x = 1, y = 2", "(1, 2)"), ("y = 2, x = 1", "x = 1, y = 2"), ("4210_{5}", "4210_5"),
+    ("x = 1, y = 2", "(1, 2)"), ("y = 2, x = 1", "x = 1, y = 2"), ("y = 2, x = 1", "(1, 2)"), ("4210_{5}", "4210_5"),
     ("(x-1)(x+1)", "x^2 - 1"), (r"\frac{\sqrt{2}}{2}", r"\frac{1}{\sqrt2}"), ("9i + 6", "6+9i"), (r"\pi 7", r"7\pi"),
     ("2x - y + 3 = 0", "y = 2x + 3"), (r"\frac{\cos x}{\sin x}", r"\cot x"), ("2^{4950}", "2^{4950}"),
     (r"\frac{1}{2004!}", r"\frac{1}{2004!}"), (r"5\mathrm{i}", "5i"),
@@ -135,7 +123,12 @@ def test_the_percent_sign_is_a_unit_on_request_and_outside_the_box() -> None:
         (("0.5", r"\frac12", "x = 1/2", r"$\dfrac{1}{2}$", ".50"), 1),
         (("1, 2", r"\{2, 1\}", r"2 \text{ and } 1"), 1),
         (("(1,2)", "1,2", "[1,2]", "(2,1)"), 4),
-        ((r"10\%", "10", "10 percent"), 2),
+        ((r"10\%", "10", "10 percent", "0.1"), 2),
+        (("14{,}916", "14916", r"14,\!916.0", r"\$14,916"), 1),
+        ((r"\sqrt3", r"\sqrt{3}"), 1),
+        ((r"\text{(C)}", "C", "(C)"), 1),
+        ((r"[1,2) \cup (3,+\infty)", r"(3,\infty) \cup [1,2)"), 1),
+        ((r"\begin{pmatrix} 0.5 \\ 1 \end{pmatrix}", r"\begin{bmatrix}\frac12\\1\end{bmatrix}"), 1),
         (("k = 1, n = 2", "n = 1, k = 2"), 2),
         ((r"\text{Even}", "even", "EVEN"), 1),
         (("x", "X", "x^2", "x ^ 2"), 3),

@@ -163,6 +163,11 @@ def test_a_second_run_repeats_nothing(copy: Path) -> None:
         ({"train": {"learning_rate": 2e-3}}, ["train", "evaluate", "fuse"], "changed: train.learning_rate"),
         ({"lora": {"rank": 2}}, ["train", "evaluate", "fuse"], "changed: lora.rank"),
         ({"prefix": {"template": " Go."}}, ["build", "train", "evaluate", "fuse"], "changed: prefix.template"),
+        (
+            {"prefix": {"length": 5}},
+            ["generate", "build", "train", "evaluate", "fuse"],
+            "generate: runs again, changed: prefix.length",
+        ),
         ({"publish": {"fuse": "fp16"}}, ["fuse"], "changed: publish.fuse"),
         ({"evaluate": {"max_tokens": 50}}, ["evaluate"], "evaluate: runs again"),
         (

@@ -288,3 +288,13 @@ def test_the_compiled_step_of_a_gpu_is_the_plain_one(run: RunDir) -> None:
     assert fast == pytest.approx(plain, rel=1e-5)
     for name, array in weights.items():
         assert mx.allclose(fast_weights[name], array, rtol=1e-4, atol=1e-6), name
+
+
+def test_the_validation_loss_weighs_every_sequence_the_same(run: RunDir) -> None:
+    examples = to_examples(list(read_rows(run.train, TrainingRow)), max_length=64)[:7]
+    loaded = load(MODEL)
+    stepper = Stepper(loaded.model, Train())
+    alone = [stepper.loss([example], 1) for example in examples]
+    assert max(alone) - min(alone) > 0.1
+    for batch_size in (2, 3, 16):
+        assert stepper.loss(examples, batch_size) == pytest.approx(sum(alone) / 7, rel=1e-5)

@@ -168,7 +168,7 @@ def key(text: str) -> str:
         return re.sub(r"\s", "", text)
     value = sides(text)[1]
     if number := as_number(value):
-        return f"{number.value * 100}%" if number.percent else str(number.value)
+        return str(number.value)
     if group := as_group(value):
         named = by_name(group) is not None
         keys = [f"{sides(part)[0]}={key(part)}" if named else key(part) for part in group.parts]
