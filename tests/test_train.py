@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,8 @@ from upft_mlx.adapters import adapter_weights, add_lora
 from upft_mlx.batches import make_batch, to_examples
 from upft_mlx.checkpoints import Position, latest
 from upft_mlx.errors import ModelError, TrainingError
-from upft_mlx.events import Event, Note
+from upft_mlx.events import Event, Note, Progress
+from upft_mlx.interrupt import deferred_interrupt
 from upft_mlx.loss import scalar
 from upft_mlx.models import load
 from upft_mlx.recipe import Lora, Quantize, Recipe, Train
@@ -298,3 +301,38 @@ def test_the_validation_loss_weighs_every_sequence_the_same(run: RunDir) -> None
     assert max(alone) - min(alone) > 0.1
     for batch_size in (2, 3, 16):
         assert stepper.loss(examples, batch_size) == pytest.approx(sum(alone) / 7, rel=1e-5)
+
+
+def test_ctrl_c_finishes_the_step_and_saves_it(make_recipe: MakeRecipe, run: RunDir, tmp_path: Path) -> None:
+    recipe = make_recipe(train={"epochs": 2, "checkpoint_every": 50})
+    whole = RunDir(tmp_path / "whole")
+    shutil.copytree(run.root, whole.root)
+    train(recipe, load(MODEL), whole)
+    before = signal.getsignal(signal.SIGINT)
+    notes: list[str] = []
+
+    def press(event: Event) -> None:
+        if isinstance(event, Progress) and event.done == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+        if isinstance(event, Note):
+            notes.append(event.text)
+
+    with pytest.raises(KeyboardInterrupt):
+        train(recipe, load(MODEL), run, press)
+    assert notes == ["interrupted after step 3 of 8, which is saved"]
+    assert signal.getsignal(signal.SIGINT) is before
+    found = latest(run.checkpoints)
+    assert found is not None
+    assert found[0].step == 3
+    train(recipe, load(MODEL), run)
+    name = "adapters.safetensors"
+    assert (run.adapter / name).read_bytes() == (whole.adapter / name).read_bytes()
+    assert comparable(run) == comparable(whole)
+
+
+def test_a_second_ctrl_c_stops_at_once() -> None:
+    with deferred_interrupt() as interrupt:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert interrupt.asked
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)

@@ -143,7 +143,8 @@ def _run(
 def _execute(recipe: Recipe, run_dir: Path, stage: str | None, *, plain: bool, as_json: bool) -> None:
     from upft_mlx import pipeline, ui
 
-    with _writing_to(run_dir), ui.open_view(plain=plain, stderr=as_json) as notify:
+    stages = pipeline.STAGES if stage is None else (stage,)
+    with _writing_to(run_dir), ui.open_view(plain=plain, stderr=as_json, stages=stages) as notify:
         if stage is None:
             facts = pipeline.run(recipe, run_dir, notify)
         else:

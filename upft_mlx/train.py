@@ -24,6 +24,7 @@ from upft_mlx.batches import Batch, Example, batches_from, make_batch, steps_per
 from upft_mlx.checkpoints import Position, save_safetensors
 from upft_mlx.errors import TrainingError
 from upft_mlx.events import Note, Observer, Progress, Trained, ignore
+from upft_mlx.interrupt import deferred_interrupt
 from upft_mlx.loss import make_loss, scalar, to_arrays, value_and_grad
 from upft_mlx.models import Loaded
 from upft_mlx.recipe import Recipe, Train
@@ -139,6 +140,7 @@ def train(recipe: Recipe, loaded: Loaded, run: RunDir, notify: Observer = ignore
 
     Raises:
         TrainingError: no row fits, the loss is not finite, or a checkpoint is damaged.
+        KeyboardInterrupt: Ctrl-C; the step in hand is finished and saved before.
     """
     settings = recipe.train
     examples = _examples(run.train, settings.max_length, notify)
@@ -155,8 +157,13 @@ def train(recipe: Recipe, loaded: Loaded, run: RunDir, notify: Observer = ignore
     loop = _Loop(recipe, stepper, run, notify, position, total, valid)
     stream = batches_from(examples, settings.batch_size, recipe.seed, position.step)
     notify(Progress("train", position.step, total, "steps"))
-    while position.step < total:
-        loop.step(*next(stream))
+    with deferred_interrupt() as interrupt:
+        while position.step < total and not interrupt.asked:
+            loop.step(*next(stream))
+    if position.step < total:
+        loop.checkpoint()
+        notify(Note(f"interrupted after step {position.step} of {total}, which is saved"))
+        raise KeyboardInterrupt
     _finish(recipe, stepper, run, position, adapter_config, notify)
     return position
 
@@ -221,7 +228,7 @@ class _Loop:
         if number == 1 or last or number % self.settings.report_every == 0 or valid_loss is not None:
             self._report(epoch, rate, valid_loss)
         if last or number % self.settings.checkpoint_every == 0:
-            self._checkpoint()
+            self.checkpoint()
 
     def _add(self, batch: Batch, loss: float, seconds: float) -> None:
         values = (1, loss, len(batch.ids), batch.supervised_tokens, batch.processed_tokens, seconds)
@@ -259,7 +266,8 @@ class _Loop:
         self.position.window = dict.fromkeys(_SUMS, 0.0)
         self.notify(Trained(line, self.total))
 
-    def _checkpoint(self) -> None:
+    def checkpoint(self) -> None:
+        """Save everything that the next step depends on."""
         checkpoints.save(
             self.run.checkpoints,
             self.position,
