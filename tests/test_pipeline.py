@@ -16,11 +16,14 @@ from conftest import MODEL
 from upft_mlx import pipeline
 from upft_mlx.benchmarks import load_benchmark, resolve
 from upft_mlx.errors import ProblemsError, RunDirError
+from upft_mlx.evaluate import _row
 from upft_mlx.events import Event, Graded, Note, StageDone, StageSkipped, StageStarted
+from upft_mlx.models import Loaded
 from upft_mlx.recipe import Recipe
 from upft_mlx.report import verdict
 from upft_mlx.rows import EvaluationRow, TrainingRow, read_rows
 from upft_mlx.rundir import RunDir, changes
+from upft_mlx.sampler import Completion
 
 MakeRecipe = Callable[..., Recipe]
 BENCHMARKS = [
@@ -363,3 +366,15 @@ def test_a_ledger_of_another_shape_is_refused_with_what_to_do(tmp_path: Path, co
     (tmp_path / "ledger.json").write_text(content)
     with pytest.raises(RunDirError, match=r"ledger\.json: not a ledger of this version; delete it"):
         RunDir(tmp_path).entry("generate")
+
+
+@pytest.mark.parametrize(("name", "expected"), [("gsm8k", True), ("own", False)])
+def test_golds_without_percent_sign_are_met_where_the_benchmark_drops_it(
+    name: str, expected: bool, tmp_path: Path, loaded: Loaded
+) -> None:
+    file = tmp_path / "own.jsonl"
+    file.write_text('{"question": "How many percent?", "answer": "60"}\n')
+    (entry,) = resolve(recipe_with(evaluate={"benchmarks": [{"name": name, "path": str(file)}]}).evaluate)
+    (problem,) = load_benchmark(entry)
+    completion = Completion(loaded.tokenizer.encode("\\boxed{60\\%}"), "stop")
+    assert _row(loaded, entry, problem, 0, completion).correct is expected

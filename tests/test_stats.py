@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections import Counter
 
 import pytest
 from hypothesis import given
@@ -111,10 +112,27 @@ def test_maj_at_k_is_the_mean_over_all_choices_of_k_samples() -> None:
     assert maj_at_k(answers, correct, 3) == pytest.approx((1 + 1 + 1 / 3 + 1 / 3) / 4)
 
 
-def test_maj_at_k_of_many_samples_takes_the_first_k() -> None:
+votes = st.lists(st.tuples(st.sampled_from(["4", "5", "6", None]), st.booleans()), min_size=1, max_size=7)
+
+
+@given(votes.flatmap(lambda samples: st.tuples(st.just(samples), st.integers(1, len(samples)))))
+def test_maj_at_k_equals_listing_every_choice(case: tuple[list[tuple[str | None, bool]], int]) -> None:
+    samples, k = case
+    credit = {a: sum(ok for b, ok in samples if b == a) / sum(b == a for b, _ in samples) for a, _ in samples}
+    won = []
+    for choice in itertools.combinations(samples, k):
+        counts = Counter(answer for answer, _ in choice if answer is not None)
+        leaders = [answer for answer, count in counts.items() if count == max(counts.values())]
+        won.append(sum(credit[answer] for answer in leaders) / len(leaders) if leaders else 0.0)
+    found = maj_at_k([answer for answer, _ in samples], [ok for _, ok in samples], k)
+    assert found == pytest.approx(sum(won) / len(won))
+
+
+def test_maj_at_k_does_not_depend_on_the_order_of_the_samples() -> None:
     answers, correct = ["4"] * 8 + ["5"] * 8, [True] * 8 + [False] * 8
-    assert maj_at_k(answers, correct, 8) == 1.0
-    assert maj_at_k(answers, correct, 16) == 0.5
+    assert maj_at_k(answers, correct, 8) == pytest.approx(0.5)
+    assert maj_at_k(answers[::-1], correct[::-1], 8) == pytest.approx(0.5)
+    assert maj_at_k([str(i) for i in range(64)], [i < 16 for i in range(64)], 32) == pytest.approx(0.25)
 
 
 def test_maj_at_k_refuses_more_samples_than_there_are() -> None:
@@ -153,6 +171,22 @@ def test_no_difference_at_all_is_no_certainty() -> None:
     found = paired_difference([1.0] * 20, [1.0] * 20)
     assert (found.delta, found.p_value) == (0.0, 1.0)
     assert found.ci95[0] < 0 < found.ci95[1]
+
+
+@pytest.mark.parametrize("n", range(2, 30))
+def test_rounding_is_no_spread(n: int) -> None:
+    low, high = accuracy_interval([[True, False, False, False, False]] * n)
+    assert high - low > 0.1
+    base = [i % 3 / 10 for i in range(n)]
+    low, high = paired_difference(base, [score + 0.7 for score in base]).ci95
+    assert high - low > 0.1
+
+
+def test_scores_without_a_meaning_are_refused() -> None:
+    with pytest.raises(ValueError, match="3 of 2"):
+        wilson_interval(3, 2)
+    with pytest.raises(ValueError, match="the one at 1 has none"):
+        accuracy_interval([[True], []])
 
 
 def test_paired_scores_of_different_lengths_are_refused() -> None:

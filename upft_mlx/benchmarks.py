@@ -19,6 +19,9 @@ KNOWN: dict[str, dict[str, Any]] = {
 }
 """What is known of each benchmark; a recipe's `path` or `dataset` takes the place of the source."""
 
+PERCENT_AS_UNIT = frozenset({"gsm8k", "math500"})
+"""Benchmarks whose golds drop the percent sign (in GSM8K's test about 17 of 1319): there `60%` is `60`."""
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -38,6 +41,7 @@ class Entry:
     revision: str | None = None
     question: str | None = None
     answer: str | None = None
+    percent_as_unit: bool = False
 
 
 def resolve(evaluate: Evaluate) -> list[Entry]:
@@ -78,6 +82,7 @@ def _entry(benchmark: Benchmark, evaluate: Evaluate) -> Entry:
         temperature=own("temperature"),
         max_tokens=own("max_tokens"),
         limit=own("limit"),
+        percent_as_unit=benchmark.name in PERCENT_AS_UNIT,
         **settings,
     )
 

@@ -62,7 +62,7 @@ def evaluate_side(
         requests = [Request(renderer.ids(problem.question), entry.max_tokens) for problem, _ in chunk]
         seed = derive_seed("evaluate", recipe.seed, entry.label, index)
         completions = sample_chunk(loaded, requests, sampling, seed, on_step)
-        rows = [_row(loaded, *item, c) for item, c in zip(chunk, completions, strict=True)]
+        rows = [_row(loaded, entry, *item, c) for item, c in zip(chunk, completions, strict=True)]
         append_chunk(path, rows)
         for row in rows:
             notify(_graded(entry.label, side, by_id[row.problem_id], row))
@@ -75,7 +75,7 @@ def replay(part: Set, side: Side, run: RunDir, notify: Observer) -> None:
         notify(_graded(part.entry.label, side, by_id[row.problem_id], row, resumed=True))
 
 
-def _row(loaded: Loaded, problem: Problem, sample: int, completion: Completion) -> EvaluationRow:
+def _row(loaded: Loaded, entry: Entry, problem: Problem, sample: int, completion: Completion) -> EvaluationRow:
     text = loaded.tokenizer.decode(completion.ids)
     gold = str(problem.answer)
     return EvaluationRow(
@@ -84,7 +84,7 @@ def _row(loaded: Loaded, problem: Problem, sample: int, completion: Completion) 
         completion=text,
         answer=extract_answer(text),
         gold=gold,
-        correct=is_correct(text, gold),
+        correct=is_correct(text, gold, percent_as_unit=entry.percent_as_unit),
         tokens=len(completion.ids),
         finish_reason=completion.finish_reason,
     )

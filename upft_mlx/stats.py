@@ -9,7 +9,6 @@ from __future__ import annotations
 import itertools
 import math
 import random
-from collections import Counter
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -19,8 +18,8 @@ Z95 = 1.959963984540054
 EXACT_FLIPS = 12
 """Up to so many differing problems the sign-flip test enumerates all 2 ** n flips."""
 MONTE_CARLO_FLIPS = 10_000
-MAJORITY_CHOICES = 100
-"""maj@k averages over all choices of k samples up to so many; beyond, it takes the first k."""
+ROUNDING = 1e-12
+"""Scores that differ by less are equal: 0.3 - 0.2 is not 0.2 - 0.1 to the last bit."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +34,13 @@ class PairedDifference:
 
 
 def wilson_interval(successes: int, n: int, z: float = Z95) -> tuple[float, float]:
-    """The score interval of a share (Wilson 1927); (0, 1) for n = 0."""
+    """The score interval of a share (Wilson 1927); (0, 1) for n = 0.
+
+    Raises:
+        ValueError: unless 0 <= successes <= n.
+    """
+    if not 0 <= successes <= n:
+        raise ValueError(f"successes must be between 0 and n, found {successes} of {n}")
     if n == 0:
         return 0.0, 1.0
     share = successes / n
@@ -69,7 +74,7 @@ def mean_interval(values: Sequence[float]) -> tuple[float, float]:
     n = len(values)
     mean = math.fsum(values) / n
     spread = math.fsum((value - mean) ** 2 for value in values)
-    if n < 2 or spread == 0:
+    if n < 2 or spread <= n * ROUNDING**2:
         return mean, mean
     half = t_quantile(n - 1) * math.sqrt(spread / (n - 1) / n)
     return mean - half, mean + half
@@ -80,7 +85,14 @@ def accuracy_interval(scores: Sequence[Sequence[bool]]) -> tuple[float, float]:
 
     One sample per problem: Wilson. Several: Student over the problems' means (samples of a problem are a cluster),
     clipped to [0, 1]; where all means are equal it has no width, and Wilson with the problems as n stands in.
+
+    Raises:
+        ValueError: for a problem without samples.
     """
+    if not all(scores):
+        raise ValueError(
+            f"each problem needs at least one sample, the one at {list(map(len, scores)).index(0)} has none"
+        )
     if all(len(samples) == 1 for samples in scores):
         return wilson_interval(sum(samples[0] for samples in scores), len(scores))
     means = [sum(samples) / len(samples) for samples in scores]
@@ -110,8 +122,9 @@ def pass_at_k(n: int, c: int, k: int) -> float:
 def maj_at_k(answers: Sequence[Hashable | None], correct: Sequence[bool], k: int) -> float:
     """How often the commonest answer among k of the n samples is right; tied answers share the credit.
 
-    The mean over all choices of k samples where they are few (so that maj@1 is the accuracy), else the first k. None
-    (no answer found) gets no vote; where there is no vote at all, the majority is wrong.
+    Exact, and so independent of the samples' order: the mean over all choices of k samples, counted by `_votes_won`
+    instead of listed. None (no answer found) gets no vote; where there is no vote at all, the majority is wrong.
+    Where equal answers were graded differently, each counts with their mean.
 
     Raises:
         ValueError: unless 1 <= k <= n.
@@ -119,21 +132,33 @@ def maj_at_k(answers: Sequence[Hashable | None], correct: Sequence[bool], k: int
     n = len(answers)
     if not 1 <= k <= n:
         raise ValueError(f"maj@k needs 1 <= k <= {n} samples, found k={k}")
-    samples = list(zip(answers, correct, strict=True))
-    if math.comb(n, k) > MAJORITY_CHOICES:
-        return _majority(samples[:k])
-    choices = [_majority(choice) for choice in itertools.combinations(samples, k)]
-    return math.fsum(choices) / len(choices)
+    grades: dict[Hashable, list[bool]] = {}
+    for answer, right in zip(answers, correct, strict=True):
+        if answer is not None:
+            grades.setdefault(answer, []).append(right)
+    voters = [(len(marks), sum(marks) / len(marks)) for marks in grades.values()]
+    silent = n - sum(count for count, _ in voters)
+    most = min(k, max((count for count, _ in voters), default=0))
+    return math.fsum(_votes_won(top, voters, silent, k) for top in range(1, most + 1)) / math.comb(n, k)
 
 
-def _majority(samples: Sequence[tuple[Hashable | None, bool]]) -> float:
-    votes = Counter(answer for answer, _ in samples if answer is not None)
-    if not votes:
-        return 0.0
-    most = max(votes.values())
-    right = {answer: ok for answer, ok in samples if answer is not None}
-    leaders = [answer for answer, count in votes.items() if count == most]
-    return sum(right[answer] for answer in leaders) / len(leaders)
+def _votes_won(top: int, voters: Sequence[tuple[int, float]], silent: int, k: int) -> float:
+    """The winners' mean credit, summed over the choices of k samples in which the winners have `top` votes each.
+
+    `voters` are (samples, credit) per answer, `silent` the samples without one. Answer after answer, `table` maps
+    (samples drawn, answers with `top` votes) to (choices, credit of those answers summed over these choices).
+    """
+    table = {(drawn, 0): (math.comb(silent, drawn), 0.0) for drawn in range(k + 1)}
+    for count, credit in voters:
+        grown: dict[tuple[int, int], tuple[int, float]] = {}
+        for (drawn, tied), (choices, earned) in table.items():
+            for votes in range(min(count, top, k - drawn) + 1):
+                ways, wins = math.comb(count, votes), votes == top
+                known, known_earned = grown.get((drawn + votes, tied + wins), (0, 0.0))
+                total = known_earned + (earned + wins * credit * choices) * ways
+                grown[drawn + votes, tied + wins] = known + choices * ways, total
+        table = grown
+    return math.fsum(earned / tied for (drawn, tied), (_, earned) in table.items() if drawn == k and tied)
 
 
 def mcnemar_exact(wrong_to_right: int, right_to_wrong: int) -> float:
@@ -178,7 +203,8 @@ def sign_flip(differences: Sequence[float]) -> float:
     nonzero = [d for d in differences if d != 0]
     if not nonzero:
         return 1.0
-    observed = abs(math.fsum(nonzero)) - 1e-12
+    total = math.fsum(nonzero)
+    observed = abs(total) - ROUNDING
     if len(nonzero) <= EXACT_FLIPS:
         signs = itertools.product((1, -1), repeat=len(nonzero))
         hits = sum(abs(math.fsum(map(float.__mul__, nonzero, map(float, s)))) >= observed for s in signs)
@@ -186,6 +212,6 @@ def sign_flip(differences: Sequence[float]) -> float:
     rng = random.Random(0)
     hits = 0
     for _ in range(MONTE_CARLO_FLIPS):
-        bits = rng.getrandbits(len(nonzero))
-        hits += abs(math.fsum(d if bits >> i & 1 else -d for i, d in enumerate(nonzero))) >= observed
+        bits = f"{rng.getrandbits(len(nonzero)):0{len(nonzero)}b}"
+        hits += abs(total - 2 * math.fsum(itertools.compress(nonzero, map(int, bits)))) >= observed
     return (hits + 1) / (MONTE_CARLO_FLIPS + 1)
