@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -155,3 +156,20 @@ def test_an_adapter_of_another_model_is_refused(make_recipe: MakeRecipe, run: Ru
     (run.adapter / "adapter_config.json").unlink()
     with pytest.raises(ModelError, match="cannot be put on"):
         fuse(make_recipe(), load(MODEL), run)
+
+
+@pytest.mark.parametrize("size", [1e-5, 1e-3, 0.1, 2.0])
+def test_divergences_are_exact_however_small(size: float) -> None:
+    """Against float64: an update of 1e-5 has an effect of 1e-10 nats, which rounding must not swallow."""
+    rng = np.random.default_rng(0)
+    logits = rng.normal(size=(4, 500)) * 3
+    moved = logits + size * rng.normal(size=(4, 500))
+
+    def log_softmax(x: Any) -> Any:
+        return x - np.log(np.exp(x).sum(axis=-1, keepdims=True))
+
+    p, q = log_softmax(logits), log_softmax(moved)
+    expected = (np.exp(p) * (p - q)).sum(axis=-1).mean()
+    found = mean_kl([mx.array(p.astype(np.float32))], [mx.array(q.astype(np.float32))])
+    assert found == pytest.approx(expected, rel=0.02)
+    assert mean_kl([mx.array(p.astype(np.float32))], [mx.array(p.astype(np.float32))]) == 0
