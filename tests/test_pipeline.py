@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import random
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -378,3 +380,54 @@ def test_golds_without_percent_sign_are_met_where_the_benchmark_drops_it(
     (problem,) = load_benchmark(entry)
     completion = Completion(loaded.tokenizer.encode("\\boxed{60\\%}"), "stop")
     assert _row(loaded, entry, problem, 0, completion).correct is expected
+
+
+@pytest.mark.slow
+def test_a_run_killed_again_and_again_ends_with_the_files_of_a_whole_one(tmp_path: Path) -> None:
+    """SIGKILL at seeded random moments of the real command, until it gets through."""
+    command = [sys.executable, "-m", "upft_mlx", "run", "quickstart", "--plain"]
+    for override in (
+        "problems.limit=64",
+        "generate.batch_size=8",
+        "train.batch_size=4",
+        "train.checkpoint_every=3",
+        "evaluate.batch_size=8",
+        "evaluate.benchmarks=[{name: arithmetic, limit: 64}]",
+    ):
+        command += ["--set", override]
+
+    def start(run_dir: str) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
+            [*command, "--run-dir", run_dir], cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+        )
+
+    process = start("whole")
+    begin = time.monotonic()
+    _, error = process.communicate(timeout=300)
+    whole = time.monotonic() - begin
+    assert process.returncode == 0, error
+    rng, kills = random.Random(0), 0
+    while True:
+        process = start("killed")
+        try:
+            # Long enough to get past starting up, and longer with each kill, so that it ends on any machine.
+            _, error = process.communicate(timeout=whole * (0.2 + 0.2 * rng.random() + 0.02 * kills))
+            break
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.communicate()
+            kills += 1
+    assert process.returncode == 0, error
+    assert kills >= 2
+    for name in (
+        "solutions.jsonl",
+        "dataset/train.jsonl",
+        "dataset/valid.jsonl",
+        "adapter/adapters.safetensors",
+        "evaluation/arithmetic/base.jsonl",
+        "evaluation/arithmetic/tuned.jsonl",
+        "evaluation/summary.json",
+        "fused/model.safetensors",
+        "fidelity.json",
+    ):
+        assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
