@@ -9,6 +9,7 @@ import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import mlx.core as mx
@@ -336,3 +337,35 @@ def test_a_second_ctrl_c_stops_at_once() -> None:
         assert interrupt.asked
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """A stand-in for the device facts of a Mac; remembers what is compiled."""
+    compiled: list[Any] = []
+
+    def remember(function: Any, **_: Any) -> Any:
+        compiled.append(function)
+        return function
+
+    monkeypatch.setattr(mx, "default_device", lambda: SimpleNamespace(type=mx.DeviceType.gpu))
+    monkeypatch.setattr(mx, "compile", remember)
+    return compiled
+
+
+def test_on_a_gpu_the_weights_keep_their_type_and_the_adapter_is_float32(gpu: list[Any]) -> None:
+    loaded = load(MODEL, quantize=Quantize(bits=4, group_size=32))
+    assert loaded.model.layers[0].self_attn.q_proj.scales.dtype == mx.float16
+    add_lora(loaded, Lora(rank=2), seed=0)
+    assert {array.dtype for array in adapter_weights(loaded.model).values()} == {mx.float32}
+    stepper = Stepper(loaded.model, Train())
+    assert {array.dtype for array in stepper.arrays().values()} == {mx.float32, mx.uint64}
+    assert len(gpu) >= 2
+
+
+def test_on_a_cpu_the_weights_are_float32_and_nothing_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mx, "compile", lambda *_, **__: pytest.fail("compiled"))
+    loaded = load(MODEL, quantize=Quantize(bits=4, group_size=32))
+    assert loaded.model.layers[0].self_attn.q_proj.scales.dtype == mx.float32
+    assert loaded.dtype == mx.float16
+    Stepper(loaded.model, Train())
