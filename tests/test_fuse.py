@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import mlx.core as mx
@@ -173,3 +174,17 @@ def test_divergences_are_exact_however_small(size: float) -> None:
     found = mean_kl([mx.array(p.astype(np.float32))], [mx.array(q.astype(np.float32))])
     assert found == pytest.approx(expected, rel=0.02)
     assert mean_kl([mx.array(p.astype(np.float32))], [mx.array(p.astype(np.float32))]) == 0
+
+
+def test_on_a_gpu_the_effect_is_measured_past_the_rounding_of_activations(
+    make_recipe: MakeRecipe, run: RunDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There the model computes in 16 bits, whose rounding hides so small an update altogether."""
+    monkeypatch.setattr(mx, "default_device", lambda: SimpleNamespace(type=mx.DeviceType.gpu))
+    write_adapter(run, 0.0005, Q4)
+    chosen = fuse(make_recipe(), load(MODEL, quantize=Q4), run)
+    assert chosen.fuse == "fp16"
+    assert chosen.retained > 0.9
+    arrays = mx.load(str(run.fused / "model.safetensors"))
+    assert isinstance(arrays, dict)
+    assert {array.dtype for array in arrays.values()} == {mx.float16, mx.uint32}

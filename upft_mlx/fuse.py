@@ -36,6 +36,8 @@ def fuse(recipe: Recipe, loaded: Loaded, run: RunDir, notify: Observer = ignore)
         UpftError: the way asked for keeps less than `publish.min_retained`; says what would pass.
     """
     load_adapter(loaded, run.adapter)
+    # Measured in float32 on every device: 16-bit activations round by more than a small update moves them.
+    loaded.model.set_dtype(mx.float32)
     rows = probes(_held_out(recipe, run))
     layers = {name: module for name, module in loaded.model.named_modules() if hasattr(module, "fuse")}
     adapter = log_probabilities(loaded.model, rows)
@@ -90,12 +92,10 @@ def _switched_off(layers: dict[str, nn.Module]) -> Iterator[None]:
 
 def _apply(loaded: Loaded, layers: dict[str, nn.Module], way: str) -> None:
     """Put the fused layers into the model in place of the adapters."""
-    compute = mx.float32 if mx.default_device().type == mx.DeviceType.cpu else None
     fused = []
     for name, layer in layers.items():
         module = _fused(layer, way, loaded.dtype)
-        if compute is not None:
-            module.set_dtype(compute)  # exact: what is saved is cast back
+        module.set_dtype(mx.float32)  # exact: what is saved is cast back
         fused.append((name, module))
     loaded.model.update_modules(tree_unflatten(fused))
     mx.eval(loaded.model.parameters())
