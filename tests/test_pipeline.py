@@ -24,7 +24,7 @@ from upft_mlx.models import Loaded
 from upft_mlx.recipe import Recipe
 from upft_mlx.report import verdict
 from upft_mlx.rows import EvaluationRow, TrainingRow, read_rows
-from upft_mlx.rundir import RunDir, changes
+from upft_mlx.rundir import RunDir, changes, remove
 from upft_mlx.sampler import Completion
 
 MakeRecipe = Callable[..., Recipe]
@@ -205,11 +205,15 @@ def test_training_again_keeps_the_base_models_rows(copy: Path) -> None:
     assert {event.resumed for event in graded if event.side == "tuned"} == {False}
 
 
-def test_a_deleted_output_is_made_again(copy: Path) -> None:
-    shutil.rmtree(copy / "fused")
+@pytest.mark.parametrize(
+    ("name", "stage"),
+    [("fused", "fuse"), ("fused/config.json", "fuse"), ("adapter/adapters.safetensors", "train")],
+)
+def test_a_deleted_output_is_made_again(copy: Path, name: str, stage: str) -> None:
+    remove(copy / name)
     _, seen = run(recipe_with(), copy)
-    assert seen.stages(StageStarted) == ["fuse"]
-    assert (copy / "fused" / "config.json").exists()
+    assert seen.stages(StageStarted)[0] == stage
+    assert (copy / name).exists()
 
 
 def test_interrupted_evaluation_continues_to_the_same_rows_and_summary(copy: Path) -> None:

@@ -129,7 +129,16 @@ class Pipeline:
     def is_current(self, stage: str) -> bool:
         """Whether a stage is done with the recipe, model and data as they are now."""
         done = self.run.is_current(stage, fingerprint(self._inputs(stage)))
-        return done and all(path.exists() for path in self._outputs(stage))
+        return done and all(path.exists() for path in self._needed(stage))
+
+    def _needed(self, stage: str) -> list[Path]:
+        """The files that the stages after it read: a folder without them is not the stage's output."""
+        run = self.run
+        inside = {
+            "train": [run.adapter / "adapters.safetensors", run.adapter / "adapter_config.json"],
+            "fuse": [run.fused / "config.json", run.fused / "model.safetensors.index.json"],
+        }
+        return [*self._outputs(stage), *inside.get(stage, [])]
 
     def require(self, stage: str) -> None:
         """Refuse a stage whose predecessors are not current.
