@@ -1,0 +1,68 @@
+"""The machine under a long stage: Metal's memory limits, and a Mac that stays awake.
+
+Both exist on Apple Silicon only and have been tried with stand-ins for its facts, not on a Mac.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+from upft_mlx.events import Note, Observer
+
+
+def working_set_bytes() -> int | None:
+    """The memory that Metal recommends to keep to; None where MLX does not run on Metal."""
+    import mlx.core as mx
+
+    if not mx.metal.is_available():
+        return None
+    size = mx.device_info().get("max_recommended_working_set_size")
+    return int(size) if size else None
+
+
+def limit_memory() -> str | None:
+    """Keep MLX within the working set and wire it there, so that macOS does not page weights out.
+
+    Beyond the limit MLX waits for memory to become free before it takes more, and fails where none does: better than a
+    Mac that swaps for an hour.
+
+    Returns:
+        What was done, for the log; None off Apple Silicon.
+    """
+    import mlx.core as mx
+
+    size = working_set_bytes()
+    if size is None:
+        return None
+    mx.set_memory_limit(size)
+    text = f"memory is limited to this Mac's working set, {size / 2**30:.1f} GiB"
+    try:
+        mx.set_wired_limit(size)
+    except (RuntimeError, ValueError) as error:  # macOS before 15, or a limit below it set with sysctl
+        return f"{text}, and not wired: {error}"
+    return f"{text}, and wired"
+
+
+@contextmanager
+def awake(notify: Observer) -> Iterator[None]:
+    """Keep a Mac from sleeping while the block runs; the display may sleep.
+
+    `caffeinate -w` ends by itself with this process, also when that is killed.
+    """
+    command = shutil.which("caffeinate") if sys.platform == "darwin" else None
+    if command is None:
+        yield
+        return
+    keeper = subprocess.Popen([command, "-i", "-m", "-s", "-w", str(os.getpid())], stdin=subprocess.DEVNULL)
+    notify(Note("this Mac is kept awake until the command ends (caffeinate); its display may sleep"))
+    try:
+        yield
+    finally:
+        with suppress(ProcessLookupError):
+            keeper.terminate()
+        keeper.wait()
