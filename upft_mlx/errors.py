@@ -8,6 +8,7 @@ UpftError                 exit 1
 +-- OfflineError                   something is not on this machine and the network is off
 +-- RunDirError                    the run directory cannot be used or written
 +-- TrainingError                  the data or the loss do not allow training
++-- RankError                      the processes of a job on several machines cannot work together
 """
 
 
@@ -45,3 +46,7 @@ class RunDirError(UpftError):
 
 class TrainingError(UpftError):
     """Training cannot start or go on."""
+
+
+class RankError(UpftError):
+    """The ranks of a job do not reach each other, or work on different things."""

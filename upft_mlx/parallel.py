@@ -1,0 +1,366 @@
+"""Several processes, on one or more Macs, that work on one recipe: `mlx.launch -n 2 -- upft train RECIPE`.
+
+MLX's distributed engine calls each process a rank. All ranks run the same command. Rank 0 leads: it alone writes to
+the run directory and to the screen. The others follow in a replica of that directory, which is made equal before each
+stage, so that all take the same decisions from the same files. What they make (rows, gradients) is exchanged.
+
+A rank that dies would leave the others waiting inside MLX, where no Python code runs. So each follower keeps a
+connection of its own to rank 0, a lifeline, and a thread that ends the process with a message when it breaks.
+"""
+
+from __future__ import annotations
+
+import atexit
+import hashlib
+import json
+import os
+import secrets
+import select
+import shutil
+import socket
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from upft_mlx.errors import RankError
+from upft_mlx.rows import write_atomically
+from upft_mlx.rundir import changes
+
+if TYPE_CHECKING:
+    import mlx.core as mx
+
+Tree = TypeVar("Tree")
+Item = TypeVar("Item")
+
+BEAT_SECONDS = 2.0
+SILENCE_SECONDS = 20.0
+"""A rank that was not heard for so long is taken for dead: its machine is off, or the cable out."""
+_SLICE = 1 << 26
+"""Bytes per message when files are sent."""
+_NOT_MIRRORED = (".lock", "fused", "report.svg")
+
+
+class Ranks:
+    """All processes of a job as one of them sees them. This one is alone and does nothing; see `_Team`."""
+
+    rank = 0
+    """This process's number."""
+    size = 1
+    """Processes of the job."""
+
+    @property
+    def leads(self) -> bool:
+        """Whether this is rank 0."""
+        return self.rank == 0
+
+    def sum(self, tree: Tree) -> Tree:
+        """The sum over all ranks of each array in a tree of float32 arrays; the same bits on every rank."""
+        return tree
+
+    def any(self, flag: bool) -> bool:
+        """Whether the flag is set on any rank."""
+        return flag
+
+    def gather(self, value: Item) -> list[Item]:
+        """The values, made of what JSON has, of all ranks, in their order."""
+        return [value]
+
+    def agree(self, what: dict[str, Any]) -> None:
+        """Refuse to work on different things.
+
+        Raises:
+            RankError: names what differs, and where.
+        """
+
+    def workplace(self, root: Path) -> Path:
+        """Where this rank keeps the run directory `root`: the leader there, followers in a replica."""
+        return root
+
+    def mirror(self, root: Path) -> None:
+        """Make the followers' replicas equal to the leader's run directory."""
+
+    def leave(self, trouble: str | None = None) -> None:
+        """Take leave of the other ranks; with `trouble`, they end too and say so."""
+
+
+@cache
+def ranks() -> Ranks:
+    """The job that this process belongs to; joins it at the first call.
+
+    Raises:
+        RankError: the other ranks cannot be reached.
+    """
+    return _join() if _launched() else Ranks()
+
+
+def joined() -> Ranks | None:
+    """The job, if this process has joined one of several ranks already."""
+    team = ranks() if ranks.cache_info().currsize else None
+    return team if team is not None and team.size > 1 else None
+
+
+def _launched() -> bool:
+    """Whether mlx.launch (or somebody in its place) started this process as one of several."""
+    if "MLX_RANK" not in os.environ:
+        return False
+    hostfile = os.environ.get("MLX_HOSTFILE")
+    alone = hostfile is not None and len(_hosts(hostfile)) < 2
+    return not alone and (hostfile is not None or "MLX_JACCL_COORDINATOR" in os.environ)
+
+
+def _hosts(path: str) -> list[list[str]]:
+    """Rank by rank the "address:port" of its connections; empty where there is a single one."""
+    try:
+        text = Path(path).read_text(encoding="utf-8").strip()
+        hosts: list[list[str]] = json.loads(text) if text else []
+        return [[str(connection) for connection in rank] for rank in hosts]
+    except (OSError, ValueError, TypeError) as error:
+        raise RankError(f"MLX_HOSTFILE: {path}: not a list of each rank's addresses: {error}") from None
+
+
+def _leader_address() -> str:
+    if hostfile := os.environ.get("MLX_HOSTFILE"):
+        return _hosts(hostfile)[0][0].rpartition(":")[0]
+    return os.environ["MLX_JACCL_COORDINATOR"].rpartition(":")[0]
+
+
+def _join() -> Ranks:
+    import mlx.core as mx
+
+    try:
+        group = mx.distributed.init(strict=True)
+        return _Team(group) if group.size() > 1 else Ranks()
+    except (RuntimeError, OSError) as error:
+        number = os.environ["MLX_RANK"]
+        raise RankError(
+            f"rank {number}: cannot reach the other ranks: {error}; check that all were started, and their addresses"
+        ) from None
+
+
+class _Team(Ranks):
+    """Two ranks or more."""
+
+    def __init__(self, group: mx.distributed.Group) -> None:
+        self.rank, self.size = group.rank(), group.size()
+        self._replica: Path | None = None
+        self._left = False
+        self._lifeline = self._lead() if self.leads else self._follow()
+        self._lifeline.start()
+        atexit.register(self.leave)
+
+    def _lead(self) -> _Lifeline:
+        listener = socket.create_server(("", 0))
+        token = secrets.token_hex(8)
+        self._share([listener.getsockname()[1], token])
+        with listener:
+            listener.settimeout(SILENCE_SECONDS)
+            peers: dict[int, socket.socket] = {}
+            while len(peers) < self.size - 1:
+                peer, _ = listener.accept()
+                peer.settimeout(SILENCE_SECONDS)
+                greeting = peer.recv(64).decode(errors="replace").split()
+                if len(greeting) == 2 and greeting[0] == token:
+                    peers[int(greeting[1])] = peer
+        return _Lifeline(peers)
+
+    def _follow(self) -> _Lifeline:
+        port, token = self._share(None)
+        peer = socket.create_connection((_leader_address(), port), timeout=SILENCE_SECONDS)
+        peer.sendall(f"{token} {self.rank}".encode())
+        return _Lifeline({0: peer})
+
+    def sum(self, tree: Tree) -> Tree:
+        """As one message: many small ones would each wait for the network."""
+        import mlx.core as mx
+        from mlx.utils import tree_flatten, tree_unflatten
+
+        if isinstance(tree, mx.array):
+            return self._all_sum(tree)  # type: ignore[return-value]
+        names, arrays = zip(*tree_flatten(tree), strict=True)
+        total = self._all_sum(mx.concatenate([array.reshape(-1) for array in arrays]))
+        ends = [0]
+        for array in arrays:
+            ends.append(ends[-1] + array.size)
+        parts = [total[a:b].reshape(array.shape) for a, b, array in zip(ends, ends[1:], arrays, strict=False)]
+        found = tree_unflatten(list(zip(names, parts, strict=True)))
+        return tuple(found) if isinstance(tree, tuple) else found  # type: ignore[return-value]
+
+    def _all_sum(self, array: mx.array) -> mx.array:
+        import mlx.core as mx
+
+        total = mx.distributed.all_sum(array)
+        mx.eval(total)
+        return total
+
+    def any(self, flag: bool) -> bool:
+        """See `Ranks`."""
+        import mlx.core as mx
+
+        return bool(self._all_sum(mx.array(int(flag))).item())
+
+    def gather(self, value: Item) -> list[Item]:
+        """See `Ranks`."""
+        import mlx.core as mx
+        import numpy as np
+
+        data = json.dumps(value).encode()
+        sizes = [0] * self.size
+        sizes[self.rank] = len(data)
+        sizes = [int(size) for size in np.array(self._all_sum(mx.array(sizes)))]
+        padded = np.zeros(max(sizes), np.uint8)
+        padded[: len(data)] = np.frombuffer(data, np.uint8)
+        everything = mx.distributed.all_gather(mx.array(padded[None]))
+        mx.eval(everything)
+        rows = np.array(everything)
+        return [json.loads(row[:size].tobytes()) for row, size in zip(rows, sizes, strict=True)]
+
+    def _share(self, value: Any) -> Any:
+        """The leader's value on all ranks."""
+        return self.gather(value if self.leads else None)[0]
+
+    def agree(self, what: dict[str, Any]) -> None:
+        """See `Ranks`."""
+        views = self.gather(what)
+        for number, view in enumerate(views):
+            if different := changes(views[0], view):
+                raise RankError(
+                    f"rank {number} has another {', '.join(different)} than rank 0; all ranks need the same recipe, "
+                    "model and data, and the same versions of the packages"
+                )
+
+    def workplace(self, root: Path) -> Path:
+        """See `Ranks`."""
+        if self.leads:
+            return root
+        if self._replica is None:
+            self._replica = Path(tempfile.mkdtemp(prefix="upft-rank-"))
+        return self._replica / root.name
+
+    def mirror(self, root: Path) -> None:
+        """See `Ranks`; only files that differ are sent."""
+        mine = _listing(root)
+        wanted = self._share(mine)
+        if not self.leads:
+            for name in mine.keys() - wanted.keys():
+                (root / name).unlink()
+        missing = [name for name in wanted if mine.get(name) != wanted[name]]
+        needed = sorted({name for names in self.gather(missing) for name in names})
+        for name in needed:
+            data = b"".join(self._slices(root / name))
+            if not self.leads:
+                write_atomically(root / name, data)
+
+    def _slices(self, path: Path) -> Iterator[bytes]:
+        """The leader's file in parts; it is read, or received, one part at a time."""
+        import mlx.core as mx
+        import numpy as np
+
+        data = path.read_bytes() if self.leads else b""
+        size: int = self._share(len(data))
+        for start in range(0, size, _SLICE):
+            part = np.zeros(min(_SLICE, size - start), np.uint8)
+            if self.leads:
+                part[:] = np.frombuffer(data[start : start + _SLICE], np.uint8)
+            yield np.array(self._all_sum(mx.array(part))).tobytes()
+
+    def leave(self, trouble: str | None = None) -> None:
+        """See `Ranks`."""
+        if self._replica is not None:
+            shutil.rmtree(self._replica, ignore_errors=True)
+        if not self._left:
+            self._left = True
+            self._lifeline.stop()
+            self._lifeline.say("bye" if trouble is None else f"trouble {self.rank} {trouble}")
+
+
+def _listing(root: Path) -> dict[str, str]:
+    """Relative path to hash of each file that followers need."""
+    files = sorted(path for path in root.rglob("*") if path.is_file())
+    names = {path.relative_to(root): path for path in files}
+    return {
+        str(name): hashlib.sha256(path.read_bytes()).hexdigest()
+        for name, path in names.items()
+        if name.parts[0] not in _NOT_MIRRORED and not name.name.startswith(".")
+    }
+
+
+class _Lifeline(threading.Thread):
+    """The connections to other ranks: a beat now and then, a word in leaving. Silence or an end without it is death."""
+
+    def __init__(self, peers: dict[int, socket.socket]) -> None:
+        super().__init__(name="lifeline", daemon=True)
+        self._peers = dict(peers)
+        self._stopped = threading.Event()
+
+    def run(self) -> None:
+        """Listen until all have taken leave."""
+        heard = dict.fromkeys(self._peers, time.monotonic())
+        buffers = dict.fromkeys(self._peers, "")
+        while self._peers and not self._stopped.is_set():
+            self.say("beat")
+            sockets = {peer: number for number, peer in self._peers.items()}
+            for peer in select.select(list(sockets), [], [], BEAT_SECONDS)[0]:
+                number = sockets[peer]
+                heard[number] = time.monotonic()
+                data = _receive(peer)
+                if self._stopped.is_set():
+                    return
+                if not data:
+                    self._end(f"rank {number} is gone")
+                *lines, buffers[number] = (buffers[number] + data).split("\n")
+                for line in lines:
+                    self._hear(number, line)
+            for number in self._peers:
+                if time.monotonic() - heard[number] > SILENCE_SECONDS:
+                    self._end(f"rank {number} is gone (no sign of life for {SILENCE_SECONDS:.0f} s)")
+
+    def _hear(self, number: int, line: str) -> None:
+        word, _, rest = line.partition(" ")
+        if word == "bye":
+            self._peers.pop(number).close()
+        elif word == "trouble":
+            who, _, what = rest.partition(" ")
+            self._end(f"rank {who} stopped: {what}")
+
+    def _end(self, why: str) -> None:
+        """Tell the others, say it, and end the process: its main thread may wait for the dead rank inside MLX."""
+        self.say(f"trouble {why.split()[1]} {why.partition('stopped: ')[2] or 'it is gone'}")
+        show_cursor = "\x1b[?25h" if sys.stderr.isatty() else ""
+        sys.stderr.write(f"{show_cursor}error: {why}; what is done is kept, the same command continues\n")
+        sys.stderr.flush()
+        os._exit(1)
+
+    def say(self, line: str) -> None:
+        """A line to all that are connected."""
+        for peer in list(self._peers.values()):
+            with suppress(OSError):
+                peer.sendall(f"{' '.join(line.split())}\n".encode())
+
+    def stop(self) -> None:
+        """Listen no longer."""
+        self._stopped.set()
+
+
+def _receive(peer: socket.socket) -> str:
+    """What has come; empty where the other side is gone."""
+    try:
+        return peer.recv(4096).decode(errors="replace")
+    except OSError:
+        return ""
+
+
+def rounds(items: Sequence[Item]) -> list[Sequence[Item]]:
+    """The items in order, as many at a time as there are ranks."""
+    return [items[start : start + ranks().size] for start in range(0, len(items), ranks().size)]
+
+
+def mine(items: Sequence[Item]) -> Item | None:
+    """This rank's of a round's items; None where they are fewer than the ranks."""
+    number = ranks().rank
+    return items[number] if number < len(items) else None
