@@ -13,10 +13,14 @@ from hypothesis import strategies as st
 from upft_mlx.batches import (
     PAD_ROWS,
     PAD_TOKENS,
+    Counts,
     Example,
-    batches_from,
+    count,
     epoch_order,
     make_batch,
+    shared_length,
+    split,
+    steps_from,
     steps_per_epoch,
     to_examples,
 )
@@ -41,7 +45,8 @@ def test_one_row_is_supervised_on_its_completion_alone() -> None:
     batch = make_batch([Example("a", [5, 6, 7, 8], start=2)])
     assert batch.tokens.tolist() == [[5, 6, 7, 0, 0, 0, 0, 0]]
     assert supervised(batch) == [(0, 1, 7, 0.5), (0, 2, 8, 0.5)]
-    assert (batch.supervised_tokens, batch.processed_tokens) == (2, 8)
+    counts = count([Example("a", [5, 6, 7, 8], start=2)], [batch])
+    assert counts == Counts(examples=1, supervised_tokens=2, processed_tokens=8, padding_tokens=5)
 
 
 @pytest.mark.parametrize("inputs", [7, 8, 9])
@@ -124,9 +129,57 @@ def test_epochs_differ_in_composition_and_repeat_with_the_seed() -> None:
 
 
 @pytest.mark.parametrize("start", [0, 1, 2, 3, 4, 7])
-def test_batches_continue_at_any_step_as_if_never_stopped(start: int) -> None:
+def test_steps_continue_anywhere_as_if_never_stopped(start: int) -> None:
     rows = [Example(str(i), list(range(i + 2)), 1) for i in range(10)]
-    whole = list(itertools.islice(batches_from(rows, 4, 0, 0), 9))
-    rest = list(itertools.islice(batches_from(rows, 4, 0, start), 9 - start))
-    assert [(epoch, batch.ids) for epoch, batch in rest] == [(e, b.ids) for e, b in whole[start:]]
+    whole = list(itertools.islice(steps_from(rows, 4, 0, 0), 9))
+    assert list(itertools.islice(steps_from(rows, 4, 0, start), 9 - start)) == whole[start:]
     assert [epoch for epoch, _ in whole] == [1, 1, 1, 2, 2, 2, 3, 3, 3]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_very_first_step_is_the_largest(seed: int) -> None:
+    rows = [Example(str(i), list(range(2 + i % 9)), 1) for i in range(33)]
+    rows.append(Example("longest", list(range(12)), 1))  # needs less: the last batch is small
+    sizes = [len(batch) * max(len(rows[i].ids) for i in batch) for batch in epoch_order(rows, 4, seed, 0)]
+    assert sizes[0] == max(sizes) == 40
+    later = [epoch_order(rows, 4, seed, epoch) for epoch in range(1, 9)]
+    assert any(max(len(rows[i].ids) for i in batches[0]) < 10 for batches in later), "later epochs are shuffled"
+
+
+def test_what_all_rows_begin_with_is_shared_up_to_the_last_prompt_token() -> None:
+    rows = [Example("a", [1, 2, 3, 4, 5], 4), Example("b", [1, 2, 3, 9, 5], 4)]
+    assert shared_length(rows) == 3
+    assert shared_length([*rows, Example("c", [1, 2, 3, 9], 3)]) == 2, "the token before the first supervised one stays"
+    assert shared_length([*rows, Example("d", [7, 2, 3, 9], 3)]) == 0
+    assert shared_length([Example("e", [1, 2], 1)]) == 0
+
+
+def test_shared_tokens_are_taken_out_and_the_rows_read_move_with_them() -> None:
+    batch = make_batch([Example("a", [5, 6, 7, 8], start=2), Example("b", [5, 3, 4], start=2)], shared=1)
+    assert batch.shared.tolist() == [5]
+    assert batch.tokens.tolist() == [[6, 7, 0, 0, 0, 0, 0, 0], [3, 0, 0, 0, 0, 0, 0, 0]]
+    assert supervised(batch) == [(0, 0, 7, 0.25), (0, 1, 8, 0.25), (1, 0, 4, 0.5)]
+
+
+@given(examples, st.integers(1, 4) | st.none(), st.integers(0, 2))
+def test_micro_batches_hold_the_same_targets_with_the_same_weights(
+    rows: list[Example], size: int | None, wanted: int
+) -> None:
+    shared = min(wanted, shared_length(rows))
+    parts = split(rows, size, shared)
+    assert all(len(batch.tokens) <= (size or len(rows)) for batch in parts)
+    found = sorted((target, round(weight, 6)) for batch in parts for *_, target, weight in supervised(batch))
+    whole = sorted((target, round(weight, 6)) for *_, target, weight in supervised(make_batch(rows)))
+    assert found == whole
+    counts = count(rows, parts)
+    assert counts.examples == len(rows)
+    assert counts.supervised_tokens == sum(e.supervised for e in rows)
+    assert counts.processed_tokens == sum(batch.tokens.size + shared for batch in parts)
+    own = sum(len(e.ids) - 1 - shared for e in rows)
+    assert counts.processed_tokens - counts.padding_tokens == own + shared * len(parts)
+
+
+def test_sorting_by_length_before_splitting_saves_padding() -> None:
+    rows = [Example(str(i), list(range(60 if i % 2 else 9)), 1) for i in range(8)]
+    assert count(rows, split(rows, 4)).padding_tokens == 4 * (64 - 59)
+    assert count(rows, split(rows, None)).padding_tokens == 4 * (64 - 59) + 4 * (64 - 8)

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 import pytest
+from helpers_loss import flat, oracle
 from mlx.utils import tree_flatten
 
-from upft_mlx import loss as loss_module
 from upft_mlx.adapters import add_lora
 from upft_mlx.batches import Example, make_batch
-from upft_mlx.loss import gathers_exactly, make_loss, scalar, supervised_logits, to_arrays, value_and_grad
+from upft_mlx.loss import Modes, choose_modes, make_loss, scalar, to_arrays, value_and_grad
 from upft_mlx.models import Loaded
 from upft_mlx.recipe import Lora
 
@@ -25,19 +24,6 @@ ROWS = [
     Example("structure", list(range(30, 47)), start=4),
     Example("one id", [50, 51], start=1),
 ]
-
-
-def oracle(model: nn.Module, rows: Sequence[Example]) -> mx.array:
-    """Row by row, unpadded, full logits, and the mask written out."""
-    total = mx.array(0.0)
-    for example in rows:
-        logits = model(mx.array([example.ids]))[0].astype(mx.float32)
-        logprobs = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
-        terms = [
-            -logprobs[position - 1, token] for position, token in enumerate(example.ids) if position >= example.start
-        ]
-        total = total + sum(terms[1:], terms[0]) / len(terms)
-    return total / len(rows)
 
 
 @pytest.fixture
@@ -52,31 +38,15 @@ def model(fresh: Loaded) -> nn.Module:
     return fresh.model
 
 
-def flat(gradients: Any) -> dict[str, np.ndarray[Any, Any]]:
-    return {name: np.array(array) for name, array in dict(tree_flatten(gradients)).items()}
-
-
 def test_loss_equals_the_oracle(model: nn.Module) -> None:
-    found = scalar(make_loss(model)(*to_arrays(make_batch(ROWS))))
+    found = scalar(make_loss(model, Modes())(*to_arrays(make_batch(ROWS))))
     assert found == pytest.approx(scalar(oracle(model, ROWS)), rel=1e-6)
-
-
-@pytest.mark.parametrize("gather", [True, False])
-def test_gradient_equals_the_oracles(model: nn.Module, gather: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loss_module, "gathers_exactly", lambda _: gather)
-    _, gradients = value_and_grad(model)(*to_arrays(make_batch(ROWS)))
-    expected = flat(nn.value_and_grad(model, lambda: oracle(model, ROWS))()[1])
-    found = flat(gradients)
-    assert found.keys() == expected.keys()
-    assert any(np.abs(array).max() > 1e-3 for array in expected.values())
-    for name, array in expected.items():
-        np.testing.assert_allclose(found[name], array, rtol=1e-6, atol=1e-6, err_msg=name)
 
 
 def test_positions_outside_the_prefix_have_exactly_zero_gradient(model: nn.Module) -> None:
     """The gradient with respect to the logits themselves, at every position of a full forward pass."""
     batch = make_batch(ROWS)
-    tokens, rows, targets, weights = to_arrays(batch)
+    _, tokens, rows, targets, weights = to_arrays(batch)
     logits = model(tokens).reshape(batch.tokens.size, -1)
 
     def of_logits(full: mx.array) -> mx.array:
@@ -92,14 +62,14 @@ def test_positions_outside_the_prefix_have_exactly_zero_gradient(model: nn.Modul
 def test_ids_after_the_supervised_ones_do_not_matter(model: nn.Module) -> None:
     """What stands in the padding changes neither loss nor gradient by a single bit."""
     batch = make_batch(ROWS)
-    tokens, *rest = to_arrays(batch)
+    shared, tokens, *rest = to_arrays(batch)
     noise = np.array(batch.tokens)
     for index, example in enumerate(ROWS):
         noise[index, len(example.ids) - 1 :] = 77
     assert (noise != batch.tokens).any()
-    step = value_and_grad(model)
-    loss_a, gradients_a = step(tokens, *rest)
-    loss_b, gradients_b = step(mx.array(noise), *rest)
+    step = value_and_grad(model, Modes())
+    loss_a, gradients_a = step(shared, tokens, *rest)
+    loss_b, gradients_b = step(shared, mx.array(noise), *rest)
     assert scalar(loss_a) == scalar(loss_b)
     for name, array in flat(gradients_a).items():
         assert (array == flat(gradients_b)[name]).all(), name
@@ -115,44 +85,9 @@ def test_a_mask_that_is_off_by_one_would_be_seen(model: nn.Module, shift: int) -
 
 
 def test_the_loss_weighs_sequences_not_tokens(model: nn.Module) -> None:
-    alone = [scalar(make_loss(model)(*to_arrays(make_batch([row])))) for row in ROWS]
-    together = scalar(make_loss(model)(*to_arrays(make_batch(ROWS))))
+    alone = [scalar(make_loss(model, Modes())(*to_arrays(make_batch([row])))) for row in ROWS]
+    together = scalar(make_loss(model, Modes())(*to_arrays(make_batch(ROWS))))
     assert together == pytest.approx(sum(alone) / len(alone), rel=1e-5)
-
-
-def tiny(name: str) -> nn.Module:
-    """A random model of another family."""
-    from importlib import import_module
-
-    module = import_module(f"mlx_lm.models.{name}")
-    common = {
-        "model_type": name,
-        "hidden_size": 32,
-        "num_hidden_layers": 2,
-        "intermediate_size": 64,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "head_dim": 8,
-        "vocab_size": VOCABULARY,
-        "rms_norm_eps": 1e-6,
-        "tie_word_embeddings": True,
-        "rope_theta": 10000.0,
-        "max_position_embeddings": 128,
-    }
-    mx.random.seed(0)
-    model: nn.Module = module.Model(module.ModelArgs.from_dict(common))
-    return model
-
-
-@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "gemma2"])
-def test_gathering_before_the_head_gives_the_familys_own_logits(family: str) -> None:
-    model = tiny(family)
-    batch = make_batch(ROWS)
-    tokens, rows, _, _ = to_arrays(batch)
-    assert gathers_exactly(model)
-    found = supervised_logits(model, tokens, rows, gather=True)
-    expected = supervised_logits(model, tokens, rows, gather=False)
-    np.testing.assert_allclose(np.array(found), np.array(expected), rtol=1e-5, atol=1e-5)
 
 
 class NormFirst(nn.Module):
@@ -172,16 +107,32 @@ class NormFirst(nn.Module):
         return logits
 
 
-def test_a_family_without_a_final_norm_gets_all_logits_and_the_right_loss() -> None:
+def test_a_family_without_a_final_norm_gets_all_logits_and_the_right_loss_and_says_so() -> None:
     mx.random.seed(0)
     model = NormFirst()
-    assert not gathers_exactly(model)
-    found = scalar(make_loss(model)(*to_arrays(make_batch(ROWS))))
+    modes, reasons = choose_modes(model, dropout=False, checkpoint=False)
+    assert modes == Modes(gather=False, share=False)
+    assert "logits are computed at all positions: this model family has no norm right" in reasons[0]
+    assert "this model family's layers take no keys and values" in reasons[1]
+    found = scalar(make_loss(model, modes)(*to_arrays(make_batch(ROWS))))
     assert found == pytest.approx(scalar(oracle(model, ROWS)), rel=1e-5)
 
 
-def test_gathering_leaves_the_models_parameters_in_their_order(model: nn.Module) -> None:
+def test_shared_tokens_are_off_with_dropout_and_with_checkpointing_and_the_reason_is_given(model: nn.Module) -> None:
+    assert choose_modes(model, dropout=False, checkpoint=False) == (Modes(), [])
+    modes, (reason,) = choose_modes(model, dropout=True, checkpoint=False)
+    assert modes == Modes(share=False)
+    assert "with lora.dropout each needs its own noise" in reason
+    modes, (reason,) = choose_modes(model, dropout=False, checkpoint=True)
+    assert modes == Modes(share=False, checkpoint=True)
+    assert "train.grad_checkpoint computes the layers twice" in reason
+
+
+def test_trying_the_modes_leaves_the_models_parameters_in_their_order(model: nn.Module) -> None:
     before = list(dict(tree_flatten(model.parameters())))
-    gathers_exactly(model)
+    call = type(model.layers[0]).__call__
+    choose_modes(model, dropout=False, checkpoint=True)
+    value_and_grad(model, Modes(share=False, checkpoint=True))(*to_arrays(make_batch(ROWS)))
     assert list(dict(tree_flatten(model.parameters()))) == before
     assert isinstance(model.model.norm, nn.RMSNorm)
+    assert type(model.layers[0]).__call__ is call

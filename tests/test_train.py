@@ -19,7 +19,7 @@ from conftest import MODEL
 from mlx_lm.utils import load as mlx_lm_load
 
 from upft_mlx.adapters import adapter_weights, add_lora
-from upft_mlx.batches import make_batch, to_examples
+from upft_mlx.batches import Counts, to_examples
 from upft_mlx.checkpoints import Position, latest
 from upft_mlx.errors import ModelError, TrainingError
 from upft_mlx.events import Event, Note, Progress
@@ -38,7 +38,7 @@ def rows(count: int, seed: int = 0) -> list[TrainingRow]:
     rng = np.random.default_rng(seed)
     made = []
     for index in range(count):
-        prompt = rng.integers(10, 400, int(rng.integers(5, 20))).tolist()
+        prompt = [5, 6, 7, *rng.integers(10, 400, int(rng.integers(2, 17))).tolist()]
         completion = rng.integers(10, 400, 24 if index % 5 == 0 else 6).tolist()
         made.append(TrainingRow(f"{index}/0", str(index), 0, "prefix", "", "", prompt, completion))
     return made
@@ -81,7 +81,7 @@ def test_the_reported_loss_is_the_mean_of_the_steps_since_the_last_report(
     make_recipe: MakeRecipe, run: RunDir, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     losses = iter([8.0, 4.0, 2.0, 1.0])
-    monkeypatch.setattr(Stepper, "step", lambda *_: next(losses))
+    monkeypatch.setattr(Stepper, "step", lambda *_: (next(losses), Counts(1, 1, 1)))
     monkeypatch.setattr(Stepper, "loss", lambda *_: 3.0)
     train(make_recipe(train={"steps": 4, "report_every": 3, "validate_every": 9}), load(MODEL), run)
     assert [(line["step"], line["loss"]) for line in metrics(run)] == [(1, 8.0), (3, 3.0), (4, 1.0)]
@@ -193,9 +193,9 @@ def test_a_loss_that_is_not_finite_stops_with_step_and_rows_and_keeps_the_checkp
 ) -> None:
     original = Stepper.step
 
-    def step(self: Stepper, batch: Any, rate: float, seed: int) -> float:
-        loss = original(self, batch, rate, seed)
-        return math.nan if int(self.optimizer.step.item()) == 4 else loss
+    def step(self: Stepper, examples: Any, rate: float, seed: int) -> tuple[float, Counts]:
+        loss, counts = original(self, examples, rate, seed)
+        return math.nan if int(self.optimizer.step.item()) == 4 else loss, counts
 
     monkeypatch.setattr(Stepper, "step", step)
     with pytest.raises(TrainingError, match=r"step 4: the loss is nan \(learning rate 0\.001, rows \d+/0, "):
@@ -273,19 +273,19 @@ def test_keys_choose_the_modules_and_too_many_layers_are_refused() -> None:
 def test_the_compiled_step_of_a_gpu_is_the_plain_one(run: RunDir) -> None:
     """Compiled here on the CPU: same losses and weights over shapes that come again, dropout and a restored state."""
     examples = to_examples(list(read_rows(run.train, TrainingRow)), max_length=64)
-    batches = [make_batch(examples[i : i + 4]) for i in (0, 4, 0, 8)]
+    steps = [examples[i : i + 4] for i in (0, 4, 0, 8)]
     results = []
     for compiled in (False, True):
         loaded = load(MODEL)
         add_lora(loaded, Lora(rank=2, dropout=0.2), seed=0)
         loaded.model.train()
         stepper = Stepper(loaded.model, Train(learning_rate=1e-3), compiled=compiled)
-        losses = [stepper.step(batch, 1e-3, seed) for seed, batch in enumerate(batches[:2])]
+        losses = [stepper.step(step, 1e-3, seed)[0] for seed, step in enumerate(steps[:2])]
         kept = {k: mx.array(v) for k, v in adapter_weights(loaded.model).items()}
         optimizer = {k: mx.array(v) for k, v in stepper.arrays().items()}
-        stepper.step(batches[2], 1e-3, 9)
+        stepper.step(steps[2], 1e-3, 9)
         stepper.restore(kept, optimizer)
-        losses += [stepper.step(batch, 2e-3, seed) for seed, batch in enumerate(batches[2:], start=2)]
+        losses += [stepper.step(step, 2e-3, seed)[0] for seed, step in enumerate(steps[2:], start=2)]
         losses.append(stepper.loss(examples, 4))
         results.append((losses, adapter_weights(loaded.model)))
     (plain, weights), (fast, fast_weights) = results
@@ -320,7 +320,7 @@ def test_ctrl_c_finishes_the_step_and_saves_it(make_recipe: MakeRecipe, run: Run
 
     with pytest.raises(KeyboardInterrupt):
         train(recipe, load(MODEL), run, press)
-    assert notes == ["interrupted after step 3 of 8, which is saved"]
+    assert notes[-1] == "interrupted after step 3 of 8, which is saved"
     assert signal.getsignal(signal.SIGINT) is before
     found = latest(run.checkpoints)
     assert found is not None
@@ -369,3 +369,69 @@ def test_on_a_cpu_the_weights_are_float32_and_nothing_is_compiled(monkeypatch: p
     assert loaded.model.layers[0].self_attn.q_proj.scales.dtype == mx.float32
     assert loaded.dtype == mx.float16
     Stepper(loaded.model, Train())
+
+
+def test_micro_batches_checkpointing_and_sharing_train_the_same_adapter(
+    make_recipe: MakeRecipe, run: RunDir, tmp_path: Path
+) -> None:
+    """Over several steps, with clipping: a wrong weight of a micro-batch would show in every one."""
+    results: dict[str, tuple[list[dict[str, Any]], Any]] = {}
+    variants: dict[str, dict[str, Any]] = {
+        "whole": {},
+        "micro": {"micro_batch_size": 3},
+        "one by one": {"micro_batch_size": 1},
+        "checkpointed": {"grad_checkpoint": True},
+    }
+    for name, settings in variants.items():
+        part = RunDir(tmp_path / name)
+        shutil.copytree(run.root, part.root)
+        train(make_recipe(train={"batch_size": 7, "epochs": 3, "learning_rate": 1e-4, **settings}), load(MODEL), part)
+        results[name] = metrics(part), mx.load(str(part.adapter / "adapters.safetensors"))
+    lines, adapter = results["whole"]
+    for name, (other_lines, other) in results.items():
+        assert [x["loss"] for x in other_lines] == pytest.approx([x["loss"] for x in lines], rel=1e-5), name
+        assert [x["valid_loss"] for x in other_lines[-1:]] == pytest.approx([lines[-1]["valid_loss"]], rel=1e-5), name
+        assert [x["examples"] for x in other_lines] == [x["examples"] for x in lines], name
+        for key, array in adapter.items():
+            assert mx.linalg.norm(other[key] - array) < 1e-3 * mx.linalg.norm(array), (name, key)
+    assert sum(x["padding_tokens"] for x in results["one by one"][0]) < sum(x["padding_tokens"] for x in lines)
+
+
+def test_micro_batches_need_less_memory(run: RunDir) -> None:
+    examples = to_examples(list(read_rows(run.train, TrainingRow)), max_length=64)
+    peaks = {}
+    for size in (None, 2):
+        loaded = load(MODEL)
+        add_lora(loaded, Lora(rank=2), seed=0)
+        stepper = Stepper(loaded.model, Train(micro_batch_size=size))
+        mx.clear_cache()
+        mx.reset_peak_memory()
+        before = mx.get_active_memory()
+        stepper.step(examples, 1e-4, 0)
+        peaks[size] = mx.get_peak_memory() - before
+    assert peaks[2] < 0.4 * peaks[None]
+
+
+def test_the_metrics_say_what_was_padding(make_recipe: MakeRecipe, run: RunDir) -> None:
+    position = train(make_recipe(train={"epochs": 1, "batch_size": 1}), load(MODEL), run)
+    lengths = [len(row.prompt_ids) + len(row.completion_ids) - 1 for row in rows(14)]
+    padding = sum(-(length - 3) % 8 for length in lengths)  # the 3 tokens that all begin with are shared
+    assert sum(line["padding_tokens"] for line in metrics(run)) == padding == position.padding_tokens
+    assert sum(line["processed_tokens"] for line in metrics(run)) == sum(lengths) + padding
+    assert position.padding == pytest.approx(padding / (sum(lengths) + padding))
+
+
+def test_modes_that_are_off_are_noted_with_the_reason(make_recipe: MakeRecipe, run: RunDir) -> None:
+    notes: list[str] = []
+
+    def note(event: Event) -> None:
+        if isinstance(event, Note):
+            notes.append(event.text)
+
+    train(make_recipe(train={"steps": 1}), load(MODEL), run, note)
+    assert notes[0] == "the 3 tokens that all prompts begin with are passed once per batch"
+    shutil.rmtree(run.adapter)
+    notes.clear()
+    train(make_recipe(train={"steps": 1}, lora={"dropout": 0.1}), load(MODEL), run, note)
+    assert "with lora.dropout each needs its own noise" in notes[0]
+    assert not any("passed once" in text for text in notes)

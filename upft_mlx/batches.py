@@ -1,18 +1,24 @@
 """Training rows to batches: what is supervised, padding, and an order that depends on seed and epoch only.
 
-A batch states in arrays exactly what is trained. For prompt ids [5, 6] and completion ids [7, 8] alone:
+A batch states in arrays exactly what is trained. For prompt ids [4, 5, 6] and completion ids [7, 8] alone, where the
+first token is shared by all rows of the run:
 
-    tokens  [[5, 6, 7, 0, 0, 0, 0, 0]]   inputs; the last id is never one; padded to a multiple of 8
+    shared  [4]                          inputs that all sequences begin with, passed once
+    tokens  [[5, 6, 7, 0, 0, 0, 0, 0]]   the inputs after them; the last id is never one; padded to a multiple of 8
     rows    [1, 2, 0, 0, ...]            where in the flattened tokens the logits are read
     targets [7, 8, 0, 0, ...]            what stands one further on
-    weights [0.5, 0.5, 0, 0, ...]        1 / (supervised ids of the sequence * sequences); 0 on padding
+    weights [0.5, 0.5, 0, 0, ...]        1 / (supervised ids of the sequence * sequences of the step); 0 on padding
+
+A step's sequences may be spread over several batches (micro-batches, or ranks): the weights are those of the whole
+step, so losses and gradients add up to it whatever the split.
 """
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -43,8 +49,8 @@ class Example:
 class Batch:
     """See the module's docstring."""
 
-    ids: tuple[str, ...]
-    """The rows' ids, for messages."""
+    shared: npt.NDArray[np.int32]
+    """(P,)"""
     tokens: npt.NDArray[np.int32]
     """(B, T)"""
     rows: npt.NDArray[np.int32]
@@ -52,10 +58,22 @@ class Batch:
     targets: npt.NDArray[np.int32]
     """(N,)"""
     weights: npt.NDArray[np.float32]
-    """(N,), adding up to 1"""
-    supervised_tokens: int
-    processed_tokens: int
-    """Padding included."""
+    """(N,), adding up to the batch's share of the step"""
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What a step, or several, passed through the model."""
+
+    examples: int = 0
+    supervised_tokens: int = 0
+    processed_tokens: int = 0
+    """Padding included; shared tokens once per batch."""
+    padding_tokens: int = 0
+
+    def __add__(self, other: Counts) -> Counts:
+        """Both together."""
+        return Counts(**{name: value + getattr(other, name) for name, value in asdict(self).items()})
 
 
 def to_examples(rows: Sequence[TrainingRow], max_length: int) -> list[Example]:
@@ -68,48 +86,91 @@ def to_examples(rows: Sequence[TrainingRow], max_length: int) -> list[Example]:
     return examples
 
 
-def make_batch(examples: Sequence[Example]) -> Batch:
-    """One batch, in the order of the examples."""
-    length = _round_up(max(len(e.ids) - 1 for e in examples), PAD_TOKENS)
+def shared_length(examples: Sequence[Example]) -> int:
+    """How many tokens all rows begin with: system prompt and opening of the user turn, when these are rendered prompts.
+
+    At least one prompt token stays with each row: the one whose logits predict its first supervised token.
+    """
+    first, last = min(e.ids for e in examples), max(e.ids for e in examples)  # what these begin with, all do
+    pairs = zip(first, last, strict=False)
+    common = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
+    return max(0, min(common, min(e.start for e in examples) - 1))
+
+
+def split(examples: Sequence[Example], size: int | None, shared: int = 0, of: int | None = None) -> list[Batch]:
+    """(Micro-)batches of at most `size` sequences each, all in one where None; like lengths together.
+
+    `shared` and `of` as in `make_batch`; all of the examples are the step where `of` is unset.
+    """
+    order = sorted(examples, key=lambda e: len(e.ids))
+    size = size or len(order)
+    return [make_batch(order[i : i + size], shared, of or len(order)) for i in range(0, len(order), size)]
+
+
+def make_batch(examples: Sequence[Example], shared: int = 0, of: int | None = None) -> Batch:
+    """One batch, in the order of the examples.
+
+    Args:
+        examples: its sequences.
+        shared: the first so many tokens are equal in all of them.
+        of: sequences of the whole step; unset: those of this batch.
+    """
+    length = _round_up(max(len(e.ids) - 1 for e in examples) - shared, PAD_TOKENS)
     tokens = np.zeros((len(examples), length), np.int32)
     rows: list[int] = []
     targets: list[int] = []
     weights: list[float] = []
     for index, example in enumerate(examples):
-        tokens[index, : len(example.ids) - 1] = example.ids[:-1]
-        rows += [index * length + position - 1 for position in range(example.start, len(example.ids))]
+        own = example.ids[shared:-1]
+        tokens[index, : len(own)] = own
+        first = index * length - shared - 1
+        rows += range(first + example.start, first + len(example.ids))
         targets += example.ids[example.start :]
-        weights += [1 / (example.supervised * len(examples))] * example.supervised
+        weights += [1 / (example.supervised * (of or len(examples)))] * example.supervised
     padding = _round_up(len(rows), PAD_ROWS) - len(rows)
     return Batch(
-        ids=tuple(e.id for e in examples),
+        shared=np.array(examples[0].ids[:shared], np.int32),
         tokens=tokens,
         rows=np.array(rows + [0] * padding, np.int32),
         targets=np.array(targets + [0] * padding, np.int32),
         weights=np.array(weights + [0.0] * padding, np.float32),
-        supervised_tokens=len(rows),
-        processed_tokens=tokens.size,
     )
 
 
+def count(examples: Sequence[Example], batches: Sequence[Batch]) -> Counts:
+    """What `examples`, split into `batches`, cost."""
+    processed = sum(batch.shared.size + batch.tokens.size for batch in batches)
+    needed = sum(batch.shared.size for batch in batches)
+    needed += sum(len(e.ids) - 1 - batches[0].shared.size for e in examples)
+    return Counts(len(examples), sum(e.supervised for e in examples), processed, processed - needed)
+
+
 def epoch_order(examples: Sequence[Example], batch_size: int, seed: int, epoch: int) -> list[list[int]]:
-    """The batches of an epoch as indices: of like length, freshly composed and shuffled, every row once."""
+    """The steps of an epoch (from 0) as indices: of like length, freshly composed and shuffled, every row once.
+
+    The very first step is the one that takes most memory, so that a run that does not fit fails at once.
+    """
     rng = random.Random(f"batches/{seed}/{epoch}")
     order = list(range(len(examples)))
     rng.shuffle(order)
     order.sort(key=lambda i: len(examples[i].ids))  # stable: rows of one length stay shuffled
     batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
     rng.shuffle(batches)
+    if epoch == 0:
+        largest = max(range(len(batches)), key=lambda b: len(batches[b]) * len(examples[batches[b][-1]].ids))
+        batches.insert(0, batches.pop(largest))
     return batches
 
 
-def batches_from(examples: Sequence[Example], batch_size: int, seed: int, start: int) -> Iterator[tuple[int, Batch]]:
-    """Endless (epoch from 1, batch) pairs, beginning at step `start` (from 0)."""
+def steps_from(
+    examples: Sequence[Example], batch_size: int, seed: int, start: int
+) -> Iterator[tuple[int, list[Example]]]:
+    """Endless (epoch from 1, the step's examples) pairs, beginning at step `start` (from 0)."""
     per_epoch = steps_per_epoch(len(examples), batch_size)
     epoch, position = divmod(start, per_epoch)
     while True:
         for indices in epoch_order(examples, batch_size, seed, epoch)[position:]:
-            yield epoch + 1, make_batch([examples[i] for i in indices])
+            yield epoch + 1, [examples[i] for i in indices]
         epoch, position = epoch + 1, 0
 
 

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from upft_mlx.batches import Counts
 from upft_mlx.errors import TrainingError
 from upft_mlx.rows import read_json, replacing, write_json
 
@@ -30,6 +31,21 @@ class Position:
     """Sums since the last report."""
     trained_tokens: int = 0
     """Supervised tokens so far."""
+    processed_tokens: int = 0
+    """Tokens passed through the model so far, padding included."""
+    padding_tokens: int = 0
+    """Of these, padding."""
+
+    def add(self, counts: Counts) -> None:
+        """Count a step's tokens."""
+        self.trained_tokens += counts.supervised_tokens
+        self.processed_tokens += counts.processed_tokens
+        self.padding_tokens += counts.padding_tokens
+
+    @property
+    def padding(self) -> float:
+        """The share of the processed tokens that was padding, 0 to 1."""
+        return self.padding_tokens / max(1, self.processed_tokens)
 
 
 def save_safetensors(path: Path, arrays: dict[str, mx.array]) -> None:

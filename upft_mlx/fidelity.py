@@ -14,7 +14,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from upft_mlx.batches import Example, make_batch
-from upft_mlx.loss import gathers_exactly, scalar, supervised_logits, to_arrays
+from upft_mlx.loss import Modes, gathers_exactly, scalar, supervised_logits, to_arrays
 
 MAX_ROWS = 16
 MAX_POSITIONS = 16
@@ -45,11 +45,11 @@ def probes(examples: Sequence[Example]) -> list[Example]:
 
 def log_probabilities(model: nn.Module, rows: Sequence[Example]) -> list[mx.array]:
     """For each row its supervised positions' log-probabilities (N, V), float32."""
-    gather = gathers_exactly(model)
+    modes = Modes(gather=gathers_exactly(model), share=False)
     result = []
     for example in rows:
-        tokens, where, _, _ = to_arrays(make_batch([example]))
-        logits = supervised_logits(model, tokens, where[: example.supervised], gather=gather).astype(mx.float32)
+        shared, tokens, where, _, _ = to_arrays(make_batch([example]))
+        logits = supervised_logits(model, shared, tokens, where[: example.supervised], modes).astype(mx.float32)
         result.append(logits - mx.logsumexp(logits, axis=-1, keepdims=True))
         mx.eval(result[-1])
     return result

@@ -1,13 +1,18 @@
 """The prefix-only loss: per-sequence mean over the supervised ids, then mean over sequences.
 
-The logits are computed at supervised positions only: a hook on the model's final norm gathers those positions
-before the LM head, so that soft caps, logit scales and tied heads keep their meaning.
+What is not needed is not computed, without changing the loss (`Modes`):
+
+- the logits are computed at supervised positions only: a hook on the model's final norm gathers those positions
+  before the LM head, so that soft caps, logit scales and tied heads keep their meaning;
+- the tokens that all sequences begin with are passed once, and their keys and values handed to all sequences through
+  the models' own cache argument, differentiably.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import mlx.core as mx
@@ -15,68 +20,112 @@ import mlx.nn as nn
 
 from upft_mlx.batches import Batch
 
-Arrays = tuple[mx.array, mx.array, mx.array, mx.array]
+Arrays = tuple[mx.array, mx.array, mx.array, mx.array, mx.array]
 
 
 def to_arrays(batch: Batch) -> Arrays:
-    """tokens (B, T), rows (N,), targets (N,), weights (N,)."""
-    return mx.array(batch.tokens), mx.array(batch.rows), mx.array(batch.targets), mx.array(batch.weights)
+    """shared (P,), tokens (B, T), rows (N,), targets (N,), weights (N,)."""
+    parts = (batch.shared, batch.tokens, batch.rows, batch.targets, batch.weights)
+    return tuple(mx.array(part) for part in parts)  # type: ignore[return-value]
 
 
-def make_loss(model: nn.Module) -> Callable[..., mx.array]:
+@dataclass(frozen=True)
+class Modes:
+    """How a model computes the loss; the loss itself is the same in all of them."""
+
+    gather: bool = True
+    """Logits at supervised positions only."""
+    share: bool = True
+    """The tokens that all sequences begin with are passed once."""
+    checkpoint: bool = False
+    """Gradient checkpointing: layers are computed again in the backward pass instead of kept."""
+
+
+def choose_modes(model: nn.Module, *, dropout: bool, checkpoint: bool) -> tuple[Modes, list[str]]:
+    """The modes that are exact for this model, tried on a few tokens, and why those left out are not.
+
+    A family that does not fit a mode is trained without it: exact as well, only slower and larger.
+    """
+    reasons = []
+    gather = gathers_exactly(model)
+    if not gather:
+        reasons.append("logits are computed at all positions: this model family has no norm right before its head")
+    share = False
+    if dropout:
+        reasons.append("shared prompt tokens are passed for each sequence: with lora.dropout each needs its own noise")
+    elif checkpoint:
+        reasons.append(
+            "shared prompt tokens are passed for each sequence: train.grad_checkpoint computes the layers twice, which "
+            "would fill their cache twice"
+        )
+    elif not (share := shares_exactly(model)):
+        reasons.append(
+            "shared prompt tokens are passed for each sequence: this model family's layers take no keys and values "
+            "from outside, or mean something else by them"
+        )
+    return Modes(gather, share, checkpoint), reasons
+
+
+def make_loss(model: nn.Module, modes: Modes) -> Callable[..., mx.array]:
     """The loss of a model as a function of the arrays of a batch.
 
-    It is the weighted sum of the negative log-likelihoods of `targets`; a batch's weights make it the
+    It is the weighted sum of the negative log-likelihoods of `targets`; a step's weights make it the
     per-sequence mean and then the mean over sequences. Returns a float32 scalar.
     """
-    gather = gathers_exactly(model)
 
-    def loss(tokens: mx.array, rows: mx.array, targets: mx.array, weights: mx.array) -> mx.array:
-        logits = supervised_logits(model, tokens, rows, gather=gather).astype(mx.float32)  # (N, V) <- the big one
+    def loss(shared: mx.array, tokens: mx.array, rows: mx.array, targets: mx.array, weights: mx.array) -> mx.array:
+        logits = supervised_logits(model, shared, tokens, rows, modes).astype(mx.float32)  # (N, V) <- the big one
         total: mx.array = (weights * nn.losses.cross_entropy(logits, targets)).sum()
         return total
 
     return loss
 
 
-def supervised_logits(model: nn.Module, tokens: mx.array, rows: mx.array, *, gather: bool) -> mx.array:
-    """The logits (N, V) at `rows`, indices into the flattened positions of `tokens` (B, T)."""
-    inner = _with_final_norm(model)
-    if not gather or inner is None:
-        logits: mx.array = model(tokens)
-        return logits.reshape(-1, logits.shape[-1])[rows]
-    with _gathering(inner, rows):
-        logits = model(tokens)
-    return logits[0]
+def value_and_grad(model: nn.Module, modes: Modes) -> Callable[..., tuple[mx.array, dict[str, Any]]]:
+    """The loss and its gradient with respect to the trainable parameters, as a function of the arrays."""
+    value_grad: Callable[..., tuple[mx.array, dict[str, Any]]] = nn.value_and_grad(model, make_loss(model, modes))
+    return value_grad
+
+
+def supervised_logits(model: nn.Module, shared: mx.array, tokens: mx.array, rows: mx.array, modes: Modes) -> mx.array:
+    """The logits (N, V) at `rows`, indices into the flattened positions of `tokens` (B, T).
+
+    Each sequence is `shared` (P,), which may be empty, followed by its row of `tokens`; `shared` must be empty where
+    the modes do not share.
+    """
+    with ExitStack() as stack:
+        if modes.checkpoint:
+            stack.enter_context(_checkpointing(model.layers))
+        cache = _pass_once(model, shared) if shared.size else None
+        if modes.gather:
+            stack.enter_context(_gathering(model, rows))
+        logits: mx.array = model(tokens) if cache is None else model(tokens, cache=cache)
+    return logits[0] if modes.gather else logits.reshape(-1, logits.shape[-1])[rows]
+
+
+# Logits at supervised positions only.
 
 
 def gathers_exactly(model: nn.Module) -> bool:
-    """Whether gathering rows at the final norm gives this model's own logits, tried on a few tokens.
-
-    A family whose `norm` stands elsewhere, or whose head mixes positions, answers False and gets all logits:
-    exact as well, only larger.
-    """
+    """Whether gathering rows at the final norm gives this model's own logits, tried on a few tokens."""
     if _with_final_norm(model) is None:
         return False
-    tokens = mx.arange(16).reshape(2, 8)
-    rows = mx.array([1, 6, 10])
-    try:
-        gathered = supervised_logits(model, tokens, rows, gather=True)
-    except ValueError:  # shapes that do not go together
-        return False
-    full = supervised_logits(model, tokens, rows, gather=False)
-    return gathered.shape == full.shape and bool(mx.allclose(gathered, full, rtol=1e-2, atol=1e-2))
+    return _same_logits(model, mx.array([], mx.int32), Modes(share=False))
 
 
 def _with_final_norm(model: nn.Module) -> nn.Module | None:
-    """The module whose `norm` is applied last before the head, as in the llama and qwen families."""
-    inner = model.get("model") if hasattr(model, "layers") else None
+    """The module whose `norm` is applied last before the head: `model.model`, below `language_model` where images are
+    understood as well."""
+    text = model.get("language_model", model)
+    inner = text.get("model") if isinstance(text, nn.Module) and hasattr(model, "layers") else None
     return inner if isinstance(inner, nn.Module) and isinstance(inner.get("norm"), nn.Module) else None
 
 
 @contextmanager
-def _gathering(inner: nn.Module, rows: mx.array) -> Iterator[None]:
+def _gathering(model: nn.Module, rows: mx.array) -> Iterator[None]:
     """While active, the final norm sees and returns the rows only, as (1, N, D)."""
+    inner = _with_final_norm(model)
+    assert inner is not None
     norm = inner["norm"]
 
     def gather(hidden: mx.array, *args: Any) -> Any:
@@ -90,10 +139,107 @@ def _gathering(inner: nn.Module, rows: mx.array) -> Iterator[None]:
         dict.__setitem__(inner, "norm", norm)
 
 
-def value_and_grad(model: nn.Module) -> Callable[..., tuple[mx.array, dict[str, Any]]]:
-    """The loss and its gradient with respect to the trainable parameters, as a function of the arrays."""
-    value_grad: Callable[..., tuple[mx.array, dict[str, Any]]] = nn.value_and_grad(model, make_loss(model))
-    return value_grad
+# Shared tokens once.
+
+
+def shares_exactly(model: nn.Module) -> bool:
+    """Whether handing over the shared tokens' keys and values gives this model's own logits, tried on a few tokens."""
+    if not hasattr(model, "layers"):
+        return False
+    return _same_logits(model, mx.arange(16, 21), Modes(gather=False))
+
+
+class _SharedKeys:
+    """What a layer takes for its cache: remembers the shared tokens' keys and values, or puts them before its own.
+
+    It speaks the part of mlx-lm's cache protocol that a pass of several tokens needs.
+    """
+
+    def __init__(self, keys: mx.array | None = None, values: mx.array | None = None) -> None:
+        self.keys, self.values = keys, values
+        self.offset = 0 if keys is None else keys.shape[2]
+
+    def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
+        """Keys and values (B, heads, P + T, D) of all tokens that those of this pass may attend to."""
+        if self.keys is None or self.values is None:
+            self.keys, self.values = keys, values
+            return keys, values
+        return _after(self.keys, keys), _after(self.values, values)
+
+    def make_mask(self, length: int, return_array: bool = False, window_size: int | None = None) -> Any:
+        """Causal, within the window if there is one; "causal" lets MLX align the last positions with each other."""
+        from mlx_lm.models.base import create_causal_mask
+
+        if return_array or (window_size is not None and self.offset + length > window_size):
+            return create_causal_mask(length, self.offset, window_size=window_size)
+        return None if length == 1 else "causal"
+
+
+def _after(shared: mx.array, own: mx.array) -> mx.array:
+    """`shared` (1, heads, P, D) before each sequence of `own` (B, heads, T, D)."""
+    return mx.concatenate([mx.broadcast_to(shared, (own.shape[0], *shared.shape[1:])), own], axis=2)
+
+
+def _pass_once(model: nn.Module, shared: mx.array) -> list[_SharedKeys]:
+    """The caches that hold what the shared tokens leave to those after them; their own logits are never computed."""
+    records = [_SharedKeys() for _ in model.layers]
+    model(shared[None], cache=records)
+    return [_SharedKeys(record.keys, record.values) for record in records]
+
+
+# Gradient checkpointing.
+
+
+@contextmanager
+def _checkpointing(layers: list[nn.Module]) -> Iterator[None]:
+    """While active, the layers keep their inputs only and are computed again in the backward pass.
+
+    Calls are looked up on a module's class, so that is where the change must be, for as short as the forward pass.
+    """
+    originals = {kind: kind.__call__ for kind in {type(layer) for layer in layers}}
+    for kind, original in originals.items():
+        kind.__call__ = _recomputed(original)  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        for kind, original in originals.items():
+            kind.__call__ = original  # type: ignore[method-assign]
+
+
+def _recomputed(original: Callable[..., Any]) -> Callable[..., Any]:
+    def call(layer: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        def inner(parameters: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+            layer.update(parameters)
+            return original(layer, *args, **kwargs)
+
+        # The trainable parameters must be arguments: checkpoint gives gradients to those alone.
+        return mx.checkpoint(inner)(layer.trainable_parameters(), *args, **kwargs)
+
+    return call
+
+
+def _same_logits(model: nn.Module, shared: mx.array, modes: Modes) -> bool:
+    """Whether the modes give the logits of a plain pass over the same tokens, but for rounding."""
+    tokens = mx.arange(16).reshape(2, 8)
+    rows = mx.array([1, 6, 10])
+    whole = mx.concatenate([mx.broadcast_to(shared, (2, shared.size)).astype(tokens.dtype), tokens], axis=1)
+    width = whole.shape[1]
+    places = mx.array([shared.size + 1, shared.size + 6, width + shared.size + 2])
+    try:
+        found = supervised_logits(model, shared, tokens, rows, modes).astype(mx.float32)
+        full = model(whole).reshape(2 * width, -1)[places].astype(mx.float32)
+        if found.shape != full.shape:
+            return False
+        difference = scalar(mx.linalg.norm(found - full)) / max(scalar(mx.linalg.norm(full)), 1e-9)
+    except (ValueError, TypeError, AttributeError, IndexError, KeyError, NotImplementedError):
+        return False  # the family's layers are called with other shapes or another kind of cache
+    # What is wrong is off by about 1; rounding by a few units of the precision that the model computes with.
+    return difference < (1e-4 if _computes_in_float32(model) else 3e-2)
+
+
+def _computes_in_float32(model: nn.Module) -> bool:
+    dtype: mx.Dtype = model(mx.zeros((1, 1), mx.int32)).dtype
+    return dtype == mx.float32
 
 
 def scalar(array: mx.array) -> float:

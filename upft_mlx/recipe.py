@@ -171,6 +171,10 @@ class Train(Section):
     """Optimizer steps, instead of epochs."""
     batch_size: Count = 16
     """Sequences per optimizer step (the paper: 64)."""
+    micro_batch_size: Count | None = None
+    """Sequences passed at a time, to save memory; the step is the same. Unset: all of the batch."""
+    grad_checkpoint: bool = False
+    """Compute the layers again in the backward pass instead of keeping what they computed: less memory, more time."""
     learning_rate: Annotated[float, Field(gt=0.0)] = 1e-4
     """Peak learning rate; the paper's 1e-6 is for full fine-tuning, LoRA needs more."""
     schedule: Literal["constant", "cosine"] = "constant"
@@ -200,6 +204,8 @@ class Train(Section):
     """Checkpoints kept."""
     save: Literal["best", "last"] = "best"
     """Which weights `adapter/` holds: the best validation loss's or the last step's."""
+    report_to: Literal["wandb", "swanlab"] | None = None
+    """Also send the metrics to Weights & Biases or SwanLab, which must be installed; unset: `metrics.jsonl` alone."""
 
     @model_validator(mode="after")
     def _epochs_or_steps(self) -> Train:

@@ -1,7 +1,7 @@
 """LoRA training on the dataset's rows with the prefix-only loss; writes adapter/ and metrics.jsonl.
 
-The order of things: `optimizer` and `learning_rate` say how a step moves, `Stepper` is the compiled step,
-`train` is the loop around it: reports, validation losses, checkpoints, and at the end the adapter.
+The order of things: `optimizer` and `learning_rate` say how a step moves, `Stepper` takes it, in micro-batches and on
+all ranks, `train` is the loop around it: reports, validation losses, checkpoints, and at the end the adapter.
 """
 
 from __future__ import annotations
@@ -10,29 +10,42 @@ import json
 import math
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 import mlx.optimizers as optim
-from mlx.utils import tree_flatten
+from mlx.utils import tree_flatten, tree_map
 
 from upft_mlx import checkpoints
 from upft_mlx.adapters import adapter_weights, add_lora
-from upft_mlx.batches import Batch, Example, batches_from, make_batch, steps_per_epoch, to_examples
+from upft_mlx.batches import (
+    Batch,
+    Counts,
+    Example,
+    count,
+    shared_length,
+    split,
+    steps_from,
+    steps_per_epoch,
+    to_examples,
+)
 from upft_mlx.checkpoints import Position, save_safetensors
 from upft_mlx.errors import TrainingError
 from upft_mlx.events import Note, Observer, Progress, Trained, ignore
 from upft_mlx.interrupt import deferred_interrupt
-from upft_mlx.loss import make_loss, scalar, to_arrays, value_and_grad
+from upft_mlx.loss import choose_modes, make_loss, scalar, to_arrays, value_and_grad
 from upft_mlx.models import Loaded
+from upft_mlx.parallel import ranks
 from upft_mlx.recipe import Recipe, Train
+from upft_mlx.reporting import reporter
 from upft_mlx.rows import TrainingRow, read_rows, write_atomically, write_json
 from upft_mlx.rundir import RunDir
-from upft_mlx.sampler import chunks, derive_seed
+from upft_mlx.sampler import derive_seed
 
-_SUMS = ("steps", "loss", "examples", "supervised_tokens", "processed_tokens", "seconds")
+_SUMS = ("steps", "loss", "examples", "supervised_tokens", "processed_tokens", "padding_tokens", "seconds")
 
 
 def total_steps(settings: Train, examples: int) -> int:
@@ -67,50 +80,109 @@ def optimizer(settings: Train) -> optim.AdamW:
 class Stepper:
     """The optimizer step and the loss of one model.
 
-    Compiled on a GPU, as one graph each. Not on MLX's CPU backend unless asked for: there the first compilation calls
-    a C++ compiler for 40 s, and the steps are no faster (docs/log.md).
+    Compiled on a GPU. Not on MLX's CPU backend unless asked for: there the first compilation calls a C++ compiler for
+    40 s, and the steps are no faster (docs/log.md).
     """
 
-    def __init__(self, model: nn.Module, settings: Train, *, compiled: bool | None = None) -> None:
-        self.model = model
+    def __init__(
+        self,
+        model: nn.Module,
+        settings: Train,
+        *,
+        shared: int = 0,
+        dropout: bool = False,
+        compiled: bool | None = None,
+        notify: Observer = ignore,
+    ) -> None:
+        """Prepare the step.
+
+        Args:
+            model: with a fresh adapter.
+            settings: the recipe's.
+            shared: all sequences begin with the same so many tokens; passed once per (micro-)batch where that is exact.
+            dropout: whether the adapter has any.
+            compiled: whatever the device.
+            notify: is told which modes are off, and why.
+        """
+        self.model, self.micro_batch_size = model, settings.micro_batch_size
+        modes, reasons = choose_modes(model, dropout=dropout, checkpoint=settings.grad_checkpoint)
+        self.shared = shared if modes.share else 0
+        for reason in reasons:
+            notify(Note(reason))
         self.optimizer = optimizer(settings)
         self.optimizer.init(model.trainable_parameters())
-        state = [model.state, self.optimizer.state, mx.random.state]
-        gradient = value_and_grad(model)
+        self._state = [model.state, self.optimizer.state, mx.random.state]
 
-        def step(*arrays: mx.array) -> mx.array:
-            loss, gradients = gradient(*arrays)
+        def update(gradients: dict[str, Any]) -> None:
             if settings.clip_norm is not None:
                 gradients, _ = optim.clip_grad_norm(gradients, settings.clip_norm)
             self.optimizer.update(model, gradients)
-            return loss
 
-        self._state = state
-        self._step: Callable[..., mx.array] = step
-        self._loss = make_loss(model)
+        self._gradient = value_and_grad(model, modes)
+        self._update: Callable[..., None] = update
+        self._loss = make_loss(model, modes)
         if mx.default_device().type == mx.DeviceType.gpu if compiled is None else compiled:
-            self._step = mx.compile(step, inputs=state, outputs=state)
+            passed = [model.state, mx.random.state]
+            self._gradient = mx.compile(self._gradient, inputs=passed, outputs=passed)
+            self._update = mx.compile(update, inputs=self._state, outputs=self._state)
             self._loss = mx.compile(self._loss, inputs=[model.state])
 
-    def step(self, batch: Batch, rate: float, seed: int) -> float:
-        """One optimizer step; returns the loss before it.
+    def step(self, examples: Sequence[Example], rate: float, seed: int) -> tuple[float, Counts]:
+        """One optimizer step on all of the examples, in micro-batches, each rank on its part.
 
         MLX's random state can be seeded but not restored, so each step has a seed of its own.
+
+        Returns:
+            The loss before the step, and what it took.
         """
-        mx.random.seed(seed)
+        mx.random.seed(seed + ranks().rank)
         self.optimizer.learning_rate = rate
-        loss = self._step(*to_arrays(batch))
+        loss, gradients, counts = self._accumulate(examples)
+        loss, gradients = ranks().sum((loss, gradients))
+        self._update(gradients)
         mx.eval(self._state, loss)
-        return scalar(loss)
+        return scalar(loss), counts
+
+    def _accumulate(self, examples: Sequence[Example]) -> tuple[mx.array, dict[str, Any], Counts]:
+        """This rank's share of loss and gradient, and the counts of all ranks."""
+        loss, gradients = mx.array(0.0), None
+        parts, counts = self._parts(examples)
+        for index, batch in enumerate(parts):
+            value, gradient = self._gradient(*to_arrays(batch))
+            loss = loss + value
+            gradients = gradient if gradients is None else tree_map(mx.add, gradients, gradient)
+            if index < len(parts) - 1:
+                mx.eval(loss, gradients)  # only then is this micro-batch's memory free for the next
+        if gradients is None:  # fewer sequences than ranks
+            gradients = tree_map(mx.zeros_like, self.model.trainable_parameters())
+        return loss, gradients, counts
+
+    def _parts(self, examples: Sequence[Example]) -> tuple[list[Batch], Counts]:
+        """This rank's micro-batches of a step, and the counts of all ranks'.
+
+        Every rank knows all examples, so that nobody needs to be told; of sequences sorted by length each takes
+        every size-th, so that all have about the same to do.
+        """
+        order = sorted(examples, key=lambda e: len(e.ids))
+        mine: list[Batch] = []
+        counts = Counts()
+        for rank in range(ranks().size):
+            if part := order[rank :: ranks().size]:
+                batches = split(part, self.micro_batch_size, self.shared, of=len(order))
+                counts += count(part, batches)
+                mine = batches if rank == ranks().rank else mine
+        return mine, counts
 
     def loss(self, examples: Sequence[Example], batch_size: int) -> float:
         """The mean loss over sequences, without dropout."""
         self.model.eval()
-        total = 0.0
-        for part in chunks(sorted(examples, key=lambda e: len(e.ids)), batch_size):
-            total += scalar(self._loss(*to_arrays(make_batch(part)))) * len(part)
+        batches = split(examples, self.micro_batch_size or batch_size, self.shared)
+        total = mx.array(0.0)
+        for batch in batches[ranks().rank :: ranks().size]:
+            total = total + self._loss(*to_arrays(batch))
+            mx.eval(total)
         self.model.train()
-        return total / len(examples)
+        return scalar(ranks().sum(total))
 
     def arrays(self) -> dict[str, mx.array]:
         """The optimizer's state by name."""
@@ -151,14 +223,17 @@ def train(recipe: Recipe, loaded: Loaded, run: RunDir, notify: Observer = ignore
     valid = _examples(run.valid, settings.max_length, notify)
     adapter_config = add_lora(loaded, recipe.lora, derive_seed("lora", recipe.seed))
     loaded.model.train()
-    stepper = Stepper(loaded.model, settings)
+    shared = shared_length([*examples, *valid])
+    stepper = Stepper(loaded.model, settings, shared=shared, dropout=recipe.lora.dropout > 0, notify=notify)
+    if stepper.shared:
+        notify(Note(f"the {stepper.shared} tokens that all prompts begin with are passed once per batch"))
     position = _continue(stepper, run, notify)
     total = total_steps(settings, len(examples))
     loop = _Loop(recipe, stepper, run, notify, position, total, valid)
-    stream = batches_from(examples, settings.batch_size, recipe.seed, position.step)
+    stream = steps_from(examples, settings.batch_size, recipe.seed, position.step)
     notify(Progress("train", position.step, total, "steps"))
     with deferred_interrupt() as interrupt:
-        while position.step < total and not interrupt.asked:
+        while position.step < total and not ranks().any(interrupt.asked):
             loop.step(*next(stream))
     if position.step < total:
         loop.checkpoint()
@@ -206,34 +281,33 @@ class _Loop:
     ) -> None:
         self.recipe, self.settings, self.stepper, self.run = recipe, recipe.train, stepper, run
         self.notify, self.position, self.total, self.valid = notify, position, total, valid
+        self.report = reporter(recipe, run) if ranks().leads else None
         if not position.window:
             position.window = dict.fromkeys(_SUMS, 0.0)
 
-    def step(self, epoch: int, batch: Batch) -> None:
+    def step(self, epoch: int, examples: Sequence[Example]) -> None:
         start = time.perf_counter()
         number = self.position.step + 1
         rate = learning_rate(self.settings, number, self.total)
-        loss = self.stepper.step(batch, rate, derive_seed("dropout", self.recipe.seed, number))
+        loss, counts = self.stepper.step(examples, rate, derive_seed("dropout", self.recipe.seed, number))
         if not math.isfinite(loss):
+            ids = ", ".join(e.id for e in examples)
             raise TrainingError(
-                f"step {number}: the loss is {loss} (learning rate {rate:g}, rows {', '.join(batch.ids)}); "
+                f"step {number}: the loss is {loss} (learning rate {rate:g}, rows {ids}); "
                 "lower train.learning_rate; the last checkpoint is kept"
             )
         self.position.step = number
-        self.position.trained_tokens += batch.supervised_tokens
-        self._add(batch, loss, time.perf_counter() - start)
-        self.notify(Progress("train", number, self.total, "steps", batch.supervised_tokens))
+        self.position.add(counts)
+        sums = {"steps": 1, "loss": loss, "seconds": time.perf_counter() - start, **asdict(counts)}
+        for name, value in sums.items():
+            self.position.window[name] += value
+        self.notify(Progress("train", number, self.total, "steps", counts.supervised_tokens))
         last = number == self.total
         valid_loss = self._validate() if last or number % self.settings.validate_every == 0 else None
         if number == 1 or last or number % self.settings.report_every == 0 or valid_loss is not None:
             self._report(epoch, rate, valid_loss)
         if last or number % self.settings.checkpoint_every == 0:
             self.checkpoint()
-
-    def _add(self, batch: Batch, loss: float, seconds: float) -> None:
-        values = (1, loss, len(batch.ids), batch.supervised_tokens, batch.processed_tokens, seconds)
-        for name, value in zip(_SUMS, values, strict=True):
-            self.position.window[name] += value
 
     def _validate(self) -> float | None:
         """The validation loss; keeps the adapter if it is the best so far."""
@@ -255,6 +329,7 @@ class _Loop:
             "examples": int(window["examples"]),
             "supervised_tokens": int(window["supervised_tokens"]),
             "processed_tokens": int(window["processed_tokens"]),
+            "padding_tokens": int(window["padding_tokens"]),
             "seconds": window["seconds"],
             "tokens_per_second": window["supervised_tokens"] / window["seconds"],
             "peak_memory_bytes": mx.get_peak_memory(),
@@ -265,6 +340,8 @@ class _Loop:
             file.write(json.dumps(line) + "\n")
         self.position.window = dict.fromkeys(_SUMS, 0.0)
         self.notify(Trained(line, self.total))
+        if self.report:
+            self.report(line)
 
     def checkpoint(self) -> None:
         """Save everything that the next step depends on."""
