@@ -21,6 +21,7 @@ from upft_mlx import __version__
 from upft_mlx.errors import UpftError
 
 if TYPE_CHECKING:
+    from upft_mlx.events import Observer
     from upft_mlx.recipe import Recipe
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -135,6 +136,9 @@ def _run(
 
             go_offline()
         from upft_mlx.load import load_recipe
+        from upft_mlx.parallel import ranks
+
+        ranks()  # first, so that what goes wrong on one rank is heard by all
 
         recipe = load_recipe(name, overrides)
         _execute(recipe, run_dir or Path("runs") / recipe.name, stage, plain=plain, as_json=as_json)
@@ -142,18 +146,28 @@ def _run(
 
 def _execute(recipe: Recipe, run_dir: Path, stage: str | None, *, plain: bool, as_json: bool) -> None:
     from upft_mlx import pipeline, ui
+    from upft_mlx.events import ignore
+    from upft_mlx.parallel import ranks
 
     stages = pipeline.STAGES if stage is None else (stage,)
+    if not ranks().leads:  # rank 0 has the screen and the run directory
+        _work(recipe, run_dir, stage, ignore)
+        return
     with _writing_to(run_dir), ui.open_view(plain=plain, stderr=as_json, stages=stages) as notify:
-        if stage is None:
-            facts = pipeline.run(recipe, run_dir, notify)
-        else:
-            facts = pipeline.run_stage(recipe, run_dir, stage, notify)
+        facts = _work(recipe, run_dir, stage, notify)
     ui.save_svg(facts, run_dir / "report.svg")
     if as_json:
         click.echo(json.dumps(facts, indent=2))
     elif stage in (None, "evaluate"):
         ui.print_summary(facts)
+
+
+def _work(recipe: Recipe, run_dir: Path, stage: str | None, notify: Observer) -> dict[str, Any]:
+    from upft_mlx import pipeline
+
+    if stage is None:
+        return pipeline.run(recipe, run_dir, notify)
+    return pipeline.run_stage(recipe, run_dir, stage, notify)
 
 
 def _quiet_libraries() -> None:
@@ -199,7 +213,11 @@ def _edge(*, debug: bool) -> Iterator[None]:
 
 def _fail(status: int, message: str) -> None:
     from upft_mlx import ui
+    from upft_mlx.parallel import joined
 
+    if team := joined():
+        message = f"rank {team.rank}: {message}"
+        team.leave(message)
     ui.print_error(message)
     sys.exit(status)
 

@@ -13,12 +13,23 @@ from upft_mlx.benchmarks import Entry
 from upft_mlx.events import EvaluationStarted, Graded, Observer, Progress, Side, ignore
 from upft_mlx.grade import extract_answer, is_correct, normalize_answer
 from upft_mlx.models import Loaded
+from upft_mlx.parallel import mine, ranks, rounds
 from upft_mlx.problems import Problem
 from upft_mlx.prompts import Renderer
 from upft_mlx.recipe import Recipe
 from upft_mlx.rows import EvaluationRow, append_chunk, read_rows, resume
 from upft_mlx.rundir import RunDir
-from upft_mlx.sampler import Completion, Request, chunks, derive_seed, sample_chunk, sampling_for
+from upft_mlx.sampler import (
+    Completion,
+    OnStep,
+    Request,
+    Sampling,
+    chunks,
+    derive_seed,
+    sample_chunk,
+    sampling_for,
+    summing,
+)
 from upft_mlx.stats import accuracy_interval, maj_at_k, paired_difference, pass_at_k
 
 
@@ -52,20 +63,41 @@ def evaluate_side(
     replay(part, side, run, notify)
     by_id = {problem.id: problem for problem in part.problems}
     done, tokens = sum(map(len, plan[:first])), 0
+    stage = f"evaluate {entry.label} {side}"
 
     def on_step(new_tokens: int, finished: int) -> None:
-        nonlocal done, tokens
-        done, tokens = done + finished, tokens + new_tokens
-        notify(Progress(f"evaluate {entry.label} {side}", done, part.completions, "completions", tokens))
+        # The other ranks are taken to be as far as this one; the end of the round says how far they are.
+        count = done + finished * len(round_)
+        notify(Progress(stage, count, part.completions, "completions", tokens + new_tokens * len(round_)))
 
-    for index, chunk in enumerate(plan[first:], start=first):
-        requests = [Request(renderer.ids(problem.question), entry.max_tokens) for problem, _ in chunk]
-        seed = derive_seed("evaluate", recipe.seed, entry.label, index)
-        completions = sample_chunk(loaded, requests, sampling, seed, on_step)
-        rows = [_row(loaded, entry, *item, c) for item, c in zip(chunk, completions, strict=True)]
-        append_chunk(path, rows)
-        for row in rows:
-            notify(_graded(entry.label, side, by_id[row.problem_id], row))
+    for round_ in rounds(list(enumerate(plan))[first:]):
+        rows = _sample(recipe, loaded, renderer, sampling, entry, mine(round_), summing(on_step))
+        for made in ranks().gather([asdict(row) for row in rows]):
+            graded = [EvaluationRow(**row) for row in made]
+            append_chunk(path, graded)
+            done, tokens = done + len(made), tokens + sum(row.tokens for row in graded)
+            for row in graded:
+                notify(_graded(entry.label, side, by_id[row.problem_id], row))
+        notify(Progress(stage, done, part.completions, "completions", tokens))
+
+
+def _sample(
+    recipe: Recipe,
+    loaded: Loaded,
+    renderer: Renderer,
+    sampling: Sampling,
+    entry: Entry,
+    numbered: tuple[int, Sequence[tuple[Problem, int]]] | None,
+    on_step: OnStep,
+) -> list[EvaluationRow]:
+    """This rank's chunk of a round, graded, with the seed of its number: the same whoever samples it."""
+    if numbered is None:
+        return []
+    index, chunk = numbered
+    requests = [Request(renderer.ids(problem.question), entry.max_tokens) for problem, _ in chunk]
+    seed = derive_seed("evaluate", recipe.seed, entry.label, index)
+    completions = sample_chunk(loaded, requests, sampling, seed, on_step)
+    return [_row(loaded, entry, *item, c) for item, c in zip(chunk, completions, strict=True)]
 
 
 def replay(part: Set, side: Side, run: RunDir, notify: Observer) -> None:

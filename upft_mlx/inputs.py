@@ -83,6 +83,13 @@ class Inputs:
         """fused/."""
         return {"train stage": fingerprint(self.train()), **self._fields("publish")}
 
+    def everything(self) -> dict[str, Any]:
+        """What all ranks of a job must have in common: not the paths, which may differ from machine to machine."""
+        fields = self._fields("method", "seed", "quantize", "prompt", "generate", "prefix", "lora", "train", "publish")
+        entries = {part.entry.label: _without(asdict(part.entry), "path") for part in self._sets}
+        batch_size = self._dump["evaluate"]["batch_size"]
+        return {**self.hashes, **fields, "evaluate": {"benchmarks": entries, "batch_size": batch_size}}
+
     def _base(self) -> dict[str, Any]:
         """What every completion of the base model depends on."""
         return {"model": self.hashes["model"], **self._fields("quantize", "seed", "prompt")}

@@ -18,12 +18,14 @@ from upft_mlx import __version__
 from upft_mlx.adapters import load_adapter
 from upft_mlx.benchmarks import load_benchmark, resolve
 from upft_mlx.build import build
+from upft_mlx.device import awake, limit_memory
 from upft_mlx.errors import RunDirError
 from upft_mlx.evaluate import Set, announce, evaluate_side, replay, summarize
 from upft_mlx.events import Note, Observer, Side, StageDone, StageSkipped, StageStarted, ignore
 from upft_mlx.generate import generate
 from upft_mlx.inputs import Inputs
 from upft_mlx.models import Loaded, find_model, load, load_tokenizer
+from upft_mlx.parallel import ranks
 from upft_mlx.prefix import wanted
 from upft_mlx.problems import Problem, load_problems
 from upft_mlx.recipe import Recipe
@@ -85,7 +87,8 @@ class Pipeline:
         Raises:
             UpftError: one of its kinds.
         """
-        self.recipe, self.run, self.notify = recipe, RunDir(run_dir), notify
+        self.recipe, self.run = recipe, RunDir(ranks().workplace(Path(run_dir)))
+        self.notify = notify if ranks().leads else ignore
         entries = resolve(recipe.evaluate)
         self.model_path = find_model(recipe)
         self.problems = _load_problems(recipe)
@@ -95,15 +98,17 @@ class Pipeline:
 
     @contextmanager
     def opened(self) -> Iterator[None]:
-        """The run directory, locked."""
-        with self.run.locked():
+        """The run directory, locked, on a machine that stays awake and within its memory."""
+        with _together(), self.run.locked(), awake(self.notify):
+            if limits := limit_memory():
+                self.notify(Note(limits))
+            ranks().agree({**self.inputs.everything(), "versions": _versions()})
+            ranks().mirror(self.run.root)
             yield
 
     def describe(self) -> None:
         """Write recipe.json: the resolved recipe, versions, hashes of model and data."""
-        packages = ("mlx", "mlx-lm", "transformers", "datasets", "math-verify")
-        versions = {"upft-mlx": __version__, "python": platform.python_version()}
-        versions |= {name: metadata.version(name) for name in packages}
+        versions = {**_versions(), "python": platform.python_version()}
         write_json(self.run.recipe, {**self.recipe.dump(), "versions": versions, "hashes": self.inputs.hashes})
 
     def _inputs(self, stage: str) -> dict[str, Any]:
@@ -188,7 +193,8 @@ class Pipeline:
         def work() -> Outcome:
             position = train(self.recipe, self._load(), self.run, self.notify)
             kept = position.best_step if self._saves_best(position.best_loss) else position.step
-            detail = f"{position.step} steps, {position.trained_tokens} supervised tokens, adapter of step {kept}"
+            detail = f"{position.step} steps, {position.trained_tokens} supervised tokens, "
+            detail += f"{position.padding:.1%} padding, adapter of step {kept}"
             return Outcome(detail, tokens_trained=position.trained_tokens)
 
         self._stage("train", "a LoRA adapter", work)
@@ -264,7 +270,8 @@ class Pipeline:
             detail = f"{kept.fuse}, {kept.bytes / 1e6:.1f} MB, keeps {kept.retained:.1%} of the adapter's effect"
             return Outcome(detail)
 
-        self._stage("fuse", "the adapter into the weights", work)
+        if ranks().leads:  # there is nothing in it to share
+            self._stage("fuse", "the adapter into the weights", work)
 
     def report(self) -> dict[str, Any]:
         """Write report.md and return what it says."""
@@ -277,6 +284,8 @@ class Pipeline:
 
     def _stage(self, stage: str, what: str, work: Callable[[], Outcome]) -> None:
         """Do a stage unless it is current; the ledger learns of it whatever happens."""
+        if stage != "fuse":
+            ranks().mirror(self.run.root)
         inputs = self._inputs(stage)
         if self.is_current(stage):
             entry = self.run.entry(stage)
@@ -314,6 +323,21 @@ class Pipeline:
         fresh = Entry(current, inputs=inputs)
         self.run.record(stage, fresh)
         return fresh
+
+
+def _versions() -> dict[str, str]:
+    packages = ("mlx", "mlx-lm", "transformers", "datasets", "math-verify")
+    return {"upft-mlx": __version__, **{name: metadata.version(name) for name in packages}}
+
+
+@contextmanager
+def _together() -> Iterator[None]:
+    """What ends one rank ends the others."""
+    try:
+        yield
+    except BaseException as error:
+        ranks().leave("interrupted" if isinstance(error, KeyboardInterrupt) else str(error) or type(error).__name__)
+        raise
 
 
 def _load_problems(recipe: Recipe) -> list[Problem]:

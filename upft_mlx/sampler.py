@@ -23,6 +23,8 @@ CHUNK_BATCHES = 2
 """Batches per chunk: fewer lose less work to an interruption, more keep the batch full."""
 
 Item = TypeVar("Item")
+OnStep = Callable[[int, int], None]
+"""Called after each decoding step with tokens and completions finished."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,18 @@ def chunks(items: Sequence[Item], size: int) -> list[Sequence[Item]]:
     return [items[start : start + size] for start in range(0, len(items), size)]
 
 
+def summing(on_sum: OnStep) -> OnStep:
+    """Calls `on_sum` with the sums so far instead of each step's numbers."""
+    tokens = finished = 0
+
+    def on_step(new_tokens: int, newly_finished: int) -> None:
+        nonlocal tokens, finished
+        tokens, finished = tokens + new_tokens, finished + newly_finished
+        on_sum(tokens, finished)
+
+    return on_step
+
+
 def derive_seed(*parts: object) -> int:
     """A 32-bit seed that depends on every part."""
     return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:4], "big")
@@ -84,7 +98,7 @@ def sample_chunk(
     requests: Sequence[Request],
     sampling: Sampling,
     seed: int,
-    on_step: Callable[[int, int], None] = lambda tokens, finished: None,
+    on_step: OnStep = lambda tokens, finished: None,
 ) -> list[Completion]:
     """Sample one completion per request through mlx-lm's batch generator.
 
