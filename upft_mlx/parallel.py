@@ -41,6 +41,8 @@ Item = TypeVar("Item")
 BEAT_SECONDS = 2.0
 SILENCE_SECONDS = 20.0
 """A rank that was not heard for so long is taken for dead: its machine is off, or the cable out."""
+_GREETING_BYTES = 24
+"""Of a new connection: 16 of the job's token, 8 of the rank."""
 _SLICE = 1 << 26
 """Bytes per message when files are sent."""
 _NOT_MIRRORED = (".lock", "fused", "report.svg")
@@ -164,15 +166,16 @@ class _Team(Ranks):
             while len(peers) < self.size - 1:
                 peer, _ = listener.accept()
                 peer.settimeout(SILENCE_SECONDS)
-                greeting = peer.recv(64).decode(errors="replace").split()
-                if len(greeting) == 2 and greeting[0] == token:
-                    peers[int(greeting[1])] = peer
+                # Exactly so many bytes: the first beat may follow at once.
+                greeting = peer.recv(_GREETING_BYTES, socket.MSG_WAITALL).decode(errors="replace")
+                if greeting[: len(token)] == token:
+                    peers[int(greeting[len(token) :])] = peer
         return _Lifeline(peers)
 
     def _follow(self) -> _Lifeline:
         port, token = self._share(None)
         peer = socket.create_connection((_leader_address(), port), timeout=SILENCE_SECONDS)
-        peer.sendall(f"{token} {self.rank}".encode())
+        peer.sendall(f"{token}{self.rank:08d}".encode())
         return _Lifeline({0: peer})
 
     def sum(self, tree: Tree) -> Tree:

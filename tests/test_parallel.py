@@ -1,0 +1,342 @@
+"""Two ranks as real processes on loopback: what they exchange, what they make, and how they end."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import pytest
+from conftest import MODEL
+
+from upft_mlx.errors import RankError
+from upft_mlx.parallel import Ranks, _hosts, _launched, joined, mine, ranks, rounds
+
+SMALL = (
+    "problems.limit=30",
+    "generate.batch_size=4",
+    "train.batch_size=5",
+    "train.epochs=2",
+    "train.micro_batch_size=2",
+    "evaluate.batch_size=4",
+    "evaluate.max_tokens=24",
+    "evaluate.benchmarks=[{name: arithmetic, limit: 20}]",
+    "publish.min_retained=0",
+)
+COUNTS = ("step", "epoch", "learning_rate", "examples", "supervised_tokens")
+
+
+def free_ports(count: int) -> list[int]:
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
+        return [s.getsockname()[1] for s in sockets]
+
+
+class Job:
+    """Two processes with the environment that mlx.launch gives them."""
+
+    def __init__(self, folder: Path, *commands: list[str]) -> None:
+        hostfile = folder / "hosts.json"
+        hostfile.write_text(json.dumps([[f"127.0.0.1:{port}"] for port in free_ports(len(commands))]))
+        self.processes = [
+            subprocess.Popen(
+                command,
+                cwd=folder,
+                env={**os.environ, "MLX_RANK": str(rank), "MLX_HOSTFILE": str(hostfile)},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            for rank, command in enumerate(commands)
+        ]
+
+    def wait(self, seconds: float = 120) -> list[tuple[int, str, str]]:
+        """Exit status, output and errors of each rank."""
+        results = []
+        for process in self.processes:
+            output, errors = process.communicate(timeout=seconds)
+            results.append((process.returncode, output, errors))
+        return results
+
+    def close(self) -> None:
+        for process in self.processes:
+            process.kill()
+            process.communicate()
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Any]:
+    """Starts jobs, and leaves no process behind."""
+    jobs: list[Job] = []
+
+    def run(*commands: list[str]) -> Job:
+        jobs.append(Job(tmp_path, *commands))
+        return jobs[-1]
+
+    yield run
+    for job in jobs:
+        job.close()
+
+
+def upft(verb: str, run_dir: Path, *overrides: str) -> list[str]:
+    command = [sys.executable, "-m", "upft_mlx", verb, "quickstart", "--plain", "--run-dir", str(run_dir)]
+    for override in (*SMALL, *overrides):
+        command += ["--set", override]
+    return command
+
+
+def alone(verb: str, run_dir: Path) -> None:
+    done = subprocess.run(upft(verb, run_dir), capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+# One process.
+
+
+def test_one_process_is_a_job_of_one_and_shares_nothing() -> None:
+    team = Ranks()
+    array = mx.array([1.0])
+    assert (team.rank, team.size, team.leads) == (0, 1, True)
+    assert team.sum(array) is array
+    assert team.gather([1]) == [[1]]
+    assert team.any(True)
+    assert not team.any(False)
+    assert team.workplace(Path("runs/x")) == Path("runs/x")
+    assert rounds([1, 2, 3]) == [[1], [2], [3]]
+    assert mine([7]) == 7
+    assert not isinstance(ranks(), type(None))
+    assert joined() is None
+
+
+def test_only_what_started_several_ranks_makes_a_job(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    hostfile = tmp_path / "hosts.json"
+    monkeypatch.delenv("MLX_RANK", raising=False)
+    monkeypatch.setenv("MLX_HOSTFILE", str(hostfile))
+    hostfile.write_text('[["127.0.0.1:1"], ["127.0.0.1:2"]]')
+    assert not _launched()
+    monkeypatch.setenv("MLX_RANK", "0")
+    assert _launched()
+    for single in ("", '[["127.0.0.1:1"]]'):
+        hostfile.write_text(single)
+        assert not _launched()
+
+
+@pytest.mark.parametrize("content", ["{", "3", '[{"ssh": 1}, 2]'])
+def test_a_hostfile_of_another_form_is_refused_by_name(tmp_path: Path, content: str) -> None:
+    hostfile = tmp_path / "hosts.json"
+    hostfile.write_text(content)
+    with pytest.raises(RankError, match=r"MLX_HOSTFILE: .*hosts\.json: not a list of each rank's addresses"):
+        _hosts(str(hostfile))
+
+
+# Two ranks.
+
+EXCHANGE = """
+import json, sys
+from pathlib import Path
+import mlx.core as mx
+from upft_mlx.parallel import mine, ranks, rounds
+team = ranks()
+tree = {"a": [{}, {"b": mx.array([1.0, 2.0]) * (team.rank + 1)}], "c": mx.full((2, 2), 10.0 ** team.rank)}
+total = team.sum((mx.array(0.5), tree))
+root = team.workplace(Path("run"))
+if not team.leads:
+    (root / "old").mkdir(parents=True)
+    (root / "old" / "gone.txt").write_text("x")
+    (root / "same.txt").write_text("same")
+    (root / "changed.txt").write_text("before")
+team.mirror(root)
+files = {str(p.relative_to(root)): len(p.read_bytes()) for p in sorted(root.rglob("*")) if p.is_file()}
+print(json.dumps({
+    "sum": [total[0].item(), total[1]["a"][1]["b"].tolist(), total[1]["c"].tolist()],
+    "any": [team.any(team.rank == 1), team.any(False)],
+    "gather": team.gather({"rank": team.rank, "text": "é" * (3 + 5 * team.rank)}),
+    "rounds": [mine(part) for part in rounds([0, 1, 2])],
+    "files": files,
+    "changed": (root / "changed.txt").read_text(),
+}))
+team.leave()
+"""
+
+
+def test_sums_values_and_files_reach_every_rank(start: Any, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    (run / "deep" / "er").mkdir(parents=True)
+    (run / "fused").mkdir()
+    files = {"changed.txt": 5, "deep/er/large.bin": 70_000_000, "empty.txt": 0, "same.txt": 4}
+    for name, size in {**files, "fused/model.bin": 9, ".lock": 0}.items():
+        (run / name).write_bytes(b"same" if name == "same.txt" else b"after"[:size].ljust(size, b"."))
+    job = start(*[[sys.executable, "-c", EXCHANGE]] * 2)
+    found = []
+    for status, output, errors in job.wait():
+        assert status == 0, errors
+        found.append(json.loads(output))
+    for rank, seen in enumerate(found):
+        assert seen["sum"] == [1.0, [3.0, 6.0], [[11.0, 11.0], [11.0, 11.0]]]
+        assert seen["any"] == [True, False]
+        assert seen["gather"] == [{"rank": 0, "text": "ééé"}, {"rank": 1, "text": "é" * 8}]
+        assert seen["rounds"] == [[0, 2], [1, None]][rank]
+        assert seen["changed"] == "after"
+    assert found[1]["files"] == files, "the replica has what rank 0 has, but for what followers do not need"
+
+
+@pytest.mark.slow
+def test_two_ranks_make_the_rows_and_the_adapter_of_one(start: Any, tmp_path: Path) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    alone("run", one)
+    (_, output, errors), (status, silent, more) = start(*[upft("run", two)] * 2).wait()
+    assert "fused" in output, errors
+    assert (status, silent) == (0, ""), more
+    for name in ("solutions.jsonl", "dataset/train.jsonl", "dataset/valid.jsonl", "evaluation/arithmetic/base.jsonl"):
+        assert (one / name).read_bytes() == (two / name).read_bytes(), name
+    expected = mx.load(str(one / "adapter" / "adapters.safetensors"))
+    found = mx.load(str(two / "adapter" / "adapters.safetensors"))
+    assert isinstance(expected, dict)
+    assert isinstance(found, dict)
+    for name, array in expected.items():
+        assert mx.linalg.norm(found[name] - array) < 1e-5 * mx.linalg.norm(array), name
+    for mine_, other in zip(lines(one / "metrics.jsonl"), lines(two / "metrics.jsonl"), strict=True):
+        assert other["loss"] == pytest.approx(mine_["loss"], rel=1e-5)
+        assert [other[key] for key in COUNTS] == [mine_[key] for key in COUNTS]
+    assert other["valid_loss"] == pytest.approx(mine_["valid_loss"], rel=1e-5)
+    assert (two / "report.md").exists()
+
+
+@pytest.mark.slow
+def test_rows_do_not_depend_on_who_began_them(start: Any, tmp_path: Path) -> None:
+    """Begun by one process and cut off, continued by two."""
+    alone("generate", tmp_path / "one")
+    whole = (tmp_path / "one" / "solutions.jsonl").read_bytes()
+    killed = tmp_path / "two"
+    process = subprocess.Popen(upft("generate", killed), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while not (killed / "solutions.jsonl").exists() or not (killed / "solutions.jsonl").read_bytes():
+        assert process.poll() is None
+        time.sleep(0.005)
+    process.kill()
+    process.wait()
+    for status, _, errors in start(*[upft("generate", killed)] * 2).wait():
+        assert status == 0, errors
+    assert (killed / "solutions.jsonl").read_bytes() == whole
+
+
+STEPS = """
+import sys
+import mlx.core as mx
+from upft_mlx.adapters import adapter_weights, add_lora
+from upft_mlx.batches import Example, shared_length
+from upft_mlx.models import load
+from upft_mlx.parallel import ranks
+from upft_mlx.recipe import Lora, Train
+from upft_mlx.train import Stepper
+from pathlib import Path
+loaded = load(Path(sys.argv[1]))
+loaded.model.set_dtype(getattr(mx, sys.argv[2]))
+add_lora(loaded, Lora(rank=4), 0)
+rows = [Example(str(i), [3, 4, *((7 * i + j) % 500 + 5 for j in range(6 + i))], 5) for i in range(7)]
+stepper = Stepper(loaded.model, Train(), shared=shared_length(rows))
+for step in range(6):
+    loss, _ = stepper.step(rows[:7 if step else 1], 1e-3, step)
+    print(loss)
+if ranks().leads:
+    mx.save_safetensors(sys.argv[3], adapter_weights(loaded.model))
+"""
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("float16", 1e-2)])
+def test_uneven_steps_on_two_ranks_are_those_of_one(start: Any, tmp_path: Path, dtype: str, tolerance: float) -> None:
+    """Seven rows, and one: a rank without any still takes part."""
+    command = [sys.executable, "-c", STEPS, str(MODEL), dtype]
+    one = subprocess.run([*command, "one.safetensors"], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert one.returncode == 0, one.stderr
+    (status, output, errors), (_, other, _) = start(*[[*command, "two.safetensors"]] * 2).wait()
+    assert status == 0, errors
+    assert output == other, "all ranks see the same losses"
+    losses = [float(line) for line in one.stdout.split()]
+    assert [float(line) for line in output.split()] == pytest.approx(losses, rel=tolerance)
+    expected, found = (mx.load(str(tmp_path / f"{name}.safetensors")) for name in ("one", "two"))
+    assert isinstance(expected, dict)
+    assert isinstance(found, dict)
+    for name, array in expected.items():
+        assert mx.linalg.norm(found[name] - array) < tolerance * mx.linalg.norm(array), name
+
+
+# How a job ends.
+
+
+def test_ranks_with_different_recipes_refuse_and_name_the_field(start: Any, tmp_path: Path) -> None:
+    job = start(upft("generate", tmp_path / "run"), upft("generate", tmp_path / "run", "generate.temperature=0.9"))
+    (status, _, errors), (other, _, more) = job.wait(60)
+    assert (status, other) == (1, 1)
+    message = "rank 1 has another generate.temperature than rank 0; all ranks need the same recipe, model and data"
+    assert message in errors + more
+    assert not (tmp_path / "run" / "solutions.jsonl").exists()
+
+
+def test_an_error_of_one_rank_ends_the_other_with_its_text(start: Any, tmp_path: Path) -> None:
+    job = start(upft("generate", tmp_path / "run"), upft("generate", tmp_path / "run", "model=nowhere/at-all.d/x"))
+    begin = time.monotonic()
+    (status, _, errors), (other, _, more) = job.wait(60)
+    assert time.monotonic() - begin < 30
+    assert (status, other) == (1, 2)
+    assert "rank 1: model: 'nowhere/at-all.d/x': neither a folder nor a Hub id" in more
+    assert "rank 1 stopped: " in errors
+    assert "neither a folder nor a Hub id" in errors
+    assert "Traceback" not in errors + more
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, 1])
+@pytest.mark.parametrize("verb", ["generate", "train"])
+def test_a_rank_that_is_killed_takes_the_job_down_with_a_message(
+    start: Any, tmp_path: Path, victim: int, verb: str
+) -> None:
+    run = tmp_path / "run"
+    long = ("problems.limit=300", "generate.batch_size=1", "train.epochs=500", "train.checkpoint_every=1")
+    if verb == "train":
+        long = ("problems.limit=60", *long[1:])
+        for stage in ("generate", "build"):
+            assert subprocess.run(upft(stage, run, *long), capture_output=True, timeout=120).returncode == 0
+    job = start(*[upft(verb, run, *long)] * 2)
+    begun = run / "adapter" / "checkpoints" / "step-0000003" if verb == "train" else run / "solutions.jsonl"
+    deadline = time.monotonic() + 60
+    while not begun.exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    os.kill(job.processes[victim].pid, signal.SIGKILL)
+    killed = time.monotonic()
+    status, _, errors = job.wait(30)[1 - victim]
+    assert time.monotonic() - killed < 30
+    assert status == 1
+    assert f"error: rank {victim} is gone; what is done is kept, the same command continues" in errors
+    assert "Traceback" not in errors
+
+
+def test_mlx_launch_starts_it(tmp_path: Path) -> None:
+    """The command of docs/two-macs.md, on this machine alone."""
+    port = free_ports(1)[0]
+    launch = [sys.executable, "-m", "mlx._distributed_utils.launch"]
+    script = Path(sys.executable).with_name("mlx.launch")
+    command = [str(script)] if script.exists() else launch
+    command += ["-n", "2", "--backend", "ring", "--starting-port", str(port), "--"]
+    done = subprocess.run(
+        [*command, *upft("generate", tmp_path / "run")],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        stdin=subprocess.DEVNULL,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "30 solutions" in done.stdout
+    assert len(lines(tmp_path / "run" / "solutions.jsonl")) == 30
