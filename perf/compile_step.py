@@ -27,7 +27,7 @@ PROMPTS = (56, 56, 56, 64, 64, 48, 48, 56, 56)
 def measure(folder: Path, compiled: bool) -> list[float]:
     """Seconds per step: 16 rows of 9 supervised tokens, default adapter and optimizer."""
     from upft_mlx.adapters import add_lora
-    from upft_mlx.batches import Example, make_batch
+    from upft_mlx.batches import Example
     from upft_mlx.models import load
     from upft_mlx.recipe import Lora, Quantize, Train
     from upft_mlx.train import Stepper
@@ -41,7 +41,7 @@ def measure(folder: Path, compiled: bool) -> list[float]:
     for prompt in PROMPTS:
         rows = [Example(str(i), [rng.randrange(500) for _ in range(prompt + 9)], prompt) for i in range(16)]
         start = time.perf_counter()
-        stepper.step(make_batch(rows), 1e-4, seed=0)
+        stepper.step(rows, 1e-4, seed=0)
         seconds.append(round(time.perf_counter() - start, 2))
     return seconds
 

@@ -35,6 +35,7 @@ WITHOUT_MLX = (
         "models",
     ),
     *("benchmarks", "report", "events", "grade", "stats", "build", "generate", "ui"),
+    *("device", "parallel", "reporting"),
 )
 
 

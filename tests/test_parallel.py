@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -321,6 +322,25 @@ def test_a_rank_that_is_killed_takes_the_job_down_with_a_message(
     assert status == 1
     assert f"error: rank {victim} is gone; what is done is kept, the same command continues" in errors
     assert "Traceback" not in errors
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("pressed", [0, 1])
+def test_ctrl_c_on_any_rank_ends_all_after_the_same_step_and_saves_it(start: Any, tmp_path: Path, pressed: int) -> None:
+    run, long = tmp_path / "run", ("problems.limit=60", "train.epochs=500", "train.checkpoint_every=10000")
+    for stage in ("generate", "build"):
+        assert subprocess.run(upft(stage, run, *long), capture_output=True, timeout=120).returncode == 0
+    job = start(*[upft("train", run, *long)] * 2)
+    deadline = time.monotonic() + 60
+    while not (run / "metrics.jsonl").exists() or not (run / "metrics.jsonl").read_bytes():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    job.processes[pressed].send_signal(signal.SIGINT)
+    (status, output, errors), (other, _, more) = job.wait(30)
+    assert (status, other) == (130, 130), errors + more
+    saved = re.search(r"interrupted after step (\d+) of \d+, which is saved", output)
+    assert saved is not None, output
+    assert (run / "adapter" / "checkpoints" / f"step-{int(saved[1]):07d}").is_dir()
 
 
 def test_mlx_launch_starts_it(tmp_path: Path) -> None:

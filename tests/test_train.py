@@ -270,16 +270,22 @@ def test_keys_choose_the_modules_and_too_many_layers_are_refused() -> None:
 
 
 @pytest.mark.slow
-def test_the_compiled_step_of_a_gpu_is_the_plain_one(run: RunDir) -> None:
-    """Compiled here on the CPU: same losses and weights over shapes that come again, dropout and a restored state."""
+@pytest.mark.parametrize("dropout", [0.0, 0.2])
+def test_the_compiled_step_of_a_gpu_is_the_plain_one(run: RunDir, dropout: float) -> None:
+    """Compiled here on the CPU: same losses and weights over shapes that come again and a restored state.
+
+    With dropout the random state goes through; without, the shared tokens' keys and values do.
+    """
     examples = to_examples(list(read_rows(run.train, TrainingRow)), max_length=64)
     steps = [examples[i : i + 4] for i in (0, 4, 0, 8)]
     results = []
     for compiled in (False, True):
         loaded = load(MODEL)
-        add_lora(loaded, Lora(rank=2, dropout=0.2), seed=0)
+        add_lora(loaded, Lora(rank=2, dropout=dropout), seed=0)
         loaded.model.train()
-        stepper = Stepper(loaded.model, Train(learning_rate=1e-3), compiled=compiled)
+        settings = Train(learning_rate=1e-3, micro_batch_size=3)
+        stepper = Stepper(loaded.model, settings, shared=3, dropout=dropout > 0, compiled=compiled)
+        assert stepper.shared == (0 if dropout else 3)
         losses = [stepper.step(step, 1e-3, seed)[0] for seed, step in enumerate(steps[:2])]
         kept = {k: mx.array(v) for k, v in adapter_weights(loaded.model).items()}
         optimizer = {k: mx.array(v) for k, v in stepper.arrays().items()}

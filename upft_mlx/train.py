@@ -238,6 +238,8 @@ def train(recipe: Recipe, loaded: Loaded, run: RunDir, notify: Observer = ignore
     if position.step < total:
         loop.checkpoint()
         notify(Note(f"interrupted after step {position.step} of {total}, which is saved"))
+        ranks().any(True)  # all have come so far: none takes another's leave for trouble
+        ranks().leave()
         raise KeyboardInterrupt
     _finish(recipe, stepper, run, position, adapter_config, notify)
     return position

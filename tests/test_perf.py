@@ -1,0 +1,53 @@
+"""What perf/ counts is what it says."""
+
+from __future__ import annotations
+
+import runpy
+from typing import Any
+
+import pytest
+from conftest import ROOT
+
+
+@pytest.fixture(scope="module")
+def script() -> dict[str, Any]:
+    return runpy.run_path(str(ROOT / "perf" / "train_step.py"))
+
+
+CONFIG = {
+    "hidden_size": 4,
+    "intermediate_size": 8,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "vocab_size": 10,
+}
+
+
+def test_the_operations_of_a_small_step_are_those_counted_by_hand(script: dict[str, Any]) -> None:
+    """Two sequences of three tokens, five supervised positions, rank 16, one layer, nothing shared."""
+    needed = script["products"](CONFIG, 2, 3, 0, 5)
+    forward = 16 + 8 + 8 + 16 + 32 + 32 + 32  # q, k, v, o, gate, up, down
+    backward = 16 + 32 + 32 + 32  # not to the inputs of q, k and v, which need no gradient in the first layer
+    into, out, into_backward = 32, 32, 20
+    lora = 16 * (into + out + out + out + into + into_backward)  # xA, (xA)B, to xA, to B, to A, to x
+    attention = 4 * 6 * 3 * 3 * 2  # copies x heads, two products forward and four backward
+    head = 2 * 5 * 4 * 10
+    assert sum(script["flop"](key) * count for key, count in needed.items()) == 2 * (
+        6 * (forward + backward + lora) + attention + head
+    )
+
+
+def test_shared_tokens_are_counted_once_and_end_in_the_last_layers_keys_and_values(script: dict[str, Any]) -> None:
+    config = {**CONFIG, "num_hidden_layers": 2}
+    needed = script["products"](config, 2, 3, 7, 5)
+    assert needed["forward", 6, 8, 4] == 2  # down, own tokens, both layers
+    assert needed["forward", 7, 8, 4] == 1  # down, shared tokens, not in the last layer
+    assert needed["forward", 7, 4, 2] == 4  # k and v, both layers
+    assert needed["attention", 4, 3, 2, 10] == 4  # scores and their gradient's product, over shared and own keys
+    assert needed["attention", 2, 7, 2, 7] == 2  # the shared tokens among themselves, first layer only
+
+
+def test_the_timed_product_is_the_one_that_was_asked_for(script: dict[str, Any]) -> None:
+    for key in (("forward", 8, 64, 32), ("backward", 8, 32, 64), ("dense", 4, 5, 6), ("attention", 2, 4, 5, 6)):
+        assert script["timed"](key, {"group_size": 32, "bits": 4}) > 0
