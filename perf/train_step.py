@@ -163,6 +163,7 @@ def recipe(options: argparse.Namespace) -> Any:
     from upft_mlx.recipe import Recipe
 
     settings = {"batch_size": options.batch, "steps": options.steps, "learning_rate": RATE, "betas": list(BETAS)}
+    settings["micro_batch_size"] = options.micro_batch or None
     return Recipe.model_validate(
         {
             "model": "model",
@@ -485,8 +486,8 @@ class Runner:
         cache.mkdir()
         python = options.unsloth_python if name == "unsloth" else sys.executable
         command = [python, __file__, "--contestant", name, "--work", str(work)]
-        for option in ("steps", "batch", "turn"):
-            command += [f"--{option}", str(getattr(options, option))]
+        for option in ("steps", "batch", "turn", "micro_batch"):
+            command += [f"--{option.replace('_', '-')}", str(getattr(options, option))]
         self.errors = (work / f"errors of {name}").open("w+")
         environment = {**os.environ, "TMPDIR": str(cache), "HF_HUB_OFFLINE": "1", "PYTHONWARNINGS": "ignore"}
         self.process = subprocess.Popen(
@@ -584,6 +585,7 @@ def main() -> None:
     parser.add_argument("--shape", default="ratio-0.5b")
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--micro-batch", type=int, default=0, help="train.micro_batch_size of ours; 0: none")
     parser.add_argument("--turn", type=int, default=5, help="steps per turn")
     parser.add_argument("--contestants", default=",".join(CONTESTANTS))
     parser.add_argument("--unsloth-python", help="of an environment with unsloth-zoo; unset: it is left out")
@@ -603,7 +605,7 @@ def main() -> None:
         raise SystemExit(f"--steps {options.steps}: not a multiple of --turn {options.turn}")
     versions = {name: metadata.version(name) for name in ("upft-mlx", "mlx", "mlx-lm")}
     machine = {"python": platform.python_version(), "machine": platform.machine(), "cores": os.cpu_count()}
-    shape = {key: getattr(options, key) for key in ("shape", "steps", "batch")}
+    shape = {key: getattr(options, key) for key in ("shape", "steps", "batch", "micro_batch")}
     print("; ".join(f"{key} {value}" for key, value in {**versions, **machine, **shape}.items()))
     results = race(options)
     show(results, options)
