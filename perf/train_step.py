@@ -3,6 +3,9 @@
 Contestants, each in a process and with an empty kernel cache of its own, take turns of a few steps on one machine:
 
   ours         upft_mlx.train.train on dataset/train.jsonl
+  ours halves  the same with train.micro_batch_size at half the batch
+  ours plain   the same without the dense copies that upft_mlx/cpu.py makes on MLX's CPU backend and nowhere else: what
+               is left of the difference is in operations that are not needed on any device
   mlx-lm       `mlx_lm lora --mask-prompt` as people run it: prompt / completion data, its own loop and batches
   mlx-lm step  mlx-lm's loss and compiled step on our batches
   unsloth      unsloth-zoo's MLX trainer on the same token ids, where --unsloth-python names an environment that has it
@@ -43,7 +46,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SHARED = Path(os.environ.get("UPFT_SHARED", ROOT.parent / "shared"))
 PREFIX = 16
 RANK, SCALE, RATE, BETAS = 16, 2.0, 1e-4, (0.9, 0.95)
-CONTESTANTS = ("ours", "mlx-lm", "mlx-lm step", "unsloth")
+CONTESTANTS = ("ours", "ours halves", "ours plain", "mlx-lm", "mlx-lm step", "unsloth")
 
 
 class Turns:
@@ -107,13 +110,16 @@ def ours(work: Path, options: argparse.Namespace) -> None:
     """upft_mlx's trainer as `upft train` calls it."""
     import mlx.core as mx
 
+    import upft_mlx.cpu
     from upft_mlx.events import Event, Progress, Trained
     from upft_mlx.models import load
     from upft_mlx.rows import TrainingRow, write_rows
     from upft_mlx.rundir import RunDir
     from upft_mlx.train import train
 
-    run = RunDir(work / "run")
+    if options.contestant == "ours plain":
+        upft_mlx.cpu.add_dense_copies = lambda _: False
+    run = RunDir(work / f"run of {options.contestant}")
     rows = [TrainingRow(str(i), str(i), 0, "prefix", **row) for i, row in enumerate(read(work / "rows.jsonl"))]
     write_rows(run.train, rows)
     write_rows(run.valid, [])
@@ -135,8 +141,9 @@ def ours(work: Path, options: argparse.Namespace) -> None:
     total = time.perf_counter() - begin[0] - waiting.seconds
     evaluated.remove()
     turns.end(processed=counts[0], padding=counts[1], python_share=1 - evaluated.seconds / total)
-    turns._wait()
-    turns._say(left_to_gain(work, options, loaded))
+    if options.contestant == "ours":
+        turns._wait()
+        turns._say(left_to_gain(run.train, options, loaded))
 
 
 class Stopwatch:
@@ -163,7 +170,8 @@ def recipe(options: argparse.Namespace) -> Any:
     from upft_mlx.recipe import Recipe
 
     settings = {"batch_size": options.batch, "steps": options.steps, "learning_rate": RATE, "betas": list(BETAS)}
-    settings["micro_batch_size"] = options.micro_batch or None
+    halves = options.contestant == "ours halves"
+    settings["micro_batch_size"] = options.batch // 2 if halves else options.micro_batch or None
     return Recipe.model_validate(
         {
             "model": "model",
@@ -383,7 +391,7 @@ def products(config: dict[str, Any], batch: int, length: int, shared: int, super
                     add("attention", copies * heads, own, into, out)
                 for _ in range(2):  # to keys and to values
                     add("attention", copies * heads, keys, own, size)
-    add("forward", supervised, hidden, config["vocab_size"])
+    add("head", supervised, hidden, config["vocab_size"])
     add("backward", supervised, hidden, config["vocab_size"])
     return found
 
@@ -397,20 +405,27 @@ def flop(key: tuple[Any, ...]) -> int:
 
 
 def timed(key: tuple[Any, ...], quantization: dict[str, int] | None) -> float:
-    """Seconds of one product at its real shape and type, the mean of three after a first."""
+    """Seconds of one product at its real shape and type, the mean of three after a first.
+
+    A layer's forward product is with its dense copy, head and backward with the quantized weights (upft_mlx/cpu.py).
+    """
     import mlx.core as mx
 
     kind, *sizes = key
-    if kind in ("forward", "backward"):
+    if kind in ("forward", "backward", "head"):
         rows, into, out = sizes
         weight = mx.random.normal((out, into))
-        x = mx.random.normal((1, rows, into if kind == "forward" else out))
-        if quantization:
+        x = mx.random.normal((1, rows, out if kind == "backward" else into))
+        if quantization and kind != "forward":
             parts = mx.quantize(weight, **quantization)
             mx.eval(parts)
-            run = lambda: mx.quantized_matmul(x, *parts, transpose=kind == "forward", **quantization)  # noqa: E731
+            run = lambda: mx.quantized_matmul(x, *parts, transpose=kind == "head", **quantization)  # noqa: E731
+        elif quantization:
+            dense = mx.contiguous(weight.T)
+            mx.eval(dense)
+            run = lambda: x @ dense  # noqa: E731
         else:
-            run = lambda: x @ (weight.T if kind == "forward" else weight)  # noqa: E731
+            run = lambda: x @ (weight if kind == "backward" else weight.T)  # noqa: E731
     else:
         *stack, rows, into, out = sizes
         a, b = mx.random.normal((*stack, rows, into)), mx.random.normal((*stack, into, out))
@@ -423,13 +438,13 @@ def timed(key: tuple[Any, ...], quantization: dict[str, int] | None) -> float:
     return (time.perf_counter() - begin) / 3
 
 
-def left_to_gain(work: Path, options: argparse.Namespace, loaded: Any) -> dict[str, Any]:
+def left_to_gain(rows: Path, options: argparse.Namespace, loaded: Any) -> dict[str, Any]:
     """Seconds of a step of middle length, and of the products that it cannot do without; measured in turns."""
     from upft_mlx.batches import split, steps_from, to_examples
     from upft_mlx.rows import TrainingRow, read_rows
     from upft_mlx.train import Stepper, shared_length
 
-    examples = to_examples(list(read_rows(work / "run" / "dataset" / "train.jsonl", TrainingRow)), 2048)
+    examples = to_examples(list(read_rows(rows, TrainingRow)), 2048)
     stepper = Stepper(loaded.model, recipe(options).train, shared=shared_length(examples))
     stream = steps_from(examples, options.batch, 0, 0)
     steps = sorted((next(stream)[1] for _ in range(options.steps)), key=lambda part: max(len(e.ids) for e in part))
@@ -595,9 +610,8 @@ def main() -> None:
     options = parser.parse_args()
     if options.contestant:
         own_output()
-        {"ours": ours, "mlx-lm": mlx_lm, "mlx-lm step": mlx_lm_step, "unsloth": unsloth}[options.contestant](
-            options.work, options
-        )
+        others = {"mlx-lm": mlx_lm, "mlx-lm step": mlx_lm_step, "unsloth": unsloth}
+        others.get(options.contestant, ours)(options.work, options)
         return
     if not SHARED.is_dir():
         raise SystemExit(f"{SHARED}: not there; set UPFT_SHARED to the folder with make_qwen.py and the questions")

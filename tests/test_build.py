@@ -11,6 +11,7 @@ import pytest
 from upft_mlx.build import build
 from upft_mlx.errors import TrainingError
 from upft_mlx.models import Loaded
+from upft_mlx.prefix import structure_numbers
 from upft_mlx.problems import Problem
 from upft_mlx.prompts import Renderer
 from upft_mlx.recipe import PAPER_TEMPLATE, Prompt, Recipe
@@ -39,15 +40,17 @@ def test_rows_hold_the_rendered_prompt_and_exactly_the_sampled_ids(
     make_recipe: MakeRecipe, loaded: Loaded, tmp_path: Path
 ) -> None:
     recipe = make_recipe(prefix={"length": 3}, train={"valid_ratio": 0.0})
+    drawn = max(structure_numbers(len(PROBLEMS), recipe.prefix.structure_ratio, recipe.seed))
+    assert drawn > 0
     sampled = [
         solution(0, "First, we find", loaded),
-        solution(1, "The plan", loaded, kind="full", finish_reason="stop"),
+        solution(drawn, "The plan", loaded, kind="full", finish_reason="stop"),
     ]
     (prefix, structure), valid, _ = made(recipe, loaded, tmp_path, sampled)
     renderer = Renderer(loaded.tokenizer, Prompt())
     assert prefix.prompt_ids == renderer.ids(PROBLEMS[0].question + PAPER_TEMPLATE)
     assert prefix.completion_ids == [*sampled[0].completion_ids[:3], loaded.eos_id]
-    assert structure.prompt_ids == renderer.ids(PROBLEMS[1].question)
+    assert structure.prompt_ids == renderer.ids(PROBLEMS[drawn].question)
     assert structure.completion_ids == [*sampled[1].completion_ids, loaded.eos_id]
     assert (prefix.kind, structure.kind) == ("prefix", "structure")
     assert valid == []

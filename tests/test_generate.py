@@ -11,16 +11,19 @@ from pathlib import Path
 
 import pytest
 from conftest import MODEL
+from hypothesis import given
+from hypothesis import strategies as st
 
 from upft_mlx.errors import ModelError
 from upft_mlx.events import Event, Progress
-from upft_mlx.generate import generate
+from upft_mlx.generate import Plan, generate
 from upft_mlx.models import Loaded
-from upft_mlx.prefix import wanted
+from upft_mlx.prefix import Wanted, wanted
 from upft_mlx.problems import Problem, load_problems
 from upft_mlx.recipe import Recipe
 from upft_mlx.rows import Solution, read_rows
 from upft_mlx.rundir import RunDir
+from upft_mlx.sampler import Sampler
 
 MakeRecipe = Callable[..., Recipe]
 
@@ -31,7 +34,8 @@ def problems(recipe: Recipe) -> list[Problem]:
 
 def run(recipe: Recipe, loaded: Loaded, folder: Path) -> bytes:
     run_dir = RunDir(folder)
-    generate(recipe, loaded, wanted(recipe, problems(recipe)), run_dir)
+    generate(recipe, loaded, problems(recipe), wanted(recipe, problems(recipe)), run_dir)
+    assert not run_dir.partial.exists()
     return run_dir.solutions.read_bytes()
 
 
@@ -56,7 +60,7 @@ def test_progress_counts_up_to_all_solutions_and_tokens(
 ) -> None:
     seen: list[Event] = []
     recipe = make_recipe()
-    generate(recipe, loaded, wanted(recipe, problems(recipe)), RunDir(tmp_path), seen.append)
+    generate(recipe, loaded, problems(recipe), wanted(recipe, problems(recipe)), RunDir(tmp_path), seen.append)
     last = seen[-1]
     assert isinstance(last, Progress)
     assert (last.done, last.total) == (20, 20)
@@ -67,12 +71,23 @@ def test_a_file_cut_anywhere_is_continued_to_the_same_bytes(
     make_recipe: MakeRecipe, loaded: Loaded, tmp_path: Path
 ) -> None:
     recipe = make_recipe()
-    whole = run(recipe, loaded, tmp_path / "whole")
+    partial = b""
+
+    def keep(event: Event) -> None:
+        nonlocal partial
+        path = tmp_path / "whole" / "solutions.partial.jsonl"
+        partial = path.read_bytes() if path.exists() else partial
+
+    folder = RunDir(tmp_path / "whole")
+    generate(recipe, loaded, problems(recipe), wanted(recipe, problems(recipe)), folder, keep)
+    whole = folder.solutions.read_bytes()
+    assert sorted(partial.splitlines()) == sorted(whole.splitlines())
+    assert partial != whole, "sampled in another order than that of the problems"
     for cut in (0, 1, len(whole) // 3, len(whole) // 2, len(whole) - 1, len(whole)):
-        folder = tmp_path / f"cut-{cut}"
-        folder.mkdir()
-        (folder / "solutions.jsonl").write_bytes(whole[:cut])
-        assert run(recipe, loaded, folder) == whole, cut
+        run_dir = RunDir(tmp_path / f"cut-{cut}")
+        run_dir.root.mkdir()
+        run_dir.partial.write_bytes(partial[:cut])
+        assert run(recipe, loaded, run_dir.root) == whole, cut
 
 
 def test_another_seed_samples_other_solutions(make_recipe: MakeRecipe, loaded: Loaded, tmp_path: Path) -> None:
@@ -111,7 +126,7 @@ def test_sigkill_at_any_moment_loses_nothing_but_the_chunk_in_hand(tmp_path: Pat
     _, error = process.communicate(timeout=120)
     assert process.returncode == 0, error
     whole = (tmp_path / "whole" / "solutions.jsonl").read_bytes()
-    file = tmp_path / "killed" / "solutions.jsonl"
+    file = tmp_path / "killed" / "solutions.partial.jsonl"
     kills = 0
     for wait_for in (1, 5, 12, 20):  # lines on the disk, then kill -9 in the middle of the next chunk
         process = start("killed")
@@ -126,4 +141,51 @@ def test_sigkill_at_any_moment_loses_nothing_but_the_chunk_in_hand(tmp_path: Pat
     _, error = process.communicate(timeout=120)
     assert process.returncode == 0, error
     assert kills >= 2
-    assert file.read_bytes() == whole
+    assert not file.exists()
+    assert file.with_name("solutions.jsonl").read_bytes() == whole
+
+
+def items(spec: list[tuple[str, int]]) -> list[Wanted]:
+    return [Wanted(number, kind, samples) for number, (kind, samples) in enumerate(spec)]  # type: ignore[arg-type]
+
+
+SPECS = st.lists(st.tuples(st.sampled_from(["full", "prefix"]), st.integers(1, 5)), min_size=1, max_size=30)
+
+
+@given(SPECS, st.integers(1, 6), st.data())
+def test_a_plan_samples_everything_once_in_chunks_of_one_kind_the_long_ones_first(
+    spec: list[tuple[str, int]], batch_size: int, data: st.DataObject
+) -> None:
+    wanted_ = items(spec)
+    lengths = data.draw(st.lists(st.integers(1, 9), min_size=len(spec), max_size=len(spec)))
+    plan = Plan(wanted_, lengths, batch_size)
+    chunks = [plan.chunk(number) for number in range(len(plan.sizes))]
+    assert sorted(item.number for chunk in chunks for item in chunk) == list(range(len(spec)))
+    assert plan.sizes == [sum(item.samples for item in chunk) for chunk in chunks]
+    assert all(len({item.kind for item in chunk}) == 1 for chunk in chunks)
+    order = [(item.kind == "prefix", -lengths[item.number]) for chunk in chunks for item in chunk]
+    assert order == sorted(order)
+    written = [(item.number, sample) for chunk in chunks for item in chunk for sample in range(item.samples)]
+    arranged = [written[line] for line in plan.lines()]
+    assert arranged == [(item.number, sample) for item in wanted_ for sample in range(item.samples)]
+
+
+def test_a_run_killed_after_the_last_row_was_put_in_order_samples_nothing_again(
+    make_recipe: MakeRecipe, loaded: Loaded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = make_recipe()
+    whole = run(recipe, loaded, tmp_path)
+    monkeypatch.setattr(Sampler, "sample", lambda *_: pytest.fail("sampled again"))
+    assert run(recipe, loaded, tmp_path) == whole
+
+
+def test_several_samples_stand_together_and_differ(make_recipe: MakeRecipe, loaded: Loaded, tmp_path: Path) -> None:
+    recipe = make_recipe(
+        generate={"samples": 6, "temperature": 1.0}, prefix={"selection": "consensus"}, problems={"limit": 10}
+    )
+    run(recipe, loaded, tmp_path)
+    rows = list(read_rows(tmp_path / "solutions.jsonl", Solution))
+    prefixes = [row for row in rows if row.kind == "prefix"]
+    assert [row.sample for row in prefixes] == list(range(6)) * 8
+    assert len({tuple(row.completion_ids) for row in prefixes[:6]}) > 1
+    assert [row.sample for row in rows if row.kind == "full"] == [0, 0]

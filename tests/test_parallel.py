@@ -223,7 +223,8 @@ def test_rows_do_not_depend_on_who_began_them(start: Any, tmp_path: Path) -> Non
     whole = (tmp_path / "one" / "solutions.jsonl").read_bytes()
     killed = tmp_path / "two"
     process = subprocess.Popen(upft("generate", killed), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    while not (killed / "solutions.jsonl").exists() or not (killed / "solutions.jsonl").read_bytes():
+    begun = killed / "solutions.partial.jsonl"
+    while not begun.exists() or not begun.read_bytes():
         assert process.poll() is None
         time.sleep(0.005)
     process.kill()
@@ -311,7 +312,7 @@ def test_a_rank_that_is_killed_takes_the_job_down_with_a_message(
         for stage in ("generate", "build"):
             assert subprocess.run(upft(stage, run, *long), capture_output=True, timeout=120).returncode == 0
     job = start(*[upft(verb, run, *long)] * 2)
-    begun = run / "adapter" / "checkpoints" / "step-0000003" if verb == "train" else run / "solutions.jsonl"
+    begun = run / "adapter" / "checkpoints" / "step-0000003" if verb == "train" else run / "solutions.partial.jsonl"
     deadline = time.monotonic() + 60
     while not begun.exists() and time.monotonic() < deadline:
         time.sleep(0.02)

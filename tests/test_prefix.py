@@ -10,7 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from upft_mlx.errors import ProblemsError
-from upft_mlx.prefix import prefix_ids, structure_ids, training_row, valid_ids, wanted, why_dropped
+from upft_mlx.prefix import (
+    prefix_ids,
+    row_kind,
+    structure_numbers,
+    training_row,
+    valid_numbers,
+    wanted,
+    why_dropped,
+)
 from upft_mlx.problems import Problem
 from upft_mlx.recipe import PAPER_TEMPLATE, Prefix, Recipe
 from upft_mlx.rows import Solution
@@ -53,9 +61,10 @@ def test_prefix_ids_are_the_first_t_sampled_ids_and_eos_where_it_is_due(
     assert prefix_ids(solution(ids, finish=finish), prefix, EOS) == expected
 
 
-def row(recipe: Recipe, sampled: Solution) -> Any:
+def row(recipe: Recipe, sampled: Solution, *, structure: bool = False) -> Any:
     problem = Problem("p", "How many apples are left?", "4")
-    return training_row(problem, sampled, recipe=recipe, renderer=WordRenderer(), eos_id=EOS)  # type: ignore[arg-type]
+    kind = row_kind(recipe, structure=structure)
+    return training_row(problem, sampled, kind, recipe=recipe, renderer=WordRenderer(), eos_id=EOS)  # type: ignore[arg-type]
 
 
 def test_prefix_rows_carry_the_template_in_the_user_turn(make_recipe: MakeRecipe) -> None:
@@ -67,7 +76,8 @@ def test_prefix_rows_carry_the_template_in_the_user_turn(make_recipe: MakeRecipe
 
 
 def test_structure_rows_use_the_plain_prompt_and_end_with_eos(make_recipe: MakeRecipe) -> None:
-    made = row(make_recipe(prefix={"length": 2}), solution([7, 8, 9], kind="full", finish="stop"))
+    recipe = make_recipe(prefix={"length": 2})
+    made = row(recipe, solution([7, 8, 9], kind="full", finish="stop"), structure=True)
     assert made.prompt == "How many apples are left?"
     assert made.prompt_ids == [100, 5, 101]
     assert made.completion_ids == [7, 8, 9, EOS]
@@ -76,6 +86,11 @@ def test_structure_rows_use_the_plain_prompt_and_end_with_eos(make_recipe: MakeR
 
 def test_full_rows_of_sft_are_called_full(make_recipe: MakeRecipe) -> None:
     assert row(make_recipe(method="sft"), solution([7], kind="full", finish="stop")).kind == "full"
+
+
+def test_a_full_solution_that_was_sampled_to_choose_trains_its_prefix(make_recipe: MakeRecipe) -> None:
+    made = row(make_recipe(prefix={"length": 2}), solution([7, 8, 9], kind="full", finish="stop"))
+    assert (made.kind, made.completion_ids) == ("prefix", [7, 8, EOS])
 
 
 def test_the_template_is_the_papers_to_the_letter() -> None:
@@ -105,23 +120,21 @@ def test_filters_drop_what_they_say(sampled: Solution, prefix: dict[str, Any], e
 
 @given(count=st.integers(0, 200), ratio=st.floats(0, 1), seed=st.integers(0, 9))
 def test_the_structure_share_is_exact_and_seeded(count: int, ratio: float, seed: int) -> None:
-    ids = [str(i) for i in range(count)]
-    chosen = structure_ids(ids, ratio, seed)
+    chosen = structure_numbers(count, ratio, seed)
     assert len(chosen) == round(ratio * count)
-    assert chosen <= set(ids)
-    assert chosen == structure_ids(ids, ratio, seed)
+    assert chosen <= set(range(count))
+    assert chosen == structure_numbers(count, ratio, seed)
 
 
 def test_the_structure_share_is_no_head_of_the_file() -> None:
-    ids = [str(i) for i in range(1000)]
-    chosen = structure_ids(ids, 0.1, 0)
-    assert chosen != structure_ids(ids, 0.1, 1)
-    assert sum(int(i) >= 500 for i in chosen) > 30
+    chosen = structure_numbers(1000, 0.1, 0)
+    assert chosen != structure_numbers(1000, 0.1, 1)
+    assert sum(number >= 500 for number in chosen) > 30
 
 
 @given(count=st.integers(0, 60), ratio=st.floats(0, 0.99))
 def test_validation_holds_out_at_least_one_problem_and_never_all(count: int, ratio: float) -> None:
-    held_out = valid_ids([str(i) for i in range(count)], ratio, 0)
+    held_out = valid_numbers(range(count), ratio, 0)
     if ratio == 0 or count < 2:
         assert not held_out
     else:
@@ -148,7 +161,7 @@ def test_structure_only_decodes_the_same_full_solutions_as_upft(make_recipe: Mak
 
 def test_rft_samples_each_problem_and_refuses_problems_without_answer(make_recipe: MakeRecipe) -> None:
     recipe = make_recipe(method="rft", generate={"samples": 3})
-    assert [item.sample for item in wanted(recipe, PROBLEMS[:2])] == [0, 1, 2, 0, 1, 2]
+    assert [(item.kind, item.samples) for item in wanted(recipe, PROBLEMS[:2])] == [("full", 3), ("full", 3)]
     with pytest.raises(ProblemsError, match=r"1 of 2 problems have none: x;.*problems\.answer"):
         wanted(recipe, [PROBLEMS[0], Problem("x", "q")])
 
@@ -156,3 +169,31 @@ def test_rft_samples_each_problem_and_refuses_problems_without_answer(make_recip
 def test_structure_only_refuses_a_share_of_nothing(make_recipe: MakeRecipe) -> None:
     with pytest.raises(ProblemsError, match=r"raise prefix\.structure_ratio"):
         wanted(make_recipe(method="structure_only", prefix={"structure_ratio": 0.01}), PROBLEMS)
+
+
+@pytest.mark.parametrize(
+    ("method", "selection", "expected"),
+    [
+        ("upft", "consensus", [("full", 1)] * 3 + [("prefix", 4)] * 7),
+        ("upft", "majority_answer", [("full", 4)] * 10),
+        ("sft", "majority_answer", [("full", 4)] * 10),
+        ("upft", "confidence", [("full", 4)] * 10),
+        ("upft", "longest", [("full", 4)] * 10),
+        ("upft", "label", [("full", 4)] * 10),
+    ],
+)
+def test_a_selection_samples_what_it_looks_at(
+    make_recipe: MakeRecipe, method: str, selection: str, expected: list[tuple[str, int]]
+) -> None:
+    recipe = make_recipe(
+        method=method, generate={"samples": 4}, prefix={"structure_ratio": 0.3, "selection": selection}
+    )
+    found = wanted(recipe, PROBLEMS)
+    assert [item.number for item in found] == list(range(10))
+    assert sorted((item.kind, item.samples) for item in found) == sorted(expected)
+
+
+def test_a_selection_by_label_says_which_problems_have_none(make_recipe: MakeRecipe) -> None:
+    recipe = make_recipe(generate={"samples": 2}, prefix={"selection": "label"})
+    with pytest.raises(ProblemsError, match=r"selection: label needs answers, 1 of 2 problems have none: x;"):
+        wanted(recipe, [PROBLEMS[0], Problem("x", "q")])

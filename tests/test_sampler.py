@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
 import pytest
+from helpers_loss import FAMILIES, family
+from hypothesis import given
+from hypothesis import strategies as st
 from scipy import stats
 
+from upft_mlx import prefill as prefill_module
 from upft_mlx.loss import scalar
 from upft_mlx.models import Loaded
+from upft_mlx.prefill import Prefill, shared_length
 from upft_mlx.prompts import Renderer
 from upft_mlx.recipe import Prompt
-from upft_mlx.sampler import Request, Sampling, _sampler, chunks, derive_seed, sample_chunk, sampling_for
+from upft_mlx.sampler import Request, Sampler, Sampling, _sampler, chunks, derive_seed, sample_chunk, sampling_for
 
 QUESTIONS = ["Ann has 3 apples and buys 4 more.", "Tom has 9 pens.", "There are 5 boxes with 6 eggs each. How many?"]
 
@@ -88,6 +96,138 @@ def test_top_p_keeps_the_smallest_set_with_that_share(loaded: Loaded, top_p: flo
 def test_the_nucleus_is_taken_after_the_temperature(loaded: Loaded) -> None:
     """At T = 0.5 the first id has 0.16 / 0.285 = 0.56 of the mass; before the temperature it has 0.4."""
     assert set(draw(loaded, PROBABILITIES, Sampling(0.5, top_p=0.5), 2000)) == {0}
+
+
+def next_token(loaded: Loaded, prompt: list[int]) -> np.ndarray[Any, Any]:
+    """The model's own distribution of the token after a prompt, in float64."""
+    logits = np.array(loaded.model(mx.array([prompt]))[0, -1].astype(mx.float32), np.float64)
+    weights = np.exp(logits - logits.max())
+    return weights / weights.sum()
+
+
+def chance(found: Counter[int], expected: np.ndarray[Any, Any]) -> float:
+    """The p-value of a chi-square test; ids that are expected less than 10 times are taken together."""
+    n = sum(found.values())
+    common = [token for token in range(len(expected)) if n * expected[token] >= 10]
+    observed = [found[token] for token in common]
+    counts = [n * expected[token] for token in common]
+    if n - sum(counts) >= 10:
+        observed, counts = [*observed, n - sum(observed)], [*counts, n - sum(counts)]
+    if len(counts) < 2:  # all but one are next to impossible
+        return 1.0
+    counts = [count * sum(observed) / sum(counts) for count in counts]
+    return float(stats.chisquare(observed, counts).pvalue)
+
+
+@pytest.mark.parametrize("temperature", [0.6, 1.0])
+def test_sampled_tokens_have_the_models_own_frequencies(loaded: Loaded, temperature: float) -> None:
+    """Through the whole engine: shared prompts, two batches, several samples per prompt. A bias would show."""
+    prompts = [request.prompt_ids for request in requests(loaded, 1)]
+    n = 3000
+    found = sample_chunk(loaded, [Request(ids, 1, n) for ids in prompts], Sampling(temperature, batch_size=512), seed=5)
+    for index, prompt in enumerate(prompts):
+        drawn = Counter((c.ids or [loaded.eos_id])[0] for c in found[index * n : (index + 1) * n])
+        expected = next_token(loaded, prompt) ** (1 / temperature)
+        assert chance(drawn, expected / expected.sum()) > 1e-3
+        biased = next_token(loaded, prompt) ** (1 / (temperature * 0.7))
+        assert chance(drawn, biased / biased.sum()) < 1e-4, "the test would see a sampler at another temperature"
+
+
+def test_later_tokens_follow_what_was_sampled_before(loaded: Loaded) -> None:
+    """The second token's frequencies, given the first: a cache mixed up among samples would show."""
+    prompt = requests(loaded, 1)[0].prompt_ids
+    found = sample_chunk(loaded, [Request(prompt, 2, 3000)], Sampling(1.0, batch_size=512), seed=6)
+    firsts = Counter(completion.ids[0] for completion in found if completion.ids)
+    assert len(firsts) > 1
+    for first, count in firsts.most_common(2):
+        drawn = Counter([*c.ids, loaded.eos_id][1] for c in found if c.ids[:1] == [first])
+        if count > 300:
+            assert chance(drawn, next_token(loaded, [*prompt, first])) > 1e-3
+
+
+def test_samples_of_a_prompt_share_its_prefill_and_all_prompts_what_they_begin_with(loaded: Loaded) -> None:
+    asked = requests(loaded, 4)
+    lengths = [len(request.prompt_ids) for request in asked]
+    shared = shared_length([request.prompt_ids for request in asked])
+    assert shared >= 3, "the opening of the user turn"
+    few, many = Sampler(loaded, Sampling(0.0)), Sampler(loaded, Sampling(0.0))
+    alone = few.sample(asked, seed=0)
+    many_samples = many.sample([Request(r.prompt_ids, 4, 5) for r in asked], seed=0)
+    assert many_samples == [completion for completion in alone for _ in range(5)]
+    padded = len(asked) * (max(lengths) - 1 - shared)
+    decoded = sum(len(completion.ids) + (completion.finish_reason == "stop") for completion in alone)
+    assert few.processed_tokens == shared + padded + decoded
+    assert many.processed_tokens == shared + padded + 5 * decoded
+
+
+@pytest.mark.parametrize("name", [*FAMILIES, "qwen3_5"])
+def test_every_family_continues_from_shared_caches_as_from_its_own(name: str) -> None:
+    """Greedy tokens against the slow way; prompts longer and shorter than the sliding windows.
+
+    Where mlx-lm's batches are wrong for a family, it is sampled one by one, and says so.
+    """
+    model = family(name)
+    stand_in = SimpleNamespace(eos_token_ids=[89], eos_token_id=89)
+    loaded = Loaded(model, stand_in, {}, Path(), mx.float32)
+    prompts = [[2, 3, 4, 5, *range(20, 20 + n)] for n in (1, 3, 9)] + [[2, 3, 4, 5, 7], [2, 3, 4, 5]]
+    sampler = Sampler(loaded, Sampling(0.0, batch_size=4))
+    assert (sampler.notice is None) == (name != "gemma2"), "mlx-lm 0.32 applies gemma2's masks to the wrong heads"
+    found = sampler.sample([Request(ids, 5, 2) for ids in prompts], seed=0)
+    expected = [greedy(loaded, ids, 5) for ids in prompts for _ in range(2)]
+    assert [completion.ids for completion in found] == expected
+
+
+def test_a_family_that_does_not_continue_exactly_is_sampled_without_sharing(
+    loaded: Loaded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = requests(loaded, 8)
+    expected = sample_chunk(loaded, asked, Sampling(0.0), seed=0)
+    original = Prefill.caches
+
+    def off_by_one(self: Prefill, prompts: Any) -> Any:
+        return original(self, [[*ids[:-2], ids[-1]] for ids in prompts])
+
+    monkeypatch.setattr(prefill_module.Prefill, "caches", off_by_one)
+    sampler = Sampler(loaded, Sampling(0.0))
+    assert "does not continue from what prompts share" in str(sampler.notice)
+    assert sampler.sample(asked, seed=0) == expected
+
+
+def test_log_probabilities_are_the_models_own_before_the_temperature(loaded: Loaded) -> None:
+    asked = requests(loaded, 40)
+    found = sample_chunk(loaded, asked, Sampling(0.7, logprobs=True), seed=3)
+    assert {completion.finish_reason for completion in found} >= {"stop"}
+    for request, completion in zip(asked, found, strict=True):
+        ids = [*request.prompt_ids, *completion.ids, *([loaded.eos_id] if completion.finish_reason == "stop" else [])]
+        expected = sum(
+            float(np.log(next_token(loaded, ids[:position])[ids[position]]))
+            for position in range(len(request.prompt_ids), len(ids))
+        )
+        assert completion.logprob == pytest.approx(expected, rel=1e-4, abs=1e-4)
+    assert sample_chunk(loaded, asked[:1], Sampling(0.7), seed=3)[0].logprob is None
+
+
+def test_a_stop_string_ends_a_completion_before_it(loaded: Loaded) -> None:
+    asked = requests(loaded, 40)
+    whole = sample_chunk(loaded, asked, Sampling(0.0), seed=0)
+    decode = loaded.tokenizer.decode
+    assert all("\\boxed{" in decode(completion.ids) for completion in whole)
+    found = sample_chunk(loaded, asked, Sampling(0.0, stop=("no such text", "oxed{")), seed=0)
+    for stopped, completion in zip(found, whole, strict=True):
+        assert stopped.finish_reason == "stop"
+        assert stopped.ids == completion.ids[: len(stopped.ids)]
+        text = decode(completion.ids)
+        before = text[: text.index("oxed{")]
+        assert before.startswith(decode(stopped.ids))
+        assert len(before) - len(decode(stopped.ids)) < 8, "no more is cut than the token that it begins in"
+
+
+@given(st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=6), min_size=1, max_size=5))
+def test_shared_tokens_are_those_of_all_prompts_and_leave_each_at_least_one(prompts: list[list[int]]) -> None:
+    n = shared_length(prompts)
+    assert all(ids[:n] == prompts[0][:n] for ids in prompts)
+    assert n < min(map(len, prompts))
+    assert n == min(map(len, prompts)) - 1 or len({ids[n] for ids in prompts}) > 1
 
 
 def test_unset_settings_come_from_the_models_generation_config(loaded: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,6 +16,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 from conftest import MODEL
+from mlx.utils import tree_map
 from mlx_lm.utils import load as mlx_lm_load
 
 from upft_mlx.adapters import adapter_weights, add_lora
@@ -203,6 +204,28 @@ def test_a_loss_that_is_not_finite_stops_with_step_and_rows_and_keeps_the_checkp
     found = latest(run.checkpoints)
     assert found is not None
     assert found[0].step == 2
+
+
+def test_a_finite_loss_whose_gradient_is_not_finite_leaves_no_checkpoint_with_its_weights(
+    make_recipe: MakeRecipe, run: RunDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = Stepper._accumulate
+
+    def accumulate(self: Stepper, examples: Any) -> Any:
+        loss, gradients, counts = original(self, examples)
+        bad = int(self.optimizer.step.item()) == 3
+        return loss, tree_map(lambda array: array * (math.inf if bad else 1), gradients), counts
+
+    monkeypatch.setattr(Stepper, "_accumulate", accumulate)
+    settings = {"epochs": 2, "checkpoint_every": 2, "clip_norm": None}
+    with pytest.raises(
+        TrainingError, match=r"step 4: the gradient's norm is (inf|nan) \(learning rate 0\.001, rows \d+/0, "
+    ):
+        train(make_recipe(train=settings), load(MODEL), run)
+    found = latest(run.checkpoints)
+    assert found is not None
+    assert found[0].step == 2
+    assert all(bool(mx.isfinite(array).all()) for array in found[1].values())
 
 
 def test_rows_without_room_for_a_completion_are_refused(make_recipe: MakeRecipe, run: RunDir) -> None:

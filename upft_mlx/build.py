@@ -1,21 +1,31 @@
-"""solutions.jsonl to dataset/train.jsonl and dataset/valid.jsonl, one row in memory at a time."""
+"""solutions.jsonl to dataset/train.jsonl and dataset/valid.jsonl, one problem in memory at a time.
+
+Two passes over solutions.jsonl: the first decides which samples train, which needs the grader, the second renders and
+writes them.
+"""
 
 from __future__ import annotations
 
+import itertools
+from array import array
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
-from upft_mlx.errors import TrainingError
+from upft_mlx.errors import RowsError, TrainingError
 from upft_mlx.events import Observer, Progress, ignore
-from upft_mlx.grade import is_correct
-from upft_mlx.prefix import training_row, valid_ids, why_dropped
+from upft_mlx.prefix import row_kind, structure_numbers, training_row, valid_numbers
 from upft_mlx.problems import Problem
 from upft_mlx.prompts import Renderer
 from upft_mlx.recipe import Recipe
-from upft_mlx.rows import Solution, TrainingRow, read_rows, write_rows
+from upft_mlx.rows import Solution, read_rows, rows_writer
 from upft_mlx.rundir import RunDir
+from upft_mlx.selection import choose
+
+_EVERY = 500
+"""Problems between two reports of progress."""
 
 
 @dataclass
@@ -41,11 +51,11 @@ def build(recipe: Recipe, tokenizer: Any, problems: Sequence[Problem], run: RunD
 
     Raises:
         TrainingError: no row is left to train on.
-        RowsError: solutions.jsonl is malformed.
+        RowsError: solutions.jsonl is malformed, or of other problems.
     """
     builder = _Builder(recipe, tokenizer, problems, run, notify)
-    write_rows(run.valid, builder.rows(valid=True))
-    write_rows(run.train, builder.rows(valid=False))
+    builder.choose()
+    builder.write()
     built = builder.built
     if not built.train:
         raise TrainingError(
@@ -55,63 +65,65 @@ def build(recipe: Recipe, tokenizer: Any, problems: Sequence[Problem], run: RunD
 
 
 class _Builder:
-    """Goes through solutions.jsonl once per side."""
+    """The two passes."""
 
     def __init__(
         self, recipe: Recipe, tokenizer: Any, problems: Sequence[Problem], run: RunDir, notify: Observer
     ) -> None:
-        self.recipe, self.run, self.notify = recipe, run, notify
-        self.by_id = {problem.id: problem for problem in problems}
+        self.recipe, self.problems, self.run, self.notify = recipe, problems, run, notify
         self.renderer = Renderer(tokenizer, recipe.prompt)
         self.eos_id = int(tokenizer.eos_token_id)
+        self.structure = structure_numbers(len(problems), recipe.prefix.structure_ratio, recipe.seed)
         self.built = Built()
-        self.held_out = self._held_out()
+        self.kept = bytearray()
+        """For each line of solutions.jsonl whether it trains."""
+        self.usable = array("L")
+        """The numbers of the problems with a line that does."""
 
-    def _held_out(self) -> frozenset[str]:
-        """Problems for the validation loss, drawn from those with a usable solution."""
-        solutions = read_rows(self.run.solutions, Solution)
-        usable = dict.fromkeys(s.problem_id for s in solutions if why_dropped(s, self.recipe.prefix) is None)
-        return valid_ids(list(usable), self.recipe.train.valid_ratio, self.recipe.seed)
+    def choose(self) -> None:
+        """The first pass."""
+        for number, problem, solutions in self._grouped(0):
+            chosen = choose(self.recipe, problem, solutions)
+            self.kept += bytes(position in chosen.kept for position in range(len(solutions)))
+            self.built.dropped += chosen.dropped
+            if chosen.kept:
+                self.usable.append(number)
 
-    def rows(self, *, valid: bool) -> Iterator[TrainingRow]:
-        """The rows of one side; counts them."""
-        for solution in self._kept(valid=valid):
-            problem = self.by_id[solution.problem_id]
-            row = training_row(problem, solution, recipe=self.recipe, renderer=self.renderer, eos_id=self.eos_id)
-            if valid:
-                self.built.valid += 1
-            else:
-                self.built.train += 1
-                self.built.tokens += len(row.completion_ids)
-            yield row
+    def write(self) -> None:
+        """The second pass."""
+        held_out = valid_numbers(self.usable, self.recipe.train.valid_ratio, self.recipe.seed)
+        line = 0
+        with ExitStack() as stack:
+            train, valid = (stack.enter_context(rows_writer(path)) for path in (self.run.train, self.run.valid))
+            for number, problem, solutions in self._grouped(len(self.problems)):
+                kind = row_kind(self.recipe, structure=number in self.structure)
+                for solution in solutions:
+                    if self.kept[line]:
+                        row = training_row(
+                            problem, solution, kind, recipe=self.recipe, renderer=self.renderer, eos_id=self.eos_id
+                        )
+                        (valid if number in held_out else train)(row)
+                        self._count(len(row.completion_ids), valid=number in held_out)
+                    line += 1
 
-    def _kept(self, *, valid: bool) -> Iterator[Solution]:
-        """The solutions of one side that pass the filters and, with rft, the grader."""
-        kept: dict[str, list[str]] = {}
-        total = len(self.by_id) * self.recipe.generate.samples
-        for done, solution in enumerate(read_rows(self.run.solutions, Solution), start=1):
-            if done % 500 == 0:
-                self.notify(Progress("build", done, total, "solutions"))
-            if (solution.problem_id in self.held_out) is not valid:
-                continue
-            reason = why_dropped(solution, self.recipe.prefix)
-            if reason is None and self.recipe.method == "rft":
-                texts = kept.setdefault(solution.problem_id, [])
-                problem = self.by_id[solution.problem_id]
-                reason = _why_rejected(solution, problem, texts, self.recipe.generate.keep)
-            if reason is None:
-                yield solution
-            else:
-                self.built.dropped[reason] += 1
+    def _count(self, tokens: int, *, valid: bool) -> None:
+        if valid:
+            self.built.valid += 1
+        else:
+            self.built.train += 1
+            self.built.tokens += tokens
 
-
-def _why_rejected(solution: Solution, problem: Problem, kept: list[str], keep: int) -> str | None:
-    """Rejection sampling: correct, not seen before, at most `keep` per problem."""
-    if len(kept) >= keep:
-        return "beyond generate.keep"
-    if solution.completion in kept:
-        return "duplicates"
-    if not is_correct(solution.completion, problem.answer or ""):
-        return "wrong"
-    kept.append(solution.completion)
-    return None
+    def _grouped(self, done: int) -> Iterator[tuple[int, Problem, list[Solution]]]:
+        """Each problem that has solutions, with its number and all of them; both files are in the same order."""
+        numbered = enumerate(self.problems)
+        groups = itertools.groupby(read_rows(self.run.solutions, Solution), key=lambda solution: solution.problem_id)
+        for problem_id, solutions in groups:
+            number, problem = next((pair for pair in numbered if pair[1].id == problem_id), (None, None))
+            if number is None or problem is None:
+                raise RowsError(
+                    f"{self.run.solutions}: problem {problem_id!r} is not among the problems, or out of their order; "
+                    "delete the file, the stage writes it again"
+                )
+            if number % _EVERY == 0:
+                self.notify(Progress("build", done + number, 2 * len(self.problems), "problems"))
+            yield number, problem, list(solutions)

@@ -108,6 +108,36 @@ _stage_command("evaluate", "Measure base and, once there is an adapter, tuned on
 _stage_command("fuse", "Write the adapter into the weights: fused/, a folder that mlx-lm loads.")
 
 
+@cli.command(
+    help=_help(
+        "Measure how long a prefix may be on RECIPE's model and problems: prefix self-consistency and prefix accuracy, "
+        "as tables, JSON and curves, and a recommended prefix.length. Continues where it stopped.",
+        "upft analyze quickstart",
+        "upft analyze my-recipe.yaml --set analyze.problems=50",
+    )
+)
+@click.argument("recipe")
+@_common
+def analyze(recipe: str, **options: Any) -> None:
+    """See the help."""
+    _study(recipe, "analyze", **options)
+
+
+@cli.command(
+    help=_help(
+        "Run base and the methods of RECIPE's compare section over several seeds with the same evaluation: accuracy "
+        "with intervals, tokens, time and memory as a table, figures and JSON. Continues where it stopped.",
+        "upft compare quickstart",
+        "upft compare my-recipe.yaml --set compare.seeds=5 --set 'compare.methods=[upft, upft:majority_answer]'",
+    )
+)
+@click.argument("recipe")
+@_common
+def compare(recipe: str, **options: Any) -> None:
+    """See the help."""
+    _study(recipe, "compare", **options)
+
+
 @cli.command(help=_help("List the shipped recipes.", "upft recipes"))
 def recipes() -> None:
     """See the help."""
@@ -129,6 +159,13 @@ def _run(
     as_json: bool,
     debug: bool,
 ) -> None:
+    with _prepared(name, overrides, offline=offline, debug=debug) as recipe:
+        _execute(recipe, run_dir or Path("runs") / recipe.name, stage, plain=plain, as_json=as_json)
+
+
+@contextmanager
+def _prepared(name: str, overrides: Sequence[str], *, offline: bool, debug: bool) -> Iterator[Recipe]:
+    """The recipe, with the ranks joined, the network off where it is to be, and errors turned into messages."""
     _quiet_libraries()
     with _edge(debug=debug):
         if offline:
@@ -139,9 +176,35 @@ def _run(
         from upft_mlx.parallel import ranks
 
         ranks()  # first, so that what goes wrong on one rank is heard by all
+        yield load_recipe(name, overrides)
 
-        recipe = load_recipe(name, overrides)
-        _execute(recipe, run_dir or Path("runs") / recipe.name, stage, plain=plain, as_json=as_json)
+
+def _study(
+    name: str,
+    what: str,
+    run_dir: Path | None,
+    overrides: Sequence[str],
+    offline: bool,
+    plain: bool,
+    as_json: bool,
+    debug: bool,
+) -> None:
+    """`upft analyze` and `upft compare`: what they find is a table of its own, not a run's report."""
+    with _prepared(name, overrides, offline=offline, debug=debug) as recipe:
+        from upft_mlx import ui
+        from upft_mlx.compare import compare
+        from upft_mlx.pipeline import run_analysis
+
+        root = run_dir or Path("runs") / recipe.name
+        work = {"analyze": run_analysis, "compare": compare}[what]
+        with _writing_to(root), ui.open_view(plain=plain, stderr=as_json) as notify:
+            found = work(recipe, root, notify)
+        if as_json:
+            click.echo(json.dumps(found, indent=2))
+        elif what == "analyze":
+            ui.print_analysis(found, root / "analysis")
+        else:
+            ui.print_comparison(found, root / "compare")
 
 
 def _execute(recipe: Recipe, run_dir: Path, stage: str | None, *, plain: bool, as_json: bool) -> None:

@@ -1,92 +1,181 @@
-"""Problems to solutions.jsonl: chunk by chunk, resumable, only as many tokens as a row needs."""
+"""Problems to solutions.jsonl: chunk by chunk, resumable, only as many tokens as a row needs.
+
+Chunks hold problems of like length and of one kind, the long ones first, so that little is padding and what does not
+fit into memory fails at once. They are appended to solutions.partial.jsonl; when all are there, the rows are put into
+the order of the problems.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict
+from array import array
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
 
-from upft_mlx.events import Observer, Progress, ignore
+from upft_mlx.events import Note, Observer, Progress, ignore
 from upft_mlx.models import Loaded
 from upft_mlx.parallel import mine, ranks, rounds
 from upft_mlx.prefix import Wanted
+from upft_mlx.problems import Problem
 from upft_mlx.prompts import Renderer
 from upft_mlx.recipe import Recipe
-from upft_mlx.rows import Solution, append_chunk, read_rows, resume
+from upft_mlx.rows import Solution, append_chunk, arrange, read_rows, resume
 from upft_mlx.rundir import RunDir
-from upft_mlx.sampler import (
-    Completion,
-    OnStep,
-    Request,
-    Sampling,
-    chunks,
-    derive_seed,
-    sample_chunk,
-    sampling_for,
-    summing,
-)
+from upft_mlx.sampler import Completion, OnStep, Request, Sampler, derive_seed, sampling_for, summing
+
+_BATCHES = {"full": 4, "prefix": 2}
+"""Batches per chunk: fewer lose less work to an interruption; more keep the batch full where lengths differ."""
 
 
-def generate(recipe: Recipe, loaded: Loaded, wanted: Sequence[Wanted], run: RunDir, notify: Observer = ignore) -> int:
-    """Sample what is wanted (`prefix.wanted`) and append it to solutions.jsonl.
+@dataclass(frozen=True)
+class Generated:
+    """What is in solutions.jsonl, and what it took."""
 
-    A file that holds the first chunks already is continued and ends with the bytes of an uninterrupted run.
-
-    Returns:
-        Tokens in the file, those of earlier processes included.
-    """
-    g = recipe.generate
-    sampling = sampling_for(loaded, g.temperature, g.batch_size, g.top_p, g.top_k)
-    renderer = Renderer(loaded.tokenizer, recipe.prompt)
-    plan = chunks(wanted, sampling.chunk_size)
-    total = sum(map(len, plan))
-    first = resume(run.solutions, [len(chunk) for chunk in plan])
-    done = sum(map(len, plan[:first]))
-    tokens = 0
-
-    def on_step(new_tokens: int, finished: int) -> None:
-        # The other ranks are taken to be as far as this one; the end of the round says how far they are.
-        notify(Progress("generate", done + finished * len(part), total, "solutions", tokens + new_tokens * len(part)))
-
-    notify(Progress("generate", done, total, "solutions", tokens))
-    for part in rounds(list(enumerate(plan))[first:]):
-        rows = _sample(recipe, loaded, renderer, sampling, mine(part), summing(on_step))
-        for made in ranks().gather([asdict(row) for row in rows]):
-            append_chunk(run.solutions, [Solution(**row) for row in made])
-            done, tokens = done + len(made), tokens + sum(len(row["completion_ids"]) for row in made)
-        notify(Progress("generate", done, total, "solutions", tokens))
-    return sum(len(row.completion_ids) for row in read_rows(run.solutions, Solution))
+    solutions: int
+    full: int
+    """Of these, full solutions."""
+    tokens_sampled: int
+    tokens_processed: int
+    """Passed through the model by this process, prompts and padding included."""
 
 
-def _sample(
+class Plan:
+    """The order in which solutions are sampled."""
+
+    def __init__(self, wanted: Sequence[Wanted], lengths: Sequence[int], batch_size: int) -> None:
+        """`lengths`: of all problems' questions, in any unit."""
+        self._wanted = wanted
+        order = sorted(range(len(wanted)), key=lambda i: (wanted[i].kind == "prefix", -lengths[wanted[i].number], i))
+        self._order = array("L", order)
+        self._ends = array("L")
+        """Of each chunk, in the order."""
+        self.sizes: list[int] = []
+        """Solutions of each chunk."""
+        self._cut(batch_size)
+
+    def _cut(self, batch_size: int) -> None:
+        size = 0
+        for position, index in enumerate(self._order):
+            item = self._wanted[index]
+            size += item.samples
+            following = self._order[position + 1] if position + 1 < len(self._order) else None
+            ends = following is None or self._wanted[following].kind != item.kind
+            if ends or size >= _BATCHES[item.kind] * batch_size:
+                self._ends.append(position + 1)
+                self.sizes.append(size)
+                size = 0
+
+    def chunk(self, number: int) -> list[Wanted]:
+        """What is sampled together."""
+        start = self._ends[number - 1] if number else 0
+        return [self._wanted[index] for index in self._order[start : self._ends[number]]]
+
+    def lines(self) -> Iterator[int]:
+        """The lines of a file written in this order, as they follow each other in the order of the problems."""
+        starts = array("L", bytes(array("L").itemsize * len(self._order)))
+        line = 0
+        for index in self._order:
+            starts[index] = line
+            line += self._wanted[index].samples
+        for index, item in enumerate(self._wanted):
+            yield from range(starts[index], starts[index] + item.samples)
+
+
+def generate(
     recipe: Recipe,
     loaded: Loaded,
-    renderer: Renderer,
-    sampling: Sampling,
-    numbered: tuple[int, Sequence[Wanted]] | None,
-    on_step: OnStep,
-) -> list[Solution]:
-    """This rank's chunk of a round, with the seed of its number: the same whoever samples it."""
-    if numbered is None:
-        return []
-    index, chunk = numbered
-    requests = [_request(recipe, renderer, item) for item in chunk]
-    seed = derive_seed("generate", recipe.seed, index)
-    completions = sample_chunk(loaded, requests, sampling, seed, on_step)
-    return [_solution(loaded, *pair) for pair in zip(chunk, completions, strict=True)]
+    problems: Sequence[Problem],
+    wanted: Sequence[Wanted],
+    run: RunDir,
+    notify: Observer = ignore,
+) -> Generated:
+    """Sample what is wanted (`prefix.wanted`) into solutions.jsonl.
+
+    Where the first chunks are there already it is continued, and ends with the bytes of an uninterrupted run.
+    """
+    generator = _Generator(recipe, loaded, problems, wanted, run, notify)
+    if run.partial.exists() or not run.solutions.exists():  # else all that is left to do is to say what is there
+        generator.sample()
+        arrange(run.partial, run.solutions, generator.plan.lines())
+        run.partial.unlink()
+    solutions = full = tokens = 0
+    for row in read_rows(run.solutions, Solution):
+        solutions, full, tokens = solutions + 1, full + (row.kind == "full"), tokens + len(row.completion_ids)
+    return Generated(solutions, full, tokens, generator.sampler.processed_tokens)
 
 
-def _request(recipe: Recipe, renderer: Renderer, item: Wanted) -> Request:
-    """Sampling always uses the plain question: the task template is for training only."""
-    limit = recipe.prefix.length if item.kind == "prefix" else recipe.generate.max_tokens
-    return Request(renderer.ids(item.problem.question), limit)
+class _Generator:
+    """Samples chunk by chunk and tells how far it is."""
 
+    def __init__(
+        self,
+        recipe: Recipe,
+        loaded: Loaded,
+        problems: Sequence[Problem],
+        wanted: Sequence[Wanted],
+        run: RunDir,
+        notify: Observer,
+    ) -> None:
+        self.recipe, self.loaded, self.problems, self.run, self.notify = recipe, loaded, problems, run, notify
+        g = recipe.generate
+        confidence = recipe.prefix.selection == "confidence"
+        self.sampler = Sampler(
+            loaded, sampling_for(loaded, g.temperature, g.batch_size, g.top_p, g.top_k, g.stop, confidence)
+        )
+        if self.sampler.notice:
+            notify(Note(self.sampler.notice))
+        self.renderer = Renderer(loaded.tokenizer, recipe.prompt)
+        lengths = array("L", (len(problem.question) for problem in problems))
+        self.plan = Plan(wanted, lengths, g.batch_size)
+        self.done = self.tokens = 0
+        self.total = sum(self.plan.sizes)
 
-def _solution(loaded: Loaded, item: Wanted, completion: Completion) -> Solution:
-    return Solution(
-        problem_id=item.problem.id,
-        sample=item.sample,
-        kind=item.kind,
-        completion_ids=completion.ids,
-        completion=loaded.tokenizer.decode(completion.ids),
-        finish_reason=completion.finish_reason,
-    )
+    def sample(self) -> None:
+        """All chunks that are not there yet, as many at a time as there are ranks."""
+        first = resume(self.run.partial, self.plan.sizes)
+        self.done = sum(self.plan.sizes[:first])
+        self._progress(0, 0)
+        for part in rounds(range(first, len(self.plan.sizes))):
+
+            def on_step(tokens: int, finished: int, count: int = len(part)) -> None:
+                # The other ranks are taken to be as far as this one; the end of the round says how far they are.
+                self._progress(tokens * count, finished * count)
+
+            rows = self._rows(mine(part), summing(on_step))
+            for made in ranks().gather([asdict(row) for row in rows]):
+                append_chunk(self.run.partial, [Solution(**row) for row in made])
+                self.done += len(made)
+                self.tokens += sum(len(row["completion_ids"]) for row in made)
+            self._progress(0, 0)
+
+    def _progress(self, tokens: int, finished: int) -> None:
+        self.notify(Progress("generate", self.done + finished, self.total, "solutions", self.tokens + tokens))
+
+    def _rows(self, number: int | None, on_step: OnStep) -> list[Solution]:
+        """This rank's chunk of a round, with the seed of its number: the same whoever samples it."""
+        if number is None:
+            return []
+        chunk = self.plan.chunk(number)
+        asked = [self.problems[item.number] for item in chunk]
+        requests = [self._request(*pair) for pair in zip(asked, chunk, strict=True)]
+        completions = iter(self.sampler.sample(requests, derive_seed("generate", self.recipe.seed, number), on_step))
+        return [
+            self._solution(problem, item, sample, next(completions))
+            for problem, item in zip(asked, chunk, strict=True)
+            for sample in range(item.samples)
+        ]
+
+    def _request(self, problem: Problem, item: Wanted) -> Request:
+        """Sampling always uses the plain question: the task template is for training only."""
+        limit = self.recipe.prefix.length if item.kind == "prefix" else self.recipe.generate.max_tokens
+        return Request(self.renderer.ids(problem.question), limit, item.samples)
+
+    def _solution(self, problem: Problem, item: Wanted, sample: int, completion: Completion) -> Solution:
+        return Solution(
+            problem_id=problem.id,
+            sample=sample,
+            kind=item.kind,
+            completion_ids=completion.ids,
+            completion=self.loaded.tokenizer.decode(completion.ids),
+            finish_reason=completion.finish_reason,
+            logprob=completion.logprob,
+        )

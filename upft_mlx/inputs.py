@@ -6,6 +6,8 @@ before it; so a change makes its stage and those after it run again, and nothing
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from functools import cached_property
@@ -24,7 +26,7 @@ class Inputs:
     """The inputs of the stages of one recipe on one model and its data."""
 
     def __init__(self, recipe: Recipe, model_path: Path, problems: Sequence[Problem], sets: Sequence[Set]) -> None:
-        self._dump = recipe.dump()
+        self._recipe, self._dump = recipe, recipe.dump()
         self._model_path, self._problems, self._sets = model_path, problems, sets
 
     @cached_property
@@ -41,16 +43,25 @@ class Inputs:
         return {
             **self._base(),
             "problems": self.hashes["problems"],
-            **self._fields("method"),
             "generate": _without(self._dump["generate"], "keep"),
-            "prefix": {name: self._dump["prefix"][name] for name in ("length", "structure_ratio")},
+            **self._solutions(),
         }
+
+    def _solutions(self) -> dict[str, Any]:
+        """Which solutions are sampled: methods and selections that need the same share them."""
+        prefix = self._dump["prefix"]
+        logprobs = prefix["selection"] == "confidence"
+        if self._recipe.samples_full:
+            return {"solutions": {"all_full": True, "logprobs": logprobs}}
+        only = self._dump["method"] == "structure_only"
+        fields = {name: prefix[name] for name in ("length", "structure_ratio")}
+        return {"solutions": {"structure_only": only}, "prefix": fields}
 
     def build(self) -> dict[str, Any]:
         """dataset/."""
         return {
             "generate stage": fingerprint(self.generate()),
-            **self._fields("prefix"),
+            **self._fields("method", "prefix"),
             "generate": {"keep": self._dump["generate"]["keep"]},
             "train": {"valid_ratio": self._dump["train"]["valid_ratio"]},
         }
@@ -83,6 +94,15 @@ class Inputs:
         """fused/."""
         return {"train stage": fingerprint(self.train()), **self._fields("publish")}
 
+    def analyze(self) -> dict[str, Any]:
+        """analysis/."""
+        return {
+            **self._base(),
+            "problems": self.hashes["problems"],
+            "generate": _without(self._dump["generate"], "keep", "samples"),
+            **self._fields("analyze"),
+        }
+
     def everything(self) -> dict[str, Any]:
         """What all ranks of a job must have in common: not the paths, which may differ from machine to machine."""
         fields = self._fields("method", "seed", "quantize", "prompt", "generate", "prefix", "lora", "train", "publish")
@@ -99,7 +119,10 @@ class Inputs:
 
 
 def _hash(problems: Sequence[Problem]) -> str:
-    return fingerprint({"problems": [[p.id, p.question, p.answer] for p in problems]})
+    digest = hashlib.sha256()
+    for problem in problems:
+        digest.update(json.dumps([problem.id, problem.question, problem.answer]).encode())
+    return digest.hexdigest()[:16]
 
 
 def _without(section: dict[str, Any], *names: str) -> dict[str, Any]:

@@ -19,6 +19,8 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from upft_mlx.batches import Batch
+from upft_mlx.trial import same_logits
+from upft_mlx.trial import scalar as scalar  # where others look for it
 
 Arrays = tuple[mx.array, mx.array, mx.array, mx.array, mx.array]
 
@@ -226,24 +228,7 @@ def _same_logits(model: nn.Module, shared: mx.array, modes: Modes) -> bool:
     width = whole.shape[1]
     places = mx.array([shared.size + 1, shared.size + 6, width + shared.size + 2])
     try:
-        found = supervised_logits(model, shared, tokens, rows, modes).astype(mx.float32)
-        full = model(whole).reshape(2 * width, -1)[places].astype(mx.float32)
-        if found.shape != full.shape:
-            return False
-        difference = scalar(mx.linalg.norm(found - full)) / max(scalar(mx.linalg.norm(full)), 1e-9)
+        found = supervised_logits(model, shared, tokens, rows, modes)
+        return same_logits(found, model(whole).reshape(2 * width, -1)[places])
     except (ValueError, TypeError, AttributeError, IndexError, KeyError, NotImplementedError):
         return False  # the family's layers are called with other shapes or another kind of cache
-    # What is wrong is off by about 1; rounding by a few units of the precision that the model computes with.
-    return difference < (1e-4 if _computes_in_float32(model) else 3e-2)
-
-
-def _computes_in_float32(model: nn.Module) -> bool:
-    dtype: mx.Dtype = model(mx.zeros((1, 1), mx.int32)).dtype
-    return dtype == mx.float32
-
-
-def scalar(array: mx.array) -> float:
-    """The value of a real array of size one."""
-    value = array.item()
-    assert isinstance(value, (int, float))
-    return float(value)

@@ -177,13 +177,15 @@ def load(path: Path, *, quantize: Quantize | None = None, trust_remote_code: boo
     """Load a model folder with mlx-lm and, if asked, quantize it layer by layer.
 
     On MLX's CPU backend the weights are cast to float32: 16-bit matrix products are about ten times slower
-    there. What is saved later has the folder's own type again.
+    there. What is saved later has the folder's own type again. Quantized layers get a dense copy there (`cpu.py`).
 
     Raises:
         ModelError: the folder cannot be loaded, or is to be quantized and is already.
     """
     import mlx.core as mx
     from mlx_lm.utils import load_model
+
+    from upft_mlx.cpu import add_dense_copies
 
     tokenizer = load_tokenizer(path, trust_remote_code=trust_remote_code)
     try:
@@ -194,6 +196,7 @@ def load(path: Path, *, quantize: Quantize | None = None, trust_remote_code: boo
         if mx.default_device().type == mx.DeviceType.cpu:
             model.set_dtype(mx.float32)
         mx.eval(model.parameters())
+        add_dense_copies(model)
     except ModelError:
         raise
     except Exception as error:  # mlx, mlx-lm and the model's own code raise what they like

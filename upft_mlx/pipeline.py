@@ -19,6 +19,7 @@ from upft_mlx.adapters import load_adapter
 from upft_mlx.benchmarks import load_benchmark, resolve
 from upft_mlx.build import build
 from upft_mlx.device import awake, limit_memory
+from upft_mlx.economy import economy
 from upft_mlx.errors import RunDirError
 from upft_mlx.evaluate import Set, announce, evaluate_side, replay, summarize
 from upft_mlx.events import Note, Observer, Side, StageDone, StageSkipped, StageStarted, ignore
@@ -27,11 +28,12 @@ from upft_mlx.inputs import Inputs
 from upft_mlx.models import Loaded, find_model, load, load_tokenizer
 from upft_mlx.parallel import ranks
 from upft_mlx.prefix import wanted
-from upft_mlx.problems import Problem, load_problems
+from upft_mlx.problems import stream_problems
 from upft_mlx.recipe import Recipe
 from upft_mlx.report import STAGES, collect, markdown
-from upft_mlx.rows import EvaluationRow, read_rows, write_atomically, write_json
+from upft_mlx.rows import EvaluationRow, read_json, read_rows, write_atomically, write_json
 from upft_mlx.rundir import Entry, RunDir, changes, fingerprint, remove
+from upft_mlx.spool import Spool
 
 
 def run(recipe: Recipe, run_dir: str | Path, notify: Observer = ignore) -> dict[str, Any]:
@@ -69,6 +71,22 @@ def run_stage(recipe: Recipe, run_dir: str | Path, stage: str, notify: Observer 
         return pipeline.report()
 
 
+def run_analysis(recipe: Recipe, run_dir: str | Path, notify: Observer = ignore) -> dict[str, Any]:
+    """The prefix statistics of the recipe's model and problems.
+
+    Returns:
+        The content of analysis/analysis.json.
+
+    Raises:
+        UpftError: one of its kinds; what was sampled is kept.
+    """
+    pipeline = Pipeline(recipe, run_dir, notify)
+    with pipeline.opened():
+        pipeline.analyze()
+    found: dict[str, Any] = read_json(pipeline.run.analysis / "analysis.json")
+    return found
+
+
 @dataclass(frozen=True)
 class Outcome:
     """What a stage gives the ledger."""
@@ -76,6 +94,8 @@ class Outcome:
     detail: str
     tokens_sampled: int = 0
     tokens_trained: int = 0
+    tokens_processed: int = 0
+    """By this process."""
 
 
 class Pipeline:
@@ -102,14 +122,14 @@ class Pipeline:
         with _together(), self.run.locked(), awake(self.notify):
             if limits := limit_memory():
                 self.notify(Note(limits))
-            ranks().agree({**self.inputs.everything(), "versions": _versions()})
+            ranks().agree({**self.inputs.everything(), "versions": versions()})
             ranks().mirror(self.run.root)
             yield
 
     def describe(self) -> None:
         """Write recipe.json: the resolved recipe, versions, hashes of model and data."""
-        versions = {**_versions(), "python": platform.python_version()}
-        write_json(self.run.recipe, {**self.recipe.dump(), "versions": versions, "hashes": self.inputs.hashes})
+        known = {**versions(), "python": platform.python_version()}
+        write_json(self.run.recipe, {**self.recipe.dump(), "versions": known, "hashes": self.inputs.hashes})
 
     def _inputs(self, stage: str) -> dict[str, Any]:
         if stage == "evaluate":
@@ -129,6 +149,7 @@ class Pipeline:
             "train": [run.adapter, run.metrics],
             "evaluate": [run.summary],
             "fuse": [run.fused, run.fidelity],
+            "analyze": [run.analysis],
         }[stage]
 
     def is_current(self, stage: str) -> bool:
@@ -141,6 +162,7 @@ class Pipeline:
         run = self.run
         inside = {
             "train": [run.adapter / "adapters.safetensors", run.adapter / "adapter_config.json"],
+            "analyze": [run.analysis / "analysis.json"],
             "fuse": [run.fused / "config.json", run.fused / "model.safetensors.index.json"],
         }
         return [*self._outputs(stage), *inside.get(stage, [])]
@@ -170,12 +192,12 @@ class Pipeline:
         """Problems to solutions.jsonl."""
 
         def work() -> Outcome:
-            tokens = generate(self.recipe, self._load(), self.wanted, self.run, self.notify)
-            full = sum(item.kind == "full" for item in self.wanted)
-            detail = f"{len(self.wanted)} solutions ({full} full), {tokens} tokens"
-            return Outcome(detail, tokens_sampled=tokens)
+            made = generate(self.recipe, self._load(), self.problems, self.wanted, self.run, self.notify)
+            detail = f"{made.solutions} solutions ({made.full} full), {made.tokens_sampled} tokens"
+            return Outcome(detail, tokens_sampled=made.tokens_sampled, tokens_processed=made.tokens_processed)
 
-        self._stage("generate", f"{len(self.wanted)} solutions of {self.recipe.model}", work)
+        solutions = sum(item.samples for item in self.wanted)
+        self._stage("generate", f"{solutions} solutions of {self.recipe.model}", work)
 
     def build(self) -> None:
         """solutions.jsonl to dataset/."""
@@ -195,7 +217,8 @@ class Pipeline:
             kept = position.best_step if self._saves_best(position.best_loss) else position.step
             detail = f"{position.step} steps, {position.trained_tokens} supervised tokens, "
             detail += f"{position.padding:.1%} padding, adapter of step {kept}"
-            return Outcome(detail, tokens_trained=position.trained_tokens)
+            processed = position.processed_tokens
+            return Outcome(detail, tokens_trained=position.trained_tokens, tokens_processed=processed)
 
         self._stage("train", "a LoRA adapter", work)
 
@@ -273,9 +296,43 @@ class Pipeline:
         if ranks().leads:  # there is nothing in it to share
             self._stage("fuse", "the adapter into the weights", work)
 
+    def analyze(self) -> None:
+        """Prefix statistics of the base model into analysis/."""
+        from upft_mlx.analysis import figure, markdown
+        from upft_mlx.analyze import analyze
+
+        def work() -> Outcome:
+            found = analyze(self.recipe, self._load(), self.problems, self.run, self.notify)
+            write_json(self.run.analysis / "analysis.json", found)
+            write_atomically(self.run.analysis / "curves.svg", figure(found))
+            write_atomically(self.run.analysis / "analysis.md", f"# {self.recipe.name}\n\n{markdown(found)}")
+            return Outcome(f"recommended prefix.length {found['recommended']['length'] or 'unknown'}")
+
+        if ranks().leads:
+            self._stage("analyze", f"prefixes of {self.recipe.model}", work)
+
+    def adopt(self, donor: RunDir) -> None:
+        """Take over what another run made from the same inputs: solutions, and the base model's answers."""
+        for name, inputs, path, theirs in self._adoptable(donor):
+            current = fingerprint(inputs)
+            entry = donor.entry(name)
+            if self.run.is_current(name, current) or entry is None or not theirs.exists():
+                continue
+            if entry.done and entry.fingerprint == current:
+                write_atomically(path, theirs.read_bytes())
+                self.run.record(name, entry)
+
+    def _adoptable(self, donor: RunDir) -> Iterator[tuple[str, dict[str, Any], Path, Path]]:
+        """Ledger name, inputs, own file and the donor's file."""
+        yield "generate", self.inputs.generate(), self.run.solutions, donor.solutions
+        for part in self.sets:
+            paths = (run.rows_of(part.entry.label, "base") for run in (self.run, donor))
+            yield _side_name(part, "base"), self.inputs.side(part, "base"), *paths
+
     def report(self) -> dict[str, Any]:
         """Write report.md and return what it says."""
         facts = collect(self.recipe, self.run, [stage for stage in STAGES if self.is_current(stage)])
+        facts["economy"] = economy(self.recipe, self.problems, self.run) if self.is_current("train") else None
         write_atomically(self.run.report, markdown(facts))
         return facts
 
@@ -284,7 +341,7 @@ class Pipeline:
 
     def _stage(self, stage: str, what: str, work: Callable[[], Outcome]) -> None:
         """Do a stage unless it is current; the ledger learns of it whatever happens."""
-        if stage != "fuse":
+        if stage not in ("fuse", "analyze"):
             ranks().mirror(self.run.root)
         inputs = self._inputs(stage)
         if self.is_current(stage):
@@ -319,13 +376,14 @@ class Pipeline:
             return entry
         if entry is not None and entry.fingerprint != current:
             self.notify(Note(f"{stage}: runs again, changed: {', '.join(changes(entry.inputs, inputs))}"))
-        remove(*self._outputs(stage))
+        remove(*self._outputs(stage), *([self.run.partial] if stage == "generate" else []))
         fresh = Entry(current, inputs=inputs)
         self.run.record(stage, fresh)
         return fresh
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Of this package and those that a run's numbers depend on."""
     packages = ("mlx", "mlx-lm", "transformers", "datasets", "math-verify")
     return {"upft-mlx": __version__, **{name: metadata.version(name) for name in packages}}
 
@@ -340,11 +398,11 @@ def _together() -> Iterator[None]:
         raise
 
 
-def _load_problems(recipe: Recipe) -> list[Problem]:
+def _load_problems(recipe: Recipe) -> Spool:
     section = recipe.problems
-    builtin = "train" if section.builtin else None
-    seed = recipe.seed if section.shuffle else None
-    return load_problems(section, builtin=builtin, limit=section.limit, shuffle=seed)
+    problems = Spool(stream_problems(section, builtin="train" if section.builtin else None))
+    problems.take(section.limit, recipe.seed if section.shuffle else None)
+    return problems
 
 
 def _side_name(part: Set, side: Side) -> str:
@@ -352,4 +410,4 @@ def _side_name(part: Set, side: Side) -> str:
     return f"evaluate/{part.entry.label}/{side}"
 
 
-__all__ = ["STAGES", "Pipeline", "run", "run_stage"]
+__all__ = ["STAGES", "Pipeline", "run", "run_analysis", "run_stage", "versions"]

@@ -18,51 +18,56 @@ from upft_mlx.prompts import Renderer
 from upft_mlx.recipe import Prefix, Recipe
 from upft_mlx.rows import Solution, TrainingRow
 
+RowKind = Literal["prefix", "structure", "full"]
+
 _CJK = re.compile("[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af\uf900-\ufaff\U00020000-\U0002ebef]")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Wanted:
-    """One solution to sample."""
+    """The solutions to sample of one problem."""
 
-    problem: Problem
-    sample: int
+    number: int
+    """Of the problem, from 0 in their order."""
     kind: Literal["prefix", "full"]
+    samples: int = 1
 
 
-def structure_ids(ids: Sequence[str], ratio: float, seed: int) -> frozenset[str]:
-    """The problems of D_f: a seeded random share of `ids`, rounded to a whole number."""
-    return frozenset(random.Random(f"structure/{seed}").sample(list(ids), round(ratio * len(ids))))
+def structure_numbers(count: int, ratio: float, seed: int) -> frozenset[int]:
+    """The problems of D_f: a seeded random share of `count`, rounded to a whole number."""
+    return frozenset(random.Random(f"structure/{seed}").sample(range(count), round(ratio * count)))
 
 
 def wanted(recipe: Recipe, problems: Sequence[Problem]) -> list[Wanted]:
-    """The solutions that the recipe's method needs, in the order of the problems.
+    """The solutions that the recipe's method and selection need, in the order of the problems.
 
     Raises:
-        ProblemsError: rft, and problems without an answer; or structure_only, and no problem was drawn.
+        ProblemsError: answers are needed, and problems have none; or structure_only, and no problem was drawn.
     """
-    if recipe.method == "rft":
-        _refuse_unlabelled(problems)
-    if recipe.method in ("sft", "rft"):
-        return [Wanted(p, k, "full") for p in problems for k in range(recipe.generate.samples)]
-    full = structure_ids([p.id for p in problems], recipe.prefix.structure_ratio, recipe.seed)
+    if recipe.needs_labels:
+        _refuse_unlabelled(recipe, problems)
+    count, samples = len(problems), recipe.generate.samples
+    if recipe.samples_full:
+        return [Wanted(number, "full", samples) for number in range(count)]
+    full = structure_numbers(count, recipe.prefix.structure_ratio, recipe.seed)
     if recipe.method == "structure_only":
         if not full:
             raise ProblemsError(
-                f"structure_only: a share of {recipe.prefix.structure_ratio} of {len(problems)} problems is none; "
+                f"structure_only: a share of {recipe.prefix.structure_ratio} of {count} problems is none; "
                 "raise prefix.structure_ratio or problems.limit"
             )
-        return [Wanted(p, 0, "full") for p in problems if p.id in full]
-    return [Wanted(p, 0, "full" if p.id in full else "prefix") for p in problems]
+        return [Wanted(number, "full") for number in sorted(full)]
+    return [Wanted(number, "full") if number in full else Wanted(number, "prefix", samples) for number in range(count)]
 
 
-def _refuse_unlabelled(problems: Sequence[Problem]) -> None:
+def _refuse_unlabelled(recipe: Recipe, problems: Sequence[Problem]) -> None:
     missing = [p.id for p in problems if p.answer is None]
     if missing:
         shown = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
+        what = "method rft" if recipe.method == "rft" else "prefix.selection: label"
         raise ProblemsError(
-            f"method rft needs answers, {len(missing)} of {len(problems)} problems have none: {shown}; "
-            "name the answer's column with problems.answer, or use method: upft"
+            f"{what} needs answers, {len(missing)} of {len(problems)} problems have none: {shown}; "
+            "name the answer's column with problems.answer, or use method: upft without labels"
         )
 
 
@@ -80,24 +85,20 @@ def why_dropped(solution: Solution, prefix: Prefix) -> str | None:
 
 
 def training_row(
-    problem: Problem, solution: Solution, *, recipe: Recipe, renderer: Renderer, eos_id: int
+    problem: Problem, solution: Solution, kind: RowKind, *, recipe: Recipe, renderer: Renderer, eos_id: int
 ) -> TrainingRow:
     """The row that a solution trains.
 
     Prefix rows: the question with the task template as prompt; the first `prefix.length` sampled ids, never
     re-tokenised text, as completion; then EOS if `prefix.eos` says so, or if the solution itself ended there.
-    Full rows: the plain question; the whole solution with its EOS.
+    Structure and full rows: the plain question; the whole solution with its EOS.
     """
-    if solution.kind == "prefix":
+    if kind == "prefix":
         prompt = problem.question + recipe.prefix.template_text
         ids = prefix_ids(solution, recipe.prefix, eos_id)
     else:
         prompt = problem.question
         ids = [*solution.completion_ids, eos_id]
-    structure = recipe.method in ("upft", "structure_only")
-    kind: Literal["prefix", "structure", "full"] = "prefix"
-    if solution.kind == "full":
-        kind = "structure" if structure else "full"
     return TrainingRow(
         id=f"{problem.id}/{solution.sample}",
         problem_id=problem.id,
@@ -110,6 +111,13 @@ def training_row(
     )
 
 
+def row_kind(recipe: Recipe, *, structure: bool) -> RowKind:
+    """What a problem's rows are; `structure`: whether it belongs to D_f."""
+    if recipe.method in ("sft", "rft"):
+        return "full"
+    return "structure" if structure else "prefix"
+
+
 def prefix_ids(solution: Solution, prefix: Prefix, eos_id: int) -> list[int]:
     """The supervised ids of a prefix row: at most `prefix.length` sampled ids, and EOS where it is due."""
     ids = solution.completion_ids[: prefix.length]
@@ -117,9 +125,9 @@ def prefix_ids(solution: Solution, prefix: Prefix, eos_id: int) -> list[int]:
     return [*ids, eos_id] if prefix.eos or ended else ids
 
 
-def valid_ids(ids: Sequence[str], ratio: float, seed: int) -> frozenset[str]:
+def valid_numbers(numbers: Sequence[int], ratio: float, seed: int) -> frozenset[int]:
     """The problems held out for the validation loss: a seeded share, at least one, never all."""
-    if ratio == 0 or len(ids) < 2:
+    if ratio == 0 or len(numbers) < 2:
         return frozenset()
-    count = min(max(1, round(ratio * len(ids))), len(ids) - 1)
-    return frozenset(random.Random(f"valid/{seed}").sample(list(ids), count))
+    count = min(max(1, round(ratio * len(numbers))), len(numbers) - 1)
+    return frozenset(random.Random(f"valid/{seed}").sample(numbers, count))

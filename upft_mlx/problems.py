@@ -8,10 +8,12 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 import math
 import random
 import re
+from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,25 +61,60 @@ class Source(Protocol):
 def load_problems(
     source: Source, *, builtin: str | None = None, limit: int | None = None, shuffle: int | None = None
 ) -> list[Problem]:
-    """All problems of a source, in a fixed order.
+    """The problems of a source in memory; see `stream_problems` and `chosen`."""
+    problems = list(stream_problems(source, builtin=builtin))
+    return [problems[number] for number in chosen(len(problems), limit, shuffle)]
+
+
+def chosen(count: int, limit: int | None, shuffle: int | None) -> Sequence[int]:
+    """Which of `count` problems are taken, in order: at most `limit`, after a shuffle with the seed `shuffle`."""
+    numbers = array("L", range(count))
+    if shuffle is not None:
+        random.Random(shuffle).shuffle(numbers)
+    return numbers[:limit]
+
+
+def stream_problems(source: Source, *, builtin: str | None = None) -> Iterator[Problem]:
+    """All problems of a source, one at a time, in a fixed order.
 
     Args:
         source: where to read and which columns to take.
         builtin: a file of the package instead (`train` or `test` of the embedded arithmetic problems).
-        limit: at most so many, taken after the shuffle.
-        shuffle: the seed of a shuffle, None for the source's own order.
 
     Raises:
         ProblemsError: the source is missing, empty or malformed; names `file:line` and the column.
         OfflineError: a Hub dataset is not on this machine and cannot be downloaded.
     """
     name, rows = _open(source, builtin)
-    problems = list(_problems(rows, source.question, source.answer))
-    if not problems:
+    digests = array("q")
+    for _, problem in _problems(rows, source.question, source.answer):
+        digests.append(hash(problem.id))
+        yield problem
+    if not digests:
         raise ProblemsError(f"{name}: no rows; a dataset needs at least one question")
-    if shuffle is not None:
-        random.Random(shuffle).shuffle(problems)
-    return problems[:limit]
+    if repeated := _first_repeated(digests):
+        (first, _), (where, problem) = (_numbered(source, builtin, number) for number in repeated)
+        raise ProblemsError(
+            f"{where}: the id {problem.id!r} is taken (by {first}); ids tell rows apart, make them differ"
+        )
+
+
+def _numbered(source: Source, builtin: str | None, number: int) -> tuple[str, Problem]:
+    """Where a problem stands, and the problem; the source is read again, since this is for an error only."""
+    _, rows = _open(source, builtin)
+    return next(itertools.islice(_problems(rows, source.question, source.answer), number, None))
+
+
+def _first_repeated(digests: array[int]) -> tuple[int, int] | None:
+    """The numbers of two rows with the same digest; of all such pairs the one whose second row comes first."""
+    import numpy as np
+
+    values = np.frombuffer(digests, np.int64)
+    order = np.argsort(values, kind="stable")
+    again = np.flatnonzero(values[order[1:]] == values[order[:-1]])
+    if not len(again):
+        return None
+    return min(((int(order[i]), int(order[i + 1])) for i in again), key=lambda numbers: numbers[1])
 
 
 def _open(source: Source, builtin: str | None) -> tuple[str, Iterable[Located]]:
@@ -227,8 +264,7 @@ def _hub_error(source: Source, error: Exception, *, unreachable: bool, offline: 
     )
 
 
-def _problems(rows: Iterable[Located], question: str | None, answer: str | None) -> Iterator[Problem]:
-    seen: dict[str, str] = {}
+def _problems(rows: Iterable[Located], question: str | None, answer: str | None) -> Iterator[tuple[str, Problem]]:
     for index, (where, row) in enumerate(rows):
         if index == 0:
             question, answer = _columns(where, row, question, answer)
@@ -239,11 +275,7 @@ def _problems(rows: Iterable[Located], question: str | None, answer: str | None)
             answer=_answer(where, row, answer),
         )
         _refuse_surrogates(where, problem)
-        if (first := seen.setdefault(problem.id, where)) != where:
-            raise ProblemsError(
-                f"{where}: the id {problem.id!r} is taken (by {first}); ids tell rows apart, make them differ"
-            )
-        yield problem
+        yield where, problem
 
 
 def _columns(where: str, row: dict[str, Any], question: str | None, answer: str | None) -> tuple[str, str | None]:

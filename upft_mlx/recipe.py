@@ -10,9 +10,9 @@ Unknown keys are errors that suggest the nearest field; everything that is wrong
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 PAPER_TEMPLATE = (
     " Please provide the initial step towards resolving the question. "
@@ -99,13 +99,25 @@ class Generate(Section):
     top_k: Annotated[int, Field(ge=0)] | None = None
     """Most likely tokens kept, 0 for all; unset: the model's generation_config, else 0."""
     samples: Count = 1
-    """Solutions per problem."""
+    """Solutions per problem: more than one for method rft and for a `prefix.selection` that chooses among them."""
     keep: Count = 4
     """At most so many correct solutions kept per problem (method rft)."""
     max_tokens: Count = 1024
     """Limit of a full solution (tokens)."""
+    stop: Strings = ()
+    """Texts at which a solution ends, before the text."""
     batch_size: Count = 32
     """Sequences decoded together."""
+
+    @model_validator(mode="after")
+    def _stop_says_something(self) -> Generate:
+        if "" in self.stop:
+            raise ValueError('stop: "" is everywhere; remove it')
+        return self
+
+
+Method = Literal["upft", "sft", "rft", "structure_only"]
+Selection = Literal["first", "consensus", "majority_answer", "confidence", "longest", "label"]
 
 
 class Prefix(Section):
@@ -119,6 +131,11 @@ class Prefix(Section):
     """The text appended to the question on prefix rows: `paper`, `none`, or a text of your own."""
     eos: bool = True
     """Train an EOS after the prefix; needs a template, which makes stopping there a fair answer."""
+    selection: Selection = "first"
+    """Which of a problem's samples trains. `first`: the only one (the paper). `consensus`: one with the most
+    frequent prefix. `majority_answer`: one whose full solution has the majority's answer. `confidence`: the full
+    solution with the highest mean log-probability; `longest`: the longest one, as its control. `label`: one with the
+    right answer."""
     drop_cjk: bool = False
     """Drop solutions with Chinese, Japanese or Korean characters (the reference code's filter)."""
     require_boxed: bool = False
@@ -303,6 +320,57 @@ class Publish(Section):
     """Least share of the adapter's effect that fusing must keep; 0: fuse whatever is kept."""
 
 
+def _known_methods(value: tuple[str, ...]) -> tuple[str, ...]:
+    for name in value:
+        method, _, selection = name.partition(":")
+        if method not in get_args(Method) or (selection and selection not in get_args(Selection)):
+            raise ValueError(
+                f"{name!r}: expected one of {', '.join(get_args(Method))}, or with a selection behind it: "
+                f"upft:{', upft:'.join(get_args(Selection)[1:])}"
+            )
+    if len(set(value)) < len(value):
+        raise ValueError("a method stands there twice")
+    return value
+
+
+def _ascending(value: tuple[int, ...]) -> tuple[int, ...]:
+    if not value or list(value) != sorted(set(value)):
+        raise ValueError("needs lengths in ascending order, each once")
+    return value
+
+
+class Analyze(Section):
+    """What `upft analyze` samples."""
+
+    problems: Count = 100
+    """At most so many problems, from the first."""
+    samples: Annotated[int, Field(ge=2)] = 64
+    """Prefixes per problem for the prefix self-consistency (the paper: 1000)."""
+    lengths: Annotated[
+        tuple[Annotated[int, Field(ge=0)], ...], BeforeValidator(_as_tuple), AfterValidator(_ascending)
+    ] = (0, 1, 2, 4, 6, 8, 12, 16, 24, 32, 48, 64)
+    """Prefix lengths (tokens)."""
+    trajectories: Annotated[int, Field(ge=2)] = 16
+    """Full solutions per problem, of which a right and a wrong one are taken."""
+    rollout_problems: Count = 50
+    """At most so many problems with rollouts, of those with both a right and a wrong solution."""
+    rollouts: Count = 8
+    """Continuations of each prefix (the paper: 32)."""
+
+
+class Compare(Section):
+    """What `upft compare` runs beside the base model."""
+
+    methods: Annotated[tuple[str, ...], BeforeValidator(_as_tuple), AfterValidator(_known_methods)] = (
+        *("sft", "rft", "upft", "upft:label", "structure_only"),
+    )
+    """Methods, with a selection after a colon: `upft:majority_answer`."""
+    seeds: Count = 3
+    """Runs of each method; run number k has the recipe's `seed` + k."""
+    samples: Annotated[int, Field(ge=2)] = 16
+    """Solutions per problem for rft and for selections among several (the paper: 16)."""
+
+
 class Recipe(Section):
     """One run, from problems to a fused model."""
 
@@ -316,7 +384,7 @@ class Recipe(Section):
     """Quantize an unquantized model after loading."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     """Everything random derives from it."""
-    method: Literal["upft", "sft", "rft", "structure_only"] = "upft"
+    method: Method = "upft"
     """`upft` (the paper), or what it is compared with."""
     trust_remote_code: bool = False
     """Run Python code that a model folder brings along."""
@@ -334,19 +402,53 @@ class Recipe(Section):
     """Optimizer."""
     evaluate: Evaluate = Evaluate()
     """Benchmarks."""
+    analyze: Analyze = Analyze()
+    """Prefix statistics."""
+    compare: Compare = Compare()
+    """Methods side by side."""
     publish: Publish = Publish()
     """Fused model."""
 
     @model_validator(mode="after")
     def _samples_fit_method(self) -> Recipe:
-        if self.method != "rft" and self.generate.samples > 1:
+        samples, selection = self.generate.samples, self.prefix.selection
+        chooses = self.method == "rft" or selection != "first"
+        if samples > 1 and not chooses:
             raise ValueError(
-                f"generate.samples: {self.generate.samples} with method {self.method}, which trains on one "
-                "sample per problem; set generate.samples: 1, or method: rft"
+                f"generate.samples: {samples} with method {self.method}, which trains on one sample per problem; "
+                "set generate.samples: 1, a prefix.selection that chooses among them, or method: rft"
             )
-        if self.method == "rft" and self.generate.temperature == 0 and self.generate.samples > 1:
+        if samples == 1 and selection not in ("first", "label"):
+            raise ValueError(f"prefix.selection: {selection} chooses among samples; set generate.samples above 1")
+        if self.generate.temperature == 0 and samples > 1:
             raise ValueError("generate.temperature: 0 makes all samples equal; set it above 0")
         return self
+
+    @model_validator(mode="after")
+    def _selection_fits_method(self) -> Recipe:
+        selection = self.prefix.selection
+        if self.method in ("rft", "structure_only") and selection != "first":
+            raise ValueError(
+                f"prefix.selection: {selection} with method {self.method}, which has a rule of its own; "
+                "remove it, or set method: upft or sft"
+            )
+        if self.method == "sft" and selection == "consensus":
+            raise ValueError(
+                "prefix.selection: consensus compares prefixes, and method sft trains on full solutions; "
+                "use majority_answer, or method: upft"
+            )
+        return self
+
+    @property
+    def samples_full(self) -> bool:
+        """Whether every sample is a full solution: methods that train on them, and selections that look at them."""
+        whole = ("majority_answer", "confidence", "longest", "label")
+        return self.method in ("sft", "rft") or self.prefix.selection in whole
+
+    @property
+    def needs_labels(self) -> bool:
+        """Whether the problems must have answers."""
+        return self.method == "rft" or self.prefix.selection == "label"
 
     def dump(self) -> dict[str, Any]:
         """All fields with their resolved values, ready for JSON."""

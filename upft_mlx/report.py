@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from upft_mlx import economy
 from upft_mlx.recipe import Recipe
 from upft_mlx.rows import read_json
 from upft_mlx.rundir import RunDir
@@ -87,6 +88,7 @@ def markdown(report: dict[str, Any]) -> str:
         "Accuracy with its 95 % interval. The difference is tuned - base on the same problems.",
         "## What it took",
         _stage_table(report["stages"]),
+        *_economy(report.get("economy")),
         *_fidelity(report["fidelity"]),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -125,6 +127,10 @@ def _stage_table(stages: list[dict[str, Any]]) -> str:
             f"| {s['seconds']:.1f} | {s['peak_memory_bytes'] / 1e6:.0f} MB |"
         )
     return "\n".join(lines)
+
+
+def _economy(found: dict[str, Any] | None) -> list[str]:
+    return [] if found is None else ["## Beside full solutions on the same problems", economy.markdown(found)]
 
 
 def _fidelity(fidelity: dict[str, Any] | None) -> list[str]:

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_type_hints
 
@@ -34,6 +35,9 @@ class Solution:
     """What the model sampled, without EOS."""
     completion: str
     finish_reason: FinishReason
+    logprob: float | None = None
+    """Sum of the log-probabilities (nats) of the sampled ids, EOS included, in the model's own distribution (before the
+    temperature); only where `prefix.selection` looks at it."""
 
 
 @dataclass(frozen=True)
@@ -69,12 +73,31 @@ class EvaluationRow:
     finish_reason: FinishReason
 
 
-Row = TypeVar("Row", Solution, TrainingRow, EvaluationRow)
+@dataclass(frozen=True)
+class Rollout:
+    """A line of analysis/rollouts.jsonl: a solution continued from a prefix of another one."""
+
+    problem_id: str
+    arm: Literal["both", "correct", "incorrect"]
+    """Whether the prefix is of a correct or an incorrect solution; both: nothing was given."""
+    length: int
+    """Of the prefix, in tokens."""
+    sample: int
+    correct: bool
+    tokens: int
+    """Sampled after the prefix."""
+
+
+Row = TypeVar("Row", Solution, TrainingRow, EvaluationRow, Rollout)
 
 
 def to_line(row: Any) -> str:
-    """One JSON line, newline included."""
-    return json.dumps(asdict(row), ensure_ascii=False) + "\n"
+    """One JSON line, newline included; a field that has its default is left out."""
+    values = asdict(row)
+    for field in fields(row):
+        if field.default is not MISSING and values[field.name] == field.default:
+            del values[field.name]
+    return json.dumps(values, ensure_ascii=False) + "\n"
 
 
 def read_rows(path: Path, kind: type[Row]) -> Iterator[Row]:
@@ -94,10 +117,11 @@ def _row(where: str, line: str, kind: type[Row], hints: dict[str, Any]) -> Row:
         data = json.loads(line)
     except json.JSONDecodeError as error:
         raise RowsError(f"{where}: not JSON: {error.msg}; delete the file, the stage writes it again") from None
-    names = [field.name for field in fields(kind)]
-    if not isinstance(data, dict) or set(data) != set(names):
+    names = [field.name for field in fields(kind) if field.default is MISSING]
+    known = {field.name for field in fields(kind)}
+    if not isinstance(data, dict) or not set(names) <= set(data) <= known:
         raise RowsError(f"{where}: expected the fields {', '.join(names)}; found {_summary(data)}")
-    for name in names:
+    for name in data:
         if not _fits(data[name], hints[name]):
             raise RowsError(f"{where}: {name}: {data[name]!r} is not {hints[name]}")
     return kind(**data)
@@ -106,7 +130,7 @@ def _row(where: str, line: str, kind: type[Row], hints: dict[str, Any]) -> Row:
 def _fits(value: Any, hint: Any) -> bool:
     if hint == list[int]:
         return isinstance(value, list) and all(type(item) is int for item in value)
-    if hint in (int, bool, str):
+    if hint in (int, bool, str, float):
         return type(value) is hint
     if args := get_args(hint):
         return any(value is None if arg is type(None) else _fits(value, arg) for arg in args)
@@ -160,10 +184,41 @@ def read_json(path: Path) -> Any:
 
 def write_rows(path: Path, rows: Iterable[Any]) -> None:
     """Write a JSONL file atomically, one row in memory at a time."""
+    with rows_writer(path) as write:
+        for row in rows:
+            write(row)
+
+
+@contextmanager
+def rows_writer(path: Path) -> Iterator[Callable[[Any], None]]:
+    """What writes a row to the JSONL file that takes its place at `path` when the block ends well."""
     with replacing(path) as temporary, temporary.open("w", encoding="utf-8") as file:
-        file.writelines(to_line(row) for row in rows)
+
+        def write(row: Any) -> None:
+            file.write(to_line(row))
+
+        yield write
         file.flush()
         os.fsync(file.fileno())
+
+
+def arrange(source: Path, target: Path, order: Iterable[int]) -> None:
+    """Write the lines of a file in another order, atomically; only their places are held.
+
+    Args:
+        source: the file.
+        target: where it goes.
+        order: the numbers (from 0) of its lines as they are to follow each other.
+    """
+    places = array("q", [0])
+    with source.open("rb") as file, replacing(target) as temporary, temporary.open("wb") as arranged:
+        for line in file:
+            places.append(places[-1] + len(line))
+        for number in order:
+            file.seek(places[number])
+            arranged.write(file.read(places[number + 1] - places[number]))
+        arranged.flush()
+        os.fsync(arranged.fileno())
 
 
 def append_chunk(path: Path, rows: Sequence[Any]) -> None:

@@ -31,6 +31,8 @@ class Entry:
     tokens_sampled: int = 0
     tokens_trained: int = 0
     """Supervised tokens, over all epochs."""
+    tokens_processed: int = 0
+    """Passed through the model, prompts and padding included."""
     seconds: float = 0.0
     peak_memory_bytes: int = 0
     """MLX's peak, loading included."""
@@ -45,6 +47,7 @@ class RunDir:
         self.root = Path(root)
         self.recipe = self.root / "recipe.json"
         self.solutions = self.root / "solutions.jsonl"
+        self.partial = self.root / "solutions.partial.jsonl"
         self.train = self.root / "dataset" / "train.jsonl"
         self.valid = self.root / "dataset" / "valid.jsonl"
         self.adapter = self.root / "adapter"
@@ -52,6 +55,7 @@ class RunDir:
         self.metrics = self.root / "metrics.jsonl"
         self.evaluation = self.root / "evaluation"
         self.summary = self.root / "evaluation" / "summary.json"
+        self.analysis = self.root / "analysis"
         self.fused = self.root / "fused"
         self.fidelity = self.root / "fidelity.json"
         self.ledger = self.root / "ledger.json"

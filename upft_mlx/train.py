@@ -113,13 +113,16 @@ class Stepper:
         self.optimizer.init(model.trainable_parameters())
         self._state = [model.state, self.optimizer.state, mx.random.state]
 
-        def update(gradients: dict[str, Any]) -> None:
-            if settings.clip_norm is not None:
-                gradients, _ = optim.clip_grad_norm(gradients, settings.clip_norm)
+        def update(gradients: dict[str, Any]) -> mx.array:
+            limit = math.inf if settings.clip_norm is None else settings.clip_norm
+            gradients, norm = optim.clip_grad_norm(gradients, limit)
             self.optimizer.update(model, gradients)
+            return norm
 
         self._gradient = value_and_grad(model, modes)
-        self._update: Callable[..., None] = update
+        self._update: Callable[..., mx.array] = update
+        self.gradient_norm = 0.0
+        """Of the last step, before clipping."""
         self._loss = make_loss(model, modes)
         if mx.default_device().type == mx.DeviceType.gpu if compiled is None else compiled:
             passed = [model.state, mx.random.state]
@@ -139,8 +142,9 @@ class Stepper:
         self.optimizer.learning_rate = rate
         loss, gradients, counts = self._accumulate(examples)
         loss, gradients = ranks().sum((loss, gradients))
-        self._update(gradients)
-        mx.eval(self._state, loss)
+        norm = self._update(gradients)
+        mx.eval(self._state, loss, norm)
+        self.gradient_norm = scalar(norm)
         return scalar(loss), counts
 
     def _accumulate(self, examples: Sequence[Example]) -> tuple[mx.array, dict[str, Any], Counts]:
@@ -292,12 +296,7 @@ class _Loop:
         number = self.position.step + 1
         rate = learning_rate(self.settings, number, self.total)
         loss, counts = self.stepper.step(examples, rate, derive_seed("dropout", self.recipe.seed, number))
-        if not math.isfinite(loss):
-            ids = ", ".join(e.id for e in examples)
-            raise TrainingError(
-                f"step {number}: the loss is {loss} (learning rate {rate:g}, rows {ids}); "
-                "lower train.learning_rate; the last checkpoint is kept"
-            )
+        self._refuse_non_finite(number, loss, rate, examples)
         self.position.step = number
         self.position.add(counts)
         sums = {"steps": 1, "loss": loss, "seconds": time.perf_counter() - start, **asdict(counts)}
@@ -310,6 +309,16 @@ class _Loop:
             self._report(epoch, rate, valid_loss)
         if last or number % self.settings.checkpoint_every == 0:
             self.checkpoint()
+
+    def _refuse_non_finite(self, number: int, loss: float, rate: float, examples: Sequence[Example]) -> None:
+        """A finite loss can have a gradient that is not: the weights are lost, and must not become a checkpoint."""
+        for what, value in (("loss", loss), ("gradient's norm", self.stepper.gradient_norm)):
+            if not math.isfinite(value):
+                ids = ", ".join(e.id for e in examples)
+                raise TrainingError(
+                    f"step {number}: the {what} is {value} (learning rate {rate:g}, rows {ids}); "
+                    "lower train.learning_rate; the last checkpoint is kept"
+                )
 
     def _validate(self) -> float | None:
         """The validation loss; keeps the adapter if it is the best so far."""

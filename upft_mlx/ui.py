@@ -22,6 +22,7 @@ from upft_mlx.rows import write_atomically
 from upft_mlx.ui_live import LiveView
 from upft_mlx.ui_plain import PlainView
 from upft_mlx.ui_summary import file_lines, summary
+from upft_mlx.ui_tables import print_analysis, print_comparison
 from upft_mlx.ui_text import glyphs_for
 
 SVG_SIZE = (100, 50)
@@ -96,3 +97,6 @@ def print_error(message: str) -> None:
     console = Console(stderr=True)
     text = Text().append("Error: ", "bold red").append(glyphs_for(console.encoding).lines(message))
     console.print(text, soft_wrap=True)
+
+
+__all__ = ["open_view", "print_analysis", "print_comparison", "print_error", "print_summary", "save_svg"]

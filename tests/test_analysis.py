@@ -1,0 +1,190 @@
+"""Prefix statistics by hand, what they recommend, and the command on the embedded model."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+
+from upft_mlx import analyze as analyze_module
+from upft_mlx.analysis import Trial, figure, markdown, prefix_accuracy, recommend, self_consistency, summarize
+from upft_mlx.events import Event, Note, Progress
+from upft_mlx.pipeline import run_analysis
+from upft_mlx.recipe import Analyze, Recipe
+from upft_mlx.rows import Rollout, Solution, read_rows
+
+MakeRecipe = Callable[..., Recipe]
+
+
+def test_self_consistency_is_samples_per_distinct_prefix_averaged_over_questions() -> None:
+    prefixes = [("a", [1, 2]), ("a", [1, 3]), ("a", [1, 2]), ("a", [1, 4]), ("b", [5, 6]), ("b", [7, 6])]
+    first, second = self_consistency([0, 1, 2], prefixes)
+    assert (first["length"], first["mean"]) == (1, (4 / 1 + 2 / 2) / 2)
+    assert (second["length"], second["mean"]) == (2, pytest.approx((4 / 3 + 2 / 2) / 2))
+    assert first["ci95"][0] < first["mean"] < first["ci95"][1]
+
+
+def test_a_solution_that_ended_is_another_prefix_than_one_that_went_on() -> None:
+    (row,) = self_consistency([2], [("a", [1, -1]), ("a", [1, 2])])
+    assert row["mean"] == 1.0
+
+
+def trials(scores: dict[int, list[tuple[float, float]]]) -> list[Trial]:
+    """For each length the (correct, incorrect) scores of questions 0, 1, ..."""
+    made = []
+    for length, pairs in scores.items():
+        for number, pair in enumerate(pairs):
+            arms = ("both",) if length == 0 else ("correct", "incorrect")
+            made += [Trial(str(number), arm, length, [], score) for arm, score in zip(arms, pair, strict=False)]  # type: ignore[arg-type]
+    return made
+
+
+def test_accuracy_is_per_arm_and_the_arms_are_one_at_length_0() -> None:
+    start, later = prefix_accuracy([0, 4], trials({0: [(0.5, 0.5), (1.0, 1.0)], 4: [(1.0, 0.25), (0.5, 0.25)]}))
+    assert start["correct"] == start["incorrect"]
+    assert start["difference"]["delta"] == 0
+    assert (later["correct"]["mean"], later["incorrect"]["mean"], later["problems"]) == (0.75, 0.25, 2)
+    assert later["difference"]["delta"] == 0.5
+
+
+def test_a_question_counts_only_where_both_trajectories_go_on() -> None:
+    made = [*trials({4: [(1.0, 0.0), (1.0, 1.0), (0.5, 0.5)]}), Trial("9", "correct", 4, [], 0.0)]
+    (row,) = prefix_accuracy([4], made)
+    assert (row["problems"], row["correct"]["mean"]) == (3, pytest.approx(2.5 / 3))
+
+
+def difference(length: int, low: float) -> dict[str, Any]:
+    return {"length": length, "difference": {"delta": low + 0.1, "ci95": [low, low + 0.2]}}
+
+
+@pytest.mark.parametrize(
+    ("lows", "length", "part"),
+    [
+        ({0: -0.1, 4: -0.1, 8: -0.05, 12: 0.01, 16: -0.1}, 8, "up to 8 tokens .*; at 12 they differ"),
+        ({4: -0.1, 8: -0.1}, 8, "as far as was measured"),
+        ({4: -0.1, 32: -0.1, 64: -0.1}, 32, "up to 32 tokens"),
+        ({4: 0.1, 8: -0.1}, 4, "already at 4 tokens .* let `prefix.selection` choose"),
+        ({64: -0.1}, 64, "up to 64 tokens"),
+        ({}, None, "was not measured"),
+    ],
+)
+def test_the_longest_prefix_up_to_which_the_arms_are_alike_is_recommended(
+    lows: dict[int, float], length: int | None, part: str
+) -> None:
+    found, reason = recommend([difference(*pair) for pair in lows.items()])
+    assert found == length
+    assert re.search(part, reason)
+
+
+FOUND = summarize(
+    Analyze(lengths=(0, 1, 4)),
+    [("a", [1, 2]), ("a", [1, 3]), ("b", [1, 2])],
+    trials({0: [(0.5, 0.5), (1.0, 1.0)], 4: [(1.0, 0.25), (0.5, 0.25)]}),
+)
+
+
+def test_the_curves_are_well_formed_and_lie_within_the_picture() -> None:
+    root = ElementTree.fromstring(figure(FOUND))
+    width, height = float(root.attrib["width"]), float(root.attrib["height"])
+    lines = [node for node in root.iter() if node.tag.endswith("polyline")]
+    assert len(lines) == 3, "one for self-consistency, one per arm"
+    for line in lines:
+        for pair in line.attrib["points"].split():
+            x, y = map(float, pair.split(","))
+            assert 0 < x < width
+            assert 0 < y < height
+
+
+def test_the_table_says_what_was_found() -> None:
+    text = markdown(FOUND)
+    assert "| 4 | 2 | 75.0%" in text
+    assert text.startswith("Recommended `prefix.length`: **")
+
+
+@pytest.fixture
+def recipe(make_recipe: MakeRecipe) -> Recipe:
+    return make_recipe(
+        analyze={
+            "problems": 12,
+            "samples": 6,
+            "lengths": [0, 2, 8],
+            "trajectories": 6,
+            "rollout_problems": 4,
+            "rollouts": 3,
+        },
+        generate={"temperature": 1.0, "batch_size": 16},
+    )
+
+
+def test_the_command_writes_tables_curves_and_rows_that_add_up(recipe: Recipe, tmp_path: Path) -> None:
+    found = run_analysis(recipe, tmp_path)
+    folder = tmp_path / "analysis"
+    assert json.loads((folder / "analysis.json").read_text()) == found
+    assert len(list(read_rows(folder / "prefixes.jsonl", Solution))) == 12 * 6
+    rollouts = list(read_rows(folder / "rollouts.jsonl", Rollout))
+    questions = {row.problem_id for row in rollouts}
+    assert 2 <= len(questions) <= 4
+    assert {row.length for row in rollouts} == {0, 2, 8}
+    for row in found["accuracy"]:
+        arm = [r.correct for r in rollouts if r.length == row["length"] and r.arm in ("both", "correct")]
+        if row["problems"] == len(questions):
+            assert row["correct"]["mean"] == pytest.approx(sum(arm) / len(arm))
+    ElementTree.fromstring((folder / "curves.svg").read_text())
+
+
+def test_stopped_anywhere_it_continues_to_the_same_bytes(recipe: Recipe, tmp_path: Path) -> None:
+    class Stop(BaseException):
+        pass
+
+    def stopper(stage: str, done: int) -> Callable[[Event], None]:
+        def watch(event: Event) -> None:
+            if isinstance(event, Progress) and event.stage == stage and event.done >= done:
+                raise Stop
+
+        return watch
+
+    run_analysis(recipe, tmp_path / "whole")
+    for stage, done in (("prefixes", 3), ("prefixes", 66), ("trajectories", 70), ("rollouts", 5)):
+        with pytest.raises(Stop):
+            run_analysis(recipe, tmp_path / "stopped", stopper(f"analyze {stage}", done))
+    run_analysis(recipe, tmp_path / "stopped")
+    for path in (tmp_path / "whole" / "analysis").iterdir():
+        assert path.read_bytes() == (tmp_path / "stopped" / "analysis" / path.name).read_bytes(), path.name
+
+
+def test_without_answers_only_self_consistency_is_measured_and_it_says_so(
+    make_recipe: MakeRecipe, tmp_path: Path
+) -> None:
+    (tmp_path / "q.jsonl").write_text('{"question": "Ann has 3 pens and buys 4 more. How many?"}\n' * 1)
+    recipe = make_recipe(problems={"builtin": None, "path": str(tmp_path / "q.jsonl")}, analyze={"samples": 4})
+    told: list[Event] = []
+    found = run_analysis(recipe, tmp_path / "run", told.append)
+    assert found["accuracy"] == []
+    assert found["recommended"]["length"] is None
+    assert any(isinstance(e, Note) and "no answer" in e.text for e in told)
+    assert not (tmp_path / "run" / "analysis" / "rollouts.jsonl").exists()
+
+
+def test_rollouts_continue_the_prefix_and_are_graded_with_it(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    graded: list[str] = []
+    original = analyze_module.is_correct
+
+    def is_correct(completion: str, gold: str) -> bool:
+        graded.append(completion)
+        return original(completion, gold)
+
+    monkeypatch.setattr(analyze_module, "is_correct", is_correct)
+    run_analysis(recipe, tmp_path)
+    rollouts = list(read_rows(tmp_path / "analysis" / "rollouts.jsonl", Rollout))
+    texts = graded[-len(rollouts) :]
+    trajectories = {s.completion for s in read_rows(tmp_path / "analysis" / "trajectories.jsonl", Solution)}
+    long = [text for row, text in zip(rollouts, texts, strict=True) if row.length == 8]
+    assert long
+    assert all(any(text[:12] == whole[:12] for whole in trajectories) for text in long)

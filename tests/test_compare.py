@@ -1,0 +1,157 @@
+"""Methods side by side: what each cell runs, what cells share, and the numbers by hand."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+from pydantic import ValidationError
+
+from upft_mlx import pipeline
+from upft_mlx.compare import compare, variant
+from upft_mlx.comparison import Cell, figure, markdown, summarize
+from upft_mlx.errors import RecipeError
+from upft_mlx.recipe import Recipe
+from upft_mlx.rundir import RunDir
+
+MakeRecipe = Callable[..., Recipe]
+
+
+def cell(method: str, seed: int, scores: list[float], tokens: int = 0) -> Cell:
+    by_problem = {str(number): score for number, score in enumerate(scores)}
+    return Cell(method, seed, {"set": by_problem}, tokens, 2 * tokens, 1.5, 10**6)
+
+
+CELLS = [
+    cell("base", 0, [0.0, 1.0, 0.0, 1.0]),
+    cell("upft", 0, [1.0, 1.0, 0.0, 1.0], 10),
+    cell("base", 1, [0.0, 0.0, 0.0, 1.0]),
+    cell("upft", 1, [1.0, 0.0, 0.0, 1.0], 30),
+]
+
+
+def test_the_difference_is_paired_by_problem_and_seed() -> None:
+    found = summarize(CELLS)
+    base, upft = found["methods"]["base"], found["methods"]["upft"]
+    assert base["benchmarks"]["set"]["accuracy"] == 3 / 8
+    assert base["benchmarks"]["set"]["difference"] is None
+    assert upft["benchmarks"]["set"]["difference"]["delta"] == 0.25
+    assert (upft["tokens_sampled"], upft["tokens_trained"]) == (20, 40)
+    assert [c["accuracy"]["set"] for c in found["cells"]] == [0.5, 0.75, 0.25, 0.5]
+
+
+def test_pairing_makes_the_interval_narrower_than_that_of_the_accuracy() -> None:
+    scores = [[0.0, 1.0, 0.0, 1.0, 1.0, 0.0, 1.0, 0.0], [0.0, 1.0, 1.0, 1.0, 1.0, 0.0, 1.0, 0.0]]
+    cells = [cell(method, seed, s) for seed in (0, 1) for method, s in zip(("base", "upft"), scores, strict=True)]
+    result = summarize(cells)["methods"]["upft"]["benchmarks"]["set"]
+    paired, plain = result["difference"]["ci95"], result["ci95"]
+    assert paired[1] - paired[0] < plain[1] - plain[0]
+
+
+def test_the_table_and_the_figure_have_a_line_per_method() -> None:
+    found = summarize(CELLS)
+    lines = markdown(found).splitlines()
+    assert [line.split(" | ")[0] for line in lines[2:]] == ["| base", "| upft"]
+    assert "+25.0 [" in lines[3]
+    ElementTree.fromstring(figure(found, "set"))
+
+
+@pytest.mark.parametrize(
+    ("method", "expected"),
+    [
+        ("upft", ("upft", "first", 1)),
+        ("sft", ("sft", "first", 1)),
+        ("rft", ("rft", "first", 16)),
+        ("upft:label", ("upft", "label", 16)),
+        ("sft:majority_answer", ("sft", "majority_answer", 16)),
+        ("base", ("upft", "first", 1)),
+    ],
+)
+def test_a_cell_is_the_recipe_with_method_selection_samples_and_seed(
+    make_recipe: MakeRecipe, method: str, expected: tuple[str, str, int]
+) -> None:
+    recipe = make_recipe(train={"learning_rate": 3e-4})
+    made = variant(recipe, method, 7)
+    assert (made.method, made.prefix.selection, made.generate.samples) == expected
+    assert (made.seed, made.train, made.evaluate) == (7, recipe.train, recipe.evaluate)
+
+
+@pytest.mark.parametrize(
+    ("methods", "message"), [(["dpo"], "'dpo': expected one of upft"), (["upft", "upft"], "stands there twice")]
+)
+def test_unknown_methods_are_refused_with_those_that_are_known(
+    make_recipe: MakeRecipe, methods: list[str], message: str
+) -> None:
+    with pytest.raises(ValidationError, match=message):
+        make_recipe(compare={"methods": methods})
+
+
+def test_a_comparison_without_benchmarks_is_refused(make_recipe: MakeRecipe, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"evaluate\.benchmarks: empty"):
+        compare(make_recipe(evaluate={"benchmarks": []}), tmp_path)
+
+
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory: pytest.TempPathFactory) -> tuple[Recipe, Path, dict[str, Any]]:
+    recipe = Recipe.model_validate(
+        {
+            "name": "small",
+            "model": "builtin:arithmetic",
+            "problems": {"builtin": "arithmetic", "limit": 10},
+            "generate": {"max_tokens": 40, "batch_size": 16},
+            "prefix": {"length": 6, "structure_ratio": 0.2},
+            "train": {"batch_size": 4, "steps": 2},
+            "evaluate": {"max_tokens": 40, "benchmarks": [{"name": "arithmetic", "limit": 6}]},
+            "compare": {"methods": ["upft", "rft", "upft:label"], "seeds": 2, "samples": 3},
+        }
+    )
+    root = tmp_path_factory.mktemp("compare")
+    return recipe, root, compare(recipe, root)
+
+
+def test_every_cell_is_there_with_its_cost(compared: tuple[Recipe, Path, dict[str, Any]]) -> None:
+    _, root, found = compared
+    assert json.loads((root / "compare" / "compare.json").read_text()) == found
+    cells = [(c["method"], c["seed"]) for c in found["cells"]]
+    assert cells == [(m, s) for s in (0, 1) for m in ("base", "upft", "rft", "upft:label")]
+    by_method = {c["method"]: c for c in found["cells"] if c["seed"] == 0}
+    assert by_method["base"]["tokens_sampled"] == 0
+    assert 0 < by_method["upft"]["tokens_sampled"] < by_method["rft"]["tokens_sampled"]
+    assert by_method["upft"]["tokens_trained"] > 0
+
+
+def test_what_cells_need_alike_is_made_once_and_counted_in_each(
+    compared: tuple[Recipe, Path, dict[str, Any]],
+) -> None:
+    _, root, found = compared
+    rft, label = (RunDir(root / "compare" / name / "seed-0") for name in ("rft", "upft-label"))
+    assert rft.solutions.read_bytes() == label.solutions.read_bytes()
+    assert rft.entry("generate") == label.entry("generate"), "seconds included: it was copied"
+    costs = {c["method"]: c["tokens_sampled"] for c in found["cells"] if c["seed"] == 0}
+    assert costs["rft"] == costs["upft:label"] > 0
+    base = RunDir(root / "compare" / "base" / "seed-0")
+    assert base.rows_of("arithmetic", "base").read_bytes() == rft.rows_of("arithmetic", "base").read_bytes()
+
+
+def test_a_second_call_runs_nothing_again_and_a_missing_cell_only(
+    compared: tuple[Recipe, Path, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe, root, found = compared
+    loads: list[Any] = []
+    original = pipeline.load
+    monkeypatch.setattr(pipeline, "load", lambda *a, **k: loads.append(a) or original(*a, **k))  # type: ignore[func-returns-value]
+    assert compare(recipe, root) == found
+    assert loads == []
+    ledger = root / "compare" / "upft" / "seed-1" / "ledger.json"
+    entries = json.loads(ledger.read_text())
+    del entries["train"]
+    ledger.write_text(json.dumps(entries))
+    again = compare(recipe, root)
+    assert len(loads) == 1, "training alone: the same adapter comes out, whose answers are there"
+    strip = ("seconds", "peak_memory_bytes")
+    for old, new in zip(found["cells"], again["cells"], strict=True):
+        assert {k: v for k, v in old.items() if k not in strip} == {k: v for k, v in new.items() if k not in strip}

@@ -1,0 +1,88 @@
+"""The dense copies of quantized layers on the CPU: same numbers, no parameters, and not everywhere."""
+
+from __future__ import annotations
+
+import os
+
+import mlx.core as mx
+import mlx.nn as nn
+import pytest
+from conftest import MODEL
+from mlx.utils import tree_flatten
+
+from upft_mlx.adapters import add_lora
+from upft_mlx.cpu import DenseForward, add_dense_copies
+from upft_mlx.models import load
+from upft_mlx.recipe import Lora, Quantize
+from upft_mlx.trial import same_logits
+
+
+class Small(nn.Module):
+    """Two layers, one of them with a bias."""
+
+    def __init__(self, bits: int) -> None:
+        nn.Module.__init__(self)
+        mx.random.seed(0)
+        self.first = nn.Linear(64, 32, bias=False)
+        self.second = nn.Linear(32, 64)
+        nn.quantize(self, group_size=32, bits=bits)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        hidden: mx.array = self.second(nn.silu(self.first(x)))
+        return hidden
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_output_and_gradient_are_those_of_the_quantized_layers(bits: int) -> None:
+    plain, fast = Small(bits), Small(bits)
+    assert add_dense_copies(fast)
+    assert isinstance(fast.first, DenseForward)
+    assert isinstance(fast.first, nn.QuantizedLinear), "what looks for quantized layers finds them"
+    x = mx.random.normal((3, 5, 64))
+
+    def loss(model: Small, x: mx.array) -> mx.array:
+        return mx.square(model(x)).sum()
+
+    assert mx.allclose(plain(x), fast(x), rtol=1e-5, atol=1e-5)
+    expected, found = (mx.grad(loss, argnums=1)(model, x) for model in (plain, fast))
+    assert mx.allclose(expected, found, rtol=1e-4, atol=1e-4)
+
+
+def test_the_copies_are_no_parameters() -> None:
+    plain, fast = Small(4), Small(4)
+    add_dense_copies(fast)
+    assert [name for name, _ in tree_flatten(plain.parameters())] == [n for n, _ in tree_flatten(fast.parameters())]
+
+
+def test_a_model_with_an_adapter_is_the_same_with_and_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    logits = []
+    for copies in (True, False):
+        if not copies:
+            monkeypatch.setattr("upft_mlx.cpu.add_dense_copies", lambda _: False)
+        loaded = load(MODEL, quantize=Quantize(bits=4, group_size=32))
+        add_lora(loaded, Lora(rank=2), seed=0)
+        layers = [m for _, m in loaded.model.named_modules() if isinstance(m, DenseForward)]
+        assert bool(layers) is copies
+        logits.append(loaded.model(mx.array([[5, 6, 7, 8]])))
+    assert same_logits(*logits)
+
+
+def test_a_model_that_is_large_for_the_machine_does_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sysconf", lambda name: 128)
+    model = Small(4)
+    assert not add_dense_copies(model)
+    assert type(model.first) is nn.QuantizedLinear
+
+
+def test_off_the_cpu_and_in_half_precision_layers_stay_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    half = Small(4)
+    half.set_dtype(mx.float16)
+    assert not add_dense_copies(half)
+
+    class Gpu:
+        type = mx.DeviceType.gpu
+
+    model = Small(4)
+    monkeypatch.setattr(mx, "default_device", lambda: Gpu)
+    assert not add_dense_copies(model)
+    assert type(model.first) is nn.QuantizedLinear

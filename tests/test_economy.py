@@ -1,0 +1,70 @@
+"""What full solutions would have cost: by hand on four rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from upft_mlx.economy import economy, expected_kept, markdown
+from upft_mlx.problems import Problem
+from upft_mlx.recipe import Recipe
+from upft_mlx.rows import Solution, TrainingRow, write_rows
+from upft_mlx.rundir import Entry, RunDir
+
+MakeRecipe = Callable[..., Recipe]
+PROBLEMS = [Problem(str(number), "?", "4") for number in range(10)]
+
+
+def full(number: int, text: str, tokens: int, finish: str = "stop") -> Solution:
+    return Solution(str(number), 0, "full", [1] * tokens, text, finish)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunDir:
+    """Two full solutions of 20 and 30 tokens, one of them right, and prefixes of 5; trained for two epochs."""
+    run = RunDir(tmp_path)
+    prefixes = [Solution(str(n), 0, "prefix", [1] * 5, "", "length") for n in range(2, 10)]
+    write_rows(run.solutions, [full(0, "\\boxed{4}", 20), full(1, "\\boxed{5}", 30), *prefixes])
+    write_rows(run.train, [TrainingRow(str(n), str(n), 0, "prefix", "", "", [1], [1] * 6) for n in range(10)])
+    run.record("generate", Entry("x", done=True, tokens_sampled=90))
+    run.record("train", Entry("x", done=True, tokens_trained=120))
+    return run
+
+
+def test_tokens_of_sft_and_rft_follow_from_the_full_solutions_of_the_run(make_recipe: MakeRecipe, run: RunDir) -> None:
+    found = economy(make_recipe(train={"valid_ratio": 0.2}), PROBLEMS, run)
+    assert found is not None
+    assert found["this"] == {"tokens_sampled": 90, "tokens_trained": 120, "how": "measured"}
+    assert found["sft"]["tokens_sampled"] == 10 * 25
+    assert found["sft"]["tokens_trained"] == 2 * 8 * 26
+    assert found["rft"]["tokens_sampled"] == 16 * 10 * 25
+    assert found["rft"]["tokens_trained"] == pytest.approx(2 * 8 * 26 * expected_kept(0.5))
+    assert found["rft"]["how"] == "computed from 2 full solutions of this run"
+    assert "| SFT (1 full solution) | 250 (this run: 36.0% of it) | 416 (this run: 28.8% of it) |" in markdown(found)
+
+
+def test_without_answers_rft_is_taken_to_keep_the_most_and_it_says_so(make_recipe: MakeRecipe, run: RunDir) -> None:
+    found = economy(make_recipe(train={"valid_ratio": 0.2}), [Problem(p.id, p.question) for p in PROBLEMS], run)
+    assert found is not None
+    assert found["rft"]["tokens_trained"] == pytest.approx(2 * 8 * 26 * 4)
+    assert found["rft"]["how"].endswith("all correct (no answers)")
+
+
+def test_without_a_full_solution_nothing_is_made_up(make_recipe: MakeRecipe, run: RunDir) -> None:
+    write_rows(run.solutions, [Solution("3", 0, "prefix", [1] * 5, "", "length")])
+    found = economy(make_recipe(), PROBLEMS, run)
+    assert found is not None
+    assert set(found) == {"this"}
+    assert "No full solution was sampled" in markdown(found)
+
+
+def test_a_run_that_has_not_trained_has_no_economy(make_recipe: MakeRecipe, run: RunDir) -> None:
+    run.record("train", None)
+    assert economy(make_recipe(), PROBLEMS, run) is None
+
+
+@pytest.mark.parametrize(("share", "expected"), [(0.0, 0.0), (1.0, 4.0)])
+def test_rft_keeps_none_of_none_and_at_most_four(share: float, expected: float) -> None:
+    assert expected_kept(share) == pytest.approx(expected)

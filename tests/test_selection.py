@@ -1,0 +1,122 @@
+"""Which of a problem's samples trains: each rule by hand, with its ties."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from upft_mlx.problems import Problem
+from upft_mlx.recipe import Recipe
+from upft_mlx.rows import Solution
+from upft_mlx.selection import choose
+
+MakeRecipe = Callable[..., Recipe]
+PROBLEM = Problem("p", "How many?", "4")
+
+
+def full(text: str, ids: int = 3, finish: Any = "stop", logprob: float | None = None) -> Solution:
+    return Solution("p", 0, "full", list(range(ids)), text, finish, logprob)
+
+
+def prefix(ids: list[int], finish: Any = "length") -> Solution:
+    return Solution("p", 0, "prefix", ids, "", finish)
+
+
+def chosen(
+    make_recipe: MakeRecipe, selection: str, samples: list[Solution], **changes: Any
+) -> tuple[list[int], dict[str, int]]:
+    sections = {"generate": {"samples": max(2, len(samples))}, "prefix": {"selection": selection, "length": 3}}
+    for name, fields in changes.items():
+        sections[name] = {**sections.get(name, {}), **fields} if isinstance(fields, dict) else fields
+    found = choose(make_recipe(**sections), PROBLEM, samples)
+    return found.kept, dict(found.dropped)
+
+
+def test_first_takes_the_only_sample(make_recipe: MakeRecipe) -> None:
+    recipe = make_recipe()
+    assert choose(recipe, PROBLEM, [prefix([1, 2])]).kept == [0]
+    cut = choose(recipe, PROBLEM, [full("", finish="length")])
+    assert (cut.kept, cut.dropped) == ([], {"cut at max_tokens": 1})
+
+
+def test_consensus_takes_the_most_frequent_prefix_and_of_equals_the_earliest(make_recipe: MakeRecipe) -> None:
+    a, b = [1, 2, 3], [1, 2, 4]
+    assert chosen(make_recipe, "consensus", [prefix(a), prefix(b), prefix(b)]) == ([1], {"not selected": 2})
+    assert chosen(make_recipe, "consensus", [prefix(b), prefix(a), prefix(a), prefix(b)])[0] == [0]
+
+
+def test_consensus_tells_a_prefix_that_ended_from_one_that_was_cut(make_recipe: MakeRecipe) -> None:
+    samples = [
+        prefix([1, 2], "stop"),
+        prefix([1, 2, 3]),
+        prefix([1, 2, 3]),
+        prefix([1, 2], "stop"),
+        prefix([1, 2], "stop"),
+    ]
+    assert chosen(make_recipe, "consensus", samples)[0] == [0]
+
+
+def test_majority_answer_takes_the_first_sample_with_it_however_it_is_written(make_recipe: MakeRecipe) -> None:
+    samples = [full("\\boxed{5}"), full("\\boxed{4}"), full("So \\boxed{4.0}"), full("no answer here")]
+    assert chosen(make_recipe, "majority_answer", samples) == ([1], {"not selected": 3})
+
+
+def test_majority_answer_needs_no_label_and_drops_a_problem_without_any_answer(make_recipe: MakeRecipe) -> None:
+    assert chosen(make_recipe, "majority_answer", [full("\\boxed{9}"), full("\\boxed{9}")])[0] == [0]
+    assert chosen(make_recipe, "majority_answer", [full("well"), full("hm")]) == ([], {"no answer": 2})
+
+
+def test_a_solution_that_was_cut_has_no_vote(make_recipe: MakeRecipe) -> None:
+    samples = [full("\\boxed{5}", finish="length"), full("\\boxed{5}", finish="length"), full("\\boxed{4}")]
+    assert chosen(make_recipe, "majority_answer", samples) == ([2], {"cut at max_tokens": 2})
+
+
+def test_confidence_is_the_mean_over_tokens_and_eos_not_the_sum(make_recipe: MakeRecipe) -> None:
+    samples = [full("a", ids=1, logprob=-3.0), full("b", ids=9, logprob=-5.0), full("c", ids=4, logprob=-4.0)]
+    assert chosen(make_recipe, "confidence", samples) == ([1], {"not selected": 2})
+
+
+def test_longest_is_its_control(make_recipe: MakeRecipe) -> None:
+    assert chosen(make_recipe, "longest", [full("a", 2), full("b", 7), full("c", 9, finish="length")])[0] == [1]
+
+
+def test_label_takes_the_first_right_one_and_none_where_all_are_wrong(make_recipe: MakeRecipe) -> None:
+    assert chosen(make_recipe, "label", [full("\\boxed{5}"), full("\\boxed{4}"), full("\\boxed{4}")])[0] == [1]
+    assert chosen(make_recipe, "label", [full("\\boxed{5}"), full("\\boxed{6}")]) == ([], {"wrong": 2})
+
+
+def test_filters_come_before_the_rule(make_recipe: MakeRecipe) -> None:
+    samples = [full("解 \\boxed{4}"), full("解 \\boxed{4}"), full("\\boxed{7}")]
+    found = chosen(make_recipe, "majority_answer", samples, prefix={"drop_cjk": True})
+    assert found == ([2], {"CJK characters": 2})
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"prefix": {"selection": "consensus"}}, "consensus chooses among samples; set generate.samples above 1"),
+        ({"generate": {"samples": 4}}, "a prefix.selection that chooses among them, or method: rft"),
+        (
+            {"method": "rft", "generate": {"samples": 4}, "prefix": {"selection": "label"}},
+            "selection: label with method rft, which has a rule of its own",
+        ),
+        (
+            {"method": "sft", "generate": {"samples": 4}, "prefix": {"selection": "consensus"}},
+            "consensus compares prefixes, and method sft trains on full solutions",
+        ),
+        (
+            {"generate": {"samples": 4, "temperature": 0.0}, "prefix": {"selection": "majority_answer"}},
+            "temperature: 0 makes all samples equal",
+        ),
+        ({"generate": {"stop": [""]}}, 'stop: "" is everywhere'),
+    ],
+)
+def test_settings_that_make_no_sense_together_are_refused(
+    make_recipe: MakeRecipe, changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValidationError) as caught:
+        make_recipe(**changes)
+    assert message in str(caught.value)

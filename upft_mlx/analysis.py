@@ -1,0 +1,193 @@
+"""What `analyze` found, in numbers, words and curves. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
+
+from upft_mlx.figures import Panel, Point, Series, curves
+from upft_mlx.recipe import Analyze
+from upft_mlx.stats import mean_interval, paired_difference
+
+LONGEST = 32
+"""Tokens; no longer prefix is recommended: the paper found 8 to 32 within noise, and each token costs."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A prefix from which rollouts start, and the share of them that is right."""
+
+    problem_id: str
+    arm: Literal["both", "correct", "incorrect"]
+    length: int
+    ids: list[int]
+    score: float = 0.0
+
+    def scored(self, score: float) -> Trial:
+        """The same with a score."""
+        return replace(self, score=score)
+
+
+def summarize(settings: Analyze, prefixes: Iterable[tuple[str, list[int]]], trials: Sequence[Trial]) -> dict[str, Any]:
+    """The content of analysis.json.
+
+    Args:
+        settings: the recipe's.
+        prefixes: (problem, ids) of each sampled prefix, -1 for the end of a solution.
+        trials: scored; empty where there were no answers, or no question had both a right and a wrong trajectory.
+    """
+    consistency = self_consistency(settings.lengths, prefixes)
+    accuracy = prefix_accuracy(settings.lengths, trials)
+    length, reason = recommend(accuracy)
+    return {
+        "samples": settings.samples,
+        "rollouts": settings.rollouts,
+        "self_consistency": consistency,
+        "accuracy": accuracy,
+        "recommended": {"length": length, "reason": reason},
+    }
+
+
+def self_consistency(lengths: Sequence[int], prefixes: Iterable[tuple[str, list[int]]]) -> list[dict[str, Any]]:
+    """Samples per distinct prefix, for each length: mean over questions with its interval."""
+    distinct: dict[str, list[set[tuple[int, ...]]]] = {}
+    samples: dict[str, int] = {}
+    positive = [length for length in lengths if length > 0]
+    for problem_id, ids in prefixes:
+        sets = distinct.setdefault(problem_id, [set() for _ in positive])
+        samples[problem_id] = samples.get(problem_id, 0) + 1
+        for found, length in zip(sets, positive, strict=True):
+            found.add(tuple(ids[:length]))
+    result = []
+    for index, length in enumerate(positive):
+        ratios = [samples[name] / len(sets[index]) for name, sets in distinct.items()]
+        result.append({"length": length, **_mean(ratios)})
+    return result
+
+
+def prefix_accuracy(lengths: Sequence[int], trials: Sequence[Trial]) -> list[dict[str, Any]]:
+    """For each length the share of right rollouts per arm, and their paired difference over the questions.
+
+    A question counts at the lengths at which neither of its trajectories has ended.
+    """
+    scores: dict[tuple[str, int], dict[str, float]] = {}
+    for trial in trials:
+        arms = ("correct", "incorrect") if trial.arm == "both" else (trial.arm,)
+        scores.setdefault((trial.problem_id, trial.length), {}).update(dict.fromkeys(arms, trial.score))
+    result = []
+    for length in sorted({0, *lengths}):
+        pairs = [s for (_, at), s in scores.items() if at == length and len(s) == 2]
+        if len(pairs) < 2:
+            continue
+        arms = {arm: [pair[arm] for pair in pairs] for arm in ("correct", "incorrect")}
+        difference = asdict(paired_difference(arms["incorrect"], arms["correct"]))
+        result.append(
+            {
+                "length": length,
+                "problems": len(pairs),
+                **{arm: _mean(values, share=True) for arm, values in arms.items()},
+                "difference": {**difference, "ci95": list(difference["ci95"])},
+            }
+        )
+    return result
+
+
+def _mean(values: Sequence[float], *, share: bool = False) -> dict[str, Any]:
+    low, high = mean_interval(values)
+    if share:
+        low, high = max(0.0, low), min(1.0, high)
+    return {"mean": sum(values) / len(values), "ci95": [low, high]}
+
+
+def recommend(accuracy: Sequence[dict[str, Any]]) -> tuple[int | None, str]:
+    """A prefix length, and why: the longest up to which the arms cannot be told apart.
+
+    Arms are told apart where the interval of their paired difference lies above 0.
+    """
+    rows = [row for row in accuracy if row["length"] > 0]
+    if not rows:
+        return None, (
+            "prefix accuracy was not measured (it needs answers, and questions with both a right and a wrong "
+            "trajectory); the paper found 8 to 32 tokens within noise"
+        )
+    alike = []
+    for row in rows:
+        if row["difference"]["ci95"][0] > 0:
+            break
+        alike.append(row)
+    apart = rows[len(alike)] if len(alike) < len(rows) else None
+    if not alike:
+        assert apart is not None
+        return rows[0]["length"], (
+            f"already at {apart['length']} tokens prefixes of right and wrong samples differ "
+            f"({_points(apart)}): let `prefix.selection` choose among several samples"
+        )
+    best = max((row for row in alike if row["length"] <= LONGEST), key=lambda row: row["length"], default=alike[0])
+    text = f"up to {best['length']} tokens prefixes of right and wrong samples lead to right answers equally often"
+    if apart is not None:
+        return best["length"], f"{text}; at {apart['length']} they differ ({_points(apart)})"
+    return best["length"], f"{text}, as far as was measured; longer ones cost more and showed no more in the paper"
+
+
+def _points(row: dict[str, Any]) -> str:
+    low, high = row["difference"]["ci95"]
+    return f"{100 * row['difference']['delta']:+.1f} points [{100 * low:+.1f}, {100 * high:+.1f}]"
+
+
+def markdown(analysis: dict[str, Any]) -> str:
+    """The tables."""
+    recommended = analysis["recommended"]
+    shown = recommended["length"] if recommended["length"] is not None else "none"
+    lines = [
+        f"Recommended `prefix.length`: **{shown}**. {recommended['reason'][:1].upper()}{recommended['reason'][1:]}.",
+        "",
+        f"Prefix self-consistency: {analysis['samples']} samples per question divided by the number of distinct "
+        "prefixes, mean over questions and 95 % interval.",
+        "",
+        "| t (tokens) | samples per distinct prefix |",
+        "|---|---|",
+        *(f"| {row['length']} | {_interval(row, '{:.2f}')} |" for row in analysis["self_consistency"]),
+    ]
+    if analysis["accuracy"]:
+        lines += [
+            "",
+            f"Prefix accuracy: {analysis['rollouts']} rollouts from the prefix of one correct and one incorrect "
+            "trajectory per question; share of right ones, 95 % interval over questions.",
+            "",
+            "| t (tokens) | questions | from a correct one | from an incorrect one | difference (points) |",
+            "|---|---|---|---|---|",
+            *(
+                f"| {row['length']} | {row['problems']} | {_interval(row['correct'], '{:.1%}')} "
+                f"| {_interval(row['incorrect'], '{:.1%}')} | {_points(row).replace(' points', '')} |"
+                for row in analysis["accuracy"]
+            ),
+        ]
+    return "\n".join(lines) + "\n"
+
+
+def _interval(value: dict[str, Any], form: str) -> str:
+    low, high = value["ci95"]
+    return f"{form.format(value['mean'])} [{form.format(low)}, {form.format(high)}]"
+
+
+def figure(analysis: dict[str, Any]) -> str:
+    """The curves as SVG."""
+    panels = [
+        Panel(
+            "Prefix self-consistency",
+            "samples per distinct prefix",
+            [Series("", [_point(row["length"], row) for row in analysis["self_consistency"]])],
+        )
+    ]
+    if analysis["accuracy"]:
+        arms = [
+            Series(f"from {article} {arm} sample", [_point(row["length"], row[arm]) for row in analysis["accuracy"]])
+            for article, arm in (("a", "correct"), ("an", "incorrect"))
+        ]
+        panels.append(Panel("Prefix accuracy", "right rollouts", arms, percent=True))
+    return curves(panels, "prefix length t (tokens)")
+
+
+def _point(x: float, value: dict[str, Any]) -> Point:
+    return Point(x, value["mean"], *value["ci95"])

@@ -1,0 +1,175 @@
+"""How long a prefix may be on the user's own model: prefix self-consistency and prefix accuracy.
+
+Prefix self-consistency (the paper's coverage side): n samples per question; for each length t, n divided by the number
+of distinct length-t prefixes, averaged over questions. Prefix accuracy: per question one correct and one incorrect
+trajectory; from each of their prefixes several rollouts; how often these are right, per arm. Where the arms are alike,
+a prefix of an unchecked sample is as good as one of a right sample, which is what training on it without labels needs.
+
+Three files are sampled in chunks and can be continued: prefixes.jsonl, trajectories.jsonl, rollouts.jsonl.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from upft_mlx.analysis import Trial, summarize
+from upft_mlx.events import Note, Observer, Progress, ignore
+from upft_mlx.grade import is_correct
+from upft_mlx.models import Loaded
+from upft_mlx.problems import Problem
+from upft_mlx.prompts import Renderer
+from upft_mlx.recipe import Recipe
+from upft_mlx.rows import Rollout, Row, Solution, append_chunk, read_rows, resume
+from upft_mlx.rundir import RunDir
+from upft_mlx.sampler import Completion, Request, Sampler, derive_seed, sampling_for, summing
+
+CHUNK_BATCHES = 4
+
+
+def analyze(
+    recipe: Recipe, loaded: Loaded, problems: Sequence[Problem], run: RunDir, notify: Observer = ignore
+) -> dict[str, Any]:
+    """Sample what is missing and summarise; without answers, prefix self-consistency alone.
+
+    Returns:
+        The content of analysis.json.
+    """
+    analyzer = _Analyzer(recipe, loaded, problems[: recipe.analyze.problems], run, notify)
+    analyzer.prefixes()
+    if any(problem.answer is None for problem in analyzer.problems):
+        notify(Note("some problems have no answer: only prefix self-consistency is measured"))
+        return summarize(recipe.analyze, analyzer.prefix_ids(), [])
+    analyzer.trajectories()
+    trials = analyzer.trials()
+    analyzer.rollouts(trials)
+    return summarize(recipe.analyze, analyzer.prefix_ids(), analyzer.counted(trials))
+
+
+class _Analyzer:
+    """Samples the three files."""
+
+    def __init__(
+        self, recipe: Recipe, loaded: Loaded, problems: Sequence[Problem], run: RunDir, notify: Observer
+    ) -> None:
+        self.recipe, self.settings, self.problems, self.run, self.notify = (
+            *(recipe, recipe.analyze, problems, run),
+            notify,
+        )
+        self.decode: Callable[[list[int]], str] = loaded.tokenizer.decode
+        g = recipe.generate
+        self.sampler = Sampler(loaded, sampling_for(loaded, g.temperature, g.batch_size, g.top_p, g.top_k, g.stop))
+        renderer = Renderer(loaded.tokenizer, recipe.prompt)
+        self.prompts = [renderer.ids(problem.question) for problem in problems]
+        self.by_id = {problem.id: number for number, problem in enumerate(problems)}
+
+    def prefixes(self) -> None:
+        """`samples` prefixes per question, as long as the longest length."""
+        limit = max(self.settings.lengths)
+        self._solutions(self.run.analysis / "prefixes.jsonl", "prefix", self.settings.samples, limit)
+
+    def trajectories(self) -> None:
+        """`trajectories` full solutions per question."""
+        limit = self.recipe.generate.max_tokens
+        self._solutions(self.run.analysis / "trajectories.jsonl", "full", self.settings.trajectories, limit)
+
+    def _solutions(self, path: Path, kind: Literal["prefix", "full"], samples: int, limit: int) -> None:
+        order = sorted(range(len(self.problems)), key=lambda number: -len(self.prompts[number]))
+        requests = [Request(self.prompts[number], limit, samples) for number in order]
+
+        def row(index: int, sample: int, completion: Completion) -> Solution:
+            problem, ids = self.problems[order[index]], completion.ids
+            return Solution(problem.id, sample, kind, ids, self.decode(ids), completion.finish_reason)
+
+        self._sample(path, requests, row)
+
+    def rollouts(self, trials: Sequence[Trial]) -> None:
+        """`rollouts` continuations of each trial's prefix, graded together with it."""
+        order = sorted(trials, key=lambda trial: -len(self._start(trial)))
+        limit = self.recipe.generate.max_tokens
+        requests = [
+            Request(self._start(trial), max(1, limit - trial.length), self.settings.rollouts) for trial in order
+        ]
+
+        def row(index: int, sample: int, completion: Completion) -> Rollout:
+            trial = order[index]
+            text = self.decode([*trial.ids, *completion.ids])
+            correct = is_correct(text, str(self.problems[self.by_id[trial.problem_id]].answer))
+            return Rollout(trial.problem_id, trial.arm, trial.length, sample, correct, len(completion.ids))
+
+        self._sample(self.run.analysis / "rollouts.jsonl", requests, row)
+
+    def _start(self, trial: Trial) -> list[int]:
+        return [*self.prompts[self.by_id[trial.problem_id]], *trial.ids]
+
+    def _sample(self, path: Path, requests: Sequence[Request], row: Callable[[int, int, Completion], Row]) -> None:
+        """Append rows chunk by chunk, from where the file ends."""
+        plan = list(_cut(requests, CHUNK_BATCHES * self.sampler.sampling.batch_size))
+        sizes = [sum(requests[index].samples for index in chunk) for chunk in plan]
+        first = resume(path, sizes)
+        done, total, stage = sum(sizes[:first]), sum(sizes), f"analyze {path.stem}"
+        for number, chunk in list(enumerate(plan))[first:]:
+            before = done
+
+            def on_step(tokens: int, finished: int, before: int = before) -> None:
+                self.notify(Progress(stage, before + finished, total, "completions", tokens))
+
+            seed = derive_seed("analyze", path.stem, self.recipe.seed, number)
+            completions = iter(self.sampler.sample([requests[index] for index in chunk], seed, summing(on_step)))
+            pairs = [(index, sample) for index in chunk for sample in range(requests[index].samples)]
+            append_chunk(path, [row(*pair, next(completions)) for pair in pairs])
+            done += sizes[number]
+        self.notify(Progress(stage, done, total, "completions"))
+
+    def prefix_ids(self) -> Iterator[tuple[str, list[int]]]:
+        """(problem, sampled ids) of each sample; a solution that ended early ends with -1."""
+        longest = max(self.settings.lengths)
+        for solution in read_rows(self.run.analysis / "prefixes.jsonl", Solution):
+            ended = solution.finish_reason == "stop" and len(solution.completion_ids) < longest
+            yield solution.problem_id, [*solution.completion_ids, *([-1] if ended else [])]
+
+    def trials(self) -> list[Trial]:
+        """Each question's first correct and first incorrect trajectory at each length; both, or the question is out.
+
+        At length 0 the arms are one. A prefix that is the whole solution is not rolled out.
+        """
+        found: dict[str, dict[Literal["correct", "incorrect"], list[int]]] = {}
+        for solution in read_rows(self.run.analysis / "trajectories.jsonl", Solution):
+            if solution.finish_reason == "stop":
+                answer = str(self.problems[self.by_id[solution.problem_id]].answer)
+                arm: Literal["correct", "incorrect"] = (
+                    "correct" if is_correct(solution.completion, answer) else "incorrect"
+                )
+                found.setdefault(solution.problem_id, {}).setdefault(arm, solution.completion_ids)
+        both = [(name, arms) for name, arms in found.items() if len(arms) == 2][: self.settings.rollout_problems]
+        lengths = [length for length in self.settings.lengths if length > 0]
+        starts = [Trial(name, "both", 0, []) for name, _ in both]
+        return starts + [
+            Trial(name, arm, length, ids[:length])
+            for name, arms in both
+            for arm, ids in arms.items()
+            for length in lengths
+            if length < len(ids)
+        ]
+
+    def counted(self, trials: Sequence[Trial]) -> list[Trial]:
+        """The trials with how many of their rollouts were right."""
+        right: dict[tuple[str, str, int], int] = {}
+        for row in read_rows(self.run.analysis / "rollouts.jsonl", Rollout):
+            key = (row.problem_id, row.arm, row.length)
+            right[key] = right.get(key, 0) + row.correct
+        share = self.settings.rollouts
+        return [t.scored(right[t.problem_id, t.arm, t.length] / share) for t in trials]
+
+
+def _cut(requests: Sequence[Request], size: int) -> Iterator[list[int]]:
+    """Indices of requests, about `size` completions at a time."""
+    chunk: list[int] = []
+    for index in range(len(requests)):
+        chunk.append(index)
+        if sum(requests[i].samples for i in chunk) >= size:
+            yield chunk
+            chunk = []
+    if chunk:
+        yield chunk

@@ -1,0 +1,131 @@
+"""Base and all methods on one recipe: the same problems, the same evaluation, several seeds.
+
+    compare/METHOD/seed-S/      a run directory; what several methods need alike is made once and copied
+    compare/compare.json, compare.md, BENCHMARK.svg
+
+Each cell is a run of its own and is continued like one. What a cell takes over from another one (solutions that were
+sampled with the same settings, the base model's answers) keeps its cost in the ledger.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from upft_mlx.comparison import Cell, figure, markdown, summarize
+from upft_mlx.errors import RecipeError
+from upft_mlx.events import Note, Observer, ignore
+from upft_mlx.pipeline import Pipeline, versions
+from upft_mlx.recipe import Recipe
+from upft_mlx.rows import EvaluationRow, read_rows, write_atomically, write_json
+from upft_mlx.rundir import RunDir
+
+BASE = "base"
+
+
+def compare(recipe: Recipe, run_dir: str | Path, notify: Observer = ignore) -> dict[str, Any]:
+    """Run what is missing and summarise.
+
+    Returns:
+        The content of compare.json.
+
+    Raises:
+        RecipeError: the recipe has no benchmark to compare on.
+        UpftError: one of its kinds; what is done is kept.
+    """
+    if not recipe.evaluate.benchmarks:
+        raise RecipeError("evaluate.benchmarks: empty; a comparison needs something to measure")
+    root = Path(run_dir) / "compare"
+    plan = [(method, seed) for seed in seeds(recipe) for method in (BASE, *recipe.compare.methods)]
+    variants = {cell: variant(recipe, *cell) for cell in plan}  # all are checked before the first one runs
+    cells = []
+    for number, (method, seed) in enumerate(plan, start=1):
+        notify(Note(f"{number} of {len(plan)}: {method}, seed {seed}"))
+        folder = _folder(root, method, seed)
+        donors = [RunDir(path) for path in sorted(root.glob(f"*/seed-{seed}")) if path != folder]
+        cells.append(run_cell(variants[method, seed], method, folder, donors, notify))
+    found = {"recipe": recipe.dump(), "versions": versions(), "machine": _machine(), **summarize(cells)}
+    write_json(root / "compare.json", found)
+    write_atomically(root / "compare.md", f"# {recipe.name}: methods side by side\n\n{markdown(found)}")
+    for name in found["benchmarks"]:
+        write_atomically(root / f"{name}.svg", figure(found, name))
+    return found
+
+
+def seeds(recipe: Recipe) -> range:
+    """One per run of a method."""
+    return range(recipe.seed, recipe.seed + recipe.compare.seeds)
+
+
+def variant(recipe: Recipe, method: str, seed: int) -> Recipe:
+    """The recipe of one cell; `method` as in `compare.methods`, or base."""
+    name, _, selection = method.partition(":")
+    chooses = name == "rft" or selection not in ("", "first")
+    changes: dict[str, dict[str, Any]] = {
+        "generate": {"samples": recipe.compare.samples if chooses else 1},
+        "prefix": {"selection": selection or "first"},
+    }
+    data = recipe.model_dump()
+    data |= {section: {**data[section], **fields} for section, fields in changes.items()}
+    if method == BASE:
+        return Recipe.model_validate({**data, "seed": seed, "method": "upft"})
+    return Recipe.model_validate({**data, "seed": seed, "method": name})
+
+
+def run_cell(
+    recipe: Recipe, method: str, folder: Path, donors: Sequence[RunDir] = (), notify: Observer = ignore
+) -> Cell:
+    """Run what is missing of one cell.
+
+    Args:
+        recipe: of the cell, with its seed.
+        method: its name in the results; `base` is evaluated as it is.
+        folder: its run directory.
+        donors: runs to take over from what was made from the same inputs.
+        notify: is told of everything.
+    """
+    pipeline = Pipeline(recipe, folder, notify)
+    with pipeline.opened():
+        pipeline.describe()
+        if method != BASE:
+            for donor in donors:
+                pipeline.adopt(donor)
+            pipeline.generate()
+            pipeline.build()
+            pipeline.train()
+        pipeline.evaluate()
+        pipeline.report()
+    return _result(pipeline, method)
+
+
+def _folder(root: Path, method: str, seed: int) -> Path:
+    return root / method.replace(":", "-") / f"seed-{seed}"
+
+
+def _result(pipeline: Pipeline, method: str) -> Cell:
+    stages = [entry for name in ("generate", "build", "train") if (entry := pipeline.run.entry(name)) is not None]
+    side = "base" if method == BASE else "tuned"
+    return Cell(
+        method=method,
+        seed=pipeline.recipe.seed,
+        scores={part.entry.label: _scores(pipeline.run.rows_of(part.entry.label, side)) for part in pipeline.sets},
+        tokens_sampled=sum(entry.tokens_sampled for entry in stages),
+        tokens_trained=sum(entry.tokens_trained for entry in stages),
+        seconds=sum(entry.seconds for entry in stages),
+        peak_memory_bytes=max((entry.peak_memory_bytes for entry in stages), default=0),
+    )
+
+
+def _scores(path: Path) -> dict[str, float]:
+    """Each problem's mean over its samples."""
+    marks: dict[str, list[bool]] = {}
+    for row in read_rows(path, EvaluationRow):
+        marks.setdefault(row.problem_id, []).append(row.correct)
+    return {problem: sum(values) / len(values) for problem, values in marks.items()}
+
+
+def _machine() -> dict[str, Any]:
+    return {"python": platform.python_version(), "machine": platform.machine(), "cores": os.cpu_count()}

@@ -1,0 +1,73 @@
+"""Quantized layers on MLX's CPU backend: a dense copy for the forward pass.
+
+There the product with a quantized matrix runs at less than half the rate of a dense one (perf/products.py), while the
+product of its backward pass is the fastest of all. So a layer keeps its weights a second time, dequantized and
+transposed, for the one, and its quantized weights for the other. On a GPU quantized products are fast, and nothing of
+this happens.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+
+import mlx.core as mx
+import mlx.nn as nn
+
+MEMORY_SHARE = 1 / 8
+"""Of the machine's memory that the copies may take; a model that is larger does without."""
+
+
+class DenseForward(nn.QuantizedLinear):
+    """A quantized layer with a dense copy, which is no parameter of it: it is neither trained nor saved."""
+
+    _forward: Callable[[mx.array], mx.array]
+
+    def __call__(self, x: mx.array) -> mx.array:
+        """(..., inputs) to (..., outputs)."""
+        y = self._forward(x)
+        return y + self.bias if "bias" in self else y
+
+
+def add_dense_copies(model: nn.Module) -> bool:
+    """Give the quantized layers of a model on the CPU their copies; embeddings and heads stay as they are.
+
+    Returns:
+        Whether it was done: not off the CPU, nor where the copies would take too much memory.
+    """
+    layers = [layer for _, layer in model.named_modules() if type(layer) is nn.QuantizedLinear and _fits(layer)]
+    bytes_needed = sum(4 * _inputs(layer) * layer.weight.shape[0] for layer in layers)
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if mx.default_device().type != mx.DeviceType.cpu or not layers or bytes_needed > MEMORY_SHARE * memory:
+        return False
+    for layer in layers:
+        layer._forward = _with_dense_forward(layer)
+        layer.__class__ = DenseForward
+    return True
+
+
+def _fits(layer: nn.QuantizedLinear) -> bool:
+    """float32 layers only: with others the copy would change the precision."""
+    return bool(layer.mode == "affine" and layer.scales.dtype == mx.float32)
+
+
+def _inputs(layer: nn.QuantizedLinear) -> int:
+    return int(layer.scales.shape[1] * layer.group_size)
+
+
+def _with_dense_forward(layer: nn.QuantizedLinear) -> Callable[[mx.array], mx.array]:
+    """The layer's product: dense forward, quantized backward."""
+    parts = (layer.weight, layer.scales, layer.biases)
+    how = {"group_size": layer.group_size, "bits": layer.bits}
+    dense = mx.contiguous(mx.dequantize(*parts, **how).T)
+    mx.eval(dense)
+
+    @mx.custom_function
+    def product(x: mx.array) -> mx.array:
+        return x @ dense
+
+    @product.vjp
+    def backward(x: mx.array, cotangent: mx.array, output: mx.array) -> mx.array:
+        return mx.quantized_matmul(cotangent, *parts, transpose=False, **how)
+
+    return product

@@ -1,0 +1,57 @@
+"""Intervals of a mean over problems and seeds, both of which are samples of many. Pure.
+
+The seeds' runs share the problems, and the problems share the runs: neither the spread over problems nor that over
+seeds alone says how far the mean would move with other problems and other seeds.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from upft_mlx.stats import mean_interval, t_quantile
+
+
+@dataclass(frozen=True)
+class Mean:
+    """A mean with its 95 % interval."""
+
+    value: float
+    ci95: tuple[float, float]
+
+
+def crossed_mean(scores: Sequence[Sequence[float]]) -> Mean:
+    """The mean of problems x seeds with the interval of the two-way random-effects model.
+
+    With problem means a, seed means b and residuals r, the variance of the mean is estimated without bias by
+    var(a)/P + var(b)/S - var(r)/(P S) (Cameron, Gelbach and Miller 2011, two-way clusters), and is taken to be no less
+    than either of the first two. Degrees of freedom by Satterthwaite. With a single seed the interval is over problems
+    alone.
+
+    Args:
+        scores: for each problem its score with each seed, as many for each.
+
+    Raises:
+        ValueError: there is no problem or no seed, or they do not form a table.
+    """
+    problems, seeds = len(scores), len(scores[0]) if scores else 0
+    if not seeds or any(len(row) != seeds for row in scores):
+        raise ValueError(f"needs a table of problems and seeds, found rows of {sorted({len(row) for row in scores})}")
+    rows = [math.fsum(row) / seeds for row in scores]
+    mean = math.fsum(rows) / problems
+    if seeds == 1 or problems == 1:
+        return Mean(mean, mean_interval(rows if seeds == 1 else scores[0]))
+    columns = [math.fsum(row[seed] for row in scores) / problems for seed in range(seeds)]
+    residuals = math.fsum(
+        (value - rows[i] - columns[j] + mean) ** 2 for i, row in enumerate(scores) for j, value in enumerate(row)
+    )
+    by_problem = math.fsum((row - mean) ** 2 for row in rows) / (problems - 1) / problems
+    by_seed = math.fsum((column - mean) ** 2 for column in columns) / (seeds - 1) / seeds
+    by_both = residuals / ((problems - 1) * (seeds - 1)) / (problems * seeds)
+    variance = max(by_problem, by_seed, by_problem + by_seed - by_both)
+    if variance <= 1e-24:
+        return Mean(mean, (mean, mean))
+    parts = by_problem**2 / (problems - 1) + by_seed**2 / (seeds - 1)
+    half = t_quantile(max(1, math.floor(variance**2 / parts))) * math.sqrt(variance)
+    return Mean(mean, (mean - half, mean + half))

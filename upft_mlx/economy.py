@@ -1,0 +1,112 @@
+"""What a run cost beside what full solutions would have cost on the same problems.
+
+Tokens of this run are measured. Those of the others are computed from the full solutions that this run sampled (all of
+them, or the structure rows), and the result says from how many.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from upft_mlx.grade import is_correct
+from upft_mlx.problems import Problem
+from upft_mlx.recipe import Recipe
+from upft_mlx.rows import Solution, TrainingRow, read_rows
+from upft_mlx.rundir import RunDir
+
+SAMPLES, KEEP = 16, 4
+"""Of rejection sampling in the paper, and the correct ones that are kept per problem here."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Tokens of one way to train."""
+
+    tokens_sampled: float
+    tokens_trained: float
+    how: str
+
+
+def economy(recipe: Recipe, problems: Sequence[Problem], run: RunDir) -> dict[str, Any] | None:
+    """This run's tokens, and those of SFT and of RFT with 16 samples; None before the run has trained.
+
+    Sampling for evaluation is not counted. Without answers nobody knows how many samples RFT would keep; it is then
+    taken to keep the most that it may.
+    """
+    generated, trained = run.entry("generate"), run.entry("train")
+    if generated is None or trained is None or not trained.done:
+        return None
+    seen = _full_solutions(problems, run)
+    result = {"this": asdict(Cost(generated.tokens_sampled, trained.tokens_trained, "measured"))}
+    if seen.count:
+        passes = trained.tokens_trained / max(1, _tokens_per_epoch(run))
+        rows = (1 - recipe.train.valid_ratio) * len(problems) * passes
+        length, how = seen.tokens / seen.count, f"computed from {seen.count} full solutions of this run"
+        kept = KEEP if seen.right is None else expected_kept(seen.right / seen.count)
+        known = "" if seen.right is not None else ", all correct (no answers)"
+        result["sft"] = asdict(Cost(len(problems) * length, rows * seen.finished / seen.count * (length + 1), how))
+        result["rft"] = asdict(Cost(SAMPLES * len(problems) * length, rows * kept * (length + 1), how + known))
+    return result
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """Full solutions of a run."""
+
+    count: int
+    finished: int
+    tokens: int
+    right: int | None
+    """None where a problem has no answer."""
+
+
+def _full_solutions(problems: Sequence[Problem], run: RunDir) -> _Seen:
+    """Walks through solutions and problems side by side; both are in the same order."""
+    count = finished = tokens = right = 0
+    labelled = True
+    waiting = iter(problems)
+    problem: Problem | None = None
+    for solution in read_rows(run.solutions, Solution):
+        while problem is None or problem.id != solution.problem_id:
+            problem = next(waiting)
+        if solution.kind == "full":
+            count, tokens = count + 1, tokens + len(solution.completion_ids)
+            finished += solution.finish_reason == "stop"
+            labelled = labelled and problem.answer is not None
+            right += labelled and is_correct(solution.completion, str(problem.answer))
+    return _Seen(count, finished, tokens, right if labelled else None)
+
+
+def _tokens_per_epoch(run: RunDir) -> int:
+    return sum(len(row.completion_ids) for row in read_rows(run.train, TrainingRow))
+
+
+def expected_kept(share: float) -> float:
+    """How many of 16 samples RFT keeps on average when `share` of them are right: at most 4, duplicates not known."""
+    chances = (math.comb(SAMPLES, k) * share**k * (1 - share) ** (SAMPLES - k) for k in range(SAMPLES + 1))
+    return sum(min(KEEP, k) * chance for k, chance in enumerate(chances))
+
+
+def markdown(found: dict[str, Any]) -> str:
+    """The section of report.md."""
+    lines = ["| | tokens sampled | tokens trained | how it is known |", "|---|---|---|---|"]
+    names = {"this": "this run", "sft": "SFT (1 full solution)", "rft": f"RFT ({SAMPLES} full solutions)"}
+    mine = found["this"]
+    for key, name in names.items():
+        if key in found:
+            row = found[key]
+            kinds = ("tokens_sampled", "tokens_trained")
+            cells = [_count(row[kind], None if key == "this" else mine[kind]) for kind in kinds]
+            lines.append(f"| {name} | {cells[0]} | {cells[1]} | {row['how']} |")
+    if "sft" not in found:
+        lines.append("\nNo full solution was sampled, so that their length is not known.")
+    return "\n".join(lines)
+
+
+def _count(value: float, mine: float | None) -> str:
+    """The number and, beside it, this run's share of it."""
+    share = f" (this run: {mine / value:.1%} of it)" if mine is not None and value else ""
+    return f"{value:,.0f}{share}"

@@ -1,0 +1,95 @@
+"""Prompts to caches: what they all begin with is passed once, and each prompt once for all of its samples.
+
+mlx-lm's batch generator continues sequences that come with a history. Here the history is made: the shared tokens at
+batch size 1, then all other tokens of a batch of prompts but the last ones, from which the generator goes on.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import mlx.core as mx
+
+from upft_mlx.trial import same_logits
+
+if TYPE_CHECKING:
+    import mlx.nn as nn
+
+Cache = list[Any]
+"""What a sequence has left in each layer."""
+
+
+class Prefill:
+    """Makes the caches of prompts for one model, with its adapter as it is now."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+        self._shared_ids: list[int] | None = None
+        self._shared_cache: Cache = []
+        self.tokens = 0
+        self.exact = self._agrees(self._from_shared)
+        """Whether this model family continues from such caches as from its own, tried on a few tokens."""
+        self.batches = self.exact or self._agrees(self._from_nothing)
+        """Whether mlx-lm's batches of prompts of different lengths are right for it at all."""
+        self.tokens = 0
+        """Passed through the model since then, padding included."""
+
+    def share(self, prompts: Sequence[Sequence[int]]) -> None:
+        """Pass what these prompts begin with, unless that is what was passed last."""
+        from mlx_lm.models.cache import make_prompt_cache
+
+        shared = list(prompts[0][: shared_length(prompts)])
+        if shared != self._shared_ids:
+            self._shared_ids = shared
+            (self._shared_cache,) = self._pass([shared], [make_prompt_cache(self._model)])
+
+    def caches(self, prompts: Sequence[Sequence[int]]) -> list[Cache]:
+        """For each prompt the cache of all its tokens but the last; `share` was told of all of them."""
+        start = len(self._shared_ids or ())
+        return self._pass([list(ids[start:-1]) for ids in prompts], [self._shared_cache] * len(prompts))
+
+    def _pass(self, parts: list[list[int]], caches: list[Cache]) -> list[Cache]:
+        """The caches with these tokens added; those that are given stay as they are."""
+        from mlx_lm.generate import PromptProcessingBatch
+
+        longest = max(map(len, parts))
+        if not longest:
+            return caches
+        self.tokens += longest * len(parts)
+        batch = PromptProcessingBatch(self._model, list(range(len(parts))), caches)
+        batch.prompt(parts)
+        return [batch.extract_cache(index) for index in range(len(parts))]
+
+    def _agrees(self, caches: Callable[[], list[Cache]]) -> bool:
+        """Whether the last tokens of `_TRIED` get the logits of a plain pass when a batch continues from caches."""
+        from mlx_lm.generate import PromptProcessingBatch
+
+        try:
+            joined = PromptProcessingBatch(self._model, [0, 1], caches()).prompt_cache
+            found = self._model(mx.array([ids[-1:] for ids in _TRIED]), cache=joined)[:, -1]
+            full = mx.concatenate([self._model(mx.array([ids]))[:, -1] for ids in _TRIED])
+            return same_logits(found, full)
+        except (ValueError, TypeError, AttributeError, IndexError, KeyError, NotImplementedError):
+            return False  # the family's caches cannot be joined, or are of another kind
+
+    def _from_shared(self) -> list[Cache]:
+        self.share(_TRIED)
+        return self.caches(_TRIED)
+
+    def _from_nothing(self) -> list[Cache]:
+        from mlx_lm.models.cache import make_prompt_cache
+
+        return self._pass([ids[:-1] for ids in _TRIED], [make_prompt_cache(self._model) for _ in _TRIED])
+
+
+_TRIED = [[16, 17, 18, 19, 20, 5, 6, 7], [16, 17, 18, 19, 20, 8, 9, 10, 11, 12]]
+
+
+def shared_length(prompts: Sequence[Sequence[int]]) -> int:
+    """How many tokens all prompts begin with, at least one left over for each."""
+    first, last = min(prompts), max(prompts)  # what these begin with, all do
+    pairs = zip(first, last, strict=False)
+    common = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
+    return min(common, min(map(len, prompts)) - 1)

@@ -1,0 +1,111 @@
+"""Which of a problem's samples train. Pure: nothing is read, written or run.
+
+The paper trains on the first sample. The rules here choose among several, some with labels (rejection sampling, the
+paper's label filter), some without.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, field
+
+from upft_mlx.grade import extract_answer, is_correct, normalize_answer
+from upft_mlx.prefix import why_dropped
+from upft_mlx.problems import Problem
+from upft_mlx.recipe import Recipe
+from upft_mlx.rows import Solution
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """Positions of the samples that train, and how many others were left out for which reason."""
+
+    kept: list[int]
+    dropped: Counter[str] = field(default_factory=Counter)
+
+
+def choose(recipe: Recipe, problem: Problem, solutions: Sequence[Solution]) -> Chosen:
+    """Choose among the samples of one problem: first the filters, then the method's or the selection's rule."""
+    reasons = [why_dropped(solution, recipe.prefix) for solution in solutions]
+    dropped = Counter(reason for reason in reasons if reason is not None)
+    usable = [position for position, reason in enumerate(reasons) if reason is None]
+    samples = [solutions[position] for position in usable]
+    if recipe.method == "rft":
+        kept = _rejection(samples, problem, recipe.generate.keep, dropped)
+    else:
+        kept = _one(recipe, problem, samples, dropped)
+    return Chosen([usable[index] for index in kept], dropped)
+
+
+def _rejection(samples: Sequence[Solution], problem: Problem, keep: int, dropped: Counter[str]) -> list[int]:
+    """Rejection sampling: correct, not seen before, at most `keep`."""
+    kept: list[int] = []
+    seen: set[str] = set()
+    for index, sample in enumerate(samples):
+        if len(kept) >= keep:
+            reason = "beyond generate.keep"
+        elif sample.completion in seen:
+            reason = "duplicates"
+        elif not is_correct(sample.completion, problem.answer or ""):
+            reason = "wrong"
+        else:
+            kept.append(index)
+            seen.add(sample.completion)
+            continue
+        dropped[reason] += 1
+    return kept
+
+
+def _one(recipe: Recipe, problem: Problem, samples: Sequence[Solution], dropped: Counter[str]) -> list[int]:
+    """The sample that the selection's rule picks, if there is one."""
+    rules: dict[str, Callable[[], int | None]] = {
+        "first": lambda: 0 if samples else None,
+        "consensus": lambda: _commonest([_prefix_key(sample, recipe.prefix.length) for sample in samples]),
+        "majority_answer": lambda: _commonest([_answer(sample) for sample in samples]),
+        "confidence": lambda: _highest([_mean_logprob(sample) for sample in samples]),
+        "longest": lambda: _highest([float(len(sample.completion_ids)) for sample in samples]),
+        "label": lambda: _first_correct(samples, problem),
+    }
+    selection = recipe.prefix.selection
+    found = rules[selection]()
+    if found is None:
+        if samples:
+            dropped["wrong" if selection == "label" else "no answer"] += len(samples)
+        return []
+    if len(samples) > 1:
+        dropped["not selected"] += len(samples) - 1
+    return [found]
+
+
+def _first_correct(samples: Sequence[Solution], problem: Problem) -> int | None:
+    correct = (index for index, sample in enumerate(samples) if is_correct(sample.completion, problem.answer or ""))
+    return next(correct, None)
+
+
+def _commonest(keys: Sequence[Hashable | None]) -> int | None:
+    """The first position of the most frequent key that is not None; of equally frequent ones the earliest."""
+    counts = Counter(key for key in keys if key is not None)
+    return keys.index(counts.most_common(1)[0][0]) if counts else None
+
+
+def _highest(values: Sequence[float]) -> int | None:
+    return max(range(len(values)), key=lambda index: values[index]) if values else None
+
+
+def _prefix_key(sample: Solution, length: int) -> tuple[tuple[int, ...], bool]:
+    """What makes two prefixes the same: their ids, and whether the solution ended there."""
+    ended = sample.finish_reason == "stop" and len(sample.completion_ids) < length
+    return tuple(sample.completion_ids[:length]), ended
+
+
+def _answer(sample: Solution) -> str | None:
+    """The answer in the form in which answers are equal."""
+    answer = extract_answer(sample.completion)
+    return None if answer is None else normalize_answer(answer)
+
+
+def _mean_logprob(sample: Solution) -> float:
+    """Nats per token, EOS included."""
+    assert sample.logprob is not None
+    return sample.logprob / (len(sample.completion_ids) + (sample.finish_reason == "stop"))

@@ -1,0 +1,49 @@
+"""Problems kept on the disk: a hundred thousand of them take memory for their places only."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import weakref
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
+from typing import overload
+
+from upft_mlx.problems import Problem, chosen
+
+_IN_MEMORY = 1 << 20
+"""Bytes of problems that need no file."""
+
+
+class Spool(Sequence[Problem]):
+    """A sequence of problems, in a temporary file that has no name and goes with the process where they are many."""
+
+    def __init__(self, problems: Iterable[Problem]) -> None:
+        """Write the problems down, one at a time."""
+        self._file = tempfile.SpooledTemporaryFile(_IN_MEMORY)  # noqa: SIM115  # open as long as the sequence lives
+        weakref.finalize(self, self._file.close)
+        self._places = array("q")
+        for problem in problems:
+            self._places.append(self._file.tell())
+            self._file.write(json.dumps([problem.id, problem.question, problem.answer]).encode() + b"\n")
+
+    def take(self, limit: int | None, shuffle: int | None) -> None:
+        """Keep at most `limit` problems, after a shuffle with the seed `shuffle`."""
+        order = chosen(len(self), limit, shuffle)
+        self._places = array("q", (self._places[number] for number in order))
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    @overload
+    def __getitem__(self, index: int) -> Problem: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Problem]: ...
+    def __getitem__(self, index: int | slice) -> Problem | list[Problem]:
+        if isinstance(index, slice):
+            return [self[number] for number in range(*index.indices(len(self)))]
+        self._file.seek(self._places[index])
+        return Problem(*json.loads(self._file.readline()))
+
+    def __iter__(self) -> Iterator[Problem]:
+        return (self[number] for number in range(len(self)))

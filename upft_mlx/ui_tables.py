@@ -1,0 +1,94 @@
+"""The results of `analyze` and `compare` as tables."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from upft_mlx.ui_text import accuracy, count, duration, glyphs_for, memory, points
+
+
+def print_analysis(found: dict[str, Any], folder: Path, *, console: Console | None = None) -> None:
+    """Self-consistency and accuracy per prefix length, the recommendation, and where the curves are."""
+    console = console or Console()
+    by_length = {row["length"]: row for row in found["accuracy"]}
+    table = _table(
+        "t", "samples per distinct prefix", "from a correct one", "from an incorrect one", "difference, points"
+    )
+    lengths = sorted({row["length"] for row in found["self_consistency"]} | set(by_length))
+    consistency = {row["length"]: row for row in found["self_consistency"]}
+    for length in lengths:
+        row, trials = consistency.get(length), by_length.get(length)
+        table.add_row(
+            str(length),
+            f"{row['mean']:.2f} [{row['ci95'][0]:.2f}, {row['ci95'][1]:.2f}]" if row else "",
+            accuracy(trials["correct"]["mean"], trials["correct"]["ci95"]) if trials else "",
+            accuracy(trials["incorrect"]["mean"], trials["incorrect"]["ci95"]) if trials else "",
+            _difference(trials["difference"]) if trials else "",
+        )
+    console.print()
+    console.print(table)
+    console.print()
+    length = found["recommended"]["length"]
+    console.print(Text(f"recommended prefix.length: {length if length is not None else 'none'}", "bold"))
+    console.print(Text(found["recommended"]["reason"]))
+    _files(console, [folder / name for name in ("analysis.md", "analysis.json", "curves.svg")])
+
+
+def print_comparison(found: dict[str, Any], folder: Path, *, console: Console | None = None) -> None:
+    """A table of costs, and one of accuracies per benchmark."""
+    console = console or Console()
+    costs = _table("method", "tokens sampled", "tokens trained", "time", "peak memory")
+    for method, row in found["methods"].items():
+        spent = bool(row["tokens_sampled"])
+        costs.add_row(
+            method,
+            count(round(row["tokens_sampled"])) if spent else "",
+            count(round(row["tokens_trained"])) if spent else "",
+            duration(row["seconds"]) if spent else "",
+            memory(round(row["peak_memory_bytes"])) if spent else "",
+        )
+    console.print()
+    console.print(costs)
+    for name in found["benchmarks"]:
+        table = _table("method", "accuracy", "difference to base, points")
+        for method, row in found["methods"].items():
+            result = row["benchmarks"][name]
+            difference = result["difference"]
+            table.add_row(
+                method,
+                accuracy(result["accuracy"], result["ci95"]),
+                _difference(difference) if difference else "",
+            )
+        console.print()
+        console.print(Text(glyphs_for(console.encoding).line(name), "bold"))
+        console.print(table)
+    _files(
+        console, [folder / "compare.md", folder / "compare.json", *(folder / f"{n}.svg" for n in found["benchmarks"])]
+    )
+
+
+def _difference(difference: dict[str, Any]) -> Text:
+    low, high = difference["ci95"]
+    style = "green" if low > 0 else "red" if high < 0 else "dim"
+    return Text(f"{points(difference['delta'])} [{points(low)}, {points(high)}]", style)
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False, header_style="bold")
+    for index, column in enumerate(columns):
+        table.add_column(column, justify="left" if index == 0 and column == "method" else "right")
+    return table
+
+
+def _files(console: Console, paths: Sequence[Path]) -> None:
+    glyphs = glyphs_for(console.encoding)
+    console.print()
+    for path in paths:
+        console.print(Text(glyphs.line(str(path)), "dim"), soft_wrap=True)
