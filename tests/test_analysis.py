@@ -12,6 +12,7 @@ from xml.etree import ElementTree
 import pytest
 
 from upft_mlx import analyze as analyze_module
+from upft_mlx import grade
 from upft_mlx.analysis import Trial, figure, markdown, prefix_accuracy, recommend, self_consistency, summarize
 from upft_mlx.events import Event, Note, Progress
 from upft_mlx.pipeline import run_analysis
@@ -174,7 +175,7 @@ def test_rollouts_continue_the_prefix_and_are_graded_with_it(
     recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     graded: list[str] = []
-    original = analyze_module.is_correct
+    original = grade.is_correct
 
     def is_correct(completion: str, gold: str) -> bool:
         graded.append(completion)

@@ -11,7 +11,7 @@ from xml.etree import ElementTree
 import pytest
 from pydantic import ValidationError
 
-from upft_mlx import pipeline
+from upft_mlx import models, pipeline
 from upft_mlx.compare import compare, variant
 from upft_mlx.comparison import Cell, figure, markdown, summarize
 from upft_mlx.errors import RecipeError
@@ -142,8 +142,12 @@ def test_a_second_call_runs_nothing_again_and_a_missing_cell_only(
 ) -> None:
     recipe, root, found = compared
     loads: list[Any] = []
-    original = pipeline.load
-    monkeypatch.setattr(pipeline, "load", lambda *a, **k: loads.append(a) or original(*a, **k))  # type: ignore[func-returns-value]
+
+    def count(*arguments: Any, **options: Any) -> Any:
+        loads.append(arguments)
+        return models.load(*arguments, **options)
+
+    monkeypatch.setattr(pipeline, "load", count)
     assert compare(recipe, root) == found
     assert loads == []
     ledger = root / "compare" / "upft" / "seed-1" / "ledger.json"

@@ -102,7 +102,7 @@ def next_token(loaded: Loaded, prompt: list[int]) -> np.ndarray[Any, Any]:
     """The model's own distribution of the token after a prompt, in float64."""
     logits = np.array(loaded.model(mx.array([prompt]))[0, -1].astype(mx.float32), np.float64)
     weights = np.exp(logits - logits.max())
-    return weights / weights.sum()
+    return np.asarray(weights / weights.sum())
 
 
 def chance(found: Counter[int], expected: np.ndarray[Any, Any]) -> float:

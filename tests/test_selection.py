@@ -28,7 +28,10 @@ def prefix(ids: list[int], finish: Any = "length") -> Solution:
 def chosen(
     make_recipe: MakeRecipe, selection: str, samples: list[Solution], **changes: Any
 ) -> tuple[list[int], dict[str, int]]:
-    sections = {"generate": {"samples": max(2, len(samples))}, "prefix": {"selection": selection, "length": 3}}
+    sections: dict[str, Any] = {
+        "generate": {"samples": max(2, len(samples))},
+        "prefix": {"selection": selection, "length": 3},
+    }
     for name, fields in changes.items():
         sections[name] = {**sections.get(name, {}), **fields} if isinstance(fields, dict) else fields
     found = choose(make_recipe(**sections), PROBLEM, samples)

@@ -80,13 +80,13 @@ def prefix_accuracy(lengths: Sequence[int], trials: Sequence[Trial]) -> list[dic
         pairs = [s for (_, at), s in scores.items() if at == length and len(s) == 2]
         if len(pairs) < 2:
             continue
-        arms = {arm: [pair[arm] for pair in pairs] for arm in ("correct", "incorrect")}
-        difference = asdict(paired_difference(arms["incorrect"], arms["correct"]))
+        of = {arm: [pair[arm] for pair in pairs] for arm in ("correct", "incorrect")}
+        difference = asdict(paired_difference(of["incorrect"], of["correct"]))
         result.append(
             {
                 "length": length,
                 "problems": len(pairs),
-                **{arm: _mean(values, share=True) for arm, values in arms.items()},
+                **{arm: _mean(values, share=True) for arm, values in of.items()},
                 "difference": {**difference, "ci95": list(difference["ci95"])},
             }
         )

@@ -110,9 +110,8 @@ class _Analyzer:
         first = resume(path, sizes)
         done, total, stage = sum(sizes[:first]), sum(sizes), f"analyze {path.stem}"
         for number, chunk in list(enumerate(plan))[first:]:
-            before = done
 
-            def on_step(tokens: int, finished: int, before: int = before) -> None:
+            def on_step(tokens: int, finished: int, before: int = done) -> None:
                 self.notify(Progress(stage, before + finished, total, "completions", tokens))
 
             seed = derive_seed("analyze", path.stem, self.recipe.seed, number)

@@ -118,5 +118,6 @@ def figure(found: Mapping[str, Any], benchmark: str) -> str:
         difference = row["benchmarks"][benchmark]["difference"]
         if difference is not None:
             cost = f"{row['tokens_sampled']:,.0f} sampled, {row['tokens_trained']:,.0f} trained"
-            rows.append(Row(method, difference["delta"], *difference["ci95"], note=cost))
+            low, high = difference["ci95"]
+            rows.append(Row(method, difference["delta"], low, high, cost))
     return intervals(f"{benchmark}: difference to base", rows, "points of accuracy, 95 % interval; tokens on the right")

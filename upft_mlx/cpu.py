@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from typing import cast
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -70,4 +71,4 @@ def _with_dense_forward(layer: nn.QuantizedLinear) -> Callable[[mx.array], mx.ar
     def backward(x: mx.array, cotangent: mx.array, output: mx.array) -> mx.array:
         return mx.quantized_matmul(cotangent, *parts, transpose=False, **how)
 
-    return product
+    return cast("Callable[[mx.array], mx.array]", product)

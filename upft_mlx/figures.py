@@ -99,8 +99,8 @@ def _curve(series: Series, place: Callable[[float, float], tuple[float, float]],
     lower = [place(point.x, point.low) for point in reversed(series.points)]
     band = " ".join(f"{x:.1f},{y:.1f}" for x, y in [*upper, *lower])
     dots = "".join(
-        "<circle cx='{:.1f}' cy='{:.1f}' r='3' fill='{}'/>".format(*place(point.x, point.y), colour)
-        for point in series.points
+        f"<circle cx='{x:.1f}' cy='{y:.1f}' r='3' fill='{colour}'/>"
+        for x, y in (place(point.x, point.y) for point in series.points)
     )
     return (
         f"<polygon points='{band}' fill='{colour}' fill-opacity='0.15'/>"

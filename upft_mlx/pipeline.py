@@ -326,8 +326,8 @@ class Pipeline:
         """Ledger name, inputs, own file and the donor's file."""
         yield "generate", self.inputs.generate(), self.run.solutions, donor.solutions
         for part in self.sets:
-            paths = (run.rows_of(part.entry.label, "base") for run in (self.run, donor))
-            yield _side_name(part, "base"), self.inputs.side(part, "base"), *paths
+            own, theirs = (run.rows_of(part.entry.label, "base") for run in (self.run, donor))
+            yield _side_name(part, "base"), self.inputs.side(part, "base"), own, theirs
 
     def report(self) -> dict[str, Any]:
         """Write report.md and return what it says."""

@@ -89,7 +89,8 @@ _TRIED = [[16, 17, 18, 19, 20, 5, 6, 7], [16, 17, 18, 19, 20, 8, 9, 10, 11, 12]]
 
 def shared_length(prompts: Sequence[Sequence[int]]) -> int:
     """How many tokens all prompts begin with, at least one left over for each."""
-    first, last = min(prompts), max(prompts)  # what these begin with, all do
+    lists = [list(ids) for ids in prompts]
+    first, last = min(lists), max(lists)  # what these begin with, all do
     pairs = zip(first, last, strict=False)
     common = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
     return min(common, min(map(len, prompts)) - 1)

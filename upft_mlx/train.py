@@ -115,6 +115,7 @@ class Stepper:
 
         def update(gradients: dict[str, Any]) -> mx.array:
             limit = math.inf if settings.clip_norm is None else settings.clip_norm
+            norm: mx.array
             gradients, norm = optim.clip_grad_norm(gradients, limit)
             self.optimizer.update(model, gradients)
             return norm
