@@ -108,7 +108,8 @@ class _Analyzer:
         plan = list(_cut(requests, CHUNK_BATCHES * self.sampler.sampling.batch_size))
         sizes = [sum(requests[index].samples for index in chunk) for chunk in plan]
         first = resume(path, sizes)
-        done, total, stage = sum(sizes[:first]), sum(sizes), f"analyze {path.stem}"
+        done: int = sum(sizes[:first])
+        total, stage = sum(sizes), f"analyze {path.stem}"
         for number, chunk in list(enumerate(plan))[first:]:
 
             def on_step(tokens: int, finished: int, before: int = done) -> None:
