@@ -34,7 +34,7 @@ def problems(recipe: Recipe) -> list[Problem]:
 
 def run(recipe: Recipe, loaded: Loaded, folder: Path) -> bytes:
     run_dir = RunDir(folder)
-    generate(recipe, loaded, problems(recipe), wanted(recipe, problems(recipe)), run_dir)
+    generate(recipe, loaded, problems(recipe), wanted(recipe, len(problems(recipe))), run_dir)
     assert not run_dir.partial.exists()
     return run_dir.solutions.read_bytes()
 
@@ -60,7 +60,7 @@ def test_progress_counts_up_to_all_solutions_and_tokens(
 ) -> None:
     seen: list[Event] = []
     recipe = make_recipe()
-    generate(recipe, loaded, problems(recipe), wanted(recipe, problems(recipe)), RunDir(tmp_path), seen.append)
+    generate(recipe, loaded, problems(recipe), wanted(recipe, len(problems(recipe))), RunDir(tmp_path), seen.append)
     last = seen[-1]
     assert isinstance(last, Progress)
     assert (last.done, last.total) == (20, 20)
@@ -79,7 +79,7 @@ def test_a_file_cut_anywhere_is_continued_to_the_same_bytes(
         partial = path.read_bytes() if path.exists() else partial
 
     folder = RunDir(tmp_path / "whole")
-    generate(recipe, loaded, problems(recipe), wanted(recipe, problems(recipe)), folder, keep)
+    generate(recipe, loaded, problems(recipe), wanted(recipe, len(problems(recipe))), folder, keep)
     whole = folder.solutions.read_bytes()
     assert sorted(partial.splitlines()) == sorted(whole.splitlines())
     assert partial != whole, "sampled in another order than that of the problems"

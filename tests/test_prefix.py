@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from upft_mlx.errors import ProblemsError
 from upft_mlx.prefix import (
+    check_problems,
     prefix_ids,
     row_kind,
     structure_numbers,
@@ -145,7 +146,7 @@ PROBLEMS = [Problem(str(i), "q", "1") for i in range(10)]
 
 
 def kinds(recipe: Recipe) -> list[str]:
-    return [item.kind for item in wanted(recipe, PROBLEMS)]
+    return [item.kind for item in wanted(recipe, 10)]
 
 
 def test_upft_decodes_prefixes_and_a_share_of_full_solutions(make_recipe: MakeRecipe) -> None:
@@ -154,21 +155,21 @@ def test_upft_decodes_prefixes_and_a_share_of_full_solutions(make_recipe: MakeRe
 
 
 def test_structure_only_decodes_the_same_full_solutions_as_upft(make_recipe: MakeRecipe) -> None:
-    upft = wanted(make_recipe(prefix={"structure_ratio": 0.3}), PROBLEMS)
-    only = wanted(make_recipe(method="structure_only", prefix={"structure_ratio": 0.3}), PROBLEMS)
+    upft = wanted(make_recipe(prefix={"structure_ratio": 0.3}), 10)
+    only = wanted(make_recipe(method="structure_only", prefix={"structure_ratio": 0.3}), 10)
     assert only == [item for item in upft if item.kind == "full"]
 
 
 def test_rft_samples_each_problem_and_refuses_problems_without_answer(make_recipe: MakeRecipe) -> None:
     recipe = make_recipe(method="rft", generate={"samples": 3})
-    assert [(item.kind, item.samples) for item in wanted(recipe, PROBLEMS[:2])] == [("full", 3), ("full", 3)]
+    assert [(item.kind, item.samples) for item in wanted(recipe, 2)] == [("full", 3), ("full", 3)]
     with pytest.raises(ProblemsError, match=r"1 of 2 problems have none: x;.*problems\.answer"):
-        wanted(recipe, [PROBLEMS[0], Problem("x", "q")])
+        check_problems(recipe, [PROBLEMS[0], Problem("x", "q")])
 
 
 def test_structure_only_refuses_a_share_of_nothing(make_recipe: MakeRecipe) -> None:
     with pytest.raises(ProblemsError, match=r"raise prefix\.structure_ratio"):
-        wanted(make_recipe(method="structure_only", prefix={"structure_ratio": 0.01}), PROBLEMS)
+        check_problems(make_recipe(method="structure_only", prefix={"structure_ratio": 0.01}), PROBLEMS)
 
 
 @pytest.mark.parametrize(
@@ -188,7 +189,7 @@ def test_a_selection_samples_what_it_looks_at(
     recipe = make_recipe(
         method=method, generate={"samples": 4}, prefix={"structure_ratio": 0.3, "selection": selection}
     )
-    found = wanted(recipe, PROBLEMS)
+    found = wanted(recipe, 10)
     assert [item.number for item in found] == list(range(10))
     assert sorted((item.kind, item.samples) for item in found) == sorted(expected)
 
@@ -196,4 +197,4 @@ def test_a_selection_samples_what_it_looks_at(
 def test_a_selection_by_label_says_which_problems_have_none(make_recipe: MakeRecipe) -> None:
     recipe = make_recipe(generate={"samples": 2}, prefix={"selection": "label"})
     with pytest.raises(ProblemsError, match=r"selection: label needs answers, 1 of 2 problems have none: x;"):
-        wanted(recipe, [PROBLEMS[0], Problem("x", "q")])
+        check_problems(recipe, [PROBLEMS[0], Problem("x", "q")])

@@ -27,7 +27,7 @@ from upft_mlx.generate import generate
 from upft_mlx.inputs import Inputs
 from upft_mlx.models import Loaded, find_model, load, load_tokenizer
 from upft_mlx.parallel import ranks
-from upft_mlx.prefix import wanted
+from upft_mlx.prefix import check_problems, wanted
 from upft_mlx.problems import stream_problems
 from upft_mlx.recipe import Recipe
 from upft_mlx.report import STAGES, collect, markdown
@@ -112,7 +112,7 @@ class Pipeline:
         entries = resolve(recipe.evaluate)
         self.model_path = find_model(recipe)
         self.problems = _load_problems(recipe)
-        self.wanted = wanted(recipe, self.problems)
+        check_problems(recipe, self.problems)
         self.sets = [Set(entry, load_benchmark(entry)) for entry in entries]
         self.inputs = Inputs(recipe, self.model_path, self.problems, self.sets)
 
@@ -192,11 +192,12 @@ class Pipeline:
         """Problems to solutions.jsonl."""
 
         def work() -> Outcome:
-            made = generate(self.recipe, self._load(), self.problems, self.wanted, self.run, self.notify)
+            made = generate(self.recipe, self._load(), self.problems, asked, self.run, self.notify)
             detail = f"{made.solutions} solutions ({made.full} full), {made.tokens_sampled} tokens"
             return Outcome(detail, tokens_sampled=made.tokens_sampled, tokens_processed=made.tokens_processed)
 
-        solutions = sum(item.samples for item in self.wanted)
+        asked = wanted(self.recipe, len(self.problems))
+        solutions = sum(item.samples for item in asked)
         self._stage("generate", f"{solutions} solutions of {self.recipe.model}", work)
 
     def build(self) -> None:

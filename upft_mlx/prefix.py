@@ -6,6 +6,7 @@ Paper (arXiv 2503.02875, Eq. 8): a random share p of the problems trains on one 
 
 from __future__ import annotations
 
+import itertools
 import random
 import re
 from collections.abc import Sequence
@@ -38,35 +39,41 @@ def structure_numbers(count: int, ratio: float, seed: int) -> frozenset[int]:
     return frozenset(random.Random(f"structure/{seed}").sample(range(count), round(ratio * count)))
 
 
-def wanted(recipe: Recipe, problems: Sequence[Problem]) -> list[Wanted]:
-    """The solutions that the recipe's method and selection need, in the order of the problems.
+def check_problems(recipe: Recipe, problems: Sequence[Problem]) -> None:
+    """Refuse problems that the recipe's method or selection cannot work with.
 
     Raises:
         ProblemsError: answers are needed, and problems have none; or structure_only, and no problem was drawn.
     """
     if recipe.needs_labels:
         _refuse_unlabelled(recipe, problems)
-    count, samples = len(problems), recipe.generate.samples
+    ratio, count = recipe.prefix.structure_ratio, len(problems)
+    if recipe.method == "structure_only" and round(ratio * count) == 0:
+        raise ProblemsError(
+            f"structure_only: a share of {ratio} of {count} problems is none; raise prefix.structure_ratio or "
+            "problems.limit"
+        )
+
+
+def wanted(recipe: Recipe, count: int) -> list[Wanted]:
+    """The solutions of `count` problems that the recipe's method and selection need, in the problems' order."""
+    samples = recipe.generate.samples
     if recipe.samples_full:
         return [Wanted(number, "full", samples) for number in range(count)]
     full = structure_numbers(count, recipe.prefix.structure_ratio, recipe.seed)
     if recipe.method == "structure_only":
-        if not full:
-            raise ProblemsError(
-                f"structure_only: a share of {recipe.prefix.structure_ratio} of {count} problems is none; "
-                "raise prefix.structure_ratio or problems.limit"
-            )
         return [Wanted(number, "full") for number in sorted(full)]
     return [Wanted(number, "full") if number in full else Wanted(number, "prefix", samples) for number in range(count)]
 
 
 def _refuse_unlabelled(recipe: Recipe, problems: Sequence[Problem]) -> None:
-    missing = [p.id for p in problems if p.answer is None]
+    missing = sum(problem.answer is None for problem in problems)
     if missing:
-        shown = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
+        shown = ", ".join(itertools.islice((p.id for p in problems if p.answer is None), 5))
+        shown += ", ..." if missing > 5 else ""
         what = "method rft" if recipe.method == "rft" else "prefix.selection: label"
         raise ProblemsError(
-            f"{what} needs answers, {len(missing)} of {len(problems)} problems have none: {shown}; "
+            f"{what} needs answers, {missing} of {len(problems)} problems have none: {shown}; "
             "name the answer's column with problems.answer, or use method: upft without labels"
         )
 
