@@ -1,6 +1,6 @@
-"""Training killed at random moments, each time continued once: the bytes of an uninterrupted run.
+"""Training and sampling killed at random moments, each time continued once: the bytes of an uninterrupted run.
 
-UPFT_KILLS says how many; the 30 of docs/performance.md take about five minutes.
+UPFT_KILLS says how many; the 30 of docs/performance.md take about five minutes each.
 """
 
 from __future__ import annotations
@@ -32,20 +32,28 @@ OVERRIDES = (
     "train.schedule=cosine",
     "lora.dropout=0.1",
 )
+SAMPLING = (
+    "problems.limit=60",
+    "prefix.structure_ratio=0.3",
+    "prefix.selection=consensus",
+    "generate.samples=2",
+    "generate.batch_size=4",
+)
+"""30 % full solutions, two prefixes of each other one, in about 20 chunks."""
 CLOCK = ("seconds", "tokens_per_second", "peak_memory_bytes")
 
 
-def start(run_dir: Path) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "upft_mlx", "train", "quickstart", "--plain", "--run-dir", str(run_dir)]
-    for override in OVERRIDES:
+def start(run_dir: Path, stage: str = "train") -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "upft_mlx", stage, "quickstart", "--plain", "--run-dir", str(run_dir)]
+    for override in OVERRIDES if stage == "train" else SAMPLING:
         command += ["--set", override]
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
 
 
-def finish(run_dir: Path) -> float:
+def finish(run_dir: Path, stage: str = "train") -> float:
     """Seconds that it took."""
     begin = time.monotonic()
-    process = start(run_dir)
+    process = start(run_dir, stage)
     _, error = process.communicate(timeout=300)
     assert process.returncode == 0, error
     return time.monotonic() - begin
@@ -86,3 +94,28 @@ def test_training_killed_at_any_moment_and_continued_ends_bit_identical(tmp_path
         assert outcome(killed) == expected, f"killed after the checkpoint of step {steps[-1:]}"
     assert max(steps) > 0, f"no kill fell into training: {steps}"
     print(f"{KILLS} kills, after the checkpoints of steps {sorted(steps)}: all end bit-identical")
+
+
+@pytest.mark.slow
+def test_sampling_killed_at_any_moment_and_continued_ends_bit_identical(tmp_path: Path) -> None:
+    seconds = finish(tmp_path / "whole", "generate")
+    expected = RunDir(tmp_path / "whole").solutions.read_bytes()
+    assert expected.count(b'"full"') == 18
+    assert expected.count(b'"prefix"') == 84
+    rng = random.Random(3)
+    lines: list[int] = []
+    while len(lines) < KILLS:
+        run = RunDir(tmp_path / "killed")
+        shutil.rmtree(run.root, ignore_errors=True)
+        process = start(run.root, "generate")
+        try:
+            process.communicate(timeout=seconds * (0.3 + 0.7 * rng.random()))  # not while Python is still starting up
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.communicate()
+            lines.append(run.partial.read_bytes().count(b"\n") if run.partial.exists() else 0)
+            finish(run.root, "generate")
+        assert run.solutions.read_bytes() == expected, f"killed after {lines[-1:]} lines"
+        assert not run.partial.exists()
+    assert max(lines) > 0, f"no kill fell into sampling: {lines}"
+    print(f"{KILLS} kills, after {sorted(lines)} lines: all end bit-identical")
