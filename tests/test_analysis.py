@@ -69,7 +69,7 @@ def difference(length: int, low: float) -> dict[str, Any]:
         ({0: -0.1, 4: -0.1, 8: -0.05, 12: 0.01, 16: -0.1}, 8, "up to 8 tokens .*; at 12 they differ"),
         ({4: -0.1, 8: -0.1}, 8, "as far as was measured"),
         ({4: -0.1, 32: -0.1, 64: -0.1}, 32, "up to 32 tokens"),
-        ({4: 0.1, 8: -0.1}, 4, "already at 4 tokens .* let `prefix.selection` choose"),
+        ({4: 0.1, 8: -0.1}, 4, "already at t = 4 .* let `prefix.selection` choose"),
         ({64: -0.1}, 64, "up to 64 tokens"),
         ({}, None, "was not measured"),
     ],
@@ -156,6 +156,18 @@ def test_stopped_anywhere_it_continues_to_the_same_bytes(recipe: Recipe, tmp_pat
     run_analysis(recipe, tmp_path / "stopped")
     for path in (tmp_path / "whole" / "analysis").iterdir():
         assert path.read_bytes() == (tmp_path / "stopped" / "analysis" / path.name).read_bytes(), path.name
+
+
+def test_the_tokens_of_its_progress_never_fall(recipe: Recipe, tmp_path: Path) -> None:
+    seen: dict[str, list[int]] = {}
+
+    def watch(event: Event) -> None:
+        if isinstance(event, Progress) and event.done < event.total:
+            seen.setdefault(event.stage, []).append(event.tokens)
+
+    run_analysis(recipe, tmp_path, watch)
+    assert set(seen) == {"analyze prefixes", "analyze trajectories", "analyze rollouts"}
+    assert all(tokens == sorted(tokens) for tokens in seen.values())
 
 
 def test_without_answers_only_self_consistency_is_measured_and_it_says_so(

@@ -96,10 +96,19 @@ def test_training_killed_at_any_moment_and_continued_ends_bit_identical(tmp_path
     print(f"{KILLS} kills, after the checkpoints of steps {sorted(steps)}: all end bit-identical")
 
 
+def wait_until_it_samples(process: subprocess.Popen[bytes], run: RunDir) -> None:
+    while not run.partial.exists() and process.poll() is None:
+        time.sleep(0.002)
+
+
 @pytest.mark.slow
 def test_sampling_killed_at_any_moment_and_continued_ends_bit_identical(tmp_path: Path) -> None:
-    seconds = finish(tmp_path / "whole", "generate")
-    expected = RunDir(tmp_path / "whole").solutions.read_bytes()
+    whole = RunDir(tmp_path / "whole")
+    process = start(whole.root, "generate")
+    wait_until_it_samples(process, whole)
+    begin = time.monotonic()
+    process.communicate(timeout=300)
+    seconds, expected = time.monotonic() - begin, whole.solutions.read_bytes()
     assert expected.count(b'"full"') == 18
     assert expected.count(b'"prefix"') == 84
     rng = random.Random(3)
@@ -108,14 +117,14 @@ def test_sampling_killed_at_any_moment_and_continued_ends_bit_identical(tmp_path
         run = RunDir(tmp_path / "killed")
         shutil.rmtree(run.root, ignore_errors=True)
         process = start(run.root, "generate")
-        try:
-            process.communicate(timeout=seconds * (0.3 + 0.7 * rng.random()))  # not while Python is still starting up
-        except subprocess.TimeoutExpired:
+        wait_until_it_samples(process, run)
+        time.sleep(seconds * rng.random())
+        if process.poll() is None:
             process.kill()
             process.communicate()
-            lines.append(run.partial.read_bytes().count(b"\n") if run.partial.exists() else 0)
+            lines.append(run.partial.read_bytes().count(b"\n") if run.partial.exists() else 102)
             finish(run.root, "generate")
         assert run.solutions.read_bytes() == expected, f"killed after {lines[-1:]} lines"
         assert not run.partial.exists()
     assert max(lines) > 0, f"no kill fell into sampling: {lines}"
-    print(f"{KILLS} kills, after {sorted(lines)} lines: all end bit-identical")
+    print(f"{KILLS} kills, after {sorted(lines)} of 102 lines: all end bit-identical")

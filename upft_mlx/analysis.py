@@ -120,7 +120,7 @@ def recommend(accuracy: Sequence[dict[str, Any]]) -> tuple[int | None, str]:
     if not alike:
         assert apart is not None
         return rows[0]["length"], (
-            f"already at {apart['length']} tokens prefixes of right and wrong samples differ "
+            f"already at t = {apart['length']} prefixes of right and wrong samples differ "
             f"({_points(apart)}): let `prefix.selection` choose among several samples"
         )
     best = max((row for row in alike if row["length"] <= LONGEST), key=lambda row: row["length"], default=alike[0])

@@ -109,14 +109,16 @@ class _Analyzer:
         sizes = [sum(requests[index].samples for index in chunk) for chunk in plan]
         first = resume(path, sizes)
         done: int = sum(sizes[:first])
-        total, stage = sum(sizes), f"analyze {path.stem}"
+        total, stage, sampled = sum(sizes), f"analyze {path.stem}", 0
         for number, chunk in list(enumerate(plan))[first:]:
 
-            def on_step(tokens: int, finished: int, before: int = done) -> None:
-                self.notify(Progress(stage, before + finished, total, "completions", tokens))
+            def on_step(tokens: int, finished: int, before: int = done, start: int = sampled) -> None:
+                self.notify(Progress(stage, before + finished, total, "completions", start + tokens))
 
             seed = derive_seed("analyze", path.stem, self.recipe.seed, number)
-            completions = iter(self.sampler.sample([requests[index] for index in chunk], seed, summing(on_step)))
+            made = self.sampler.sample([requests[index] for index in chunk], seed, summing(on_step))
+            sampled += sum(len(completion.ids) for completion in made)
+            completions = iter(made)
             pairs = [(index, sample) for index in chunk for sample in range(requests[index].samples)]
             append_chunk(path, [row(*pair, next(completions)) for pair in pairs])
             done += sizes[number]

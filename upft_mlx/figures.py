@@ -87,7 +87,7 @@ def _panel(panel: Panel, x_label: str, top: int, width: int, height: int) -> str
     for index, series in enumerate(panel.series):
         parts.append(_curve(series, place, COLOURS[index % len(COLOURS)]))
         if len(panel.series) > 1:
-            x, y = left + 330 + 170 * index, top + 14
+            x, y = left + 300 + 160 * index, top + 14
             parts.append(f"<circle cx='{x}' cy='{y - 4}' r='4' fill='{COLOURS[index % len(COLOURS)]}'/>")
             parts.append(_text(x + 9, y, series.name))
     return "".join(parts)

@@ -18,19 +18,15 @@ def print_analysis(found: dict[str, Any], folder: Path, *, console: Console | No
     """Self-consistency and accuracy per prefix length, the recommendation, and where the curves are."""
     console = console or Console()
     by_length = {row["length"]: row for row in found["accuracy"]}
-    table = _table(
-        "t", "samples per distinct prefix", "from a correct one", "from an incorrect one", "difference, points"
-    )
-    lengths = sorted({row["length"] for row in found["self_consistency"]} | set(by_length))
     consistency = {row["length"]: row for row in found["self_consistency"]}
-    for length in lengths:
+    table = _table("t", "self-consistency", "from correct", "from incorrect", "difference, points")
+    for length in sorted(consistency.keys() | by_length.keys()):
         row, trials = consistency.get(length), by_length.get(length)
         table.add_row(
             str(length),
-            f"{row['mean']:.2f} [{row['ci95'][0]:.2f}, {row['ci95'][1]:.2f}]" if row else "",
-            accuracy(trials["correct"]["mean"], trials["correct"]["ci95"]) if trials else "",
-            accuracy(trials["incorrect"]["mean"], trials["incorrect"]["ci95"]) if trials else "",
-            _difference(trials["difference"]) if trials else "",
+            f"{row['mean']:.1f} [{row['ci95'][0]:.1f}, {row['ci95'][1]:.1f}]" if row else "",
+            *([_share(trials["correct"]), _share(trials["incorrect"])] if trials else ["", ""]),
+            _difference(trials["difference"]) if trials and length else "",
         )
     console.print()
     console.print(table)
@@ -74,6 +70,12 @@ def print_comparison(found: dict[str, Any], folder: Path, *, console: Console | 
     )
 
 
+def _share(value: dict[str, Any]) -> str:
+    """A share with its interval, in whole percent: four of them stand side by side in 80 columns."""
+    low, high = value["ci95"]
+    return f"{100 * value['mean']:.0f} % [{100 * low:.0f}, {100 * high:.0f}]"
+
+
 def _difference(difference: dict[str, Any]) -> Text:
     low, high = difference["ci95"]
     style = "green" if low > 0 else "red" if high < 0 else "dim"
@@ -82,8 +84,8 @@ def _difference(difference: dict[str, Any]) -> Text:
 
 def _table(*columns: str) -> Table:
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False, header_style="bold")
-    for index, column in enumerate(columns):
-        table.add_column(column, justify="left" if index == 0 and column == "method" else "right")
+    for column in columns:
+        table.add_column(column, justify="left" if column == "method" else "right", no_wrap=True)
     return table
 
 
