@@ -108,21 +108,15 @@ class _Analyzer:
         plan = list(_cut(requests, CHUNK_BATCHES * self.sampler.sampling.batch_size))
         sizes = [sum(requests[index].samples for index in chunk) for chunk in plan]
         first = resume(path, sizes)
-        done: int = sum(sizes[:first])
-        total, stage, sampled = sum(sizes), f"analyze {path.stem}", 0
+        start, total, stage = sum(sizes[:first]), sum(sizes), f"analyze {path.stem}"
+        on_step = summing(
+            lambda tokens, finished: self.notify(Progress(stage, start + finished, total, "completions", tokens))
+        )
         for number, chunk in list(enumerate(plan))[first:]:
-
-            def on_step(tokens: int, finished: int, before: int = done, start: int = sampled) -> None:
-                self.notify(Progress(stage, before + finished, total, "completions", start + tokens))
-
             seed = derive_seed("analyze", path.stem, self.recipe.seed, number)
-            made = self.sampler.sample([requests[index] for index in chunk], seed, summing(on_step))
-            sampled += sum(len(completion.ids) for completion in made)
-            completions = iter(made)
+            completions = iter(self.sampler.sample([requests[index] for index in chunk], seed, on_step))
             pairs = [(index, sample) for index in chunk for sample in range(requests[index].samples)]
             append_chunk(path, [row(*pair, next(completions)) for pair in pairs])
-            done += sizes[number]
-        self.notify(Progress(stage, done, total, "completions"))
 
     def prefix_ids(self) -> Iterator[tuple[str, list[int]]]:
         """(problem, sampled ids) of each sample; a solution that ended early ends with -1."""
