@@ -18,6 +18,7 @@ from upft_mlx.events import Event, Note, Progress
 from upft_mlx.pipeline import run_analysis
 from upft_mlx.recipe import Analyze, Recipe
 from upft_mlx.rows import Rollout, Solution, read_rows
+from upft_mlx.rundir import RunDir
 
 MakeRecipe = Callable[..., Recipe]
 
@@ -136,6 +137,12 @@ def test_the_command_writes_tables_curves_and_rows_that_add_up(recipe: Recipe, t
         if row["problems"] == len(questions):
             assert row["correct"]["mean"] == pytest.approx(sum(arm) / len(arm))
     ElementTree.fromstring((folder / "curves.svg").read_text())
+    solutions = [row for name in ("prefixes", "trajectories") for row in read_rows(folder / f"{name}.jsonl", Solution)]
+    tokens = sum(len(row.completion_ids) for row in solutions) + sum(row.tokens for row in rollouts)
+    entry = RunDir(tmp_path).entry("analyze")
+    assert entry is not None
+    assert entry.tokens_sampled == found["tokens_sampled"] == tokens
+    assert entry.tokens_processed > tokens
 
 
 def test_stopped_anywhere_it_continues_to_the_same_bytes(recipe: Recipe, tmp_path: Path) -> None:

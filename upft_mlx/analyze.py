@@ -30,21 +30,24 @@ CHUNK_BATCHES = 4
 
 def analyze(
     recipe: Recipe, loaded: Loaded, problems: Sequence[Problem], run: RunDir, notify: Observer = ignore
-) -> dict[str, Any]:
+) -> tuple[dict[str, Any], int]:
     """Sample what is missing and summarise; without answers, prefix self-consistency alone.
 
     Returns:
-        The content of analysis.json.
+        The content of analysis.json, and the tokens that this process passed through the model.
     """
     analyzer = _Analyzer(recipe, loaded, problems[: recipe.analyze.problems], run, notify)
     analyzer.prefixes()
+    scored: list[Trial] = []
     if any(problem.answer is None for problem in analyzer.problems):
         notify(Note("some problems have no answer: only prefix self-consistency is measured"))
-        return summarize(recipe.analyze, analyzer.prefix_ids(), [])
-    analyzer.trajectories()
-    trials = analyzer.trials()
-    analyzer.rollouts(trials)
-    return summarize(recipe.analyze, analyzer.prefix_ids(), analyzer.counted(trials))
+    else:
+        analyzer.trajectories()
+        trials = analyzer.trials()
+        analyzer.rollouts(trials)
+        scored = analyzer.counted(trials)
+    found = summarize(recipe.analyze, analyzer.prefix_ids(), scored)
+    return {**found, "tokens_sampled": analyzer.tokens_sampled()}, analyzer.sampler.processed_tokens
 
 
 class _Analyzer:
@@ -117,6 +120,13 @@ class _Analyzer:
             completions = iter(self.sampler.sample([requests[index] for index in chunk], seed, on_step))
             pairs = [(index, sample) for index in chunk for sample in range(requests[index].samples)]
             append_chunk(path, [row(*pair, next(completions)) for pair in pairs])
+
+    def tokens_sampled(self) -> int:
+        """In the rows of all files that are there."""
+        paths = [self.run.analysis / f"{name}.jsonl" for name in ("prefixes", "trajectories")]
+        total = sum(len(row.completion_ids) for path in paths if path.exists() for row in read_rows(path, Solution))
+        rollouts = self.run.analysis / "rollouts.jsonl"
+        return total + (sum(row.tokens for row in read_rows(rollouts, Rollout)) if rollouts.exists() else 0)
 
     def prefix_ids(self) -> Iterator[tuple[str, list[int]]]:
         """(problem, sampled ids) of each sample; a solution that ended early ends with -1."""

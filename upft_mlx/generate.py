@@ -126,7 +126,7 @@ class _Generator:
         self.renderer = Renderer(loaded.tokenizer, recipe.prompt)
         lengths = array("L", (len(problem.question) for problem in problems))
         self.plan = Plan(wanted, lengths, g.batch_size)
-        self.done = self.tokens = 0
+        self.done = self.tokens = self.shown = 0
         self.total = sum(self.plan.sizes)
 
     def sample(self) -> None:
@@ -148,7 +148,8 @@ class _Generator:
             self._progress(0, 0)
 
     def _progress(self, tokens: int, finished: int) -> None:
-        self.notify(Progress("generate", self.done + finished, self.total, "solutions", self.tokens + tokens))
+        self.shown = max(self.shown, self.tokens + tokens)  # a step counts EOS, rows do not
+        self.notify(Progress("generate", self.done + finished, self.total, "solutions", self.shown))
 
     def _rows(self, number: int | None, on_step: OnStep) -> list[Solution]:
         """This rank's chunk of a round, with the seed of its number: the same whoever samples it."""

@@ -303,11 +303,12 @@ class Pipeline:
         from upft_mlx.analyze import analyze
 
         def work() -> Outcome:
-            found = analyze(self.recipe, self._load(), self.problems, self.run, self.notify)
+            found, processed = analyze(self.recipe, self._load(), self.problems, self.run, self.notify)
             write_json(self.run.analysis / "analysis.json", found)
             write_atomically(self.run.analysis / "curves.svg", figure(found))
             write_atomically(self.run.analysis / "analysis.md", f"# {self.recipe.name}\n\n{markdown(found)}")
-            return Outcome(f"recommended prefix.length {found['recommended']['length'] or 'unknown'}")
+            detail = f"recommended prefix.length {found['recommended']['length'] or 'unknown'}"
+            return Outcome(detail, tokens_sampled=found["tokens_sampled"], tokens_processed=processed)
 
         if ranks().leads:
             self._stage("analyze", f"prefixes of {self.recipe.model}", work)
