@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
     from upft_mlx.models import Loaded
 
+WAVE_PROMPTS = 8
+"""Prompts that are passed together at least; a quarter of a batch where that is more."""
 CHUNK_BATCHES = 2
 """Batches per chunk: fewer lose less work to an interruption, more keep the batch full."""
 
@@ -168,9 +170,9 @@ class Sampler:
         return chunk.completions()
 
     def _waves(self, requests: Sequence[Request]) -> Iterator[list[int]]:
-        """Indices of requests, longest prompts first, about a batch of completions at a time.
+        """Indices of requests, longest prompts first, a few prompts at a time.
 
-        The next wave comes when no more than a batch is in flight: the batch stays full, and caches are few.
+        The next wave comes when no more than a batch is in flight: the batch stays full, and few caches wait.
         """
         order = sorted(range(len(requests)), key=lambda i: -len(requests[i].prompt_ids))
         if self._prefill.exact:
@@ -178,7 +180,8 @@ class Sampler:
         wave: list[int] = []
         for index in order:
             wave.append(index)
-            if sum(requests[i].samples for i in wave) >= self.sampling.batch_size:
+            completions = sum(requests[i].samples for i in wave)
+            if len(wave) >= WAVE_PROMPTS and 4 * completions >= self.sampling.batch_size:
                 yield wave
                 wave = []
         if wave:
