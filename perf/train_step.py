@@ -3,7 +3,7 @@
 Contestants, each in a process and with an empty kernel cache of its own, take turns of a few steps on one machine:
 
   ours         upft_mlx.train.train on dataset/train.jsonl
-  ours halves  the same with train.micro_batch_size at half the batch
+  ours whole   the same with train.micro_batch_size at the whole batch, for the time that smaller passes cost
   ours plain   the same without the dense copies that upft_mlx/cpu.py makes on MLX's CPU backend and nowhere else: what
                is left of the difference is in operations that are not needed on any device
   mlx-lm       `mlx_lm lora --mask-prompt` as people run it: prompt / completion data, its own loop and batches
@@ -35,6 +35,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import cache
 from importlib import metadata
@@ -46,7 +47,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SHARED = Path(os.environ.get("UPFT_SHARED", ROOT.parent / "shared"))
 PREFIX = 16
 RANK, SCALE, RATE, BETAS = 16, 2.0, 1e-4, (0.9, 0.95)
-CONTESTANTS = ("ours", "ours halves", "ours plain", "mlx-lm", "mlx-lm step", "unsloth")
+CONTESTANTS = ("ours", "ours whole", "ours plain", "mlx-lm", "mlx-lm step", "unsloth")
 
 
 class Turns:
@@ -170,8 +171,8 @@ def recipe(options: argparse.Namespace) -> Any:
     from upft_mlx.recipe import Recipe
 
     settings = {"batch_size": options.batch, "steps": options.steps, "learning_rate": RATE, "betas": list(BETAS)}
-    halves = options.contestant == "ours halves"
-    settings["micro_batch_size"] = options.batch // 2 if halves else options.micro_batch or None
+    whole = options.contestant == "ours whole"
+    settings["micro_batch_size"] = options.batch if whole else options.micro_batch or None
     return Recipe.model_validate(
         {
             "model": "model",
@@ -449,9 +450,10 @@ def left_to_gain(rows: Path, options: argparse.Namespace, loaded: Any) -> dict[s
     stream = steps_from(examples, options.batch, 0, 0)
     steps = sorted((next(stream)[1] for _ in range(options.steps)), key=lambda part: max(len(e.ids) for e in part))
     part = steps[len(steps) // 2]
-    batch = split(part, None, stepper.shared)[0]
-    config = loaded.config
-    needed = products(config, *batch.tokens.shape, stepper.shared, len(batch.rows))
+    config, needed = loaded.config, Counter[tuple[Any, ...]]()
+    batches = split(part, None, stepper.shared)
+    for batch in batches:
+        needed.update(products(config, *batch.tokens.shape, stepper.shared, len(batch.rows)))
     quantization = config.get("quantization") and {k: config["quantization"][k] for k in ("group_size", "bits")}
     stepper.step(part, RATE, 0)
     step, alone = [], []
@@ -461,7 +463,8 @@ def left_to_gain(rows: Path, options: argparse.Namespace, loaded: Any) -> dict[s
         step.append(time.perf_counter() - begin)
         alone.append(sum(timed(key, quantization) * count for key, count in needed.items()))
     gflop = sum(flop(key) * count for key, count in needed.items()) / 1e9
-    return {"step": sum(step) / 3, "products": sum(alone) / 3, "gflop": gflop, "shape": list(batch.tokens.shape)}
+    shapes = [list(batch.tokens.shape) for batch in batches]
+    return {"step": sum(step) / 3, "products": sum(alone) / 3, "gflop": gflop, "shapes": shapes}
 
 
 # The race.
@@ -586,8 +589,8 @@ def show(results: dict[str, Any], options: argparse.Namespace) -> None:
         )
         print(f"{name:>12}", *(f"{cell:>9}" for cell in cells))
     left = mine["left"]
-    shape = " x ".join(map(str, left["shape"]))
-    print(f"a step of {shape} tokens: {left['step']:.3f} s, Python outside of MLX {mine['python_share']:.1%}")
+    shapes = ", then ".join(" x ".join(map(str, shape)) for shape in left["shapes"])
+    print(f"a step of {shapes} tokens: {left['step']:.3f} s, Python outside of MLX {mine['python_share']:.1%}")
     print(
         f"its {left['gflop']:.1f} GFLOP of matrix products one by one: {left['products']:.3f} s, "
         f"{left['products'] / left['step']:.0%} of the step"
@@ -600,7 +603,7 @@ def main() -> None:
     parser.add_argument("--shape", default="ratio-0.5b")
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--micro-batch", type=int, default=0, help="train.micro_batch_size of ours; 0: none")
+    parser.add_argument("--micro-batch", type=int, default=0, help="train.micro_batch_size of ours; 0: unset")
     parser.add_argument("--turn", type=int, default=5, help="steps per turn")
     parser.add_argument("--contestants", default=",".join(CONTESTANTS))
     parser.add_argument("--unsloth-python", help="of an environment with unsloth-zoo; unset: it is left out")

@@ -182,4 +182,12 @@ def test_micro_batches_hold_the_same_targets_with_the_same_weights(
 def test_sorting_by_length_before_splitting_saves_padding() -> None:
     rows = [Example(str(i), list(range(60 if i % 2 else 9)), 1) for i in range(8)]
     assert count(rows, split(rows, 4)).padding_tokens == 4 * (64 - 59)
-    assert count(rows, split(rows, None)).padding_tokens == 4 * (64 - 59) + 4 * (64 - 8)
+    assert count(rows, split(rows, 8)).padding_tokens == 4 * (64 - 59) + 4 * (64 - 8)
+
+
+def test_where_no_size_is_given_as_many_sequences_pass_as_have_512_tokens_together() -> None:
+    rows = [Example(str(i), [7, *range(length)], 1) for i, length in enumerate([600, 120, 120, 120, 120, 120, 64])]
+    shapes = [batch.tokens.shape for batch in split(rows, None)]
+    assert shapes == [(4, 120), (2, 120), (1, 600)]
+    assert [batch.tokens.shape for batch in split(rows[1:6], None, shared=1)] == [(4, 120), (1, 120)]
+    assert sum(float(batch.weights.sum()) for batch in split(rows, None)) == pytest.approx(1)

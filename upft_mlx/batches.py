@@ -27,6 +27,8 @@ from upft_mlx.rows import TrainingRow
 
 PAD_TOKENS = 8
 """Sequence lengths are padded to a multiple of this: every new shape costs a compilation."""
+PASS_TOKENS = 512
+"""Tokens of a micro-batch where the recipe does not say: more take memory in proportion, and are hardly faster."""
 PAD_ROWS = 32
 """The number of supervised positions is padded to a multiple of this."""
 
@@ -98,13 +100,25 @@ def shared_length(examples: Sequence[Example]) -> int:
 
 
 def split(examples: Sequence[Example], size: int | None, shared: int = 0, of: int | None = None) -> list[Batch]:
-    """(Micro-)batches of at most `size` sequences each, all in one where None; like lengths together.
+    """(Micro-)batches of at most `size` sequences each, or where that is None of at most `PASS_TOKENS` tokens.
 
-    `shared` and `of` as in `make_batch`; all of the examples are the step where `of` is unset.
+    Like lengths stand together. `shared` and `of` as in `make_batch`; all of the examples are the step where `of` is
+    unset.
     """
     order = sorted(examples, key=lambda e: len(e.ids))
-    size = size or len(order)
-    return [make_batch(order[i : i + size], shared, of or len(order)) for i in range(0, len(order), size)]
+    parts = _by_tokens(order, shared) if size is None else [order[i : i + size] for i in range(0, len(order), size)]
+    return [make_batch(part, shared, of or len(order)) for part in parts]
+
+
+def _by_tokens(order: Sequence[Example], shared: int) -> list[list[Example]]:
+    """Sequences in order of length, as many together as `PASS_TOKENS` padded tokens have room for, at least one."""
+    parts: list[list[Example]] = [[]]
+    for example in order:
+        length = _round_up(len(example.ids) - 1 - shared, PAD_TOKENS)
+        if parts[-1] and (len(parts[-1]) + 1) * length > PASS_TOKENS:
+            parts.append([])
+        parts[-1].append(example)
+    return parts
 
 
 def make_batch(examples: Sequence[Example], shared: int = 0, of: int | None = None) -> Batch:

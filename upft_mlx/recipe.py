@@ -189,7 +189,7 @@ class Train(Section):
     batch_size: Count = 16
     """Sequences per optimizer step (the paper: 64)."""
     micro_batch_size: Count | None = None
-    """Sequences passed at a time, to save memory; the step is the same. Unset: all of the batch."""
+    """Sequences passed at a time, to save memory; the step is the same. Unset: as many as have 512 tokens together."""
     grad_checkpoint: bool = False
     """Compute the layers again in the backward pass instead of keeping what they computed: less memory, more time."""
     learning_rate: Annotated[float, Field(gt=0.0)] = 1e-4
