@@ -406,7 +406,7 @@ def flop(key: tuple[Any, ...]) -> int:
 
 
 def timed(key: tuple[Any, ...], quantization: dict[str, int] | None) -> float:
-    """Seconds of one product at its real shape and type, the mean of three after a first.
+    """CPU seconds of one product at its real shape and type, the mean of three after a first.
 
     A layer's forward product is with its dense copy, head and backward with the quantized weights (upft_mlx/cpu.py).
     """
@@ -433,14 +433,14 @@ def timed(key: tuple[Any, ...], quantization: dict[str, int] | None) -> float:
         mx.eval(a, b)
         run = lambda: a @ b  # noqa: E731
     mx.eval(run())
-    begin = time.perf_counter()
+    begin = cpu()
     for _ in range(3):
         mx.eval(run())
-    return (time.perf_counter() - begin) / 3
+    return (cpu() - begin) / 3
 
 
 def left_to_gain(rows: Path, options: argparse.Namespace, loaded: Any) -> dict[str, Any]:
-    """Seconds of a step of middle length, and of the products that it cannot do without; measured in turns."""
+    """CPU seconds of a step of middle length, and of the products that it cannot do without; measured in turns."""
     from upft_mlx.batches import split, steps_from, to_examples
     from upft_mlx.rows import TrainingRow, read_rows
     from upft_mlx.train import Stepper, shared_length
@@ -458,9 +458,9 @@ def left_to_gain(rows: Path, options: argparse.Namespace, loaded: Any) -> dict[s
     stepper.step(part, RATE, 0)
     step, alone = [], []
     for seed in range(3):
-        begin = time.perf_counter()
+        begin = cpu()
         stepper.step(part, RATE, seed)
-        step.append(time.perf_counter() - begin)
+        step.append(cpu() - begin)
         alone.append(sum(timed(key, quantization) * count for key, count in needed.items()))
     gflop = sum(flop(key) * count for key, count in needed.items()) / 1e9
     shapes = [list(batch.tokens.shape) for batch in batches]
@@ -590,9 +590,9 @@ def show(results: dict[str, Any], options: argparse.Namespace) -> None:
         print(f"{name:>12}", *(f"{cell:>9}" for cell in cells))
     left = mine["left"]
     shapes = ", then ".join(" x ".join(map(str, shape)) for shape in left["shapes"])
-    print(f"a step of {shapes} tokens: {left['step']:.3f} s, Python outside of MLX {mine['python_share']:.1%}")
+    print(f"a step of {shapes} tokens: {left['step']:.3f} CPU s, Python outside of MLX {mine['python_share']:.1%}")
     print(
-        f"its {left['gflop']:.1f} GFLOP of matrix products one by one: {left['products']:.3f} s, "
+        f"its {left['gflop']:.1f} GFLOP of matrix products one by one: {left['products']:.3f} CPU s, "
         f"{left['products'] / left['step']:.0%} of the step"
     )
 
