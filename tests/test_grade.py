@@ -12,7 +12,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from upft_mlx import grade
+from upft_mlx import grade, symbolic
 from upft_mlx.grade import extract_answer, is_correct, normalize_answer, normalize_gold
 
 EXTRACTED = [
@@ -35,6 +35,27 @@ EXTRACTED = [
     ("so (200)-150 km", "150"), ("thus $y = 3$, which makes 12 in all", "12"),
     ("It costs 5 $ more than the other $ bag", "5"), (r"\frac{8}{3}", r"\frac{8}{3}"), ("p - q", "p - q"),
     ("I do not know.", None), ("", None), (r"\boxed{ }", None),
+    # as models of other families write it
+    ("# Answer\n\n42", "42"), ("# Answer\n\n\\text{June 20}", r"\text{June 20}"),
+    ("**Final Answer**\n\n$x + 1$", "x + 1"),
+    ("### Final Answer:\n\n**17** apples", "17 apples"),
+    ("<think>\nIs it \\boxed{5}? No.\n</think>\n\nIt is \\boxed{7}.", "7"), ("<think>3 + 4</think>So **7**.", "7"),
+    ("<think>Perhaps \\boxed{5}.\n</think>\nThe answer is 7.", "7"), ("<think>\\boxed{5}\n</think>\n", "5"),
+    ("<think>4</think> <answer> 12 </answer>", "12"), ("[ANSWER] 12 [/ANSWER]", "12"),
+    ("<answer>The answer is $\\frac12$.</answer>", r"\frac12"), ("#### The answer is 18", "18"), ("#### **18**", "18"),
+    ("So there are **18** eggs left after 3 days.", "18"), ("**Step 3:** 4 + 5 = 9", "9"),
+    ("Thus it is \\boxed 5.", "5"),
+    ("The answer is 18.\n\nQ: Bo has 5 and gets 4.\nA: The answer is 9.", "18"),
+    ("#### 4\n\nQuestion: 2 + 7?\n#### 9", "4"),
+    ("The answer is 18.<|im_end|>\n<|im_start|>user\nand 5?", "18"), ("Question: 2 + 2?\nIt is 4.", "4"),
+    ("**Answer: 42**", "42"), ("ANSWER: 42", "42"), ("The final answer would be 42.", "42"),
+    ("\u7b54\u6848\u662f 42\u3002", "42"),
+    ("La respuesta es 12.", "12"), ("R\u00e9ponse : 12", "12"), ("Die Antwort ist: 12", "12"),
+    ("So far \\boxed{255}. Then 200 more: the final answer is $455$. I hope it is correct.", "455"),
+    ("\\boxed{5}\n\nThe final answer is boxed above.", "5"),
+    ("The answer must be a multiple of 3.\nSo it is 27.", "27"),
+    # cut off: an answer that was begun is none
+    (r"Thus it is \boxed{42", None), (r"Thus it is \boxed{\frac{1}{2}", None), (r"There are 4 of 5: \boxed{", "5"),
 ]  # fmt: skip
 
 RIGHT = [
@@ -197,19 +218,23 @@ HEAVY += [r"\int_0^1 x dx", r"\theta^{\frac{|5921|}{2}}", "(" * 9 + "x" + ")" * 
 
 @pytest.mark.parametrize("answer", HEAVY)
 def test_what_could_take_long_is_refused(answer: str) -> None:
-    assert grade.too_costly(answer)
+    assert symbolic.too_costly(answer)
 
 
 @pytest.mark.parametrize("answer", ["7z^{96}(4z+1)", "2^{4950}", "6r^2-4r-24", r"\frac{3\sqrt{3}}{4}", "(x+1)^{10}"])
 def test_what_the_benchmarks_ask_for_is_not_refused(answer: str) -> None:
-    assert not grade.too_costly(answer)
+    assert not symbolic.too_costly(answer)
 
 
-def test_a_comparison_that_exceeds_the_budget_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_comparison_that_exceeds_the_allowance_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
     assert is_correct(r"\boxed{(z+1)(z+5)}", "z^2 + 6z + 5")
-    monkeypatch.setattr(grade, "BUDGET", 50)
-    grade._symbolic.cache_clear()
-    assert not is_correct(r"\boxed{(z+1)(z+5)}", "z^2 + 6z + 5")
+    for name, value in (("CALLS", 50), ("SECONDS", 0.0)):
+        with monkeypatch.context() as patch:
+            patch.setattr(symbolic, name, value)
+            grade._symbolic.cache_clear()
+            symbolic._parsed.cache_clear()
+            assert not is_correct(r"\boxed{(z+1)(z+5)}", "z^2 + 6z + 5")
+        assert is_correct(r"\boxed{(z+1)(z+5)}", "z^2 + 6z + 5"), "what was given up is not remembered"
     assert sys.getprofile() is None
 
 
@@ -242,14 +267,13 @@ def test_math500s_gold_answers_and_solutions_are_right(shared: Path) -> None:
 
 
 def test_labelled_cases_of_other_graders(shared: Path) -> None:
-    """A third of those at Math-Verify's default settings, less two that this grader contradicts on purpose."""
-    rows = [
-        row
-        for row in read(shared / "data" / "grading" / "grader_cases.jsonl")
-        if row.get("match_types") == ["latex", "expr"] and row["precision"] == 6 and row["strict"]
+    """With the options that each names; contradicted on purpose: `{1, 3}` is no interval, 1 - 1/e no 1 + 1/e."""
+    rows = read(shared / "data" / "grading" / "grader_cases.jsonl")
+    names = ("match_types", "precision", "strict", "allow_set_relation_comp")
+    options: list[dict[str, Any]] = [{name: row.get(name) for name in names} for row in rows]
+    met = [
+        is_correct(row["prediction"], row["gold"], **given) == row["expected"]
+        for row, given in zip(rows, options, strict=True)
     ]
-    rows = [row for row in rows if row["id"] not in {162, 280}]  # a set equal to a tuple; 1 - 1/e equal to 1 + 1/e
-    sample = rows[::3]
-    met = sum(is_correct(row["prediction"], row["gold"]) == row["expected"] for row in sample)
-    assert len(sample) == 49
-    assert met / len(sample) >= 0.95
+    assert len(rows) == 285
+    assert sum(met) / len(rows) >= 0.98

@@ -1,41 +1,73 @@
 r"""Where the answer stands in a completion or in a data set's solution (pure strings, no sympy).
 
-The first of these that is there wins:
+What follows `</think>` counts, and what precedes a turn that the model invents (`Question: ...`). There, the first of
+these wins:
 
     \boxed{...} or \fbox{...}    the last complete one; boxes joined by "," / "and" / "or" are one list
+    <answer>X</answer>           the last one
     #### N                       GSM8K's mark: on the last line, or with nothing but a number behind it
     the answer is X, Answer: X   within the last lines, also a line `A: X`; "the final answer is X" anywhere
+    # Answer                     a heading of that name: what stands below it
     \frac{8}{3}                  a text that is nothing but one line of maths
+    ... **42** ...               a number in bold in the last line
     ... 42 ...                   the last number, or the maths between $ signs with no number behind it
+
+A box that is opened and never closed is an answer that was cut off: where no other is complete, there is none.
 """
 
 import re
+from collections.abc import Sequence
 from itertools import pairwise
 
-from upft_mlx.notation import tidy
+from upft_mlx.notation import decimal_commas, tidy
 from upft_mlx.values import MAX_LENGTH, as_number, is_maths, key
 
-__all__ = ["extract_answer", "normalize_answer", "normalize_gold"]
+__all__ = [
+    *("boxed_answer", "extract_answer", "is_cut_off", "normalize_answer", "normalize_gold", "own_words"),
+    "stated_answer",
+]
 
 TAIL = 2000  # characters at the end of a completion in which an unmarked answer is looked for
 STATED_LINES = 3  # non-blank lines at the end in which "the answer is" counts
 JOINT_LENGTH = 60  # characters at most between two boxes of one list
+MARKS = 50  # of the lines that begin with ####, the last so many are looked at
 
-_BRACES = re.compile(r"(?P<box>\\+(?:boxed|fbox)\s*\{)|\\.|[{}]", re.S)
+_BRACES = re.compile(r"(?P<box>\\{1,4}(?:boxed|fbox|framebox)\s*\{)|\\.|[{}]", re.S)
+_BARE_BOX = re.compile(r"\\{1,4}(?:boxed|fbox|framebox)\s*(-?[\d.,/]*\d|[A-Za-z](?![A-Za-z]))")
+_TURN = re.compile(
+    r"^[^\w\n]{0,8}(?:question|problem|exercise|Q|human|user|instruction)\b[^\S\n]*\d*[*_]*:"
+    r"|<\|(?:im_end|eot_id|end)",
+    re.I | re.M,
+)
+_TAGGED = re.compile(
+    r"<(?:final_)?answer>(.{1,2000}?)</(?:final_)?answer>|\[ANSWER\](.{1,2000}?)\[/ANSWER\]", re.I | re.S
+)
+_HEADED = re.compile(r"^[^\w\n]*(?:the\s+)?(?:final\s+)?(?:answer|solution\s+set)[^\w\n]*$", re.I | re.M)
+_BOLD = re.compile(r"\*\*([^*\n]{1,60}?)\*\*")
+_LABEL = re.compile(r"(?:step|part|case|option|note|example|method)\b|.*:\s*$", re.I)
 _JOINT_NOISE = re.compile(r"\\[()\[\]]|\\q?quad|\\(?:text|mbox)\s*\{|[\s$}]")
 _JOINT = re.compile(  # "and", "dollars and", "and y ="
-    r"(?:,|;|(?:[a-z]{3,12}\s+)?,?\s*(?:and|or))(?:\s*[A-Za-z]\w?(?:_\w+)?\s*=)?", re.A
+    r"(?:,|;|(?:for part \(?\w\)? and)|(?:[a-z]{3,12}\s+)?,?\s*(?:and|or))(?:\s*[A-Za-z]\w?(?:_\w+)?\s*=)?", re.A
 )
 _HASHES = re.compile(r"^[ \t]*####(.+)$", re.M)
 _TO = r"(?:\s+(?:to|for)\s[^.:\n]{1,80}?)?"
-_STATED = re.compile(rf"(?:\banswer{_TO}[\s*_]*(?:\bis\b|\bare\b|:|=)|^\s*(?-i:A):)[\s*_:]*(?=\S)", re.I | re.M)
+_WORDS = "answer|respuesta|r\u00e9ponse|antwort|resposta|risposta|\u043e\u0442\u0432\u0435\u0442"
+_IS = r"\bis\b|\bare\b|\bequals\b|\bes\b|\best\b|\bist\b|\blautet\b|\b\u00e9\b|:|="
+_STATED = re.compile(
+    rf"(?:\bfinal answer{_TO}\s+(?:would|should|will) be\b"
+    rf"|\b(?:{_WORDS}){_TO}[\s*_]*(?:{_IS})|^[^\S\n]*(?-i:A):|\u7b54\u6848(?:\u662f|\u4e3a|\uff1a|:))[\s*_:\uff1a]*(?=\S)",
+    re.I | re.M,
+)
 _FINAL = re.compile(rf"\bfinal answer{_TO}\s+is[\s*_:]*(?=\S)", re.I)
 _FALSE_START = re.compile(r"(?:wrong|incorrect|possible|your)\s+$", re.I)
-_SENTENCE_END = re.compile(r"\.\s+(?=[A-Z(*])|,?\s+(?:because|since|which|as)\s|\s*I hope\b", re.I)
+_SENTENCE_END = re.compile(r"\u3002|\.\s+(?=[A-Z(*])|,?\s+(?:because|since|which|as)\s|\s*I hope\b", re.I)
 _MATHS = re.compile(
     r"\$\$(.+?)\$\$|\\\[(.+?)\\\]|\\\((.+?)\\\)"
     r"|(?<![\\$\d])\$(?:(?!\s)([^$\n]+?)(?<![\s\\])| ([^$\n]+?) )\$(?!\d)",  # "$5 or $6" is no maths
     re.S,
+)
+_DELIMITED = re.compile(  # whatever stands between: without plain numbers around, a $ sign is no dollar
+    r"\$\$(.+?)\$\$|\\\[(.+?)\\\]|\\\(([^\n]+?)\\\)|(?<!\\)\$((?:\\[^\n]|[^$\n\\])+)\$", re.S
 )
 _INTEGER = r"(?:\d{1,3}(?:,\d{3})+|\d+)"
 _AMOUNT = rf"(?:\\[dt]?frac\s*\{{-?\d+\}}\s*\{{\d+\}}|{_INTEGER}(?:\.\d+)?(?:/\d+(?!\.?\d))?|\.\d+)"
@@ -43,15 +75,80 @@ _NUMBER = re.compile(rf"(?<![A-Za-z\d.,])(?:(?<![\w.)}}])-)?[$\u00a3\u20ac]?{_AM
 _WORD = re.compile(r"\\(?:text|mbox|mathrm|textbf)\s*\{[^{}]+\}|[A-Za-z]")
 
 
-def extract_answer(completion: str) -> str | None:
-    """The answer that a completion gives, as it is written there; None where it gives none."""
+def extract_answer(completion: str, match_types: Sequence[str] = ("latex", "expr")) -> str | None:
+    """The answer that a completion gives, as it is written there; None where it gives none.
+
+    Args:
+        completion: the text.
+        match_types: see `grade.Rules`.
+    """
+    text = own_words(completion)
+    if "string" in match_types and (letter := _letter(text)):
+        return letter
+    if "latex" not in match_types:
+        return _plain(decimal_commas(text[-TAIL:])) if "expr" in match_types else None
+    boxed = boxed_answer(text)
+    if "expr" not in match_types:
+        return boxed or _said_last(text) or _maths(text[-TAIL:])
+    if boxed:
+        return _said_last(text) or boxed
+    if is_cut_off(text):
+        return None
     return (
-        _boxed(completion)
-        or _after_hashes(completion)
-        or _stated(completion)
-        or _bare(completion)
-        or _last_value(completion[-TAIL:])
+        _tagged(text)
+        or _after_hashes(text)
+        or stated_answer(text)
+        or _headed(text)
+        or _bare(text)
+        or _in_bold(text[-TAIL:])
+        or _last_value(text[-TAIL:])
     )
+
+
+def own_words(completion: str) -> str:
+    """The completion less its thoughts and less what it invents after its answer: the next question."""
+    thought, _, spoken = completion.rpartition("</think>")
+    text = spoken if thought and spoken.strip() else completion
+    marks = [mark.end() for mark in (_STATED.search(text), re.search("boxed|####", text)) if mark]
+    turn = _TURN.search(text, min(marks)) if marks else None
+    return text[: turn.start()] if turn else text
+
+
+def is_cut_off(text: str) -> bool:
+    r"""Whether a `\boxed{` stays open; `\boxed 5`, without braces, is none."""
+    return re.search(r"\\(?:boxed|fbox|framebox)\s*\{\s*[^\s}]", text) is not None
+
+
+def _said_last(text: str) -> str | None:
+    """X of "the final answer is X" behind the last box: there the box held a result on the way."""
+    final = next(iter(_FINAL.finditer(text, max(0, text.rfind("boxed")))), None)
+    value = _first_value(text[final.end() :][:TAIL]) if final else None
+    return value if value and is_maths(tidy(value)) else None  # "the final answer is boxed above" says nothing new
+
+
+def _plain(text: str) -> str | None:
+    """A plain number: all of the text, the stated one, else the last."""
+    if as_number(tidy(text)):
+        return text
+    stated = stated_answer(text)
+    if stated and as_number(tidy(stated)):
+        return stated
+    numbers = list(_NUMBER.finditer(text))
+    return numbers[-1][0].strip() if numbers else None
+
+
+def _maths(text: str) -> str | None:
+    """The last maths between delimiters; between single `$` signs or `\\( \\)` it may not span lines."""
+    spans = list(_DELIMITED.finditer(text))
+    return next(group for group in spans[-1].groups() if group).strip() if spans else None
+
+
+def _letter(text: str) -> str | None:
+    """A single letter A to D that is stated, boxed or all there is."""
+    for found in (boxed_answer(text), stated_answer(text), text.strip()[:20]):
+        if found and re.fullmatch("[A-D]", tidy(found).strip("() .")):
+            return tidy(found).strip("() .")
+    return None
 
 
 def normalize_gold(text: str) -> str:
@@ -60,7 +157,7 @@ def normalize_gold(text: str) -> str:
     A bare answer comes back as it is, less the $ signs around it.
     """
     bare = text.strip()
-    marked = _boxed(bare) or _after_hashes(bare)
+    marked = boxed_answer(bare) or _after_hashes(bare)
     if marked is None and (len(bare) > MAX_LENGTH / 2 or "\n" in bare):
         marked = extract_answer(bare)
     if marked is None:
@@ -77,12 +174,13 @@ def normalize_answer(answer: str) -> str:
     return key(tidy(answer)) if len(answer) <= MAX_LENGTH else "".join(answer.split())
 
 
-def _boxed(text: str) -> str | None:
+def boxed_answer(text: str) -> str | None:
     """The last complete box that is not empty, with those that "and", "or" or a comma join to it."""
     spans = [(start, end, text[begin : end - 1].strip()) for start, begin, end in _boxes(text)]
     spans = [span for span in spans if span[2]]
     if not spans:
-        return None
+        bare = list(_BARE_BOX.finditer(text))
+        return bare[-1][1] if bare else None
     joined = [spans[-1][2]]
     for (_, end, inside), (start, _, _) in reversed(list(pairwise(spans))):
         if not _joins(text[end:start]):
@@ -116,14 +214,39 @@ def _boxes(text: str) -> list[tuple[int, int, int]]:
 
 def _after_hashes(text: str) -> str | None:
     """GSM8K's `#### N`. A line `#### Step 2` is a heading, unless it is the last line of the text."""
-    for mark in reversed(list(_HASHES.finditer(text))):
-        value, last = mark[1].strip(), not text[mark.end() :].strip()
-        if value and (last or (len(value) <= MAX_LENGTH and as_number(tidy(value)))):
+    for mark in reversed(list(_HASHES.finditer(text))[-MARKS:]):
+        value, last = mark[1].replace("**", "").strip(), not text[mark.end() :].strip()
+        if last and _STATED.search(value):
+            return stated_answer(value)
+        if value and (last or (len(value) <= MAX_LENGTH and as_number(tidy(value)))) and not _HEADED.match(value):
             return value
     return None
 
 
-def _stated(text: str) -> str | None:
+def _tagged(text: str) -> str | None:
+    """X of `<answer>X</answer>`, where X may be a sentence itself."""
+    tags = list(_TAGGED.finditer(text[-2 * TAIL :]))
+    inside = next(group for group in tags[-1].groups() if group).strip() if tags else ""
+    return (stated_answer(inside) or _first_value(inside)) if inside else None
+
+
+def _headed(text: str) -> str | None:
+    """What stands below a heading `# Answer` near the end."""
+    heads = list(_HEADED.finditer(text[-TAIL:]))
+    below = text[-TAIL:][heads[-1].end() :].strip() if heads else ""
+    return _first_value(below) if below and below.count("\n") <= 2 * STATED_LINES else None
+
+
+def _in_bold(text: str) -> str | None:
+    """The last `**42**` of the last line; `**Step 3:**` is a label."""
+    line = text.rstrip().rpartition("\n")[2]
+    for bold in reversed(_BOLD.findall(line)):
+        if not _LABEL.match(bold) and len(_NUMBER.findall(bold)) == 1:
+            return _last_value(bold)
+    return None
+
+
+def stated_answer(text: str) -> str | None:
     """X of "the answer is X" or "Answer: X" within the last lines, of "the final answer is X" anywhere."""
     tail = "\n".join([line for line in text[-TAIL:].splitlines() if line.strip()][-STATED_LINES:])
     marks = [mark for mark in _STATED.finditer(tail) if not _FALSE_START.search(tail[: mark.start()][-20:])]
@@ -141,7 +264,7 @@ def _first_value(rest: str) -> str | None:
     phrase = phrase.replace("**", "").replace("__", "").strip().rstrip(".").strip()
     if whole := _MATHS.fullmatch(phrase):
         return _inside(whole)
-    if not phrase or is_maths(tidy(phrase)) or as_number(tidy(phrase)):
+    if not phrase or is_maths(tidy(phrase)) or as_number(tidy(phrase)) or _WORD.fullmatch(phrase):
         return phrase or None
     if (number := _NUMBER.match(phrase)) and not re.match(r"\s*[-+*/=^]", phrase[number.end() :]):
         return number[0]

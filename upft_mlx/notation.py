@@ -29,6 +29,11 @@ def tidy(answer: str) -> str:
     return text[1:-1] if re.fullmatch(r"\([A-Za-z]\)", text) else text
 
 
+def decimal_commas(text: str) -> str:
+    """Numbers like `2,74` with a point: a comma that separates no thousands; `7,425` and lists stay."""
+    return _DECIMAL_COMMA.sub(r"\1.\2", text)
+
+
 def _drop_unit(match: re.Match[str]) -> str:
     r"""Remove `\text{ cm}^2` behind a value; keep connectives, percent, million, e and i."""
     word = match[1].strip()
@@ -38,6 +43,7 @@ def _drop_unit(match: re.Match[str]) -> str:
     return " "
 
 
+_DECIMAL_COMMA = re.compile(r"(?<![\d.,])(\d+),(\d{1,2}|\d{4,}|(?<=(?<!\d)0,)\d+)(?![\d,]|\.\d)")
 _TEXT = r"\\(?:text|mbox|textbf|textrm|textnormal|mathrm)\s*\{([^{}]*)\}"
 _WORD_END = r"(?![a-zA-Z])"
 _RULES: list[tuple[str, str | Callable[[re.Match[str]], str]]] = [
@@ -47,7 +53,7 @@ _RULES: list[tuple[str, str | Callable[[re.Match[str]], str]]] = [
     (rf"(?<!\\)\\\\(?=(?:[dt]?frac|sqrt|text|left|right|pi|le|ge|cup|infty){_WORD_END})", r"\\"),
     # spacing and size; `\!` and `{,}` inside 1,\!000 are thousands separators
     (rf"\\(?:left|right|[bB]igg?[lr]?){_WORD_END}\.?", ""),
-    (r",\s*\\!\s*(?=\d{3})|\{,\s*\}\s*(?=\d{3})", ","),
+    (r",\s*\\!\s*(?=\d{3})|\s*\{,\s*\}\s*(?=\d{3})", ","),
     (r"(?<!\\)\\(?:displaystyle|limits|[!,;:> ])|~", " "),
     (rf"\\q?quad{_WORD_END}", " "),
     # fractions, roots, subscripts, matrices

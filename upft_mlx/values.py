@@ -89,10 +89,10 @@ def as_group(text: str) -> Group | None:
         return Group(f"M{len(rows)}", tuple(cell.strip() for row in rows for cell in row.split("&")))
     if len(union := _split(text, r"\cup")) > 1:
         return Group("U", union)
-    if len(parts := _elements(text)) > 1:
+    if len(parts := elements(text)) > 1:
         return Group("{}", _both_signs(parts))
     inner, brackets = _unwrap(text)
-    parts = _elements(inner) if brackets else ()
+    parts = elements(inner) if brackets else ()
     if brackets == "{}" and parts:
         return Group("{}", _both_signs(parts))
     if len(parts) > 1:
@@ -123,7 +123,7 @@ def _split(text: str, *separators: str) -> tuple[str, ...]:
     return tuple(part for part in stripped if part)
 
 
-def _elements(text: str) -> tuple[str, ...]:
+def elements(text: str) -> tuple[str, ...]:
     """The elements of a list: between semicolons where there are any, else between commas."""
     parts = _split(text, ";")
     return parts if len(parts) > 1 else _split(text, ",")
@@ -141,7 +141,7 @@ def sides(text: str) -> tuple[str, str]:
     Of sums (`2 + 3 = 5`) the end is the value, of `1/3 \approx 0.33` the exact side. An equation between
     expressions (`2x + y = 3`) is a value itself.
     """
-    head, *others = _elements(text) or ("",)
+    head, *others = elements(text) or ("",)
     if any(len(_split(other, "=", r"\in ")) > 1 for other in others):
         return "", text
     exact, *rounded = _split(head, r"\approx") or ("",)

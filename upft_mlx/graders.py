@@ -1,0 +1,90 @@
+r"""The graders of the benchmarks: which answer a completion gives, and whether it is right.
+
+maths      equality of values and expressions (`grade.is_correct`)
+integer    AIME: an integer, written out; `073` is 73, `\frac{146}{2}` and 73.5 are wrong
+choice     a letter: `\boxed{C}`, "the answer is (C)", "C) 42 m/s" in the last line
+"""
+
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+from upft_mlx.answers import TAIL, boxed_answer, extract_answer, is_cut_off, own_words, stated_answer
+from upft_mlx.grade import is_correct
+from upft_mlx.notation import tidy
+from upft_mlx.values import MAX_LENGTH, as_number
+
+Grader = Literal["maths", "integer", "choice"]
+LETTERS = "ABCDEFGHIJ"
+
+_COMMANDS = re.compile(r"\\(?:text|textbf|textrm|mathrm|mathbf|mbox|boxed)\s*\{|[*_${}\\]")
+_LETTER = re.compile(r"\W*(?:(?:option|choice|answer)\W+)?([A-J])(?=\s*$|\s*[).:,;\]]|\s+[-\u2013\u2014]\s)", re.I)
+_CHOSEN = re.compile(
+    r"\b(?:correct|right|best|final)\s+(?:answer|option|choice)(?:\s+is)?\W{0,6}(?:(?:option|choice)\W+)?([A-J])\b"
+    r"|\b(?:option|choice|answer)\s+\(?([A-J])\)?\s+is\s+(?:the\s+)?(?:correct|right|best)"
+    r"|\b(?:choose|chose|select|pick)\s+(?:(?:option|choice)\s+)?\(?([A-J])\b"
+)
+
+
+@dataclass(frozen=True)
+class Task:
+    """What one completion is graded on."""
+
+    completion: str
+    gold: str
+    """The bare answer; a letter for `choice`."""
+    grader: Grader = "maths"
+    percent_as_unit: bool = False
+    """See `grade.Rules`."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a grader found."""
+
+    answer: str | None
+    """What it took for the answer, None where it found none."""
+    correct: bool
+    gave_up: bool = False
+    """Whether the time was over before there was a verdict; such an answer is wrong."""
+
+
+def grade(task: Task) -> Verdict:
+    """The verdict of the task's grader; never raises."""
+    if task.grader == "choice":
+        letter = chosen_letter(task.completion)
+        return Verdict(letter, letter is not None and letter == task.gold.strip().upper())
+    answer = extract_answer(task.completion)
+    if task.grader == "integer":
+        return Verdict(answer, answer is not None and _same_integer(answer, task.gold))
+    return Verdict(answer, is_correct(task.completion, task.gold, percent_as_unit=task.percent_as_unit))
+
+
+def _same_integer(answer: str, gold: str) -> bool:
+    r"""Whether both are the same integer; `m + n = 73` is 73, a value to be worked out is none."""
+    if len(answer) > MAX_LENGTH:
+        return False
+    given, wanted = (as_number(tidy(text).rpartition("=")[2].strip()) for text in (answer, gold))
+    if given is None or wanted is None or given.percent or r"\frac" in answer or "/" in answer:
+        return False
+    return given.value == wanted.value
+
+
+def chosen_letter(completion: str) -> str | None:
+    """The letter that a completion chooses: boxed, stated, called correct, or at the start of the last line."""
+    text = own_words(completion)
+    boxed = boxed_answer(text)
+    if boxed is None and is_cut_off(text):
+        return None
+    for found in (boxed, stated_answer(text)):
+        if letter := _leading_letter(found):
+            return letter
+    if chosen := list(_CHOSEN.finditer(text[-TAIL:])):
+        return next(group for group in chosen[-1].groups() if group).upper()
+    return _leading_letter(text[-TAIL:].rstrip().rpartition("\n")[2])
+
+
+def _leading_letter(text: str | None) -> str | None:
+    """`C`, `(C)`, `C) 42`, `Option C: 42`, `\\text{C. 42}`; a sentence that begins with "A" is none."""
+    match = _LETTER.match(_COMMANDS.sub("", text[:MAX_LENGTH])) if text else None
+    return match[1].upper() if match else None
