@@ -1,26 +1,87 @@
-"""The evaluation sets: where they are, their columns, and what the recipe says about them."""
+"""The evaluation sets: where they are, their columns, their prompt, their grader, and what the recipe says about them.
+
+The prompts stand here and nowhere else. Each is the user turn, which the model's own chat template wraps; a recipe's
+`prompt` takes its place. Where the chat template asks for a `\\boxed` answer by itself, as Qwen2.5-Math's does, the
+question is not followed by the same request again (`evaluate`).
+"""
 
 from __future__ import annotations
 
 import difflib
-from dataclasses import dataclass
+import random
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from upft_mlx.errors import ProblemsError, RecipeError
 from upft_mlx.grade import normalize_gold
+from upft_mlx.graders import LETTERS, Grader
 from upft_mlx.problems import Problem, load_problems
 from upft_mlx.recipe import Benchmark, Evaluate
 
-KNOWN: dict[str, dict[str, Any]] = {
-    "arithmetic": {"builtin": "test"},
-    "gsm8k": {"dataset": "openai/gsm8k", "config": "main", "split": "test"},
-    "math500": {"dataset": "HuggingFaceH4/MATH-500", "split": "test", "answer": "answer"},
-    "aime2024": {"dataset": "HuggingFaceH4/aime_2024", "split": "train", "answer": "answer"},
-}
-"""What is known of each benchmark; a recipe's `path` or `dataset` takes the place of the source."""
+QUESTION = "{question}"
+BOXED = "{question}\nPlease reason step by step, and put your final answer within \\boxed{}."
+"""What Qwen2.5-Math, DeepSeek-R1 and most maths models were trained with."""
+LETTER = "{question}\nPlease reason step by step, and put the letter of your answer within \\boxed{}."
 
-PERCENT_AS_UNIT = frozenset({"gsm8k", "math500"})
-"""Benchmarks whose golds drop the percent sign (in GSM8K's test about 17 of 1319): there `60%` is `60`."""
+_MATHS = {"prompt": BOXED}
+_AIME = {"prompt": BOXED, "grader": "integer"}
+_GPQA = {"private": True}
+_GPQA_SOURCE = {
+    "dataset": "Idavidrein/gpqa",
+    "config": "gpqa_diamond",
+    "split": "train",
+    "revision": "633f5ee89ab8ad4522a9f850766b73f62147ffdd",
+    "question": "Question",
+    "answer": "Correct Answer",
+}
+
+KNOWN: dict[str, dict[str, Any]] = {
+    "arithmetic": {"prompt": QUESTION},
+    "gsm8k": {**_MATHS, "percent_as_unit": True},
+    "math500": {**_MATHS, "percent_as_unit": True},
+    "aime2024": _AIME,
+    "aime2025": _AIME,
+    "gpqa": {**_GPQA, "prompt": LETTER, "grader": "choice"},
+    "gpqa-freeform": {**_GPQA, "prompt": BOXED},
+}
+"""How each benchmark is asked and graded, wherever its problems come from. GSM8K's and MATH's golds drop the percent
+sign (in GSM8K's test about 17 of 1319): there `60%` is `60`. `gpqa-freeform` is GPQA-Diamond without its options, as in
+the UPFT paper."""
+
+SOURCES: dict[str, dict[str, str]] = {
+    "arithmetic": {"builtin": "test"},
+    "gsm8k": {
+        "dataset": "openai/gsm8k",
+        "config": "main",
+        "split": "test",
+        "revision": "740312add88f781978c0658806c59bc2815b9866",
+        "answer": "answer",
+    },
+    "math500": {
+        "dataset": "HuggingFaceH4/MATH-500",
+        "split": "test",
+        "revision": "6e4ed1a2a79af7d8630a6b768ec859cb5af4d3be",
+        "answer": "answer",
+    },
+    "aime2024": {
+        "dataset": "HuggingFaceH4/aime_2024",
+        "split": "train",
+        "revision": "2fe88a2f1091d5048c0f36abc874fb997b3dd99a",
+        "answer": "answer",
+    },
+    "aime2025": {
+        "dataset": "math-ai/aime25",
+        "split": "test",
+        "revision": "563bb8404243c5f09de6ec262f2db674fe5bce9b",
+        "answer": "answer",
+    },
+    "gpqa": _GPQA_SOURCE,
+    "gpqa-freeform": _GPQA_SOURCE,
+}
+"""Where the problems are; a recipe's `path` or `dataset` takes the place of all of it. The revisions and columns are
+those that public code pins and reads; the Hub itself could not be asked when they were written down (November 2026)."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +102,33 @@ class Entry:
     revision: str | None = None
     question: str | None = None
     answer: str | None = None
+    level: str | None = None
+    subject: str | None = None
+    wrong_answers: tuple[str, ...] | None = None
+    subset: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    """("level" or "subject", the values that are taken)."""
+    prompt: str = QUESTION
+    """The user turn, with `{question}` in it."""
+    own_prompt: bool = False
+    """Whether the recipe wrote it: then it is used as it is."""
+    grader: Grader = "maths"
     percent_as_unit: bool = False
+    """See `grade.Rules`."""
+    private: bool = False
+    """Whether no text of the set may be written down or shown."""
+
+
+@dataclass(frozen=True)
+class Set:
+    """A benchmark entry and its problems."""
+
+    entry: Entry
+    problems: list[Problem]
+
+    @property
+    def completions(self) -> int:
+        """Completions per side."""
+        return len(self.problems) * self.entry.samples
 
 
 def resolve(evaluate: Evaluate) -> list[Entry]:
@@ -66,39 +153,99 @@ def _unknown(benchmark: Benchmark) -> str:
 
 
 def _entry(benchmark: Benchmark, evaluate: Evaluate) -> Entry:
-    source = {k: getattr(benchmark, k) for k in ("path", "dataset", "config", "split", "revision")}
-    known = KNOWN.get(benchmark.name, {}) if not (benchmark.path or benchmark.dataset) else {}
-    given = {k: v for k, v in source.items() if v is not None}
-    columns = {k: v for k in ("question", "answer") if (v := getattr(benchmark, k)) is not None}
-    settings: dict[str, Any] = {"split": "test", **known, **given, **columns}
+    own = {name: value for name in _GIVEN if (value := getattr(benchmark, name)) is not None}
+    elsewhere = benchmark.path or benchmark.dataset
+    source = {} if elsewhere else SOURCES[benchmark.name]
+    settings = {"split": "test", **KNOWN.get(benchmark.name, {}), **source, **own}
 
-    def own(name: str) -> Any:
+    def either(name: str) -> Any:
         value = getattr(benchmark, name)
         return getattr(evaluate, name) if value is None else value
 
     return Entry(
         label=benchmark.label or benchmark.name,
-        samples=own("samples"),
-        temperature=own("temperature"),
-        max_tokens=own("max_tokens"),
-        limit=own("limit"),
-        percent_as_unit=benchmark.name in PERCENT_AS_UNIT,
+        samples=either("samples"),
+        temperature=either("temperature"),
+        max_tokens=either("max_tokens"),
+        limit=either("limit"),
+        subset=tuple(sorted((benchmark.subset or evaluate.subset).items())),
+        own_prompt=benchmark.prompt is not None,
         **settings,
     )
 
 
-def load_benchmark(entry: Entry) -> list[Problem]:
-    """The problems of a benchmark; their answers in the bare form that is compared.
+_GIVEN = (
+    *("path", "dataset", "config", "split", "revision", "question", "answer", "level", "subject", "wrong_answers"),
+    *("prompt", "grader", "private"),
+)
+
+
+def load_benchmark(entry: Entry, seed: int = 0) -> list[Problem]:
+    """The problems of a benchmark; their answers in the bare form that is compared, options behind their questions.
+
+    Args:
+        entry: the benchmark.
+        seed: of the order of the options.
 
     Raises:
-        ProblemsError: the set cannot be read, or a problem has no answer.
+        ProblemsError: the set cannot be read, a problem has no answer, or the subset is empty.
         OfflineError: a Hub dataset is not on this machine and cannot be downloaded.
     """
-    problems = load_problems(entry, builtin=entry.builtin, limit=entry.limit)
+    problems = _subset(entry, _load(entry))[: entry.limit]
     missing = [problem.id for problem in problems if problem.answer is None]
     if missing:
         raise ProblemsError(
             f"benchmark {entry.label}: {len(missing)} problems have no answer (first: {missing[0]}); "
             "name the answer's column with `answer`"
         )
-    return [Problem(p.id, p.question, normalize_gold(str(p.answer))) for p in problems]
+    if entry.grader == "choice":
+        return [_with_options(entry, problem, seed) for problem in problems]
+    return [replace(p, answer=normalize_gold(str(p.answer)), wrong_answers=()) for p in problems]
+
+
+def _load(entry: Entry) -> list[Problem]:
+    try:
+        return load_problems(entry, builtin=entry.builtin)
+    except ProblemsError as error:
+        if not entry.private:
+            raise
+        raise ProblemsError(
+            re.sub(r"[,;] found .*", "", str(error), flags=re.S)
+        ) from None  # what was found is its text
+
+
+def _subset(entry: Entry, problems: Sequence[Problem]) -> list[Problem]:
+    """The problems of the levels and subjects that are asked for."""
+    everything = problems
+    for field, wanted in entry.subset:
+        values = {str(value) for problem in everything if (value := getattr(problem, field)) is not None}
+        names = {value.casefold().removeprefix("level ") for value in wanted}
+        if unknown := names - {value.casefold() for value in values}:
+            there = f"it has {', '.join(sorted(values))}" if values else f"its problems have no {field}"
+            raise ProblemsError(f"benchmark {entry.label}: subset {field}={sorted(unknown)[0]}: {there}")
+        problems = [p for p in problems if str(getattr(p, field)).casefold() in names]
+    if not problems:
+        raise ProblemsError(f"benchmark {entry.label}: no problem is of the subset {dict(entry.subset)}; ask for less")
+    return list(problems)
+
+
+def _with_options(entry: Entry, problem: Problem, seed: int) -> Problem:
+    """A multiple choice: options behind the question and a letter for the answer; one that has a letter already stays.
+
+    The order depends on the seed and the problem alone, so that a limit or a subset changes none.
+    """
+    right = str(problem.answer).strip()
+    if not problem.wrong_answers:
+        letter = right.strip("(). ").upper()
+        if len(letter) != 1 or letter not in LETTERS:
+            raise ProblemsError(
+                f"benchmark {entry.label}: problem {problem.id}: grader choice needs wrong answers (name their columns "
+                "with `wrong_answers`), or a letter as answer"
+            )
+        return replace(problem, answer=letter)
+    options = [right, *(answer.strip() for answer in problem.wrong_answers)][: len(LETTERS)]
+    order = list(range(len(options)))
+    random.Random(f"{seed}/{problem.id}").shuffle(order)
+    lines = [f"({letter}) {options[place]}" for letter, place in zip(LETTERS, order, strict=False)]
+    question = "\n".join([problem.question.strip(), "", *lines])
+    return replace(problem, question=question, answer=LETTERS[order.index(0)], wrong_answers=())

@@ -19,11 +19,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from upft_mlx.columns import Columns, find_columns
 from upft_mlx.errors import OfflineError, ProblemsError
 
-QUESTION_COLUMNS = ("question", "problem", "query", "prompt")
-ANSWER_COLUMNS = ("answer", "solution")
-ID_COLUMNS = ("id", "unique_id", "problem_id")
 SUFFIXES = (".jsonl", ".parquet", ".csv")
 
 Located = tuple[str, dict[str, Any]]
@@ -37,6 +35,11 @@ class Problem:
     id: str
     question: str
     answer: str | None = None
+    level: str | None = None
+    """How hard it is, where the dataset says it: `5` (also of `Level 5`)."""
+    subject: str | None = None
+    wrong_answers: tuple[str, ...] = ()
+    """Where the dataset has them: the other options of a multiple choice."""
 
 
 class Source(Protocol):
@@ -87,7 +90,7 @@ def stream_problems(source: Source, *, builtin: str | None = None) -> Iterator[P
     """
     name, rows = _open(source, builtin)
     digests = array("q")
-    for _, problem in _problems(rows, source.question, source.answer):
+    for _, problem in _problems(rows, _named_columns(source)):
         digests.append(hash(problem.id))
         yield problem
     if not digests:
@@ -102,7 +105,7 @@ def stream_problems(source: Source, *, builtin: str | None = None) -> Iterator[P
 def _numbered(source: Source, builtin: str | None, number: int) -> tuple[str, Problem]:
     """Where a problem stands, and the problem; the source is read again, since this is for an error only."""
     _, rows = _open(source, builtin)
-    return next(itertools.islice(_problems(rows, source.question, source.answer), number, None))
+    return next(itertools.islice(_problems(rows, _named_columns(source)), number, None))
 
 
 def _first_repeated(digests: array[int]) -> tuple[int, int] | None:
@@ -264,38 +267,38 @@ def _hub_error(source: Source, error: Exception, *, unreachable: bool, offline: 
     )
 
 
-def _problems(rows: Iterable[Located], question: str | None, answer: str | None) -> Iterator[tuple[str, Problem]]:
+def _named_columns(source: Source) -> Columns:
+    """The columns that a recipe names; `problems` knows of two, a benchmark of all."""
+    more = {name: getattr(source, name, None) for name in ("level", "subject", "wrong_answers")}
+    return Columns(question=source.question, answer=source.answer, **more)
+
+
+def _problems(rows: Iterable[Located], named: Columns) -> Iterator[tuple[str, Problem]]:
+    columns = named
     for index, (where, row) in enumerate(rows):
         if index == 0:
-            question, answer = _columns(where, row, question, answer)
-            id_column = _first(ID_COLUMNS, row)
-        problem = Problem(
-            id=_id(row.get(id_column) if id_column else None, index),
-            question=_question(where, row, str(question)),
-            answer=_answer(where, row, answer),
-        )
+            columns = find_columns(where, row, named)
+        problem = _problem(where, row, index, columns)
         _refuse_surrogates(where, problem)
         yield where, problem
 
 
-def _columns(where: str, row: dict[str, Any], question: str | None, answer: str | None) -> tuple[str, str | None]:
-    """The columns to read, decided on the first row."""
-    found = question or _first(QUESTION_COLUMNS, row)
-    if found is None:
-        raise ProblemsError(
-            f"{where}: no column named {', '.join(QUESTION_COLUMNS)}; it has {', '.join(row) or 'none'}; "
-            "name the question's column with `question`"
-        )
-    for column, field in ((question, "question"), (answer, "answer")):
-        if column is not None and column not in row:
-            raise ProblemsError(
-                f"{where}: no column {column!r}; it has {', '.join(row) or 'none'}; name one with `{field}`"
-            )
-    return found, answer or _first(ANSWER_COLUMNS, row)
+def _problem(where: str, row: dict[str, Any], index: int, columns: Columns) -> Problem:
+    wrong = (_answer(where, row, column) for column in columns.wrong_answers or ())
+    return Problem(
+        id=_id(row.get(columns.id) if columns.id else None, index),
+        question=_question(where, row, str(columns.question)),
+        answer=_answer(where, row, columns.answer),
+        level=_tag(row, columns.level).removeprefix("Level ") or None,
+        subject=_tag(row, columns.subject) or None,
+        wrong_answers=tuple(answer for answer in wrong if answer is not None),
+    )
 
 
-def _first(names: Sequence[str], row: dict[str, Any]) -> str | None:
-    return next((name for name in names if name in row), None)
+def _tag(row: dict[str, Any], column: str | None) -> str:
+    """A level or a subject as a text; empty where the row has none."""
+    value = row.get(column) if column else None
+    return str(value).strip() if isinstance(value, (str, int, float)) else ""
 
 
 def _id(value: object, index: int) -> str:

@@ -25,9 +25,22 @@ def _as_tuple(value: object) -> object:
     return tuple(value) if isinstance(value, list) else value
 
 
+def _as_subset(value: object) -> object:
+    """`{level: 5, subject: [algebra, geometry]}` with every value as a tuple of texts."""
+    if not isinstance(value, dict):
+        return value
+    listed = {name: item if isinstance(item, (list, tuple)) else [item] for name, item in value.items()}
+    plain = (str, int)
+    return {
+        name: tuple(str(i) if isinstance(i, plain) and not isinstance(i, bool) else i for i in items)
+        for name, items in listed.items()
+    }
+
+
 Strings = Annotated[tuple[str, ...], BeforeValidator(_as_tuple)]
 Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
+Subset = Annotated[dict[Literal["level", "subject"], tuple[str, ...]], BeforeValidator(_as_subset)]
 
 
 class Section(BaseModel):
@@ -252,8 +265,24 @@ class Benchmark(Section):
     """The question's column."""
     answer: str | None = None
     """The answer's column."""
+    level: str | None = None
+    """The difficulty's column; unset: level where there is one."""
+    subject: str | None = None
+    """The subject's column; unset: subject, type or High-level domain where there is one."""
+    wrong_answers: Strings | None = None
+    """The columns with wrong answers (`grader: choice`), which become options A, B, C, ... with the right one, in an
+    order drawn with the recipe's seed; unset: Incorrect Answer 1 to 3 where they are there."""
+    grader: Literal["maths", "integer", "choice"] | None = None
+    """What is right: equality of `maths`, an `integer` written out, or the letter of a `choice`; unset: the
+    benchmark's own, else maths."""
+    prompt: str | None = None
+    """The user turn, with `{question}` in it; unset: the benchmark's own, else the question alone."""
+    private: bool | None = None
+    """Keep all text of the set out of rows, reports and screens; unset: so for GPQA, as its authors ask."""
+    subset: Subset = Field(default_factory=dict)
+    """Only problems of this level or subject, for example `{level: [4, 5]}`."""
     limit: Count | None = None
-    """The first so many problems."""
+    """The first so many problems, of the subset where there is one."""
     samples: Count | None = None
     """Completions per problem."""
     temperature: Annotated[float, Field(ge=0.0, le=5.0)] | None = None
@@ -265,6 +294,8 @@ class Benchmark(Section):
     def _one_source(self) -> Benchmark:
         if self.path is not None and self.dataset is not None:
             raise ValueError("give path or dataset, not both")
+        if self.prompt is not None and "{question}" not in self.prompt:
+            raise ValueError(f"prompt: {self.prompt!r} has no {{question}} in it, so the model would not be asked")
         return self
 
 
@@ -287,6 +318,8 @@ class Evaluate(Section):
     """Limit of a completion (tokens)."""
     limit: Count | None = None
     """The first so many problems of each benchmark."""
+    subset: Subset = Field(default_factory=dict)
+    """Only problems of this level or subject, for benchmarks that set none themselves."""
     batch_size: Count = 32
     """Sequences decoded together."""
 

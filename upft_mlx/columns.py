@@ -1,0 +1,72 @@
+"""Which column of a dataset holds what: named by the recipe, else found by the usual names. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from upft_mlx.errors import ProblemsError
+
+QUESTION_COLUMNS = ("question", "problem", "query", "prompt")
+ANSWER_COLUMNS = ("answer", "solution", "Correct Answer")
+ID_COLUMNS = ("id", "unique_id", "problem_id", "Record ID")
+LEVEL_COLUMNS = ("level",)
+SUBJECT_COLUMNS = ("subject", "type", "High-level domain")
+WRONG_COLUMNS = ("Incorrect Answer 1", "Incorrect Answer 2", "Incorrect Answer 3")
+"""GPQA's; elsewhere columns are taken by these names in any case."""
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Which column holds what; unset ones are found by their usual names."""
+
+    question: str | None = None
+    answer: str | None = None
+    id: str | None = None
+    level: str | None = None
+    subject: str | None = None
+    wrong_answers: tuple[str, ...] | None = None
+
+
+def find_columns(where: str, row: dict[str, Any], named: Columns) -> Columns:
+    """The columns to read, decided on the first row.
+
+    Raises:
+        ProblemsError: there is no question, or no column of a name that was given.
+    """
+    question = named.question or _first(QUESTION_COLUMNS, row)
+    if question is None:
+        raise ProblemsError(
+            f"{where}: no column named {', '.join(QUESTION_COLUMNS)}; it has {', '.join(row) or 'none'}; "
+            "name the question's column with `question`"
+        )
+    for field in ("question", "answer", "level", "subject"):
+        _refuse_missing(where, row, getattr(named, field), field)
+    for column in named.wrong_answers or ():
+        _refuse_missing(where, row, column, "wrong_answers")
+    wrong = (_first((name,), row) for name in WRONG_COLUMNS)
+    found = tuple(column for column in wrong if column)
+    return Columns(
+        question=question,
+        answer=named.answer or _first(ANSWER_COLUMNS, row),
+        id=_first(ID_COLUMNS, row),
+        level=named.level or _first(LEVEL_COLUMNS, row),
+        subject=named.subject or _first(SUBJECT_COLUMNS, row),
+        wrong_answers=found if named.wrong_answers is None else named.wrong_answers,
+    )
+
+
+def _refuse_missing(where: str, row: dict[str, Any], column: str | None, field: str) -> None:
+    if column is not None and column not in row:
+        raise ProblemsError(
+            f"{where}: no column {column!r}; it has {', '.join(row) or 'none'}; name one with `{field}`"
+        )
+
+
+def _first(names: Sequence[str], row: dict[str, Any]) -> str | None:
+    """The first of the names that is a column, as it is written there; else in capitals or small letters."""
+    lowered = {str(column).lower(): column for column in reversed(row)}
+    return next((name for name in names if name in row), None) or next(
+        (lowered[name.lower()] for name in names if name.lower() in lowered), None
+    )
