@@ -81,7 +81,12 @@ def process(
     return subprocess.run(
         [sys.executable, *head, *map(str, arguments)],
         cwd=cwd,
-        env={**kept, "PYTHONPATH": str(guard), "HF_HOME": str(guard / "hf"), **environment},
+        env={
+            **kept,
+            "PYTHONPATH": os.pathsep.join([str(guard), *kept.get("PYTHONPATH", "").split(os.pathsep)]),
+            "HF_HOME": str(guard / "hf"),
+            **environment,
+        },
         capture_output=True,
         text=True,
         timeout=120,

@@ -37,6 +37,7 @@ WITHOUT_MLX = (
         "spool",
     ),
     *("benchmarks", "report", "events", "grade", "stats", "build", "generate", "ui"),
+    *("answers", "browse", "columns", "evaluate", "graders", "grading", "sides", "summary", "symbolic", "values"),
     *("device", "parallel", "reporting"),
 )
 

@@ -18,14 +18,12 @@ from conftest import MODEL
 from upft_mlx import pipeline
 from upft_mlx.benchmarks import load_benchmark, resolve
 from upft_mlx.errors import ProblemsError, RunDirError
-from upft_mlx.evaluate import _row
 from upft_mlx.events import Event, Graded, Note, StageDone, StageSkipped, StageStarted
-from upft_mlx.models import Loaded
+from upft_mlx.graders import Task, grade
 from upft_mlx.recipe import Recipe
 from upft_mlx.report import verdict
 from upft_mlx.rows import EvaluationRow, TrainingRow, read_rows
 from upft_mlx.rundir import RunDir, changes, remove
-from upft_mlx.sampler import Completion
 
 MakeRecipe = Callable[..., Recipe]
 BENCHMARKS = [
@@ -376,14 +374,14 @@ def test_a_ledger_of_another_shape_is_refused_with_what_to_do(tmp_path: Path, co
 
 @pytest.mark.parametrize(("name", "expected"), [("gsm8k", True), ("own", False)])
 def test_golds_without_percent_sign_are_met_where_the_benchmark_drops_it(
-    name: str, expected: bool, tmp_path: Path, loaded: Loaded
+    name: str, expected: bool, tmp_path: Path
 ) -> None:
     file = tmp_path / "own.jsonl"
     file.write_text('{"question": "How many percent?", "answer": "60"}\n')
     (entry,) = resolve(recipe_with(evaluate={"benchmarks": [{"name": name, "path": str(file)}]}).evaluate)
     (problem,) = load_benchmark(entry)
-    completion = Completion(loaded.tokenizer.encode("\\boxed{60\\%}"), "stop")
-    assert _row(loaded, entry, problem, 0, completion).correct is expected
+    task = Task("\\boxed{60\\%}", str(problem.answer), entry.grader, entry.percent_as_unit)
+    assert grade(task).correct is expected
 
 
 @pytest.mark.slow

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from upft_mlx.errors import ModelError
+from upft_mlx.events import Side
 from upft_mlx.models import Loaded, reason
 
 if TYPE_CHECKING:
@@ -84,3 +85,30 @@ def load_adapter(loaded: Loaded, adapter: Path) -> None:
     loaded.model.load_weights(list(arrays.items()), strict=False)
     loaded.model.eval()
     mx.eval(loaded.model.parameters())
+
+
+class AdapterSwitch:
+    """A trained adapter on a model, to be taken off and put on: off, the model is the base, bit for bit."""
+
+    def __init__(self, loaded: Loaded, adapter: Path) -> None:
+        """Load the adapter; it is on then.
+
+        Raises:
+            ModelError: the adapter is missing or does not fit the model.
+        """
+        from mlx.utils import tree_unflatten
+
+        before = dict(loaded.model.named_modules())
+        load_adapter(loaded, adapter)
+        after = dict(loaded.model.named_modules())
+        changed = [name for name, module in before.items() if after[name] is not module]
+        modules = {"base": before, "tuned": after}
+        self._model = loaded.model
+        self._modules = {side: tree_unflatten([(n, found[n]) for n in changed]) for side, found in modules.items()}
+        self._side = "tuned"
+
+    def __call__(self, side: Side) -> None:
+        """Put the adapter on for "tuned", off for "base"."""
+        if side != self._side:
+            self._model.update_modules(self._modules[side])
+            self._side = side

@@ -1,49 +1,49 @@
-"""Base and tuned on the recipe's benchmarks: rows streamed to disk in chunks, then summary.json.
+"""Base and tuned on one benchmark: rows streamed to disk in chunks, chunk by chunk for both sides.
 
-Both sides use the same chunks, seeds and prompts, so that the paired difference is free of what they share.
+Both sides use the same chunks, seeds and prompts, so that the paired difference is free of what they share. They take
+turns on one loaded model, with the adapter off and on.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
 
-from upft_mlx.benchmarks import Entry
-from upft_mlx.events import EvaluationStarted, Graded, Observer, Progress, Side, ignore
-from upft_mlx.grade import extract_answer, is_correct, normalize_answer
+from upft_mlx.benchmarks import QUESTION, Entry, Set
+from upft_mlx.events import EvaluationStarted, Graded, Note, Observer, Progress, Side, ignore
+from upft_mlx.grade import normalize_answer
+from upft_mlx.graders import Task, Verdict
+from upft_mlx.grading import SECONDS, shared_pool
 from upft_mlx.models import Loaded
 from upft_mlx.parallel import mine, ranks, rounds
 from upft_mlx.problems import Problem
 from upft_mlx.prompts import Renderer
 from upft_mlx.recipe import Recipe
-from upft_mlx.rows import EvaluationRow, append_chunk, read_rows, resume
+from upft_mlx.rows import EvaluationRow, append_chunk, read_rows, resume, write_rows
 from upft_mlx.rundir import RunDir
 from upft_mlx.sampler import (
     Completion,
     OnStep,
     Request,
-    Sampling,
+    Sampler,
     chunks,
     derive_seed,
-    sample_chunk,
     sampling_for,
     summing,
 )
-from upft_mlx.stats import accuracy_interval, maj_at_k, paired_difference, pass_at_k
 
+WITHHELD = "(withheld)"
+"""What stands for a private benchmark's texts."""
 
-@dataclass(frozen=True)
-class Set:
-    """A benchmark entry and its problems."""
-
-    entry: Entry
-    problems: list[Problem]
-
-    @property
-    def completions(self) -> int:
-        """Completions per side."""
-        return len(self.problems) * self.entry.samples
+BATCHES = 4
+"""Of completions in a chunk: fewer lose less to an interruption; more keep the batch full where lengths differ."""
+CHUNKS = 8
+"""Small sets have so many chunks rather than full ones: the view has something to show."""
+Switch = Callable[[Side], None]
+"""Puts the adapter on for `tuned`, off for `base`."""
 
 
 def announce(sets: Sequence[Set], notify: Observer) -> None:
@@ -51,84 +51,181 @@ def announce(sets: Sequence[Set], notify: Observer) -> None:
     notify(EvaluationStarted(tuple((s.entry.label, s.completions) for s in sets)))
 
 
-def evaluate_side(
-    recipe: Recipe, loaded: Loaded, part: Set, side: Side, run: RunDir, notify: Observer = ignore
-) -> None:
-    """Sample and grade one side of one benchmark; continues a file that holds the first chunks already."""
-    entry, path = part.entry, run.rows_of(part.entry.label, side)
-    sampling = sampling_for(loaded, entry.temperature, recipe.evaluate.batch_size)
-    renderer = Renderer(loaded.tokenizer, recipe.prompt)
-    plan = chunks([(p, k) for p in part.problems for k in range(entry.samples)], sampling.chunk_size)
-    first = resume(path, [len(chunk) for chunk in plan])
-    replay(part, side, run, notify)
-    by_id = {problem.id: problem for problem in part.problems}
-    done, tokens = sum(map(len, plan[:first])), 0
-    stage = f"evaluate {entry.label} {side}"
+class Plan:
+    """The order in which problems are sampled: chunks of like length, the long ones first, so that little is padding.
 
-    def on_step(new_tokens: int, finished: int) -> None:
-        # The other ranks are taken to be as far as this one; the end of the round says how far they are.
-        count = done + finished * len(round_)
-        notify(Progress(stage, count, part.completions, "completions", tokens + new_tokens * len(round_)))
+    A chunk holds whole problems, so that the samples of one share its prompt.
+    """
 
-    for round_ in rounds(list(enumerate(plan))[first:]):
-        rows = _sample(recipe, loaded, renderer, sampling, entry, mine(round_), summing(on_step))
+    def __init__(self, problems: Sequence[Problem], samples: int, batch_size: int) -> None:
+        order = sorted(range(len(problems)), key=lambda i: (-len(problems[i].question), i))
+        batches = len(problems) * samples // batch_size
+        per_chunk = max(1, min(BATCHES, max(1, batches // CHUNKS)) * batch_size // samples)
+        self.chunks = [[problems[i] for i in part] for part in chunks(order, per_chunk)]
+        self._samples = samples
+
+    def places(self, number: int) -> list[tuple[str, int]]:
+        """The problems and samples of a chunk."""
+        return [(problem.id, sample) for problem in self.chunks[number] for sample in range(self._samples)]
+
+
+class Evaluator:
+    """One model on one benchmark, one side or both in turns."""
+
+    def __init__(self, recipe: Recipe, loaded: Loaded, part: Set, run: RunDir, notify: Observer = ignore) -> None:
+        self._recipe, self._loaded, self._part, self._run, self._notify = recipe, loaded, part, run, notify
+        self._sampling = sampling_for(loaded, part.entry.temperature, recipe.evaluate.batch_size)
+        self._renderer = Renderer(loaded.tokenizer, recipe.prompt)
+        self._prompt = user_turn(part.entry, self._renderer)
+        self._plan = Plan(part.problems, part.entry.samples, recipe.evaluate.batch_size)
+        self._samplers: dict[Side, Sampler] = {}
+        """One of each side: what prompts share has other keys and values with the adapter on."""
+        self._done: dict[Side, int] = {}
+        self._tokens = 0
+
+    def run(self, sides: Sequence[Side], switch: Switch) -> None:
+        """Sample and grade what is missing; files that hold whole chunks already are continued."""
+        numbers = rounds(range(len(self._plan.chunks)))
+        done = {side: self._resume(side, numbers) for side in sides}
+        for place, round_ in enumerate(numbers):
+            for side in sides:
+                if place not in done[side]:
+                    switch(side)
+                    self._round(side, round_)
+        for side in sides:
+            self._put_in_order(side)
+
+    def _path(self, side: Side) -> Path:
+        return self._run.rows_of(self._part.entry.label, side)
+
+    def _resume(self, side: Side, numbers: Sequence[Sequence[int]]) -> set[int]:
+        """Keep the rows of rounds that are there as a whole, in whatever order, and tell the view of them.
+
+        Returns:
+            The places of those rounds.
+        """
+        path = self._path(side)
+        resume(path, [1] * self._part.completions)  # cuts off a torn line
+        rows = {(row.problem_id, row.sample): row for row in read_rows(path, EvaluationRow)}
+        wanted = [[place for number in round_ for place in self._plan.places(number)] for round_ in numbers]
+        whole = {index for index, places in enumerate(wanted) if all(place in rows for place in places)}
+        kept = {place for index in whole for place in wanted[index]}
+        if len(kept) < len(rows):
+            write_rows(path, [row for place, row in rows.items() if place in kept])
+        replay(self._part, side, self._run, self._notify)
+        self._done[side] = len(kept)
+        return whole
+
+    def _round(self, side: Side, round_: Sequence[int]) -> None:
+        entry = self._part.entry
+        questions = {p.id: p for number in round_ for p in self._plan.chunks[number]}
+        rows = self._sample(side, mine(round_), summing(partial(self._on_step, side, len(round_))))
         for made in ranks().gather([asdict(row) for row in rows]):
             graded = [EvaluationRow(**row) for row in made]
-            append_chunk(path, graded)
-            done, tokens = done + len(made), tokens + sum(row.tokens for row in graded)
+            append_chunk(self._path(side), graded)
+            self._done[side] += len(graded)
+            self._tokens += sum(row.tokens for row in graded)
             for row in graded:
-                notify(_graded(entry.label, side, by_id[row.problem_id], row))
-        notify(Progress(stage, done, part.completions, "completions", tokens))
+                self._notify(_graded(entry, side, questions[row.problem_id], row))
+        self._progress(side, self._done[side], self._tokens)
+
+    def _put_in_order(self, side: Side) -> None:
+        """The rows as the problems follow each other; one that is in order already stays so."""
+        places = {problem.id: place for place, problem in enumerate(self._part.problems)}
+        rows = read_rows(self._path(side), EvaluationRow)
+        write_rows(self._path(side), sorted(rows, key=lambda row: (places[row.problem_id], row.sample)))
+
+    def _on_step(self, side: Side, parts: int, tokens: int, finished: int) -> None:
+        # The other ranks are taken to be as far as this one; the end of the round says how far they are.
+        self._progress(side, self._done[side] + finished * parts, self._tokens + tokens * parts)
+
+    def _progress(self, side: Side, done: int, tokens: int) -> None:
+        """Both sides are one bar: they take turns."""
+        import mlx.core as mx
+
+        others = sum(count for other, count in self._done.items() if other != side)
+        total = len(self._done) * self._part.completions
+        stage, peak = f"evaluate {self._part.entry.label}", mx.get_peak_memory()
+        self._notify(Progress(stage, done + others, total, "completions", tokens, peak))
+
+    def _sample(self, side: Side, number: int | None, on_step: OnStep) -> list[EvaluationRow]:
+        """This rank's chunk of a round, graded, with the seed of its number: the same whoever samples it."""
+        if number is None:
+            return []
+        entry, chunk = self._part.entry, self._plan.chunks[number]
+        turns = [self._prompt.replace(QUESTION, problem.question) for problem in chunk]
+        requests = [Request(self._renderer.ids(turn), entry.max_tokens, entry.samples) for turn in turns]
+        seed = derive_seed("evaluate", self._recipe.seed, entry.label, number)
+        completions = self._sampler(side).sample(requests, seed, on_step)
+        return self._rows([(problem, k) for problem in chunk for k in range(entry.samples)], completions)
+
+    def _sampler(self, side: Side) -> Sampler:
+        """The side's sampler, made while the side is on."""
+        if side not in self._samplers:
+            self._samplers[side] = Sampler(self._loaded, self._sampling)
+            if (notice := self._samplers[side].notice) and len(self._samplers) == 1:
+                self._notify(Note(notice))
+        return self._samplers[side]
+
+    def _rows(self, asked: Sequence[tuple[Problem, int]], completions: Sequence[Completion]) -> list[EvaluationRow]:
+        """The rows of these problems and samples; all are graded at once, by other processes."""
+        entry = self._part.entry
+        texts = [self._loaded.tokenizer.decode(completion.ids) for completion in completions]
+        pairs = zip(texts, asked, strict=True)
+        tasks = [Task(text, str(p.answer), entry.grader, entry.percent_as_unit) for text, (p, _) in pairs]
+        verdicts = shared_pool().grade(tasks)
+        if given_up := sum(verdict.gave_up for verdict in verdicts):
+            self._notify(Note(f"{entry.label}: {given_up} answers took over {SECONDS:g} s to grade and count as wrong"))
+        parts = zip(asked, completions, texts, verdicts, strict=True)
+        return [_row(entry, problem, sample, *rest) for (problem, sample), *rest in parts]
 
 
-def _sample(
-    recipe: Recipe,
-    loaded: Loaded,
-    renderer: Renderer,
-    sampling: Sampling,
-    entry: Entry,
-    numbered: tuple[int, Sequence[tuple[Problem, int]]] | None,
-    on_step: OnStep,
-) -> list[EvaluationRow]:
-    """This rank's chunk of a round, graded, with the seed of its number: the same whoever samples it."""
-    if numbered is None:
-        return []
-    index, chunk = numbered
-    requests = [Request(renderer.ids(problem.question), entry.max_tokens) for problem, _ in chunk]
-    seed = derive_seed("evaluate", recipe.seed, entry.label, index)
-    completions = sample_chunk(loaded, requests, sampling, seed, on_step)
-    return [_row(loaded, entry, *item, c) for item, c in zip(chunk, completions, strict=True)]
+def user_turn(entry: Entry, renderer: Renderer) -> str:
+    r"""The user turn with `{question}` in it: the question alone where the chat template asks for `\boxed` itself."""
+    if entry.own_prompt or "boxed" not in entry.prompt:
+        return entry.prompt
+    return QUESTION if "boxed" in renderer.text(renderer.ids("?")) and entry.grader != "choice" else entry.prompt
 
 
 def replay(part: Set, side: Side, run: RunDir, notify: Observer) -> None:
     """Tell the view what the rows on the disk say already."""
     by_id = {problem.id: problem for problem in part.problems}
     for row in read_rows(run.rows_of(part.entry.label, side), EvaluationRow):
-        notify(_graded(part.entry.label, side, by_id[row.problem_id], row, resumed=True))
+        notify(_graded(part.entry, side, by_id[row.problem_id], row, resumed=True))
 
 
-def _row(loaded: Loaded, entry: Entry, problem: Problem, sample: int, completion: Completion) -> EvaluationRow:
-    text = loaded.tokenizer.decode(completion.ids)
-    gold = str(problem.answer)
+def _row(
+    entry: Entry, problem: Problem, sample: int, completion: Completion, text: str, verdict: Verdict
+) -> EvaluationRow:
+    answer, gold = verdict.answer, str(problem.answer)
+    if entry.private:
+        text = WITHHELD
+        if entry.grader != "choice":  # a letter says nothing; of a text, only whether it is the same counts
+            answer, gold = (_fingerprint(answer) if answer is not None else None), WITHHELD
     return EvaluationRow(
         problem_id=problem.id,
         sample=sample,
         completion=text,
-        answer=extract_answer(text),
+        answer=answer,
         gold=gold,
-        correct=is_correct(text, gold, percent_as_unit=entry.percent_as_unit),
+        correct=verdict.correct,
         tokens=len(completion.ids),
         finish_reason=completion.finish_reason,
     )
 
 
-def _graded(benchmark: str, side: Side, problem: Problem, row: EvaluationRow, *, resumed: bool = False) -> Graded:
+def _fingerprint(answer: str) -> str:
+    """The same for equal answers, for the majority vote, without the text."""
+    return f"sha256:{hashlib.sha256(normalize_answer(answer).encode('utf-8', 'replace')).hexdigest()[:16]}"
+
+
+def _graded(entry: Entry, side: Side, problem: Problem, row: EvaluationRow, *, resumed: bool = False) -> Graded:
     return Graded(
-        benchmark=benchmark,
+        benchmark=entry.label,
         side=side,
         problem_id=row.problem_id,
         sample=row.sample,
-        question=problem.question,
+        question=WITHHELD if entry.private else problem.question,
         completion=row.completion,
         answer=row.answer,
         gold=row.gold,
@@ -136,55 +233,3 @@ def _graded(benchmark: str, side: Side, problem: Problem, row: EvaluationRow, *,
         tokens=row.tokens,
         resumed=resumed,
     )
-
-
-def summarize(sets: Sequence[Set], run: RunDir) -> dict[str, Any]:
-    """The content of summary.json from the rows on the disk; `tuned` and `paired` where there are such rows."""
-    return {"benchmarks": {s.entry.label: _summarize(s.entry, run) for s in sets}}
-
-
-def _summarize(entry: Entry, run: RunDir) -> dict[str, Any]:
-    result: dict[str, Any] = {}
-    scores: dict[str, list[list[bool]]] = {}
-    for side in ("base", "tuned"):
-        path = run.rows_of(entry.label, side)
-        if path.exists():
-            by_problem: dict[str, list[EvaluationRow]] = {}
-            for row in read_rows(path, EvaluationRow):
-                by_problem.setdefault(row.problem_id, []).append(row)
-            scores[side] = [[row.correct for row in rows] for rows in by_problem.values()]
-            result[side] = side_summary(entry, list(by_problem.values()), scores[side])
-    if len(scores) == 2:
-        means = {side: [sum(s) / len(s) for s in values] for side, values in scores.items()}
-        paired = asdict(paired_difference(means["base"], means["tuned"]))
-        result["paired"] = {**paired, "ci95": list(paired["ci95"])}
-    return result
-
-
-def side_summary(
-    entry: Entry, problems: Sequence[Sequence[EvaluationRow]], scores: Sequence[Sequence[bool]]
-) -> dict[str, Any]:
-    """One side of summary.json (design.md, "Rows")."""
-    rows = [row for problem in problems for row in problem]
-    ks = [k for k in (1, 2, 4, 8, 16, 32, 64) if k <= entry.samples]
-    ks += [entry.samples] if entry.samples not in ks else []
-    return {
-        "n": len(problems),
-        "samples": entry.samples,
-        "temperature": entry.temperature,
-        "accuracy": _mean([sum(s) / len(s) for s in scores]),
-        "ci95": list(accuracy_interval(scores)),
-        "pass_at_k": {str(k): _mean([pass_at_k(len(s), sum(s), k) for s in scores]) for k in ks},
-        "maj_at_k": {str(k): _mean([_majority(problem, k) for problem in problems]) for k in ks},
-        "mean_tokens": _mean([row.tokens for row in rows]),
-        "truncated": _mean([row.finish_reason == "length" for row in rows]),
-    }
-
-
-def _majority(rows: Sequence[EvaluationRow], k: int) -> float:
-    answers = [None if row.answer is None else normalize_answer(row.answer) for row in rows]
-    return maj_at_k(answers, [row.correct for row in rows], k)
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)

@@ -50,6 +50,8 @@ class Progress:
     total: int
     unit: str
     tokens: int = 0
+    peak_memory_bytes: int = 0
+    """MLX's peak since the stage began, where it is worth showing."""
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from upft_mlx.evaluate import Set
+from upft_mlx.benchmarks import Set
 from upft_mlx.events import Side
 from upft_mlx.models import model_hash
 from upft_mlx.problems import Problem
@@ -25,8 +25,16 @@ from upft_mlx.rundir import fingerprint
 class Inputs:
     """The inputs of the stages of one recipe on one model and its data."""
 
-    def __init__(self, recipe: Recipe, model_path: Path, problems: Sequence[Problem], sets: Sequence[Set]) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        model_path: Path,
+        problems: Sequence[Problem],
+        sets: Sequence[Set],
+        adapter: Path | None = None,
+    ) -> None:
         self._recipe, self._dump = recipe, recipe.dump()
+        self._adapter = adapter
         self._model_path, self._problems, self._sets = model_path, problems, sets
 
     @cached_property
@@ -82,7 +90,11 @@ class Inputs:
             "problems": self.hashes["benchmarks"][part.entry.label],
             "evaluate": {"batch_size": self._dump["evaluate"]["batch_size"]},
         }
-        return inputs if side == "base" else {**inputs, "train stage": fingerprint(self.train())}
+        if side == "base":
+            return inputs
+        if self._adapter is not None:
+            return {**inputs, "adapter": model_hash(self._adapter)}
+        return {**inputs, "train stage": fingerprint(self.train())}
 
     def evaluate(self, sides: Sequence[Side]) -> dict[str, Any]:
         """summary.json."""

@@ -155,7 +155,7 @@ def model_hash(path: Path) -> str:
     happen by themselves.
     """
     digest = hashlib.sha256()
-    for file in sorted([*path.glob("*.json"), *path.glob("*.jinja"), *path.glob("model*.safetensors")]):
+    for file in sorted([*path.glob("*.json"), *path.glob("*.jinja"), *path.glob("*.safetensors")]):
         digest.update(file.name.encode())
         digest.update(_probe(file))
     return digest.hexdigest()[:16]

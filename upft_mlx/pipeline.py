@@ -15,13 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from upft_mlx import __version__
-from upft_mlx.adapters import load_adapter
-from upft_mlx.benchmarks import load_benchmark, resolve
+from upft_mlx.benchmarks import Set, load_benchmark, resolve
 from upft_mlx.build import build
 from upft_mlx.device import awake, limit_memory
 from upft_mlx.economy import economy
 from upft_mlx.errors import RunDirError
-from upft_mlx.evaluate import Set, announce, evaluate_side, replay, summarize
+from upft_mlx.evaluate import announce
 from upft_mlx.events import Note, Observer, Side, StageDone, StageSkipped, StageStarted, ignore
 from upft_mlx.generate import generate
 from upft_mlx.inputs import Inputs
@@ -31,9 +30,11 @@ from upft_mlx.prefix import check_problems, wanted
 from upft_mlx.problems import stream_problems
 from upft_mlx.recipe import Recipe
 from upft_mlx.report import STAGES, collect, markdown
-from upft_mlx.rows import EvaluationRow, read_json, read_rows, write_atomically, write_json
+from upft_mlx.rows import read_json, write_atomically, write_json
 from upft_mlx.rundir import Entry, RunDir, changes, fingerprint, remove
+from upft_mlx.sides import Sides, side_name
 from upft_mlx.spool import Spool
+from upft_mlx.summary import summarize
 
 
 def run(recipe: Recipe, run_dir: str | Path, notify: Observer = ignore) -> dict[str, Any]:
@@ -56,14 +57,16 @@ def run(recipe: Recipe, run_dir: str | Path, notify: Observer = ignore) -> dict[
         return pipeline.report()
 
 
-def run_stage(recipe: Recipe, run_dir: str | Path, stage: str, notify: Observer = ignore) -> dict[str, Any]:
-    """One stage; the ones it depends on must be done.
+def run_stage(
+    recipe: Recipe, run_dir: str | Path, stage: str, notify: Observer = ignore, adapter: Path | None = None
+) -> dict[str, Any]:
+    """One stage; the ones it depends on must be done. `adapter`: one to evaluate instead of the run's own.
 
     Raises:
         RunDirError: a stage before it is not done, or was done with another recipe.
         UpftError: one of its kinds.
     """
-    pipeline = Pipeline(recipe, run_dir, notify)
+    pipeline = Pipeline(recipe, run_dir, notify, adapter)
     with pipeline.opened():
         pipeline.require(stage)
         pipeline.describe()
@@ -101,20 +104,28 @@ class Outcome:
 class Pipeline:
     """The stages of one recipe in one run directory."""
 
-    def __init__(self, recipe: Recipe, run_dir: str | Path, notify: Observer = ignore) -> None:
+    def __init__(
+        self, recipe: Recipe, run_dir: str | Path, notify: Observer = ignore, adapter: Path | None = None
+    ) -> None:
         """Find and read everything that the recipe names, so that what is wrong is refused before any work.
+
+        Args:
+            recipe: the recipe.
+            run_dir: where the run is kept.
+            notify: who watches.
+            adapter: the folder of an adapter to evaluate instead of the run's own.
 
         Raises:
             UpftError: one of its kinds.
         """
-        self.recipe, self.run = recipe, RunDir(ranks().workplace(Path(run_dir)))
+        self.recipe, self.run, self.adapter = recipe, RunDir(ranks().workplace(Path(run_dir))), adapter
         self.notify = notify if ranks().leads else ignore
         entries = resolve(recipe.evaluate)
         self.model_path = find_model(recipe)
         self.problems = _load_problems(recipe)
         check_problems(recipe, self.problems)
-        self.sets = [Set(entry, load_benchmark(entry)) for entry in entries]
-        self.inputs = Inputs(recipe, self.model_path, self.problems, self.sets)
+        self.sets = [Set(entry, load_benchmark(entry, recipe.seed)) for entry in entries]
+        self.inputs = Inputs(recipe, self.model_path, self.problems, self.sets, adapter)
 
     @contextmanager
     def opened(self) -> Iterator[None]:
@@ -138,8 +149,8 @@ class Pipeline:
         return inputs
 
     def _sides(self) -> tuple[Side, ...]:
-        """Tuned is measured where there is a current adapter."""
-        return ("base", "tuned") if self.is_current("train") else ("base",)
+        """Tuned is measured where there is an adapter: one that was given, or the run's own, if it is current."""
+        return ("base", "tuned") if self.adapter or self.is_current("train") else ("base",)
 
     def _outputs(self, stage: str) -> list[Path]:
         run = self.run
@@ -231,7 +242,8 @@ class Pipeline:
 
         def work() -> Outcome:
             announce(self.sets, self.notify)
-            tokens = self._evaluate_sides()
+            sides = Sides(self.recipe, self.sets, self.inputs, self.run, self._load, self.notify)
+            tokens = sides.measure(self._sides(), self.adapter or self.run.adapter)
             write_json(self.run.summary, summarize(self.sets, self.run))
             completions = sum(part.completions for part in self.sets)
             return Outcome(f"{completions} completions per side", tokens_sampled=tokens)
@@ -240,50 +252,6 @@ class Pipeline:
             self.notify(StageSkipped("evaluate", "evaluate.benchmarks is empty"))
             return
         self._stage("evaluate", ", ".join(part.entry.label for part in self.sets), work)
-
-    def _evaluate_sides(self) -> int:
-        """All base sides, then all tuned sides on the same model with its adapter on.
-
-        Returns:
-            Tokens in the rows of all sides.
-        """
-        sides = self._sides()
-        if "tuned" not in sides:
-            self.notify(Note("no current adapter: only the base model is evaluated"))
-            for part in self.sets:
-                self._forget_stale_side(part, "tuned")
-        loaded: Loaded | None = None
-        for side in sides:
-            adapted = side == "base"
-            for part in self.sets:
-                if self._side_is_current(part, side):
-                    replay(part, side, self.run, self.notify)
-                    continue
-                loaded = loaded or self._load()
-                if not adapted:
-                    load_adapter(loaded, self.run.adapter)
-                    adapted = True
-                self._evaluate_side(loaded, part, side)
-        paths = [self.run.rows_of(part.entry.label, side) for part in self.sets for side in sides]
-        return sum(row.tokens for path in paths for row in read_rows(path, EvaluationRow))
-
-    def _evaluate_side(self, loaded: Loaded, part: Set, side: Side) -> None:
-        name, current = _side_name(part, side), fingerprint(self.inputs.side(part, side))
-        self._forget_stale_side(part, side)
-        self.run.record(name, Entry(current))
-        evaluate_side(self.recipe, loaded, part, side, self.run, self.notify)
-        self.run.record(name, Entry(current, done=True))
-
-    def _side_is_current(self, part: Set, side: Side) -> bool:
-        done = self.run.is_current(_side_name(part, side), fingerprint(self.inputs.side(part, side)))
-        return done and self.run.rows_of(part.entry.label, side).exists()
-
-    def _forget_stale_side(self, part: Set, side: Side) -> None:
-        """Rows of another model, recipe or adapter are not continued."""
-        entry = self.run.entry(_side_name(part, side))
-        if entry is None or entry.fingerprint != fingerprint(self.inputs.side(part, side)):
-            remove(self.run.rows_of(part.entry.label, side))
-            self.run.record(_side_name(part, side), None)
 
     def fuse(self) -> None:
         """adapter/ into fused/."""
@@ -329,7 +297,7 @@ class Pipeline:
         yield "generate", self.inputs.generate(), self.run.solutions, donor.solutions
         for part in self.sets:
             own, theirs = (run.rows_of(part.entry.label, "base") for run in (self.run, donor))
-            yield _side_name(part, "base"), self.inputs.side(part, "base"), own, theirs
+            yield side_name(part, "base"), self.inputs.side(part, "base"), own, theirs
 
     def report(self) -> dict[str, Any]:
         """Write report.md and return what it says."""
@@ -405,11 +373,6 @@ def _load_problems(recipe: Recipe) -> Spool:
     problems = Spool(stream_problems(section, builtin="train" if section.builtin else None))
     problems.take(section.limit, recipe.seed if section.shuffle else None)
     return problems
-
-
-def _side_name(part: Set, side: Side) -> str:
-    """The ledger's name of one side's rows."""
-    return f"evaluate/{part.entry.label}/{side}"
 
 
 __all__ = ["STAGES", "Pipeline", "run", "run_analysis", "run_stage", "versions"]

@@ -9,6 +9,7 @@ from upft_mlx import economy
 from upft_mlx.recipe import Recipe
 from upft_mlx.rows import read_json
 from upft_mlx.rundir import RunDir
+from upft_mlx.stats import drift
 
 STAGES = ("generate", "build", "train", "evaluate", "fuse")
 
@@ -65,16 +66,14 @@ def _difference(name: str, paired: dict[str, Any]) -> str:
 
 
 def _drift(name: str, base: dict[str, Any], tuned: dict[str, Any]) -> list[str]:
-    """Lengths that changed much: they catch a model that learned to stop early or not at all."""
-    lines = []
-    ratio = tuned["mean_tokens"] / base["mean_tokens"] if base["mean_tokens"] else 1.0
-    if not 0.8 <= ratio <= 1.25:
-        lines.append(
-            f"{name}: completions went from {base['mean_tokens']:.0f} to {tuned['mean_tokens']:.0f} tokens on average"
-        )
-    if abs(tuned["truncated"] - base["truncated"]) > 0.05:
-        lines.append(f"{name}: cut at max_tokens went from {base['truncated']:.0%} to {tuned['truncated']:.0%}")
-    return lines
+    """In words what drifted: it catches a model that learned to stop early or not at all."""
+    words = {
+        "length": ("mean_tokens", "completions went from {:.0f} to {:.0f} tokens on average"),
+        "truncated": ("truncated", "cut at max_tokens went from {:.0%} to {:.0%}"),
+        "answer_found": ("answer_found", "an answer was found in {:.0%} of the completions, now in {:.0%}"),
+    }
+    found = [words[what] for what in drift(base, tuned)]
+    return [f"{name}: {text.format(base[field], tuned[field])}" for field, text in found]
 
 
 def markdown(report: dict[str, Any]) -> str:
@@ -83,8 +82,9 @@ def markdown(report: dict[str, Any]) -> str:
         f"# {report['name']}",
         f"Model `{report['model']}`, method `{report['method']}`.",
         "## Result",
-        "\n".join(f"- {line}" for line in report["verdict"]) or "Nothing was compared: `evaluate.benchmarks` is empty.",
+        "\n".join(f"- {line}" for line in report["verdict"]) or _nothing_compared(report["benchmarks"]),
         _benchmark_table(report["benchmarks"]),
+        *_group_tables(report["benchmarks"]),
         "Accuracy with its 95 % interval. The difference is tuned - base on the same problems.",
         "## What it took",
         _stage_table(report["stages"]),
@@ -94,12 +94,18 @@ def markdown(report: dict[str, Any]) -> str:
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
+def _nothing_compared(benchmarks: dict[str, Any]) -> str:
+    if benchmarks:
+        return "Nothing was compared: only the base model has been measured."
+    return "Nothing was compared: `evaluate.benchmarks` is empty, or has not been measured yet."
+
+
 def _benchmark_table(benchmarks: dict[str, Any]) -> str:
     if not benchmarks:
         return ""
     lines = [
-        "| benchmark | side | problems x samples | T | accuracy | pass@k | maj@k | tokens | cut |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| benchmark | side | problems x samples | T | accuracy | pass@k | maj@k | tokens | cut | answer found |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for name, sides in benchmarks.items():
         lines += [_side_row(name, side, sides[side]) for side in ("base", "tuned") if side in sides]
@@ -112,8 +118,31 @@ def _side_row(name: str, side: str, s: dict[str, Any]) -> str:
     return (
         f"| {name} | {side} | {s['n']} x {s['samples']} | {s['temperature']:g} "
         f"| {s['accuracy']:.1%} [{low:.1%}, {high:.1%}] | {at['pass_at_k']} | {at['maj_at_k']} "
-        f"| {s['mean_tokens']:.1f} | {s['truncated']:.1%} |"
+        f"| {s['mean_tokens']:.1f} | {s['truncated']:.1%} "
+        f"| {s.get('answer_found', 1):.1%} |"
     )
+
+
+def _group_tables(benchmarks: dict[str, Any]) -> list[str]:
+    """A table for each benchmark that knows levels or subjects."""
+    tables = []
+    for name, sides in benchmarks.items():
+        for field in ("level", "subject"):
+            groups = {
+                side: sides[side][f"by_{field}"] for side in ("base", "tuned") if f"by_{field}" in sides.get(side, {})
+            }
+            if groups:
+                tables.append("\n".join(_group_lines(name, field, groups)))
+    return tables
+
+
+def _group_lines(name: str, field: str, groups: dict[str, dict[str, Any]]) -> list[str]:
+    lines = [f"| {name}, {field} | n | {' | '.join(groups)} |", "|---" * (2 + len(groups)) + "|"]
+    for value, group in next(iter(groups.values())).items():
+        cells = [side[value] for side in groups.values() if value in side]
+        shown = [f"{c['accuracy']:.1%} [{c['ci95'][0]:.1%}, {c['ci95'][1]:.1%}]" for c in cells]
+        lines.append(f"| {value} | {group['n']} | {' | '.join(shown)} |")
+    return lines
 
 
 def _stage_table(stages: list[dict[str, Any]]) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 import random
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -18,6 +18,10 @@ Z95 = 1.959963984540054
 EXACT_FLIPS = 12
 """Up to so many differing problems the sign-flip test enumerates all 2 ** n flips."""
 MONTE_CARLO_FLIPS = 10_000
+LENGTH_DRIFT = 1.25
+"""Mean lengths that differ by this factor, either way, are pointed out."""
+SHARE_DRIFT = 0.05
+"""So are shares (truncated, answer found) that differ by more than this."""
 ROUNDING = 1e-12
 """Scores that differ by less are equal: 0.3 - 0.2 is not 0.2 - 0.1 to the last bit."""
 
@@ -215,3 +219,17 @@ def sign_flip(differences: Sequence[float]) -> float:
         bits = f"{rng.getrandbits(len(nonzero)):0{len(nonzero)}b}"
         hits += abs(total - 2 * math.fsum(itertools.compress(nonzero, map(int, bits)))) >= observed
     return (hits + 1) / (MONTE_CARLO_FLIPS + 1)
+
+
+def drift(base: Mapping[str, float], tuned: Mapping[str, float]) -> list[str]:
+    """What changed suspiciously between two sides of a summary, whatever the accuracy says.
+
+    "length" and "truncated" catch a model that learned to stop early or not at all, "answer_found" one that forgot how
+    to say its answer.
+    """
+    names = []
+    before, after = base["mean_tokens"], tuned["mean_tokens"]
+    if max(before, after) > LENGTH_DRIFT * min(before, after):
+        names.append("length")
+    shares = [name for name in ("truncated", "answer_found") if name in base and name in tuned]
+    return names + [name for name in shares if abs(tuned[name] - base[name]) > SHARE_DRIFT]

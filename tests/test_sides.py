@@ -1,0 +1,247 @@
+"""Both sides on one loaded model: the adapter on and off, rows that survive kills, a look at less that costs none."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import MODEL
+
+from upft_mlx import evaluate, grading, pipeline
+from upft_mlx.adapters import AdapterSwitch, add_lora, load_adapter
+from upft_mlx.checkpoints import save_safetensors
+from upft_mlx.errors import ModelError
+from upft_mlx.events import EvaluationStarted, Event, Graded, Note, Progress
+from upft_mlx.graders import Task, Verdict
+from upft_mlx.load import load_recipe, narrowed
+from upft_mlx.models import Loaded, load
+from upft_mlx.recipe import Lora, Quantize, Recipe
+from upft_mlx.rows import EvaluationRow, read_rows, write_json
+from upft_mlx.rundir import RunDir
+
+MakeRecipe = Callable[..., Recipe]
+KILLS = int(os.environ.get("UPFT_KILLS", "3"))
+
+
+def logits(loaded: Loaded) -> Any:
+    import mlx.core as mx
+
+    ids = loaded.tokenizer.encode("Mia has 4 apples and buys 3 more.")
+    found = loaded.model(mx.array([ids]))
+    mx.eval(found)
+    return found
+
+
+def write_adapter(folder: Path, quantize: Quantize | None = None, size: float = 0.05) -> Path:
+    """A random adapter that changes what the embedded model says."""
+    import mlx.core as mx
+    from mlx.utils import tree_flatten
+
+    loaded = load(MODEL, quantize=quantize)
+    config = add_lora(loaded, Lora(rank=4), seed=1)
+    arrays = dict(tree_flatten(loaded.model.trainable_parameters()))
+    noisy = {name: array + size * mx.random.normal(array.shape) for name, array in arrays.items()}
+    save_safetensors(folder / "adapters.safetensors", noisy)
+    write_json(folder / "adapter_config.json", config)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_adapter(tmp_path_factory.mktemp("adapter"))
+
+
+@pytest.mark.parametrize("quantize", [None, Quantize(bits=8, group_size=32)])
+def test_off_is_the_base_bit_for_bit_and_on_the_adapter(tmp_path: Path, quantize: Quantize | None) -> None:
+    import mlx.core as mx
+
+    folder = write_adapter(tmp_path, quantize)
+    loaded, tuned = load(MODEL, quantize=quantize), load(MODEL, quantize=quantize)
+    base = logits(loaded)
+    load_adapter(tuned, folder)
+    expected = logits(tuned)
+    assert not mx.array_equal(base, expected)
+    switch = AdapterSwitch(loaded, folder)
+    assert mx.array_equal(logits(loaded), expected)
+    for side, wanted in (("base", base), ("base", base), ("tuned", expected), ("base", base)):
+        switch(side)  # type: ignore[arg-type]
+        assert mx.array_equal(logits(loaded), wanted)
+
+
+def evaluated(
+    recipe: Recipe, folder: Path, adapter: Path | None = None
+) -> tuple[dict[str, dict[str, bytes]], list[Event]]:
+    """The bytes of all rows and of the summary, and the events."""
+    events: list[Event] = []
+    pipeline.run_stage(recipe, folder, "evaluate", events.append, adapter)
+    return outcome(folder), events
+
+
+def outcome(folder: Path) -> dict[str, dict[str, bytes]]:
+    evaluation = RunDir(folder).evaluation
+    rows = {str(path.relative_to(evaluation)): path.read_bytes() for path in sorted(evaluation.glob("[!.]*/*.jsonl"))}
+    return {"rows": rows, "summary": {"": (evaluation / "summary.json").read_bytes()}}
+
+
+BENCHMARKS = [
+    {"name": "arithmetic", "limit": 9},
+    {"name": "arithmetic", "label": "sampled", "limit": 5, "samples": 3, "temperature": 0.7},
+]
+
+
+@pytest.fixture
+def recipe(make_recipe: MakeRecipe) -> Recipe:
+    return make_recipe(evaluate={"benchmarks": BENCHMARKS, "batch_size": 2, "max_tokens": 40})
+
+
+def test_an_adapter_from_elsewhere_is_compared_and_the_model_is_loaded_once(
+    recipe: Recipe, adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loads: list[Path] = []
+
+    def counting(path: Path, **options: Any) -> Loaded:
+        loads.append(path)
+        return load(path, **options)
+
+    monkeypatch.setattr(pipeline, "load", counting)
+    _, events = evaluated(recipe, tmp_path / "run", adapter)
+    assert len(loads) == 1
+    summary = json.loads((tmp_path / "run/evaluation/summary.json").read_text())["benchmarks"]
+    assert summary["arithmetic"].keys() == {"base", "tuned", "paired"}
+    sides = [event.side for event in events if isinstance(event, Graded) and event.benchmark == "arithmetic"]
+    changes = sum(a != b for a, b in itertools.pairwise(sides))
+    assert changes == 9, "9 completions in chunks of 2: the sides take turns, chunk by chunk"
+    base = [r.completion for r in read_rows(tmp_path / "run/evaluation/arithmetic/base.jsonl", EvaluationRow)]
+    tuned = [r.completion for r in read_rows(tmp_path / "run/evaluation/arithmetic/tuned.jsonl", EvaluationRow)]
+    assert base != tuned
+
+
+@pytest.mark.parametrize("prompt", [None, "Ben has 3 pens and gets 4 more. Ben gives 2 to Eva. " * 4 + "{question}"])
+def test_neither_side_depends_on_whether_the_other_is_measured_with_it(
+    make_recipe: MakeRecipe, tmp_path: Path, prompt: str | None
+) -> None:
+    """Also where prompts share much: what they share has other keys and values with the adapter on."""
+    benchmarks = [{**benchmark, "prompt": prompt} for benchmark in BENCHMARKS]
+    recipe = make_recipe(evaluate={"benchmarks": benchmarks, "batch_size": 2, "max_tokens": 40})
+    adapter = write_adapter(tmp_path / "adapter", size=0.3)
+    alone, _ = evaluated(recipe, tmp_path / "alone")
+    both, _ = evaluated(recipe, tmp_path / "both", adapter)
+    assert alone["rows"]["arithmetic/base.jsonl"] == both["rows"]["arithmetic/base.jsonl"]
+    assert alone["rows"]["sampled/base.jsonl"] == both["rows"]["sampled/base.jsonl"]
+    later, events = evaluated(recipe, tmp_path / "alone", adapter)
+    assert {(event.side, event.resumed) for event in events if isinstance(event, Graded)} == {
+        ("base", True),
+        ("tuned", False),
+    }
+    assert later == both
+
+
+def test_another_adapter_measures_tuned_again_and_keeps_base(recipe: Recipe, adapter: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    first, _ = evaluated(recipe, run, adapter)
+    other = write_adapter(tmp_path / "other", size=0.08)
+    second, events = evaluated(recipe, run, other)
+    resumed = {(e.side, e.resumed) for e in events if isinstance(e, Graded)}
+    assert resumed == {("base", True), ("tuned", False)}
+    assert first["rows"]["sampled/tuned.jsonl"] != second["rows"]["sampled/tuned.jsonl"]
+    back, events = evaluated(recipe, run, adapter)
+    assert back == first
+    assert {e.resumed for e in events if isinstance(e, Graded)} == {True}, "rows that were put away came back"
+
+
+def test_a_look_at_less_does_not_cost_the_whole(recipe: Recipe, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    whole, _ = evaluated(recipe, run)
+    few = narrowed(recipe, limit=3)
+    less, _ = evaluated(few, run)
+    assert json.loads(less["summary"][""])["benchmarks"]["arithmetic"]["base"]["n"] == 3
+    again, events = evaluated(recipe, run)
+    assert again == whole
+    assert {event.resumed for event in events if isinstance(event, Graded)} == {True}
+
+
+def test_progress_counts_both_sides(recipe: Recipe, adapter: Path, tmp_path: Path) -> None:
+    _, events = evaluated(recipe, tmp_path / "run", adapter)
+    assert EvaluationStarted((("arithmetic", 9), ("sampled", 15))) in events
+    bars = [event for event in events if isinstance(event, Progress) and event.stage == "evaluate arithmetic"]
+    assert {event.total for event in bars} == {18}
+    assert bars[-1].done == 18
+    assert [event.done for event in bars] == sorted(event.done for event in bars)
+    assert bars[-1].peak_memory_bytes > 0
+
+
+def test_a_missing_adapter_is_refused(recipe: Recipe, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="nowhere"):
+        evaluated(recipe, tmp_path / "run", tmp_path / "nowhere")
+
+
+def test_answers_that_cannot_be_graded_in_time_are_wrong_and_said_to_be(
+    make_recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Slow:
+        def grade(self, tasks: list[Task]) -> list[Verdict]:
+            return [Verdict(None, correct=False, gave_up=True) for _ in tasks]
+
+    monkeypatch.setattr(evaluate, "shared_pool", Slow)
+    recipe = make_recipe(evaluate={"benchmarks": [{"name": "arithmetic", "limit": 4}]})
+    _, events = evaluated(recipe, tmp_path / "run")
+    notes = [event.text for event in events if isinstance(event, Note)]
+    assert f"arithmetic: 4 answers took over {grading.SECONDS:g} s to grade and count as wrong" in notes
+
+
+# Kills.
+
+OVERRIDES = ("evaluate.batch_size=4", "evaluate.max_tokens=40")
+NARROW = ("--limit", "10")
+
+
+def start(run_dir: Path, adapter: Path) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "upft_mlx", "evaluate", "quickstart", "--plain", "--run-dir", str(run_dir)]
+    command += [*NARROW, "--adapter", str(adapter)]
+    for override in OVERRIDES:
+        command += ["--set", override]
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+
+
+def finish(run_dir: Path, adapter: Path) -> float:
+    """Seconds that it took."""
+    begin = time.monotonic()
+    process = start(run_dir, adapter)
+    _, error = process.communicate(timeout=300)
+    assert process.returncode == 0, error
+    return time.monotonic() - begin
+
+
+@pytest.mark.slow
+def test_evaluation_killed_at_any_moment_and_continued_has_the_same_rows_and_summary(tmp_path: Path) -> None:
+    """UPFT_KILLS says how many kills; the embedded model at 8 bits, both benchmarks of the quickstart, both sides."""
+    recipe = load_recipe("quickstart")
+    adapter = write_adapter(tmp_path / "adapter", recipe.quantize)
+    seconds = finish(tmp_path / "whole", adapter)
+    expected = outcome(tmp_path / "whole")
+    rng = random.Random(7)
+    counts: list[int] = []
+    while len(counts) < KILLS:
+        run = tmp_path / "killed"
+        shutil.rmtree(run, ignore_errors=True)
+        process = start(run, adapter)
+        try:
+            process.communicate(timeout=seconds * (0.3 + 0.7 * rng.random()))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.communicate()
+            counts.append(sum(len(p.read_bytes().splitlines()) for p in run.glob("evaluation/*/*.jsonl")))
+            finish(run, adapter)
+        assert outcome(run) == expected, f"killed with {counts[-1:]} rows on the disk"
+    assert max(counts) > 0, f"no kill fell into the evaluation: {counts}"
+    print(f"{KILLS} kills with {sorted(counts)} rows on the disk: all end with the same bytes")
