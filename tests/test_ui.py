@@ -27,7 +27,8 @@ from upft_mlx.events import (
     Trained,
 )
 from upft_mlx.ui_live import LiveView
-from upft_mlx.ui_state import Meter, Tally
+from upft_mlx.ui_state import Meter
+from upft_mlx.ui_tally import TURN, Answers, Tally
 from upft_mlx.ui_text import clock, count, duration, glyphs_for, memory, points, sparkline
 
 STAGES = ("generate", "build", "train", "evaluate", "fuse")
@@ -323,31 +324,99 @@ def evaluation(benchmarks: int = 1, expected: int = 256) -> LiveView:
     return view
 
 
-def test_evaluation_shows_accuracy_interval_counts_and_the_latest_answer() -> None:
+def test_evaluation_shows_accuracy_interval_progress_and_an_answer() -> None:
     lines = frame(evaluation())
-    assert lines[7].split() == ["benchmark", "base", "tuned", "✗→✓", "✓→✗"]
-    assert re.split(r" {2,}", lines[8].strip()) == ["arithmetic", "71.9 % [63.5, 78.9]", "128/256", *"···"]
-    assert lines[10] == "✗ wrong  base  arithmetic  answer 7  gold 8"
+    assert lines[7].split() == ["benchmark", "progress", "base", "tuned", "tuned", "-", "base", "✗→✓", "✓→✗"]
+    assert re.split(r" {2,}", lines[8].strip()) == ["arithmetic", "━━━━━─────", "50 %", "71.9 % [63.5, 78.9]", *"····"]
+    assert re.fullmatch(r"arithmetic p-\d+  gold [78]", lines[10])
     assert lines[11].startswith("  Why? Why? ")
     assert lines[11].endswith("…")
     assert len(lines[11]) == 80
+    assert lines[12] in ("  base  ✓ 7  So 7.", "  base  ✗ 7  So 7.")
 
 
-def test_evaluation_shows_both_sides_and_flips() -> None:
-    view = watched(StageStarted("evaluate"), EvaluationStarted((("arithmetic", 4),)))
-    for problem, (base, tuned) in enumerate([(False, True), (False, True), (True, False), (True, True)]):
-        view(graded("base", problem, base))
-        view(graded("tuned", problem, tuned, answer=None))
-    assert re.split(r" {2,}", frame(view)[6].strip()) == [
+FOUR = [(False, True), (False, True), (True, False), (True, True)]
+
+
+def both_sides(samples: int = 1) -> LiveView:
+    """Four problems, base and tuned; two flips to right, one to wrong."""
+    view = watched(StageStarted("evaluate"), EvaluationStarted((("arithmetic", 4 * samples),)))
+    for side, place in (("base", 0), ("tuned", 1)):
+        for problem, answers in enumerate(FOUR):
+            for sample in range(samples):
+                view(graded(side, problem, answers[place], sample=sample, tokens=30 - 20 * place))  # type: ignore[arg-type]
+    return view
+
+
+def test_evaluation_shows_both_sides_their_difference_and_flips() -> None:
+    lines = frame(both_sides(), 120, 40)
+    assert re.split(r" {2,}", lines[6].strip()) == [
         "arithmetic",
+        "4",
         "50.0 % [15.0, 85.0]",
-        "4",
         "75.0 % [30.1, 95.4]",
-        "4",
+        "+25.0 [-100.0, +100.0]",
         "2",
         "1",
+        "30→10",
     ]
-    assert frame(view)[8] == "✓ right  tuned  arithmetic  answer none found  gold 7"
+    assert lines[8] == "flips  ✗→✓ p-1, p-0  ✓→✗ p-2"
+    assert re.fullmatch(r"arithmetic p-\d  gold 7|arithmetic p-2  gold 8", lines[10])
+    assert [line.split()[0] for line in lines[12:14]] == ["base", "tuned"]
+
+
+def test_a_narrow_screen_has_the_difference_below_the_table() -> None:
+    lines = frame(both_sides(), 72, 24)
+    assert "tuned - base" not in lines[5]
+    assert lines[8] == "arithmetic: tuned - base +25.0 [-100.0, +100.0] points"
+    assert max(map(len, lines)) <= 72
+
+
+def test_samples_of_a_problem_do_not_make_the_interval_narrower() -> None:
+    """As at the end of the run: 4 problems x 5 samples have the interval of 4 problems."""
+    accuracy = frame(both_sides(samples=5), 120, 40)[6]
+    assert "50.0 % [0.0, 100.0]" in accuracy
+    assert "+25.0 [-100.0, +100.0]" in accuracy
+
+
+def test_the_answers_are_shown_in_turns_each_beside_the_other_sides() -> None:
+    answers = Answers()
+    for problem in range(3):
+        answers.add(graded("base", problem, True))
+    single = answers.shown(0.0)
+    assert single is not None
+    assert single.tuned is None
+    for problem in range(3):
+        answers.add(graded("tuned", problem, problem != 1))
+    pairs = [answers.shown(turn * TURN) for turn in range(3)]
+    assert [pair.latest.problem_id for pair in pairs if pair and pair.base and pair.tuned] == ["p-0", "p-1", "p-2"]
+    assert [pair.latest.problem_id for pair in answers.flips] == ["p-1"]
+    answers.add(graded("base", 0, True, benchmark="next"))
+    shown = answers.shown(0.0)
+    assert shown is not None
+    assert shown.latest.benchmark == "next"
+
+
+def test_answers_of_an_earlier_process_are_only_remembered_for_the_other_side() -> None:
+    answers = Answers()
+    answers.add(graded("base", 0, False, resumed=True))
+    assert answers.shown(0.0) is None
+    answers.add(graded("tuned", 0, True))
+    pair = answers.shown(0.0)
+    assert pair is not None
+    assert pair.base is not None
+    assert len(answers.flips) == 1
+
+
+def test_a_large_screen_shows_both_completions_side_by_side() -> None:
+    view = watched(StageStarted("evaluate"), EvaluationStarted((("arithmetic", 1),)))
+    view(graded("base", 0, False, completion="left " * 400 + "end of base"))
+    view(graded("tuned", 0, True, completion="right " * 400 + "end of tuned"))
+    lines = frame(view, 120, 40)
+    assert lines[-1].split("  ")[0].endswith("end of base")
+    assert lines[-1].rstrip().endswith("end of tuned")
+    assert len(lines) < 40
+    assert not [line for line in frame(view, 80, 24) if line.startswith("left left")]
 
 
 def test_flips_compare_the_same_problem_and_sample() -> None:
@@ -385,9 +454,9 @@ def test_evaluation_fits_the_screen(width: int, height: int, benchmarks: int) ->
     assert ("71.9 %" if benchmarks < 30 else "100.0 %") in text
     assert width < 80 or "[" in text, "intervals where there is room"
     assert not [line for line in lines if "%" in line[20:] and "…" in line[20:]], "no number is cut"
-    assert sum(line.startswith(last[:7]) for line in lines) == 1, "the benchmark being graded is shown"
+    assert sum(line.startswith(last[:7]) and " %" in line for line in lines) == 1, "the benchmark being graded is shown"
     assert ("more" in text) == (benchmarks == 30 and height < 60)
-    assert "北京" in lines[-1]
+    assert any("北京" in line for line in lines[-3:]) or height <= 24
 
 
 @pytest.mark.parametrize(("width", "height"), [(80, 24), (120, 40), (40, 10), (10, 4), (2, 2)])
@@ -443,7 +512,7 @@ def test_thousands_of_events_cost_little_and_draw_few_frames() -> None:
     seconds = time.monotonic() - start
     assert seconds < 2
     assert written(target).count("benchmark") <= 8 * seconds + 4
-    assert "20000" in written(target)
+    assert "20,000" in written(target)
 
 
 def test_texts_from_models_are_shown_as_they_are() -> None:
@@ -456,8 +525,9 @@ def test_texts_from_models_are_shown_as_they_are() -> None:
     assert "title" not in written(target)
     lines = frame(view, 120)
     assert lines[3] == HARMLESS
-    assert f"answer {HARMLESS}  gold {HARMLESS}" in lines[-2]
-    assert lines[-1] == f"  {HARMLESS}"
+    assert f"{HARMLESS} p-0  gold {HARMLESS}" in lines
+    assert f"  {HARMLESS}" in lines
+    assert f"  base  ✓ {HARMLESS}  So 7." in lines
 
 
 def test_live_without_unicode() -> None:
@@ -501,8 +571,8 @@ def test_lines_broken_by_a_narrower_terminal_are_counted() -> None:
     view = evaluation()
     assert max(map(len, frame(view, 120))) == 120
     assert view.broken_lines(120) == 0
-    # Two lines are longer than 60: the bar with its share (66) and the question (120).
-    assert view.broken_lines(60) == 2
+    # Longer than 60: the bar with its share (66), the two lines of the table and the question (120).
+    assert view.broken_lines(60) == 4
     assert view.broken_lines(30) > 6
 
 

@@ -12,14 +12,13 @@ from upft_mlx.events import (
     Graded,
     Note,
     Progress,
-    Side,
     StageDone,
     StageSkipped,
     StageStarted,
     Trained,
 )
-from upft_mlx.stats import wilson_interval
-from upft_mlx.ui_text import Glyphs, accuracy, clock, duration, memory, rate
+from upft_mlx.ui_tally import Answers, Tally
+from upft_mlx.ui_text import Glyphs, clock, duration, memory, rate
 
 WINDOW = 5.0
 """Seconds over which the token rate is taken."""
@@ -34,12 +33,12 @@ class Meter:
         self.stage, self.unit = event.stage, event.unit
         self.done, self.total = event.done, event.total
         self._first, self._started, self._last = event.done, now, now
-        self._tokens = event.tokens
+        self._tokens, self.peak = event.tokens, event.peak_memory_bytes
         self._window = deque([(now, event.tokens)])
 
     def add(self, event: Progress, now: float) -> None:
         """Take the next report of the same stage."""
-        self.done, self.total, self._last = event.done, event.total, now
+        self.done, self.total, self._last, self.peak = event.done, event.total, now, event.peak_memory_bytes
         # A training step reports its own tokens, the samplers a running total.
         self._tokens = self._tokens + event.tokens if self.stage.startswith("train") else event.tokens
         self._window.append((now, self._tokens))
@@ -71,44 +70,10 @@ class Meter:
         return [
             f"{self.done:,}/{self.total:,} {self.unit}",
             *([rate(speed)] if speed else []),
+            *([memory(self.peak)] if self.peak else []),
             f"{clock(self.elapsed(now))} elapsed",
             *([] if left is None else [f"{clock(left)} left"]),
         ]
-
-
-class Tally:
-    """One benchmark's graded completions, counted as they come."""
-
-    def __init__(self, expected: int) -> None:
-        self.expected = expected
-        """Completions per side."""
-        self.gained, self.lost = 0, 0
-        """Completions wrong on base and right on tuned, and the reverse."""
-        self._correct: dict[Side, dict[tuple[str, int], bool]] = {"base": {}, "tuned": {}}
-        self._right: dict[Side, int] = {"base": 0, "tuned": 0}
-
-    def add(self, event: Graded) -> None:
-        """Count a completion; a repeated one replaces its predecessor."""
-        key, graded = (event.problem_id, event.sample), self._correct[event.side]
-        self._count_flip(key, -1)
-        self._right[event.side] += event.correct - graded.get(key, False)
-        graded[key] = event.correct
-        self._count_flip(key, 1)
-
-    def _count_flip(self, key: tuple[str, int], by: int) -> None:
-        base, tuned = self._correct["base"].get(key), self._correct["tuned"].get(key)
-        if base is not None and tuned is not None:
-            self.gained += by * (tuned and not base)
-            self.lost += by * (base and not tuned)
-
-    def done(self, side: Side) -> int:
-        """Completions graded."""
-        return len(self._correct[side])
-
-    def accuracy(self, side: Side) -> str:
-        """The share that is right so far with its Wilson interval; empty before the first."""
-        n = self.done(side)
-        return accuracy(self._right[side] / n, wilson_interval(self._right[side], n)) if n else ""
 
 
 class State:
@@ -126,6 +91,7 @@ class State:
         self.losses: list[float] = []
         self.tallies: dict[str, Tally] = {}
         self.latest: Graded | None = None
+        self.answers = Answers()
 
     def apply(self, event: Event, now: float) -> None:
         """Fold one event in."""
@@ -143,9 +109,10 @@ class State:
                 self._trained(event)
             case EvaluationStarted():
                 self.tallies = {name: Tally(expected) for name, expected in event.entries}
-                self.latest = None
+                self.latest, self.answers = None, Answers()
             case Graded():
                 self.tallies.setdefault(event.benchmark, Tally(0)).add(event)
+                self.answers.add(event)
                 self.latest = event
             case Note():
                 pass

@@ -40,6 +40,8 @@ class Glyphs:
     arrow: str = "→"
     ellipsis: str = "…"
     sparks: str = "▁▂▃▄▅▆▇█"
+    bar: str = "━─"
+    """What is done of a bar, and what is not."""
 
     @property
     def overflow(self) -> Literal["crop", "ellipsis"]:
@@ -62,7 +64,7 @@ def glyphs_for(encoding: str | None) -> Glyphs:
     name = (encoding or "utf-8").lower()
     if name.startswith("utf"):
         return Glyphs()
-    return Glyphs("ascii", "+", "x", ">", ".", "->", "...", " .:-=+*#")
+    return Glyphs("ascii", "+", "x", ">", ".", "->", "...", " .:-=+*#", "#-")
 
 
 def percent(share: float) -> str:
