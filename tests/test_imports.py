@@ -24,6 +24,7 @@ WITHOUT_MLX = (
     *(
         "errors",
         "cli",
+        "narrow",
         "load",
         "recipe",
         "problems",

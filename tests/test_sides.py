@@ -23,8 +23,9 @@ from upft_mlx.checkpoints import save_safetensors
 from upft_mlx.errors import ModelError
 from upft_mlx.events import EvaluationStarted, Event, Graded, Note, Progress
 from upft_mlx.graders import Task, Verdict
-from upft_mlx.load import load_recipe, narrowed
+from upft_mlx.load import load_recipe
 from upft_mlx.models import Loaded, load
+from upft_mlx.narrow import narrowed
 from upft_mlx.recipe import Lora, Quantize, Recipe
 from upft_mlx.rows import EvaluationRow, read_rows, write_json
 from upft_mlx.rundir import RunDir

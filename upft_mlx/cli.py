@@ -104,7 +104,6 @@ def _stage_command(stage: str, text: str) -> None:
 _stage_command("generate", "Sample the solutions that RECIPE needs into solutions.jsonl; continues where it stopped.")
 _stage_command("build", "Turn solutions.jsonl into the training and validation rows in dataset/.")
 _stage_command("train", "Train the LoRA adapter on dataset/; continues from the last checkpoint.")
-_stage_command("evaluate", "Measure base and, once there is an adapter, tuned on the recipe's benchmarks.")
 _stage_command("fuse", "Write the adapter into the weights: fused/, a folder that mlx-lm loads.")
 
 
@@ -125,6 +124,46 @@ def analyze(recipe: str, **options: Any) -> None:
 
 @cli.command(
     help=_help(
+        "Measure base and, once there is an adapter, tuned on the benchmarks of RECIPE; or, without a recipe, any "
+        "model that mlx-lm loads. BENCHMARK is a known one (arithmetic, gsm8k, math500, aime2024, aime2025, gpqa, "
+        "gpqa-freeform) or a local file with questions and answers.",
+        "upft evaluate quickstart",
+        "upft evaluate my-recipe.yaml --limit 50 --subset level=5",
+        "upft evaluate --model my-model --adapter my-adapter --benchmark gsm8k --benchmark my-test.jsonl",
+    )
+)
+@click.argument("recipe", required=False)
+@click.option("--model", metavar="PATH_OR_ID", help="Evaluate this model instead of a recipe's.")
+@click.option("--adapter", type=click.Path(path_type=Path), help="Compare the model with this adapter on it.")
+@click.option(
+    "--benchmark",
+    "benchmarks",
+    multiple=True,
+    help="Which to measure; may be repeated.  [default: RECIPE's, else arithmetic]",
+)
+@click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Only the first N problems of each benchmark.")
+@click.option("--subset", multiple=True, metavar="FIELD=VALUE", help="Only this level or subject; may be repeated.")
+@_common
+def evaluate(
+    recipe: str | None,
+    model: str | None,
+    adapter: Path | None,
+    benchmarks: Sequence[str],
+    limit: int | None,
+    subset: Sequence[str],
+    **options: Any,
+) -> None:
+    """See the help."""
+    if (recipe is None) == (model is None):
+        raise click.UsageError("give a RECIPE, or a model with --model" + (", not both" if recipe else ""))
+    narrow = {"benchmarks": benchmarks, "limit": limit, "subset": subset}
+    if recipe is None and not benchmarks:
+        narrow["benchmarks"] = ("arithmetic",)
+    _run(recipe, "evaluate", model=model, adapter=adapter, narrow=narrow, **options)
+
+
+@cli.command(
+    help=_help(
         "Run base and the methods of RECIPE's compare section over several seeds with the same evaluation: accuracy "
         "with intervals, tokens, time and memory as a table, figures and JSON. Continues where it stopped.",
         "upft compare quickstart",
@@ -136,6 +175,44 @@ def analyze(recipe: str, **options: Any) -> None:
 def compare(recipe: str, **options: Any) -> None:
     """See the help."""
     _study(recipe, "compare", **options)
+
+
+@cli.command(
+    help=_help(
+        "Show what is in a run directory: its report, or problem by problem what base and tuned answered. RUN is a "
+        "folder, or a name in runs/.",
+        "upft show quickstart",
+        "upft show quickstart --flips",
+        "upft show quickstart --problem evaluation-0007",
+    )
+)
+@click.argument("run")
+@click.option("--flips", is_flag=True, help="What is right on one side and wrong on the other.")
+@click.option("--rows", is_flag=True, help="Every problem and sample.")
+@click.option("--problem", metavar="ID", help="One problem: question, gold answer and the completions.")
+@click.option("--benchmark", "benchmarks", multiple=True, metavar="NAME", help="Only this one; may be repeated.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+@click.option("--debug", is_flag=True, help="Show tracebacks.")
+def show(
+    run: str, flips: bool, rows: bool, problem: str | None, benchmarks: Sequence[str], as_json: bool, debug: bool
+) -> None:
+    """See the help."""
+    _quiet_libraries()
+    with _edge(debug=debug):
+        from upft_mlx import browse, ui
+
+        found = browse.find_run(run)
+        if not (flips or rows or problem):
+            facts = browse.facts_of(found)
+            click.echo(json.dumps(facts, indent=2)) if as_json else ui.print_summary(facts)
+            return
+        items = browse.seen(found, benchmarks, only_flips=flips)
+        if problem is not None:
+            items = browse.of_problem(items, problem)
+        if as_json:
+            click.echo(json.dumps([item.dump() for item in items], indent=2, ensure_ascii=False))
+        else:
+            ui.print_seen(items, only_flips=flips, whole=problem is not None)
 
 
 @cli.command(help=_help("List the shipped recipes.", "upft recipes"))
@@ -150,7 +227,7 @@ def recipes() -> None:
 
 
 def _run(
-    name: str,
+    name: str | None,
     stage: str | None,
     run_dir: Path | None,
     overrides: Sequence[str],
@@ -158,13 +235,25 @@ def _run(
     plain: bool,
     as_json: bool,
     debug: bool,
+    model: str | None = None,
+    adapter: Path | None = None,
+    narrow: dict[str, Any] | None = None,
 ) -> None:
-    with _prepared(name, overrides, offline=offline, debug=debug) as recipe:
-        _execute(recipe, run_dir or Path("runs") / recipe.name, stage, plain=plain, as_json=as_json)
+    with _prepared(name, overrides, offline=offline, debug=debug, model=model, narrow=narrow) as recipe:
+        extra = {} if adapter is None else {"adapter": adapter}
+        _execute(recipe, run_dir or Path("runs") / recipe.name, stage, plain=plain, as_json=as_json, **extra)
 
 
 @contextmanager
-def _prepared(name: str, overrides: Sequence[str], *, offline: bool, debug: bool) -> Iterator[Recipe]:
+def _prepared(
+    name: str | None,
+    overrides: Sequence[str],
+    *,
+    offline: bool,
+    debug: bool,
+    model: str | None = None,
+    narrow: dict[str, Any] | None = None,
+) -> Iterator[Recipe]:
     """The recipe, with the ranks joined, the network off where it is to be, and errors turned into messages."""
     _quiet_libraries()
     with _edge(debug=debug):
@@ -173,10 +262,12 @@ def _prepared(name: str, overrides: Sequence[str], *, offline: bool, debug: bool
 
             go_offline()
         from upft_mlx.load import load_recipe
+        from upft_mlx.narrow import narrowed, recipe_for_model
         from upft_mlx.parallel import ranks
 
         ranks()  # first, so that what goes wrong on one rank is heard by all
-        yield load_recipe(name, overrides)
+        recipe = recipe_for_model(str(model), overrides) if name is None else load_recipe(name, overrides)
+        yield narrowed(recipe, **narrow) if narrow is not None and any(narrow.values()) else recipe
 
 
 def _study(
@@ -207,17 +298,17 @@ def _study(
             ui.print_comparison(found, root / "compare")
 
 
-def _execute(recipe: Recipe, run_dir: Path, stage: str | None, *, plain: bool, as_json: bool) -> None:
+def _execute(recipe: Recipe, run_dir: Path, stage: str | None, *, plain: bool, as_json: bool, **extra: Any) -> None:
     from upft_mlx import pipeline, ui
     from upft_mlx.events import ignore
     from upft_mlx.parallel import ranks
 
     stages = pipeline.STAGES if stage is None else (stage,)
     if not ranks().leads:  # rank 0 has the screen and the run directory
-        _work(recipe, run_dir, stage, ignore)
+        _work(recipe, run_dir, stage, ignore, extra)
         return
     with _writing_to(run_dir), ui.open_view(plain=plain, stderr=as_json, stages=stages) as notify:
-        facts = _work(recipe, run_dir, stage, notify)
+        facts = _work(recipe, run_dir, stage, notify, extra)
     ui.save_svg(facts, run_dir / "report.svg")
     if as_json:
         click.echo(json.dumps(facts, indent=2))
@@ -225,12 +316,12 @@ def _execute(recipe: Recipe, run_dir: Path, stage: str | None, *, plain: bool, a
         ui.print_summary(facts)
 
 
-def _work(recipe: Recipe, run_dir: Path, stage: str | None, notify: Observer) -> dict[str, Any]:
+def _work(recipe: Recipe, run_dir: Path, stage: str | None, notify: Observer, extra: dict[str, Any]) -> dict[str, Any]:
     from upft_mlx import pipeline
 
     if stage is None:
         return pipeline.run(recipe, run_dir, notify)
-    return pipeline.run_stage(recipe, run_dir, stage, notify)
+    return pipeline.run_stage(recipe, run_dir, stage, notify, **extra)
 
 
 def _quiet_libraries() -> None:

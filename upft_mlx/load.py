@@ -49,13 +49,27 @@ def load_recipe(path_or_name: str | Path, overrides: Sequence[str] = ()) -> Reci
     path = find_recipe(path_or_name)
     text = _read(path)
     data = _parse(path, text)
-    _resolve_paths(data, path.parent, str(path))
+    resolve_paths(data, path.parent, str(path))
     data.setdefault("name", path.stem)
+    return validated(path, _lines(text), data, overrides)
+
+
+def validated(path: Path, lines: dict[tuple[Any, ...], int], data: dict[str, Any], overrides: Sequence[str]) -> Recipe:
+    """The recipe of these fields with overrides.
+
+    Args:
+        path: what errors name as the place of a field.
+        lines: the line of each field there.
+        data: the fields.
+        overrides: `section.field=value`.
+
+    Raises:
+        RecipeError: all that is wrong, one line each.
+    """
     patches = [_override(data, override) for override in overrides]
     try:
         return Recipe.model_validate(data)
     except ValidationError as error:
-        lines = _lines(text)
         problems = [_describe(path, lines, dict(item), patches) for item in error.errors()]
         raise RecipeError("\n".join(dict.fromkeys(problems))) from None
 
@@ -138,8 +152,12 @@ def _refuse_duplicates(path: Path, node: yaml.Node | None) -> None:
             _refuse_duplicates(path, value)
 
 
-def _resolve_paths(data: dict[str, Any], folder: Path, where: str) -> None:
-    """Make the paths in `data` absolute, relative ones starting at `folder`."""
+def resolve_paths(data: dict[str, Any], folder: Path, where: str) -> None:
+    """Make the paths in `data` absolute, relative ones starting at `folder`.
+
+    Raises:
+        RecipeError: what cannot be a path; `where` is what the error names.
+    """
     if isinstance(model := data.get("model"), str) and model:
         path = _absolute(model, folder, f"{where}: model")
         data["model"] = path if model.startswith((".", "/", "~")) or Path(path).is_dir() else model
@@ -181,7 +199,7 @@ def _override(data: dict[str, Any], override: str) -> dict[str, Any]:
     patch: Any = value
     for key in reversed(keys):
         patch = {key: patch}
-    _resolve_paths(patch, Path.cwd(), "--set")
+    resolve_paths(patch, Path.cwd(), "--set")
     _replace_source(data, patch)
     _merge(data, patch)
     return dict(patch)

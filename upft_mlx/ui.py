@@ -7,20 +7,22 @@ models and data are never parsed as markup, and control characters do not pass.
 from __future__ import annotations
 
 import io
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, Group
 from rich.text import Text
 
 from upft_mlx.events import Observer
 from upft_mlx.rows import write_atomically
 from upft_mlx.ui_live import LiveView
 from upft_mlx.ui_plain import PlainView
+from upft_mlx.ui_show import Seen, detail, listing
 from upft_mlx.ui_summary import file_lines, summary
 from upft_mlx.ui_tables import print_analysis, print_comparison
 from upft_mlx.ui_text import glyphs_for
@@ -71,6 +73,26 @@ def print_summary(report: dict[str, Any], *, console: Console | None = None) -> 
         console.print(part, soft_wrap=isinstance(part, Text) and not console.is_terminal)
     for line in file_lines(report, glyphs):
         console.print(line, soft_wrap=True)  # a path that is broken cannot be copied
+
+
+def print_seen(items: Sequence[Seen], *, only_flips: bool, whole: bool, console: Console | None = None) -> None:
+    """Print problems as both sides answered them, through a pager where they do not fit on the terminal.
+
+    Args:
+        items: the problems.
+        only_flips: whether they are all right on one side and wrong on the other.
+        whole: question and completions of each instead of a line.
+        console: where to, instead of stdout.
+    """
+    console = console or Console()
+    glyphs = glyphs_for(console.encoding)
+    parts = [part for item in items for part in detail(item, glyphs)] if whole else []
+    parts = parts or list(listing(items, glyphs, console.width, only_flips=only_flips))
+    os.environ.setdefault("LESS", "-R")  # else less shows colours as codes
+    long = console.is_terminal and len(console.render_lines(Group(*parts))) > console.height
+    with console.pager(styles=True) if long else nullcontext():
+        for part in parts:
+            console.print(part)
 
 
 def save_svg(report: dict[str, Any], path: Path) -> None:

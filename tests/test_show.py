@@ -1,0 +1,249 @@
+"""`upft evaluate` without a recipe, and `upft show`: what they print, and what they refuse."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import MODEL
+from helpers_input import assert_fails, upft, write
+from test_sides import write_adapter
+
+from upft_mlx.narrow import narrowed, recipe_for_model
+from upft_mlx.rows import EvaluationRow, read_rows
+
+
+@pytest.fixture(scope="session")
+def adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_adapter(tmp_path_factory.mktemp("adapter"), size=0.06)
+
+
+@pytest.fixture(scope="session")
+def measured(tmp_path_factory: pytest.TempPathFactory, adapter: Path) -> Path:
+    """A run that was evaluated without a recipe."""
+    folder = tmp_path_factory.mktemp("measured") / "run"
+    shown = upft("evaluate", "--model", MODEL, "--adapter", adapter, "--limit", "24", "--run-dir", folder, "--json")
+    assert shown.exit_code == 0, shown.stderr
+    return folder
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def rows(run: Path, side: str) -> list[EvaluationRow]:
+    return list(read_rows(run / "evaluation" / "arithmetic" / f"{side}.jsonl", EvaluationRow))
+
+
+def changed(run: Path) -> list[EvaluationRow]:
+    pairs = zip(rows(run, "base"), rows(run, "tuned"), strict=True)
+    return [tuned for base, tuned in pairs if base.correct != tuned.correct]
+
+
+# Without a recipe.
+
+
+def test_any_model_is_evaluated_without_a_recipe_and_json_is_all_that_stdout_holds(folder: Path) -> None:
+    own = '{"question": "Mia has 2 pens and gets 3 more. How many?", "answer": "5"}\n' * 1
+    write(folder / "own.jsonl", own)
+    shown = upft(
+        "evaluate", "--model", MODEL, "--benchmark", "arithmetic", "--benchmark", "own.jsonl", "--limit", "3", "--json"
+    )
+    assert shown.exit_code == 0, shown.stderr
+    facts = json.loads(shown.stdout)
+    assert {name: sides["base"]["n"] for name, sides in facts["benchmarks"].items()} == {"arithmetic": 3, "own": 1}
+    assert [stage["stage"] for stage in facts["stages"]] == ["evaluate"]
+    assert (folder / "runs/evaluate-model/evaluation/summary.json").exists()
+
+
+def test_alone_it_measures_the_embedded_problems(folder: Path) -> None:
+    shown = upft("evaluate", "--model", "builtin:arithmetic", "--limit", "2")
+    assert shown.exit_code == 0, shown.stderr
+    assert "arithmetic" in shown.stdout
+    assert "n 2, greedy" in shown.stdout
+
+
+def test_with_an_adapter_both_sides_are_compared(measured: Path) -> None:
+    summary = json.loads((measured / "evaluation/summary.json").read_text())["benchmarks"]["arithmetic"]
+    assert summary["paired"]["gained"] + summary["paired"]["lost"] == len(changed(measured)) > 0
+    assert summary["base"]["n"] == summary["tuned"]["n"] == 24
+
+
+ANY = ("--model", "builtin:arithmetic")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "part"),
+    [
+        ([], 2, "give a RECIPE, or a model with --model"),
+        (["quickstart", *ANY], 2, "not both"),
+        ([*ANY, "--benchmark", "gsm8"], 2, "did you mean 'gsm8k'?"),
+        ([*ANY, "--limit", "0"], 2, "--limit"),
+        ([*ANY, "--subset", "level"], 2, "--subset level: expected level=VALUE"),
+        ([*ANY, "--subset", "size=3"], 2, "--subset size=3: expected level=VALUE"),
+        ([*ANY, "--subset", "level=3"], 1, "its problems have no level"),
+        ([*ANY, "--set", "evaluate.samplse=3"], 2, "evaluate.samplse: unknown field"),
+        (["--model", "no such thing"], 2, "neither a folder nor a Hub id"),
+        ([*ANY, "--adapter", "nowhere", "--limit", "1"], 1, "nowhere"),
+    ],
+)
+def test_what_is_wrong_is_refused_with_what_to_do(folder: Path, arguments: list[str], status: int, part: str) -> None:
+    shown = upft("evaluate", *arguments)
+    assert shown.exit_code == status, shown.stderr
+    assert part in shown.stderr
+    assert "Traceback" not in shown.stderr
+
+
+def test_the_options_narrow_a_recipe() -> None:
+    recipe = recipe_for_model("builtin:arithmetic", ["evaluate.samples=4", "evaluate.temperature=0.5"])
+    few = narrowed(recipe, ["gsm8k", "math500"], 7, ["level=4", "level=5", "subject=Algebra"])
+    for entry in few.evaluate.benchmarks:
+        assert entry.limit == 7
+        assert entry.subset == {"level": ("4", "5"), "subject": ("Algebra",)}
+    assert few.evaluate.samples == 4
+    assert [entry.name for entry in narrowed(few, limit=2).evaluate.benchmarks] == ["gsm8k", "math500"]
+    assert narrowed(few, limit=2).evaluate.benchmarks[0].subset == {"level": ("4", "5"), "subject": ("Algebra",)}
+
+
+# Show.
+
+
+def test_show_prints_the_report(measured: Path) -> None:
+    shown = upft("show", measured)
+    assert shown.exit_code == 0, shown.stderr
+    summary = json.loads((measured / "evaluation/summary.json").read_text())["benchmarks"]["arithmetic"]
+    assert f"{100 * summary['base']['accuracy']:.1f} % [" in shown.stdout
+    assert json.loads(upft("show", measured, "--json").stdout)["benchmarks"]["arithmetic"] == summary
+
+
+def test_show_lists_the_flips_with_both_answers(measured: Path) -> None:
+    flipped = changed(measured)
+    text = upft("show", measured, "--flips").stdout
+    for row in flipped:
+        assert any(line.startswith(f"arithmetic {row.problem_id} ") for line in text.splitlines())
+    assert text.count("arithmetic evaluation-") == len(flipped)
+    gained = sum(row.correct for row in flipped)
+    for title, count in (("wrong → right", gained), ("right → wrong", len(flipped) - gained)):
+        assert (f"{title}: {count}" in text) == (count > 0)
+    items = json.loads(upft("show", measured, "--flips", "--json").stdout)
+    assert [item["problem_id"] for item in items] == [row.problem_id for row in flipped]
+    assert all(item["base"]["correct"] != item["tuned"]["correct"] for item in items)
+    assert all(item["question"] for item in items)
+
+
+def test_show_lists_every_row(measured: Path) -> None:
+    text = upft("show", measured, "--rows").stdout
+    assert text.count("arithmetic evaluation-") == 24
+    signs = sum(row.correct for side in ("base", "tuned") for row in rows(measured, side))
+    assert text.count("✓") == signs
+
+
+def test_show_has_one_problem_whole(measured: Path) -> None:
+    row = changed(measured)[0]
+    text = upft("show", measured, "--problem", row.problem_id).stdout
+    for line in row.completion.splitlines():
+        assert line[:60].rstrip() in text
+    assert f"gold  {row.gold}" in text
+    assert f"{row.tokens} tokens" in text
+    assert_fails(upft("show", measured, "--problem", row.problem_id + "0"), 1, "did you mean", row.problem_id)
+
+
+def test_show_without_flips_says_so(folder: Path) -> None:
+    upft("evaluate", "--model", "builtin:arithmetic", "--limit", "2", "--run-dir", "runs/one")
+    shown = upft("show", "one", "--flips")
+    assert shown.exit_code == 0
+    assert "no flips" in shown.stdout
+
+
+def test_questions_that_are_gone_cost_only_themselves(folder: Path, measured: Path) -> None:
+    write(folder / "own.jsonl", '{"question": "Mia has 2 pens and gets 3 more?", "answer": "5"}\n')
+    upft("evaluate", "--model", MODEL, "--benchmark", "own.jsonl", "--run-dir", "runs/own")
+    (folder / "own.jsonl").unlink()
+    shown = upft("show", "own", "--problem", "0")
+    assert shown.exit_code == 0, shown.stderr
+    assert "not to be found any more" in shown.stdout
+
+
+def test_a_run_is_found_by_name_and_its_absence_names_the_others(folder: Path, measured: Path) -> None:
+    assert_fails(upft("show", "nothing"), 1, "nothing: not a run directory", "there is no run in runs/ yet")
+    shutil.copytree(measured, folder / "runs" / "mine")
+    assert upft("show", "mine").exit_code == 0
+    assert_fails(upft("show", "nothing"), 1, "in runs/ there are mine")
+    assert_fails(
+        upft("show", "mine", "--flips", "--benchmark", "other"), 1, "no benchmark 'other'; this run has arithmetic"
+    )
+    write(folder / "runs/mine/recipe.json", '{"no": "recipe"}')
+    assert_fails(upft("show", "mine"), 1, "not a recipe of this version")
+
+
+# A terminal.
+
+TMUX = shutil.which("tmux")
+
+
+def screen(session: str) -> str:
+    command = ["tmux", "-L", session, "capture-pane", "-p", "-t", session]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def wait_for(session: str, pattern: str, seconds: float = 60) -> str:
+    """The first screen on which the pattern stands."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if re.search(pattern, text := screen(session)):
+            return text
+        time.sleep(0.05)
+    raise AssertionError(f"{pattern!r} did not come up; the screen:\n{screen(session)}")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(TMUX is None, reason="tmux is not installed")
+@pytest.mark.parametrize(("width", "height"), [(80, 24), (120, 40)])
+def test_the_view_in_a_real_terminal(width: int, height: int, adapter: Path, tmp_path: Path) -> None:
+    """Key numbers on the screen while it runs, after a resize, at Ctrl-C, and as summary.json has them at the end."""
+    session, run = f"upft-{os.getpid()}-{width}", tmp_path / "run"
+    command = (
+        f"{os.sys.executable} -m upft_mlx evaluate --model {MODEL} --adapter {adapter} --limit 100 --run-dir {run}"  # type: ignore[attr-defined]
+    )
+    tmux = ["tmux", "-L", session]
+    size = ["-x", str(width), "-y", str(height)]
+    environment = [f"-e{name}={os.environ[name]}" for name in ("PYTHONPATH",) if name in os.environ]
+    subprocess.run(
+        [*tmux, "-f", "/dev/null", "new-session", "-d", "-s", session, *size, *environment, "sh"], check=True
+    )
+    try:
+        subprocess.run(
+            [*tmux, "send-keys", "-t", session, f"{command} --set evaluate.batch_size=8", "Enter"], check=True
+        )
+        text = wait_for(session, r"(?s)✗→✓.*tuned +[✓✗]")
+        assert re.search(r"\d+/200 completions · [\d,]+ tokens/s · [\d.]+ [MG]B · 0:\d\d elapsed", text)
+        assert re.search(r"arithmetic +.*\d+ % +\d+\.\d % \[\d+\.\d, \d+\.\d\] +\d+\.\d % \[", text)
+        assert max(map(len, text.splitlines())) <= width
+        subprocess.run([*tmux, "resize-window", "-t", session, "-x", "64", "-y", "20"], check=True)
+        time.sleep(0.5)
+        wait_for(session, r"arithmetic +\d+ % +\d+\.\d %")
+        subprocess.run([*tmux, "send-keys", "-t", session, "C-c"], check=True)
+        wait_for(session, r"interrupted;\s+what\s+is\s+done\s+is\s+kept")
+        kept = sum(len(path.read_text().splitlines()) for path in run.glob("evaluation/*/*.jsonl"))
+        assert 0 < kept < 200
+        subprocess.run([*tmux, "resize-window", "-t", session, *size], check=True)
+        subprocess.run(
+            [*tmux, "send-keys", "-t", session, f"clear; {command} --set evaluate.batch_size=8", "Enter"], check=True
+        )
+        text = wait_for(session, r"report +/")
+        summary: dict[str, Any] = json.loads((run / "evaluation/summary.json").read_text())["benchmarks"]["arithmetic"]
+        for side in ("base", "tuned"):
+            low, high = summary[side]["ci95"]
+            assert f"{100 * summary[side]['accuracy']:.1f} % [{100 * low:.1f}, {100 * high:.1f}]" in text
+        assert f"{100 * summary['paired']['delta']:+.1f} [" in text
+    finally:
+        subprocess.run([*tmux, "kill-server"], check=False)

@@ -1,0 +1,138 @@
+"""A run that is there, looked at again: its report, its flips, its rows, from the files in its directory."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from upft_mlx.benchmarks import Entry, load_benchmark, resolve
+from upft_mlx.errors import RunDirError, UpftError
+from upft_mlx.evaluate import WITHHELD
+from upft_mlx.recipe import Recipe
+from upft_mlx.report import STAGES, collect
+from upft_mlx.rows import EvaluationRow, read_json, read_rows
+from upft_mlx.rundir import RunDir
+from upft_mlx.summary import SIDES, flips
+
+
+@dataclass(frozen=True)
+class Seen:
+    """One problem and sample as both sides answered it; None where a side has no such row."""
+
+    benchmark: str
+    problem_id: str
+    sample: int
+    question: str | None
+    """None where the problems are not to be found any more."""
+    gold: str
+    base: EvaluationRow | None
+    tuned: EvaluationRow | None
+
+    def dump(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+
+def find_run(name: str) -> RunDir:
+    """A run by its folder, or by its name in `runs/`.
+
+    Raises:
+        RunDirError: there is none; names those that there are.
+    """
+    for path in (Path(name), Path("runs") / name):
+        if (path / "recipe.json").is_file():
+            return RunDir(path)
+    there = sorted(path.parent.name for path in Path("runs").glob("*/recipe.json"))
+    known = f"in runs/ there are {', '.join(there)}" if there else "there is no run in runs/ yet; `upft demo` makes one"
+    raise RunDirError(f"{name}: not a run directory (no recipe.json in it); {known}")
+
+
+def recipe_of(run: RunDir) -> Recipe:
+    """The recipe that a run was made with.
+
+    Raises:
+        RunDirError: recipe.json is damaged or of another version.
+    """
+    data = read_json(run.recipe)
+    try:
+        return Recipe.model_validate({k: v for k, v in data.items() if k not in ("versions", "hashes")})
+    except (ValidationError, AttributeError):
+        raise RunDirError(
+            f"{run.recipe}: not a recipe of this version; run the recipe again to write it anew"
+        ) from None
+
+
+def facts_of(run: RunDir) -> dict[str, Any]:
+    """What report.md says, from the stages that are done."""
+    done = [stage for stage in STAGES if (entry := run.entry(stage)) is not None and entry.done]
+    return collect(recipe_of(run), run, done)
+
+
+def seen(run: RunDir, benchmarks: Sequence[str] = (), *, only_flips: bool = False) -> list[Seen]:
+    """Problems as both sides answered them, in the order of the benchmarks and their problems.
+
+    Args:
+        run: the run.
+        benchmarks: labels; empty: all.
+        only_flips: only what is right on one side and wrong on the other.
+
+    Raises:
+        RunDirError: no such benchmark, or nothing has been measured.
+    """
+    recipe = recipe_of(run)
+    entries = {entry.label: entry for entry in resolve(recipe.evaluate)}
+    if unknown := [label for label in benchmarks if label not in entries]:
+        raise RunDirError(f"{run.root}: no benchmark {unknown[0]!r}; this run has {', '.join(entries) or 'none'}")
+    found: list[Seen] = []
+    for label in benchmarks or entries:
+        questions = _questions(entries[label], recipe.seed)
+        found += _flips(label, run, questions) if only_flips else _all(label, run, questions)
+    return found
+
+
+def of_problem(items: Sequence[Seen], problem_id: str) -> list[Seen]:
+    """Those of one problem.
+
+    Raises:
+        RunDirError: there is none; suggests the nearest ids.
+    """
+    found = [item for item in items if item.problem_id == problem_id]
+    if not found:
+        near = difflib.get_close_matches(problem_id, {item.problem_id for item in items}, n=3, cutoff=0.4)
+        hint = f"; did you mean {', '.join(near)}?" if near else ""
+        raise RunDirError(f"no problem {problem_id!r} among the rows{hint}")
+    return found
+
+
+def _questions(entry: Entry, seed: int) -> dict[str, str]:
+    """The questions by problem, none where the set cannot be read; a private set's are not shown."""
+    try:
+        problems = load_benchmark(entry, seed)
+    except UpftError:
+        return {}
+    return {problem.id: WITHHELD if entry.private else problem.question for problem in problems}
+
+
+def _flips(label: str, run: RunDir, questions: dict[str, str]) -> list[Seen]:
+    return [_seen(label, questions, flip.base, flip.tuned) for flip in flips(label, run)]
+
+
+def _all(label: str, run: RunDir, questions: dict[str, str]) -> list[Seen]:
+    sides = []
+    for side in SIDES:
+        path = run.rows_of(label, side)
+        rows = read_rows(path, EvaluationRow) if path.exists() else ()
+        sides.append({(row.problem_id, row.sample): row for row in rows})
+    base, tuned = sides
+    return [_seen(label, questions, base.get(place), tuned.get(place)) for place in {**base, **tuned}]
+
+
+def _seen(label: str, questions: dict[str, str], base: EvaluationRow | None, tuned: EvaluationRow | None) -> Seen:
+    row = base or tuned
+    assert row is not None
+    return Seen(label, row.problem_id, row.sample, questions.get(row.problem_id), row.gold, base, tuned)

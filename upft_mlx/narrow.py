@@ -1,0 +1,69 @@
+"""Recipes made on the command line: for a model without a recipe, and a recipe's benchmarks narrowed down."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from upft_mlx.errors import RecipeError
+from upft_mlx.load import resolve_paths, validated
+from upft_mlx.recipe import Recipe
+
+
+def recipe_for_model(model: str, overrides: Sequence[str] = ()) -> Recipe:
+    """A recipe that only evaluates a model, with `section.field=value` overrides.
+
+    Args:
+        model: a folder, a Hub id or `builtin:arithmetic`.
+        overrides: as for `load_recipe`.
+
+    Raises:
+        RecipeError: as `load_recipe`.
+    """
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(model).name or "model").strip("-.")
+    data: dict[str, Any] = {"name": f"evaluate-{name}", "model": model, "problems": {"builtin": "arithmetic"}}
+    resolve_paths(data, Path.cwd(), "--model")
+    return validated(Path("--model"), {}, data, overrides)
+
+
+def narrowed(
+    recipe: Recipe, benchmarks: Sequence[str] = (), limit: int | None = None, subset: Sequence[str] = ()
+) -> Recipe:
+    """The recipe with other benchmarks, or fewer of their problems, as the command line asks for.
+
+    Args:
+        recipe: the recipe.
+        benchmarks: names of known benchmarks or local files, instead of the recipe's; empty: the recipe's.
+        limit: the first so many problems of each benchmark.
+        subset: `level=5`, `subject=algebra`; several values of one field are all taken.
+
+    Raises:
+        RecipeError: an option has another form.
+    """
+    data = recipe.dump()
+    evaluate = data["evaluate"]
+    if benchmarks:
+        evaluate["benchmarks"] = [_named_benchmark(name) for name in benchmarks]
+    chosen = _chosen(subset)
+    for entry in evaluate["benchmarks"]:
+        entry["limit"] = entry.get("limit") if limit is None else limit
+        entry["subset"] = chosen or entry.get("subset") or {}
+    return validated(Path("--benchmark"), {}, data, ())
+
+
+def _named_benchmark(name: str) -> dict[str, Any]:
+    """A known benchmark by its name, or a local file by its path."""
+    path = Path(name)
+    return {"name": path.stem, "path": str(path.resolve())} if path.suffix and path.is_file() else {"name": name}
+
+
+def _chosen(subset: Sequence[str]) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for option in subset:
+        field, equals, value = option.partition("=")
+        if not equals or not value.strip() or field.strip() not in ("level", "subject"):
+            raise RecipeError(f"--subset {option}: expected level=VALUE or subject=VALUE, for example level=5")
+        found.setdefault(field.strip(), []).append(value.strip())
+    return found

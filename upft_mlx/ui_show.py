@@ -1,0 +1,109 @@
+"""What `upft show` prints of single problems: a list of flips or of all rows, or one problem with both completions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Protocol
+
+from rich.console import RenderableType
+from rich.rule import Rule
+from rich.table import Column, Table
+from rich.text import Text
+
+from upft_mlx.rows import EvaluationRow
+from upft_mlx.ui_text import Glyphs
+
+ANSWER = 24
+"""Columns of an answer in a list."""
+GAP = 2
+SHORTEST_QUESTION = 12
+"""Columns below which a question is left out."""
+
+
+class Seen(Protocol):
+    """A problem as both sides answered it (`browse.Seen`)."""
+
+    @property
+    def benchmark(self) -> str: ...  # noqa: D102
+    @property
+    def problem_id(self) -> str: ...  # noqa: D102
+    @property
+    def sample(self) -> int: ...  # noqa: D102
+    @property
+    def question(self) -> str | None: ...  # noqa: D102
+    @property
+    def gold(self) -> str: ...  # noqa: D102
+    @property
+    def base(self) -> EvaluationRow | None: ...  # noqa: D102
+    @property
+    def tuned(self) -> EvaluationRow | None: ...  # noqa: D102
+
+
+def listing(items: Sequence[Seen], glyphs: Glyphs, width: int, *, only_flips: bool) -> Iterator[RenderableType]:
+    """A line per problem and sample, wrong to right first in a list of flips."""
+    if not items:
+        yield Text("no flips: base and tuned are right and wrong on the same" if only_flips else "no rows yet")
+        return
+    groups = _by_direction(items, glyphs) if only_flips else [("", items)]
+    for title, group in groups:
+        if title:
+            yield Text(f"{title}: {len(group)}", "bold")
+        yield _table(group, glyphs, width)
+        yield Text()
+    yield Text("upft show RUN --problem ID shows one with question and both completions", "dim")
+
+
+def _by_direction(items: Sequence[Seen], glyphs: Glyphs) -> list[tuple[str, list[Seen]]]:
+    gained = [item for item in items if item.tuned is not None and item.tuned.correct]
+    lost = [item for item in items if item not in gained]
+    titles = (f"wrong {glyphs.arrow} right", f"right {glyphs.arrow} wrong")
+    return [(title, group) for title, group in zip(titles, (gained, lost), strict=True) if group]
+
+
+def _table(items: Sequence[Seen], glyphs: Glyphs, width: int) -> Table:
+    """A line each; the question has what room is left."""
+    rows = [
+        (Text(_place(i, glyphs)), Text(glyphs.line(i.gold)[:ANSWER]), _answer(i.base, glyphs), _answer(i.tuned, glyphs))
+        for i in items
+    ]
+    heads = ("problem", "gold", "base", "tuned")
+    widths = [max(len(head), *(cell.cell_len for cell in cells)) for head, *cells in zip(heads, *rows, strict=True)]
+    columns = [Column(head, width=size, no_wrap=True) for head, size in zip(heads, widths, strict=True)]
+    room = width - sum(widths) - GAP * len(widths)
+    table = Table(*columns, box=None, header_style="bold", pad_edge=False, padding=(0, GAP, 0, 0))
+    if room >= SHORTEST_QUESTION:
+        table.add_column("question", width=room, no_wrap=True, overflow=glyphs.overflow, style="dim")
+    for item, row in zip(items, rows, strict=True):
+        table.add_row(*row, *([Text(glyphs.line(item.question or ""))] if room >= SHORTEST_QUESTION else []))
+    return table
+
+
+def _place(item: Seen, glyphs: Glyphs) -> str:
+    sample = f" #{item.sample}" if item.sample else ""
+    return f"{glyphs.line(item.benchmark)} {glyphs.line(item.problem_id)}{sample}"
+
+
+def _answer(row: EvaluationRow | None, glyphs: Glyphs) -> Text:
+    """Sign and answer, one colour each for right and wrong."""
+    if row is None:
+        return Text(glyphs.pending, "dim")
+    sign, style = (glyphs.done, "green") if row.correct else (glyphs.wrong, "red")
+    answer = "none found" if row.answer is None else glyphs.line(row.answer)[:ANSWER]
+    return Text(f"{sign} {answer}", style)
+
+
+def detail(item: Seen, glyphs: Glyphs) -> Iterator[RenderableType]:
+    """One problem whole."""
+    yield Rule(_place(item, glyphs), align="left", characters="-" if glyphs.encoding == "ascii" else "\u2500")
+    yield Text(glyphs.lines(item.question or "(the question is not to be found any more)"))
+    yield Text(f"\ngold  {glyphs.line(item.gold)}", "bold")
+    for side, row in (("base", item.base), ("tuned", item.tuned)):
+        if row is not None:
+            yield Text()
+            yield (
+                Text(f"{side}  ")
+                .append_text(_answer(row, glyphs))
+                .append(f"  {row.tokens} tokens, ended by {row.finish_reason}", "dim")
+            )
+            yield Text(glyphs.lines(row.completion))
+    yield Text()
