@@ -10,6 +10,7 @@ import pytest
 import yaml
 from conftest import ROOT
 
+from upft_mlx.benchmarks import KNOWN, SOURCES
 from upft_mlx.recipe import Recipe
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -30,6 +31,21 @@ def test_links_between_files_lead_somewhere(page: Path) -> None:
     links = re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8"))
     broken = [link for link in links if not link.startswith("http") and not (page.parent / link).exists()]
     assert broken == []
+
+
+def test_the_evaluation_page_has_every_benchmark_as_it_is_read() -> None:
+    rows = {}
+    section = (ROOT / "docs" / "evaluation.md").read_text(encoding="utf-8").split("## Benchmarks")[1].split("\n## ")[0]
+    for line in section.splitlines():
+        if line.startswith("| `"):
+            name, *cells = [cell.strip() for cell in line.strip("|").split("|")]
+            rows[name.strip("`")] = " ".join(cells)
+    assert rows.keys() == SOURCES.keys()
+    for name, source in SOURCES.items():
+        grader = KNOWN[name].get("grader", "maths")
+        assert grader in rows[name]
+        for field in ("dataset", "revision", "config", "split"):
+            assert name == "gpqa-freeform" or source.get(field, "") in rows[name]
 
 
 def test_the_readmes_recipe_is_valid() -> None:

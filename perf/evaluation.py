@@ -1,0 +1,222 @@
+"""What evaluating base and tuned costs here and with mlx-lm: python perf/evaluation.py [--problems 500] [--samples 4]
+
+The quickstart's model, unquantized, with an adapter that the quickstart's recipe trains, on its held-out problems at
+T = 0.7, base and tuned, by
+
+  ours             `upft evaluate`: everything from loading the model to summary.json, grading included
+  batch_generate   `mlx_lm.generate.batch_generate` on all prompts, each as often as samples are wanted, once per model;
+                   with its own batch sizes, and with ours; loading and generating only
+  generate         `mlx_lm.generate` call after call in one process; `--calls` calls per model are timed and scaled to
+                   all; generating only
+
+All load the model as upft_mlx does (float32 on the CPU, which is kind to mlx-lm: its 16-bit products are slow there).
+In turns, `--rounds` times; the medians are compared. A short run of each before is not counted. At T = 0 the
+completions of ours and of `mlx_lm.generate` are compared on `--greedy` problems.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from upft_mlx.adapters import load_adapter
+from upft_mlx.demo.world import problems as make_problems
+from upft_mlx.models import Loaded, find_model, load
+from upft_mlx.pipeline import run_stage
+from upft_mlx.prompts import Renderer
+from upft_mlx.recipe import Prompt, Recipe
+from upft_mlx.rows import EvaluationRow, read_rows
+from upft_mlx.sampler import _sampler, sampling_for
+
+TEMPERATURE, MAX_TOKENS = 0.7, 64
+SIDES = ("base", "tuned")
+
+
+def recipe_for(work: Path, options: argparse.Namespace) -> Recipe:
+    """The quickstart with one sampled and one greedy benchmark."""
+    rows = [
+        {"id": p.id, "question": p.question, "answer": p.answer} for p in make_problems("evaluation", options.problems)
+    ]
+    path = work / "problems.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    evaluate = {"max_tokens": MAX_TOKENS, "batch_size": options.batch, "benchmarks": []}
+    return Recipe.model_validate(
+        {
+            "model": "builtin:arithmetic",
+            "problems": {"builtin": "arithmetic", "limit": 256},
+            "generate": {"max_tokens": 64, "batch_size": 64},
+            "prefix": {"length": 8},
+            "evaluate": evaluate,
+        }
+    )
+
+
+def with_benchmark(recipe: Recipe, work: Path, **fields: Any) -> Recipe:
+    """The recipe with one benchmark."""
+    data = recipe.dump()
+    data["evaluate"]["benchmarks"] = [{"name": "held-out", "path": str(work / "problems.jsonl"), **fields}]
+    return Recipe.model_validate(data)
+
+
+class Models:
+    """The model as mlx-lm's users load it: one for each side."""
+
+    def __init__(self, recipe: Recipe, adapter: Path) -> None:
+        self._recipe, self._adapter = recipe, adapter
+
+    def load(self, side: str) -> Loaded:
+        """A fresh one."""
+        loaded = load(find_model(self._recipe))
+        if side == "tuned":
+            load_adapter(loaded, self._adapter)
+        return loaded
+
+
+def ours(recipe: Recipe, run: Path, adapter: Path) -> int:
+    """`upft evaluate` into a new directory; returns the completions."""
+    facts = run_stage(recipe, run, "evaluate", adapter=adapter)
+    sides = facts["benchmarks"]["held-out"]
+    return sum(sides[side]["n"] * sides[side]["samples"] for side in SIDES)
+
+
+def batched(models: Models, questions: list[str], samples: int, **sizes: int) -> int:
+    """`batch_generate` once per model."""
+    from mlx_lm.generate import batch_generate
+
+    count = 0
+    for side in SIDES:
+        loaded = models.load(side)
+        renderer = Renderer(loaded.tokenizer, Prompt())
+        prompts = [renderer.ids(question) for question in questions for _ in range(samples)]
+        sampler = _sampler(loaded, sampling_for(loaded, TEMPERATURE, 32))
+        found = batch_generate(loaded.model, loaded.tokenizer, prompts, max_tokens=MAX_TOKENS, sampler=sampler, **sizes)
+        count += len(found.texts)
+    return count
+
+
+def one_by_one(models: Models, questions: list[str], calls: int) -> float:
+    """Seconds of a call of `mlx_lm.generate`, the mean over `calls` calls for each model."""
+    from mlx_lm import generate
+
+    seconds = 0.0
+    for side in SIDES:
+        loaded = models.load(side)
+        renderer = Renderer(loaded.tokenizer, Prompt())
+        sampler = _sampler(loaded, sampling_for(loaded, TEMPERATURE, 32))
+        step = max(1, len(questions) // calls)
+        chosen = [renderer.ids(question) for question in questions[::step][:calls]]
+        begin = time.perf_counter()
+        for ids in chosen:
+            generate(loaded.model, loaded.tokenizer, ids, max_tokens=MAX_TOKENS, sampler=sampler)
+        seconds += (time.perf_counter() - begin) / len(chosen)
+    return seconds / len(SIDES)
+
+
+def timed(work: Callable[[], int]) -> float:
+    """Seconds."""
+    import mlx.core as mx
+
+    mx.clear_cache()
+    begin = time.perf_counter()
+    work()
+    return time.perf_counter() - begin
+
+
+def greedy(recipe: Recipe, models: Models, work: Path, adapter: Path, count: int) -> dict[str, int]:
+    """How many completions and answers at T = 0 are those of `mlx_lm.generate`."""
+    from mlx_lm import generate
+
+    from upft_mlx.grade import extract_answer
+
+    run_stage(with_benchmark(recipe, work), work / "greedy", "evaluate", adapter=adapter)
+    questions = [json.loads(line)["question"] for line in (work / "problems.jsonl").open(encoding="utf-8")]
+    found = {"compared": 0, "same text": 0, "same answer": 0}
+    for side in SIDES:
+        loaded = models.load(side)
+        renderer = Renderer(loaded.tokenizer, Prompt())
+        rows = list(read_rows(work / "greedy" / "evaluation" / "held-out" / f"{side}.jsonl", EvaluationRow))
+        for question, row in list(zip(questions, rows, strict=True))[:: max(1, len(rows) // count)][:count]:
+            text = generate(loaded.model, loaded.tokenizer, renderer.ids(question), max_tokens=MAX_TOKENS)
+            found["compared"] += 1
+            found["same text"] += text == row.completion
+            found["same answer"] += extract_answer(text) == row.answer
+    return found
+
+
+def race(
+    recipe: Recipe, models: Models, work: Path, adapter: Path, options: argparse.Namespace
+) -> dict[str, list[float]]:
+    """Seconds of each contestant, in turns."""
+    questions = [json.loads(line)["question"] for line in (work / "problems.jsonl").open(encoding="utf-8")]
+    wanted, total = options.samples, 2 * len(questions) * options.samples
+    sampled = with_benchmark(recipe, work, samples=wanted, temperature=TEMPERATURE)
+    few = with_benchmark(recipe, work, samples=2, temperature=TEMPERATURE, limit=8)
+    sizes = {"completion_batch_size": options.batch, "prefill_batch_size": options.batch}
+    ours(few, work / "warm", adapter)
+    batched(models, questions[:8], 2)
+    one_by_one(models, questions, 2)
+    seconds: dict[str, list[float]] = {}
+    for number in range(options.rounds):
+        contestants: dict[str, Callable[[], float]] = {
+            "ours": lambda number=number: timed(lambda: ours(sampled, work / f"run-{number}", adapter)),  # type: ignore[misc]
+            "batch_generate, its sizes": lambda: timed(lambda: batched(models, questions, wanted)),
+            "batch_generate, our sizes": lambda: timed(lambda: batched(models, questions, wanted, **sizes)),
+            "generate, scaled": lambda: total * one_by_one(models, questions, options.calls),
+        }
+        for name, measure in contestants.items():
+            seconds.setdefault(name, []).append(measure())
+            print(f"round {number + 1}: {name} {seconds[name][-1]:.1f} s", flush=True)
+    return seconds
+
+
+def arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name, default in (
+        ("problems", 500),
+        ("samples", 4),
+        ("batch", 64),
+        ("rounds", 3),
+        ("calls", 50),
+        ("greedy", 250),
+    ):
+        parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--json", type=Path, help="also write the numbers here")
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Measure and print."""
+    options = arguments()
+    with tempfile.TemporaryDirectory() as folder:
+        work = Path(folder)
+        recipe = recipe_for(work, options)
+        for stage in ("generate", "build", "train"):
+            run_stage(recipe, work / "trained", stage)
+        adapter, models = work / "trained" / "adapter", Models(recipe, work / "trained" / "adapter")
+        seconds = race(recipe, models, work, adapter, options)
+        same = greedy(recipe, models, work, adapter, options.greedy)
+    medians = {name: statistics.median(values) for name, values in seconds.items()}
+    print(
+        f"\n{options.problems} problems x {options.samples}, base and tuned, T = {TEMPERATURE}, batch {options.batch}"
+    )
+    for name, median in medians.items():
+        print(f"  {name:26} {median:7.1f} s   ours is {median / medians['ours']:.2f}x")
+    print(f"at T = 0, of {same['compared']} completions {same['same text']} have the same text as mlx_lm.generate's, "
+          f"{same['same answer']} the same answer")  # fmt: skip
+    versions = {name: metadata.version(name) for name in ("mlx", "mlx-lm")}
+    print(f"{platform.processor() or platform.machine()}, mlx {versions['mlx']}, mlx-lm {versions['mlx-lm']}")
+    if options.json:
+        options.json.write_text(json.dumps({"seconds": seconds, "greedy": same, "versions": versions}, indent=2))
+
+
+if __name__ == "__main__":
+    main()
