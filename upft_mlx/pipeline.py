@@ -191,7 +191,8 @@ class Pipeline:
         }
         for before in needs.get(stage, ()):
             if not self.is_current(before):
-                why = "was done with other settings" if self.run.entry(before) else "is not done"
+                entry = self.run.entry(before)
+                why = "was done with other settings" if entry and entry.done else "is not done"
                 raise RunDirError(
                     f"{self.run.root}: {stage} needs the stage {before}, which {why}; run `upft {before}` first, "
                     "or `upft run` for all stages"
