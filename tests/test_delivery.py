@@ -23,6 +23,12 @@ SMALL: dict[str, Any] = {
 }
 
 
+def metadata(card: Path) -> dict[str, Any]:
+    found = metadata_load(card)
+    assert found is not None
+    return found
+
+
 def test_a_refused_fuse_leaves_the_report_and_force_or_the_adapter_finish_the_run(
     make_recipe: MakeRecipe, tmp_path: Path
 ) -> None:
@@ -33,14 +39,14 @@ def test_a_refused_fuse_leaves_the_report_and_force_or_the_adapter_finish_the_ru
     with pytest.raises(RunDirError, match="push needs the stage fuse, which is not done"):
         push(recipe, tmp_path, dry_run=True)
     run_stage(recipe, tmp_path, "fuse", force=True)
-    assert metadata_load(tmp_path / "fused/README.md")["library_name"] == "mlx"
+    assert metadata(tmp_path / "fused/README.md")["library_name"] == "mlx"
     names = {file["path"] for file in push(recipe, tmp_path, dry_run=True)["files"]}
     assert {"README.md", "config.json", "model.safetensors"} <= names
 
     recipe = make_recipe(**SMALL, publish={"fuse": "adapter", "repo": "user/a"})
     run(recipe, tmp_path)
     assert not (tmp_path / "fused").exists()
-    assert "lora" in metadata_load(tmp_path / "adapter/README.md")["tags"]
+    assert "lora" in metadata(tmp_path / "adapter/README.md")["tags"]
     files = {file["path"] for file in push(recipe, tmp_path, dry_run=True)["files"]}
     assert files == {"README.md", "adapter_config.json", "adapters.safetensors"}
 
