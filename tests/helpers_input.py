@@ -37,13 +37,13 @@ def refuse(event, arguments):
         return
     if host == "datasets-server.127.0.0.1":  # what `datasets` makes of the address of a stand-in for the Hub
         raise OSError("no such host")
-    if host not in ("127.0.0.1", "::1", "localhost", None):
+    if host not in ALLOWED:
         os.write(2, f"NETWORK {event} {host!r}\\n".encode())
         os._exit(99)
 
 sys.addaudithook(refuse)
 """
-"""A `sitecustomize` that ends the process with status 99 when it reaches for the network."""
+"""A `sitecustomize` that ends the process with status 99 when it reaches for a host that is not in ALLOWED."""
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost", None)
 
@@ -72,21 +72,28 @@ def assert_fails(result: Result, status: int, *parts: str) -> None:
 
 
 def process(
-    *arguments: str | Path, cwd: Path, guard: Path, code: str | None = None, **environment: str
+    *arguments: str | Path,
+    cwd: Path,
+    guard: Path,
+    code: str | None = None,
+    module: str = "upft_mlx",
+    loopback: bool = True,
+    prefix: tuple[str, ...] = (),
+    **environment: str,
 ) -> subprocess.CompletedProcess[str]:
-    """Run the command, or `code`, in a process of its own that dies when it reaches for the network."""
-    write(guard / "sitecustomize.py", _GUARD)
-    head = ["-c", code] if code is not None else ["-m", "upft_mlx"]
+    """Run the command, or `code`, in a process of its own that dies when it reaches for the network.
+
+    Without `loopback` it dies on any connection at all; `prefix` is put before the command, for example `unshare -n`.
+    """
+    allowed = LOOPBACK if loopback else ()
+    write(guard / "sitecustomize.py", f"ALLOWED = {allowed!r}\n{_GUARD}")
+    head = ["-c", code] if code is not None else ["-m", module]
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "TRANSFORMERS_", "COLUMNS"))}
+    paths = [str(guard), *filter(None, [kept.get("PYTHONPATH")])]  # the code under test may be found through it
     return subprocess.run(
-        [sys.executable, *head, *map(str, arguments)],
+        [*prefix, sys.executable, *head, *map(str, arguments)],
         cwd=cwd,
-        env={
-            **kept,
-            "PYTHONPATH": os.pathsep.join([str(guard), *kept.get("PYTHONPATH", "").split(os.pathsep)]),
-            "HF_HOME": str(guard / "hf"),
-            **environment,
-        },
+        env={**kept, "PYTHONPATH": os.pathsep.join(paths), "HF_HOME": str(guard / "hf"), **environment},
         capture_output=True,
         text=True,
         timeout=120,
@@ -124,9 +131,9 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 class FakeHub(ThreadingHTTPServer):
     """A Hugging Face Hub on the loopback device, with what its client asks for: info, tree and files."""
 
-    def __init__(self, repos: dict[str, dict[str, bytes]]) -> None:
+    def __init__(self, repos: dict[str, dict[str, bytes]], handler: type[BaseHTTPRequestHandler] | None = None) -> None:
         """`repos` maps `user/name` or `datasets/user/name` to files by name."""
-        super().__init__(("127.0.0.1", 0), _Handler)
+        super().__init__(("127.0.0.1", 0), handler or HubHandler)
         self.repos = repos
         self.asked: list[str] = []
 
@@ -135,7 +142,7 @@ class FakeHub(ThreadingHTTPServer):
         return f"http://127.0.0.1:{self.server_port}"
 
 
-class _Handler(BaseHTTPRequestHandler):
+class HubHandler(BaseHTTPRequestHandler):
     server: FakeHub
 
     def do_GET(self) -> None:
@@ -171,8 +178,12 @@ class _Handler(BaseHTTPRequestHandler):
             for name, content in files.items()
             if verb != "paths-info" or quote_plus(name) in body or name in body
         ]
-        info = {"id": repo, "sha": COMMIT, "siblings": [{"rfilename": name} for name in files], "tags": []}
+        siblings = [{"rfilename": name, "size": len(content)} for name, content in files.items()]
+        info = {"id": repo, "sha": COMMIT, "siblings": siblings, **self._about(repo)}
         return self._send(200, json.dumps(entries if verb in ("tree", "paths-info") else info).encode())
+
+    def _about(self, repo: str) -> dict[str, Any]:
+        return {"tags": []}
 
     def _send(self, status: int, content: bytes, error: str | None = None) -> None:
         self.send_response(status)

@@ -84,7 +84,7 @@ REFUSED: dict[str, tuple[str, str | None, int, tuple[str, ...]]] = {
         "model: user/name\n" + DATA_ONLY,
         None,
         1,
-        ("model user/name: not on this machine", "the network is off", "run once without it, or set `model`"),
+        ("model user/name: not on this machine", "the network is off", "downloads it, or set `model`"),
     ),
     "hub dataset while offline": (
         MODEL_ONLY + "problems: {dataset: user/name}\n",

@@ -316,10 +316,10 @@ def test_what_was_fetched_once_is_used_offline_and_what_was_not_is_named(folder:
     statuses, messages = zip(*(line.split(" ", 1) for line in done.stdout.splitlines()), strict=True)
     assert statuses == ("0", "1", "1", "1", "1"), done.stdout
     assert len((folder / "runs/hub/solutions.jsonl").read_text().splitlines()) == 3
-    off = "not on this machine, and the network is off (--offline or HF_HUB_OFFLINE=1); run once without it, or set"
+    off = "not on this machine, and the network is off (--offline or HF_HUB_OFFLINE=1); `upft fetch"
     assert messages[1:3] == (
-        f"Error: model user/other: {off} `model` to a local folder",
-        f"Error: dataset user/other: {off} problems.path to a local file",
+        f"Error: model user/other: {off} no-model.yaml` downloads it, or set `model` to a local folder",
+        f"Error: dataset user/other: {off} no-data.yaml` downloads it, or set problems.path to a local file",
     )
     assert 'Error: dataset user/data: cannot be loaded: Unknown split "test"' in messages[3]
     assert f"Error: dataset user/data: the cache has another revision than {'b' * 40}" in messages[4]

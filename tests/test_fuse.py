@@ -3,63 +3,37 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import mlx.core as mx
+import mlx.nn as nn
 import numpy as np
 import pytest
 from conftest import MODEL
+from helpers_adapter import Q4, run, write_adapter
+from mlx_lm.tuner.utils import linear_to_lora_layers
 from mlx_lm.utils import load as mlx_lm_load
 
-from upft_mlx.adapters import adapter_weights, add_lora, load_adapter
+from upft_mlx.batches import Example, to_examples
 from upft_mlx.checkpoints import save_safetensors
-from upft_mlx.errors import ModelError, UpftError
+from upft_mlx.errors import FuseError, ModelError
 from upft_mlx.events import Event, Note
-from upft_mlx.fidelity import agreement, compare, mean_kl
+from upft_mlx.fidelity import Comparison, greedy_probes, kl_per_position, retained
 from upft_mlx.fuse import fuse
 from upft_mlx.loss import scalar
 from upft_mlx.models import Loaded, load
-from upft_mlx.recipe import Lora, Quantize, Recipe
-from upft_mlx.rows import TrainingRow, write_json, write_rows
+from upft_mlx.recipe import Quantize, Recipe
+from upft_mlx.rows import TrainingRow, read_rows
 from upft_mlx.rundir import RunDir
+from upft_mlx.ways import write_model
 
+__all__ = ["run"]
 MakeRecipe = Callable[..., Recipe]
 TOKENS = mx.array([[11, 12, 13, 14, 15]])
-Q4 = Quantize(bits=4, group_size=32)
-
-
-@pytest.fixture
-def run(tmp_path: Path) -> RunDir:
-    run_dir = RunDir(tmp_path / "run")
-    rng = np.random.default_rng(0)
-    write_rows(
-        run_dir.valid,
-        [
-            TrainingRow(f"{i}/0", str(i), 0, "prefix", "", "", rng.integers(10, 400, 9).tolist(), [20, 30, 40])
-            for i in range(6)
-        ],
-    )
-    write_rows(run_dir.train, [])
-    return run_dir
-
-
-def write_adapter(run: RunDir, size: float, quantize: Quantize | None = None) -> Loaded:
-    """An adapter of random weights; returns the model with it on."""
-    loaded = load(MODEL, quantize=quantize)
-    config = add_lora(loaded, Lora(rank=4, scale=2.0), seed=0)
-    mx.random.seed(3)
-    arrays = {
-        name: size * mx.random.normal(array.shape) if name.endswith("lora_b") else array
-        for name, array in adapter_weights(loaded.model).items()
-    }
-    write_json(run.adapter / "adapter_config.json", config)
-    save_safetensors(run.adapter / "adapters.safetensors", arrays)
-    fresh = load(MODEL, quantize=quantize)
-    load_adapter(fresh, run.adapter)
-    return fresh
 
 
 @pytest.mark.parametrize("quantize", [None, Q4, Quantize(bits=8, group_size=32)])
@@ -112,13 +86,135 @@ def test_auto_stays_small_where_that_keeps_the_effect(make_recipe: MakeRecipe, r
     assert fused.model.layers[0].self_attn.q_proj.bits == 8
 
 
-def test_a_way_that_was_asked_for_and_loses_the_effect_is_refused(make_recipe: MakeRecipe, run: RunDir) -> None:
+def test_a_way_that_loses_the_effect_is_refused_with_those_that_keep_it_and_their_sizes(
+    make_recipe: MakeRecipe, run: RunDir
+) -> None:
     write_adapter(run, 0.0005, Q4)
-    with pytest.raises(UpftError, match=r"fusing as base keeps .* set publish\.fuse: auto"):
+    with pytest.raises(FuseError, match=r"fusing as base-fitted keeps -?[\d.]+% of the adapter's") as caught:
         fuse(make_recipe(publish={"fuse": "base"}), load(MODEL, quantize=Q4), run)
     assert not run.fused.exists()
-    fuse(make_recipe(publish={"fuse": "base", "min_retained": 0.0}), load(MODEL, quantize=Q4), run)
+    assert not run.fidelity.exists()
+    options = dict(re.findall(r"(\w+) \((?:\d bits, )?([\d.]+ MB), keeps", str(caught.value)))
+    assert set(options) == {"fp16", "adapter"}
+    size = (run.adapter / "adapters.safetensors").stat().st_size
+    assert options["adapter"] == f"{size / 1e6:.1f} MB"
+    for name, option in options.items():
+        chosen = fuse(make_recipe(publish={"fuse": name}), load(MODEL, quantize=Q4), run)
+        assert f"{chosen.bytes / 1e6:.1f} MB" == option
+
+
+@pytest.mark.parametrize("way", ["force", "min_retained"])
+def test_what_loses_the_effect_is_fused_where_that_is_asked_for(make_recipe: MakeRecipe, run: RunDir, way: str) -> None:
+    write_adapter(run, 0.0005, Q4)
+    publish = {"fuse": "base", **({"min_retained": 0.0} if way == "min_retained" else {})}
+    kept = fuse(make_recipe(publish=publish), load(MODEL, quantize=Q4), run, force=way == "force")
+    assert kept.retained < 0.5
     assert run.fused.exists()
+
+
+def test_auto_is_refused_as_well_where_nothing_keeps_enough(make_recipe: MakeRecipe, run: RunDir) -> None:
+    write_adapter(run, 0.0005, Q4)
+    with pytest.raises(FuseError, match=r"What passes, as publish\.fuse: adapter \(.* keeps 100\.0%\)\. To fuse"):
+        fuse(make_recipe(publish={"min_retained": 1.0}), load(MODEL, quantize=Q4), run)
+
+
+def test_mixed_gives_the_touched_layers_more_bits_and_leaves_the_others(make_recipe: MakeRecipe, run: RunDir) -> None:
+    write_adapter(run, 0.02, Q4)
+    chosen = fuse(make_recipe(publish={"fuse": "mixed"}), load(MODEL, quantize=Q4), run)
+    bits = int(chosen.fuse.split("-")[1])
+    assert bits in (6, 8)
+    fused, _, config = mlx_lm_load(str(run.fused), return_config=True)
+    assert fused.model.layers[0].self_attn.q_proj.bits == bits
+    assert fused.model.embed_tokens.bits == 4
+    assert config["quantization"]["model.layers.3.mlp.down_proj"]["bits"] == bits
+    assert mx.array_equal(fused.model.embed_tokens.weight, load(MODEL, quantize=Q4).model.model.embed_tokens.weight)
+
+
+@pytest.mark.parametrize("way", ["base", "mixed", "bf16", "fp16"])
+def test_what_is_written_is_what_was_measured(make_recipe: MakeRecipe, run: RunDir, way: str) -> None:
+    """The folder, loaded by mlx-lm, diverges from the adapter exactly as fidelity.json says."""
+    adapted = write_adapter(run, 0.02, Q4)
+    chosen = fuse(make_recipe(publish={"fuse": way, "min_retained": 0.0}), load(MODEL, quantize=Q4), run)
+    rows = to_examples(list(read_rows(run.valid, TrainingRow)), 2048)
+    comparison = Comparison(adapted.model, rows, greedy_probes(adapted, [e.ids[: e.start] for e in rows]))
+    fused, *_ = mlx_lm_load(str(run.fused))
+    size = sum(file.stat().st_size for file in run.fused.glob("*.safetensors"))
+    assert chosen.bytes == pytest.approx(size, rel=0.15)  # and the file's header
+    fused.set_dtype(mx.float32)
+    found = comparison.of(fused)
+    assert found.kl == pytest.approx(chosen.kl, rel=1e-3)
+    assert found.top1_agreement == chosen.top1_agreement
+    assert found.greedy_agreement == chosen.greedy_agreement
+
+
+def test_a_fused_folder_takes_an_adapter_on_top_in_stock_mlx_lm(make_recipe: MakeRecipe, run: RunDir) -> None:
+    write_adapter(run, 0.02, Q4)
+    fuse(make_recipe(publish={"fuse": "mixed", "min_retained": 0.0}), load(MODEL, quantize=Q4), run)
+    fused, *_ = mlx_lm_load(str(run.fused))
+    before = fused(TOKENS)
+    linear_to_lora_layers(fused, -1, {"rank": 4, "scale": 2.0, "dropout": 0.0})
+    assert mx.allclose(fused(TOKENS), before)  # a fresh adapter does nothing
+
+
+def test_adapter_means_not_fused(make_recipe: MakeRecipe, run: RunDir) -> None:
+    write_adapter(run, 0.02, Q4)
+    fuse(make_recipe(), load(MODEL, quantize=Q4), run)
+    chosen = fuse(make_recipe(publish={"fuse": "adapter"}), load(MODEL, quantize=Q4), run)
+    assert chosen.retained == 1
+    assert not run.fused.exists()
+    assert json.loads(run.fidelity.read_text())["base"]["kl"] > 0
+
+
+@pytest.mark.parametrize(("quantize", "bits"), [(None, 16), (Quantize(bits=8, group_size=32), 8)])
+def test_mixed_is_refused_where_it_would_be_the_base(
+    make_recipe: MakeRecipe, run: RunDir, quantize: Quantize | None, bits: int
+) -> None:
+    write_adapter(run, 0.02, quantize)
+    with pytest.raises(FuseError, match=rf"publish\.fuse: mixed: makes no sense where the base has {bits} bits"):
+        fuse(make_recipe(publish={"fuse": "mixed"}), load(MODEL, quantize=quantize), run)
+
+
+@pytest.fixture
+def bfloat(tmp_path: Path) -> Path:
+    """The embedded model in bfloat16."""
+    loaded = load(MODEL)
+    loaded.model.set_dtype(mx.bfloat16)
+    config = {**loaded.config, "torch_dtype": "bfloat16"}
+    write_model(loaded, config, tmp_path / "bfloat")
+    return tmp_path / "bfloat"
+
+
+def test_a_bfloat16_model_becomes_float16_as_a_whole_where_bfloat16_loses_the_effect(
+    make_recipe: MakeRecipe, run: RunDir, bfloat: Path
+) -> None:
+    """One float16 matrix in a bfloat16 model would be computed in float32, converted for every token."""
+    write_adapter(run, 0.0005)
+    chosen = fuse(make_recipe(), load(bfloat), run)
+    facts = {found["fuse"]: found for found in json.loads(run.fidelity.read_text())["candidates"]}
+    assert chosen.fuse == "fp16"
+    assert facts["base"]["retained"] < 0.95 <= facts["fp16"]["retained"]
+    assert facts["base"]["bytes"] == facts["fp16"]["bytes"]
+    arrays = mx.load(str(run.fused / "model.safetensors"))
+    assert isinstance(arrays, dict)
+    assert {array.dtype for array in arrays.values()} == {mx.float16}
+    assert json.loads((run.fused / "config.json").read_text())["torch_dtype"] == "float16"
+
+
+def test_a_model_that_overflows_in_float16_is_not_written_in_it(
+    make_recipe: MakeRecipe, run: RunDir, bfloat: Path
+) -> None:
+    arrays = mx.load(str(bfloat / "model.safetensors"))
+    assert isinstance(arrays, dict)
+    arrays["model.layers.1.mlp.down_proj.weight"] *= 1e6
+    arrays["model.layers.2.mlp.down_proj.weight"] *= 1e6
+    mx.save_safetensors(str(bfloat / "model.safetensors"), arrays, {"format": "mlx"})
+    write_adapter(run, 0.0001)
+    seen: list[Event] = []
+    chosen = fuse(make_recipe(publish={"min_retained": 0.0}), load(bfloat), run, seen.append)
+    assert chosen.fuse == "base"
+    assert any(isinstance(event, Note) and "overflow" in event.text for event in seen)
+    with pytest.raises(FuseError, match="cannot be computed in it"):
+        fuse(make_recipe(publish={"fuse": "fp16"}), load(bfloat), run)
 
 
 def test_an_adapter_without_effect_counts_as_kept(make_recipe: MakeRecipe, run: RunDir) -> None:
@@ -126,24 +222,51 @@ def test_an_adapter_without_effect_counts_as_kept(make_recipe: MakeRecipe, run: 
     assert fuse(make_recipe(), load(MODEL), run).retained == 1.0
 
 
-def test_auto_says_so_when_nothing_keeps_enough(
-    make_recipe: MakeRecipe, run: RunDir, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    write_adapter(run, 0.0005, Q4)
-    seen: list[Event] = []
-    fuse(make_recipe(publish={"min_retained": 1.0}), load(MODEL, quantize=Q4), run, seen.append)
-    assert any(isinstance(e, Note) and "the adapter itself is in adapter/" in e.text for e in seen)
-
-
 def test_retained_is_one_for_the_adapter_and_zero_for_the_base() -> None:
-    def of(*rows: list[float]) -> list[mx.array]:
-        return [mx.log(mx.array([row])) for row in rows]
+    p, q = mx.log(mx.array([[0.25, 0.75], [0.9, 0.1]])), mx.log(mx.array([[0.5, 0.5], [0.9, 0.1]]))
+    found = kl_per_position(p, q).tolist()
+    assert found == pytest.approx([0.25 * np.log(0.5) + 0.75 * np.log(1.5), 0], rel=1e-5)
+    assert retained(0.0, 0.1) == 1
+    assert retained(0.1, 0.1) == 0
+    assert retained(0.2, 0.1) == -1
 
-    base, adapter = of([0.5, 0.5], [0.9, 0.1]), of([0.25, 0.75], [0.9, 0.1])
-    assert mean_kl(adapter, base) == pytest.approx((0.25 * np.log(0.5) + 0.75 * np.log(1.5)) / 2, rel=1e-5)
-    assert compare("x", base, adapter, adapter, 1).retained == pytest.approx(1)
-    assert compare("x", base, adapter, base, 1).retained == pytest.approx(0)
-    assert agreement(adapter, of([0.9, 0.1], [0.8, 0.2])) == 0.5
+
+class Says(nn.Module):
+    """A model that says the next token of its input, whatever it is, or the tokens given instead."""
+
+    def __init__(self, instead: dict[int, int]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.instead = instead
+
+    def __call__(self, tokens: mx.array) -> mx.array:
+        following = [[self.instead.get(int(t) + 1, int(t) + 1) for t in row] for row in tokens.tolist()]  # type: ignore
+        return 20.0 * (mx.array(following)[..., None] == mx.arange(32))
+
+
+def test_greedy_agreement_counts_the_tokens_before_the_first_that_differs() -> None:
+    """Counting up is greedy from any start. Of 1..4 after the prompt 0 the other says 3 wrong, of 11..12 none."""
+    rows = [Example("row", [20, 21, 22], 1)]
+    greedy = [Example("a", [0, 1, 2, 3, 4], 1), Example("b", [10, 11, 12], 1)]
+    comparison = Comparison(Says({}), rows, greedy)
+    same, other = comparison.of(Says({})), comparison.of(Says({3: 9, 22: 5}))
+    assert (same.kl, same.top1_agreement, same.greedy_agreement) == (0, 1, 1)
+    assert other.top1_agreement == 6 / 8
+    assert other.greedy_agreement == (2 / 4 + 2 / 2) / 2
+
+
+def test_the_greedy_probes_are_the_adapters_own_greedy_tokens_with_their_end(loaded: Loaded) -> None:
+    prompt = [
+        int(t)
+        for t in loaded.tokenizer.apply_chat_template(
+            [{"role": "user", "content": "Ann has 3 apples."}], add_generation_prompt=True
+        )
+    ]
+    [probe] = greedy_probes(loaded, [prompt, []])
+    assert probe.ids[: probe.start] == prompt
+    assert 0 < probe.supervised <= 33
+    expected = loaded.model(mx.array([probe.ids]))[0].argmax(axis=-1).tolist()
+    assert isinstance(expected, list)
+    assert probe.ids[probe.start :] == expected[probe.start - 1 : -1]
 
 
 def test_an_adapter_of_another_model_is_refused(make_recipe: MakeRecipe, run: RunDir) -> None:
@@ -171,9 +294,10 @@ def test_divergences_are_exact_however_small(size: float) -> None:
 
     p, q = log_softmax(logits), log_softmax(moved)
     expected = (np.exp(p) * (p - q)).sum(axis=-1).mean()
-    found = mean_kl([mx.array(p.astype(np.float32))], [mx.array(q.astype(np.float32))])
-    assert found == pytest.approx(expected, rel=0.02)
-    assert mean_kl([mx.array(p.astype(np.float32))], [mx.array(p.astype(np.float32))]) == 0
+    reference = mx.array(p.astype(np.float32))
+    found = kl_per_position(reference, mx.array(q.astype(np.float32))).mean()
+    assert scalar(found) == pytest.approx(expected, rel=0.02)
+    assert scalar(kl_per_position(reference, reference).max()) == 0
 
 
 def test_on_a_gpu_the_effect_is_measured_past_the_rounding_of_activations(

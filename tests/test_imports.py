@@ -17,8 +17,8 @@ import upft_mlx
 
 PACKAGE = Path(upft_mlx.__file__).parent
 MODULES = sorted(path.stem for path in PACKAGE.glob("*.py"))
-STAGES = ("generate", "build", "train", "evaluate", "fuse", "analyze")
-TOP = ("pipeline", "compare", "cli", "__main__")
+STAGES = ("generate", "build", "train", "evaluate", "fuse", "analyze", "export", "publish", "fetch")
+TOP = ("pipeline", "compare", "delivery", "cli", "__main__")
 SLOW = ("mlx_lm", "transformers", "datasets", "huggingface_hub", "pyarrow", "math_verify")
 WITHOUT_MLX = (
     *(
@@ -39,7 +39,7 @@ WITHOUT_MLX = (
     ),
     *("benchmarks", "report", "events", "grade", "stats", "build", "generate", "ui"),
     *("answers", "browse", "columns", "evaluate", "graders", "grading", "sides", "summary", "symbolic", "values"),
-    *("device", "parallel", "reporting"),
+    *("device", "parallel", "reporting", "card", "publish", "fetch", "delivery"),
 )
 
 
@@ -126,7 +126,8 @@ def test_the_lowest_modules_import_errors_at_most(module: str) -> None:
 
 
 def test_nothing_but_the_command_line_stands_above_the_pipeline() -> None:
-    assert {module for module in MODULES if "pipeline" in own(module)} == {"__init__", "cli", "compare"}
+    assert {module for module in MODULES if "pipeline" in own(module)} == {"__init__", "cli", "compare", "delivery"}
+    assert {module for module in MODULES if "delivery" in own(module)} == {"cli"}
     assert {module for module in MODULES if "cli" in own(module)} == {"__main__"}
 
 

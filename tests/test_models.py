@@ -170,7 +170,7 @@ def test_a_revision_is_found_in_the_cache(cache: Path) -> None:
 def test_a_hub_model_that_is_not_in_the_cache_is_named_with_what_to_do() -> None:
     assert fails(OfflineError, lambda: find_model(recipe("user/name"))) == (
         "model user/name: not on this machine, and the network is off (--offline or HF_HUB_OFFLINE=1); "
-        "run once without it, or set `model` to a local folder"
+        "`upft fetch` downloads it, or set `model` to a local folder"
     )
 
 

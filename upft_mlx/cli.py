@@ -104,7 +104,105 @@ def _stage_command(stage: str, text: str) -> None:
 _stage_command("generate", "Sample the solutions that RECIPE needs into solutions.jsonl; continues where it stopped.")
 _stage_command("build", "Turn solutions.jsonl into the training and validation rows in dataset/.")
 _stage_command("train", "Train the LoRA adapter on dataset/; continues from the last checkpoint.")
-_stage_command("fuse", "Write the adapter into the weights: fused/, a folder that mlx-lm loads.")
+
+
+@cli.command(
+    help=_help(
+        "Write the adapter into the weights: fused/, a folder that mlx-lm loads. Refuses what would lose the training, "
+        "and says what keeps it.",
+        "upft fuse quickstart",
+        "upft fuse quickstart --set publish.fuse=mixed",
+    )
+)
+@click.argument("recipe")
+@click.option("--force", is_flag=True, help="Fuse even if less than publish.min_retained is kept.")
+@_common
+def fuse(recipe: str, force: bool, **options: Any) -> None:
+    """See the help."""
+    if force:
+        options["force"] = True
+    _run(recipe, "fuse", **options)
+
+
+@cli.command(
+    help=_help(
+        "Write the result for other tools: the adapter for PEFT, or the fused model without quantization for "
+        "transformers.",
+        "upft export quickstart --format peft",
+        "upft export quickstart --format dequantized --to my-model",
+    )
+)
+@click.argument("recipe")
+@click.option("--format", "form", type=click.Choice(["peft", "dequantized"]), required=True, help="What to write.")
+@click.option("--to", type=click.Path(path_type=Path), help="The folder.  [default: RUN/export/FORMAT]")
+@click.option(
+    "--dtype", type=click.Choice(["bf16", "fp16"]), default="bf16", show_default=True, help="Of a dequantized model."
+)
+@_common
+def export(recipe: str, form: str, to: Path | None, dtype: str, **options: Any) -> None:
+    """See the help."""
+
+    def work(loaded: Recipe, run_dir: Path, notify: Observer) -> dict[str, Any]:
+        from upft_mlx import delivery
+
+        return delivery.export(loaded, run_dir, form, to, dtype, notify)
+
+    _run_other(recipe, work, lambda facts: f"{facts['folder']}: {facts['detail']}", **options)
+
+
+@cli.command(
+    help=_help(
+        "Upload the result with its model card to publish.repo on the Hugging Face Hub, private unless the recipe says "
+        "otherwise. Continues where it was cut.",
+        "upft push my-recipe.yaml --dry-run",
+        "upft push my-recipe.yaml --set publish.repo=user/name",
+    )
+)
+@click.argument("recipe")
+@click.option("--dry-run", is_flag=True, help="Show exactly what would go up; upload nothing.")
+@_common
+def push(recipe: str, dry_run: bool, **options: Any) -> None:
+    """See the help."""
+
+    def work(loaded: Recipe, run_dir: Path, notify: Observer) -> dict[str, Any]:
+        from upft_mlx import delivery
+
+        return delivery.push(loaded, run_dir, notify, dry_run=dry_run)
+
+    _run_other(recipe, work, _pushed, **options)
+
+
+def _pushed(facts: dict[str, Any]) -> str:
+    """What went up, or would."""
+    kind = "private" if facts["private"] else "public"
+    head = (
+        f"{facts['url']}: uploaded" if "url" in facts else f"would upload to {facts['repo'] or '(publish.repo unset)'}"
+    )
+    lines = [f"{head} ({kind}), {len(facts['files'])} files, {facts['bytes'] / 1e6:.1f} MB:"]
+    lines += [f"  {file['bytes']:>15,}  {file['path']}" for file in facts["files"]]
+    if facts["left_out"]:
+        lines.append(f"not uploaded: {', '.join(facts['left_out'])}")
+    return "\n".join(lines)
+
+
+@cli.command(
+    help=_help(
+        "Download what RECIPE needs from the Hugging Face Hub; says first how much room it takes. Afterwards every "
+        "command runs with --offline.",
+        "upft fetch my-recipe.yaml",
+    )
+)
+@click.argument("recipe")
+@_common
+def fetch(recipe: str, **options: Any) -> None:
+    """See the help."""
+
+    def work(loaded: Recipe, run_dir: Path, notify: Observer) -> dict[str, Any]:
+        from upft_mlx.fetch import fetch
+
+        return fetch(loaded, notify)
+
+    _run_other(recipe, work, lambda facts: "complete; --offline now runs every command of this recipe", **options)
 
 
 @cli.command(
@@ -236,12 +334,35 @@ def _run(
     as_json: bool,
     debug: bool,
     model: str | None = None,
-    adapter: Path | None = None,
     narrow: dict[str, Any] | None = None,
+    **extra: Any,
 ) -> None:
+    """Run a stage, or all, in a live view; `extra` are options of the stage's own."""
     with _prepared(name, overrides, offline=offline, debug=debug, model=model, narrow=narrow) as recipe:
-        extra = {} if adapter is None else {"adapter": adapter}
         _execute(recipe, run_dir or Path("runs") / recipe.name, stage, plain=plain, as_json=as_json, **extra)
+
+
+def _run_other(
+    name: str,
+    work: Callable[[Recipe, Path, Observer], dict[str, Any]],
+    text: Callable[[dict[str, Any]], str],
+    run_dir: Path | None,
+    overrides: Sequence[str],
+    offline: bool,
+    plain: bool,
+    as_json: bool,
+    debug: bool,
+) -> None:
+    """Run what is no stage: lines, and the Hub client's own bars where there is a terminal."""
+    with _prepared(name, overrides, offline=offline, debug=debug) as recipe:
+        from upft_mlx import ui
+
+        if plain or not sys.stderr.isatty():
+            os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+        folder = run_dir or Path("runs") / recipe.name
+        with ui.open_view(plain=True, stderr=True) as notify:
+            facts = work(recipe, folder, notify)
+        click.echo(json.dumps(facts, indent=2) if as_json else text(facts))
 
 
 @contextmanager
@@ -256,10 +377,12 @@ def _prepared(
 ) -> Iterator[Recipe]:
     """The recipe, with the ranks joined, the network off where it is to be, and errors turned into messages."""
     _quiet_libraries()
-    with _edge(debug=debug):
-        if offline:
-            from upft_mlx.models import go_offline
+    sets = [f"--set {text}" for text in overrides]
+    fetch = " ".join(["upft fetch", name, *sets]) if name else f"hf download {model}"
+    with _edge(debug=debug, fetch=fetch):
+        from upft_mlx.models import go_offline, is_offline
 
+        if offline or is_offline():  # each library has a switch of its own
             go_offline()
         from upft_mlx.load import load_recipe
         from upft_mlx.narrow import narrowed, recipe_for_model
@@ -305,10 +428,10 @@ def _execute(recipe: Recipe, run_dir: Path, stage: str | None, *, plain: bool, a
 
     stages = pipeline.STAGES if stage is None else (stage,)
     if not ranks().leads:  # rank 0 has the screen and the run directory
-        _work(recipe, run_dir, stage, ignore, extra)
+        _work(recipe, run_dir, stage, ignore, **extra)
         return
     with _writing_to(run_dir), ui.open_view(plain=plain, stderr=as_json, stages=stages) as notify:
-        facts = _work(recipe, run_dir, stage, notify, extra)
+        facts = _work(recipe, run_dir, stage, notify, **extra)
     ui.save_svg(facts, run_dir / "report.svg")
     if as_json:
         click.echo(json.dumps(facts, indent=2))
@@ -316,7 +439,7 @@ def _execute(recipe: Recipe, run_dir: Path, stage: str | None, *, plain: bool, a
         ui.print_summary(facts)
 
 
-def _work(recipe: Recipe, run_dir: Path, stage: str | None, notify: Observer, extra: dict[str, Any]) -> dict[str, Any]:
+def _work(recipe: Recipe, run_dir: Path, stage: str | None, notify: Observer, **extra: Any) -> dict[str, Any]:
     from upft_mlx import pipeline
 
     if stage is None:
@@ -343,8 +466,11 @@ def _writing_to(run_dir: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _edge(*, debug: bool) -> Iterator[None]:
-    """Turn errors into one message and an exit status: 1 failed, 2 recipe or usage, 130 interrupted."""
+def _edge(*, debug: bool, fetch: str = "upft fetch") -> Iterator[None]:
+    """Turn errors into one message and an exit status: 1 failed, 2 recipe or usage, 130 interrupted.
+
+    `fetch` is the command that downloads what the recipe needs.
+    """
     try:
         yield
     except KeyboardInterrupt:
@@ -352,7 +478,7 @@ def _edge(*, debug: bool) -> Iterator[None]:
     except UpftError as error:
         if debug:
             raise
-        _fail(error.exit_status, str(error))
+        _fail(error.exit_status, str(error).replace("`upft fetch`", f"`{fetch}`"))
     except OSError as error:
         if debug:
             raise

@@ -8,6 +8,10 @@ UpftError                 exit 1
 +-- OfflineError                   something is not on this machine and the network is off
 +-- RunDirError                    the run directory cannot be used or written
 +-- TrainingError                  the data or the loss do not allow training
++-- FuseError                      fusing would lose what was trained
++-- ExportError                    another tool's format has no place for something
++-- FetchError                     there is no room for what must be downloaded
++-- PublishError                   the Hub refuses, or something must not be published
 +-- RankError                      the processes of a job on several machines cannot work together
 """
 
@@ -46,6 +50,22 @@ class RunDirError(UpftError):
 
 class TrainingError(UpftError):
     """Training cannot start or go on."""
+
+
+class FuseError(UpftError):
+    """Fusing would lose too much of the adapter's effect, or cannot be done as asked."""
+
+
+class ExportError(UpftError):
+    """Another tool's format has no place for something in the model or the adapter."""
+
+
+class FetchError(UpftError):
+    """There is no room for what must be downloaded."""
+
+
+class PublishError(UpftError):
+    """The Hub refuses, or something must not be published."""
 
 
 class RankError(UpftError):

@@ -1,39 +1,58 @@
-"""How much of an adapter's effect a fused model keeps, as KL divergences on held-out rows.
+"""How much of an adapter's effect a fused model keeps, measured on held-out prompts.
 
     retained = 1 - KL(adapter || fused) / KL(adapter || base)
 
-1 is the adapter itself, 0 is the base model, below 0 is farther from the adapter than the base is.
+1 is the adapter itself, 0 is the base model, below 0 is farther from the adapter than the base is. The divergences are
+averaged over positions of two kinds: those that training supervised, in validation rows, and the first tokens of the
+adapter's own greedy completions, of evaluation prompts.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import mlx.core as mx
 import mlx.nn as nn
 
-from upft_mlx.batches import Example, make_batch
+from upft_mlx.batches import Batch, Example, make_batch
 from upft_mlx.loss import Modes, gathers_exactly, scalar, supervised_logits, to_arrays
+from upft_mlx.models import Loaded
+from upft_mlx.sampler import Request, Sampling, chunks, sample_chunk
 
 MAX_ROWS = 16
 MAX_POSITIONS = 16
-"""Per row: the log-probabilities of all probes are held in memory, vocabulary wide."""
+"""Per row: the adapter's log-probabilities of all probes are held in memory, vocabulary wide."""
+MAX_PROMPTS = 12
+GREEDY_TOKENS = 32
+"""Of each greedy completion."""
+NO_EFFECT = 1e-12
+"""KL(adapter || base), nats, below which float32 cannot tell the two models apart: no effect to be kept."""
+_BATCH = 4
 
 
 @dataclass(frozen=True)
-class Fidelity:
+class Divergence:
+    """How far a model is from the adapter's."""
+
+    kl: float
+    """KL(adapter || model), nats per position."""
+    top1_agreement: float
+    """Share of positions with the adapter's most likely token."""
+    greedy_agreement: float
+    """Share of the adapter's first 32 greedy tokens that the model repeats before it first departs from them."""
+
+
+@dataclass(frozen=True)
+class Fidelity(Divergence):
     """What a way of fusing keeps and weighs."""
 
     fuse: str
     retained: float
-    """1 - kl / kl_base; 1 where the adapter has no effect."""
-    kl: float
-    """KL(adapter || fused), nats per position."""
+    """1 - kl / kl_base."""
     kl_base: float
     """KL(adapter || base), nats per position."""
-    top1_agreement: float
-    """Share of positions with the adapter's most likely token."""
     bytes: int
     """Weights of the fused model."""
 
@@ -43,26 +62,86 @@ def probes(examples: Sequence[Example]) -> list[Example]:
     return [Example(e.id, e.ids[: e.start + MAX_POSITIONS], e.start) for e in examples[:MAX_ROWS]]
 
 
-def log_probabilities(model: nn.Module, rows: Sequence[Example]) -> list[mx.array]:
-    """For each row its supervised positions' log-probabilities (N, V), float32."""
-    modes = Modes(gather=gathers_exactly(model), share=False)
-    result = []
-    for example in rows:
-        shared, tokens, where, _, _ = to_arrays(make_batch([example]))
-        logits = supervised_logits(model, shared, tokens, where[: example.supervised], modes).astype(mx.float32)
-        result.append(logits - mx.logsumexp(logits, axis=-1, keepdims=True))
-        mx.eval(result[-1])
+def greedy_probes(loaded: Loaded, prompts: Sequence[list[int]]) -> list[Example]:
+    """The model's greedy completions of prompts; their EOS, where they end, is compared as well."""
+    asked = [Request(ids, GREEDY_TOKENS) for ids in prompts[:MAX_PROMPTS] if ids]
+    if not asked:
+        return []
+    found = sample_chunk(loaded, asked, Sampling(temperature=0, batch_size=len(asked)), seed=0)
+    return [
+        Example(f"greedy/{i}", [*r.prompt_ids, *c.ids, *([loaded.eos_id] if c.finish_reason == "stop" else [])], start)
+        for i, (r, c) in enumerate(zip(asked, found, strict=True))
+        if (start := len(r.prompt_ids)) and (c.ids or c.finish_reason == "stop")
+    ]
+
+
+class Comparison:
+    """Compares models with one that has its adapter on, on the same positions."""
+
+    def __init__(self, adapted: nn.Module, rows: Sequence[Example], greedy: Sequence[Example]) -> None:
+        """Keep what the adapter's model says: float32 log-probabilities (positions, vocabulary)."""
+        self._modes = Modes(gather=gathers_exactly(adapted), share=False)
+        examples = [(example, False) for example in rows] + [(example, True) for example in greedy]
+        examples.sort(key=lambda pair: len(pair[0].ids))
+        self._parts = [list(part) for part in chunks(examples, _BATCH)]
+        self._batches = [make_batch([example for example, _ in part]) for part in self._parts]
+        self._reference = list(self._log_probabilities(adapted))
+
+    def _log_probabilities(self, model: nn.Module) -> Iterator[mx.array]:
+        """Of each batch (N, V), float32; one batch in memory at a time unless the caller keeps them."""
+        for part, batch in zip(self._parts, self._batches, strict=True):
+            supervised = sum(example.supervised for example, _ in part)
+            yield log_probabilities(model, batch, supervised, self._modes)
+
+    def of(self, model: nn.Module) -> Divergence:
+        """How far `model` is from the adapter's."""
+        divergences: list[mx.array] = []
+        equal: list[bool] = []
+        repeated: list[float] = []
+        for part, p, q in zip(self._parts, self._reference, self._log_probabilities(model), strict=True):
+            divergences.append(kl_per_position(p, q))
+            same: list[bool] = (p.argmax(axis=-1) == q.argmax(axis=-1)).tolist()  # type: ignore[assignment]
+            mx.eval(divergences[-1])
+            equal += same
+            repeated += _repeated(part, same)
+        top1 = sum(equal) / len(equal)
+        greedy = sum(repeated) / len(repeated) if repeated else top1
+        return Divergence(scalar(mx.concatenate(divergences).mean()), top1, greedy)
+
+    def is_finite(self, model: nn.Module) -> bool:
+        """Whether `model`, in the type it has, computes numbers; tried on the longest sequences."""
+        part, batch = self._parts[-1], self._batches[-1]
+        found = log_probabilities(model, batch, sum(example.supervised for example, _ in part), self._modes)
+        return bool(mx.isfinite(found).all().item())
+
+
+def log_probabilities(model: nn.Module, batch: Batch, supervised: int, modes: Modes) -> mx.array:
+    """Log-probabilities (N, V) at a batch's supervised positions, float32."""
+    shared, tokens, where, _, _ = to_arrays(batch)
+    logits = supervised_logits(model, shared, tokens, where[:supervised], modes).astype(mx.float32)
+    result: mx.array = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
+    mx.eval(result)
     return result
 
 
-def mean_kl(reference: Sequence[mx.array], other: Sequence[mx.array]) -> float:
-    """KL(reference || other) averaged over all positions, nats; never negative.
+def _repeated(part: Sequence[tuple[Example, bool]], same: Sequence[bool]) -> list[float]:
+    """For each greedy completion of a batch the share that comes before the first token that differs."""
+    flags = iter(same)
+    result = []
+    for example, greedy in part:
+        own = list(itertools.islice(flags, example.supervised))
+        if greedy:
+            result.append(sum(1 for _ in itertools.takewhile(bool, own)) / len(own))
+    return result
+
+
+def kl_per_position(p: mx.array, q: mx.array) -> mx.array:
+    """KL(p || q) of log-probabilities (N, V), nats (N,); never negative.
 
     An adapter's effect can be as small as 1e-8 nats, where float32 loses sum p (log p - log q) in rounding. Both sum to
     one, so with d = log q - log p it equals sum p (exp(d) - 1 - d), whose terms are small and none negative.
     """
-    terms = [(mx.exp(p) * _excess(q - p)).sum(axis=-1) for p, q in zip(reference, other, strict=True)]
-    return scalar(mx.concatenate(terms).mean())
+    return (mx.exp(p) * _excess(q - p)).sum(axis=-1)
 
 
 def _excess(d: mx.array) -> mx.array:
@@ -71,16 +150,6 @@ def _excess(d: mx.array) -> mx.array:
     return mx.where(mx.abs(d) < 0.05, series, mx.expm1(d) - d)
 
 
-def agreement(reference: Sequence[mx.array], other: Sequence[mx.array]) -> float:
-    """Share of positions with equal most likely tokens."""
-    equal = [p.argmax(axis=-1) == q.argmax(axis=-1) for p, q in zip(reference, other, strict=True)]
-    return scalar(mx.concatenate(equal).astype(mx.float32).mean())
-
-
-def compare(
-    fuse: str, base: Sequence[mx.array], adapter: Sequence[mx.array], fused: Sequence[mx.array], size: int
-) -> Fidelity:
-    """The fidelity of one way of fusing from the three models' log-probabilities."""
-    kl_base, kl = mean_kl(adapter, base), mean_kl(adapter, fused)
-    retained = 1 - kl / kl_base if kl_base > 0 else 1.0
-    return Fidelity(fuse, retained, kl, kl_base, agreement(adapter, fused), size)
+def retained(kl: float, kl_base: float) -> float:
+    """The share of the effect that is kept."""
+    return 1 - kl / max(kl_base, NO_EFFECT)

@@ -1,166 +1,137 @@
 """The adapter's update written into the weights: a folder that stock mlx-lm loads.
 
-Re-quantising to the base's few bits rounds small updates away (mlx-lm #654), so what is kept is measured, and
-`auto` takes the base's own bits only where they keep the effect, 16 bits for the touched layers otherwise.
+Re-quantising to the base's few bits rounds small updates away (mlx-lm #654), so what each way of fusing keeps is
+measured: `auto` takes the smallest that keeps the effect, and what keeps too little is refused.
 """
 
 from __future__ import annotations
 
-import contextlib
-import io
-import shutil
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import asdict
+from typing import NoReturn
 
-import mlx.core as mx
-import mlx.nn as nn
-from mlx.utils import tree_flatten, tree_unflatten
-
-from upft_mlx.adapters import load_adapter
-from upft_mlx.batches import Example, to_examples
-from upft_mlx.errors import UpftError
-from upft_mlx.events import Note, Observer, Progress, ignore
-from upft_mlx.fidelity import Fidelity, compare, log_probabilities, probes
+from upft_mlx.errors import FuseError
+from upft_mlx.events import Observer, Progress, ignore
+from upft_mlx.fidelity import Fidelity
+from upft_mlx.fuser import Fuser
 from upft_mlx.models import Loaded
 from upft_mlx.recipe import Recipe
-from upft_mlx.rows import TrainingRow, read_rows, write_json
+from upft_mlx.rows import write_json
 from upft_mlx.rundir import RunDir, remove
+from upft_mlx.ways import Way, config_of, write_model
 
-_DTYPES = {"bf16": mx.bfloat16, "fp16": mx.float16}
+KEPT = 0.95
+"""Least retained effect of what `auto` takes, unless no way keeps so much."""
 
 
-def fuse(recipe: Recipe, loaded: Loaded, run: RunDir, notify: Observer = ignore) -> Fidelity:
-    """Write fused/ and fidelity.json.
+def fuse(
+    recipe: Recipe,
+    loaded: Loaded,
+    run: RunDir,
+    notify: Observer = ignore,
+    *,
+    questions: Sequence[str] = (),
+    force: bool = False,
+) -> Fidelity:
+    """Write fused/ (not where `publish.fuse` is `adapter`) and fidelity.json.
+
+    Args:
+        recipe: its `publish` says how.
+        loaded: the base model.
+        run: has the adapter and the rows.
+        notify: is told.
+        questions: of the evaluation; with the validation rows, what is measured on.
+        force: fuse even if less than `publish.min_retained` is kept.
 
     Raises:
-        UpftError: the way asked for keeps less than `publish.min_retained`; says what would pass.
+        FuseError: too little is kept, with the ways that would pass; or the way asked for does not exist.
     """
-    load_adapter(loaded, run.adapter)
-    # Measured in float32 on every device: 16-bit activations round by more than a small update moves them.
-    loaded.model.set_dtype(mx.float32)
-    rows = probes(_held_out(recipe, run))
-    layers = {name: module for name, module in loaded.model.named_modules() if hasattr(module, "fuse")}
-    adapter = log_probabilities(loaded.model, rows)
-    with _switched_off(layers):
-        base = log_probabilities(loaded.model, rows)
-    ways = _ways(recipe, loaded)
-    measured: list[Fidelity] = []
-    for index, way in enumerate(ways):
-        notify(Progress("fuse", index, len(ways) + 1, "steps"))
-        _apply(loaded, layers, way)
-        measured.append(compare(way, base, adapter, log_probabilities(loaded.model, rows), _size(loaded, way)))
-        if measured[-1].retained >= recipe.publish.min_retained:
-            break
-    chosen = measured[-1]
-    _judge(recipe, loaded, measured, notify)
-    notify(Progress("fuse", len(ways), len(ways) + 1, "steps"))
-    _save(loaded, layers, chosen.fuse, run)
-    notify(Progress("fuse", len(ways) + 1, len(ways) + 1, "steps"))
-    write_json(
-        run.fidelity,
-        {**asdict(chosen), "rows": len(rows), "candidates": [asdict(f) for f in measured]},
-    )
+    fuser = Fuser(recipe, loaded, run, questions, notify)
+    chosen = _choose(fuser, _asked(fuser))
+    if chosen.retained < recipe.publish.min_retained > 0 and not force:
+        _refuse(fuser, chosen)
+    if chosen.fuse == "adapter":
+        remove(run.fused)
+    else:
+        _save(fuser, chosen)
+    notify(Progress("fuse", len(fuser.ways) + 1, len(fuser.ways) + 1, "steps"))
+    candidates = [asdict(found) for found in fuser.measured.values()]
+    write_json(run.fidelity, {**asdict(chosen), **fuser.probed, "base": asdict(fuser.base), "candidates": candidates})
     return chosen
 
 
-def _held_out(recipe: Recipe, run: RunDir) -> list[Example]:
-    """The validation rows, or the first training rows where none are held out."""
-    rows = list(read_rows(run.valid, TrainingRow)) or list(read_rows(run.train, TrainingRow))
-    return to_examples(rows, recipe.train.max_length)
-
-
-def _ways(recipe: Recipe, loaded: Loaded) -> list[str]:
-    """What to try, smallest first."""
-    if recipe.publish.fuse != "auto":
-        return [recipe.publish.fuse]
-    # 16 bits of the model's own kind: a mix of the two would be computed in float32.
-    return ["base", "bf16" if loaded.dtype == mx.bfloat16 else "fp16"]
-
-
-@contextlib.contextmanager
-def _switched_off(layers: dict[str, nn.Module]) -> Iterator[None]:
-    """The model without its adapter."""
-    scales = {name: layer.scale for name, layer in layers.items()}
-    for layer in layers.values():
-        layer.scale = 0.0
-    try:
-        yield
-    finally:
-        for name, layer in layers.items():
-            layer.scale = scales[name]
-
-
-def _apply(loaded: Loaded, layers: dict[str, nn.Module], way: str) -> None:
-    """Put the fused layers into the model in place of the adapters."""
-    fused = []
-    for name, layer in layers.items():
-        module = _fused(layer, way, loaded.dtype)
-        module.set_dtype(mx.float32)  # exact: what is saved is cast back
-        fused.append((name, module))
-    loaded.model.update_modules(tree_unflatten(fused))
-    mx.eval(loaded.model.parameters())
-
-
-def _fused(layer: nn.Module, way: str, dtype: mx.Dtype) -> nn.Module:
-    """One layer with its update, added in float32 and then rounded as `way` says."""
-    inner = _inner(layer)
-    layer.set_dtype(mx.float32)
-    fused: nn.Module = layer.fuse(dequantize=True)
-    fused.set_dtype(_DTYPES.get(way, dtype))
-    if way == "base" and hasattr(inner, "bits"):
-        fused = fused.to_quantized(group_size=inner.group_size, bits=inner.bits, mode=inner.mode)
-    return fused
-
-
-def _inner(layer: nn.Module) -> nn.Module:
-    """The layer under an adapter."""
-    inner: nn.Module = layer["linear"] if "linear" in layer else layer["embedding"]
-    return inner
-
-
-def _size(loaded: Loaded, way: str) -> int:
-    """Bytes of the weights as they will be saved."""
-    full = mx.float32.size if loaded.dtype == mx.float32 and way == "base" else 2
-    arrays = dict(tree_flatten(loaded.model.parameters())).values()
-    return sum(a.size * full if mx.issubdtype(a.dtype, mx.floating) else a.nbytes for a in arrays)
-
-
-def _judge(recipe: Recipe, loaded: Loaded, measured: list[Fidelity], notify: Observer) -> None:
-    """Say what is kept; refuse a way that was asked for and keeps too little."""
-    chosen, least = measured[-1], recipe.publish.min_retained
-    if chosen.retained >= least or least == 0:
-        return
-    text = (
-        f"fusing as {chosen.fuse} keeps {chosen.retained:.1%} of the adapter's effect "
-        f"(publish.min_retained: {least:.0%})"
-    )
-    if recipe.publish.fuse == "auto":
-        notify(Note(f"{text}; no smaller way keeps more, the adapter itself is in adapter/"))
-    else:
-        raise UpftError(
-            f"{text}; set publish.fuse: auto, bf16 or fp16, or publish.min_retained: 0 to fuse all the same"
+def _asked(fuser: Fuser) -> list[Way]:
+    """The ways that `publish.fuse` allows, smallest first."""
+    asked = fuser.recipe.publish.fuse
+    if asked == "adapter":
+        return []
+    found = [way for way in fuser.ways if asked in ("auto", way.family, way.second_name)]
+    if not found:
+        families = ", ".join(dict.fromkeys(way.family for way in fuser.ways))
+        bits = next(way.width for way in fuser.ways if way.name == "base")
+        raise FuseError(
+            f"publish.fuse: {asked}: makes no sense where the base has {bits} bits; set it to auto, {families} "
+            "or adapter"
         )
+    return found
 
 
-def _save(loaded: Loaded, layers: dict[str, nn.Module], way: str, run: RunDir) -> None:
-    """Write the folder beside its place and move it there when it is whole."""
-    from mlx_lm.utils import save
+def _choose(fuser: Fuser, asked: Sequence[Way]) -> Fidelity:
+    """The smallest that keeps the effect, else the one that keeps most; the adapter itself where nothing is asked."""
+    if not asked:
+        return fuser.adapter()
+    for way in asked:
+        if _needs_no_try(fuser, way):
+            continue
+        found = fuser.measure(way)
+        if found is not None and found.retained >= max(KEPT, fuser.recipe.publish.min_retained):
+            return found
+    if not fuser.measured:
+        raise FuseError(f"publish.fuse: {asked[0].name}: this model cannot be computed in it; set it to auto")
+    return max(fuser.measured.values(), key=lambda found: found.retained)
 
-    model, config = loaded.model, dict(loaded.config)
-    model.set_dtype(loaded.dtype)
-    modules = dict(model.named_modules())
-    for name in layers:
-        modules[name].set_dtype(_DTYPES.get(way, loaded.dtype))
-    if way != "base" and "quantization" in config:
-        config["quantization"] = {**config["quantization"], **dict.fromkeys(layers, False)}
-    temporary = run.root / ".fused.tmp"
-    remove(temporary)
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):
-            save(temporary, str(loaded.path), model, loaded.tokenizer, config, donate_model=False)
-        remove(run.fused)
-        temporary.rename(run.fused)
-    except RuntimeError as error:  # MLX's word for a full or read-only disk
-        raise OSError(5, f"cannot be written ({error})", str(run.fused)) from None
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+
+def _needs_no_try(fuser: Fuser, way: Way) -> bool:
+    """Whether fitting, which takes minutes for a large model, is not worth it: nearest keeps enough, or nothing.
+
+    Where nearest rounding ended below 0, fitted rounding ended below 0.8 in all that was measured (docs/fusing.md). The
+    base's own bits are another matter: there fitting keeps the codes, which nearest rounding does not.
+    """
+    if not way.fitted:
+        return False
+    nearest = fuser.measured.get(way.name.removesuffix("-fitted"))
+    if nearest is None or nearest.retained >= max(KEPT, fuser.recipe.publish.min_retained):
+        return True
+    return way.family != "base" and nearest.retained < 0
+
+
+def _refuse(fuser: Fuser, chosen: Fidelity) -> NoReturn:
+    """Say what would pass."""
+    least = fuser.recipe.publish.min_retained
+    for way in fuser.ways:
+        if way.name not in fuser.measured and not _needs_no_try(fuser, way):
+            fuser.measure(way)
+    passing = [found for found in (*fuser.measured.values(), fuser.adapter()) if found.retained >= least]
+    raise FuseError(
+        f"fusing as {chosen.fuse} keeps {chosen.retained:.1%} of the adapter's effect (publish.min_retained: "
+        f"{least:.0%}). What passes, as publish.fuse: {'; '.join(map(_shown, passing))}. To fuse all the same: "
+        "`upft fuse --force`, or publish.min_retained: 0"
+    )
+
+
+def _shown(found: Fidelity) -> str:
+    family, *rest = found.fuse.split("-")
+    detail = [f"{part} bits" if part.isdigit() else part for part in rest]
+    return f"{family} ({', '.join([*detail, f'{found.bytes / 1e6:.1f} MB', f'keeps {found.retained:.1%}'])})"
+
+
+def _save(fuser: Fuser, chosen: Fidelity) -> None:
+    """Write fused/, its weights in the types that they were measured in."""
+    way = next(way for way in fuser.ways if way.name == chosen.fuse)
+    fuser.apply(way)
+    loaded = fuser.loaded
+    loaded.model.set_dtype(way.dtype if way.whole else loaded.dtype)
+    modules = dict(loaded.model.named_modules())
+    for name in fuser.layers:
+        modules[name].set_dtype(way.dtype)
+    write_model(loaded, config_of(loaded.config, fuser.layers, way), fuser.run.fused)

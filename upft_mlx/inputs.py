@@ -104,7 +104,8 @@ class Inputs:
 
     def fuse(self) -> dict[str, Any]:
         """fused/."""
-        return {"train stage": fingerprint(self.train()), **self._fields("publish")}
+        publish = {name: self._dump["publish"][name] for name in ("fuse", "min_retained")}
+        return {"train stage": fingerprint(self.train()), "publish": publish}
 
     def analyze(self) -> dict[str, Any]:
         """analysis/."""

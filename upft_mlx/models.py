@@ -25,8 +25,12 @@ if TYPE_CHECKING:
     from upft_mlx.recipe import Quantize, Recipe
 
 BUILTIN = {"builtin:arithmetic": "model"}
-_HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[\w.-]+$")
-_FILES = ["*.json", "model*.safetensors", "*.py", "tokenizer.model", "*.tiktoken", "*.txt", "*.jinja"]
+HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[\w.-]+$")
+FILES = [
+    *("*.json", "model*.safetensors", "*.py", "tokenizer.model", "*.tiktoken", "*.txt", "*.jinja"),
+    *("README.md", "LICENSE*"),  # for the licence in the card of what is made of it
+]
+"""What is downloaded of a Hub model."""
 _PROBE_BYTES = 1 << 20
 
 
@@ -59,6 +63,12 @@ class Loaded:
         return _json_object(path) if path.exists() else {}
 
 
+def is_hub_model(name: str) -> bool:
+    """Whether a recipe's `model` is a Hub id, not a folder."""
+    path = Path(name)
+    return bool(HUB_ID.match(name)) and not path.is_absolute() and not path.exists()
+
+
 def find_model(recipe: Recipe) -> Path:
     """The folder of the recipe's model; a Hub model is downloaded unless it is in the cache.
 
@@ -77,7 +87,7 @@ def find_model(recipe: Recipe) -> Path:
         return _checked(path)
     if path.is_absolute() or path.exists():
         raise ModelError(f"{name}: no such model folder; set model to a folder or a Hub id such as user/name")
-    if not _HUB_ID.match(name):
+    if not HUB_ID.match(name):
         raise RecipeError(f"model: {name!r}: neither a folder nor a Hub id (user/name)")
     return _checked(_download(name, recipe.revision))
 
@@ -96,7 +106,7 @@ def _download(name: str, revision: str | None) -> Path:
 
     offline = bool(constants.HF_HUB_OFFLINE)
     try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=_FILES, local_files_only=offline))
+        return Path(snapshot_download(name, revision=revision, allow_patterns=FILES, local_files_only=offline))
     except GatedRepoError:
         raise ModelError(f"model {name}: access is gated; accept its terms on the Hub, then `hf auth login`") from None
     except RevisionNotFoundError:
@@ -115,7 +125,7 @@ def _download(name: str, revision: str | None) -> Path:
 
 def _not_here(name: str, *, offline: bool) -> str:
     why = (
-        "the network is off (--offline or HF_HUB_OFFLINE=1); run once without it"
+        "the network is off (--offline or HF_HUB_OFFLINE=1); `upft fetch` downloads it"
         if offline
         else "the Hub cannot be reached; check the connection"
     )
@@ -272,6 +282,11 @@ def _quantize(path: Path, model: nn.Module, config: dict[str, Any], quantize: Qu
     nn.quantize(model, quantize.group_size, quantize.bits, class_predicate=fits)
     config["quantization"] = {"group_size": quantize.group_size, "bits": quantize.bits, "mode": "affine"}
     config["quantization_config"] = config["quantization"]
+
+
+def is_offline() -> bool:
+    """Whether the network is off (`--offline`, or HF_HUB_OFFLINE=1)."""
+    return os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
 
 
 def go_offline() -> None:

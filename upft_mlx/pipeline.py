@@ -17,6 +17,7 @@ from typing import Any
 from upft_mlx import __version__
 from upft_mlx.benchmarks import Set, load_benchmark, resolve
 from upft_mlx.build import build
+from upft_mlx.card import base_of, model_card
 from upft_mlx.device import awake, limit_memory
 from upft_mlx.economy import economy
 from upft_mlx.errors import RunDirError
@@ -53,14 +54,22 @@ def run(recipe: Recipe, run_dir: str | Path, notify: Observer = ignore) -> dict[
         pipeline.build()
         pipeline.train()
         pipeline.evaluate()
+        pipeline.report()  # what was measured stands, whatever fusing refuses
         pipeline.fuse()
         return pipeline.report()
 
 
 def run_stage(
-    recipe: Recipe, run_dir: str | Path, stage: str, notify: Observer = ignore, adapter: Path | None = None
+    recipe: Recipe,
+    run_dir: str | Path,
+    stage: str,
+    notify: Observer = ignore,
+    adapter: Path | None = None,
+    **options: Any,
 ) -> dict[str, Any]:
-    """One stage; the ones it depends on must be done. `adapter`: one to evaluate instead of the run's own.
+    """One stage; the ones it depends on must be done.
+
+    `adapter` is one to evaluate instead of the run's own, `options` are those of the stage's method.
 
     Raises:
         RunDirError: a stage before it is not done, or was done with another recipe.
@@ -70,7 +79,7 @@ def run_stage(
     with pipeline.opened():
         pipeline.require(stage)
         pipeline.describe()
-        getattr(pipeline, stage)()
+        getattr(pipeline, stage)(**options)
         return pipeline.report()
 
 
@@ -159,9 +168,13 @@ class Pipeline:
             "build": [run.train, run.valid],
             "train": [run.adapter, run.metrics],
             "evaluate": [run.summary],
-            "fuse": [run.fused, run.fidelity],
+            "fuse": [run.fused, run.fidelity] if self._fuses else [run.fidelity],
             "analyze": [run.analysis],
         }[stage]
+
+    @property
+    def _fuses(self) -> bool:
+        return self.recipe.publish.fuse != "adapter"
 
     def is_current(self, stage: str) -> bool:
         """Whether a stage is done with the recipe, model and data as they are now."""
@@ -174,8 +187,9 @@ class Pipeline:
         inside = {
             "train": [run.adapter / "adapters.safetensors", run.adapter / "adapter_config.json"],
             "analyze": [run.analysis / "analysis.json"],
-            "fuse": [run.fused / "config.json", run.fused / "model.safetensors.index.json"],
         }
+        if self._fuses:
+            inside["fuse"] = [run.fused / "config.json", run.fused / "model.safetensors.index.json"]
         return [*self._outputs(stage), *inside.get(stage, [])]
 
     def require(self, stage: str) -> None:
@@ -188,10 +202,13 @@ class Pipeline:
             "build": ("generate",),
             "train": ("generate", "build"),
             "fuse": ("generate", "build", "train"),
+            "export": ("generate", "build", "train"),
+            "push": ("generate", "build", "train", "fuse"),
         }
         for before in needs.get(stage, ()):
             if not self.is_current(before):
-                why = "was done with other settings" if self.run.entry(before) else "is not done"
+                entry = self.run.entry(before)
+                why = "was done with other settings" if entry and entry.done else "is not done"
                 raise RunDirError(
                     f"{self.run.root}: {stage} needs the stage {before}, which {why}; run `upft {before}` first, "
                     "or `upft run` for all stages"
@@ -253,12 +270,12 @@ class Pipeline:
             return
         self._stage("evaluate", ", ".join(part.entry.label for part in self.sets), work)
 
-    def fuse(self) -> None:
-        """adapter/ into fused/."""
+    def fuse(self, *, force: bool = False) -> None:
+        """adapter/ into fused/; `force`: even if too little is kept."""
         from upft_mlx.fuse import fuse
 
         def work() -> Outcome:
-            kept = fuse(self.recipe, self._load(), self.run, self.notify)
+            kept = fuse(self.recipe, self._load(), self.run, self.notify, questions=self.questions, force=force)
             detail = f"{kept.fuse}, {kept.bytes / 1e6:.1f} MB, keeps {kept.retained:.1%} of the adapter's effect"
             return Outcome(detail)
 
@@ -299,11 +316,27 @@ class Pipeline:
             own, theirs = (run.rows_of(part.entry.label, "base") for run in (self.run, donor))
             yield side_name(part, "base"), self.inputs.side(part, "base"), own, theirs
 
+    @property
+    def questions(self) -> list[str]:
+        """All questions of the evaluation."""
+        return [problem.question for part in self.sets for problem in part.problems]
+
+    @property
+    def result(self) -> Path:
+        """The folder that is published."""
+        return self.run.fused if self._fuses else self.run.adapter
+
     def report(self) -> dict[str, Any]:
-        """Write report.md and return what it says."""
+        """Write report.md and, once there is a result, its model card; return what the report says."""
         facts = collect(self.recipe, self.run, [stage for stage in STAGES if self.is_current(stage)])
         facts["economy"] = economy(self.recipe, self.problems, self.run) if self.is_current("train") else None
         write_atomically(self.run.report, markdown(facts))
+        if facts["fidelity"] is not None:
+            base = base_of(self.recipe, self.model_path)
+            card = model_card(self.recipe, base, facts, read_json(self.run.recipe))
+            write_atomically(self.result / "README.md", card)
+            for terms in self.model_path.glob("LICENSE*"):  # of the base: they go with what is made of it
+                write_atomically(self.result / terms.name, terms.read_bytes())
         return facts
 
     def _load(self) -> Loaded:

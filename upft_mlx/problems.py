@@ -244,7 +244,7 @@ def _refuse_other_commit(source: Source, files: Sequence[str]) -> None:
     if re.fullmatch("[0-9a-f]{40}", commit) and files and not any(commit in file for file in files):
         raise OfflineError(
             f"dataset {source.dataset}: the cache has another revision than {commit}, and the Hub cannot be "
-            "asked; run once with the network on"
+            "asked; `upft fetch` downloads that revision"
         )
 
 
@@ -258,7 +258,7 @@ def _hub_error(source: Source, error: Exception, *, unreachable: bool, offline: 
     if unreachable and offline:
         return OfflineError(
             f"dataset {source.dataset}: not on this machine, and the network is off (--offline or "
-            "HF_HUB_OFFLINE=1); run once without it, or set problems.path to a local file"
+            "HF_HUB_OFFLINE=1); `upft fetch` downloads it, or set problems.path to a local file"
         )
     if unreachable:
         return OfflineError(f"dataset {source.dataset}: the Hub cannot be reached ({reason}); check the connection")

@@ -10,6 +10,7 @@ Unknown keys are errors that suggest the nearest field; everything that is wrong
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
@@ -344,13 +345,31 @@ class Evaluate(Section):
 
 
 class Publish(Section):
-    """The fused model."""
+    """The fused model, and where it goes."""
 
-    fuse: Literal["auto", "base", "bf16", "fp16"] = "auto"
-    """Weights of the touched layers: `base` (the base's own bits), `bf16`, `fp16`, or `auto` (the smallest
-    that keeps the adapter's effect, decided by measuring)."""
+    fuse: Literal["auto", "base", "mixed", "bf16", "fp16", "adapter"] = "auto"
+    """Weights of the touched layers: `base` (the base's own bits), `mixed` (6 or 8 bits, the other layers as they are),
+    `bf16`, `fp16`; `adapter` does not fuse. `auto` is the smallest of the first four that keeps the adapter's effect,
+    decided by measuring."""
     min_retained: Share = 0.9
-    """Least share of the adapter's effect that fusing must keep; 0: fuse whatever is kept."""
+    """Least share of the adapter's effect that fusing must keep, else it is refused; 0: fuse whatever is kept."""
+    repo: str | None = None
+    """Where `upft push` uploads to: `user/name` on the Hugging Face Hub."""
+    private: bool = True
+    """Whether a repository that `upft push` creates is private."""
+
+    @model_validator(mode="after")
+    def _repo_is_a_name(self) -> Publish:
+        repo = self.repo
+        allowed = repo is None or (
+            re.fullmatch(r"\w[\w.-]*/\w([\w.-]{0,94}\w)?", repo, re.ASCII) and not re.search(r"--|\.\.|\.git$", repo)
+        )
+        if not allowed:
+            raise ValueError(
+                f"repo: {repo!r} is not user/name as the Hub allows it: letters, digits, `-`, `_` and `.`, none of the "
+                "last three at the ends, no `--` and no `..`, 96 characters at most"
+            )
+        return self
 
 
 def _known_methods(value: tuple[str, ...]) -> tuple[str, ...]:

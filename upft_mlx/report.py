@@ -40,7 +40,7 @@ def collect(recipe: Recipe, run: RunDir, current: Sequence[str]) -> dict[str, An
         "verdict": verdict(benchmarks),
         "files": {
             **({"adapter": str(run.adapter)} if "train" in current else {}),
-            **({"fused": str(run.fused)} if "fuse" in current else {}),
+            **({"fused": str(run.fused)} if fidelity and fidelity["fuse"] != "adapter" else {}),
             "report": str(run.report),
         },
     }
@@ -165,8 +165,12 @@ def _economy(found: dict[str, Any] | None) -> list[str]:
 def _fidelity(fidelity: dict[str, Any] | None) -> list[str]:
     if fidelity is None:
         return []
+    if fidelity["fuse"] == "adapter":
+        return ["## Fused model", "Not fused (`publish.fuse: adapter`): the result is the adapter."]
     return [
         "## Fused model",
         f"Fused as `{fidelity['fuse']}` ({fidelity['bytes'] / 1e6:.1f} MB): keeps {fidelity['retained']:.1%} of the "
-        f"adapter's effect on {fidelity['rows']} held-out rows (1 - KL(adapter || fused) / KL(adapter || base)).",
+        "adapter's effect (1 - KL(adapter || fused) / KL(adapter || base)), the most likely token at "
+        f"{fidelity['top1_agreement']:.1%} of the positions and {fidelity['greedy_agreement']:.1%} of the first greedy "
+        f"tokens; measured on {fidelity['rows']} held-out rows and {fidelity['prompts']} prompts.",
     ]

@@ -1,0 +1,163 @@
+"""The model card: valid metadata for the Hub, numbers from the run's own files, nothing of the machine."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from helpers_input import write
+from huggingface_hub import ModelCard, ModelCardData
+
+from upft_mlx.card import Base, base_of, card_data, model_card
+from upft_mlx.recipe import Recipe
+
+MakeRecipe = Callable[..., Recipe]
+BASE = Base("org/base-4bit", "org/base-4bit", {"license": "other", "license_name": "qwen", "license_link": "LICENSE"})
+SIDE = {"n": 200, "samples": 1, "temperature": 0.0, "accuracy": 0.415, "ci95": [0.349, 0.484]}
+FACTS: dict[str, Any] = {
+    "benchmarks": {
+        "gsm8k": {
+            "base": {**SIDE, "accuracy": 0.4, "ci95": [0.335, 0.469]},
+            "tuned": SIDE,
+            "paired": {"delta": 0.015, "ci95": [-0.02, 0.05], "p_value": 0.45},
+        }
+    },
+    "verdict": ["gsm8k: no difference shown"],
+    "fidelity": {
+        "fuse": "mixed-8",
+        "retained": 0.987,
+        "kl": 1.3e-5,
+        "kl_base": 1e-3,
+        "bytes": 10,
+        "rows": 16,
+        "prompts": 12,
+        "top1_agreement": 0.999,
+        "greedy_agreement": 0.96875,
+        "base": {"kl": 1e-3, "top1_agreement": 0.95, "greedy_agreement": 0.5},
+    },
+    "stages": [
+        *(
+            {"stage": name, "detail": f"what {name} did", "seconds": 61.0, "peak_memory_bytes": 2e9} | tokens
+            for name, tokens in {
+                "generate": {"tokens_sampled": 12345, "tokens_trained": 0},
+                "train": {"tokens_sampled": 0, "tokens_trained": 6789},
+            }.items()
+        ),
+    ],
+}
+DESCRIBED = {"versions": {"mlx": "0.32.4", "python": "3.11"}, "hashes": {"problems": "0f0f", "model": "1e1e"}}
+
+
+@pytest.fixture
+def recipe(make_recipe: MakeRecipe) -> Recipe:
+    return make_recipe(
+        model="org/base-4bit",
+        problems={"builtin": None, "dataset": "openai/gsm8k", "config": "main", "revision": "abc"},
+        evaluate={"benchmarks": [{"name": "gsm8k", "limit": 200}]},
+        publish={"repo": "user/tuned"},
+    )
+
+
+def test_the_metadata_is_what_the_hub_reads(recipe: Recipe) -> None:
+    card = ModelCard(model_card(recipe, BASE, FACTS, DESCRIBED))
+    assert isinstance(card.data, ModelCardData)
+    data = card.data.to_dict()  # type: ignore[no-untyped-call]
+    assert data["base_model"] == "org/base-4bit"
+    assert data["base_model_relation"] == "finetune"
+    assert data["library_name"] == "mlx"
+    assert data["pipeline_tag"] == "text-generation"
+    assert data["datasets"] == ["openai/gsm8k"]
+    assert {"mlx", "upft_mlx", "upft"} <= set(data["tags"])
+    assert (data["license"], data["license_name"], data["license_link"]) == ("other", "qwen", "LICENSE")
+
+
+def test_the_results_are_in_the_model_index(recipe: Recipe) -> None:
+    data = ModelCard(model_card(recipe, BASE, FACTS, DESCRIBED)).data
+    assert isinstance(data, ModelCardData)
+    assert data.eval_results is not None
+    [result] = data.eval_results
+    assert result.metric_name is not None
+    assert (result.dataset_type, result.dataset_config, result.dataset_split) == ("openai/gsm8k", "main", "test")
+    assert (result.metric_type, result.metric_value) == ("accuracy", 0.415)
+    assert "0.3490 to 0.4840" in result.metric_name
+
+
+def test_the_numbers_are_the_runs(recipe: Recipe) -> None:
+    text = model_card(recipe, BASE, FACTS, DESCRIBED)
+    for part in (
+        "| gsm8k | 200 x 1 | 0 | 40.0 [33.5, 46.9] | 41.5 [34.9, 48.4] | +1.5 [-2.0, +5.0] | 0.45 |",
+        "gsm8k: no difference shown",
+        "12,345 tokens",
+        "6,789 supervised tokens",
+        "`0f0f`",
+        "mlx 0.32.4",
+        "**98.7%**",
+        "mixed-8",
+        "arXiv:2503.02875",
+        "python -m mlx_lm generate --model user/tuned",
+        "revision abc",
+    ):
+        assert part in text, part
+
+
+def test_an_adapter_says_that_it_is_one(make_recipe: MakeRecipe) -> None:
+    recipe = make_recipe(model="org/base", publish={"fuse": "adapter", "repo": "user/a"}, evaluate={"benchmarks": []})
+    facts = {**FACTS, "benchmarks": {}, "verdict": [], "fidelity": {**FACTS["fidelity"], "fuse": "adapter"}}
+    base = Base("org/base", "org/base", {})
+    data = card_data(recipe, base, facts)
+    assert data["base_model_relation"] == "adapter"
+    assert "lora" in data["tags"]
+    text = model_card(recipe, base, facts, DESCRIBED)
+    assert "--adapter-path" in text
+    assert "Not evaluated." in text
+
+
+def test_a_base_without_a_known_licence_is_said_to_have_none(recipe: Recipe) -> None:
+    text = model_card(recipe, Base("org/base", "org/base", {}), FACTS, DESCRIBED)
+    assert "license" not in yaml.safe_load(text.split("---")[1])
+    assert "Not known to upft_mlx" in text
+
+
+def test_no_path_of_the_machine_is_in_it(make_recipe: MakeRecipe, tmp_path: Path) -> None:
+    folder = tmp_path / "my-model"
+    folder.mkdir()
+    recipe = make_recipe(
+        model=str(folder),
+        problems={"builtin": None, "path": str(tmp_path / "mine.jsonl")},
+        evaluate={"benchmarks": [{"name": "gsm8k", "path": str(tmp_path / "test.jsonl")}]},
+    )
+    text = model_card(recipe, base_of(recipe, folder), FACTS, DESCRIBED)
+    assert str(tmp_path) not in text
+    assert "my-model" in text
+    assert "the file mine.jsonl" in text
+    assert "base_model" not in yaml.safe_load(text.split("---")[1])
+
+
+@pytest.mark.parametrize(
+    ("card", "hub_id", "licence"),
+    [
+        ("---\nlicense: apache-2.0\nbase_model: Qwen/Q\n---\n", "Qwen/Q", {"license": "apache-2.0"}),
+        ("---\nlicense: mit\nbase_model: [Qwen/Q, x/y]\n---\n", "Qwen/Q", {"license": "mit"}),
+        ("---\nbase_model: ../nonsense\n---\n", None, {}),
+        ("---\n: : not yaml [\n---\n", None, {}),
+        ("no metadata", None, {}),
+        (None, None, {}),
+    ],
+)
+def test_a_local_folders_card_says_what_it_derives_from(
+    make_recipe: MakeRecipe, tmp_path: Path, card: str | None, hub_id: str | None, licence: dict[str, str]
+) -> None:
+    if card is not None:
+        write(tmp_path / "README.md", card)
+    base = base_of(make_recipe(model=str(tmp_path)), tmp_path)
+    assert (base.hub_id, base.license) == (hub_id, licence)
+
+
+def test_the_recipe_in_it_can_be_run_again(recipe: Recipe) -> None:
+    block = model_card(recipe, BASE, FACTS, DESCRIBED).split("```yaml\n")[1].split("```")[0]
+    assert Recipe.model_validate(yaml.safe_load(block)) == recipe
+    assert json.dumps(recipe.dump())

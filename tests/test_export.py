@@ -1,0 +1,99 @@
+"""Exports for other tools. That transformers and peft read them is measured by perf/check_exports.py, with torch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import mlx.core as mx
+import pytest
+from conftest import MODEL
+from helpers_adapter import Q4, run, write_adapter
+from mlx_lm.utils import load as mlx_lm_load
+
+from upft_mlx.checkpoints import save_safetensors
+from upft_mlx.errors import ExportError
+from upft_mlx.export import export_dequantized, export_peft
+from upft_mlx.loss import scalar
+from upft_mlx.models import load
+from upft_mlx.recipe import Recipe
+from upft_mlx.rundir import RunDir
+
+__all__ = ["run"]
+MakeRecipe = Callable[..., Recipe]
+TOKENS = mx.array([[11, 12, 13, 14, 15]])
+
+
+def arrays_of(path: Path) -> dict[str, mx.array]:
+    arrays = mx.load(str(path))
+    assert isinstance(arrays, dict)
+    return arrays
+
+
+def test_pefts_matrices_give_the_same_update(run: RunDir, tmp_path: Path) -> None:
+    """B A alpha / r of PEFT is scale (a b)^T of mlx-lm, for every module."""
+    write_adapter(run, 0.02)
+    export_peft(run, MODEL, "org/base", tmp_path / "peft")
+    ours, theirs = (
+        arrays_of(run.adapter / "adapters.safetensors"),
+        arrays_of(tmp_path / "peft/adapter_model.safetensors"),
+    )
+    config = json.loads((tmp_path / "peft/adapter_config.json").read_text())
+    assert len(ours) == len(theirs) == 4 * 7 * 2
+    for name in (name for name in ours if name.endswith("lora_a")):
+        module = name.removesuffix(".lora_a")
+        a, b = (theirs[f"base_model.model.{module}.lora_{part}.weight"] for part in "AB")
+        assert a.shape[0] == b.shape[1] == config["r"] == 4
+        expected = 2.0 * (ours[name] @ ours[f"{module}.lora_b"]).T
+        assert mx.allclose(b @ a * (config["lora_alpha"] / config["r"]), expected, atol=1e-7)
+
+
+def test_pefts_config_names_modules_layers_and_base(run: RunDir, tmp_path: Path) -> None:
+    write_adapter(run, 0.02)
+    export_peft(run, MODEL, "org/base", tmp_path)
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert (config["peft_type"], config["task_type"], config["lora_alpha"]) == ("LORA", "CAUSAL_LM", 8)
+    assert config["base_model_name_or_path"] == "org/base"
+    assert config["layers_to_transform"] == [0, 1, 2, 3]
+    assert config["target_modules"] == ["down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj"]
+
+
+@pytest.mark.parametrize(
+    "name", ["model.layers.0.mlp.switch_mlp.up_proj.lora_a", "lm_head.lora_a", "transformer.h.0.x.lora_b"]
+)
+def test_a_module_that_peft_does_not_know_is_refused(run: RunDir, tmp_path: Path, name: str) -> None:
+    write_adapter(run, 0.02)
+    arrays = arrays_of(run.adapter / "adapters.safetensors")
+    save_safetensors(run.adapter / "adapters.safetensors", {**arrays, name: mx.zeros((4, 4))})
+    with pytest.raises(ExportError, match="PEFT has no such module"):
+        export_peft(run, MODEL, "org/base", tmp_path / "peft")
+    assert not (tmp_path / "peft").exists()
+
+
+@pytest.mark.parametrize(("dtype", "bound"), [("bf16", 0.2), ("fp16", 0.03)])
+def test_the_dequantized_model_is_the_adapters_with_nothing_quantized(
+    make_recipe: MakeRecipe, run: RunDir, tmp_path: Path, dtype: str, bound: float
+) -> None:
+    adapted = write_adapter(run, 0.05, Q4)
+    export_dequantized(make_recipe(), load(MODEL, quantize=Q4), run, tmp_path / "out", dtype)
+    config = json.loads((tmp_path / "out/config.json").read_text())
+    assert "quantization" not in config
+    assert "quantization_config" not in config
+    assert config["torch_dtype"] == {"bf16": "bfloat16", "fp16": "float16"}[dtype]
+    kinds = {array.dtype for array in arrays_of(tmp_path / "out/model.safetensors").values()}
+    assert kinds == {{"bf16": mx.bfloat16, "fp16": mx.float16}[dtype]}
+    model, *_ = mlx_lm_load(str(tmp_path / "out"))
+    model.set_dtype(mx.float32)
+    expected, base = adapted.model(TOKENS), load(MODEL, quantize=Q4).model(TOKENS)
+    assert scalar(mx.abs(model(TOKENS) - expected).max()) < bound * scalar(mx.abs(base - expected).max())
+
+
+def test_it_says_what_rounding_costs(make_recipe: MakeRecipe, run: RunDir, tmp_path: Path) -> None:
+    write_adapter(run, 0.0001, Q4)
+    said = [
+        export_dequantized(make_recipe(), load(MODEL, quantize=Q4), run, tmp_path / dtype, dtype)
+        for dtype in ("bf16", "fp16")
+    ]
+    kept = [float(text.split("keeps ")[1].split("%")[0]) for text in said]
+    assert kept[0] < kept[1]

@@ -1,0 +1,141 @@
+"""Rounding for a layer's outputs: laws on small matrices, and MLX's own packing as the oracle."""
+
+from __future__ import annotations
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+import pytest
+from helpers_adapter import Q4, run, write_adapter
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from upft_mlx.batches import Example
+from upft_mlx.calibration import second_moments
+from upft_mlx.fitting import Matrix, feedback, fit_scales, pack, round_bfloat16, round_float16, unpack
+from upft_mlx.loss import scalar
+from upft_mlx.rundir import RunDir
+from upft_mlx.ways import fused_layer, input_size, ways
+
+__all__ = ["run"]
+RNG = np.random.default_rng(0)
+
+
+def inputs(tokens: int, size: int) -> Matrix:
+    """Correlated, as a network's are: few directions hold most of it."""
+    mixing = RNG.normal(size=(size, size)) * np.geomspace(1, 0.01, size)[:, None]
+    return (RNG.normal(size=(tokens, size)) @ mixing).astype(np.float32)
+
+
+def loss(wanted: Matrix, made: Matrix, x: Matrix) -> float:
+    return float(np.square((made - wanted) @ x.T).sum())
+
+
+def to_tenths(part: Matrix, columns: object) -> Matrix:
+    return (np.round(part * 10) / 10).astype(np.float32)
+
+
+@pytest.mark.parametrize("size", [64, 200])
+def test_feedback_keeps_outputs_better_than_nearest_and_stays_on_the_grid(size: int) -> None:
+    x, wanted = inputs(500, size), RNG.normal(size=(32, size)).astype(np.float32)
+    made = feedback(wanted, [x.T @ x], to_tenths)
+    assert np.allclose(np.round(made * 10), made * 10, atol=1e-4)
+    assert loss(wanted, made, x) < 0.3 * loss(wanted, to_tenths(wanted, None), x)
+
+
+def test_feedback_without_correlations_is_nearest_rounding() -> None:
+    wanted = RNG.normal(size=(8, 96)).astype(np.float32)
+    assert np.array_equal(feedback(wanted, [np.eye(96, dtype=np.float32)], to_tenths), to_tenths(wanted, None))
+
+
+def test_blocks_of_columns_are_rounded_by_themselves() -> None:
+    x, wanted = inputs(300, 64), RNG.normal(size=(8, 64)).astype(np.float32)
+    left, right = x[:, :40], x[:, 40:]
+    made = feedback(wanted, [left.T @ left, right.T @ right], to_tenths)
+    assert np.array_equal(made[:, :40], feedback(wanted[:, :40], [left.T @ left], to_tenths))
+    assert np.array_equal(made[:, 40:], feedback(wanted[:, 40:], [right.T @ right], to_tenths))
+
+
+def test_a_block_that_no_input_reaches_is_rounded_all_the_same() -> None:
+    wanted = RNG.normal(size=(4, 16)).astype(np.float32)
+    assert np.array_equal(feedback(wanted, [np.zeros((16, 16), np.float32)], to_tenths), to_tenths(wanted, None))
+
+
+def test_scales_and_biases_hold_what_they_can_hold_exactly() -> None:
+    """A change that is a change of scales and biases is found; anything else is approached."""
+    codes, x = RNG.integers(0, 16, (24, 64)).astype(np.float32), inputs(500, 64)
+    scales, biases = (0.01 * RNG.normal(size=(24, 2)).astype(np.float32) for _ in range(2))
+    delta = np.repeat(scales, 32, axis=1) * codes + np.repeat(biases, 32, axis=1)
+    found_scales, found_biases = fit_scales(delta, codes, [x.T @ x], 32)
+    made = np.repeat(found_scales, 32, axis=1) * codes + np.repeat(found_biases, 32, axis=1)
+    assert loss(delta, made, x) < 1e-5 * loss(delta, np.zeros_like(delta), x)
+    other = (0.01 * RNG.normal(size=(24, 64))).astype(np.float32)
+    found_scales, found_biases = fit_scales(other, codes, [x.T @ x], 32)
+    made = np.repeat(found_scales, 32, axis=1) * codes + np.repeat(found_biases, 32, axis=1)
+    assert loss(other, made, x) < loss(other, np.zeros_like(other), x)
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 5, 6, 8])
+def test_codes_are_packed_as_mlx_packs_them(bits: int) -> None:
+    words, scales, biases = mx.quantize(mx.random.normal((8, 128)), 64, bits)
+    codes = unpack(np.array(words), bits)
+    assert codes.shape == (8, 128)
+    assert np.array_equal(pack(codes, bits), np.array(words))
+    expected = np.array(mx.dequantize(words, scales, biases, 64, bits))
+    assert np.allclose(
+        np.repeat(np.array(scales), 64, 1) * codes + np.repeat(np.array(biases), 64, 1), expected, atol=1e-6
+    )
+
+
+@given(st.lists(st.floats(-65000, 65000, width=32), min_size=1, max_size=20))
+@settings(deadline=None, max_examples=50)
+def test_16_bit_rounding_is_mlxs(values: list[float]) -> None:
+    array = np.array([values], dtype=np.float32)
+    for ours, theirs in ((round_bfloat16, mx.bfloat16), (round_float16, mx.float16)):
+        assert np.array_equal(ours(array), np.array(mx.array(array).astype(theirs).astype(mx.float32)))
+
+
+class Two(nn.Module):
+    """Two layers, the second of which sees what the first makes."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.embed = nn.Embedding(16, 4)
+        self.first, self.second = nn.Linear(4, 6, bias=False), nn.Linear(6, 3, bias=False)
+
+    def __call__(self, tokens: mx.array) -> mx.array:
+        result: mx.array = self.second(self.first(self.embed(tokens)))
+        return result
+
+
+@pytest.mark.parametrize("budget", [2**30, 1])
+def test_moments_are_those_of_the_inputs_however_many_passes(monkeypatch: pytest.MonkeyPatch, budget: int) -> None:
+    monkeypatch.setattr("upft_mlx.calibration._BUDGET", budget)
+    model = Two()
+    layers: dict[str, nn.Module] = {"first": model.first, "second": model.second}
+    rows = [Example("a", [1, 2, 3], 1), Example("b", [4, 5], 1)]
+    passes: list[int] = []
+    found = dict(second_moments(model, layers, rows, lambda layer: int(layer.weight.shape[1]), passes.append))
+    x = np.array(model.embed(mx.array([1, 2, 3, 4, 5])))
+    assert np.allclose(found["first"][0], x.T @ x, rtol=1e-4)
+    y = x @ np.array(model.first.weight).T
+    assert np.allclose(found["second"][0], y.T @ y, rtol=1e-3, atol=1e-6)
+    assert passes == [1, 2]
+    assert model.first is layers["first"]
+
+
+@pytest.mark.parametrize("name", ["mixed-6", "mixed-8", "fp16", "bf16", "base"])
+def test_a_layers_outputs_are_nearer_with_fitting(run: RunDir, name: str) -> None:
+    loaded = write_adapter(run, 0.0005 if name == "base" else 0.02, Q4)
+    loaded.model.set_dtype(mx.float32)
+    layers = {n: m for n, m in loaded.model.named_modules() if hasattr(m, "fuse")}
+    path = "model.layers.1.mlp.up_proj"
+    layer, x = layers[path], inputs(400, input_size(layers[path]))
+    wanted = layer(mx.array(x))
+    by_name = {way.name: way for way in ways(loaded, layers)}
+    off = {}
+    for suffix in ("", "-fitted"):
+        fused = fused_layer(layer, by_name[name + suffix], [x.T @ x] if suffix else None)
+        fused.set_dtype(mx.float32)
+        off[suffix] = scalar(mx.square(fused(mx.array(x)) - wanted).sum())
+    assert off["-fitted"] < 0.7 * off[""]

@@ -1,0 +1,77 @@
+"""What the inputs of a model's layers look like: their second moments over calibration rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+from mlx.utils import tree_unflatten
+
+from upft_mlx.batches import Example
+from upft_mlx.fitting import BLOCK, Matrix
+
+MAX_ROWS = 64
+"""Calibration rows."""
+MAX_TOKENS = 512
+"""Of each."""
+_BUDGET = 2**30
+"""Bytes of moments in memory; layers beyond it are seen in another pass over the rows."""
+
+
+class _Watcher(nn.Module):
+    """Stands before a layer and adds up x x^T of what goes in, in blocks of columns."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.layer = layer
+        self._sums: list[mx.array] = []
+
+    def __call__(self, x: mx.array, *arguments: Any) -> mx.array:
+        flat = x.reshape(-1, x.shape[-1]).astype(mx.float32)  # (tokens, D)
+        parts = [flat[:, start : start + BLOCK] for start in range(0, flat.shape[-1], BLOCK)]
+        sums = [part.T @ part for part in parts]
+        self._sums = [a + b for a, b in zip(self._sums, sums, strict=True)] if self._sums else sums
+        result: mx.array = self.layer(x, *arguments)
+        return result
+
+    def taken(self) -> list[Matrix]:
+        """(B, B) for each block of columns."""
+        return [np.array(part) for part in self._sums]
+
+
+def second_moments(
+    model: nn.Module,
+    layers: dict[str, nn.Module],
+    examples: Sequence[Example],
+    width: Callable[[nn.Module], int],
+    on_pass: Callable[[int], None] = lambda done: None,
+) -> Iterator[tuple[str, list[Matrix]]]:
+    """For each layer, in order, the second moments of its inputs.
+
+    Args:
+        model: computes, with `layers` in it.
+        layers: those to watch, by name.
+        examples: calibration rows.
+        width: of a layer's inputs.
+        on_pass: is told how many layers are done.
+    """
+    names, done = list(layers), 0
+    while done < len(names):
+        part: list[str] = []
+        room = _BUDGET
+        while done + len(part) < len(names) and (not part or room > 0):
+            name = names[done + len(part)]
+            room -= 4 * width(layers[name]) * min(BLOCK, width(layers[name]))
+            part.append(name)
+        watchers = {name: _Watcher(layers[name]) for name in part}
+        model.update_modules(tree_unflatten(list(watchers.items())))
+        for example in examples[:MAX_ROWS]:
+            mx.eval(model(mx.array([example.ids[:MAX_TOKENS]])), [w._sums for w in watchers.values()])
+        model.update_modules(tree_unflatten([(name, layers[name]) for name in part]))
+        for name in part:
+            yield name, watchers.pop(name).taken()
+            done += 1
+            on_pass(done)

@@ -1,0 +1,67 @@
+"""What leaves a run: exports for other tools, and the upload to the Hub."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from upft_mlx.card import base_of
+from upft_mlx.events import Observer, ignore
+from upft_mlx.models import load
+from upft_mlx.pipeline import Pipeline
+from upft_mlx.publish import listing, require_repo
+from upft_mlx.publish import push as upload
+from upft_mlx.recipe import Recipe
+
+
+def export(
+    recipe: Recipe, run_dir: str | Path, form: str, to: Path | None, dtype: str = "bf16", notify: Observer = ignore
+) -> dict[str, Any]:
+    """Write the adapter for PEFT, or the fused model without quantization.
+
+    Args:
+        recipe: the run's.
+        run_dir: of the run.
+        form: `peft` or `dequantized`.
+        to: the folder; None: RUN/export/FORM.
+        dtype: of a dequantized model, `bf16` or `fp16`.
+        notify: is told.
+
+    Raises:
+        RunDirError: there is no current adapter.
+        UpftError: one of its kinds.
+    """
+    from upft_mlx.export import export_dequantized, export_peft
+
+    pipeline = Pipeline(recipe, run_dir, notify)
+    with pipeline.opened():
+        pipeline.require("export")
+        run, folder = pipeline.run, to or pipeline.run.root / "export" / form
+        if form == "peft":
+            base = base_of(recipe, pipeline.model_path).hub_id or str(pipeline.model_path)
+            detail = export_peft(run, pipeline.model_path, base, folder)
+        else:
+            loaded = load(pipeline.model_path, quantize=recipe.quantize, trust_remote_code=recipe.trust_remote_code)
+            detail = export_dequantized(recipe, loaded, run, folder, dtype, notify, pipeline.questions)
+    return {"format": form, "folder": str(folder), "detail": detail}
+
+
+def push(recipe: Recipe, run_dir: str | Path, notify: Observer = ignore, *, dry_run: bool = False) -> dict[str, Any]:
+    """Upload the result to `publish.repo`.
+
+    Returns:
+        The repository and the files that went up or, with `dry_run`, would.
+
+    Raises:
+        RecipeError: `publish.repo` is missing.
+        RunDirError: there is no current result.
+        PublishError: the Hub refuses, or something must not be published.
+    """
+    if not dry_run:
+        require_repo(recipe.publish)
+    pipeline = Pipeline(recipe, run_dir, notify)
+    with pipeline.opened():
+        pipeline.require("push")
+        pipeline.report()  # and with it the card, from what is measured by now
+        found = listing(recipe.publish, pipeline.result)
+        return found if dry_run else {**found, "url": upload(recipe.publish, pipeline.result, notify)}

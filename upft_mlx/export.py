@@ -1,0 +1,140 @@
+"""The result for other tools: the adapter in PEFT's format, the fused model without quantization for transformers."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+
+from upft_mlx.checkpoints import save_safetensors
+from upft_mlx.errors import ExportError, ModelError
+from upft_mlx.events import Observer, ignore
+from upft_mlx.fuser import Fuser
+from upft_mlx.models import Loaded, reason
+from upft_mlx.recipe import Recipe
+from upft_mlx.rows import write_json
+from upft_mlx.rundir import RunDir
+from upft_mlx.ways import DTYPES, Way, write_model
+
+_LORA = re.compile(r"^(model\.layers\.(\d+)\.(.+))\.lora_([ab])$")
+
+
+def export_peft(run: RunDir, model: Path, base: str, folder: Path) -> str:
+    """Write the adapter as PEFT reads it: adapter_model.safetensors and adapter_config.json.
+
+    mlx-lm keeps `lora_a` (in, r) and `lora_b` (r, out) with a `scale`; PEFT `lora_A` (r, in) and `lora_B` (out, r) with
+    `lora_alpha` = scale * r.
+
+    Args:
+        run: has the adapter.
+        model: the folder that it was trained on, to check the modules' names.
+        base: what PEFT is told to load below the adapter.
+        folder: is written.
+
+    Returns:
+        What was written, in words.
+
+    Raises:
+        ExportError: PEFT has no name for a module that the adapter is on.
+        ModelError: the adapter cannot be read.
+    """
+    config, arrays = _read_adapter(run.adapter)
+    names = _weight_names(model)
+    layers, modules, made = set(), set(), {}
+    for name, array in arrays.items():
+        found = _LORA.match(name)
+        if found is None or array.ndim != 2 or f"{found[1]}.weight" not in names:
+            raise ExportError(f"{name}: PEFT has no such module; an adapter on it can be used with mlx-lm only")
+        layers.add(int(found[2]))
+        modules.add(found[3].rpartition(".")[2])
+        made[f"base_model.model.{found[1]}.lora_{found[4].upper()}.weight"] = mx.contiguous(array.T)
+    save_safetensors(folder / "adapter_model.safetensors", made)
+    write_json(folder / "adapter_config.json", _peft_config(config["lora_parameters"], base, modules, layers))
+    return f"{len(made) // 2} modules, rank {config['lora_parameters']['rank']}, on {base}"
+
+
+def _read_adapter(folder: Path) -> tuple[dict[str, Any], dict[str, mx.array]]:
+    try:
+        config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+        arrays = mx.load(str(folder / "adapters.safetensors"))
+    except (OSError, ValueError, RuntimeError) as error:
+        raise ModelError(f"{folder}: the adapter cannot be read: {reason(error)}; train again") from None
+    assert isinstance(arrays, dict)
+    return config, arrays
+
+
+def _weight_names(model: Path) -> set[str]:
+    """The names in a model folder's weight files; headers are read only."""
+    names: set[str] = set()
+    for file in model.glob("model*.safetensors"):
+        arrays = mx.load(str(file))
+        assert isinstance(arrays, dict)
+        names |= set(arrays)
+    return names
+
+
+def _peft_config(lora: dict[str, Any], base: str, modules: set[str], layers: set[int]) -> dict[str, Any]:
+    alpha = lora["scale"] * lora["rank"]
+    return {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base,
+        "r": lora["rank"],
+        "lora_alpha": int(alpha) if alpha == int(alpha) else alpha,
+        "lora_dropout": lora["dropout"],
+        "target_modules": sorted(modules),
+        "layers_to_transform": sorted(layers),
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "inference_mode": True,
+        "use_rslora": False,
+        "use_dora": False,
+    }
+
+
+def export_dequantized(
+    recipe: Recipe,
+    loaded: Loaded,
+    run: RunDir,
+    folder: Path,
+    dtype: str,
+    notify: Observer = ignore,
+    questions: Sequence[str] = (),
+) -> str:
+    """Write the fused model with no weight quantized, as transformers loads it.
+
+    Args:
+        recipe: its prompt is measured with.
+        loaded: the base model.
+        run: has the adapter and the rows.
+        folder: is written.
+        dtype: `bf16` or `fp16`.
+        notify: is told what the rounding to it costs.
+        questions: to measure on beside the validation rows.
+
+    Returns:
+        What was written, in words.
+
+    Raises:
+        ExportError: transformers names the modules of this model differently.
+    """
+    from mlx_lm.utils import dequantize_model
+
+    for name, module in loaded.model.named_modules():
+        if "weight" in module and module.weight.ndim > 2:  # stacked experts, convolutions
+            raise ExportError(f"{name}: transformers keeps such weights in another form; use fused/ with mlx-lm")
+    fuser = Fuser(recipe, loaded, run, questions, notify)
+    way = Way("dequantized", DTYPES[dtype], whole=True)
+    fuser.apply(way)
+    dequantize_model(loaded.model)
+    loaded.model.set_dtype(way.dtype)
+    found = fuser.judge(way)
+    loaded.model.set_dtype(way.dtype)
+    config = {k: v for k, v in loaded.config.items() if k not in ("quantization", "quantization_config")}
+    config["torch_dtype"] = str(way.dtype).removeprefix("mlx.core.")
+    write_model(loaded, config, folder)
+    return f"{dtype}, {found.bytes / 1e6:.1f} MB, keeps {found.retained:.1%} of the adapter's effect"

@@ -1,0 +1,117 @@
+"""Everything that a recipe needs from the Hub, downloaded once: afterwards it runs without a network."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import Path
+from shutil import disk_usage
+from typing import Any
+
+from upft_mlx.benchmarks import Entry, load_benchmark, resolve
+from upft_mlx.errors import FetchError, OfflineError
+from upft_mlx.events import Note, Observer, ignore
+from upft_mlx.models import FILES, find_model, is_hub_model, is_offline, load_tokenizer
+from upft_mlx.problems import Source, load_problems
+from upft_mlx.recipe import Recipe
+
+_ROOM = 500 * 10**6
+"""Bytes that stay free beside what is downloaded."""
+
+
+@dataclass(frozen=True)
+class Repository:
+    """A Hub repository that a recipe reads."""
+
+    kind: str
+    """`model` or `dataset`."""
+    name: str
+    revision: str | None
+    commit: str | None
+    """What the revision is now; None where the Hub does not say."""
+    bytes: int | None
+    """Still to be downloaded; of a dataset at most, its converted copy included. None where the Hub does not say."""
+
+
+def fetch(recipe: Recipe, notify: Observer = ignore) -> dict[str, Any]:
+    """Download the recipe's model and datasets, and say first how much room they take.
+
+    Returns:
+        What there is now, as plain values.
+
+    Raises:
+        OfflineError: the network is off, or the Hub cannot be reached.
+        FetchError: there is not enough room on the disk.
+        UpftError: one of its kinds, where something is missing on the Hub or cannot be used.
+    """
+    entries = resolve(recipe.evaluate)
+    if is_offline():
+        raise OfflineError("fetch needs the network, which is off (--offline or HF_HUB_OFFLINE=1)")
+    repositories = _repositories(recipe, entries)
+    _check_room([r for r in repositories if r.bytes != 0], notify)
+    path = find_model(recipe)
+    load_tokenizer(path, trust_remote_code=recipe.trust_remote_code)
+    notify(Note(f"fetch: the model is in {path}"))
+    problems = load_problems(recipe.problems, builtin="train" if recipe.problems.builtin else None)
+    notify(Note(f"fetch: {len(problems):,} problems"))
+    benchmarks = {}
+    for entry in entries:
+        benchmarks[entry.label] = len(load_benchmark(entry))
+        notify(Note(f"fetch: benchmark {entry.label}, {benchmarks[entry.label]:,} problems"))
+    found = [{"kind": r.kind, "name": r.name, "revision": r.revision, "commit": r.commit} for r in repositories]
+    return {"model": str(path), "problems": len(problems), "benchmarks": benchmarks, "repositories": found}
+
+
+def _repositories(recipe: Recipe, entries: list[Entry]) -> list[Repository]:
+    wanted: dict[tuple[str, str, str | None], None] = {}
+    if is_hub_model(recipe.model):
+        wanted["model", recipe.model, recipe.revision] = None
+    sources: list[Source] = [recipe.problems, *entries]
+    for source in sources:
+        if source.dataset is not None and source.path is None:
+            wanted["dataset", source.dataset, source.revision] = None
+    return [_ask(*key) for key in wanted]
+
+
+def _ask(kind: str, name: str, revision: str | None) -> Repository:
+    """What the Hub says about a repository; the download says what is wrong where it says nothing."""
+    from huggingface_hub import HfApi, try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError, HTTPError  # type: ignore[attr-defined]
+
+    try:
+        info = HfApi().repo_info(name, repo_type=kind, revision=revision, files_metadata=True)
+    except (HTTPError, HFValidationError, OSError):
+        return Repository(kind, name, revision, None, None)
+    missing = 0
+    for file in getattr(info, "siblings", None) or []:
+        if kind == "model" and not any(fnmatch(file.rfilename, pattern) for pattern in FILES):
+            continue
+        cached = try_to_load_from_cache(name, file.rfilename, revision=info.sha, repo_type=kind)
+        missing += 0 if isinstance(cached, str) else (file.size or 0)
+    return Repository(kind, name, revision, info.sha, missing * (2 if kind == "dataset" else 1))
+
+
+def _check_room(repositories: list[Repository], notify: Observer) -> None:
+    """Say what is downloaded and where to, and refuse what does not fit."""
+    from huggingface_hub import constants
+
+    if not repositories:
+        notify(Note("fetch: everything is here already"))
+        return
+    cache = Path(constants.HF_HUB_CACHE)
+    free = disk_usage(next(folder for folder in (cache, *cache.parents) if folder.is_dir())).free
+    needed = sum(r.bytes or 0 for r in repositories)
+    parts = ", ".join(f"{r.kind} {r.name} {_shown(r)}" for r in repositories)
+    notify(Note(f"fetch: {needed / 1e9:.2f} GB of disk space: {parts}; {free / 1e9:.1f} GB are free in {cache}"))
+    if needed + _ROOM > free:
+        raise FetchError(
+            f"{cache}: {needed / 1e9:.2f} GB are needed and {free / 1e9:.2f} GB are free; make room, or set HF_HOME to "
+            "a folder on a larger disk"
+        )
+
+
+def _shown(repository: Repository) -> str:
+    if repository.bytes is None:
+        return "(size not known)"
+    most = "at most " if repository.kind == "dataset" else ""
+    return f"({most}{repository.bytes / 1e6:.1f} MB)"

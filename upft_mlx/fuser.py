@@ -1,0 +1,147 @@
+"""An adapter on its base model, and what each way of fusing it keeps of its effect."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_flatten, tree_unflatten
+
+from upft_mlx.adapters import load_adapter
+from upft_mlx.batches import Example, to_examples
+from upft_mlx.calibration import MAX_ROWS, second_moments
+from upft_mlx.events import Note, Observer, Progress, ignore
+from upft_mlx.fidelity import MAX_PROMPTS, Comparison, Divergence, Fidelity, greedy_probes, probes, retained
+from upft_mlx.models import Loaded
+from upft_mlx.prompts import Renderer
+from upft_mlx.recipe import Recipe
+from upft_mlx.rows import TrainingRow, read_rows
+from upft_mlx.rundir import RunDir
+from upft_mlx.ways import Way, fused_layer, input_size, size_of, ways
+
+
+class Fuser:
+    """One adapter on one base model, and the ways to fuse it."""
+
+    def __init__(
+        self, recipe: Recipe, loaded: Loaded, run: RunDir, questions: Sequence[str] = (), notify: Observer = ignore
+    ) -> None:
+        """Put the adapter on and note what the model says with it and without.
+
+        Measured in float32 on every device: 16-bit activations round by more than a small update moves them.
+        """
+        self.recipe, self.loaded, self.run, self._notify = recipe, loaded, run, notify
+        load_adapter(loaded, run.adapter)
+        loaded.model.set_dtype(mx.float32)
+        self.layers = {name: module for name, module in loaded.model.named_modules() if hasattr(module, "fuse")}
+        arrays = dict(tree_flatten(loaded.model.parameters()))
+        self._rest = [(name, array) for name, array in arrays.items() if not self._touched(name)]
+        self.ways = ways(loaded, self.layers)
+        self.measured: dict[str, Fidelity] = {}
+        self._applied: Way | None = None
+        notify(Progress("fuse", 0, len(self.ways) + 1, "steps"))
+        rows, greedy = self._probes(questions)
+        self.probed = {"rows": len(rows), "prompts": len(greedy)}
+        self._comparison = Comparison(loaded.model, rows, greedy)
+        with self._switched_off():
+            self.base: Divergence = self._comparison.of(loaded.model)
+
+    def _touched(self, name: str) -> bool:
+        parts = name.split(".")
+        return any(".".join(parts[:length]) in self.layers for length in range(1, len(parts)))
+
+    def _probes(self, questions: Sequence[str]) -> tuple[list[Example], list[Example]]:
+        """Validation rows (the first training rows where none are held out), and greedy completions of prompts."""
+        found = list(read_rows(self.run.valid, TrainingRow)) or list(read_rows(self.run.train, TrainingRow))
+        prompts = [row.prompt_ids for row in found]
+        if questions:
+            renderer = Renderer(self.loaded.tokenizer, self.recipe.prompt)
+            spread = questions[:: max(1, len(questions) // MAX_PROMPTS)]  # over all benchmarks
+            prompts = [renderer.ids(question) for question in spread[:MAX_PROMPTS]]
+        return probes(to_examples(found, self.recipe.train.max_length)), greedy_probes(self.loaded, prompts)
+
+    @contextlib.contextmanager
+    def _switched_off(self) -> Iterator[None]:
+        """The model without its adapter."""
+        scales = {name: layer.scale for name, layer in self.layers.items()}
+        for layer in self.layers.values():
+            layer.scale = 0.0
+        try:
+            yield
+        finally:
+            for name, layer in self.layers.items():
+                layer.scale = scales[name]
+
+    # Measuring.
+
+    def measure(self, way: Way) -> Fidelity | None:
+        """What a way keeps; None where the model cannot be computed with it. Leaves the model fused, in float32."""
+        self.apply(way)
+        if way.whole and not self._finite(way):
+            self._notify(Note(f"{way.name}: this model's activations overflow in it; not used"))
+            return None
+        return self.judge(way)
+
+    def judge(self, way: Way) -> Fidelity:
+        """What the model as it is now keeps, fused as `way` says; leaves it in float32."""
+        self.loaded.model.set_dtype(mx.float32)
+        found, size = self._comparison.of(self.loaded.model), size_of(self.loaded, self.layers, way)
+        kept = retained(found.kl, self.base.kl)
+        fidelity = Fidelity(**asdict(found), fuse=way.name, retained=kept, kl_base=self.base.kl, bytes=size)
+        self.measured[way.name] = fidelity
+        self._notify(Progress("fuse", len(self.measured), len(self.ways) + 1, "steps"))
+        return fidelity
+
+    def apply(self, way: Way) -> None:
+        """Put the fused layers into the model in place of the adapters; float32 holds every way's values exactly."""
+        if self._applied == way:
+            return
+        model = self.loaded.model
+        fused = self._fitted(way) if way.fitted else [(n, fused_layer(layer, way)) for n, layer in self.layers.items()]
+        model.update_modules(tree_unflatten(fused))
+        rest = [(name, _as(array, way.dtype)) for name, array in self._rest] if way.whole else self._rest
+        model.load_weights(rest, strict=False)
+        model.set_dtype(mx.float32)
+        mx.eval(model.parameters())
+        self._applied = way
+
+    def _fitted(self, way: Way) -> list[tuple[str, nn.Module]]:
+        """The layers rounded for their outputs on training rows, as they are with the adapter on."""
+        model, total = self.loaded.model, len(self.layers)
+        model.update_modules(tree_unflatten(list(self.layers.items())))
+        model.load_weights(self._rest, strict=False)
+        rows = to_examples(list(read_rows(self.run.train, TrainingRow)), self.recipe.train.max_length)
+        self._notify(Note(f"fuse: {way.name}, rounded for the outputs on {min(len(rows), MAX_ROWS)} training rows"))
+
+        def on_pass(done: int) -> None:
+            self._notify(Progress("fuse", done, total, "layers"))
+
+        moments = second_moments(model, self.layers, rows, input_size, on_pass)
+        return [(name, fused_layer(self.layers[name], way, found)) for name, found in moments]
+
+    def _finite(self, way: Way) -> bool:
+        """Whether the model can be computed in a 16-bit type that is not its own: float16 ends at 65504."""
+        self.loaded.model.set_dtype(way.dtype)
+        finite = self._comparison.is_finite(self.loaded.model)
+        self.loaded.model.set_dtype(mx.float32)
+        return finite
+
+    def adapter(self) -> Fidelity:
+        """The adapter itself, not fused: what the others are compared with."""
+        size = (self.run.adapter / "adapters.safetensors").stat().st_size
+        return Fidelity(
+            kl=0.0,
+            top1_agreement=1.0,
+            greedy_agreement=1.0,
+            fuse="adapter",
+            retained=1.0,
+            kl_base=self.base.kl,
+            bytes=size,
+        )
+
+
+def _as(array: mx.array, dtype: mx.Dtype) -> mx.array:
+    return array.astype(dtype) if mx.issubdtype(array.dtype, mx.floating) else array

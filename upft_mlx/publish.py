@@ -1,0 +1,222 @@
+"""Publishing a run's result on the Hugging Face Hub: what goes up, and the upload.
+
+Only files that a model folder needs and the model card are ever uploaded: no solutions, no evaluation rows, nothing
+else of the run directory. Uploads go through huggingface_hub, which continues what was cut: what the Hub has already is
+not sent again.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Sequence
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from upft_mlx.errors import OfflineError, PublishError, RecipeError
+from upft_mlx.events import Note, Observer, ignore
+from upft_mlx.models import is_offline, reason
+from upft_mlx.recipe import Publish
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
+
+ALLOWED = (
+    *("README.md", "LICENSE*", "config.json", "generation_config.json", "model*.safetensors", "*.py"),
+    *("model.safetensors.index.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"),
+    *("added_tokens.json", "vocab.json", "vocab.txt", "merges.txt", "tokenizer.model", "*.tiktoken"),
+    *("chat_template.jinja", "chat_template.json", "adapters.safetensors", "adapter_config.json"),
+)
+WAITS = (1.0, 4.0, 15.0, 60.0)
+"""Seconds before each new try after a dropped connection or a fault of the Hub's."""
+_TEXT = (".md", ".json", ".jinja", ".txt", ".py")
+_TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{30,}\b")
+_TOO_LARGE = 64 * 2**20
+
+Result = TypeVar("Result")
+
+
+def files_to_push(folder: Path) -> list[Path]:
+    """The files of a folder that are uploaded, those and no others.
+
+    Raises:
+        PublishError: one of them holds an access token, or leads out of the folder.
+    """
+    found = [path for path in sorted(folder.iterdir()) if any(fnmatch(path.name, pattern) for pattern in ALLOWED)]
+    for path in found:
+        if path.is_symlink() or not path.is_file():
+            raise PublishError(f"{path}: is not a plain file and will not be uploaded; remove it, or fuse again")
+        _refuse_secrets(path)
+    return found
+
+
+def _refuse_secrets(path: Path) -> None:
+    from huggingface_hub import get_token
+
+    if path.suffix not in _TEXT or path.stat().st_size > _TOO_LARGE:
+        return
+    text = path.read_text(encoding="utf-8", errors="replace")
+    token = get_token()
+    if _TOKEN.search(text) or (token and token in text):
+        raise PublishError(f"{path}: holds an access token and will not be uploaded; take it out of the recipe")
+
+
+def push(publish: Publish, folder: Path, notify: Observer = ignore) -> str:
+    """Upload a folder's files, in a new repository or over an earlier push.
+
+    Returns:
+        The repository's address.
+
+    Raises:
+        PublishError: the Hub refuses; says why and what to do.
+        OfflineError: the network is off, or the Hub cannot be reached.
+        RecipeError: `publish.repo` is missing.
+    """
+    from huggingface_hub import HfApi, get_token
+
+    repo = require_repo(publish)
+    files = files_to_push(folder)
+    if is_offline():
+        raise OfflineError("push needs the network, which is off (--offline or HF_HUB_OFFLINE=1)")
+    if get_token() is None:
+        raise PublishError(
+            "not logged in to the Hub; run `hf auth login`, or set HF_TOKEN to a token with write access"
+        )
+    api = HfApi()
+    _attempts(lambda: _ensure_repo(api, repo, publish, notify), repo, notify)
+    size = sum(path.stat().st_size for path in files)
+    notify(Note(f"push: {len(files)} files, {size / 1e6:.1f} MB, to {repo}"))
+    _attempts(lambda: _upload(api, repo, folder, files), repo, notify)
+    return f"{api.endpoint}/{repo}"
+
+
+def require_repo(publish: Publish) -> str:
+    """The name to push to.
+
+    Raises:
+        RecipeError: there is none.
+    """
+    if publish.repo is None:
+        raise RecipeError(
+            "publish.repo: missing; set it to user/name, in the recipe or with --set publish.repo=user/name"
+        )
+    return publish.repo
+
+
+def _ensure_repo(api: HfApi, repo: str, publish: Publish, notify: Observer) -> None:
+    """Create the repository, or make sure that the existing one is meant."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        api.create_repo(repo, private=publish.private)
+        notify(Note(f"push: created {repo}, {'private' if publish.private else 'public'}"))
+        return
+    except HfHubHTTPError as error:
+        if _status(error) != 409:
+            raise
+    info = api.model_info(repo)
+    names = {file.rfilename for file in info.siblings or []}
+    if names - {".gitattributes"} and "upft_mlx" not in (info.tags or []):
+        raise PublishError(
+            f"publish.repo: {repo}: the name is taken, by something that upft did not put there; choose another name"
+        )
+    if publish.private and not info.private:
+        raise PublishError(
+            f"publish.repo: {repo}: exists and is public, but publish.private is true; set publish.private: false if "
+            "it shall stay public, or choose another name"
+        )
+
+
+def _upload(api: HfApi, repo: str, folder: Path, files: Sequence[Path]) -> None:
+    api.upload_folder(
+        repo_id=repo,
+        folder_path=folder,
+        allow_patterns=[path.name for path in files],
+        delete_patterns=list(ALLOWED),  # of an earlier push: weights in other shards would be loaded as well
+        commit_message="Upload with upft_mlx",
+    )
+
+
+def _attempts(work: Callable[[], Result], repo: str, notify: Observer) -> Result:
+    """Do it, again after connections that dropped and faults of the Hub's.
+
+    Raises:
+        PublishError: the Hub refuses, or its faults last.
+        OfflineError: it cannot be reached for as long.
+    """
+    for wait in (*WAITS, None):
+        try:
+            return work()
+        except Exception as error:  # whatever client, transport and transfer library raise
+            if isinstance(error, PublishError) or not _passes(error) or wait is None:
+                raise _explained(error, repo) from None
+            notify(Note(f"push: {_text(error)}; trying again in {wait:.0f} s"))
+            time.sleep(wait)
+    raise AssertionError("unreachable")
+
+
+def _status(error: BaseException) -> int | None:
+    response = getattr(error, "response", None)
+    return getattr(response, "status_code", None)
+
+
+def _root(error: BaseException) -> BaseException:
+    """What the client wrapped."""
+    while _status(error) is None and isinstance(error, RuntimeError) and error.__cause__ is not None:
+        error = error.__cause__
+    return error
+
+
+def _passes(error: BaseException) -> bool:
+    """Whether it may go well next time."""
+    from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]  # of the client's HTTP library
+
+    root = _root(error)
+    status = _status(root)
+    if status is not None:
+        return status in (408, 429) or status >= 500
+    return isinstance(root, (ConnectionError, TimeoutError, HTTPError, RuntimeError))
+
+
+def _explained(error: BaseException, repo: str) -> Exception:
+    from huggingface_hub.errors import HFValidationError
+
+    if isinstance(error, PublishError):
+        return error
+    root = _root(error)
+    status = _status(root)
+    again = "what is uploaded is kept, the same command continues"
+    if isinstance(root, HFValidationError):
+        return RecipeError(f"publish.repo: {repo!r}: not a name that the Hub allows: {_text(root)}")
+    if status is None:
+        if _passes(error):
+            return OfflineError(f"push: the Hub cannot be reached ({_text(root)}); {again}")
+        return PublishError(f"push to {repo}: {_text(root)}; {again}")
+    known = {
+        401: "the Hub does not know your token; run `hf auth login`, or set HF_TOKEN to a token with write access",
+        403: f"your token may not write to {repo.partition('/')[0]}; use one with write access, or another name",
+        404: f"no such user or organisation as {repo.partition('/')[0]}, or no such repository; check publish.repo",
+        409: "somebody else changed the repository at the same time; run the same command again",
+        429: f"the Hub wants fewer requests; wait some minutes, {again}",
+    }
+    text = known.get(status, f"the Hub has a fault; {again}" if status >= 500 else _text(root))
+    return PublishError(f"publish.repo: {repo}: {text} (HTTP {status})")
+
+
+def _text(error: BaseException) -> str:
+    """An error's text without the queries of addresses, which can hold credentials."""
+    text = reason(error) if isinstance(error, Exception) else type(error).__name__
+    return re.sub(r"\?[^\s'\"]+", "", text)
+
+
+def listing(publish: Publish, folder: Path) -> dict[str, Any]:
+    """What `upft push` would upload, as plain values."""
+    files = [{"path": path.name, "bytes": path.stat().st_size} for path in files_to_push(folder)]
+    return {
+        "repo": publish.repo,
+        "private": publish.private,
+        "files": files,
+        "bytes": sum(int(str(file["bytes"])) for file in files),
+        "left_out": sorted(path.name for path in folder.iterdir() if path.name not in {f["path"] for f in files}),
+    }

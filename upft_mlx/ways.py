@@ -1,0 +1,213 @@
+"""Ways to write an adapter's update into the weights: the bits of the touched layers, and how they are rounded."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import shutil
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+from mlx.utils import tree_flatten
+
+from upft_mlx.fitting import Matrix, feedback, fit_scales, pack, round_bfloat16, round_float16, unpack
+from upft_mlx.models import Loaded
+from upft_mlx.rundir import remove
+
+DTYPES = {"bf16": mx.bfloat16, "fp16": mx.float16}
+MIXED_BITS = (6, 8)
+
+
+@dataclass(frozen=True)
+class Way:
+    """What becomes of the touched layers, those with an adapter."""
+
+    name: str
+    """`base`, `mixed-6`, `mixed-8`, `bf16` or `fp16`, with `-fitted` where that is so."""
+    dtype: mx.Dtype
+    """Of their weights or, where these are quantized, scales."""
+    bits: int | None = None
+    """Bits of their weights; None: not quantized."""
+    whole: bool = False
+    """Whether every other floating weight becomes `dtype` as well."""
+    fitted: bool = False
+    """Whether the rounding keeps the layers' outputs (see `fitting`) instead of each weight."""
+
+    @property
+    def width(self) -> int:
+        """Bits per weight, scales aside: what ways are tried in the order of."""
+        return self.bits or 8 * self.dtype.size
+
+    @property
+    def second_name(self) -> str | None:
+        """Of `base` where that is not quantized: its type's."""
+        return next((name for name, dtype in DTYPES.items() if self.bits is None and dtype == self.dtype), None)
+
+    @property
+    def family(self) -> str:
+        """The value of `publish.fuse` that it belongs to."""
+        return self.name.partition("-")[0]
+
+
+def ways(loaded: Loaded, layers: dict[str, nn.Module]) -> list[Way]:
+    """All ways for a model with an adapter on `layers`."""
+    own, quantized = loaded.dtype, base_bits(layers)
+    result = [Way("base", own, quantized)]
+    if quantized is not None:
+        result += [Way(f"mixed-{bits}", own, bits) for bits in MIXED_BITS if bits > quantized]
+    # The model's own type first. The other 16-bit type would be computed in float32, in matrices converted for every
+    # token, if it stood beside the model's own: then the whole model takes it, which for scales and norms is exact.
+    sixteen = sorted(DTYPES, key=lambda name: (DTYPES[name] != own, name != "fp16"))
+    for name in sixteen:
+        if quantized is not None or DTYPES[name] != own:
+            result.append(Way(name, DTYPES[name], whole=own in DTYPES.values() and DTYPES[name] != own))
+    if all(can_be_fitted(layer) for layer in layers.values()):
+        result += [
+            replace(way, name=f"{way.name}-fitted", fitted=True) for way in result if way.bits or way.dtype.size == 2
+        ]
+    return sorted(result, key=lambda way: (way.width, way.whole))  # stable: fitted after nearest
+
+
+def can_be_fitted(layer: nn.Module) -> bool:
+    """Whether a layer is a plain matrix, quantized as `fitting` knows it or not at all."""
+    inner = inner_layer(layer)
+    return isinstance(inner, nn.Linear) or (isinstance(inner, nn.QuantizedLinear) and inner.mode == "affine")
+
+
+def input_size(layer: nn.Module) -> int:
+    """Columns of a layer's matrix."""
+    return int(layer["lora_a"].shape[0])
+
+
+def base_bits(layers: dict[str, nn.Module]) -> int | None:
+    """The fewest bits of the layers under the adapters; None where they are not quantized."""
+    bits = [inner.bits for layer in layers.values() if hasattr(inner := inner_layer(layer), "bits")]
+    return min(bits) if bits else None
+
+
+def inner_layer(layer: nn.Module) -> nn.Module:
+    """The layer under an adapter."""
+    inner: nn.Module = layer["linear"] if "linear" in layer else layer["embedding"]
+    return inner
+
+
+def fused_layer(layer: nn.Module, way: Way, moments: list[Matrix] | None = None) -> nn.Module:
+    """One layer with its update, added in float32 and then rounded as `way` says.
+
+    `moments` are those of the layer's inputs, for a way that is fitted.
+    """
+    inner = inner_layer(layer)
+    layer.set_dtype(mx.float32)
+    fused: nn.Module = layer.fuse(dequantize=True)
+    quantized = way.bits is not None and hasattr(inner, "bits")
+    if way.fitted and quantized and way.family == "base":
+        return _with_fitted_scales(layer, way, moments or [])
+    wanted = np.array(fused.weight) if way.fitted else None
+    fused.set_dtype(way.dtype)
+    if quantized:
+        fused = fused.to_quantized(**quantization_of(inner, way))
+    if wanted is not None:
+        _round_with_feedback(fused, wanted, way, moments or [])
+    return fused
+
+
+def _round_with_feedback(fused: nn.Module, wanted: Matrix, way: Way, moments: list[Matrix]) -> None:
+    """Replace the nearest rounding of a layer's weights, on the same grid."""
+    if not hasattr(fused, "bits"):
+        nearest = round_bfloat16 if way.dtype == mx.bfloat16 else round_float16
+        rounded = feedback(wanted, moments, lambda part, columns: nearest(part))
+        fused.weight = mx.array(rounded).astype(way.dtype)
+        return
+    scales, biases = _expanded(fused)
+
+    def on_grid(part: Matrix, columns: Any) -> Matrix:
+        s, b = scales[:, columns], biases[:, columns]
+        return np.clip(np.round((part - b) / s), 0, 2**fused.bits - 1) * s + b
+
+    rounded = feedback(wanted, moments, on_grid)
+    fused.weight = mx.array(pack(_codes(rounded, scales, biases, fused.bits), fused.bits))
+
+
+def _with_fitted_scales(layer: nn.Module, way: Way, moments: list[Matrix]) -> nn.Module:
+    """The base's own codes, its scales and biases moved by as much of the update as they can hold."""
+    inner = inner_layer(layer)
+    delta = np.array(((layer.scale * layer.lora_b.T) @ layer.lora_a.T).astype(mx.float32))
+    codes = unpack(np.array(inner.weight), inner.bits)
+    scales, biases = fit_scales(delta, codes.astype(np.float32), moments, inner.group_size)
+    fused = nn.QuantizedLinear(inner.group_size, 1, "bias" in inner, inner.group_size, inner.bits)
+    fused.weight = inner.weight
+    fused.scales = (inner.scales.astype(mx.float32) + mx.array(scales)).astype(way.dtype)
+    fused.biases = (inner.biases.astype(mx.float32) + mx.array(biases)).astype(way.dtype)
+    if "bias" in inner:
+        fused.bias = inner.bias.astype(way.dtype)
+    return fused
+
+
+def _expanded(quantized: nn.Module) -> tuple[Matrix, Matrix]:
+    """Scale and bias of every weight (O, D), float32; a group of equal weights has a scale that divides nothing."""
+    parts = (np.array(part.astype(mx.float32)) for part in (quantized.scales, quantized.biases))
+    scales, biases = (np.repeat(part, quantized.group_size, axis=1) for part in parts)
+    return np.where(scales == 0, np.float32(1e-30), scales), biases
+
+
+def _codes(values: Matrix, scales: Matrix, biases: Matrix, bits: int) -> Any:
+    return np.clip(np.round((values - biases) / scales), 0, 2**bits - 1).astype(np.uint8)
+
+
+def quantization_of(inner: nn.Module, way: Way) -> dict[str, Any]:
+    """How a touched layer is quantized, in mlx-lm's per-layer terms."""
+    if way.family == "base" or inner.bits >= (way.bits or 0):
+        return {"group_size": inner.group_size, "bits": inner.bits, "mode": inner.mode}
+    return {"group_size": max(32, inner.group_size), "bits": way.bits, "mode": "affine"}
+
+
+def config_of(config: dict[str, Any], layers: dict[str, nn.Module], way: Way) -> dict[str, Any]:
+    """The config.json of a model fused this way."""
+    config = dict(config)
+    if "quantization" in config and way.family != "base":
+        per_layer = {
+            name: quantization_of(inner, way) if way.bits is not None and hasattr(inner, "bits") else False
+            for name, layer in layers.items()
+            if (inner := inner_layer(layer)) is not None
+        }
+        config["quantization"] = {**config["quantization"], **per_layer}
+    if way.whole:
+        config.update(
+            {key: str(way.dtype).removeprefix("mlx.core.") for key in ("torch_dtype", "dtype") if key in config}
+        )
+    return config
+
+
+def size_of(loaded: Loaded, layers: dict[str, nn.Module], way: Way) -> int:
+    """Bytes of the weights as they will be saved; the model has its touched layers fused this way, in float32."""
+    rest = way.dtype if way.whole else loaded.dtype
+    total = 0
+    for name, array in dict(tree_flatten(loaded.model.parameters())).items():
+        saved = way.dtype if name.rpartition(".")[0] in layers else rest
+        total += array.size * saved.size if mx.issubdtype(array.dtype, mx.floating) else array.nbytes
+    return total
+
+
+def write_model(loaded: Loaded, config: dict[str, Any], folder: Path) -> None:
+    """Write a model folder beside its place and move it there when it is whole.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    from mlx_lm.utils import save
+
+    temporary = folder.parent / f".{folder.name}.tmp"
+    remove(temporary)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            save(temporary, str(loaded.path), loaded.model, loaded.tokenizer, config, donate_model=False)
+        remove(folder)
+        temporary.rename(folder)
+    except RuntimeError as error:  # MLX's word for a full or read-only disk
+        raise OSError(5, f"cannot be written ({error})", str(folder)) from None
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
