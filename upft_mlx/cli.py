@@ -257,7 +257,8 @@ def evaluate(
     narrow = {"benchmarks": benchmarks, "limit": limit, "subset": subset}
     if recipe is None and not benchmarks:
         narrow["benchmarks"] = ("arithmetic",)
-    _run(recipe, "evaluate", model=model, adapter=adapter, narrow=narrow, **options)
+    extra = {} if adapter is None else {"adapter": adapter}
+    _run(recipe, "evaluate", model=model, narrow=narrow, **extra, **options)
 
 
 @cli.command(
