@@ -257,8 +257,9 @@ def evaluate(
     narrow = {"benchmarks": benchmarks, "limit": limit, "subset": subset}
     if recipe is None and not benchmarks:
         narrow["benchmarks"] = ("arithmetic",)
-    extra = {} if adapter is None else {"adapter": adapter}
-    _run(recipe, "evaluate", model=model, narrow=narrow, **extra, **options)
+    if adapter is not None:
+        options["adapter"] = adapter
+    _run(recipe, "evaluate", model=model, narrow=narrow, **options)
 
 
 @cli.command(
