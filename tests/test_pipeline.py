@@ -134,6 +134,9 @@ def test_the_ledger_counts_what_was_sampled_and_trained(finished: Path) -> None:
     ledger = json.loads((finished / "ledger.json").read_text())
     solutions = [json.loads(line) for line in (finished / "solutions.jsonl").read_text().splitlines()]
     assert ledger["generate"]["tokens_sampled"] == sum(len(s["completion_ids"]) for s in solutions)
+    for stage in ("generate", "evaluate"):
+        assert ledger[stage]["tokens_processed"] > ledger[stage]["tokens_sampled"] > 0, "prompts are passed as well"
+    assert ledger["train"]["tokens_processed"] > ledger["train"]["tokens_trained"] > 0
     rows = list(read_rows(finished / "dataset" / "train.jsonl", TrainingRow))
     assert ledger["train"]["tokens_trained"] == sum(len(r.completion_ids) for r in rows)
     metrics = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]

@@ -95,6 +95,11 @@ class Evaluator:
         for side in sides:
             self._put_in_order(side)
 
+    @property
+    def processed_tokens(self) -> int:
+        """Tokens that this process passed through the model, prompts and padding included."""
+        return sum(sampler.processed_tokens for sampler in self._samplers.values())
+
     def _path(self, side: Side) -> Path:
         return self._run.rows_of(self._part.entry.label, side)
 

@@ -263,7 +263,8 @@ class Pipeline:
             tokens = sides.measure(self._sides(), self.adapter or self.run.adapter)
             write_json(self.run.summary, summarize(self.sets, self.run))
             completions = sum(part.completions for part in self.sets)
-            return Outcome(f"{completions} completions per side", tokens_sampled=tokens)
+            processed = sides.processed_tokens
+            return Outcome(f"{completions} completions per side", tokens_sampled=tokens, tokens_processed=processed)
 
         if not self.sets:
             self.notify(StageSkipped("evaluate", "evaluate.benchmarks is empty"))

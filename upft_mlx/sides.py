@@ -34,6 +34,8 @@ class Sides:
         self._recipe, self._sets, self._inputs, self._run = recipe, sets, inputs, run
         self._load, self._notify = load, notify
         self._loaded: Loaded | None = None
+        self.processed_tokens = 0
+        """Passed through the model so far, prompts and padding included."""
         self._switch: Switch = _stay
 
     def measure(self, sides: Sequence[Side], adapter: Path) -> int:
@@ -67,7 +69,9 @@ class Sides:
             self._switch = AdapterSwitch(self._loaded, adapter)
         for side in sides:
             self._begin(part, side)
-        Evaluator(self._recipe, self._loaded, part, self._run, self._notify).run(sides, self._switch)
+        evaluator = Evaluator(self._recipe, self._loaded, part, self._run, self._notify)
+        evaluator.run(sides, self._switch)
+        self.processed_tokens += evaluator.processed_tokens
         for side in sides:
             self._run.record(side_name(part, side), Entry(self._fingerprint(part, side), done=True))
 
