@@ -55,6 +55,29 @@ def test_the_copies_are_no_parameters() -> None:
     assert names[0] == names[1]
 
 
+def test_other_weights_and_another_precision_are_what_is_computed_with() -> None:
+    """Fusing loads rounded scales into a model and tries it in 16 bits: a stale copy would hide what that does."""
+    plain, fast = Small(4), Small(4)
+    add_dense_copies(fast)
+    x = mx.random.normal((3, 64))
+    before = fast(x)
+    for model in (plain, fast):
+        model.load_weights([("first.scales", 2 * model.first.scales)], strict=False)
+    assert mx.allclose(fast(x), plain(x), rtol=1e-5, atol=1e-5)
+    assert not mx.allclose(fast(x), before, atol=1e-2)
+    half = Small(4)
+    add_dense_copies(half)
+    half.set_dtype(mx.float16)
+    assert half(x.astype(mx.float16)).dtype == mx.float16
+
+
+def test_the_copy_is_what_a_loaded_model_computes_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded = load(MODEL, quantize=Quantize(bits=4, group_size=32))
+    add_lora(loaded, Lora(rank=2), seed=0)
+    monkeypatch.setattr(mx, "quantized_matmul", lambda *_, **__: pytest.fail("not with the copy"))
+    loaded.model.model.layers[0].mlp.down_proj.linear(mx.zeros((2, 192)))
+
+
 def test_a_model_with_an_adapter_is_the_same_with_and_without(monkeypatch: pytest.MonkeyPatch) -> None:
     logits = []
     for copies in (True, False):

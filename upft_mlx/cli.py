@@ -205,19 +205,30 @@ def fetch(recipe: str, **options: Any) -> None:
     _run_other(recipe, work, lambda facts: "complete; --offline now runs every command of this recipe", **options)
 
 
-@cli.command(
-    help=_help(
-        "Measure how long a prefix may be on RECIPE's model and problems: prefix self-consistency and prefix accuracy, "
-        "as tables, JSON and curves, and a recommended prefix.length. Continues where it stopped.",
-        "upft analyze quickstart",
-        "upft analyze my-recipe.yaml --set analyze.problems=50",
-    )
+def _study_command(what: str, text: str, *examples: str) -> None:
+    """Define `upft analyze RECIPE` and `upft compare RECIPE`."""
+
+    @cli.command(name=what, help=_help(text, *examples))
+    @click.argument("recipe")
+    @_common
+    def command(recipe: str, **options: Any) -> None:
+        _study(recipe, what, **options)
+
+
+_study_command(
+    "analyze",
+    "Measure how long a prefix may be on RECIPE's model and problems: prefix self-consistency and prefix accuracy, "
+    "as tables, JSON and curves, and a recommended prefix.length. Continues where it stopped.",
+    "upft analyze quickstart",
+    "upft analyze my-recipe.yaml --set analyze.problems=50",
 )
-@click.argument("recipe")
-@_common
-def analyze(recipe: str, **options: Any) -> None:
-    """See the help."""
-    _study(recipe, "analyze", **options)
+_study_command(
+    "compare",
+    "Run base and the methods of RECIPE's compare section over several seeds with the same evaluation: accuracy "
+    "with intervals, tokens, time and memory as a table, figures and JSON. Continues where it stopped.",
+    "upft compare quickstart",
+    "upft compare my-recipe.yaml --set compare.seeds=5 --set 'compare.methods=[upft, upft:majority_answer]'",
+)
 
 
 @cli.command(
@@ -260,21 +271,6 @@ def evaluate(
     if adapter is not None:
         options["adapter"] = adapter
     _run(recipe, "evaluate", model=model, narrow=narrow, **options)
-
-
-@cli.command(
-    help=_help(
-        "Run base and the methods of RECIPE's compare section over several seeds with the same evaluation: accuracy "
-        "with intervals, tokens, time and memory as a table, figures and JSON. Continues where it stopped.",
-        "upft compare quickstart",
-        "upft compare my-recipe.yaml --set compare.seeds=5 --set 'compare.methods=[upft, upft:majority_answer]'",
-    )
-)
-@click.argument("recipe")
-@_common
-def compare(recipe: str, **options: Any) -> None:
-    """See the help."""
-    _study(recipe, "compare", **options)
 
 
 @cli.command(

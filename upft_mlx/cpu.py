@@ -23,9 +23,15 @@ class DenseForward(nn.QuantizedLinear):
     """A quantized layer with a dense copy, which is no parameter of it: it is neither trained nor saved."""
 
     _forward: Callable[[mx.array], mx.array]
+    _copied: tuple[mx.array, ...]
+    """The arrays of which the copy was made."""
 
     def __call__(self, x: mx.array) -> mx.array:
-        """(..., inputs) to (..., outputs)."""
+        """(..., inputs) to (..., outputs); as a quantized layer once its weights or the precision are others."""
+        current = all(a is b for a, b in zip(self._copied, _parts(self), strict=True))
+        if not current or x.dtype != mx.float32:
+            plain: mx.array = super().__call__(x)  # type: ignore[no-untyped-call]
+            return plain
         y = self._forward(x)
         return y + self.bias if "bias" in self else y
 
@@ -42,7 +48,7 @@ def add_dense_copies(model: nn.Module) -> bool:
     if mx.default_device().type != mx.DeviceType.cpu or not layers or bytes_needed > MEMORY_SHARE * memory:
         return False
     for layer in layers:
-        layer._forward = _with_dense_forward(layer)
+        layer._forward, layer._copied = _with_dense_forward(layer), _parts(layer)
         layer.__class__ = DenseForward
     return True
 
@@ -52,13 +58,18 @@ def _fits(layer: nn.QuantizedLinear) -> bool:
     return bool(layer.mode == "affine" and layer.scales.dtype == mx.float32)
 
 
+def _parts(layer: nn.QuantizedLinear) -> tuple[mx.array, mx.array, mx.array]:
+    assert layer.biases is not None  # affine quantization has them
+    return layer.weight, layer.scales, layer.biases
+
+
 def _inputs(layer: nn.QuantizedLinear) -> int:
     return int(layer.scales.shape[1] * layer.group_size)
 
 
 def _with_dense_forward(layer: nn.QuantizedLinear) -> Callable[[mx.array], mx.array]:
     """The layer's product: dense forward, quantized backward."""
-    parts = (layer.weight, layer.scales, layer.biases)
+    parts = _parts(layer)
     how = {"group_size": layer.group_size, "bits": layer.bits}
     dense = mx.contiguous(mx.dequantize(*parts, **how).T)
     mx.eval(dense)
