@@ -5,14 +5,13 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import threading
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import yaml
-from helpers_input import COMMIT, FakeHub, HubHandler
+from helpers_input import COMMIT, FakeHub, HubHandler, serving
 
 TOKEN = "hf_" + "MarkerMarkerMarkerMarkerMarker" + "1234"
 """Of `user`, with write access."""
@@ -167,11 +166,5 @@ class _Uploads(HubHandler):
 @contextmanager
 def upload_hub(repos: dict[str, dict[str, bytes]] | None = None) -> Iterator[UploadHub]:
     """A running stand-in."""
-    with UploadHub(repos) as hub:
-        thread = threading.Thread(target=hub.serve_forever, args=(0.05,), daemon=True)
-        thread.start()
-        try:
-            yield hub
-        finally:
-            hub.shutdown()
-            thread.join()
+    with UploadHub(repos) as hub, serving(hub):
+        yield hub

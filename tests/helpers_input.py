@@ -203,13 +203,19 @@ def _sha(content: bytes) -> str:
 
 
 @contextmanager
+def serving(server: ThreadingHTTPServer) -> Iterator[None]:
+    """The server answers in a thread while the block runs."""
+    thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        server.shutdown()
+        thread.join()
+
+
+@contextmanager
 def fake_hub(repos: dict[str, dict[str, bytes]]) -> Iterator[FakeHub]:
     """A running stand-in for the Hub."""
-    with FakeHub(repos) as hub:
-        thread = threading.Thread(target=hub.serve_forever, args=(0.05,), daemon=True)
-        thread.start()
-        try:
-            yield hub
-        finally:
-            hub.shutdown()
-            thread.join()
+    with FakeHub(repos) as hub, serving(hub):
+        yield hub
