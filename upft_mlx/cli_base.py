@@ -1,0 +1,177 @@
+"""What all commands share: the group, the common options, and the edge where errors become messages and statuses.
+
+Whatever is slow to import (pydantic, Rich, MLX) is imported inside the functions: `upft --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from upft_mlx import __version__
+from upft_mlx.errors import UpftError
+
+if TYPE_CHECKING:
+    from upft_mlx.events import Observer
+    from upft_mlx.recipe import Recipe
+
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+_COMMON = (
+    click.option("--run-dir", type=click.Path(path_type=Path), help="Where the run is kept.  [default: runs/NAME]"),
+    click.option(
+        "--set",
+        "overrides",
+        multiple=True,
+        metavar="SECTION.FIELD=VALUE",
+        help="Change a field of the recipe; may be repeated.",
+    ),
+    click.option("--offline", is_flag=True, help="Use no network; what is missing is an error."),
+    click.option("--plain", is_flag=True, help="Print lines instead of a live view."),
+    click.option("--json", "as_json", is_flag=True, help="Print the result as JSON."),
+    click.option("--debug", is_flag=True, help="Show tracebacks."),
+)
+
+
+def common(command: Command) -> Command:
+    """Give a command the options that all commands on a recipe have."""
+    for option in reversed(_COMMON):
+        command = option(command)
+    return command
+
+
+def helped(text: str, *examples: str) -> str:
+    r"""A command's help: what it does, then examples that click must not rewrap (`\b`)."""
+    lines = "\n".join(f"  {example}" for example in examples)
+    return f"{text}\n\n\b\nExample{'s' if len(examples) > 1 else ''}:\n{lines}"
+
+
+@click.group(
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    help=helped(
+        "Unsupervised Prefix Fine-Tuning on a Mac: sample the first tokens of one solution per problem, "
+        "fine-tune on those alone, measure base against tuned, fuse. RECIPE is a YAML file or the name of a "
+        "shipped recipe.",
+        "upft demo",
+        "upft run my-recipe.yaml --set prefix.length=8",
+    ),
+)
+@click.version_option(__version__, prog_name="upft")
+def cli() -> None:
+    """The group; its help is above."""
+
+
+def run_other(
+    name: str,
+    work: Callable[[Recipe, Path, Observer], dict[str, Any]],
+    text: Callable[[dict[str, Any]], str],
+    run_dir: Path | None,
+    overrides: Sequence[str],
+    offline: bool,
+    plain: bool,
+    as_json: bool,
+    debug: bool,
+) -> None:
+    """Run what is no stage: lines, and the Hub client's own bars where there is a terminal."""
+    with prepared(name, overrides, offline=offline, debug=debug) as recipe:
+        from upft_mlx import ui
+
+        if plain or not sys.stderr.isatty():
+            os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+        folder = run_dir or Path("runs") / recipe.name
+        with ui.open_view(plain=True, stderr=True) as notify:
+            facts = work(recipe, folder, notify)
+        click.echo(json.dumps(facts, indent=2) if as_json else text(facts))
+
+
+@contextmanager
+def prepared(
+    name: str | None,
+    overrides: Sequence[str],
+    *,
+    offline: bool,
+    debug: bool,
+    model: str | None = None,
+    narrow: dict[str, Any] | None = None,
+) -> Iterator[Recipe]:
+    """The recipe, with the ranks joined, the network off where it is to be, and errors turned into messages."""
+    quiet_libraries()
+    sets = [f"--set {text}" for text in overrides]
+    fetch = " ".join(["upft fetch", name, *sets]) if name else f"hf download {model}"
+    with edge(debug=debug, fetch=fetch):
+        from upft_mlx.models import go_offline, is_offline
+
+        if offline or is_offline():  # each library has a switch of its own
+            go_offline()
+        from upft_mlx.load import load_recipe
+        from upft_mlx.narrow import narrowed, recipe_for_model
+        from upft_mlx.parallel import ranks
+
+        ranks()  # first, so that what goes wrong on one rank is heard by all
+        recipe = recipe_for_model(str(model), overrides) if name is None else load_recipe(name, overrides)
+        yield narrowed(recipe, **narrow) if narrow is not None and any(narrow.values()) else recipe
+
+
+def quiet_libraries() -> None:
+    """Keep other libraries' banners off the screen and their telemetry off the network."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+
+
+@contextmanager
+def writing_to(run_dir: Path) -> Iterator[None]:
+    """Name the run directory in errors that name no file, such as those of a full disk."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None and error.errno is not None:
+            error.filename = str(run_dir)
+        raise
+
+
+@contextmanager
+def edge(*, debug: bool, fetch: str = "upft fetch") -> Iterator[None]:
+    """Turn errors into one message and an exit status: 1 failed, 2 recipe or usage, 130 interrupted.
+
+    `fetch` is the command that downloads what the recipe needs.
+    """
+    try:
+        yield
+    except KeyboardInterrupt:
+        _fail(130, "interrupted; what is done is kept, the same command continues")
+    except UpftError as error:
+        if debug:
+            raise
+        _fail(error.exit_status, str(error).replace("`upft fetch`", f"`{fetch}`"))
+    except OSError as error:
+        if debug:
+            raise
+        where = f"{error.filename}: " if error.filename else ""
+        room = "make room, then " if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else ""
+        _fail(1, f"{where}{error.strerror or error}; what is done is kept: {room}run the same command again")
+    except Exception as error:
+        if debug:
+            raise
+        _fail(1, f"unexpected {type(error).__name__}: {error}; run again with --debug and report what it shows")
+
+
+def _fail(status: int, message: str) -> None:
+    from upft_mlx import ui
+    from upft_mlx.parallel import joined
+
+    if team := joined():
+        message = f"rank {team.rank}: {message}"
+        team.leave(message)
+    ui.print_error(message)
+    sys.exit(status)

@@ -1,0 +1,115 @@
+"""`upft export`, `push`, `show`: what is done with a finished run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from upft_mlx.cli_base import cli, common, edge, helped, quiet_libraries, run_other
+
+if TYPE_CHECKING:
+    from upft_mlx.events import Observer
+    from upft_mlx.recipe import Recipe
+
+
+@cli.command(
+    help=helped(
+        "Write the result for other tools: the adapter for PEFT, or the fused model without quantization for "
+        "transformers.",
+        "upft export quickstart --format peft",
+        "upft export quickstart --format dequantized --to my-model",
+    )
+)
+@click.argument("recipe")
+@click.option("--format", "form", type=click.Choice(["peft", "dequantized"]), required=True, help="What to write.")
+@click.option("--to", type=click.Path(path_type=Path), help="The folder.  [default: RUN/export/FORMAT]")
+@click.option(
+    "--dtype", type=click.Choice(["bf16", "fp16"]), default="bf16", show_default=True, help="Of a dequantized model."
+)
+@common
+def export(recipe: str, form: str, to: Path | None, dtype: str, **options: Any) -> None:
+    """See the help."""
+
+    def work(loaded: Recipe, run_dir: Path, notify: Observer) -> dict[str, Any]:
+        from upft_mlx import delivery
+
+        return delivery.export(loaded, run_dir, form, to, dtype, notify)
+
+    run_other(recipe, work, lambda facts: f"{facts['folder']}: {facts['detail']}", **options)
+
+
+@cli.command(
+    help=helped(
+        "Upload the result with its model card to publish.repo on the Hugging Face Hub, private unless the recipe says "
+        "otherwise. Continues where it was cut.",
+        "upft push my-recipe.yaml --dry-run",
+        "upft push my-recipe.yaml --set publish.repo=user/name",
+    )
+)
+@click.argument("recipe")
+@click.option("--dry-run", is_flag=True, help="Show exactly what would go up; upload nothing.")
+@common
+def push(recipe: str, dry_run: bool, **options: Any) -> None:
+    """See the help."""
+
+    def work(loaded: Recipe, run_dir: Path, notify: Observer) -> dict[str, Any]:
+        from upft_mlx import delivery
+
+        return delivery.push(loaded, run_dir, notify, dry_run=dry_run)
+
+    run_other(recipe, work, _pushed, **options)
+
+
+def _pushed(facts: dict[str, Any]) -> str:
+    """What went up, or would."""
+    kind = "private" if facts["private"] else "public"
+    head = (
+        f"{facts['url']}: uploaded" if "url" in facts else f"would upload to {facts['repo'] or '(publish.repo unset)'}"
+    )
+    lines = [f"{head} ({kind}), {len(facts['files'])} files, {facts['bytes'] / 1e6:.1f} MB:"]
+    lines += [f"  {file['bytes']:>15,}  {file['path']}" for file in facts["files"]]
+    if facts["left_out"]:
+        lines.append(f"not uploaded: {', '.join(facts['left_out'])}")
+    return "\n".join(lines)
+
+
+@cli.command(
+    help=helped(
+        "Show what is in a run directory: its report, or problem by problem what base and tuned answered. RUN is a "
+        "folder, or a name in runs/.",
+        "upft show quickstart",
+        "upft show quickstart --flips",
+        "upft show quickstart --problem evaluation-0007",
+    )
+)
+@click.argument("run")
+@click.option("--flips", is_flag=True, help="What is right on one side and wrong on the other.")
+@click.option("--rows", is_flag=True, help="Every problem and sample.")
+@click.option("--problem", metavar="ID", help="One problem: question, gold answer and the completions.")
+@click.option("--benchmark", "benchmarks", multiple=True, metavar="NAME", help="Only this one; may be repeated.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+@click.option("--debug", is_flag=True, help="Show tracebacks.")
+def show(
+    run: str, flips: bool, rows: bool, problem: str | None, benchmarks: Sequence[str], as_json: bool, debug: bool
+) -> None:
+    """See the help."""
+    quiet_libraries()
+    with edge(debug=debug):
+        from upft_mlx import browse, ui
+
+        found = browse.find_run(run)
+        if not (flips or rows or problem):
+            facts = browse.facts_of(found)
+            click.echo(json.dumps(facts, indent=2)) if as_json else ui.print_summary(facts)
+            return
+        items = browse.seen(found, benchmarks, only_flips=flips)
+        if problem is not None:
+            items = browse.of_problem(items, problem)
+        if as_json:
+            click.echo(json.dumps([item.dump() for item in items], indent=2, ensure_ascii=False))
+        else:
+            ui.print_seen(items, only_flips=flips, whole=problem is not None)

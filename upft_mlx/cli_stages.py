@@ -1,0 +1,161 @@
+"""`upft demo`, `run`, and a command for each stage of a recipe."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from upft_mlx.cli_base import cli, common, helped, prepared, writing_to
+
+if TYPE_CHECKING:
+    from upft_mlx.events import Observer
+    from upft_mlx.recipe import Recipe
+
+
+@cli.command(help=helped("Run the quickstart recipe: embedded model and problems, offline, in minutes.", "upft demo"))
+@common
+def demo(**options: Any) -> None:
+    """See the help."""
+    _run("quickstart", None, **options)
+
+
+@cli.command(
+    name="run",
+    help=helped(
+        "Run all stages of RECIPE. What is done and current is skipped; what was interrupted is continued.",
+        "upft run quickstart",
+        "upft run my-recipe.yaml --run-dir runs/try-2 --set train.learning_rate=5e-5",
+    ),
+)
+@click.argument("recipe")
+@common
+def run_command(recipe: str, **options: Any) -> None:
+    """See the help."""
+    _run(recipe, None, **options)
+
+
+def _stage_command(stage: str, text: str) -> None:
+    """Define `upft STAGE RECIPE`."""
+
+    @cli.command(name=stage, help=helped(text, f"upft {stage} quickstart"))
+    @click.argument("recipe")
+    @common
+    def command(recipe: str, **options: Any) -> None:
+        _run(recipe, stage, **options)
+
+
+_stage_command("generate", "Sample the solutions that RECIPE needs into solutions.jsonl; continues where it stopped.")
+
+
+_stage_command("build", "Turn solutions.jsonl into the training and validation rows in dataset/.")
+
+
+_stage_command("train", "Train the LoRA adapter on dataset/; continues from the last checkpoint.")
+
+
+@cli.command(
+    help=helped(
+        "Write the adapter into the weights: fused/, a folder that mlx-lm loads. Refuses what would lose the training, "
+        "and says what keeps it.",
+        "upft fuse quickstart",
+        "upft fuse quickstart --set publish.fuse=mixed",
+    )
+)
+@click.argument("recipe")
+@click.option("--force", is_flag=True, help="Fuse even if less than publish.min_retained is kept.")
+@common
+def fuse(recipe: str, force: bool, **options: Any) -> None:
+    """See the help."""
+    if force:
+        options["force"] = True
+    _run(recipe, "fuse", **options)
+
+
+@cli.command(
+    help=helped(
+        "Measure base and, once there is an adapter, tuned on the benchmarks of RECIPE; or, without a recipe, any "
+        "model that mlx-lm loads. BENCHMARK is a known one (arithmetic, gsm8k, math500, aime2024, aime2025, gpqa, "
+        "gpqa-freeform) or a local file with questions and answers.",
+        "upft evaluate quickstart",
+        "upft evaluate my-recipe.yaml --limit 50 --subset level=5",
+        "upft evaluate --model my-model --adapter my-adapter --benchmark gsm8k --benchmark my-test.jsonl",
+    )
+)
+@click.argument("recipe", required=False)
+@click.option("--model", metavar="PATH_OR_ID", help="Evaluate this model instead of a recipe's.")
+@click.option("--adapter", type=click.Path(path_type=Path), help="Compare the model with this adapter on it.")
+@click.option(
+    "--benchmark",
+    "benchmarks",
+    multiple=True,
+    help="Which to measure; may be repeated.  [default: RECIPE's, else arithmetic]",
+)
+@click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Only the first N problems of each benchmark.")
+@click.option("--subset", multiple=True, metavar="FIELD=VALUE", help="Only this level or subject; may be repeated.")
+@common
+def evaluate(
+    recipe: str | None,
+    model: str | None,
+    adapter: Path | None,
+    benchmarks: Sequence[str],
+    limit: int | None,
+    subset: Sequence[str],
+    **options: Any,
+) -> None:
+    """See the help."""
+    if (recipe is None) == (model is None):
+        raise click.UsageError("give a RECIPE, or a model with --model" + (", not both" if recipe else ""))
+    narrow = {"benchmarks": benchmarks, "limit": limit, "subset": subset}
+    if recipe is None and not benchmarks:
+        narrow["benchmarks"] = ("arithmetic",)
+    if adapter is not None:
+        options["adapter"] = adapter
+    _run(recipe, "evaluate", model=model, narrow=narrow, **options)
+
+
+def _run(
+    name: str | None,
+    stage: str | None,
+    run_dir: Path | None,
+    overrides: Sequence[str],
+    offline: bool,
+    plain: bool,
+    as_json: bool,
+    debug: bool,
+    model: str | None = None,
+    narrow: dict[str, Any] | None = None,
+    **extra: Any,
+) -> None:
+    """Run a stage, or all, in a live view; `extra` are options of the stage's own."""
+    with prepared(name, overrides, offline=offline, debug=debug, model=model, narrow=narrow) as recipe:
+        _execute(recipe, run_dir or Path("runs") / recipe.name, stage, plain=plain, as_json=as_json, **extra)
+
+
+def _execute(recipe: Recipe, run_dir: Path, stage: str | None, *, plain: bool, as_json: bool, **extra: Any) -> None:
+    from upft_mlx import pipeline, ui
+    from upft_mlx.events import ignore
+    from upft_mlx.parallel import ranks
+
+    stages = pipeline.STAGES if stage is None else (stage,)
+    if not ranks().leads:  # rank 0 has the screen and the run directory
+        _work(recipe, run_dir, stage, ignore, **extra)
+        return
+    with writing_to(run_dir), ui.open_view(plain=plain, stderr=as_json, stages=stages) as notify:
+        facts = _work(recipe, run_dir, stage, notify, **extra)
+    ui.save_svg(facts, run_dir / "report.svg")
+    if as_json:
+        click.echo(json.dumps(facts, indent=2))
+    elif stage in (None, "evaluate"):
+        ui.print_summary(facts)
+
+
+def _work(recipe: Recipe, run_dir: Path, stage: str | None, notify: Observer, **extra: Any) -> dict[str, Any]:
+    from upft_mlx import pipeline
+
+    if stage is None:
+        return pipeline.run(recipe, run_dir, notify)
+    return pipeline.run_stage(recipe, run_dir, stage, notify, **extra)

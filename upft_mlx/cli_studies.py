@@ -1,0 +1,68 @@
+"""`upft analyze` and `upft compare`: what they find is a table of its own, not a run's report."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from upft_mlx.cli_base import cli, common, helped, prepared, writing_to
+
+
+def _study_command(what: str, text: str, *examples: str) -> None:
+    """Define `upft analyze RECIPE` and `upft compare RECIPE`."""
+
+    @cli.command(name=what, help=helped(text, *examples))
+    @click.argument("recipe")
+    @common
+    def command(recipe: str, **options: Any) -> None:
+        _study(recipe, what, **options)
+
+
+_study_command(
+    "analyze",
+    "Measure how long a prefix may be on RECIPE's model and problems: prefix self-consistency and prefix accuracy, "
+    "as tables, JSON and curves, and a recommended prefix.length. Continues where it stopped.",
+    "upft analyze quickstart",
+    "upft analyze my-recipe.yaml --set analyze.problems=50",
+)
+
+
+_study_command(
+    "compare",
+    "Run base and the methods of RECIPE's compare section over several seeds with the same evaluation: accuracy "
+    "with intervals, tokens, time and memory as a table, figures and JSON. Continues where it stopped.",
+    "upft compare quickstart",
+    "upft compare my-recipe.yaml --set compare.seeds=5 --set 'compare.methods=[upft, upft:majority_answer]'",
+)
+
+
+def _study(
+    name: str,
+    what: str,
+    run_dir: Path | None,
+    overrides: Sequence[str],
+    offline: bool,
+    plain: bool,
+    as_json: bool,
+    debug: bool,
+) -> None:
+    """`upft analyze` and `upft compare`: what they find is a table of its own, not a run's report."""
+    with prepared(name, overrides, offline=offline, debug=debug) as recipe:
+        from upft_mlx import ui
+        from upft_mlx.compare import compare
+        from upft_mlx.pipeline import run_analysis
+
+        root = run_dir or Path("runs") / recipe.name
+        work = {"analyze": run_analysis, "compare": compare}[what]
+        with writing_to(root), ui.open_view(plain=plain, stderr=as_json) as notify:
+            found = work(recipe, root, notify)
+        if as_json:
+            click.echo(json.dumps(found, indent=2))
+        elif what == "analyze":
+            ui.print_analysis(found, root / "analysis")
+        else:
+            ui.print_comparison(found, root / "compare")
