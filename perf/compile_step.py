@@ -30,7 +30,7 @@ def measure(folder: Path, compiled: bool) -> list[float]:
     from upft_mlx.batches import Example
     from upft_mlx.models import load
     from upft_mlx.recipe import Lora, Quantize, Train
-    from upft_mlx.train import Stepper
+    from upft_mlx.stage_train import Stepper
 
     loaded = load(folder, quantize=Quantize(bits=8, group_size=32) if folder == EMBEDDED else None)
     add_lora(loaded, Lora(), seed=0)

@@ -28,7 +28,7 @@ def stepper(folder: Path, adapted: int, dropped: int):
     from upft_mlx.adapters import add_lora
     from upft_mlx.models import load
     from upft_mlx.recipe import Lora, Train
-    from upft_mlx.train import Stepper
+    from upft_mlx.stage_train import Stepper
 
     loaded = load(folder)
     inner = loaded.model.model

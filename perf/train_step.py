@@ -2,7 +2,7 @@
 
 Contestants, each in a process and with an empty kernel cache of its own, take turns of a few steps on one machine:
 
-  ours         upft_mlx.train.train on dataset/train.jsonl
+  ours         upft_mlx.stage_train.train on dataset/train.jsonl
   ours whole   the same with train.micro_batch_size at the whole batch, for the time that smaller passes cost
   ours plain   the same without the dense copies that upft_mlx/cpu.py makes on MLX's CPU backend and nowhere else: what
                is left of the difference is in operations that are not needed on any device
@@ -116,7 +116,7 @@ def ours(work: Path, options: argparse.Namespace) -> None:
     from upft_mlx.models import load
     from upft_mlx.rows import TrainingRow, write_rows
     from upft_mlx.rundir import RunDir
-    from upft_mlx.train import train
+    from upft_mlx.stage_train import train
 
     if options.contestant == "ours plain":
         upft_mlx.cpu.add_dense_copies = lambda _: False
@@ -443,7 +443,7 @@ def left_to_gain(rows: Path, options: argparse.Namespace, loaded: Any) -> dict[s
     """CPU seconds of a step of middle length, and of the products that it cannot do without; measured in turns."""
     from upft_mlx.batches import split, steps_from, to_examples
     from upft_mlx.rows import TrainingRow, read_rows
-    from upft_mlx.train import Stepper, shared_length
+    from upft_mlx.stage_train import Stepper, shared_length
 
     examples = to_examples(list(read_rows(rows, TrainingRow)), 2048)
     stepper = Stepper(loaded.model, recipe(options).train, shared=shared_length(examples))

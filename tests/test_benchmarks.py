@@ -15,13 +15,13 @@ from upft_mlx import pipeline
 from upft_mlx.benchmarks import BOXED, KNOWN, LETTER, QUESTION, SOURCES, Entry, load_benchmark, resolve
 from upft_mlx.browse import seen
 from upft_mlx.errors import ProblemsError, RecipeError
-from upft_mlx.evaluate import WITHHELD, user_turn
 from upft_mlx.events import Event, Graded
 from upft_mlx.models import Loaded
 from upft_mlx.problems import Problem
 from upft_mlx.prompts import Renderer
 from upft_mlx.recipe import Evaluate, Prompt, Recipe
 from upft_mlx.rundir import RunDir
+from upft_mlx.stage_evaluate import WITHHELD, user_turn
 
 MakeRecipe = Callable[..., Recipe]
 MATH = [
@@ -271,9 +271,9 @@ def test_the_hub_is_asked_for_the_pinned_revision(name: str, monkeypatch: pytest
 
 
 def test_equal_withheld_answers_stay_equal_for_the_majority() -> None:
-    from upft_mlx.evaluate import _row
     from upft_mlx.graders import Verdict
     from upft_mlx.sampler import Completion
+    from upft_mlx.stage_evaluate import _row
 
     entry, problem = entry_of(name="gpqa-freeform"), Problem("p", "canary?", "canary gold")
     rows = [

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 
-from upft_mlx.build import build
 from upft_mlx.errors import TrainingError
 from upft_mlx.models import Loaded
 from upft_mlx.prefix import structure_numbers
@@ -17,6 +16,7 @@ from upft_mlx.prompts import Renderer
 from upft_mlx.recipe import PAPER_TEMPLATE, Prompt, Recipe
 from upft_mlx.rows import Solution, TrainingRow, read_rows, write_rows
 from upft_mlx.rundir import RunDir
+from upft_mlx.stage_build import build
 
 MakeRecipe = Callable[..., Recipe]
 PROBLEMS = [Problem(str(i), f"Ann has {i} apples. How many?", str(i)) for i in range(10)]

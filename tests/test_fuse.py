@@ -23,12 +23,12 @@ from upft_mlx.checkpoints import save_safetensors
 from upft_mlx.errors import FuseError, ModelError
 from upft_mlx.events import Event, Note
 from upft_mlx.fidelity import Comparison, greedy_probes, kl_per_position, retained
-from upft_mlx.fuse import fuse
 from upft_mlx.loss import scalar
 from upft_mlx.models import Loaded, load
 from upft_mlx.recipe import Quantize, Recipe
 from upft_mlx.rows import TrainingRow, read_rows
 from upft_mlx.rundir import RunDir
+from upft_mlx.stage_fuse import fuse
 from upft_mlx.ways import write_model
 
 __all__ = ["run"]

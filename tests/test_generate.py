@@ -16,7 +16,6 @@ from hypothesis import strategies as st
 
 from upft_mlx.errors import ModelError
 from upft_mlx.events import Event, Progress
-from upft_mlx.generate import Plan, generate
 from upft_mlx.models import Loaded
 from upft_mlx.prefix import Wanted, wanted
 from upft_mlx.problems import Problem, load_problems
@@ -24,6 +23,7 @@ from upft_mlx.recipe import Recipe
 from upft_mlx.rows import Solution, read_rows
 from upft_mlx.rundir import RunDir
 from upft_mlx.sampler import Sampler
+from upft_mlx.stage_generate import Plan, generate
 
 MakeRecipe = Callable[..., Recipe]
 

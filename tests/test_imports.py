@@ -17,7 +17,10 @@ import upft_mlx
 
 PACKAGE = Path(upft_mlx.__file__).parent
 MODULES = sorted(path.stem for path in PACKAGE.glob("*.py"))
-STAGES = ("generate", "build", "train", "evaluate", "fuse", "analyze", "export", "publish", "fetch")
+STAGES = (
+    *("stage_generate", "stage_build", "stage_train", "stage_evaluate", "stage_fuse"),
+    *("analyze", "export", "publish", "fetch"),
+)
 COMMANDS = {module for module in MODULES if module.startswith("cli")}
 TOP = ("pipeline", "compare", "delivery", *sorted(COMMANDS), "__main__")
 SLOW = ("mlx_lm", "transformers", "datasets", "huggingface_hub", "pyarrow", "math_verify")
@@ -38,8 +41,8 @@ WITHOUT_MLX = (
         "selection",
         "spool",
     ),
-    *("benchmarks", "report", "events", "grade", "stats", "build", "generate", "ui"),
-    *("answers", "browse", "columns", "evaluate", "graders", "grading", "sides", "summary", "symbolic", "values"),
+    *("benchmarks", "report", "events", "grade", "stats", "stage_build", "stage_generate", "ui"),
+    *("answers", "browse", "columns", "stage_evaluate", "graders", "grading", "sides", "summary", "symbolic", "values"),
     *("device", "parallel", "reporting", "card", "publish", "fetch", "delivery"),
 )
 
@@ -89,7 +92,7 @@ def roots(module: str, *, anywhere: bool = True) -> set[str]:
 
 
 def test_the_reader_of_imports_sees_them_all() -> None:
-    assert {"models", "prefix", "sampler"} <= own("generate")
+    assert {"models", "prefix", "sampler"} <= own("stage_generate")
     assert "datasets" in roots("problems")
     assert "datasets" not in roots("problems", anywhere=False)
     assert "mlx" in roots("loss", anywhere=False)

@@ -242,7 +242,7 @@ from upft_mlx.batches import Example, shared_length
 from upft_mlx.models import load
 from upft_mlx.parallel import ranks
 from upft_mlx.recipe import Lora, Train
-from upft_mlx.train import Stepper
+from upft_mlx.stage_train import Stepper
 from pathlib import Path
 loaded = load(Path(sys.argv[1]))
 loaded.model.set_dtype(getattr(mx, sys.argv[2]))

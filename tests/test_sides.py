@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from conftest import MODEL
 
-from upft_mlx import evaluate, grading, pipeline
+from upft_mlx import grading, pipeline, stage_evaluate
 from upft_mlx.adapters import AdapterSwitch, add_lora, load_adapter
 from upft_mlx.checkpoints import save_safetensors
 from upft_mlx.errors import ModelError
@@ -193,7 +193,7 @@ def test_answers_that_cannot_be_graded_in_time_are_wrong_and_said_to_be(
         def grade(self, tasks: list[Task]) -> list[Verdict]:
             return [Verdict(None, correct=False, gave_up=True) for _ in tasks]
 
-    monkeypatch.setattr(evaluate, "shared_pool", Slow)
+    monkeypatch.setattr(stage_evaluate, "shared_pool", Slow)
     recipe = make_recipe(evaluate={"benchmarks": [{"name": "arithmetic", "limit": 4}]})
     _, events = evaluated(recipe, tmp_path / "run")
     notes = [event.text for event in events if isinstance(event, Note)]

@@ -12,11 +12,11 @@ from pydantic import ValidationError
 
 from upft_mlx.benchmarks import Entry, load_benchmark, resolve
 from upft_mlx.errors import RunDirError, UpftError
-from upft_mlx.evaluate import WITHHELD
 from upft_mlx.recipe import Recipe
 from upft_mlx.report import STAGES, collect
 from upft_mlx.rows import EvaluationRow, read_json, read_rows
 from upft_mlx.rundir import RunDir
+from upft_mlx.stage_evaluate import WITHHELD
 from upft_mlx.summary import SIDES, flips
 
 

@@ -16,14 +16,11 @@ from typing import Any
 
 from upft_mlx import __version__
 from upft_mlx.benchmarks import Set, load_benchmark, resolve
-from upft_mlx.build import build
 from upft_mlx.card import base_of, model_card
 from upft_mlx.device import awake, limit_memory
 from upft_mlx.economy import economy
 from upft_mlx.errors import RunDirError
-from upft_mlx.evaluate import announce
 from upft_mlx.events import Note, Observer, Side, StageDone, StageSkipped, StageStarted, ignore
-from upft_mlx.generate import generate
 from upft_mlx.inputs import Inputs
 from upft_mlx.models import Loaded, find_model, load, load_tokenizer
 from upft_mlx.parallel import ranks
@@ -35,6 +32,9 @@ from upft_mlx.rows import read_json, write_atomically, write_json
 from upft_mlx.rundir import Entry, RunDir, changes, fingerprint, remove
 from upft_mlx.sides import Sides, side_name
 from upft_mlx.spool import Spool
+from upft_mlx.stage_build import build
+from upft_mlx.stage_evaluate import announce
+from upft_mlx.stage_generate import generate
 from upft_mlx.summary import summarize
 
 
@@ -239,7 +239,7 @@ class Pipeline:
 
     def train(self) -> None:
         """dataset/ to adapter/."""
-        from upft_mlx.train import train
+        from upft_mlx.stage_train import train
 
         def work() -> Outcome:
             position = train(self.recipe, self._load(), self.run, self.notify)
@@ -273,7 +273,7 @@ class Pipeline:
 
     def fuse(self, *, force: bool = False) -> None:
         """adapter/ into fused/; `force`: even if too little is kept."""
-        from upft_mlx.fuse import fuse
+        from upft_mlx.stage_fuse import fuse
 
         def work() -> Outcome:
             kept = fuse(self.recipe, self._load(), self.run, self.notify, questions=self.questions, force=force)

@@ -7,13 +7,13 @@ from pathlib import Path
 
 from upft_mlx.adapters import AdapterSwitch
 from upft_mlx.benchmarks import Set
-from upft_mlx.evaluate import Evaluator, Switch, replay
 from upft_mlx.events import Note, Observer, Side
 from upft_mlx.inputs import Inputs
 from upft_mlx.models import Loaded
 from upft_mlx.recipe import Recipe
 from upft_mlx.rows import EvaluationRow, read_rows
 from upft_mlx.rundir import Entry, RunDir, fingerprint
+from upft_mlx.stage_evaluate import Evaluator, Switch, replay
 
 KEPT = 16
 """Files of rows that were put away: the newest so many stay."""
