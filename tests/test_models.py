@@ -366,6 +366,17 @@ def test_an_adapter_of_another_rank_is_refused(fresh: Loaded, tmp_path: Path) ->
     assert "lora_a" in fails(ModelError, lambda: load_adapter(fresh, tmp_path))
 
 
+@pytest.mark.parametrize("kind", ["dora", "full"])
+def test_a_fine_tune_of_mlx_lm_that_is_no_lora_adapter_is_named_as_such(
+    loaded: Loaded, tmp_path: Path, kind: str
+) -> None:
+    config = {"fine_tune_type": kind, "num_layers": 2, "lora_parameters": {"rank": 8, "scale": 20.0, "dropout": 0.0}}
+    write(tmp_path / "adapter_config.json", json.dumps(config))
+    found = fails(ModelError, lambda: load_adapter(loaded, tmp_path))
+    assert f"fine_tune_type is '{kind}'" in found
+    assert "mlx_lm fuse" in found
+
+
 # The chat template.
 
 

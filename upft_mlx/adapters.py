@@ -65,14 +65,14 @@ def load_adapter(loaded: Loaded, adapter: Path) -> None:
     """Put a trained adapter on the model, as mlx-lm's loader does; before 0.32 that took arrays of any shape.
 
     Raises:
-        ModelError: the adapter is missing or does not fit the model.
+        ModelError: the adapter is missing, is no LoRA adapter, or does not fit the model.
     """
     import mlx.core as mx
     from mlx.utils import tree_flatten
     from mlx_lm.tuner.utils import linear_to_lora_layers
 
+    config = _lora_config(loaded, adapter)
     try:
-        config = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
         linear_to_lora_layers(loaded.model, config["num_layers"], config["lora_parameters"])
         arrays = mx.load(str(adapter / "adapters.safetensors"))
     except Exception as error:  # whatever mlx and mlx-lm make of damaged files
@@ -85,6 +85,21 @@ def load_adapter(loaded: Loaded, adapter: Path) -> None:
     loaded.model.load_weights(list(arrays.items()), strict=False)
     loaded.model.eval()
     mx.eval(loaded.model.parameters())
+
+
+def _lora_config(loaded: Loaded, adapter: Path) -> dict[str, Any]:
+    """The adapter's configuration, if it is one of a LoRA adapter; mlx-lm writes `dora` and `full` as well."""
+    try:
+        config: dict[str, Any] = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
+        kind = config.get("fine_tune_type", "lora")
+    except Exception as error:  # it is missing, damaged, or no mapping
+        raise ModelError(f"{adapter}: cannot be put on {loaded.path}: {reason(error)}") from error
+    if kind != "lora":
+        raise ModelError(
+            f"{adapter}: fine_tune_type is {kind!r}, and only a LoRA adapter can be taken off and put on; write it "
+            "into the model with `mlx_lm fuse`, and give that folder as the model"
+        )
+    return config
 
 
 class AdapterSwitch:
