@@ -142,6 +142,21 @@ def test_it_runs_in_a_namespace_without_any_network(place: Place) -> None:
     assert (place.folder / "runs/alone/fused/config.json").is_file()
 
 
+def test_a_cache_that_was_copied_is_all_that_another_machine_needs(place: Place) -> None:
+    """Without the first folder, so that nothing in the copy can point back to it."""
+    home, copy, aside = place.folder / "guard/hf", place.folder / "copy", place.folder / "aside"
+    shutil.copytree(home, copy, symlinks=True)
+    home.rename(aside)
+    try:
+        arguments = ("generate", "r.yaml", "--offline", "--run-dir", "runs/copied")
+        place.upft(*arguments, loopback=False, HF_HOME=str(copy))
+        place.upft("generate", "r.yaml", "--offline", "--run-dir", "runs/without", loopback=False, status=1)
+    finally:
+        shutil.rmtree(home, ignore_errors=True)
+        aside.rename(home)
+    assert (place.folder / "runs/copied/solutions.jsonl").is_file()
+
+
 @pytest.mark.parametrize("how", ["option", "variable"])
 def test_what_is_missing_is_named_with_the_command_that_fetches_it(place: Place, how: str) -> None:
     write(place.folder / "other.yaml", RECIPE.replace("user/base", "user/other"))
