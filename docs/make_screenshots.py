@@ -16,6 +16,7 @@ from rich.console import Console
 from upft_mlx.events import Event, Graded
 from upft_mlx.load import load_recipe
 from upft_mlx.pipeline import Pipeline
+from upft_mlx.ui import picture
 from upft_mlx.ui_live import LiveView
 
 SIZES = ((80, 24), (120, 40))
@@ -50,7 +51,7 @@ class Photographer:
     def _take(self) -> None:
         for size, view in self.views.items():
             self.consoles[size].print(view)
-            self.pictures[size] = self.consoles[size].export_svg(title="upft evaluate quickstart")
+            self.pictures[size] = picture(self.consoles[size], "upft evaluate quickstart")
 
 
 def main() -> None:
@@ -64,8 +65,8 @@ def main() -> None:
             pipeline.train()
             pipeline.notify = photographer
             pipeline.evaluate()
-    for (width, height), picture in photographer.pictures.items():
-        Path(__file__).with_name(f"evaluation-{width}x{height}.svg").write_text(picture, encoding="utf-8")
+    for (width, height), taken in photographer.pictures.items():
+        Path(__file__).with_name(f"evaluation-{width}x{height}.svg").write_text(taken, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -722,6 +722,15 @@ def test_svg_is_xml_with_the_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert path.read_bytes() == first
 
 
+def test_a_picture_reaches_for_no_font_on_a_server_and_keeps_its_text() -> None:
+    console = Console(record=True, file=io.StringIO(), width=60)
+    assert "@font-face" in console.export_svg(title="upft", clear=False)  # what Rich writes
+    console.print("@font-face { kept }", highlight=False)
+    shown = ui.picture(console, "upft")
+    assert "://" not in shown.replace("http://www.w3.org/2000/svg", "").replace("https://www.textualize.io", "")
+    assert "@font-face&#160;{&#160;kept&#160;}" in shown
+
+
 def test_errors_are_printed_literally(capsys: pytest.CaptureFixture[str]) -> None:
     path = "/runs/[bold]demo[/bold]/" + "x" * 300
     ui.print_error(f"{path}: [red]bad[/]\x1b[31m\n  lora.rank: 0 is below 1")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -111,7 +112,15 @@ def save_svg(report: dict[str, Any], path: Path) -> None:
     glyphs = glyphs_for("utf-8")
     for part in (*summary(report, glyphs), *file_lines(report, glyphs)):
         console.print(part, overflow="fold")
-    write_atomically(path, console.export_svg(title="upft"))
+    write_atomically(path, picture(console, "upft"))
+
+
+def picture(console: Console, title: str) -> str:
+    """What a console has recorded, as SVG. Rich's names fonts on a server; a picture of ours reaches for nothing.
+
+    In texts spaces are `&#160;` there, so nothing but the style can be meant.
+    """
+    return re.sub(r"@font-face \{.*?\}\s*", "", console.export_svg(title=title), flags=re.DOTALL)
 
 
 def print_error(message: str) -> None:
@@ -121,4 +130,4 @@ def print_error(message: str) -> None:
     console.print(text, soft_wrap=True)
 
 
-__all__ = ["open_view", "print_analysis", "print_comparison", "print_error", "print_summary", "save_svg"]
+__all__ = ["open_view", "print_analysis", "print_comparison", "print_error", "print_summary", "picture", "save_svg"]
