@@ -5,20 +5,113 @@ from __future__ import annotations
 import re
 import runpy
 from pathlib import Path
+from typing import Any
 
+import mlx.core as mx
+import mlx.nn as nn
 import pytest
 import yaml
 from conftest import ROOT
+from helpers_docs import block_faults, command_faults, field_faults, link_faults
+from mlx.utils import tree_flatten
+from mlx_lm.models import llama, qwen2
+from mlx_lm.models.cache import make_prompt_cache
+from mlx_lm.tuner.utils import linear_to_lora_layers
 
 from upft_mlx.benchmarks import KNOWN, SOURCES
 from upft_mlx.recipe import Recipe
 
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCS = ROOT / "docs"
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted(DOCS.glob("*.md"))]
+CHECKS = (link_faults, block_faults, command_faults, field_faults)
+MEMORY = runpy.run_path(str(DOCS / "make_memory_tables.py"))
+
+each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 
 
-def test_the_recipe_page_is_written_from_the_recipe() -> None:
-    page = runpy.run_path(str(ROOT / "docs" / "make_recipe_page.py"))["page"]
-    assert (ROOT / "docs" / "recipe.md").read_text(encoding="utf-8") == page()
+@each_page
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
+def test_links_code_commands_and_fields_are_right(page: Path, check: Any) -> None:
+    assert check(page) == []
+
+
+# Each check finds a planted mistake, and takes the right thing beside it.
+
+PLANTED: list[tuple[Any, str, str, str]] = [
+    (link_faults, "a file", "[x](there.md)", "[x](their.md)"),
+    (link_faults, "an anchor", "[x](there.md#one-heading)", "[x](there.md#another-heading)"),
+    (link_faults, "an anchor on the page", "# A b\n\n[x](#a-b)", "# A b\n\n[x](#a_b)"),
+    (link_faults, "a second heading of the same name", "# A\n\n# A\n\n[x](#a-1)", "# A\n\n[x](#a-1)"),
+    (link_faults, "a picture", "![x](there.md)", "![x](their.svg)"),
+    (link_faults, "a reference", "[x][1]\n\n[1]: there.md", "[x][1]\n\n[1]: their.md"),
+    (link_faults, "html", '<img src="there.md">', '<img src="their.svg">'),
+    (block_faults, "sh", "```sh\nif true; then ls; fi\n```", "```sh\nif true; then ls\n```"),
+    (block_faults, "python", "```python\nx = 1\n```", "```python\nx = \n```"),
+    (block_faults, "json", '```json\n{"a": 1}\n```', "```json\n{a: 1}\n```"),
+    (block_faults, "a language", "```text\nx\n```", "```\nx\n```"),
+    (block_faults, "a recipe's field", "```yaml\nprefix: {length: 8}\n```", "```yaml\nprefix: {lenght: 8}\n```"),
+    (block_faults, "a recipe's value", "```yaml\nseed: 1\n```", "```yaml\nseed: one\n```"),
+    (block_faults, "another file", "<!-- not a recipe -->\n```yaml\nx: 1\n```", "```yaml\nx: 1\n```"),
+    (
+        block_faults,
+        "a benchmark",
+        "```yaml\nevaluate: {benchmarks: [gsm8k]}\n```",
+        "```yaml\nevaluate: {benchmarks: [gsm9k]}\n```",
+    ),
+    (command_faults, "a command", "```sh\nupft train my-recipe.yaml\n```", "```sh\nupft tran my-recipe.yaml\n```"),
+    (command_faults, "an option", "```sh\nupft run quickstart --plain\n```", "```sh\nupft run quickstart --plane\n```"),
+    (command_faults, "an argument", "```sh\nupft run quickstart\n```", "```sh\nupft run\n```"),
+    (
+        command_faults,
+        "an option's value",
+        "```sh\nupft export quickstart --format peft\n```",
+        "```sh\nupft export quickstart --format pefd\n```",
+    ),
+    (command_faults, "a recipe", "```sh\nupft run quickstart  # x\n```", "```sh\nupft run quickstrat  # x\n```"),
+    (
+        command_faults,
+        "a command on a second line",
+        "```sh\ncd x && .venv/bin/upft run \\\n  quickstart --set seed=1 | cat\n```",
+        "```sh\ncd x && .venv/bin/upft run \\\n  quickstart --set sed=1 | cat\n```",
+    ),
+    (
+        command_faults,
+        "a command behind a launcher",
+        '```sh\nmlx.launch -n 2 -- "$(which upft)" train my-x.yaml\n```',
+        '```sh\nmlx.launch -n 2 -- "$(which upft)" trian my-x.yaml\n```',
+    ),
+    (command_faults, "an inline command", "Use `upft fetch RECIPE`.", "Use `upft fetsh RECIPE`."),
+    (command_faults, "an inline option", "Use `upft show RUN --problem ID`.", "Use `upft show RUN --id ID`."),
+    (command_faults, "an inline field", "`upft demo --set prefix.length=4`", "`upft demo --set prefix.size=4`"),
+    (field_faults, "a field", "Set `prefix.length`, not `train.jsonl`.", "Set `prefix.size`."),
+    (field_faults, "a field with a value", "Set `lora.num_layers: 16`.", "Set `lora.layers: 16`."),
+]
+
+
+@pytest.mark.parametrize(("check", "what", "right", "wrong"), PLANTED, ids=[what for _, what, _, _ in PLANTED])
+def test_a_planted_mistake_is_found(check: Any, what: str, right: str, wrong: str, tmp_path: Path) -> None:
+    (tmp_path / "there.md").write_text("# Title\n\n## One `heading`\n", encoding="utf-8")
+    page = tmp_path / "page.md"
+    page.write_text(right + "\n", encoding="utf-8")
+    assert check(page) == []
+    page.write_text(wrong + "\n", encoding="utf-8")
+    assert len(check(page)) == 1
+
+
+# Pages that are written from the code.
+
+
+@pytest.mark.parametrize("name", ["recipe", "commands"])
+def test_a_generated_page_is_current(name: str) -> None:
+    page = runpy.run_path(str(DOCS / f"make_{name}_page.py"))["page"]
+    assert (DOCS / f"{name}.md").read_text(encoding="utf-8") == page()
+
+
+def test_the_commands_page_is_the_same_on_every_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    page = runpy.run_path(str(DOCS / "make_commands_page.py"))["page"]
+    first = page()
+    monkeypatch.setenv("COLUMNS", "40")
+    assert page() == first
 
 
 def test_every_recipe_field_is_documented() -> None:
@@ -26,16 +119,9 @@ def test_every_recipe_field_is_documented() -> None:
     assert missing == []
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_links_between_files_lead_somewhere(page: Path) -> None:
-    links = re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8"))
-    broken = [link for link in links if not link.startswith("http") and not (page.parent / link).exists()]
-    assert broken == []
-
-
 def test_the_evaluation_page_has_every_benchmark_as_it_is_read() -> None:
     rows = {}
-    section = (ROOT / "docs" / "evaluation.md").read_text(encoding="utf-8").split("## Benchmarks")[1].split("\n## ")[0]
+    section = (DOCS / "evaluation.md").read_text(encoding="utf-8").split("## Benchmarks")[1].split("\n## ")[0]
     for line in section.splitlines():
         if line.startswith("| `"):
             name, *cells = [cell.strip() for cell in line.strip("|").split("|")]
@@ -46,6 +132,60 @@ def test_the_evaluation_page_has_every_benchmark_as_it_is_read() -> None:
         assert grader in rows[name]
         for field in ("dataset", "revision", "config", "split"):
             assert name == "gpqa-freeform" or source.get(field, "") in rows[name]
+
+
+# Memory on each class of Mac.
+
+
+def test_the_memory_tables_are_current() -> None:
+    page = (DOCS / "macs.md").read_text(encoding="utf-8")
+    assert MEMORY["with_tables"](page) == page
+
+
+def arrays(tree: Any) -> list[mx.array]:
+    return list(dict(tree_flatten(tree)).values())
+
+
+def as_mlx_lm_builds_it(shape: Any) -> nn.Module:
+    """Its arrays are never computed, so that a model of any size costs nothing."""
+    module = qwen2 if shape.biases else llama
+    sizes = {
+        "hidden_size": shape.hidden,
+        "intermediate_size": shape.feed,
+        "num_hidden_layers": shape.layers,
+        "num_attention_heads": shape.heads,
+        "num_key_value_heads": shape.kv_heads,
+        "vocab_size": shape.vocabulary,
+        "tie_word_embeddings": shape.tied,
+    }
+    kind = {"model_type": "qwen2" if shape.biases else "llama", "rms_norm_eps": 1e-6}
+    model: nn.Module = module.Model(module.ModelArgs(**kind, **sizes))
+    return model
+
+
+@pytest.mark.parametrize("shape", MEMORY["SHAPES"], ids=lambda shape: shape.name)
+def test_weights_and_adapter_have_the_bytes_of_mlx_lms_model(shape: Any) -> None:
+    model = as_mlx_lm_builds_it(shape)
+    model.set_dtype(mx.bfloat16)
+    assert sum(array.size for array in arrays(model.parameters())) == shape.parameters
+    assert sum(array.nbytes for array in arrays(model.parameters())) == shape.weights(16)
+    nn.quantize(model, group_size=64, bits=4)
+    assert sum(array.nbytes for array in arrays(model.parameters())) == shape.weights(4)
+    model.freeze()
+    linear_to_lora_layers(model, -1, {"rank": 16, "scale": 2.0, "dropout": 0.0})
+    assert 4 * sum(array.nbytes for array in arrays(model.trainable_parameters())) == shape.adapter()
+
+
+def test_a_token_in_the_cache_has_the_bytes_of_mlx_lms_cache() -> None:
+    shape = MEMORY["Shape"]("tiny", 64, 96, 3, 4, 2, 100, True, True, head=16)
+    model = as_mlx_lm_builds_it(shape)
+    cache = make_prompt_cache(model)
+    model(mx.array([[1, 2, 3, 4, 5]]), cache=cache)
+    values = sum(array.size for layer in cache for array in layer.keys_and_values())
+    assert 2 * values == 5 * shape.kv
+
+
+# The README.
 
 
 def test_the_readmes_recipe_is_valid() -> None:
