@@ -20,6 +20,7 @@ from upft_mlx.benchmarks import load_benchmark, resolve
 from upft_mlx.errors import ProblemsError, RunDirError
 from upft_mlx.events import Event, Graded, Note, StageDone, StageSkipped, StageStarted
 from upft_mlx.graders import Task, grade
+from upft_mlx.narrow import narrowed, recipe_for_model
 from upft_mlx.recipe import Recipe
 from upft_mlx.report import verdict
 from upft_mlx.rows import EvaluationRow, TrainingRow, read_rows
@@ -284,6 +285,20 @@ def test_stock_mlx_lm_fuses_the_adapter(finished: Path, tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "fused" / "model.safetensors").exists()
+
+
+@pytest.mark.slow
+def test_an_adapter_that_stock_mlx_lm_trained_on_our_rows_is_evaluated(finished: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "mlx_lm", "lora", "--train", "--model", str(MODEL), "--mask-prompt"]
+    command += ["--data", str(finished / "dataset"), "--batch-size", "1", "--iters", "3", "--learning-rate", "1e-2"]
+    command += ["--num-layers", "2", "--val-batches", "1", "--adapter-path", str(tmp_path / "theirs")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 0, done.stderr
+    recipe = narrowed(recipe_for_model(str(MODEL), ["evaluate.max_tokens=24"]), ["arithmetic"], limit=4)
+    facts = pipeline.run_stage(recipe, tmp_path / "run", "evaluate", adapter=tmp_path / "theirs")
+    assert facts["benchmarks"]["arithmetic"]["tuned"]["n"] == 4
+    sides = [(tmp_path / f"run/evaluation/arithmetic/{side}.jsonl").read_text() for side in ("base", "tuned")]
+    assert sides[0] != sides[1]
 
 
 def test_methods_share_one_pipeline(tmp_path: Path) -> None:
