@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import runpy
 from pathlib import Path
@@ -132,6 +133,29 @@ def test_the_evaluation_page_has_every_benchmark_as_it_is_read() -> None:
         assert grader in rows[name]
         for field in ("dataset", "revision", "config", "split"):
             assert name == "gpqa-freeform" or source.get(field, "") in rows[name]
+
+
+def texts_of_the_program() -> str:
+    """All texts in its source, with those of an f-string and those that stand beside one another joined."""
+    found = []
+    for path in (ROOT / "upft_mlx").glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.JoinedStr):
+                found.append(
+                    "".join(str(part.value) if isinstance(part, ast.Constant) else "..." for part in node.values)
+                )
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                found.append(node.value)
+    return "\n".join(found)
+
+
+def test_the_troubleshooting_page_quotes_messages_as_the_program_writes_them() -> None:
+    page = (DOCS / "troubleshooting.md").read_text(encoding="utf-8")
+    quoted = re.findall(r"^\| `([^`]+)` \|", page, re.MULTILINE)
+    quoted += ["fusing as ... keeps ...% of the adapter's effect", "runs again, changed: ..."]
+    assert len(quoted) > 8
+    texts = texts_of_the_program()
+    assert [m for m in quoted if not all(part in texts for part in re.split(r" ?\.\.\.%? ?", m))] == []
 
 
 # Memory on each class of Mac.
