@@ -9,7 +9,7 @@ import click
 
 from upft_mlx.cli import cli
 
-WIDTH = 88
+WIDTH = 80
 """Columns of the help, whatever the terminal has: the page is the same everywhere."""
 
 HEADER = """# Commands

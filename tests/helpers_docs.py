@@ -208,9 +208,9 @@ def _usage(arguments: list[str], *, whole: bool) -> list[str]:
         if whole and not asks_for_help:
             command.make_context(context.info_name, list(given), parent=context.parent)
     except click.UsageError as error:
-        if "does not exist" not in error.message:  # a file of the reader's
-            return [error.format_message()]
-        return []
+        named_only = not whole and "requires an argument" in error.message  # `upft evaluate --adapter` in a sentence
+        files_of_the_readers = "does not exist" in error.message
+        return [] if named_only or files_of_the_readers else [error.format_message()]
     return [*_unknown_recipe(command, values), *_unknown_fields(values.get("overrides") or ())]
 
 

@@ -83,6 +83,7 @@ PLANTED: list[tuple[Any, str, str, str]] = [
     ),
     (command_faults, "an inline command", "Use `upft fetch RECIPE`.", "Use `upft fetsh RECIPE`."),
     (command_faults, "an inline option", "Use `upft show RUN --problem ID`.", "Use `upft show RUN --id ID`."),
+    (command_faults, "an inline option that has a value", "`upft evaluate --adapter`", "`upft evaluate --adaptor`"),
     (command_faults, "an inline field", "`upft demo --set prefix.length=4`", "`upft demo --set prefix.size=4`"),
     (field_faults, "a field", "Set `prefix.length`, not `train.jsonl`.", "Set `prefix.size`."),
     (field_faults, "a field with a value", "Set `lora.num_layers: 16`.", "Set `lora.layers: 16`."),
