@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import math
 import os
@@ -424,6 +425,24 @@ def test_micro_batches_checkpointing_and_sharing_train_the_same_adapter(
         for key, array in adapter.items():
             assert mx.linalg.norm(other[key] - array) < 1e-3 * mx.linalg.norm(array), (name, key)
     assert sum(x["padding_tokens"] for x in results["one by one"][0]) < sum(x["padding_tokens"] for x in lines)
+
+
+def test_gradient_checkpointing_needs_less_memory(run: RunDir) -> None:
+    """MLX's own order of computing would have all layers computed again before the first is used (`__init__.py`)."""
+    examples = to_examples(list(read_rows(run.train, TrainingRow)), max_length=64)
+    peaks = {}
+    for checkpointed in (False, True):
+        loaded = load(MODEL)
+        add_lora(loaded, Lora(rank=2), seed=0)
+        stepper = Stepper(loaded.model, Train(micro_batch_size=64, grad_checkpoint=checkpointed))
+        mx.clear_cache()
+        mx.reset_peak_memory()
+        before = mx.get_active_memory()
+        stepper.step(examples, 1e-4, 0)
+        peaks[checkpointed] = mx.get_peak_memory() - before
+        del loaded, stepper
+        gc.collect()
+    assert peaks[True] < 0.6 * peaks[False]
 
 
 def test_micro_batches_need_less_memory(run: RunDir) -> None:

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
+
+# MLX computes a graph in breadth up to this width, 20 if unset. With 20 gradient checkpointing saves little or nothing:
+# the layers that are computed again all are so before the first is used. 1 costs no time (docs/log.md). MLX reads it
+# once, at its first evaluation.
+os.environ.setdefault("MLX_BFS_MAX_WIDTH", "1")
 
 if TYPE_CHECKING:
     from upft_mlx.load import load_recipe
