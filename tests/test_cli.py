@@ -193,13 +193,6 @@ def test_json_is_all_that_stdout_holds(calls: list[tuple[Any, ...]]) -> None:
     assert json.loads(shown.stdout) == {"name": "stub"}
 
 
-def test_recipes_lists_what_ships() -> None:
-    shown = upft("recipes")
-    assert shown.exit_code == 0
-    for name, path in shipped_recipes().items():
-        assert any(line.startswith(f"{name} ") and line.endswith(str(path)) for line in shown.output.splitlines())
-
-
 # Failures.
 
 

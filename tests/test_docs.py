@@ -20,6 +20,7 @@ from mlx_lm.models.cache import make_prompt_cache
 from mlx_lm.tuner.utils import linear_to_lora_layers
 
 from upft_mlx.benchmarks import KNOWN, SOURCES
+from upft_mlx.load import shipped_recipes
 from upft_mlx.recipe import Recipe
 
 DOCS = ROOT / "docs"
@@ -114,6 +115,15 @@ def test_the_commands_page_is_the_same_on_every_terminal(monkeypatch: pytest.Mon
     first = page()
     monkeypatch.setenv("COLUMNS", "40")
     assert page() == first
+
+
+def test_the_page_of_shipped_recipes_is_written_from_their_headers() -> None:
+    page = runpy.run_path(str(ROOT / "docs" / "make_recipes_page.py"))["page"]
+    text = (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8")
+    assert text == page()
+    assert set(re.findall(r"^## (.+)$", text, re.MULTILINE)) == set(shipped_recipes())
+    anchors = {heading.replace(".", "") for heading in shipped_recipes()}
+    assert set(re.findall(r"\]\(#([^)]+)\)", text)) == anchors
 
 
 def test_every_recipe_field_is_documented() -> None:

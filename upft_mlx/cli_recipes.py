@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,12 +35,42 @@ def fetch(recipe: str, **options: Any) -> None:
     run_other(recipe, work, lambda facts: "complete; --offline now runs every command of this recipe", **options)
 
 
-@cli.command(help=helped("List the shipped recipes.", "upft recipes"))
-def recipes() -> None:
+@cli.command(
+    help=helped(
+        "List the shipped recipes: for which Mac, how long, which model on which problems. With a NAME, print that "
+        "recipe, to read or to copy.",
+        "upft recipes",
+        "upft recipes quickstart > my-recipe.yaml",
+    )
+)
+@click.argument("name", required=False)
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+def recipes(name: str | None, as_json: bool) -> None:
     """See the help."""
-    from upft_mlx.load import load_recipe, shipped_recipes
-
     with edge(debug=False):
-        for name, path in shipped_recipes().items():
-            recipe = load_recipe(path)
-            click.echo(f"{name:20} {recipe.model}, {recipe.method}; {path}")
+        if name is None:
+            _list_recipes(as_json=as_json)
+        else:
+            _print_recipe(name, as_json=as_json)
+
+
+def _list_recipes(*, as_json: bool) -> None:
+    from upft_mlx.catalogue import catalogue
+
+    rows = [item.facts() for item in catalogue()]
+    if as_json:
+        click.echo(json.dumps(rows, indent=2))
+        return
+    from upft_mlx import ui
+
+    ui.print_recipes(rows)
+
+
+def _print_recipe(name: str, *, as_json: bool) -> None:
+    """The text as it ships, or what it resolves to."""
+    from upft_mlx.load import find_shipped, load_recipe
+
+    path = find_shipped(name)
+    click.echo(
+        json.dumps(load_recipe(path).dump(), indent=2) if as_json else path.read_text(encoding="utf-8"), nl=as_json
+    )

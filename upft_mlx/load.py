@@ -96,12 +96,21 @@ def find_recipe(path_or_name: str | Path) -> Path:
             raise RecipeError(f"{path}: is a folder, not a recipe; name a .yaml file")
     except OSError as error:
         raise RecipeError(f"{path}: cannot be read: {error.strerror}") from None
+    return find_shipped(str(path_or_name), "no such recipe file, and no shipped recipe of that name")
+
+
+def find_shipped(name: str, problem: str = "no shipped recipe of that name") -> Path:
+    """The file of a shipped recipe.
+
+    Raises:
+        RecipeError: there is none of this name: the `problem`, with the nearest one.
+    """
     shipped = shipped_recipes()
-    if str(path_or_name) in shipped:
-        return shipped[str(path_or_name)]
-    near = difflib.get_close_matches(path.stem, shipped, n=1)
+    if name in shipped:
+        return shipped[name]
+    near = difflib.get_close_matches(Path(name).stem, shipped, n=1)
     hint = f"did you mean the shipped recipe {near[0]!r}?" if near else f"shipped recipes: {', '.join(shipped)}"
-    raise RecipeError(f"{path}: no such recipe file, and no shipped recipe of that name; {hint}")
+    raise RecipeError(f"{name}: {problem}; {hint}")
 
 
 def _read(path: Path) -> str:

@@ -25,7 +25,7 @@ from upft_mlx.ui_live import LiveView
 from upft_mlx.ui_plain import PlainView
 from upft_mlx.ui_show import Seen, detail, listing
 from upft_mlx.ui_summary import file_lines, summary
-from upft_mlx.ui_tables import print_analysis, print_comparison
+from upft_mlx.ui_tables import print_analysis, print_comparison, print_recipes
 from upft_mlx.ui_text import glyphs_for
 
 SVG_SIZE = (100, 50)
@@ -130,4 +130,13 @@ def print_error(message: str) -> None:
     console.print(text, soft_wrap=True)
 
 
-__all__ = ["open_view", "print_analysis", "print_comparison", "print_error", "print_summary", "picture", "save_svg"]
+__all__ = [
+    "open_view",
+    "picture",
+    "print_analysis",
+    "print_comparison",
+    "print_error",
+    "print_recipes",
+    "print_summary",
+    "save_svg",
+]

@@ -1,4 +1,4 @@
-"""The results of `analyze` and `compare` as tables."""
+"""The results of `analyze` and `compare`, and the shipped recipes, as tables."""
 
 from __future__ import annotations
 
@@ -12,6 +12,9 @@ from rich.table import Table
 from rich.text import Text
 
 from upft_mlx.ui_text import accuracy, count, duration, glyphs_for, memory, points
+
+_WIDE, _UNBROKEN = 150, 200
+"""Columns that the table of the recipes needs, and those of one that goes into a file or a pipe."""
 
 
 def print_analysis(found: dict[str, Any], folder: Path, *, console: Console | None = None) -> None:
@@ -68,6 +71,41 @@ def print_comparison(found: dict[str, Any], folder: Path, *, console: Console | 
     _files(
         console, [folder / "compare.md", folder / "compare.json", *(folder / f"{n}.svg" for n in found["benchmarks"])]
     )
+
+
+def print_recipes(rows: Sequence[dict[str, str]], *, console: Console | None = None) -> None:
+    """The shipped recipes, `catalogue.Shipped.facts` of each; on two lines each where a table would not fit."""
+    console = console or Console()
+    if not console.is_terminal:  # a file or a pipe: nothing is broken
+        console = Console(file=console.file, width=_UNBROKEN)
+    cells = [_recipe_cells(row) for row in rows]
+    console.print(_recipe_table(cells) if console.width >= _WIDE else _recipe_lines(cells))
+    console.print()
+    console.print(Text("upft recipes NAME shows one, with where its numbers are from."), soft_wrap=True)
+    console.print(Text("upft recipes NAME > my-recipe.yaml makes it yours to change."), soft_wrap=True)
+
+
+def _recipe_cells(row: dict[str, str]) -> tuple[str, ...]:
+    mac, time = (row.get(key, "").partition(";")[0] for key in ("mac", "time"))
+    what = f"{row['model'].rpartition('/')[2]} on {row['problems'].rpartition('/')[2]}"
+    return row["name"], mac, time, row["method"], what
+
+
+def _recipe_table(cells: Sequence[tuple[str, ...]]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False, header_style="bold")
+    for column in ("recipe", "Mac", "time", "method", "model and problems"):
+        table.add_column(column, no_wrap=column in ("recipe", "Mac", "method"))
+    for name, *others in cells:
+        table.add_row(Text(name, "bold"), *others)
+    return table
+
+
+def _recipe_lines(cells: Sequence[tuple[str, ...]]) -> Text:
+    text = Text()
+    for name, mac, time, _, what in cells:
+        text.append(f"{name:28}", "bold").append(f"{mac:7}{time}\n").append(f"  {what}\n", "dim")
+    text.rstrip()
+    return text
 
 
 def _share(value: dict[str, Any]) -> str:

@@ -1,0 +1,48 @@
+"""Writes docs/recipes.md from the headers of the shipped recipes: python docs/make_recipes_page.py"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from upft_mlx.catalogue import Shipped, catalogue
+
+HEADER = """# Shipped recipes
+
+`upft run NAME` runs one, `upft recipes` lists them, `upft recipes NAME > my-recipe.yaml` makes it yours to change. For
+your own model and data see [own-data.md](own-data.md). Written from the recipes' header comments by
+`docs/make_recipes_page.py`; do not edit.
+
+None of these has been run on a Mac yet, and none but the quickstart anywhere: what was not measured, says so. Ids and
+columns were looked up in public code and pages; the Hub itself could not be asked from where this was written.
+"""
+
+
+def page() -> str:
+    """The whole page."""
+    items = catalogue()
+    lines = ["| recipe | Mac | time | model | problems | method |", "|---|---|---|---|---|---|", *map(_row, items)]
+    return "\n".join([HEADER, *lines, "", *(_section(item) for item in items)])
+
+
+def _row(item: Shipped) -> str:
+    short = (item.header.short(key) for key in ("Mac", "time"))
+    cells = (f"[{item.name}](#{_anchor(item.name)})", *short, f"`{item.recipe.model}`", item.problems, item.method)
+    return f"| {' | '.join(cells)} |"
+
+
+def _section(item: Shipped) -> str:
+    entries = [f"- **{key}**: {_text(key, value)}" for key, value in item.header.entries.items()]
+    return "\n".join([f"## {item.name}\n", f"{item.header.title}.\n", *entries, ""])
+
+
+def _text(key: str, value: str) -> str:
+    return f"`{value}`" if key == "command" and "(" not in value else value
+
+
+def _anchor(name: str) -> str:
+    """What GitHub makes of a heading."""
+    return name.replace(".", "")
+
+
+if __name__ == "__main__":
+    Path(__file__).with_name("recipes.md").write_text(page(), encoding="utf-8")

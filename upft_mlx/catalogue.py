@@ -1,0 +1,62 @@
+"""The shipped recipes as a list: what each trains on what, and what its header says of Mac and time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from upft_mlx.headers import Header, read_header
+from upft_mlx.load import load_recipe, shipped_recipes
+from upft_mlx.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Shipped:
+    """A shipped recipe."""
+
+    name: str
+    path: Path
+    recipe: Recipe
+    header: Header
+
+    @property
+    def problems(self) -> str:
+        """What the problems are: a Hub id, a file or the embedded ones, and how many at most."""
+        section = self.recipe.problems
+        source = section.dataset or section.path or f"embedded {section.builtin}"
+        return f"{source}, {section.limit:,} problems" if section.limit else source
+
+    @property
+    def method(self) -> str:
+        """The method, and for UPFT the length of its prefixes (tokens)."""
+        recipe = self.recipe
+        return f"{recipe.method}, t = {recipe.prefix.length}" if recipe.method == "upft" else recipe.method
+
+    def facts(self) -> dict[str, str]:
+        """As plain values, for JSON and tables."""
+        return {
+            "name": self.name,
+            "title": self.header.title,
+            "model": self.recipe.model,
+            "method": self.method,
+            "problems": self.problems,
+            **{key.lower(): value for key, value in self.header.entries.items()},
+            "path": str(self.path),
+        }
+
+
+def catalogue() -> list[Shipped]:
+    """All shipped recipes: the quickstart first, then those for smaller Macs before those for larger ones.
+
+    Raises:
+        RecipeError: one cannot be read.
+    """
+    paths = shipped_recipes().items()
+    found = [Shipped(name, path, load_recipe(path), read_header(path.read_text("utf-8"))) for name, path in paths]
+    return sorted(found, key=lambda item: (_gigabytes(item.header), item.name))
+
+
+def _gigabytes(header: Header) -> int:
+    """The memory of the Mac; 0 for any."""
+    number = header.short("Mac").partition(" ")[0]
+    return int(number) if number.isdigit() else 0
