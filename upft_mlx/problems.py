@@ -12,20 +12,17 @@ import itertools
 import json
 import math
 import random
-import re
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from upft_mlx.columns import Columns, find_columns
-from upft_mlx.errors import OfflineError, ProblemsError
+from upft_mlx.errors import ProblemsError
+from upft_mlx.hub_data import Located, Source, first_line, hub_rows
 
 SUFFIXES = (".jsonl", ".parquet", ".csv")
-
-Located = tuple[str, dict[str, Any]]
-"""Where a row stands (`file:line`) and its columns."""
 
 
 @dataclass(frozen=True)
@@ -42,25 +39,6 @@ class Problem:
     """Where the dataset has them: the other options of a multiple choice."""
 
 
-class Source(Protocol):
-    """What a recipe's `problems` section and a benchmark have in common."""
-
-    @property
-    def path(self) -> str | None: ...  # noqa: D102
-    @property
-    def dataset(self) -> str | None: ...  # noqa: D102
-    @property
-    def config(self) -> str | None: ...  # noqa: D102
-    @property
-    def split(self) -> str | None: ...  # noqa: D102
-    @property
-    def revision(self) -> str | None: ...  # noqa: D102
-    @property
-    def question(self) -> str | None: ...  # noqa: D102
-    @property
-    def answer(self) -> str | None: ...  # noqa: D102
-
-
 def load_problems(
     source: Source, *, builtin: str | None = None, limit: int | None = None, shuffle: int | None = None
 ) -> list[Problem]:
@@ -75,6 +53,16 @@ def chosen(count: int, limit: int | None, shuffle: int | None) -> Sequence[int]:
     if shuffle is not None:
         random.Random(shuffle).shuffle(numbers)
     return numbers[:limit]
+
+
+def first_rows(source: Source, count: int) -> list[Located]:
+    """The first rows of a source with all their columns.
+
+    Raises:
+        ProblemsError: the source is missing or malformed there.
+        OfflineError: a Hub dataset is not on this machine and cannot be downloaded.
+    """
+    return list(itertools.islice(_open(source, None)[1], count))
 
 
 def stream_problems(source: Source, *, builtin: str | None = None) -> Iterator[Problem]:
@@ -127,7 +115,7 @@ def _open(source: Source, builtin: str | None) -> tuple[str, Iterable[Located]]:
     if source.path is not None:
         return source.path, _local(Path(source.path))
     assert source.dataset is not None
-    return source.dataset, _hub(source)
+    return source.dataset, hub_rows(source)
 
 
 def _local(path: Path) -> Iterable[Located]:
@@ -210,61 +198,7 @@ def _parquet(path: Path) -> Iterator[Located]:
                     yield f"{path}: row {number}", row
     except (pa.ArrowException, OSError, ValueError) as error:
         where = f"{path}: after row {number}" if number else str(path)
-        raise ProblemsError(f"{where}: cannot be read as Parquet: {_reason(error)}") from None
-
-
-def _hub(source: Source) -> Iterator[Located]:
-    """Rows of a Hub dataset through `datasets`, which keeps a copy in its cache."""
-    import datasets
-    from datasets.exceptions import DatasetsError
-    from huggingface_hub import constants
-    from huggingface_hub.errors import (  # type: ignore[attr-defined]  # HTTPError is imported there
-        HfHubHTTPError,
-        HTTPError,  # of the HTTP client that this version of huggingface-hub uses
-    )
-
-    name = source.dataset
-    datasets.disable_progress_bars()
-    datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False  # it would tell a server even of local folders
-    try:
-        data = datasets.load_dataset(name, source.config, split=source.split, revision=source.revision)
-    except (OSError, ValueError, RuntimeError, HTTPError, DatasetsError) as error:
-        answered = isinstance(error, HfHubHTTPError)
-        unreachable = isinstance(error, (ConnectionError, HTTPError)) and not answered
-        offline = bool(constants.HF_HUB_OFFLINE)
-        raise _hub_error(source, error, unreachable=unreachable, offline=offline) from None
-    _refuse_other_commit(source, [str(file["filename"]) for file in data.cache_files])
-    for number, row in enumerate(data, start=1):
-        yield f"{name} ({source.split}): row {number}", dict(row)
-
-
-def _refuse_other_commit(source: Source, files: Sequence[str]) -> None:
-    """Without the network, `datasets` takes what is in its cache whatever the revision."""
-    commit = source.revision or ""
-    if re.fullmatch("[0-9a-f]{40}", commit) and files and not any(commit in file for file in files):
-        raise OfflineError(
-            f"dataset {source.dataset}: the cache has another revision than {commit}, and the Hub cannot be "
-            "asked; `upft fetch` downloads that revision"
-        )
-
-
-def _reason(error: Exception) -> str:
-    """The first line of another library's error."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
-
-
-def _hub_error(source: Source, error: Exception, *, unreachable: bool, offline: bool) -> OfflineError | ProblemsError:
-    reason = _reason(error)
-    if unreachable and offline:
-        return OfflineError(
-            f"dataset {source.dataset}: not on this machine, and the network is off (--offline or "
-            "HF_HUB_OFFLINE=1); `upft fetch` downloads it, or set problems.path to a local file"
-        )
-    if unreachable:
-        return OfflineError(f"dataset {source.dataset}: the Hub cannot be reached ({reason}); check the connection")
-    return ProblemsError(
-        f"dataset {source.dataset}: cannot be loaded: {reason}; check dataset, config, split and revision"
-    )
+        raise ProblemsError(f"{where}: cannot be read as Parquet: {first_line(error)}") from None
 
 
 def _named_columns(source: Source) -> Columns:
