@@ -442,3 +442,13 @@ def test_any_jsonl_gives_problems_or_names_the_line(tmp_path: Path, lines: list[
 @given(content=st.binary(max_size=60) | st.text('aq",\r\n\0', max_size=40).map(str.encode))
 def test_any_csv_gives_problems_or_names_the_line(tmp_path: Path, content: bytes) -> None:
     assert_problems_or_an_error_with_its_place(write(tmp_path / "q.csv", b"question,a\n" + content))
+
+
+def test_optional_columns_need_not_stand_in_the_first_row(tmp_path: Path) -> None:
+    rows = '{"question": "a"}\n{"question": "b", "answer": "2", "id": "x", "level": 3}\n{"question": "c", "id": "y"}\n'
+    path = tmp_path / "x.jsonl"
+    path.write_text(rows)
+    found = [(p.id, p.answer, p.level) for p in load_problems(Problems(path=str(path)))]
+    assert found == [("0", None, None), ("x", "2", "3"), ("y", None, None)]
+    named = load_problems(Problems(path=str(path), answer="answer"))
+    assert [p.answer for p in named] == [None, "2", None]

@@ -23,6 +23,8 @@ from upft_mlx.errors import ProblemsError
 from upft_mlx.hub_data import Located, Source, first_line, hub_rows
 
 SUFFIXES = (".jsonl", ".parquet", ".csv")
+_HEAD = 100
+"""Rows on which the columns are decided."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,15 @@ def stream_problems(source: Source, *, builtin: str | None = None) -> Iterator[P
         raise ProblemsError(
             f"{where}: the id {problem.id!r} is taken (by {first}); ids tell rows apart, make them differ"
         )
+
+
+def problems_of(rows: Iterable[Located], source: Source) -> list[Problem]:
+    """These rows of a source as problems.
+
+    Raises:
+        ProblemsError: a row is malformed.
+    """
+    return [problem for _, problem in _problems(rows, _named_columns(source))]
 
 
 def _numbered(source: Source, builtin: str | None, number: int) -> tuple[str, Problem]:
@@ -208,10 +219,13 @@ def _named_columns(source: Source) -> Columns:
 
 
 def _problems(rows: Iterable[Located], named: Columns) -> Iterator[tuple[str, Problem]]:
-    columns = named
-    for index, (where, row) in enumerate(rows):
-        if index == 0:
-            columns = find_columns(where, row, named)
+    """Rows as problems; what optional columns there are is decided on the first rows, of which some may lack them."""
+    rows = iter(rows)
+    head = list(itertools.islice(rows, _HEAD))
+    if not head:
+        return
+    columns = find_columns(head[0][0], {column: None for _, row in head for column in row}, named)
+    for index, (where, row) in enumerate(itertools.chain(head, rows)):
         problem = _problem(where, row, index, columns)
         _refuse_surrogates(where, problem)
         yield where, problem
