@@ -20,8 +20,12 @@ from mlx_lm.models.cache import make_prompt_cache
 from mlx_lm.tuner.utils import linear_to_lora_layers
 
 from upft_mlx.benchmarks import KNOWN, SOURCES
+from upft_mlx.columns import ANSWER_COLUMNS, ID_COLUMNS, LEVEL_COLUMNS, QUESTION_COLUMNS, SUBJECT_COLUMNS
+from upft_mlx.grade import is_correct
 from upft_mlx.load import shipped_recipes
-from upft_mlx.recipe import Recipe
+from upft_mlx.problems import load_problems
+from upft_mlx.recipe import Problems, Recipe
+from upft_mlx.stats import wilson_interval
 
 DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted(DOCS.glob("*.md"))]
@@ -235,3 +239,35 @@ def test_ci_runs_the_readmes_test_command() -> None:
     assert command is not None
     assert command[1].endswith("-m pytest")
     assert "test-command" in (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+
+
+def test_the_examples_and_tables_of_the_page_on_own_data_are_what_the_code_does(tmp_path: Path) -> None:
+    text = (ROOT / "docs" / "own-data.md").read_text(encoding="utf-8")
+    [rows] = re.findall(r"```jsonl\n(.*?)```", text, re.DOTALL)
+    (tmp_path / "x.jsonl").write_text(rows, encoding="utf-8")
+    problems = load_problems(Problems(path=str(tmp_path / "x.jsonl")))
+    assert [(p.id, p.answer) for p in problems] == [("0", "42"), ("algebra-1", "5"), ("2", None)]
+    [recipe] = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
+    Recipe.model_validate({"model": "x", **yaml.safe_load(recipe)})
+    names = {cells[0].strip(): cells[1] for line in text.splitlines() if len(cells := line.strip("|").split("|")) == 3}
+    for column, found in (
+        ("question", QUESTION_COLUMNS),
+        ("answer", ANSWER_COLUMNS),
+        ("id", ID_COLUMNS),
+        ("level", LEVEL_COLUMNS),
+        ("subject", SUBJECT_COLUMNS),
+    ):
+        assert tuple(re.findall(r"`([^`]+)`", names[column])) == found
+    for count, half in re.findall(r"^\| (\d+) \| ([\d.]+) points \|$", text, re.MULTILINE):
+        low, high = wilson_interval(int(count) // 2, int(count))
+        assert float(half) == pytest.approx(50 * (high - low), abs=0.05)
+
+
+def test_the_answers_that_the_page_on_own_data_names_are_graded_right() -> None:
+    text = (ROOT / "docs" / "own-data.md").read_text(encoding="utf-8")
+    [sentence] = re.findall(r"The grader compares values, not words: (.*?)\. A\n", text, re.DOTALL)
+    answers = re.findall(r"`([^`]+)`", sentence)
+    assert len(answers) > 6
+    for answer in answers:
+        assert is_correct(f"So the answer is \\boxed{{{answer}}}.", answer), answer
+        assert not is_correct("So the answer is \\boxed{17}.", answer), answer

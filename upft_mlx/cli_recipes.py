@@ -1,14 +1,15 @@
-"""`upft recipes` and `fetch`: what there is before a run."""
+"""`upft recipes`, `new` and `fetch`: what there is before a run."""
 
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from upft_mlx.cli_base import cli, common, edge, helped, run_other
+from upft_mlx.cli_base import cli, common, edge, helped, quiet_libraries, run_other
 
 if TYPE_CHECKING:
     from upft_mlx.events import Observer
@@ -74,3 +75,48 @@ def _print_recipe(name: str, *, as_json: bool) -> None:
     click.echo(
         json.dumps(load_recipe(path).dump(), indent=2) if as_json else path.read_text(encoding="utf-8"), nl=as_json
     )
+
+
+@cli.command(
+    help=helped(
+        "Write a recipe for MODEL (a folder or a Hub id) and DATASET (a .jsonl, .csv or .parquet file, or a Hub id): "
+        "finds the columns, holds a part of a local file out to measure with, chooses the numbers, and says why beside "
+        "each.",
+        "upft new my-model my-questions.jsonl",
+        "upft new mlx-community/Qwen2.5-0.5B-Instruct-4bit openai/gsm8k --config main --output my-recipe.yaml",
+    )
+)
+@click.argument("model")
+@click.argument("dataset")
+@click.option(
+    "--output", "-o", type=click.Path(path_type=Path), help="The recipe's file.  [default: the dataset's name]"
+)
+@click.option("--question", metavar="COLUMN", help="The question's column, where it has no usual name.")
+@click.option("--answer", metavar="COLUMN", help="The answer's column, where it has no usual name.")
+@click.option("--config", help="The Hub dataset's configuration.")
+@click.option("--split", help="The Hub dataset's split.  [default: train]")
+@click.option(
+    "--holdout",
+    type=click.IntRange(min=0),
+    metavar="N",
+    help="Problems of a local file to hold out.  [default: a fifth of those with an answer, at most 200]",
+)
+@click.option("--thinking", is_flag=True, help="Let a model think that can be switched; else it is switched off.")
+@click.option("--force", is_flag=True, help="Overwrite files that are there.")
+@click.option("--offline", is_flag=True, help="Use no network; what is missing is an error.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+@click.option("--debug", is_flag=True, help="Show tracebacks.")
+def new(offline: bool, as_json: bool, debug: bool, **wishes: Any) -> None:
+    """See the help."""
+    quiet_libraries()
+    os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"  # what is read of the Hub here is small
+    with edge(debug=debug):
+        from upft_mlx.models import go_offline, is_offline
+
+        if offline or is_offline():  # each library has a switch of its own
+            go_offline()
+        from upft_mlx.new import Wish, facts, new_recipe
+        from upft_mlx.new_text import told
+
+        draft = new_recipe(Wish(**wishes))
+        click.echo(json.dumps(facts(draft), indent=2, ensure_ascii=False) if as_json else told(draft))

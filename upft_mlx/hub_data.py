@@ -42,7 +42,7 @@ class Look:
     count: int | None
     """Rows of the split; None where the Hub does not say."""
     splits: tuple[str, ...]
-    """The names of all splits; empty where the Hub does not say."""
+    """The names of its splits; those in the cache where the Hub was not asked."""
 
 
 def hub_rows(source: Source) -> Iterator[Located]:
@@ -52,7 +52,7 @@ def hub_rows(source: Source) -> Iterator[Located]:
         ProblemsError: it cannot be loaded.
         OfflineError: it is not on this machine and cannot be downloaded.
     """
-    data = _load(source)
+    data = _load(source, source.split)
     _refuse_other_commit(source, [str(file["filename"]) for file in data.cache_files])
     yield from _located(source, data)
 
@@ -67,29 +67,30 @@ def look(source: Source, count: int) -> Look:
     from huggingface_hub import constants
 
     if not constants.HF_HUB_OFFLINE:
-        try:
-            data = _load(source, streaming=True)
-            with _hub_errors(source):
-                rows = list(itertools.islice(_located(source, data), count))
-            split = (data.info.splits or {}).get(source.split)
-            return Look(rows, getattr(split, "num_examples", None) or None, tuple(data.info.splits or ()))
-        except OfflineError:
-            pass  # it may be in the cache; else this is said again
-    data = _load(source)
-    rows = list(itertools.islice(_located(source, data), count))
-    return Look(rows, len(data), tuple(data.info.splits or ()))
+        return _stream(source, count)  # from the cache where the Hub cannot be reached
+    data = _load(source, source.split)
+    return Look(list(itertools.islice(_located(source, data), count)), len(data), tuple(data.info.splits or ()))
 
 
-def _load(source: Source, *, streaming: bool = False) -> Any:
+def _stream(source: Source, count: int) -> Look:
+    data = _load(source, None, streaming=True)
+    if source.split not in data:
+        raise ProblemsError(f"dataset {source.dataset}: no split {source.split!r}; it has {', '.join(data)}")
+    chosen = data[source.split]
+    with _hub_errors(source):
+        rows = list(itertools.islice(_located(source, chosen), count))
+    known = (chosen.info.splits or {}).get(source.split)
+    return Look(rows, getattr(known, "num_examples", None) or None, tuple(data))
+
+
+def _load(source: Source, split: str | None, *, streaming: bool = False) -> Any:
     import datasets
 
     datasets.disable_progress_bars()
     datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False  # it would tell a server even of local folders
     more = {"streaming": True} if streaming else {}
     with _hub_errors(source):
-        return datasets.load_dataset(
-            source.dataset, source.config, split=source.split, revision=source.revision, **more
-        )
+        return datasets.load_dataset(source.dataset, source.config, split=split, revision=source.revision, **more)
 
 
 def _located(source: Source, data: Any) -> Iterator[Located]:

@@ -11,7 +11,7 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,6 +31,8 @@ FILES = [
     *("README.md", "LICENSE*"),  # for the licence in the card of what is made of it
 ]
 """What is downloaded of a Hub model."""
+SMALL_FILES = ["config.json", "tokenizer_config.json", "*.jinja", "model.safetensors.index.json"]
+"""What says how large a model is and how it is asked."""
 _PROBE_BYTES = 1 << 20
 
 
@@ -60,7 +62,7 @@ class Loaded:
     def generation_config(self) -> dict[str, Any]:
         """The model's own sampling settings, empty where it has none."""
         path = self.path / "generation_config.json"
-        return _json_object(path) if path.exists() else {}
+        return json_object(path) if path.exists() else {}
 
 
 def is_hub_model(name: str) -> bool:
@@ -77,22 +79,50 @@ def find_model(recipe: Recipe) -> Path:
         OfflineError: the Hub model is not on this machine and cannot be downloaded.
         RecipeError: the name is neither a folder nor a Hub id.
     """
-    name = recipe.model
+    return _checked(_local(recipe.model) or _download(recipe.model, recipe.revision))
+
+
+def find_config(name: str, folder: Path) -> Path:
+    """The folder with a model's small files (`SMALL_FILES`) at least.
+
+    Of a Hub model that is not in the cache they are put into `folder`, not into the cache: there a model without
+    weights would pass for a damaged one.
+
+    Raises:
+        ModelError, OfflineError, RecipeError: as `find_model`.
+    """
+    if path := _local(name):
+        return _checked(path)
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        cached = Path(snapshot_download(name, allow_patterns=SMALL_FILES, local_files_only=True))
+        if (cached / "config.json").is_file():
+            return cached
+    except (LocalEntryNotFoundError, ValueError):
+        pass  # not in the cache; what is wrong with the name, the download says
+    return _download(name, None, SMALL_FILES, folder)
+
+
+def _local(name: str) -> Path | None:
+    """The folder of a model that is no Hub model."""
     if name in BUILTIN:
-        return _checked(Path(__file__).parent / "demo" / BUILTIN[name])
+        return Path(__file__).parent / "demo" / BUILTIN[name]
     if name.startswith("builtin:"):
         raise RecipeError(f"model: {name!r}: unknown; the embedded models are {', '.join(BUILTIN)}")
     path = Path(name)
     if path.is_dir():
-        return _checked(path)
+        return path
     if path.is_absolute() or path.exists():
         raise ModelError(f"{name}: no such model folder; set model to a folder or a Hub id such as user/name")
     if not HUB_ID.match(name):
         raise RecipeError(f"model: {name!r}: neither a folder nor a Hub id (user/name)")
-    return _checked(_download(name, recipe.revision))
+    return None
 
 
-def _download(name: str, revision: str | None) -> Path:
+def _download(name: str, revision: str | None, patterns: Sequence[str] = FILES, folder: Path | None = None) -> Path:
+    """A Hub model's files of these patterns in the cache, or in a folder."""
     from huggingface_hub import constants, snapshot_download
     from huggingface_hub.errors import (  # type: ignore[attr-defined]  # HTTPError is imported there
         GatedRepoError,
@@ -106,7 +136,15 @@ def _download(name: str, revision: str | None) -> Path:
 
     offline = bool(constants.HF_HUB_OFFLINE)
     try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=FILES, local_files_only=offline))
+        return Path(
+            snapshot_download(
+                name,
+                revision=revision,
+                allow_patterns=list(patterns),
+                local_files_only=offline,
+                local_dir=folder,
+            )
+        )
     except GatedRepoError:
         raise ModelError(f"model {name}: access is gated; accept its terms on the Hub, then `hf auth login`") from None
     except RevisionNotFoundError:
@@ -143,12 +181,17 @@ def _checked(path: Path) -> Path:
         )
     if not any((path / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")):
         raise ModelError(f"{path}: no tokenizer (tokenizer.json or tokenizer.model); copy it from the model's source")
-    if "model_type" not in _json_object(path / "config.json"):
+    if "model_type" not in json_object(path / "config.json"):
         raise ModelError(f"{path / 'config.json'}: lacks `model_type`; download the model again")
     return path
 
 
-def _json_object(path: Path) -> dict[str, Any]:
+def json_object(path: Path) -> dict[str, Any]:
+    """The object in a JSON file of a model folder.
+
+    Raises:
+        ModelError: it is none.
+    """
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:

@@ -1,0 +1,586 @@
+"""`upft new`: what it finds, what it chooses, what it writes, and that the result runs."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import MODEL
+from helpers_input import assert_fails, fake_hub, process, upft, write
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from upft_mlx.benchmarks import load_benchmark, resolve
+from upft_mlx.choices import choose
+from upft_mlx.data_facts import DataFacts, hard_to_grade, hold_out
+from upft_mlx.errors import ProblemsError
+from upft_mlx.load import load_recipe
+from upft_mlx.model_facts import ModelFacts, chat_template, count_parameters, read_model_facts, thinking
+from upft_mlx.new import Wish, new_recipe, relative
+from upft_mlx.new_text import scalar
+from upft_mlx.problems import Problem, load_problems
+from upft_mlx.recipe import Problems, Recipe
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Work in a folder with a model; take back what the command sets in the environment."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("HF_HUB_DISABLE_PROGRESS_BARS", "HF_HUB_DISABLE_TELEMETRY"):
+        monkeypatch.setenv(name, "0")
+    shutil.copytree(MODEL, tmp_path / "my-model")
+    return tmp_path
+
+
+def questions(count: int = 50) -> str:
+    rows = [{"question": f"Ann has {n} apples and buys 2. How many?", "answer": str(n + 2)} for n in range(count)]
+    return "".join(json.dumps(row) + "\n" for row in rows)
+
+
+def make(dataset: str = "my.jsonl", **wishes: Any) -> Recipe:
+    """Write the recipe and load it as `upft run` would."""
+    draft = new_recipe(Wish("my-model", dataset, **wishes))
+    recipe = load_recipe(draft.path)
+    resolve(recipe.evaluate)
+    return recipe
+
+
+# What is written.
+
+
+def test_fifty_questions_become_a_recipe_that_runs_to_a_fused_model(folder: Path) -> None:
+    write(folder / "my-questions.jsonl", questions())
+    made = upft("new", "my-model", "my-questions.jsonl")
+    assert made.exit_code == 0, made.stderr
+    [command] = [line.split(maxsplit=1)[1] for line in made.stdout.splitlines() if line.startswith("next ")]
+    assert command == "upft run my-questions.yaml"
+    few = ["problems.limit=12", "evaluate.limit=4", "generate.max_tokens=16", "evaluate.max_tokens=16", "train.steps=2"]
+    sets = [part for change in [*few, "train.epochs=null"] for part in ("--set", change)]
+    done = upft(*command.split()[1:], "--plain", "--offline", *sets)
+    assert done.exit_code == 0, done.stderr
+    assert (folder / "runs/my-questions/fused/config.json").is_file()
+    summary = json.loads((folder / "runs/my-questions/evaluation/summary.json").read_text())
+    assert summary["benchmarks"]["my-questions-test"]["tuned"]["n"] == 4
+
+
+def test_a_fifth_is_held_out_and_no_question_is_in_both_parts(folder: Path) -> None:
+    write(folder / "my.jsonl", questions())
+    recipe = make()
+    [test] = resolve(recipe.evaluate)
+    train, tests = load_problems(recipe.problems), load_benchmark(test)
+    assert (len(train), len(tests)) == (40, 10)
+    everything = load_problems(Problems(path=str(folder / "my.jsonl")))
+    assert sorted([*train, *tests], key=lambda p: int(p.id)) == everything
+    assert (folder / "my.jsonl").read_text() == questions()
+
+
+def test_the_recipe_is_the_same_every_time(folder: Path) -> None:
+    write(folder / "my.jsonl", questions())
+    make()
+    files = {path.name: path.read_bytes() for path in folder.glob("my*") if path.is_file()}
+    make(force=True)
+    assert {path.name: path.read_bytes() for path in folder.glob("my*") if path.is_file()} == files
+
+
+def test_other_columns_and_formats_are_found(folder: Path) -> None:
+    with (folder / "my.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["Problem", "Solution", "level", "type", "note"])
+        writer.writerows(
+            [f"What, exactly, is {n}?", f"so \\boxed{{{n}}}", "Level 2", "Algebra", "x"] for n in range(30)
+        )
+    recipe = make("my.csv")
+    first = load_problems(recipe.problems)[0]
+    assert (first.level, first.subject) == ("2", "Algebra")
+    assert first.question.startswith("What, exactly, is")
+    assert load_benchmark(resolve(recipe.evaluate)[0])[0].answer in {str(n) for n in range(30)}
+
+
+def test_columns_without_a_usual_name_are_asked_for_and_listed(folder: Path) -> None:
+    write(folder / "my.jsonl", json.dumps({"text": "How many?", "gold": "2"}) + "\n")
+    failed = upft("new", "my-model", "my.jsonl")
+    assert_fails(failed, 1, "my.jsonl:1: no column named question, problem, query, prompt; it has text, gold; ")
+    assert "name the question's column with --question" in failed.stderr
+    assert not (folder / "my.yaml").exists()
+    write(
+        folder / "my.jsonl", "".join(json.dumps({"text": f"How many {n}?", "gold": str(n)}) + "\n" for n in range(20))
+    )
+    recipe = make(question="text", answer="gold")
+    assert load_problems(recipe.problems)[0].answer is not None
+
+
+def test_without_answers_everything_trains_and_gsm8k_measures(folder: Path) -> None:
+    write(folder / "my.jsonl", "".join(json.dumps({"prompt": f"Why {n}?"}) + "\n" for n in range(50)))
+    made = upft("new", "my-model", "my.jsonl")
+    assert "evaluates on GSM8K, not on your data: it has no answers" in made.stdout
+    assert "upft fetch my.yaml" in made.stdout
+    recipe = load_recipe("my.yaml")
+    assert [(entry.label, entry.limit) for entry in resolve(recipe.evaluate)] == [("gsm8k", 200)]
+    assert (recipe.problems.path, recipe.problems.question) == (str(folder / "my.jsonl"), "prompt")
+    assert not list(folder.glob("*-test.jsonl"))
+
+
+def test_rows_without_an_answer_train_and_do_not_measure(folder: Path) -> None:
+    bare = "".join(json.dumps({"question": f"Why {n}?"}) + "\n" for n in range(10))
+    write(folder / "my.jsonl", questions(10) + bare)
+    recipe = make()
+    [test] = resolve(recipe.evaluate)
+    assert len(load_benchmark(test)) == 2
+    assert len(load_problems(recipe.problems)) == 18
+
+
+@pytest.mark.parametrize(("wanted", "test", "train"), [(None, 10, 40), (7, 7, 43), (49, 49, 1), (0, None, 50)])
+def test_the_holdout_can_be_said(folder: Path, wanted: int | None, test: int | None, train: int) -> None:
+    write(folder / "my.jsonl", questions())
+    recipe = make(holdout=wanted)
+    assert len(load_problems(recipe.problems)) == train
+    [entry] = resolve(recipe.evaluate)
+    assert (len(load_benchmark(entry)) if test else entry.label) == (test or "gsm8k")
+
+
+def test_letters_are_graded_as_a_choice(folder: Path) -> None:
+    rows = [{"question": f"Which {n}? (A) a (B) b", "answer": "AB"[n % 2]} for n in range(20)]
+    write(folder / "my.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    [entry] = resolve(make().evaluate)
+    assert entry.grader == "choice"
+    assert {problem.answer for problem in load_benchmark(entry)} <= {"A", "B"}
+
+
+def test_answers_in_prose_are_pointed_out(folder: Path) -> None:
+    rows = [{"question": f"Why {n}?", "answer": "because the sky is blue"} for n in range(20)]
+    write(folder / "my.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    made = upft("new", "my-model", "my.jsonl").stdout
+    assert "4 of 4 answers are texts, not numbers or formulas (first: id " in made
+    assert "4 problems to measure with: only large differences will show" in made
+
+
+def test_every_line_of_the_recipe_has_its_reason_and_the_numbers_are_the_chosen_ones(folder: Path) -> None:
+    write(folder / "my.jsonl", questions())
+    made = json.loads(upft("new", "my-model", "my.jsonl", "--json").stdout)
+    text = (folder / "my.yaml").read_text()
+    assert max(map(len, text.splitlines())) <= 120
+    recipe = load_recipe("my.yaml")
+    assert recipe.model == str(folder / "my-model")
+    assert made["chosen"] == {
+        "thinks": False,
+        "enable_thinking": None,
+        "length": recipe.prefix.length,
+        "structure_ratio": recipe.prefix.structure_ratio,
+        "epochs": recipe.train.epochs,
+        "max_tokens": recipe.generate.max_tokens,
+        "max_length": None,
+        "sampled_together": recipe.generate.batch_size,
+        "trained_together": recipe.train.batch_size,
+        "grad_checkpoint": recipe.train.grad_checkpoint,
+    }
+    assert made["files"] == {"my-train.jsonl": 40, "my-test.jsonl": 10}
+    assert made["problems"]["answered"] == made["problems"]["rows"] == 50
+    assert made["next"] == ["upft run my.yaml"]
+
+
+@pytest.mark.parametrize("where", ["recipes/new.yaml", "new", "new.yml"])
+def test_the_output_can_be_said(folder: Path, where: str) -> None:
+    (folder / "recipes").mkdir()
+    write(folder / "data" / "my.jsonl", questions())
+    recipe = make("data/my.jsonl", output=Path(where))
+    assert recipe.name == "new"
+    assert Path(recipe.model) == folder / "my-model"
+    assert len(load_problems(recipe.problems)) == 40
+    made = folder / (where if "." in where else f"{where}.yaml")
+    assert (made.parent / "new-test.jsonl").is_file()
+    assert not list((folder / "data").glob("*-t*"))
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [("a/m", "./m"), ("m", "../m"), ("a/b/m", "./b/m"), ("../m", "../../m"), ("../../../m", None)],
+)
+def test_paths_are_relative_where_they_are_near(folder: Path, path: str, expected: str | None) -> None:
+    assert relative(folder / path, folder / "a") == (expected or str((folder / path).resolve()))
+
+
+# What is refused; nothing is written then.
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "parts"),
+    [
+        (
+            ["my-model", "none.jsonl"],
+            1,
+            ["none.jsonl: no such file; name a .jsonl, .parquet, .csv file"],
+        ),
+        (["my-model", "my-model"], 1, ["my-model: is a folder; name a .jsonl, .parquet, .csv file in it"]),
+        (["my-model", "my-model/config.json"], 1, ["config.json: expected a .jsonl, .parquet, .csv file"]),
+        (["my-model", "empty.jsonl"], 1, ["empty.jsonl: no rows"]),
+        (["my-model", "bad.jsonl"], 1, ["bad.jsonl:2: not JSON"]),
+        (
+            ["my-model", "my.jsonl", "--question", "q"],
+            1,
+            ["no column 'q'; it has question, answer", "with --question"],
+        ),
+        (["my-model", "my.jsonl", "--answer", "a"], 1, ["no column 'a'", "name one with --answer"]),
+        (["my-model", "my.jsonl", "--config", "main"], 2, ["--config: my.jsonl is a file"]),
+        (["my-model", "my.jsonl", "--split", "test"], 2, ["--split: my.jsonl is a file"]),
+        (
+            ["my-model", "my.jsonl", "--holdout", "50"],
+            1,
+            ["--holdout 50: 50 different questions, 50 of them with"],
+        ),
+        (
+            ["my-model", "bare.jsonl", "--holdout", "1"],
+            1,
+            ["--holdout 1: 1 different questions, 0 of them"],
+        ),
+        (["my-model", "my.jsonl", "--thinking"], 2, ["--thinking: the model's chat template has no `enable_thinking`"]),
+        (["my-model", "my.jsonl", "-o", "no/x.yaml"], 2, ["--output no/x.yaml: the folder no is not there"]),
+        (["my-model", "my.jsonl", "-o", "_x.yaml"], 2, ["--output _x.yaml: the file's name becomes the run's"]),
+        (["no-model", "my.jsonl"], 2, ["'no-model': neither a folder nor a Hub id"]),
+        (["bare-model", "my.jsonl"], 1, ["bare-model: has no chat template; use an instruct model"]),
+        (["no/model", "my.jsonl", "--offline"], 1, ["model no/model: not on this machine", "or name what is here"]),
+        (["my-model", "no/data", "--offline"], 1, ["dataset no/data: not on this machine", "or name what is here"]),
+    ],
+)
+def test_what_cannot_be_used_is_said(folder: Path, arguments: list[str], status: int, parts: list[str]) -> None:
+    write(folder / "my.jsonl", questions())
+    write(folder / "bare.jsonl", '{"question": "Why?"}\n')
+    write(folder / "empty.jsonl", "\n")
+    write(folder / "bad.jsonl", '{"question": "Why?"}\n{"question"\n')
+    shutil.copytree(MODEL, folder / "bare-model")
+    config = json.loads((folder / "bare-model/tokenizer_config.json").read_text())
+    write(folder / "bare-model/tokenizer_config.json", json.dumps({k: v for k, v in config.items() if "chat" not in k}))
+    before = sorted(folder.rglob("*"))
+    if "--offline" in arguments:  # the switch must be set before the libraries are imported
+        done = process("new", *arguments, cwd=folder, guard=folder.parent / "guard", loopback=False)
+        assert done.returncode == status
+        assert all(part in done.stderr for part in parts), done.stderr
+    else:
+        assert_fails(upft("new", *arguments), status, *parts)
+    assert sorted(folder.rglob("*")) == before
+
+
+def test_nothing_is_overwritten_without_force(folder: Path) -> None:
+    write(folder / "my.jsonl", questions())
+    write(folder / "my-test.jsonl", "mine")
+    failed = upft("new", "my-model", "my.jsonl")
+    assert_fails(failed, 2, "my-test.jsonl: there already; choose another --output, or overwrite with --force")
+    assert not (folder / "my.yaml").exists()
+    assert upft("new", "my-model", "my.jsonl", "--force").exit_code == 0
+    assert (folder / "my-test.jsonl").read_text() != "mine"
+
+
+def test_the_dataset_itself_is_never_overwritten(folder: Path) -> None:
+    write(folder / "my-train.jsonl", questions())
+    arguments = ("new", "my-model", "my-train.jsonl", "--output", "my.yaml", "--force")
+    assert_fails(
+        upft(*arguments), 1, "my-train.jsonl: would be overwritten by what is written; choose another --output"
+    )
+    assert (folder / "my-train.jsonl").read_text() == questions()
+
+
+# The Hub.
+
+
+def test_hub_ids_are_looked_at_without_downloading_weights_or_filling_the_cache(folder: Path) -> None:
+    rows = "".join(json.dumps({"problem": f"q {n}", "solution": str(n)}) + "\n" for n in range(150)).encode()
+    model = {path.name: path.read_bytes() for path in MODEL.iterdir()}
+    repos = {"user/model": model, "datasets/user/data": {"train.jsonl": rows, "test.jsonl": rows}}
+    guard = folder.parent / "guard"
+    with fake_hub(repos) as hub:
+        done = process("new", "user/model", "user/data", cwd=folder, guard=guard, HF_ENDPOINT=hub.endpoint)
+        wrong = process(
+            "new", "user/model", "user/data", "--split", "x", cwd=folder, guard=guard, HF_ENDPOINT=hub.endpoint
+        )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    assert "answers in `solution` (100 of 100 looked at)" in done.stdout
+    assert "next      upft fetch data.yaml" in done.stdout
+    assert not [line for line in hub.asked if "model.safetensors " in line]
+    assert not list(guard.rglob("config.json"))
+    recipe = load_recipe("data.yaml")
+    assert (recipe.model, recipe.problems.dataset, recipe.problems.question) == ("user/model", "user/data", "problem")
+    [entry] = resolve(recipe.evaluate)
+    assert (entry.dataset, entry.split, entry.question, entry.answer) == ("user/data", "test", "problem", "solution")
+    assert "dataset user/data: no split 'x'; it has train, test" in wrong.stderr
+
+
+CACHED = """
+import sys, time
+time.sleep = lambda seconds: None
+from upft_mlx.cli import cli
+cli(["new", "user/model", "user/data", "--force", *sys.argv[1:]])
+"""
+
+
+@pytest.mark.slow
+def test_what_is_cached_needs_no_network(folder: Path) -> None:
+    guard, data = folder.parent / "guard", {"train.jsonl": questions().encode()}
+    model = {path.name: path.read_bytes() for path in MODEL.iterdir()}
+    write(folder / "r.yaml", "model: user/model\nproblems: {dataset: user/data}\n")
+    with fake_hub({"user/model": model, "datasets/user/data": data}) as hub:
+        assert process("fetch", "r.yaml", cwd=folder, guard=guard, HF_ENDPOINT=hub.endpoint).returncode == 0
+        endpoint = hub.endpoint
+    for options in (["--offline"], []):  # switched off, and out of reach
+        done = process(*options, code=CACHED, cwd=folder, guard=guard, HF_ENDPOINT=endpoint)
+        assert done.returncode == 0, done.stderr
+        assert "50 rows; question in `question`" in done.stdout
+
+
+# What a model's files say.
+
+
+def template_of(tmp_path: Path, **settings: Any) -> str:
+    return chat_template(write(tmp_path / "t" / "tokenizer_config.json", json.dumps(settings)).parent)
+
+
+def test_chat_templates_are_found_where_they_may_stand(tmp_path: Path) -> None:
+    assert template_of(tmp_path, chat_template="one") == "one"
+    several = [{"name": "tool_use", "template": "two"}, {"name": "default", "template": "three"}]
+    assert template_of(tmp_path, chat_template=several) == "three"
+    assert template_of(tmp_path, chat_template=several[:1]) == "two"
+    assert template_of(tmp_path) == ""
+    write(tmp_path / "t" / "chat_template.jinja", "four")
+    assert template_of(tmp_path, chat_template="one") == "four"
+
+
+@pytest.mark.parametrize(
+    ("template", "expected"),
+    [
+        ("{% if add_generation_prompt %}<|assistant|>{% endif %}", "never"),
+        (
+            "{% if add_generation_prompt %}{% if enable_thinking is false %}<think></think>{% endif %}{% endif %}",
+            "switch",
+        ),
+        ("{% if add_generation_prompt %}<|assistant|><think>\n{% endif %}", "always"),
+        ("{{ content.split('</think>')[-1] }}{% if add_generation_prompt %}<|assistant|>{% endif %}", "always"),
+        ("say <think> never {% if add_generation_prompt %}<|assistant|>{% endif %}", "never"),
+    ],
+)
+def test_a_template_tells_whether_the_model_thinks(template: str, expected: str) -> None:
+    assert thinking(template) == expected
+
+
+@pytest.mark.parametrize(
+    ("file", "expected", "boxed"),
+    [
+        ("Qwen-Qwen2.5-7B-Instruct", "never", False),
+        ("Qwen2.5-Math-derived", "never", True),
+        ("meta-llama-Llama-3.1-8B-Instruct", "never", False),
+        ("deepseek-ai-DeepSeek-R1-Distill-Qwen-32B", "always", False),
+        ("upft-deepseek_R1", "always", False),
+    ],
+)
+def test_published_templates_are_told_apart(shared: Path, folder: Path, file: str, expected: str, boxed: bool) -> None:
+    template = (shared / "data/tokenizers/templates" / f"{file}.jinja").read_text()
+    write(folder / "my-model" / "chat_template.jinja", template)
+    found = read_model_facts(folder / "my-model", "x")
+    assert (found.thinking, found.boxed) == (expected, boxed)
+
+
+QWEN = {
+    "hidden_size": 896,
+    "num_hidden_layers": 24,
+    "intermediate_size": 4864,
+    "num_attention_heads": 14,
+    "num_key_value_heads": 2,
+    "vocab_size": 151936,
+    "tie_word_embeddings": True,
+}
+
+
+def test_parameters_are_counted_from_the_shape() -> None:
+    assert count_parameters(QWEN) == pytest.approx(494e6, rel=0.002)  # Qwen2.5-0.5B: 0.49 G on its card
+    assert count_parameters({**QWEN, "tie_word_embeddings": False}) == pytest.approx(494e6 + 136e6, rel=0.002)
+    assert count_parameters({**QWEN, "num_experts": 8}) is None
+    assert count_parameters({"hidden_size": 8}) is None
+
+
+def test_the_embedded_models_facts_are_its_files(loaded: Any) -> None:
+    from mlx.utils import tree_flatten
+
+    found = read_model_facts(MODEL, "x")
+    real = sum(array.size for array in dict(tree_flatten(loaded.model.parameters())).values())
+    assert found.parameters == pytest.approx(real, rel=0.01)  # norms and biases are not counted
+    assert found.bytes == (MODEL / "model.safetensors").stat().st_size
+    assert (found.kind, found.bits, found.context, found.thinking) == ("qwen2", None, 512, "never")
+
+
+@pytest.mark.parametrize(
+    ("config", "index", "bits", "size"),
+    [
+        (QWEN, None, None, 2 * 494e6),
+        ({**QWEN, "quantization": {"bits": 4, "group_size": 64}}, None, 4, 4.5 / 8 * 494e6),
+        ({"text_config": QWEN, "quantization_config": {"bits": 8}}, None, 8, 8.5 / 8 * 494e6),
+        (QWEN, {"metadata": {"total_size": 123}}, None, 123),
+        ({"model_type": "x"}, None, None, None),
+    ],
+)
+def test_size_and_bits_come_from_config_and_index(
+    tmp_path: Path, config: dict[str, Any], index: dict[str, Any] | None, bits: int | None, size: float | None
+) -> None:
+    write(tmp_path / "m" / "config.json", json.dumps(config))
+    write(tmp_path / "m" / "chat_template.jinja", "x")
+    if index:
+        write(tmp_path / "m" / "model.safetensors.index.json", json.dumps(index))
+    found = read_model_facts(tmp_path / "m", "x")
+    assert found.bits == bits
+    assert found.bytes == (size if size is None else pytest.approx(size, rel=0.002))
+
+
+# What is chosen.
+
+
+def a_model(**changes: Any) -> ModelFacts:
+    return ModelFacts(
+        **{
+            "kind": "qwen2",
+            "parameters": 10**9,
+            "bits": 4,
+            "bytes": 6 * 10**8,
+            "context": 32768,
+            "thinking": "never",
+            "boxed": False,
+            **changes,
+        }
+    )
+
+
+def some_data(length: int = 100) -> DataFacts:
+    return DataFacts(Problems(path="x.jsonl"), "question", None, 1, [Problem("0", "q" * length)])
+
+
+@pytest.mark.parametrize(
+    ("kind", "asked", "length", "tokens", "switch"),
+    [
+        ("never", False, 16, 1024, None),
+        ("always", False, 128, 8192, None),
+        ("switch", False, 16, 1024, False),
+        ("switch", True, 128, 8192, True),
+    ],
+)
+def test_models_that_think_get_longer_prefixes_and_solutions(
+    kind: str, asked: bool, length: int, tokens: int, switch: bool | None
+) -> None:
+    found = choose(a_model(thinking=kind), some_data(), 5000, thinking=asked)
+    assert (found.length, found.max_tokens, found.enable_thinking) == (length, tokens, switch)
+    assert found.grad_checkpoint == (length == 128)
+    assert (found.max_length or 2048) >= found.max_tokens + 100
+
+
+@pytest.mark.parametrize(
+    ("trained", "expected"), [(40, (0.3, 3, 8)), (817, (0.3, 3, 16)), (12000, (0.1, 1, 16)), (None, (0.1, 1, 16))]
+)
+def test_small_sets_are_trained_on_as_the_papers_smallest(
+    trained: int | None, expected: tuple[float, int, int]
+) -> None:
+    found = choose(a_model(), some_data(), trained, thinking=False)
+    assert (found.structure_ratio, found.epochs, found.trained_together) == expected
+
+
+@pytest.mark.parametrize(
+    ("size", "batch"), [(3 * 10**8, 32), (9 * 10**8, 32), (2 * 10**9, 16), (4 * 10**9, 8), (None, 8)]
+)
+def test_larger_models_sample_fewer_sequences_at_a_time(size: float | None, batch: int) -> None:
+    assert choose(a_model(bytes=size and int(size)), some_data(), 100, thinking=False).sampled_together == batch
+
+
+def test_long_questions_and_short_contexts_are_heeded() -> None:
+    assert choose(a_model(), some_data(100), 100, thinking=False).max_length is None
+    assert choose(a_model(), some_data(5000), 100, thinking=False).max_length == 3328
+    assert choose(a_model(context=512), some_data(), 100, thinking=False).max_tokens == 256
+
+
+def test_large_unquantized_models_are_told_how_to_become_small(folder: Path) -> None:
+    write(folder / "my.jsonl", questions())
+    shutil.copytree(MODEL, folder / "large")
+    config = {**json.loads((MODEL / "config.json").read_text()), **QWEN, "num_hidden_layers": 240}
+    write(folder / "large" / "config.json", json.dumps(config))
+    (folder / "large" / "model.safetensors").unlink()
+    write(folder / "large" / "model-a.safetensors", b"")  # the shape says how large it is
+    new_recipe(Wish("large", "my.jsonl"))
+    assert (
+        "# quantize: {bits: 4}  # the weights are not quantized; this makes them 2.1 GB in memory"
+        in (folder / "my.yaml").read_text()
+    )
+
+
+def test_a_switch_in_the_template_is_written_down(folder: Path) -> None:
+    write(folder / "my.jsonl", questions())
+    template = "{{ messages[0].content }}{% if add_generation_prompt and enable_thinking %}<think>{% endif %}"
+    write(folder / "my-model" / "chat_template.jinja", template)
+    assert make().prompt.chat_template_args == {"enable_thinking": False}
+    recipe = make(thinking=True, force=True)
+    assert recipe.prompt.chat_template_args == {"enable_thinking": True}
+    assert recipe.prefix.length == 128
+
+
+# Laws.
+
+texts = st.text(st.characters(exclude_categories=["Cs", "Cc"]), max_size=12)
+
+
+@given(st.lists(st.tuples(texts.filter(str.strip), st.none() | texts), min_size=2, max_size=30), st.integers(0, 9))
+def test_holding_out_loses_no_row_and_shares_no_question(rows: list[tuple[str, str | None]], count: int) -> None:
+    problems = [Problem(str(number), question, answer) for number, (question, answer) in enumerate(rows)]
+    first: dict[str, str | None] = {}
+    for problem in problems:
+        first.setdefault(" ".join(problem.question.split()).casefold(), problem.answer)
+    testable = sum(answer is not None for answer in first.values())
+    if count > testable or count >= len(first) > 0 < count:
+        with pytest.raises(ProblemsError, match=f"--holdout {count}: {len(first)} different questions, {testable} of"):
+            hold_out(problems, count)
+        return
+    parts = hold_out(problems, count)
+
+    def keys(some: list[Problem]) -> set[str]:
+        return {" ".join(problem.question.split()).casefold() for problem in some}
+
+    assert len(parts.test) == count
+    assert all(problem.answer is not None for problem in parts.test)
+    assert not keys(parts.train) & keys(parts.test)
+    assert keys(parts.train) | keys(parts.test) == keys(problems)
+    assert parts.train
+    left = [problem for problem in problems if problem not in parts.train and problem not in parts.test]
+    assert keys(left) <= keys(parts.test)
+
+
+@settings(max_examples=200)
+@given(
+    st.one_of(texts, st.sampled_from(["yes", "NO", "null", "1e3", "a: b", "- x", "~", "'", '"', "{", "on", "0x1", "#"]))
+)
+def test_a_scalar_reads_back_as_it_was(text: str) -> None:
+    import yaml
+
+    from upft_mlx.load import _Loader
+
+    assert yaml.load(f"key: {scalar(text)} # why", Loader=_Loader)["key"] == text
+
+
+def test_the_same_question_written_otherwise_is_not_in_the_other_part() -> None:
+    spaced = [Problem(f"{n}b", f"  what IS\n{n}? ", "1") for n in range(10)]
+    parts = hold_out([*(Problem(str(n), f"What is {n}?", "1") for n in range(10)), *spaced], 5)
+    assert (len(parts.test), len(parts.train), parts.repeated) == (5, 10, 10)
+    assert {p.id.rstrip("b") for p in parts.test}.isdisjoint(p.id.rstrip("b") for p in parts.train)
+
+
+def test_prose_is_told_from_numbers_and_formulas() -> None:
+    answers = ["18", "x = 3", r"\text{east of the river bank}", "because it is so", "#### 12", "a b c", "z" * 90]
+    problems = [Problem(str(number), "q", answer) for number, answer in enumerate(answers)]
+    assert [problem.id for problem in hard_to_grade(problems)] == ["3", "6"]
+
+
+def test_a_file_with_options_keeps_them(folder: Path) -> None:
+    rows = [
+        {"Question": f"Which {n}?", "Correct Answer": f"r{n}", "Incorrect Answer 1": "x", "Incorrect Answer 2": "y"}
+        for n in range(20)
+    ]
+    write(folder / "my.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    [entry] = resolve(make().evaluate)
+    assert entry.grader == "choice"
+    first = load_benchmark(entry)[0]
+    assert "(A) " in first.question
+    assert "(C) " in first.question

@@ -1,0 +1,135 @@
+"""What a model's small files say of it, with no weights read: size, quantization, whether it thinks.
+
+config.json, tokenizer_config.json or chat_template.jinja, model.safetensors.index.json
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Literal
+
+from upft_mlx.errors import ModelError
+from upft_mlx.models import find_config, json_object
+
+Thinking = Literal["switch", "always", "never"]
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """A model as far as its small files tell."""
+
+    kind: str
+    """Its `model_type`."""
+    parameters: int | None
+    """Computed from the shape; None where the shape is not that of a dense transformer."""
+    bits: int | None
+    """Of its quantized weights; None: not quantized."""
+    bytes: int | None
+    """Of its weights on the disk; None where neither files nor shape tell."""
+    context: int | None
+    """Longest sequence (tokens)."""
+    thinking: Thinking
+    """`switch`: its chat template has `enable_thinking`; `always`: it thinks without being asked; `never`."""
+    boxed: bool
+    r"""Whether its chat template asks for a `\boxed` answer by itself."""
+
+
+def model_facts(name: str) -> ModelFacts:
+    """The facts of a local folder, an embedded model or a Hub model, of which only the small files are downloaded.
+
+    Raises:
+        ModelError: no such model, or it has no chat template.
+        OfflineError: the Hub model is not on this machine and the Hub cannot be asked.
+        RecipeError: the name is neither a folder nor a Hub id.
+    """
+    with TemporaryDirectory() as folder:
+        return read_model_facts(find_config(name, Path(folder)), name)
+
+
+def read_model_facts(folder: Path, name: str) -> ModelFacts:
+    """The facts in a folder; `name` is what errors call it.
+
+    Raises:
+        ModelError: a file is malformed, or there is no chat template.
+    """
+    config = json_object(folder / "config.json")
+    template = chat_template(folder)
+    if not template:
+        raise ModelError(f"{name}: has no chat template; use an instruct model, or add chat_template.jinja")
+    shape = config.get("text_config") if isinstance(config.get("text_config"), dict) else config
+    assert isinstance(shape, dict)
+    parameters, bits = count_parameters(shape), _bits(config)
+    context = shape.get("max_position_embeddings")
+    return ModelFacts(
+        kind=str(config.get("model_type", "unknown")),
+        parameters=parameters,
+        bits=bits,
+        bytes=_bytes(folder) or _computed(parameters, bits),
+        context=context if isinstance(context, int) else None,
+        thinking=thinking(template),
+        boxed="boxed" in template,
+    )
+
+
+def chat_template(folder: Path) -> str:
+    """The chat template of a model folder, empty where it has none."""
+    file = folder / "chat_template.jinja"
+    if file.is_file():
+        return file.read_text(encoding="utf-8")
+    settings = folder / "tokenizer_config.json"
+    found = json_object(settings).get("chat_template") if settings.is_file() else None
+    if isinstance(found, list):  # several, by name
+        by_name = {item.get("name"): item.get("template") for item in found if isinstance(item, dict)}
+        found = by_name.get("default") or next(iter(by_name.values()), None)
+    return found if isinstance(found, str) else ""
+
+
+def thinking(template: str) -> Thinking:
+    """What a chat template says of thinking.
+
+    A template with `enable_thinking` can switch it. One that opens `<think>` in the generation prompt, or that cuts
+    what stands before `</think>` out of earlier turns, belongs to a model that always thinks.
+    """
+    if "enable_thinking" in template:
+        return "switch"
+    prompt = template[max(0, template.rfind("add_generation_prompt")) :]
+    return "always" if "<think>" in prompt or "</think>" in template else "never"
+
+
+def count_parameters(shape: dict[str, Any]) -> int | None:
+    """Weights of a dense transformer with gated feed-forward layers, from its shape; None for other shapes."""
+    names = ("hidden_size", "num_hidden_layers", "intermediate_size", "num_attention_heads", "vocab_size")
+    sizes = [shape.get(name) for name in names]
+    if not all(isinstance(size, int) and size > 0 for size in sizes) or any("expert" in name for name in shape):
+        return None
+    hidden, layers, inner, heads, vocabulary = (int(size) for size in sizes if size is not None)
+    width = shape.get("head_dim") or hidden // heads
+    shared = shape.get("num_key_value_heads") or heads
+    attention = 2 * hidden * width * (heads + shared)
+    embeddings = vocabulary * hidden * (1 if shape.get("tie_word_embeddings") else 2)
+    return embeddings + layers * (attention + 3 * hidden * inner)
+
+
+def _bits(config: dict[str, Any]) -> int | None:
+    for name in ("quantization", "quantization_config"):
+        settings = config.get(name)
+        if isinstance(settings, dict) and isinstance(settings.get("bits"), int):
+            return int(settings["bits"])
+    return None
+
+
+def _bytes(folder: Path) -> int | None:
+    """Of the weights: of the files, else what their index says."""
+    if files := sum(file.stat().st_size for file in folder.glob("model*.safetensors")):
+        return files
+    index = folder / "model.safetensors.index.json"
+    meta = json_object(index).get("metadata") if index.is_file() else None
+    size = meta.get("total_size") if isinstance(meta, dict) else None
+    return int(size) if isinstance(size, (int, float)) and size > 0 else None
+
+
+def _computed(parameters: int | None, bits: int | None) -> int | None:
+    """From the shape: 16 bits per weight, or the quantized ones with half a bit for scales and biases."""
+    return round(parameters * (bits + 0.5 if bits else 16) / 8) if parameters else None

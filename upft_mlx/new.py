@@ -1,0 +1,246 @@
+"""A recipe for a model and a dataset of one's own: looked at, split, written down with comments."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from upft_mlx.choices import Choices, choose
+from upft_mlx.columns import WRONG_COLUMNS
+from upft_mlx.data_facts import DataFacts, Split, all_letters, data_facts, hard_to_grade, hold_out, is_file
+from upft_mlx.errors import ModelError, OfflineError, ProblemsError, RecipeError
+from upft_mlx.model_facts import ModelFacts, model_facts
+from upft_mlx.models import BUILTIN, is_hub_model
+from upft_mlx.new_text import recipe_text
+from upft_mlx.problems import Problem
+from upft_mlx.recipe import Problems
+from upft_mlx.rows import write_atomically
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What the command line asks for."""
+
+    model: str
+    dataset: str
+    output: Path | None = None
+    question: str | None = None
+    answer: str | None = None
+    config: str | None = None
+    split: str | None = None
+    holdout: int | None = None
+    """Problems to hold out; None: as many as is sensible."""
+    thinking: bool = False
+    force: bool = False
+
+
+@dataclass(frozen=True)
+class Draft:
+    """All that the recipe's text is made from."""
+
+    path: Path
+    """Of the recipe."""
+    model_name: str
+    """As the recipe names it."""
+    hub: bool
+    """Whether something must be downloaded before a run."""
+    model: ModelFacts
+    data: DataFacts
+    parts: Split | None
+    """Where problems are held out."""
+    benchmark: dict[str, Any]
+    """The entry of `evaluate.benchmarks`."""
+    choices: Choices
+    warnings: list[str]
+
+    @property
+    def files(self) -> dict[str, list[Problem]]:
+        """What is written beside the recipe, by name."""
+        stem = self.path.stem
+        return {f"{stem}-train.jsonl": self.parts.train, f"{stem}-test.jsonl": self.parts.test} if self.parts else {}
+
+    @property
+    def data_path(self) -> str:
+        """A local dataset that is not split, as the recipe names it."""
+        return relative(Path(str(self.data.source.path)), self.path.absolute().parent)
+
+    @property
+    def next_commands(self) -> list[str]:
+        """What to run now."""
+        fetch = [f"upft fetch {self.path}"] if self.hub else []
+        return [*fetch, f"upft run {self.path}"]
+
+
+def new_recipe(wish: Wish) -> Draft:
+    """Look at model and data and write the recipe, and the two parts of a dataset that is split.
+
+    Raises:
+        UpftError: one of its kinds: model or data cannot be used, or a file is there already. Nothing is written then.
+    """
+    path = _output(wish)
+    with _in_the_commands_terms():
+        data = data_facts(_source(wish))
+        model = model_facts(wish.model)
+    parts = _parts(wish, data)
+    benchmark, warnings = _benchmark(data, parts, path.stem)
+    trained = len(parts.train) if parts else data.rows
+    choices = choose(model, data, trained, thinking=wish.thinking)
+    name = _model_name(wish.model, path.parent)
+    hub = is_hub_model(wish.model) or data.source.path is None or "path" not in benchmark
+    draft = Draft(path, name, hub, model, data, parts, benchmark, choices, [*warnings, *_small(parts)])
+    text = recipe_text(draft)
+    _refuse_overwriting(draft, force=wish.force)
+    for file, problems in draft.files.items():
+        write_atomically(path.parent / file, "".join(_line(problem) for problem in problems))
+    write_atomically(path, text)
+    return draft
+
+
+@contextmanager
+def _in_the_commands_terms() -> Iterator[None]:
+    """There is no recipe yet that could be fetched or changed: say instead what can be done."""
+    try:
+        yield
+    except (OfflineError, ModelError) as error:
+        text = re.sub(r"`upft fetch` downloads it, or set .*", "leave the network on, or name what is here", str(error))
+        text = text.replace("set `model` to a local folder", "name a local folder")
+        raise type(error)(text.replace("set model to a folder", "name a folder")) from None
+
+
+def _output(wish: Wish) -> Path:
+    stem = Path(wish.dataset.rstrip("/")).stem if is_file(wish.dataset) else wish.dataset.rpartition("/")[2]
+    path = wish.output or Path(f"{re.sub(r'[^A-Za-z0-9._-]+', '-', stem).strip('-._') or 'recipe'}.yaml")
+    if path.suffix not in (".yaml", ".yml"):
+        path = path.with_name(f"{path.name}.yaml")
+    if not _NAME.fullmatch(path.stem):
+        raise RecipeError(
+            f"--output {path}: the file's name becomes the run's: letters, digits, `.`, `_` and `-` only, "
+            "a letter or digit first"
+        )
+    if not path.absolute().parent.is_dir():
+        raise RecipeError(f"--output {path}: the folder {path.parent} is not there; make it first")
+    return path
+
+
+def _source(wish: Wish) -> Problems:
+    question, answer = wish.question, wish.answer
+    if not is_file(wish.dataset):
+        split = wish.split or "train"
+        return Problems(dataset=wish.dataset, config=wish.config, split=split, question=question, answer=answer)
+    for option in ("config", "split"):
+        if getattr(wish, option) is not None:
+            raise RecipeError(f"--{option}: {wish.dataset} is a file; only datasets on the Hub have one")
+    return Problems(path=str(Path(wish.dataset).expanduser()), question=question, answer=answer)
+
+
+def _parts(wish: Wish, data: DataFacts) -> Split | None:
+    """A local dataset in two, where it has answers."""
+    if data.source.path is None:
+        if wish.holdout:
+            raise RecipeError(
+                f"--holdout {wish.holdout}: only local files are split; evaluate on a split of its own, or download it"
+            )
+        return None
+    if wish.holdout == 0 or (wish.holdout is None and not data.answered):
+        return None
+    parts = hold_out(data.seen, wish.holdout)
+    return parts if parts.test else None
+
+
+def _benchmark(data: DataFacts, parts: Split | None, stem: str) -> tuple[dict[str, Any], list[str]]:
+    """What to evaluate on: problems held out, a Hub dataset's test split, else GSM8K."""
+    if parts:
+        options = all_letters(parts.test) or all(problem.wrong_answers for problem in parts.test)
+        grader = {"grader": "choice"} if options else {}
+        return {"name": f"{stem}-test", "path": f"{stem}-test.jsonl", **grader}, _graded(parts.test)
+    source = data.source
+    if source.dataset == "openai/gsm8k":
+        return {"name": "gsm8k", "limit": 200}, []
+    if source.split != "test" and "test" in data.splits and data.answered:
+        place = {"dataset": source.dataset, "config": source.config, "split": "test"}
+        columns = {"question": data.question, "answer": data.answer}
+        entry = {"name": f"{stem}-test", **place, **columns, "limit": 200}
+        return {key: value for key, value in entry.items() if value is not None}, _graded(data.answered)
+    why = "it has no answers" if not data.answered else "none of its problems are held out"
+    return {"name": "gsm8k", "limit": 200}, [f"evaluates on GSM8K, not on your data: {why}"]
+
+
+def _graded(problems: list[Problem]) -> list[str]:
+    hard = hard_to_grade(problems)
+    if not hard:
+        return []
+    return [
+        f"{len(hard)} of {len(problems)} answers are texts, not numbers or formulas (first: id {hard[0].id}): the "
+        "grader compares what is written, so a right answer in other words counts as wrong"
+    ]
+
+
+def _small(parts: Split | None) -> list[str]:
+    if parts and len(parts.test) < 100:
+        return [f"{len(parts.test)} problems to measure with: only large differences will show"]
+    return []
+
+
+def _model_name(name: str, folder: Path) -> str:
+    """As the recipe names it: a Hub id, an embedded model, or a folder relative to the recipe's."""
+    if name in BUILTIN or is_hub_model(name):
+        return name
+    return relative(Path(name), folder.absolute())
+
+
+def relative(path: Path, folder: Path) -> str:
+    """A path as a recipe in `folder` names it: relative where it is near, else absolute."""
+    near = os.path.relpath(path.expanduser().resolve(), folder.resolve())
+    return str(path.expanduser().resolve()) if near.startswith("../../..") else f"./{near}" if near[0] != "." else near
+
+
+def _refuse_overwriting(draft: Draft, *, force: bool) -> None:
+    paths = [draft.path, *(draft.path.parent / name for name in draft.files)]
+    source = draft.data.source.path
+    if source is not None and Path(source).resolve() in [path.resolve() for path in paths]:
+        raise ProblemsError(f"{source}: would be overwritten by what is written; choose another --output")
+    there = [str(path) for path in paths if path.exists()]
+    if there and not force:
+        raise RecipeError(f"{', '.join(there)}: there already; choose another --output, or overwrite with --force")
+
+
+def _line(problem: Problem) -> str:
+    """A row with everything that is known of a problem, under names that are found by themselves."""
+    known = {
+        name: value
+        for name, value in asdict(problem).items()
+        if name in ("id", "question", "answer") or (value is not None and name != "wrong_answers")
+    }
+    known |= dict(zip(WRONG_COLUMNS, problem.wrong_answers, strict=False))
+    return json.dumps(known, ensure_ascii=False) + "\n"
+
+
+def facts(draft: Draft) -> dict[str, Any]:
+    """What was found and chosen as plain values, for JSON."""
+    data = draft.data
+    return {
+        "recipe": str(draft.path),
+        "files": {str(draft.path.parent / name): len(problems) for name, problems in draft.files.items()},
+        "model": {"name": draft.model_name, **asdict(draft.model)},
+        "problems": {
+            "rows": data.rows,
+            "question": data.question,
+            "answer": data.answer,
+            "answered": len(data.answered),
+            "seen": len(data.seen),
+            "mean_question_characters": round(data.mean_length, 1),
+            "repeated": draft.parts.repeated if draft.parts else None,
+        },
+        "benchmark": draft.benchmark,
+        "chosen": asdict(draft.choices),
+        "warnings": draft.warnings,
+        "next": draft.next_commands,
+    }
