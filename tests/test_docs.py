@@ -243,7 +243,7 @@ def test_ci_runs_the_readmes_test_command() -> None:
 
 def test_the_examples_and_tables_of_the_page_on_own_data_are_what_the_code_does(tmp_path: Path) -> None:
     text = (ROOT / "docs" / "own-data.md").read_text(encoding="utf-8")
-    [rows] = re.findall(r"```jsonl\n(.*?)```", text, re.DOTALL)
+    [rows] = re.findall(r"```text\n(.*?)```", text, re.DOTALL)
     (tmp_path / "x.jsonl").write_text(rows, encoding="utf-8")
     problems = load_problems(Problems(path=str(tmp_path / "x.jsonl")))
     assert [(p.id, p.answer) for p in problems] == [("0", "42"), ("algebra-1", "5"), ("2", None)]

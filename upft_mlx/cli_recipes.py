@@ -83,7 +83,7 @@ def _print_recipe(name: str, *, as_json: bool) -> None:
         "finds the columns, holds a part of a local file out to measure with, chooses the numbers, and says why beside "
         "each.",
         "upft new my-model my-questions.jsonl",
-        "upft new mlx-community/Qwen2.5-0.5B-Instruct-4bit openai/gsm8k --config main --output my-recipe.yaml",
+        "upft new my-model openai/gsm8k --config main --output my-recipe.yaml",
     )
 )
 @click.argument("model")
