@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import random
 import re
+import runpy
 from pathlib import Path
 from typing import Any
 
 import datasets
 import pytest
-from conftest import MODEL
+from conftest import MODEL, ROOT
 from helpers_input import assert_fails, upft
 
 from upft_mlx.benchmarks import SOURCES, load_benchmark, resolve
@@ -155,6 +156,53 @@ def test_a_full_solution_fits_into_a_row_with_its_prompt(name: str) -> None:
     recipe = load_recipe(name)
     room = recipe.train.max_length - recipe.generate.max_tokens
     assert room >= 256 or recipe.generate.max_tokens <= 2048
+
+
+# The memory.
+
+MACS = (8, 16, 24, 32, 64)
+SEVEN = (3584, 18944, 28, 28, 4, 152_064, False, True)
+FOUR = (2560, 9728, 36, 32, 8, 151_936, True, False)
+SHAPES: dict[str, tuple[Any, ...]] = {
+    "Qwen2.5-0.5B-Instruct-4bit": (896, 4864, 24, 14, 2, 151_936, True, True, 64),
+    "Qwen2.5-Math-1.5B-Instruct-4bit": (1536, 8960, 28, 12, 2, 151_936, True, True),
+    "Qwen2.5-Math-7B-Instruct-4bit": SEVEN,
+    "Qwen2.5-Math-7B-Instruct": SEVEN,
+    "DeepSeek-R1-Distill-Qwen-7B-4bit": SEVEN,
+    "Meta-Llama-3.1-8B-Instruct-4bit": (4096, 14336, 32, 32, 8, 128_256, False, False),
+    "Qwen3-4B-Instruct-2507-4bit": FOUR,
+    "Qwen3-4B-Thinking-2507-4bit": FOUR,
+    "Qwen3.5-4B-MLX-4bit": FOUR,  # an upper bound: most of its layers keep a state instead of keys and values
+    "Qwen3-8B-4bit": (4096, 12288, 36, 32, 8, 151_936, False, False),
+}
+"""hidden_size, intermediate_size, num_hidden_layers, heads, KV heads, vocab_size, tied, biases[, head_dim]."""
+
+
+def counted_bytes(recipe: Recipe, shape: Any) -> float:
+    """What docs/macs.md counts, with this recipe's batches and lengths: a prompt has 200 tokens there."""
+    longest = 200 + recipe.generate.max_tokens
+    sampling = max(recipe.generate.batch_size, recipe.evaluate.batch_size) * longest * shape.kv
+    inputs = shape.inputs * max(512, longest)
+    if recipe.train.grad_checkpoint:  # one layer's, and each layer's own
+        inputs = inputs / shape.layers + 2 * shape.layers * shape.hidden * max(512, longest)
+    weights = shape.weights(4 if recipe.model.endswith("4bit") else 16)
+    return float(weights + max(sampling, shape.adapter(recipe.lora.rank) + inputs))
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "quickstart"])
+def test_the_mac_is_the_smallest_that_has_room_and_fusing_is_pointed_out_where_it_has_not(name: str) -> None:
+    tables = runpy.run_path(str(ROOT / "docs" / "make_memory_tables.py"))
+    recipe, header = load_recipe(name), read_header(shipped_recipes()[name].read_text(encoding="utf-8"))
+    shape = tables["Shape"]("", *SHAPES[recipe.model.partition("/")[2]])
+    said = int(header.short("Mac").removesuffix(" GB"))
+    working = {size: size * (3 / 4 if size >= 64 else 2 / 3) * 2**30 for size in MACS}
+    smallest = next(size for size in MACS if counted_bytes(recipe, shape) <= tables["FILL"] * working[size])
+    assert said == smallest if "computed" in header.entries["Mac"] else said >= smallest
+    fusing = shape.fused_in_16_bits / 1e9
+    noted = re.search(r"Fusing in 16 bits, where it comes to that, takes (\d+) GB", header.entries["Mac"])
+    if noted:
+        assert int(noted[1]) == pytest.approx(fusing, abs=0.5)
+    assert bool(noted) or 1e9 * fusing <= working[said] or not recipe.model.endswith("4bit")
 
 
 # The data path.
