@@ -116,5 +116,6 @@ def on(monkeypatch: pytest.MonkeyPatch) -> Callable[[Source], None]:
 
     def pretend(source: Source) -> None:
         monkeypatch.setattr(machine, "here", lambda: source)
+        monkeypatch.setattr("upft_mlx.power.here", lambda: source)
 
     return pretend
