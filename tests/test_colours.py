@@ -59,6 +59,7 @@ PRINTING = [
     ("show", "small", "--rows"),
     ("show", "small", "--problem", "evaluation-0000"),
     ("recipes",),
+    ("doctor",),
     ("run", "nothing.yaml"),
     ("--version",),
 ]

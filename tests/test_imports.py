@@ -43,7 +43,7 @@ WITHOUT_MLX = (
     ),
     *("benchmarks", "report", "events", "grade", "stats", "stage_build", "stage_generate", "ui"),
     *("answers", "browse", "columns", "stage_evaluate", "graders", "grading", "sides", "summary", "symbolic", "values"),
-    *("device", "parallel", "reporting", "card", "publish", "fetch", "delivery", "machine", "power"),
+    *("device", "parallel", "reporting", "card", "publish", "fetch", "delivery", "doctor", "machine", "power"),
 )
 
 

@@ -22,6 +22,7 @@ from rich.text import Text
 from upft_mlx.events import Observer
 from upft_mlx.rows import write_atomically
 from upft_mlx.ui_console import open_console
+from upft_mlx.ui_doctor import print_findings
 from upft_mlx.ui_live import LiveView
 from upft_mlx.ui_plain import PlainView
 from upft_mlx.ui_show import Seen, detail, listing
@@ -136,6 +137,7 @@ __all__ = [
     "print_analysis",
     "print_comparison",
     "print_error",
+    "print_findings",
     "print_summary",
     "picture",
     "save_svg",
