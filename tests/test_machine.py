@@ -144,7 +144,7 @@ def test_help_version_and_results_are_not_refused(
 ) -> None:
     on(intel())
     monkeypatch.chdir(tmp_path)
-    for arguments in (["--help"], ["--version"], ["run", "--help"], ["recipes"]):
+    for arguments in (["--help"], ["--version"], ["run", "--help"], ["recipes"], ["completion", "zsh"]):
         assert upft(*arguments).exit_code == 0
     assert "not a run directory" in upft("show", "nothing").stderr
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from upft_mlx.cli_complete import complete_fields, complete_recipes
 from upft_mlx.errors import UpftError
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ _COMMON = (
         "overrides",
         multiple=True,
         metavar="SECTION.FIELD=VALUE",
+        shell_complete=complete_fields,
         help="Change a field of the recipe; may be repeated.",
     ),
     click.option("--offline", is_flag=True, help="Use no network; what is missing is an error."),
@@ -40,6 +42,10 @@ _COMMON = (
     click.option("--json", "as_json", is_flag=True, help="Print the result as JSON."),
     click.option("--debug", is_flag=True, help="Show tracebacks."),
 )
+
+
+recipe_argument = click.argument("recipe", shell_complete=complete_recipes)
+"""RECIPE of a command: a file or a shipped name; the shell completes both."""
 
 
 def common(command: Command) -> Command:

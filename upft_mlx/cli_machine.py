@@ -1,4 +1,4 @@
-"""`upft doctor`: what this machine can do."""
+"""`upft doctor` and `completion`: what this machine and its shell can do."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from upft_mlx.cli_base import cli, edge, helped, quiet_libraries
+from upft_mlx.cli_complete import SHELLS, script
 
 if TYPE_CHECKING:
     from upft_mlx.doctor import Finding
@@ -45,3 +46,17 @@ def doctor(as_json: bool, debug: bool) -> None:
             ui.print_findings(noted())
     if failed(findings):
         sys.exit(1)
+
+
+@cli.command(
+    help=helped(
+        "Print the script that lets a shell complete upft's commands, options, recipes, runs and --set fields. Its "
+        "last line says how to install it.",
+        'eval "$(upft completion zsh)"',
+        "upft completion fish > ~/.config/fish/completions/upft.fish",
+    )
+)
+@click.argument("shell", type=click.Choice(SHELLS))
+def completion(shell: str) -> None:
+    """See the help."""
+    click.echo(script(shell), nl=False)
