@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import platform
 import resource
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +84,7 @@ def test_every_command_has_help_with_an_example_of_itself(name: str, option: str
     shown = upft(name, option)
     assert shown.exit_code == 0
     assert "Example" in shown.output
-    assert f"  upft {name}" in shown.output
+    assert f"upft {name}" in shown.output.partition("Example")[2]
     command = cli.commands[name]
     for parameter in command.params:
         if isinstance(parameter, click.Option):
@@ -94,7 +96,7 @@ def test_the_examples_name_shipped_recipes_or_files_that_are_obviously_yours() -
     for name in cli.commands:
         for line in upft(name, "--help").output.splitlines():
             words = line.split()
-            if words[:1] == ["upft"] and len(words) > 2:
+            if words[:1] == ["upft"] and len(words) > 2 and name != "completion":
                 assert words[2] in shipped_recipes() or words[2].startswith(("my-", "-"))
 
 
@@ -105,8 +107,18 @@ def test_the_groups_help_lists_every_command_and_an_example() -> None:
     assert "\n    upft demo\n" in shown
 
 
-def test_the_version_is_the_packages() -> None:
-    assert upft("--version").output == f"upft, version {__version__}\n"
+def test_the_version_is_one_line_with_those_that_a_result_depends_on() -> None:
+    mlx, mlx_lm = metadata.version("mlx"), metadata.version("mlx-lm")
+    python = platform.python_version()
+    assert upft("--version").output == f"upft {__version__} (mlx {mlx}, mlx-lm {mlx_lm}, Python {python})\n"
+
+
+def test_the_version_says_what_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def version(name: str) -> str:
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(metadata, "version", version)
+    assert "(mlx not installed, mlx-lm not installed, Python" in upft("--version").output
 
 
 def test_help_takes_less_than_a_third_of_a_second_of_cpu() -> None:

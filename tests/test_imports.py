@@ -44,7 +44,7 @@ WITHOUT_MLX = (
     *("benchmarks", "report", "events", "grade", "stats", "stage_build", "stage_generate", "ui"),
     *("answers", "browse", "columns", "stage_evaluate", "graders", "grading", "sides", "summary", "symbolic", "values"),
     *("device", "parallel", "reporting", "card", "publish", "fetch", "delivery", "headers", "catalogue"),
-    *("hub_data", "model_facts", "data_facts", "new"),
+    *("hub_data", "model_facts", "data_facts", "new", "doctor", "machine", "power"),
 )
 
 

@@ -1,5 +1,32 @@
-"""`python -m upft_mlx` is `upft`."""
+"""`python -m upft_mlx` is `upft`. What keeps it from starting at all is said here, in words instead of a traceback.
 
-from upft_mlx.cli import main
+Like upft_mlx.machine this needs nothing newer than Python 3.9 and nothing installed.
+"""
 
-main()
+from __future__ import annotations
+
+import sys
+
+
+def main() -> None:
+    """The entry point of the `upft` script."""
+    from upft_mlx import machine
+
+    if trouble := machine.python_refusal():
+        _stop(trouble)
+    try:
+        from upft_mlx.cli import main as run
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] == "upft_mlx":
+            raise
+        _stop(machine.refusal() or machine.import_refusal(error))
+    run()
+
+
+def _stop(message: str) -> None:
+    print(f"Error: {message}", file=sys.stderr)
+    sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

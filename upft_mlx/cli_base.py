@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from upft_mlx import __version__
+from upft_mlx.cli_complete import complete_fields, complete_recipes
 from upft_mlx.errors import UpftError
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ _COMMON = (
         "overrides",
         multiple=True,
         metavar="SECTION.FIELD=VALUE",
+        shell_complete=complete_fields,
         help="Change a field of the recipe; may be repeated.",
     ),
     click.option("--offline", is_flag=True, help="Use no network; what is missing is an error."),
@@ -41,6 +42,10 @@ _COMMON = (
     click.option("--json", "as_json", is_flag=True, help="Print the result as JSON."),
     click.option("--debug", is_flag=True, help="Show tracebacks."),
 )
+
+
+recipe_argument = click.argument("recipe", shell_complete=complete_recipes)
+"""RECIPE of a command: a file or a shipped name; the shell completes both."""
 
 
 def common(command: Command) -> Command:
@@ -66,9 +71,23 @@ def helped(text: str, *examples: str) -> str:
         "upft run my-recipe.yaml --set prefix.length=8",
     ),
 )
-@click.version_option(__version__, prog_name="upft")
+@click.option(
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=lambda context, parameter, value: _print_versions(context) if value else None,
+    help="Show the versions of upft, mlx, mlx-lm and Python and exit.",
+)
 def cli() -> None:
     """The group; its help is above."""
+
+
+def _print_versions(context: click.Context) -> None:
+    from upft_mlx.machine import versions_line
+
+    click.echo(versions_line())
+    context.exit()
 
 
 def run_other(
@@ -109,8 +128,10 @@ def prepared(
     sets = [f"--set {text}" for text in overrides]
     fetch = " ".join(["upft fetch", name, *sets]) if name else f"hf download {model}"
     with edge(debug=debug, fetch=fetch):
+        from upft_mlx import machine
         from upft_mlx.models import go_offline, is_offline
 
+        machine.check()
         if offline or is_offline():  # each library has a switch of its own
             go_offline()
         from upft_mlx.load import load_recipe
@@ -160,6 +181,12 @@ def edge(*, debug: bool, fetch: str = "upft fetch") -> Iterator[None]:
         where = f"{error.filename}: " if error.filename else ""
         room = "make room, then " if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else ""
         _fail(1, f"{where}{error.strerror or error}; what is done is kept: {room}run the same command again")
+    except ImportError as error:
+        if debug or (error.name or "").startswith("upft_mlx"):
+            raise
+        from upft_mlx.machine import import_refusal
+
+        _fail(1, import_refusal(error))
     except Exception as error:
         if debug:
             raise

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from upft_mlx.cli_base import cli, common, edge, helped, quiet_libraries, run_other
+from upft_mlx.cli_base import cli, common, edge, helped, quiet_libraries, recipe_argument, run_other
 
 if TYPE_CHECKING:
     from upft_mlx.events import Observer
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
         "upft fetch my-recipe.yaml",
     )
 )
-@click.argument("recipe")
+@recipe_argument
 @common
 def fetch(recipe: str, **options: Any) -> None:
     """See the help."""

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from upft_mlx.cli_base import cli, common, edge, helped, quiet_libraries, run_other
+from upft_mlx.cli_base import cli, common, edge, helped, quiet_libraries, recipe_argument, run_other
+from upft_mlx.cli_complete import complete_runs
 
 if TYPE_CHECKING:
     from upft_mlx.events import Observer
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
         "upft export quickstart --format dequantized --to my-model",
     )
 )
-@click.argument("recipe")
+@recipe_argument
 @click.option("--format", "form", type=click.Choice(["peft", "dequantized"]), required=True, help="What to write.")
 @click.option("--to", type=click.Path(path_type=Path), help="The folder.  [default: RUN/export/FORMAT]")
 @click.option(
@@ -50,7 +51,7 @@ def export(recipe: str, form: str, to: Path | None, dtype: str, **options: Any) 
         "upft push my-recipe.yaml --set publish.repo=user/name",
     )
 )
-@click.argument("recipe")
+@recipe_argument
 @click.option("--dry-run", is_flag=True, help="Show exactly what would go up; upload nothing.")
 @common
 def push(recipe: str, dry_run: bool, **options: Any) -> None:
@@ -86,7 +87,7 @@ def _pushed(facts: dict[str, Any]) -> str:
         "upft show quickstart --problem evaluation-0007",
     )
 )
-@click.argument("run")
+@click.argument("run", shell_complete=complete_runs)
 @click.option("--flips", is_flag=True, help="What is right on one side and wrong on the other.")
 @click.option("--rows", is_flag=True, help="Every problem and sample.")
 @click.option("--problem", metavar="ID", help="One problem: question, gold answer and the completions.")

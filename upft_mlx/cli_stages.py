@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from upft_mlx.cli_base import cli, common, helped, prepared, writing_to
+from upft_mlx.cli_base import cli, common, helped, prepared, recipe_argument, writing_to
+from upft_mlx.cli_complete import complete_recipes
 
 if TYPE_CHECKING:
     from upft_mlx.events import Observer
@@ -31,7 +32,7 @@ def demo(**options: Any) -> None:
         "upft run my-recipe.yaml --run-dir runs/try-2 --set train.learning_rate=5e-5",
     ),
 )
-@click.argument("recipe")
+@recipe_argument
 @common
 def run_command(recipe: str, **options: Any) -> None:
     """See the help."""
@@ -42,7 +43,7 @@ def _stage_command(stage: str, text: str) -> None:
     """Define `upft STAGE RECIPE`."""
 
     @cli.command(name=stage, help=helped(text, f"upft {stage} quickstart"))
-    @click.argument("recipe")
+    @recipe_argument
     @common
     def command(recipe: str, **options: Any) -> None:
         _run(recipe, stage, **options)
@@ -65,7 +66,7 @@ _stage_command("train", "Train the LoRA adapter on dataset/; continues from the 
         "upft fuse quickstart --set publish.fuse=mixed",
     )
 )
-@click.argument("recipe")
+@recipe_argument
 @click.option("--force", is_flag=True, help="Fuse even if less than publish.min_retained is kept.")
 @common
 def fuse(recipe: str, force: bool, **options: Any) -> None:
@@ -85,7 +86,7 @@ def fuse(recipe: str, force: bool, **options: Any) -> None:
         "upft evaluate --model my-model --adapter my-adapter --benchmark gsm8k --benchmark my-test.jsonl",
     )
 )
-@click.argument("recipe", required=False)
+@click.argument("recipe", required=False, shell_complete=complete_recipes)
 @click.option("--model", metavar="PATH_OR_ID", help="Evaluate this model instead of a recipe's.")
 @click.option("--adapter", type=click.Path(path_type=Path), help="Compare the model with this adapter on it.")
 @click.option(

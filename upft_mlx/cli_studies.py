@@ -9,14 +9,14 @@ from typing import Any
 
 import click
 
-from upft_mlx.cli_base import cli, common, helped, prepared, writing_to
+from upft_mlx.cli_base import cli, common, helped, prepared, recipe_argument, writing_to
 
 
 def _study_command(what: str, text: str, *examples: str) -> None:
     """Define `upft analyze RECIPE` and `upft compare RECIPE`."""
 
     @cli.command(name=what, help=helped(text, *examples))
-    @click.argument("recipe")
+    @recipe_argument
     @common
     def command(recipe: str, **options: Any) -> None:
         _study(recipe, what, **options)

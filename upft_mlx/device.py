@@ -1,6 +1,6 @@
-"""The machine under a long stage: Metal's memory limits, and a Mac that stays awake.
+"""The machine under a long stage: Metal's memory limits, battery and heat, and a Mac that stays awake.
 
-Both exist on Apple Silicon only and have been tried with stand-ins for its facts, not on a Mac.
+They exist on Apple Silicon only and have been tried with stand-ins for its facts, not on a Mac.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 from upft_mlx.events import Note, Observer
+from upft_mlx.power import read_power
 
 
 def working_set_bytes() -> int | None:
@@ -46,6 +47,22 @@ def limit_memory() -> str | None:
     except (RuntimeError, ValueError) as error:  # macOS before 15, or a limit below it set with sysctl
         return f"{text}, and not wired: {error}"
     return f"{text}, and wired"
+
+
+class PowerWatch:
+    """Says once each that a Mac is on battery, in low power mode or slowed down by heat; silent elsewhere."""
+
+    def __init__(self, notify: Observer) -> None:
+        self._notify = notify
+        self._told: set[str] = set()
+
+    def look(self) -> None:
+        """Tell what has become true since the last look; the work goes on whatever it is."""
+        power = read_power()
+        for kind, text in (power.concerns() if power else {}).items():
+            if kind not in self._told:
+                self._told.add(kind)
+                self._notify(Note(text))
 
 
 @contextmanager

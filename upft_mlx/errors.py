@@ -70,3 +70,7 @@ class PublishError(UpftError):
 
 class RankError(UpftError):
     """The ranks of a job do not reach each other, or work on different things."""
+
+
+class MachineError(UpftError):
+    """MLX does not run on this machine, or not with this Python."""

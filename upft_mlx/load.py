@@ -314,6 +314,15 @@ def _in_another_section(loc: tuple[Any, ...]) -> list[str]:
     return [f"{section}.{loc[-1]}" for section in Recipe.model_fields if loc[-1] in _fields_of(section)]
 
 
+def field_names() -> list[str]:
+    """What `--set` takes, as `field` or `section.field`, in the recipe's order."""
+    names = []
+    for section in Recipe.model_fields:
+        inner = _fields_of(section)
+        names += [f"{section}.{name}" for name in inner] if inner else [section]
+    return names
+
+
 def _fields_of(section: str) -> list[str]:
     kind = _section_type(Recipe.model_fields[section].annotation)
     return list(kind.model_fields) if kind else []

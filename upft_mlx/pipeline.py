@@ -17,7 +17,7 @@ from typing import Any
 from upft_mlx import __version__
 from upft_mlx.benchmarks import Set, load_benchmark, resolve
 from upft_mlx.card import base_of, model_card
-from upft_mlx.device import awake, limit_memory
+from upft_mlx.device import PowerWatch, awake, limit_memory
 from upft_mlx.economy import economy
 from upft_mlx.errors import RunDirError
 from upft_mlx.events import Note, Observer, Side, StageDone, StageSkipped, StageStarted, ignore
@@ -129,6 +129,7 @@ class Pipeline:
         """
         self.recipe, self.run, self.adapter = recipe, RunDir(ranks().workplace(Path(run_dir))), adapter
         self.notify = notify if ranks().leads else ignore
+        self.power = PowerWatch(self.notify)
         entries = resolve(recipe.evaluate)
         self.model_path = find_model(recipe)
         self.problems = _load_problems(recipe)
@@ -354,6 +355,7 @@ class Pipeline:
             return
         entry = self._prepare(stage, inputs)
         self.notify(StageStarted(stage, what))
+        self.power.look()  # heat comes with the hours
         import mlx.core as mx
 
         mx.clear_cache()

@@ -21,6 +21,8 @@ from rich.text import Text
 
 from upft_mlx.events import Observer
 from upft_mlx.rows import write_atomically
+from upft_mlx.ui_console import open_console
+from upft_mlx.ui_doctor import print_findings
 from upft_mlx.ui_live import LiveView
 from upft_mlx.ui_plain import PlainView
 from upft_mlx.ui_show import Seen, detail, listing
@@ -52,7 +54,7 @@ def open_view(
     """
     # Rich takes FORCE_COLOR for a terminal: right for colours, wrong for a display that moves the cursor.
     alive = console.is_terminal if console else (sys.stderr if stderr else sys.stdout).isatty()
-    console = console or Console(stderr=stderr)
+    console = console or open_console(stderr=stderr)
     if plain or not alive or console.is_dumb_terminal:
         yield PlainView(console.file, stages, now)
         return
@@ -67,7 +69,7 @@ def open_view(
 
 def print_summary(report: dict[str, Any], *, console: Console | None = None) -> None:
     """Print the end of a run to stdout."""
-    console = console or Console()
+    console = console or open_console()
     glyphs = glyphs_for(console.encoding)
     console.print()
     for part in summary(report, glyphs):
@@ -85,7 +87,7 @@ def print_seen(items: Sequence[Seen], *, only_flips: bool, whole: bool, console:
         whole: question and completions of each instead of a line.
         console: where to, instead of stdout.
     """
-    console = console or Console()
+    console = console or open_console()
     glyphs = glyphs_for(console.encoding)
     parts = [part for item in items for part in detail(item, glyphs)] if whole else []
     parts = parts or list(listing(items, glyphs, console.width, only_flips=only_flips))
@@ -125,7 +127,7 @@ def picture(console: Console, title: str) -> str:
 
 def print_error(message: str) -> None:
     """Print an error to stderr; the message is shown as it is, and its lines are broken nowhere else."""
-    console = Console(stderr=True)
+    console = open_console(stderr=True)
     text = Text().append("Error: ", "bold red").append(glyphs_for(console.encoding).lines(message))
     console.print(text, soft_wrap=True)
 
@@ -136,6 +138,7 @@ __all__ = [
     "print_analysis",
     "print_comparison",
     "print_error",
+    "print_findings",
     "print_recipes",
     "print_summary",
     "save_svg",

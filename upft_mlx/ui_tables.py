@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from upft_mlx.ui_console import open_console
 from upft_mlx.ui_text import accuracy, count, duration, glyphs_for, memory, points
 
 _WIDE, _UNBROKEN = 150, 200
@@ -19,7 +20,7 @@ _WIDE, _UNBROKEN = 150, 200
 
 def print_analysis(found: dict[str, Any], folder: Path, *, console: Console | None = None) -> None:
     """Self-consistency and accuracy per prefix length, the recommendation, and where the curves are."""
-    console = console or Console()
+    console = console or open_console()
     by_length = {row["length"]: row for row in found["accuracy"]}
     consistency = {row["length"]: row for row in found["self_consistency"]}
     table = _table("t", "self-consistency", "from correct", "from incorrect", "difference, points")
@@ -42,7 +43,7 @@ def print_analysis(found: dict[str, Any], folder: Path, *, console: Console | No
 
 def print_comparison(found: dict[str, Any], folder: Path, *, console: Console | None = None) -> None:
     """A table of costs, and one of accuracies per benchmark."""
-    console = console or Console()
+    console = console or open_console()
     costs = _table("method", "tokens sampled", "tokens trained", "time", "peak memory")
     for method, row in found["methods"].items():
         spent = bool(row["tokens_sampled"])

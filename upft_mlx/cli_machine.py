@@ -1,0 +1,62 @@
+"""`upft doctor` and `completion`: what this machine and its shell can do."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from upft_mlx.cli_base import cli, edge, helped, quiet_libraries
+from upft_mlx.cli_complete import SHELLS, script
+
+if TYPE_CHECKING:
+    from upft_mlx.doctor import Finding
+
+
+@cli.command(
+    help=helped(
+        "Check this machine: chip, memory, macOS, packages, Hub login (never the token), disk, power and sleep, and a "
+        "known-answer test of the loss on this device. Status 1 if something is an error.",
+        "upft doctor",
+        "upft doctor --json",
+    )
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
+@click.option("--debug", is_flag=True, help="Show tracebacks.")
+def doctor(as_json: bool, debug: bool) -> None:
+    """See the help."""
+    quiet_libraries()
+    findings: list[Finding] = []
+    with edge(debug=debug):
+        from upft_mlx import ui
+        from upft_mlx.doctor import examine, failed
+
+        def noted() -> Iterator[dict[str, Any]]:
+            for finding in examine():
+                findings.append(finding)
+                yield finding.dump()
+
+        if as_json:
+            found = list(noted())
+            click.echo(json.dumps({"ok": not failed(findings), "findings": found}, indent=2))
+        else:
+            ui.print_findings(noted())
+    if failed(findings):
+        sys.exit(1)
+
+
+@cli.command(
+    help=helped(
+        "Print the script that lets a shell complete upft's commands, options, recipes, runs and --set fields. Its "
+        "last line says how to install it.",
+        'eval "$(upft completion zsh)"',
+        "upft completion fish > ~/.config/fish/completions/upft.fish",
+    )
+)
+@click.argument("shell", type=click.Choice(SHELLS))
+def completion(shell: str) -> None:
+    """See the help."""
+    click.echo(script(shell), nl=False)

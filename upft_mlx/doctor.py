@@ -1,0 +1,225 @@
+"""What `upft doctor` looks at: the machine, packages, Hub, disk, power, and what this device computes.
+
+Each finding is a line: what it is, ok, a warning or an error, and for the last two what to do. Nothing is changed, the
+network is not used, and of a Hub login only that and where it is there is told.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from upft_mlx import __version__
+from upft_mlx.machine import Machine, Source, here, look, mlx_refusal, pip_install, refusal
+from upft_mlx.power import THERMAL_LEVELS, Power, read_power
+
+if TYPE_CHECKING:
+    from packaging.specifiers import SpecifierSet
+
+Status = Literal["ok", "warning", "error"]
+PACKAGES = ("mlx", "mlx-lm", "transformers", "datasets", "huggingface-hub")
+GIB = 2**30
+FEW_BYTES = 10 * 10**9
+"""Less free disk than this is worth a warning: a 7B model in 4 bits and what is fused of it take 8 to 9 GB."""
+LITTLE_MEMORY = 7 * GIB
+"""Less than a Mac with 8 GB has."""
+_WRONG = (
+    "this is not the known answer, so results of this device cannot be trusted; upgrade mlx and mlx-lm, and report it "
+    "with the output of `upft doctor --json`"
+)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line."""
+
+    group: str
+    name: str
+    value: str
+    status: Status = "ok"
+    advice: str = ""
+    """What to do; empty where it is ok."""
+
+    def dump(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+
+def examine(source: Source | None = None, folder: Path | None = None) -> Iterator[Finding]:
+    """All findings, one after the other; the last ones take a second or two.
+
+    Args:
+        source: the machine, this one unless another is given.
+        folder: where runs would be kept, the working directory unless another is given.
+    """
+    source = source or here()
+    machine = look(source)
+    trouble = refusal(machine)
+    broken = mlx_refusal(source) if trouble is None else None
+    yield from _machine(machine, trouble)
+    yield from _safely("machine", lambda: _memory(machine, usable=not (trouble or broken)))
+    yield from _safely("packages", _packages)
+    yield from _safely("hub", _hub)
+    yield _disk("working folder", folder or Path.cwd())
+    yield from _power(read_power(source))
+    if trouble or broken:
+        yield Finding("self-test", "MLX", "not run", "error", broken or "see the error of the system, above")
+    else:
+        yield from _safely("self-test", _self_test)
+
+
+def _safely(group: str, look_at: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:
+    """What fails is what the user is looking for: a line of its own, and the others follow."""
+    try:
+        yield from look_at()
+    except Exception as error:
+        advice = "reinstall the package that it names, or report it with `upft doctor --json`"
+        yield Finding(group, "check", f"fails: {type(error).__name__}: {error}", "error", advice)
+
+
+def failed(findings: list[Finding]) -> bool:
+    """Whether something is an error."""
+    return any(finding.status == "error" for finding in findings)
+
+
+def _machine(machine: Machine, trouble: str | None) -> Iterator[Finding]:
+    system = f"macOS {machine.macos or 'of unknown version'}" if machine.is_mac else machine.system
+    yield Finding("machine", "system", system, "error" if trouble else "ok", trouble or "")
+    yield Finding("machine", "chip", machine.chip or "unknown")
+    python = f"{machine.python}, {machine.architecture}{', under Rosetta' if machine.translated else ''}"
+    yield Finding("machine", "Python", f"{python}, {machine.executable}")
+
+
+def _memory(machine: Machine, *, usable: bool) -> Iterator[Finding]:
+    size = machine.memory_bytes
+    text = f"{size / GIB:.1f} GiB" if size else "unknown"
+    little = size is not None and size < LITTLE_MEMORY
+    advice = "room for the smallest models only (0.5B in 4 bits)" if little else ""
+    yield Finding("machine", "memory", text, "warning" if little else "ok", advice)
+    if usable:
+        yield _working_set(machine)
+
+
+def _working_set(machine: Machine) -> Finding:
+    from upft_mlx.device import working_set_bytes
+
+    size = working_set_bytes()
+    if size is not None:
+        share = f", {size / machine.memory_bytes:.0%} of the memory" if machine.memory_bytes else ""
+        return Finding("machine", "working set", f"{size / GIB:.1f} GiB on Metal{share}")
+    if not machine.is_mac:
+        return Finding("machine", "working set", "not macOS: MLX computes on the CPU")
+    advice = "MLX computes on the CPU, many times slower; is this a virtual machine?"
+    return Finding("machine", "working set", "Metal is not available", "warning", advice)
+
+
+def _packages() -> Iterator[Finding]:
+    from packaging.specifiers import SpecifierSet
+
+    yield Finding("packages", "upft-mlx", __version__)
+    pip = pip_install(sys.executable)
+    needs = _requirements()
+    for name in PACKAGES:
+        try:
+            version = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            yield Finding("packages", name, "not installed", "error", f"`{pip} {name}` installs it")
+            continue
+        if needs.get(name, SpecifierSet()).contains(version, prereleases=True):
+            yield Finding("packages", name, version)
+        else:
+            advice = f"upft needs {needs[name]}: `{pip} '{name}{needs[name]}'`"
+            yield Finding("packages", name, version, "error", advice)
+
+
+def _requirements() -> dict[str, SpecifierSet]:
+    """The versions of other packages that this one needs here."""
+    from packaging.requirements import Requirement
+
+    try:
+        lines = metadata.requires("upft-mlx") or []
+    except metadata.PackageNotFoundError:  # run from a clone that is not installed
+        return {}
+    needed = [Requirement(line) for line in lines]
+    return {r.name: r.specifier for r in needed if r.marker is None or r.marker.evaluate({"extra": ""})}
+
+
+def _hub() -> Iterator[Finding]:
+    from huggingface_hub import constants, get_token
+
+    where = _token_place(Path(constants.HF_TOKEN_PATH))
+    if get_token() is None:
+        yield Finding("hub", "login", "none: needed for private models and `upft push`")
+    else:
+        yield Finding("hub", "login", f"a token is there ({where})")
+    if constants.is_offline_mode():
+        yield Finding("hub", "network", "off (HF_HUB_OFFLINE)")
+    yield _disk("cache", Path(constants.HF_HUB_CACHE), "hub")
+
+
+def _token_place(file: Path) -> str:
+    """Where the token comes from, in the order in which the Hub's client looks; never the token."""
+    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
+        if os.environ.get(name):
+            return f"environment variable {name}"
+    return str(file) if file.is_file() else "the Hub's client"
+
+
+def _disk(name: str, folder: Path, group: str = "disk") -> Finding:
+    """Free room in a folder, which may not be there yet, and whether it can be written."""
+    place = folder
+    while not place.exists() and place != place.parent:
+        place = place.parent
+    try:
+        free = shutil.disk_usage(place).free
+    except OSError as error:
+        return Finding(group, name, str(folder), "error", f"it cannot be read: {error.strerror}")
+    value = f"{folder}, {free / 1e9:.1f} GB free"
+    other = "keep the cache elsewhere with HF_HOME=DIR" if group == "hub" else "keep runs elsewhere with --run-dir DIR"
+    if not os.access(place, os.W_OK):
+        return Finding(group, name, value, "error", f"{place} cannot be written; {other}")
+    if free < FEW_BYTES:
+        return Finding(group, name, value, "warning", f"little for a model and a run; make room, or {other}")
+    return Finding(group, name, value)
+
+
+def _power(power: Power | None) -> Iterator[Finding]:
+    if power is None:
+        yield Finding("power", "source", "not macOS")
+        return
+    concerns = power.concerns()
+
+    def finding(name: str, value: str, kind: str) -> Finding:
+        return Finding("power", name, value, "warning" if kind in concerns else "ok", concerns.get(kind, ""))
+
+    charge = f", {power.charge} %" if power.charge is not None else ""
+    source = {True: "battery", False: "mains", None: "unknown"}[power.on_battery]
+    yield finding("source", f"{source}{charge}", "battery")
+    low = {True: "on", False: "off", None: "unknown"}[power.low_power_mode]
+    yield finding("low power mode", low, "low power mode")
+    yield Finding("power", "sleep", _sleep(power))
+    level = power.thermal_level
+    calm = THERMAL_LEVELS[level] if level is not None and level < len(THERMAL_LEVELS) else "nothing recorded"
+    yield finding("heat", power.heat or calm, "heat")
+
+
+def _sleep(power: Power) -> str:
+    if power.sleep_minutes is None:
+        return "unknown"
+    idle = f"after {power.sleep_minutes} min idle (not in a run)" if power.sleep_minutes else "never when idle"
+    return idle + {True: ", Power Nap on", False: ", Power Nap off", None: ""}[power.power_nap]
+
+
+def _self_test() -> Iterator[Finding]:
+    from upft_mlx.selftest import answers
+
+    for answer in answers():
+        value = f"off by {answer.error:.1e} (relative)"
+        advice = "" if answer.right else _WRONG
+        yield Finding("self-test", answer.name, value, "ok" if answer.right else "error", advice)

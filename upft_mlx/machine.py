@@ -1,0 +1,229 @@
+"""What kind of machine this is, and on which upft cannot run: facts from `platform` and from macOS's own commands.
+
+Nothing newer than Python 3.9, which Apple ships, and nothing that must be installed: `python3 -m upft_mlx` in a clone
+says what is missing before anything is there. All facts come through `Source`, so that tests can be any machine.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import metadata
+from importlib.util import find_spec
+from pathlib import Path
+
+from upft_mlx import __version__
+from upft_mlx.errors import MachineError
+
+OLDEST_PYTHON = (3, 10)
+OLDEST_MACOS = 14
+"""Of MLX's wheels since 0.30 (their names on PyPI begin with macosx_14_0_arm64)."""
+ASK_SECONDS = 5
+_APPLES = ("/Library/Developer/CommandLineTools/", "/Applications/Xcode", "/usr/bin/python3")
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where the facts come from."""
+
+    system: str
+    """`Darwin`, `Linux` or `Windows`."""
+    architecture: str
+    """Of this Python, not of the processor."""
+    python: tuple[int, ...]
+    executable: str
+    ask: Callable[..., str | None]
+    """What a command prints; None where it is missing or fails."""
+
+
+def ask(*command: str) -> str | None:
+    """What a command prints, None where it is not there, fails or hangs."""
+    path = f"{os.environ.get('PATH', '')}:/usr/bin:/usr/sbin"  # sysctl is missing in the PATH of some editors
+    environment = {**os.environ, "PATH": path, "LC_ALL": "C", "SYSTEM_VERSION_COMPAT": "0"}
+    try:
+        done = subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=ASK_SECONDS,
+            stdin=subprocess.DEVNULL,
+            env=environment,
+            check=False,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout if done.returncode == 0 else None
+
+
+def here() -> Source:
+    """This machine."""
+    return Source(platform.system(), platform.machine(), tuple(sys.version_info[:3]), sys.executable, ask)
+
+
+@dataclass(frozen=True)
+class Machine:
+    """The facts that do not change while a command runs."""
+
+    system: str
+    architecture: str
+    python: str
+    executable: str
+    chip: str | None = None
+    memory_bytes: int | None = None
+    macos: str | None = None
+    """Its version; None elsewhere."""
+    translated: bool = False
+    """An Intel Python under Rosetta, on Apple silicon."""
+
+    @property
+    def is_mac(self) -> bool:
+        """Whether the facts of macOS are there to be asked for."""
+        return self.system == "Darwin"
+
+
+def look(source: Source | None = None) -> Machine:
+    """The facts of a machine, this one unless another is given."""
+    source = source or here()
+    python = ".".join(map(str, source.python))
+    common = (source.system, source.architecture, python, source.executable)
+    if source.system != "Darwin":
+        return Machine(*common, chip=_linux_chip(source), memory_bytes=_linux_memory(source))
+    memory = _sysctl(source, "hw.memsize")
+    return Machine(
+        *common,
+        chip=_sysctl(source, "machdep.cpu.brand_string"),
+        memory_bytes=int(memory) if memory and memory.isdigit() else None,
+        macos=(source.ask("sw_vers", "-productVersion") or "").strip() or None,
+        translated=_sysctl(source, "sysctl.proc_translated") == "1",
+    )
+
+
+def _sysctl(source: Source, name: str) -> str | None:
+    return (source.ask("sysctl", "-n", name) or "").strip() or None
+
+
+def _linux_chip(source: Source) -> str | None:
+    lines = (source.ask("cat", "/proc/cpuinfo") or "").splitlines()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else None
+
+
+def _linux_memory(source: Source) -> int | None:
+    lines = (source.ask("cat", "/proc/meminfo") or "").splitlines()
+    sizes = [line.split()[1] for line in lines if line.startswith("MemTotal:")]
+    return 1024 * int(sizes[0]) if sizes else None
+
+
+def versions_line() -> str:
+    """The versions of upft, mlx, mlx-lm and Python in one line, from metadata: nothing is imported."""
+    found = []
+    for name in ("mlx", "mlx-lm"):
+        try:
+            found.append(f"{name} {metadata.version(name)}")
+        except metadata.PackageNotFoundError:
+            found.append(f"{name} not installed")
+    return f"upft {__version__} ({', '.join(found)}, Python {platform.python_version()})"
+
+
+# What cannot work, and what to do.
+
+
+def python_refusal(source: Source | None = None) -> str | None:
+    """Why this Python is too old; None if it is not."""
+    source = source or here()
+    if tuple(source.python[:2]) >= OLDEST_PYTHON:
+        return None
+    apples = source.system == "Darwin" and source.executable.startswith(_APPLES)
+    which = "the one of Apple's developer tools" if apples else source.executable
+    wanted = ".".join(map(str, OLDEST_PYTHON))
+    ways = "`brew install python@3.12`, python.org's installer or `uv python install 3.12`"
+    return (
+        f"upft needs Python {wanted} or later, and this is Python {'.'.join(map(str, source.python))} ({which}); "
+        f"install one ({ways if source.system == 'Darwin' else 'your system, or `uv python install 3.12`'}) and make "
+        "the environment with it: `python3.12 -m venv .venv && .venv/bin/pip install .`"
+    )
+
+
+def refusal(machine: Machine | None = None) -> str | None:
+    """Why MLX cannot run on this machine; None if it can."""
+    machine = machine or look()
+    if machine.system not in ("Darwin", "Linux"):
+        return f"upft runs on Apple silicon and on Linux, and this is {machine.system}"
+    if not machine.is_mac:
+        return None
+    if machine.translated:
+        return (
+            f"this Python ({machine.executable}) is made for Intel and runs under Rosetta; MLX needs one for "
+            "Apple silicon: open a Terminal that is not set to use Rosetta, and make the environment "
+            "again with a Python that prints arm64 for `python3 -c 'import platform; print(platform.machine())'` "
+            "(Homebrew in /opt/homebrew, python.org's installer, uv)"
+        )
+    if machine.architecture != "arm64":
+        return (
+            f"this Mac has an Intel processor ({machine.chip or machine.architecture}), and MLX runs on Apple silicon "
+            "only (M1 and later); use such a Mac, or Linux"
+        )
+    version = machine.macos or ""
+    major = version.partition(".")[0]
+    if major.isdigit() and int(major) < OLDEST_MACOS:
+        return (
+            f"this is macOS {version}, and MLX needs macOS {OLDEST_MACOS} or later; update it in System Settings, "
+            "General, Software Update"
+        )
+    return None
+
+
+def mlx_refusal(source: Source | None = None) -> str | None:
+    """Why MLX cannot be imported, and the command that helps; None if it can."""
+    source = source or here()
+    try:
+        import mlx.core  # noqa: F401
+    except ImportError as error:
+        return import_refusal(error, source)
+    return None
+
+
+def import_refusal(error: ImportError, source: Source | None = None) -> str:
+    """What to do about a package that is not there or cannot be loaded."""
+    source = source or here()
+    name = (error.name or "mlx").partition(".")[0]
+    if name in ("libmlx", "mlx"):
+        name = "mlx" if source.system == "Darwin" else "mlx[cpu]"
+    pip = pip_install(source.executable)
+    if isinstance(error, ModuleNotFoundError) and error.name != "mlx.core":
+        missing = f"the package {error.name} is not installed for {source.executable}"
+        clone = Path(__file__).resolve().parent.parent
+        if not (clone / "pyproject.toml").is_file():
+            return f"{missing}; `{pip} '{name}'` installs it"
+        if sys.prefix != sys.base_prefix:  # in an environment
+            return f"{missing}; `{pip} {clone}` installs it"
+        environment = f"cd {clone} && {source.executable} -m venv .venv && .venv/bin/pip install ."
+        return f"{missing}; `{environment}` makes an environment with it, and the command is then .venv/bin/upft"
+    reason = " ".join(str(error).split())
+    return (
+        f"the package {name} is installed and cannot be loaded ({reason}); "
+        f"`{pip} --force-reinstall --no-cache-dir '{name}'` installs it anew"
+    )
+
+
+def pip_install(executable: str) -> str:
+    """The command that installs into this environment; those that uv makes have no pip."""
+    if find_spec("pip") is None:
+        return f"uv pip install --python {executable}"
+    return f"{executable} -m pip install"
+
+
+def check() -> None:
+    """Refuse a machine on which nothing can be computed, before anything else is said about the work.
+
+    Raises:
+        MachineError: says what to do.
+    """
+    trouble = refusal() or mlx_refusal()
+    if trouble:
+        raise MachineError(trouble)
