@@ -71,15 +71,20 @@ def is_hub_model(name: str) -> bool:
     return bool(HUB_ID.match(name)) and not path.is_absolute() and not path.exists()
 
 
-def find_model(recipe: Recipe) -> Path:
+def find_model(recipe: Recipe, *, weights: bool = True) -> Path:
     """The folder of the recipe's model; a Hub model is downloaded unless it is in the cache.
+
+    Args:
+        recipe: names the model.
+        weights: whether they are needed; else they are neither downloaded nor missed.
 
     Raises:
         ModelError: no such folder, or it lacks config, tokenizer or weights.
         OfflineError: the Hub model is not on this machine and cannot be downloaded.
         RecipeError: the name is neither a folder nor a Hub id.
     """
-    return _checked(_local(recipe.model) or _download(recipe.model, recipe.revision))
+    files = [pattern for pattern in FILES if weights or not pattern.endswith(".safetensors")]
+    return _checked(_local(recipe.model) or _download(recipe.model, recipe.revision, files), weights=weights)
 
 
 def find_config(name: str, folder: Path) -> Path:
@@ -170,11 +175,11 @@ def _not_here(name: str, *, offline: bool) -> str:
     return f"model {name}: not on this machine, and {why}, or set `model` to a local folder"
 
 
-def _checked(path: Path) -> Path:
+def _checked(path: Path, *, weights: bool = True) -> Path:
     """The folder, if it has what loading needs."""
     if not (path / "config.json").is_file():
         raise ModelError(f"{path}: not a model folder: config.json is missing; set model to a folder that has it")
-    if not any(path.glob("model*.safetensors")):
+    if weights and not any(path.glob("model*.safetensors")):
         raise ModelError(
             f"{path}: no model*.safetensors; only safetensors weights are supported, convert others with "
             "`mlx_lm.convert`"

@@ -25,13 +25,12 @@ from upft_mlx.inputs import Inputs
 from upft_mlx.models import Loaded, find_model, load, load_tokenizer
 from upft_mlx.parallel import ranks
 from upft_mlx.prefix import check_problems, wanted
-from upft_mlx.problems import stream_problems
 from upft_mlx.recipe import Recipe
 from upft_mlx.report import STAGES, collect, markdown
 from upft_mlx.rows import read_json, write_atomically, write_json
 from upft_mlx.rundir import Entry, RunDir, changes, fingerprint, remove
 from upft_mlx.sides import Sides, side_name
-from upft_mlx.spool import Spool
+from upft_mlx.spool import problems_of
 from upft_mlx.stage_build import build
 from upft_mlx.stage_evaluate import announce
 from upft_mlx.stage_generate import generate
@@ -132,7 +131,7 @@ class Pipeline:
         self.power = PowerWatch(self.notify)
         entries = resolve(recipe.evaluate)
         self.model_path = find_model(recipe)
-        self.problems = _load_problems(recipe)
+        self.problems = problems_of(recipe)
         check_problems(recipe, self.problems)
         self.sets = [Set(entry, load_benchmark(entry, recipe.seed)) for entry in entries]
         self.inputs = Inputs(recipe, self.model_path, self.problems, self.sets, adapter)
@@ -402,13 +401,6 @@ def _together() -> Iterator[None]:
     except BaseException as error:
         ranks().leave("interrupted" if isinstance(error, KeyboardInterrupt) else str(error) or type(error).__name__)
         raise
-
-
-def _load_problems(recipe: Recipe) -> Spool:
-    section = recipe.problems
-    problems = Spool(stream_problems(section, builtin="train" if section.builtin else None))
-    problems.take(section.limit, recipe.seed if section.shuffle else None)
-    return problems
 
 
 __all__ = ["STAGES", "Pipeline", "run", "run_analysis", "run_stage", "versions"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from upft_mlx.errors import ModelError
@@ -24,9 +25,14 @@ class Renderer:
         Raises:
             ModelError: the chat template refuses the conversation (for example a system turn).
         """
+        return self.conversation([user])
+
+    def conversation(self, turns: Sequence[str]) -> list[int]:
+        """The same for several turns, the user's and the assistant's alternately, the first and the last the user's."""
         system = self._prompt.system
         messages = [{"role": "system", "content": system}] if system is not None else []
-        messages.append({"role": "user", "content": user})
+        roles = ("user", "assistant")
+        messages += [{"role": roles[number % 2], "content": text} for number, text in enumerate(turns)]
         import jinja2
 
         try:
@@ -40,3 +46,11 @@ class Renderer:
     def text(self, ids: list[int]) -> str:
         """The text of sampled ids, special tokens visible."""
         return str(self._tokenizer.decode(ids))
+
+    def tokens(self, ids: Sequence[int]) -> list[str]:
+        """The text of each id by itself; a part of a character is U+FFFD."""
+        pieces = self._tokenizer.convert_ids_to_tokens(list(ids))
+        texts = [str(self._tokenizer.decode([token])) for token in ids]
+        # SentencePiece tokenizers take a leading space for the text's beginning when they decode one piece.
+        spaced = [str(piece).startswith("\u2581") for piece in pieces]
+        return [f" {t}" if space and not t.startswith(" ") else t for t, space in zip(texts, spaced, strict=True)]

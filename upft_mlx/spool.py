@@ -9,7 +9,8 @@ from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from typing import overload
 
-from upft_mlx.problems import Problem, chosen
+from upft_mlx.problems import Problem, chosen, stream_problems
+from upft_mlx.recipe import Recipe
 
 _IN_MEMORY = 1 << 20
 """Bytes of problems that need no file."""
@@ -47,3 +48,16 @@ class Spool(Sequence[Problem]):
 
     def __iter__(self) -> Iterator[Problem]:
         return (self[number] for number in range(len(self)))
+
+
+def problems_of(recipe: Recipe) -> Spool:
+    """The problems that a recipe samples solutions of.
+
+    Raises:
+        ProblemsError: they cannot be read.
+        OfflineError: they are on the Hub, and it cannot be asked.
+    """
+    section = recipe.problems
+    problems = Spool(stream_problems(section, builtin="train" if section.builtin else None))
+    problems.take(section.limit, recipe.seed if section.shuffle else None)
+    return problems

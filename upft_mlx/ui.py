@@ -7,16 +7,15 @@ models and data are never parsed as markup, and control characters do not pass.
 from __future__ import annotations
 
 import io
-import os
 import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console, Group
+from rich.console import Console
 from rich.text import Text
 
 from upft_mlx.events import Observer
@@ -24,6 +23,7 @@ from upft_mlx.rows import write_atomically
 from upft_mlx.ui_console import open_console
 from upft_mlx.ui_doctor import print_findings
 from upft_mlx.ui_live import LiveView
+from upft_mlx.ui_pager import paged
 from upft_mlx.ui_plain import PlainView
 from upft_mlx.ui_show import Seen, detail, listing
 from upft_mlx.ui_summary import file_lines, summary
@@ -91,9 +91,7 @@ def print_seen(items: Sequence[Seen], *, only_flips: bool, whole: bool, console:
     glyphs = glyphs_for(console.encoding)
     parts = [part for item in items for part in detail(item, glyphs)] if whole else []
     parts = parts or list(listing(items, glyphs, console.width, only_flips=only_flips))
-    os.environ.setdefault("LESS", "-R")  # else less shows colours as codes
-    long = console.is_terminal and len(console.render_lines(Group(*parts))) > console.height
-    with console.pager(styles=True) if long else nullcontext():
+    with paged(console, parts):
         for part in parts:
             console.print(part)
 

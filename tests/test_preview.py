@@ -1,0 +1,511 @@
+"""`upft preview`: what it marks is what the trainer supervises, what it shows as a prompt is what the stages pass."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import mlx_lm.utils
+import numpy as np
+import pytest
+from conftest import MODEL
+from helpers_input import assert_fails, fake_hub, no_network, process, upft, write
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.console import Console
+
+from upft_mlx import pipeline, stage_evaluate, stage_generate
+from upft_mlx.batches import Example, make_batch, shared_length, split, to_examples
+from upft_mlx.errors import ProblemsError
+from upft_mlx.models import load_tokenizer
+from upft_mlx.prefix import structure_numbers
+from upft_mlx.preview import Marked, marked, preview
+from upft_mlx.recipe import PAPER_TEMPLATE, Recipe
+from upft_mlx.rows import TrainingRow, read_rows
+from upft_mlx.rules import rules
+from upft_mlx.rundir import RunDir
+from upft_mlx.sampler import Request
+from upft_mlx.ui_preview import print_preview
+
+__all__ = ["no_network"]
+pytestmark = pytest.mark.usefixtures("no_network")
+
+MakeRecipe = Callable[..., Recipe]
+EOS, START = 2, 1
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+# The marks, against batches worked out by hand.
+
+
+def test_the_marks_of_the_example_in_the_docstring_of_batches() -> None:
+    batch = make_batch([Example("a", [4, 5, 6, 7, 8], 3)], shared=1)
+    assert marked(batch) == [
+        Marked([4, 5, 6, 7, 8], [False, False, False, True, True], [0.0, 0.0, 0.0, 0.5, 0.5], shared=1, padding=5)
+    ]
+
+
+def test_each_sequence_of_a_batch_has_its_own_marks() -> None:
+    # 8 inputs in the longer one, so that it has no padding; 3 in the other, so that it has 5.
+    longer, shorter = Example("a", list(range(10, 19)), 8), Example("b", [10, 21, 22, 23], 1)
+    first, second = marked(make_batch([longer, shorter], shared=0))
+    assert first.ids == [10, 11, 12, 13, 14, 15, 16, 17, 18]
+    assert first.supervised == [False] * 8 + [True]
+    assert first.padding == 0
+    assert second.ids == [10, 21, 22, 23]
+    assert second.supervised == [False, True, True, True]
+    assert second.padding == 5
+    assert np.allclose(first.weights, [0] * 8 + [1 / 2])
+    assert np.allclose(second.weights, [0] + [1 / 6] * 3)
+
+
+@st.composite
+def batches_of_examples(draw: st.DrawFn) -> list[Example]:
+    opening = draw(st.lists(st.integers(1, 9), min_size=1, max_size=4))
+    parts = st.tuples(st.lists(st.integers(0, 9), max_size=12), st.lists(st.integers(0, 9), min_size=1, max_size=12))
+    rows = draw(st.lists(parts, min_size=1, max_size=5))
+    return [Example(str(i), [*opening, *a, *b], len(opening) + len(a)) for i, (a, b) in enumerate(rows)]
+
+
+@given(batches_of_examples(), st.sampled_from([None, 1, 2]))
+def test_whatever_is_batched_is_marked_as_it_was(examples: list[Example], size: int | None) -> None:
+    found = [mark for batch in split(examples, size, shared_length(examples)) for mark in marked(batch)]
+    order = sorted(examples, key=lambda example: len(example.ids))
+    assert [mark.ids for mark in found] == [example.ids for example in order]
+    assert [mark.supervised.index(True) for mark in found] == [example.start for example in order]
+    assert all(mark.supervised == sorted(mark.supervised) for mark in found)
+    for mark in found:
+        assert sum(mark.weights) == pytest.approx(1 / len(examples))
+        assert (len(mark.ids) - 1 - mark.shared + mark.padding) % 8 == 0
+
+
+# Rows.
+
+
+def made(recipe: Recipe, run: Path, *stages: str) -> Path:
+    for stage in stages:
+        pipeline.run_stage(recipe, run, stage)
+    return run
+
+
+def dataset(run: Path) -> dict[str, TrainingRow]:
+    return {row.id: row for name in ("train", "valid") for row in read_rows(run / f"dataset/{name}.jsonl", TrainingRow)}
+
+
+def assert_supervised_as_trained(facts: dict[str, Any], rows: dict[str, TrainingRow]) -> None:
+    for shown in facts["rows"]:
+        row = rows[shown["id"]]
+        assert shown["ids"] == [*row.prompt_ids, *row.completion_ids]
+        assert shown["supervised"] == [False] * len(row.prompt_ids) + [True] * len(row.completion_ids)
+        (example,) = to_examples([row], 2048)
+        batch = make_batch([example], shown["shared"])
+        trained = [(id_, weight) for id_, weight in zip(shown["ids"], shown["weights"], strict=True) if weight]
+        kept = batch.weights > 0
+        assert trained == list(zip(batch.targets[kept].tolist(), batch.weights[kept].tolist(), strict=True))
+        assert len(shown["tokens"]) == len(shown["ids"])
+
+
+def test_the_rows_of_a_run_are_shown_as_the_trainer_supervises_them(make_recipe: MakeRecipe, tmp_path: Path) -> None:
+    recipe = make_recipe()
+    run = made(recipe, tmp_path / "run", "generate", "build")
+    facts, rows = preview(recipe, run, rows=4), dataset(run)
+    assert facts["source"] == "dataset"
+    assert [row["kind"] for row in facts["rows"]] == ["prefix", "prefix", "prefix", "structure"]
+    assert_supervised_as_trained(facts, rows)
+    examples = to_examples(list(rows.values()), recipe.train.max_length)
+    assert {row["shared"] for row in facts["rows"]} == {shared_length(examples)} == {3}
+    for shown in facts["rows"]:
+        assert shown["place"] in ("train.jsonl", "valid.jsonl")
+        assert shown["ids"][-1] == EOS == facts["eos_id"]
+        assert ("Please provide the initial step" in shown["prompt"]) == (shown["kind"] == "prefix")
+
+
+def test_all_rows_can_be_asked_for(make_recipe: MakeRecipe, tmp_path: Path) -> None:
+    recipe = make_recipe()
+    run = made(recipe, tmp_path / "run", "generate", "build")
+    facts, rows = preview(recipe, run, rows=1000), dataset(run)
+    assert sorted(row["id"] for row in facts["rows"]) == sorted(rows)
+    assert_supervised_as_trained(facts, rows)
+
+
+def test_solutions_without_a_current_dataset_become_the_rows_that_building_makes(
+    make_recipe: MakeRecipe, tmp_path: Path
+) -> None:
+    recipe = make_recipe()
+    run = made(recipe, tmp_path / "run", "generate")
+    facts = preview(recipe, run, rows=3)
+    assert facts["source"] == "solutions"
+    assert "upft build" in facts["note"]
+    made(recipe, run, "build")
+    assert_supervised_as_trained(facts, dataset(run))
+    changed = make_recipe(prefix={"template": "Begin."})
+    assert preview(changed, run)["source"] == "solutions"  # the dataset is of another template
+    assert preview(make_recipe(seed=1), run)["source"] == "stand-in"
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 7])
+def test_without_a_run_made_up_rows_of_both_kinds_are_shown_and_said_to_be(
+    make_recipe: MakeRecipe, tmp_path: Path, count: int
+) -> None:
+    facts = preview(make_recipe(), tmp_path / "nothing", rows=count)
+    assert facts["note"] == "no solutions yet: a made-up completion stands for the model's"
+    kinds = [row["kind"] for row in facts["rows"]]
+    assert len(kinds) == count
+    assert set(kinds) == ({"prefix"} if count == 1 else {"prefix", "structure"})
+    for row in facts["rows"]:
+        assert sum(row["supervised"]) == 6 + 1 if row["kind"] == "prefix" else sum(row["supervised"]) > 7
+    assert not (tmp_path / "nothing").exists()
+
+
+def test_made_up_kinds_are_those_that_sampling_will_have(make_recipe: MakeRecipe, tmp_path: Path) -> None:
+    recipe = make_recipe()
+    drawn = structure_numbers(20, 0.2, recipe.seed)
+    problems = [json.loads(line) for line in (MODEL.parent / "train.jsonl").read_text().splitlines()[:20]]
+    for number, problem in enumerate(problems):
+        (row,) = preview(recipe, tmp_path, problem=problem["id"])["rows"]
+        assert row["kind"] == ("structure" if number in drawn else "prefix")
+
+
+def test_a_dataset_s_own_solution_stands_in_where_it_is_one(make_recipe: MakeRecipe, tmp_path: Path) -> None:
+    worked = "First, we find 2 + 3 = 5. Then we get 5 - 1 = 4. The answer is 4."
+    lines = [
+        {"id": "long", "question": "How many?", "answer": worked},
+        {"id": "bare", "question": "How many?", "answer": "4"},
+    ]
+    path = write(tmp_path / "own.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
+    recipe = make_recipe(problems={"path": str(path), "builtin": None}, prefix={"structure_ratio": 1.0})
+    (long,) = preview(recipe, tmp_path, problem="long")["rows"]
+    assert long["completion"].startswith(worked)
+    (bare,) = preview(recipe, tmp_path, problem="bare")["rows"]
+    assert "\\boxed{4}" in bare["completion"]
+
+
+@pytest.mark.parametrize("length", [1, 16, 128, 700])
+def test_a_made_up_prefix_is_as_long_as_a_prefix_is(make_recipe: MakeRecipe, tmp_path: Path, length: int) -> None:
+    facts = preview(make_recipe(prefix={"length": length, "structure_ratio": 0.0}), tmp_path, rows=1)
+    assert sum(facts["rows"][0]["supervised"]) == length + 1
+
+
+def test_every_method_shows_its_own_kind_of_row(make_recipe: MakeRecipe, tmp_path: Path) -> None:
+    kinds = {
+        method: {row["kind"] for row in preview(make_recipe(method=method), tmp_path)["rows"]}
+        for method in ("sft", "rft", "structure_only")
+    }
+    assert kinds == {"sft": {"full"}, "rft": {"full"}, "structure_only": {"structure"}}
+
+
+def test_rows_that_are_cut_or_have_no_room_say_so(make_recipe: MakeRecipe, tmp_path: Path) -> None:
+    (whole,) = preview(make_recipe(prefix={"structure_ratio": 0.0}), tmp_path, rows=1)["rows"]
+    prompt = whole["supervised"].index(True)
+    assert (whole["cut"], whole["trains"]) == (0, True)
+    cut = preview(make_recipe(prefix={"structure_ratio": 0.0}, train={"max_length": prompt + 2}), tmp_path, rows=1)
+    (row,) = cut["rows"]
+    assert (row["ids"], row["cut"], row["trains"]) == (whole["ids"][: prompt + 2], 5, True)
+    assert row["supervised"] == [False] * prompt + [True] * 2
+    assert "cut by 5 tokens" in shown(cut)
+    none = preview(make_recipe(prefix={"structure_ratio": 0.0}, train={"max_length": prompt}), tmp_path, rows=1)
+    (row,) = none["rows"]
+    assert (row["trains"], any(row["supervised"])) == (False, False)
+    assert "does not train" in shown(none)
+
+
+@pytest.mark.parametrize("changes", [{"lora": {"dropout": 0.1}}, {"train": {"grad_checkpoint": True}}])
+def test_nothing_is_shared_where_the_trainer_shares_nothing(
+    make_recipe: MakeRecipe, tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    facts = preview(make_recipe(**changes), tmp_path)
+    assert {row["shared"] for row in facts["rows"]} == {0}
+
+
+# Problems by id.
+
+
+def test_an_unknown_problem_is_refused_with_near_ones(make_recipe: MakeRecipe, tmp_path: Path) -> None:
+    with pytest.raises(ProblemsError, match=r"no problem 'upft-00' among the recipe's 20; there are upft-00"):
+        preview(make_recipe(), tmp_path, problem="upft-00")
+
+
+def test_a_problem_that_trains_no_row_says_why(make_recipe: MakeRecipe, tmp_path: Path) -> None:
+    recipe = make_recipe(generate={"max_tokens": 2})
+    run = made(recipe, tmp_path / "run", "generate", "build")
+    cut = sorted(structure_numbers(20, 0.2, recipe.seed))[0]
+    with pytest.raises(ProblemsError, match="trains no row: cut at max_tokens"):
+        preview(recipe, run, problem=f"upft-{cut:04d}")
+    other = next(number for number in range(20) if number not in structure_numbers(20, 0.2, recipe.seed))
+    with pytest.raises(ProblemsError, match="structure_only trains those that were drawn"):
+        preview(make_recipe(method="structure_only"), tmp_path / "none", problem=f"upft-{other:04d}")
+
+
+# Prompts.
+
+
+class StoppedError(Exception):
+    pass
+
+
+def passed(monkeypatch: pytest.MonkeyPatch, recipe: Recipe, run: Path, stage: str) -> list[list[int]]:
+    """The prompts that a stage gives its sampler first."""
+    prompts: list[list[int]] = []
+
+    def sample(self: object, requests: Sequence[Request], *rest: object) -> NoReturn:
+        prompts.extend(request.prompt_ids for request in requests)
+        raise StoppedError
+
+    module = {"generate": stage_generate, "evaluate": stage_evaluate}[stage]
+    monkeypatch.setattr(module.Sampler, "sample", sample)
+    with pytest.raises(StoppedError):
+        pipeline.run_stage(recipe, run, stage)
+    return prompts
+
+
+def test_the_prompts_are_those_that_the_stages_pass(
+    make_recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = write(tmp_path / "own.jsonl", '{"id": "q", "question": "Zwei und drei?", "answer": "5"}\n')
+    boxed = {"name": "own", "path": str(own), "prompt": "{question}\nPut it in \\boxed{}."}
+    recipe = make_recipe(prompt={"system": "Be brief."}, problems={"limit": 1}, evaluate={"benchmarks": [boxed]})
+    sampling, evaluation = preview(recipe, tmp_path / "run")["prompts"]
+    assert passed(monkeypatch, recipe, tmp_path / "run", "generate") == [sampling["ids"]]
+    assert passed(monkeypatch, recipe, tmp_path / "run", "evaluate") == [evaluation["ids"]]
+    assert sampling["text"] == load_tokenizer(MODEL).decode(sampling["ids"])
+    assert sampling["text"].startswith("<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nBen takes")
+    assert PAPER_TEMPLATE not in sampling["text"]
+    assert evaluation["user"] == "Zwei und drei?\nPut it in \\boxed{}."
+    assert (evaluation["benchmark"], evaluation["problem_id"]) == ("own", "q")
+    assert START in preview(recipe, tmp_path / "run")["special_ids"]
+
+
+def test_a_private_benchmark_is_shown_without_its_text(make_recipe: MakeRecipe, tmp_path: Path) -> None:
+    own = write(tmp_path / "own.jsonl", '{"question": "A secret of Ulm?", "answer": "5"}\n')
+    recipe = make_recipe(evaluate={"benchmarks": [{"name": "own", "path": str(own), "private": True}]})
+    facts = preview(recipe, tmp_path)
+    assert "Ulm" not in json.dumps(facts)
+    assert "(withheld)" in facts["prompts"][1]["text"]
+
+
+def test_a_benchmark_that_cannot_be_read_costs_only_its_question(make_recipe: MakeRecipe, tmp_path: Path) -> None:
+    recipe = make_recipe(evaluate={"benchmarks": [{"name": "own", "path": str(tmp_path / "gone.jsonl")}, "arithmetic"]})
+    facts = preview(recipe, tmp_path)
+    assert "no such file" in facts["prompts"][1]["error"]
+    assert "{question}" in facts["prompts"][1]["text"]
+    assert "error" not in facts["prompts"][2]
+    assert "no question to show" in shown(facts)
+
+
+def test_no_weights_are_loaded_or_even_needed(
+    make_recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*arguments: Any, **options: Any) -> NoReturn:
+        raise AssertionError("weights were loaded")
+
+    monkeypatch.setattr(mlx_lm.utils, "load_model", refuse)
+    folder = Path(shutil.copytree(MODEL, tmp_path / "model"))
+    (folder / "model.safetensors").unlink()
+    assert preview(make_recipe(model=str(folder)), tmp_path)["rows"] == preview(make_recipe(), tmp_path)["rows"]
+
+
+# Rules.
+
+
+def rule(recipe: Recipe, name: str, count: int = 256) -> str:
+    found = {item.name: item.text for item in rules(recipe, count)}
+    assert all(text.endswith(".") for text in found.values())
+    return found.get(name, "")
+
+
+@pytest.mark.parametrize(
+    ("changes", "name", "parts"),
+    [
+        ({}, "structure_ratio", ["0.2 of 256 problems, that is 51", "The other 205 give prefix rows"]),
+        ({"method": "structure_only"}, "structure_ratio", ["that is 51", "The other 205 are left out"]),
+        ({"method": "structure_only"}, "template", []),
+        ({}, "template", [PAPER_TEMPLATE, "in training only"]),
+        ({"prefix": {"template": "none", "eos": False}}, "template", ["No task template"]),
+        ({}, "eos", ["An EOS after the prefix is trained"]),
+        ({"prefix": {"eos": False}}, "eos", ["No EOS is trained"]),
+        ({}, "length", ["first 6 tokens"]),
+        ({"prefix": {"length": 1}}, "length", ["first 1 token as"]),
+        ({}, "selection", ["first sample"]),
+        ({"prefix": {"selection": "label"}}, "selection", ["whose answer is right"]),
+        ({"prefix": {"selection": "label"}}, "sampling", ["a full solution to its end, at most 40 tokens."]),
+        ({"method": "rft", "generate": {"samples": 4, "keep": 2}}, "method", ["at most 2 different solutions"]),
+        ({"method": "rft", "generate": {"samples": 4}}, "sampling", ["4 samples per problem (temperature 0.6"]),
+        (
+            {"generate": {"top_p": 0.9, "stop": ["\n\n"]}},
+            "sampling",
+            ["top-p 0.9, the model's own top-k", r'before "\n\n"'],
+        ),
+        ({"generate": {"temperature": 0.0}}, "sampling", ["(greedy)"]),
+        ({}, "filters", ["cut at 40 tokens."]),
+        ({"prefix": {"drop_cjk": True, "require_boxed": True}}, "filters", ["Chinese", "without \\boxed"]),
+        ({}, "validation", ["0.05", "(13 if all"]),
+        ({"train": {"valid_ratio": 0.0}}, "validation", ["No row is held out"]),
+        ({"train": {"max_length": 99}}, "max_length", ["cut at 99 tokens"]),
+        ({}, "weighting", ["the 4 rows of a step"]),
+        ({}, "shared", ["passed once per batch"]),
+        ({"lora": {"dropout": 0.1}}, "shared", ["With lora.dropout every row passes its whole prompt"]),
+        ({"prompt": {"system": "Be brief."}}, "prompt", ['the system turn is "Be brief."']),
+        ({"prompt": {"chat_template_args": {"enable_thinking": False}}}, "prompt", ["with enable_thinking: false"]),
+    ],
+)
+def test_the_rules_say_what_applies(
+    make_recipe: MakeRecipe, changes: dict[str, Any], name: str, parts: list[str]
+) -> None:
+    text = rule(make_recipe(**changes), name)
+    assert bool(text) == bool(parts)
+    for part in parts:
+        assert part in text
+
+
+def test_the_rule_s_numbers_are_those_of_the_run(make_recipe: MakeRecipe, tmp_path: Path) -> None:
+    recipe = make_recipe()
+    run = made(recipe, tmp_path / "run", "generate", "build")
+    structure = [row for row in dataset(run).values() if row.kind == "structure"]
+    valid = list(read_rows(RunDir(run).valid, TrainingRow))
+    assert f"that is {len(structure)}," in rule(recipe, "structure_ratio", 20)
+    assert f"({len(valid)} if all" in rule(recipe, "validation", 20)
+
+
+# What is printed.
+
+
+def shown(facts: dict[str, Any], *, plain: bool = True, **options: Any) -> str:
+    file = io.StringIO()
+    print_preview(facts, plain=plain, console=Console(file=file, width=200, **options))
+    return file.getvalue()
+
+
+def facts_of(*rows: dict[str, Any]) -> dict[str, Any]:
+    about = {"id": "a/0", "kind": "prefix", "place": "", "trains": True, "cut": 0}
+    rows = tuple({**about, "weights": [0.0] * len(row["ids"]), **row} for row in rows)
+    return {"note": "a note", "special_ids": [1, 2], "eos_id": 2, "prompts": [], "rows": list(rows), "rules": []}
+
+
+ROW = {
+    "ids": [1, 5, 6, 7, 8, 2],
+    "tokens": ["<s>", "Hi", "\n", " a", "b", "</s>"],
+    "supervised": [False, False, False, True, True, True],
+    "shared": 1,
+    "padding": 3,
+}
+
+
+def test_without_colour_marks_say_what_is_supervised_and_where_tokens_end() -> None:
+    lines = shown(facts_of(ROW)).splitlines()
+    assert "prefix  a/0  3 masked (1 shared), 3 supervised at 1/3 each, 3 padding" in lines
+    assert lines[lines.index("<s>‖Hi¦↵") + 1] == "« a»«b»«</s> EOS»□□□"
+    assert "\x1b" not in "".join(lines)
+
+
+def test_a_terminal_without_colours_gets_the_marks_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "« a»" not in shown(facts_of(ROW), plain=False, force_terminal=True, color_system="truecolor")
+    assert "« a»" in shown(facts_of(ROW), plain=True, force_terminal=True, color_system="truecolor")
+    assert "« a»" in shown(facts_of(ROW), plain=False, force_terminal=True, color_system=None)
+    monkeypatch.setenv("NO_COLOR", "1")
+    text = shown(facts_of(ROW), plain=False, force_terminal=True, color_system="truecolor")
+    assert "« a»" in text
+
+
+def test_with_colours_supervised_masked_eos_and_neighbours_differ() -> None:
+    text = shown(facts_of(ROW), plain=False, force_terminal=True, color_system="truecolor")
+    styles = {token: code for code, token in re.findall(r"\x1b\[([\d;]+)m([^\x1b]+)\x1b\[0m", text)}
+    tokens = ("<s>", "Hi", "\u21b5", " a", "b", "</s>", "\u25a1\u25a1\u25a1")
+    assert len({styles[token] for token in tokens}) == len(tokens)
+    assert "«" not in text
+    assert styles[" a"].startswith("1;")  # bold
+
+
+def test_a_console_without_utf8_gets_ascii() -> None:
+    file = io.TextIOWrapper(io.BytesIO(), encoding="ascii", errors="strict", newline="\n")
+    print_preview(facts_of(ROW), plain=True, console=Console(file=file, width=200))
+    file.flush()
+    text = file.buffer.getvalue().decode("ascii")
+    assert "<s>||Hi|\\n\n[[ a]][[b]][[</s> EOS]]___" in text
+
+
+def test_control_characters_of_tokens_do_not_reach_the_screen() -> None:
+    row = {**ROW, "tokens": ["<s>", "\x1b[31mHi", "\u200b", " a[bold]", "\x07", "</s>"]}
+    coloured: dict[str, Any] = {"plain": False, "force_terminal": True, "color_system": "truecolor"}
+    for options in ({}, coloured):
+        text = shown(facts_of(row), **options)
+        assert "\x1b[31m" not in text
+        assert "\x07" not in text
+        assert "\\u200b" in text
+        assert "\\x07" in text
+        assert "a[bold]" in text
+
+
+def test_a_prompt_that_several_benchmarks_share_is_shown_once(make_recipe: MakeRecipe, tmp_path: Path) -> None:
+    twice = [{"name": "arithmetic"}, {"name": "arithmetic", "label": "sampled", "temperature": 0.7}]
+    text = shown(preview(make_recipe(evaluate={"benchmarks": twice}), tmp_path))
+    assert text.count("the prompt in evaluation") == 1
+    assert "the prompt in evaluation, benchmarks arithmetic, sampled, problem evaluation-0000: 33 tokens" in text
+
+
+# The command.
+
+
+def test_the_command_prints_a_page_or_json(folder: Path) -> None:
+    page = upft("preview", "quickstart", "--rows", "2")
+    assert page.exit_code == 0, page.stderr
+    for part in ("the prompt in sampling", "no solutions yet", "structure  upft-", "EOS»", "rules of this recipe"):
+        assert part in page.stdout
+    result = upft("preview", "quickstart", "--rows", "2", "--json", "--set", "prefix.length=5")
+    facts = json.loads(result.stdout)
+    assert [sum(row["supervised"]) for row in facts["rows"] if row["kind"] == "prefix"] == [6]
+    assert not (folder / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "part"),
+    [
+        (["--rows", "0"], 2, "--rows"),
+        (["--problem", "upft-9999x"], 1, "no problem 'upft-9999x'"),
+        (["--set", "prefix.lenght=3"], 2, "prefix.lenght"),
+    ],
+)
+def test_what_is_wrong_is_refused(folder: Path, arguments: list[str], status: int, part: str) -> None:
+    result = upft("preview", "quickstart", *arguments)
+    assert result.exit_code == status
+    assert part in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_a_damaged_dataset_is_named_with_its_line(make_recipe: MakeRecipe, tmp_path: Path, folder: Path) -> None:
+    text = "model: builtin:arithmetic\nproblems: {builtin: arithmetic, limit: 12}\ngenerate: {max_tokens: 40}\n"
+    write(folder / "own.yaml", text)
+    for stage in ("generate", "build"):
+        assert upft(stage, "own.yaml").exit_code == 0
+    with (folder / "runs/own/dataset/train.jsonl").open("a") as file:
+        file.write("{\n")
+    lines = len((folder / "runs/own/dataset/train.jsonl").read_text().splitlines())
+    assert_fails(upft("preview", "own.yaml"), 1, f"train.jsonl:{lines}: not JSON")
+
+
+def test_of_a_hub_model_everything_but_the_weights_is_downloaded(tmp_path: Path) -> None:
+    files = {path.name: path.read_bytes() for path in MODEL.iterdir() if path.is_file()}
+    assert "model.safetensors" in files
+    write(tmp_path / "own.yaml", "model: user/model\nproblems: {builtin: arithmetic, limit: 12}\n")
+    with fake_hub({"user/model": files}) as hub:
+        done = process(
+            *("preview", "own.yaml", "--json"), cwd=tmp_path, guard=tmp_path / "guard", HF_ENDPOINT=hub.endpoint
+        )
+        assert done.returncode == 0, done.stderr
+        assert any("resolve" in line and "tokenizer.json" in line for line in hub.asked)
+        assert not any("safetensors " in line for line in hub.asked)
+    assert [row["kind"] for row in json.loads(done.stdout)["rows"]] == ["prefix", "prefix", "structure"]
+    again = process("preview", "own.yaml", "--json", "--offline", cwd=tmp_path, guard=tmp_path / "guard")
+    assert (again.stdout, again.returncode) == (done.stdout, 0)
+    none = process("generate", "own.yaml", "--offline", cwd=tmp_path, guard=tmp_path / "guard")
+    assert none.returncode == 1
+    assert "`upft fetch own.yaml` downloads it" in none.stderr

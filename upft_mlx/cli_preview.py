@@ -1,0 +1,49 @@
+"""`upft preview`: what a recipe asks and trains, before it costs anything."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from upft_mlx.cli_base import cli, common, helped, prepared
+
+
+@cli.command(
+    help=helped(
+        "Show what RECIPE asks and what it trains, before it costs anything: the exact prompts of sampling and "
+        "evaluation, some training rows token by token with what is supervised and what is masked, and the rules in "
+        "plain sentences. Only the tokenizer is loaded. Rows are the run's own where it has some.",
+        "upft preview quickstart",
+        "upft preview my-recipe.yaml --rows 6 --set prefix.length=8",
+        "upft preview quickstart --problem upft-0007",
+    )
+)
+@click.argument("recipe")
+@click.option("--rows", type=click.IntRange(min=1), default=3, show_default=True, metavar="N", help="Rows to show.")
+@click.option("--problem", metavar="ID", help="The prompt and the rows of this problem.")
+@common
+def preview(
+    recipe: str,
+    rows: int,
+    problem: str | None,
+    run_dir: Path | None,
+    overrides: tuple[str, ...],
+    offline: bool,
+    plain: bool,
+    as_json: bool,
+    debug: bool,
+) -> None:
+    """See the help."""
+    with prepared(recipe, overrides, offline=offline, debug=debug) as loaded:
+        from upft_mlx.preview import preview as preview_of
+
+        facts: dict[str, Any] = preview_of(loaded, run_dir or Path("runs") / loaded.name, rows=rows, problem=problem)
+        if as_json:
+            click.echo(json.dumps(facts, indent=2, ensure_ascii=False))
+            return
+        from upft_mlx.ui_preview import print_preview
+
+        print_preview(facts, plain=plain)

@@ -1,0 +1,162 @@
+"""What a recipe asks and trains, shown before anything is sampled or trained: prompts, rows, rules.
+
+Only the tokenizer is loaded. What of a row is supervised is read from the arrays that the trainer gets (`batches.py`),
+not worked out a second time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from upft_mlx.batches import Batch, make_batch, shared_length, to_examples
+from upft_mlx.benchmarks import QUESTION, Entry, load_benchmark, resolve
+from upft_mlx.errors import UpftError
+from upft_mlx.inputs import Inputs
+from upft_mlx.models import find_model, load_tokenizer
+from upft_mlx.prefix import check_problems
+from upft_mlx.preview_rows import Found, Rows
+from upft_mlx.prompts import Renderer
+from upft_mlx.recipe import Recipe
+from upft_mlx.rows import TrainingRow
+from upft_mlx.rules import rules
+from upft_mlx.rundir import RunDir, fingerprint
+from upft_mlx.spool import problems_of
+from upft_mlx.stage_evaluate import WITHHELD, user_turn
+
+EXAMPLES = 3
+"""Rows that are shown where nobody says how many."""
+
+
+@dataclass(frozen=True)
+class Marked:
+    """One sequence of a batch, and what of it is trained."""
+
+    ids: list[int]
+    supervised: list[bool]
+    """For each id."""
+    weights: list[float]
+    """For each id, 0 where it is masked."""
+    shared: int
+    """The first so many ids are passed once for the whole batch."""
+    padding: int
+    """Tokens passed beyond the sequence's own."""
+
+
+def marked(batch: Batch) -> list[Marked]:
+    """The sequences of a batch, from its arrays alone; each must end with a supervised id."""
+    size, shared = batch.tokens.shape[1], batch.shared.tolist()
+    trained: list[dict[int, tuple[int, float]]] = [{} for _ in batch.tokens]
+    for row, target, weight in zip(batch.rows.tolist(), batch.targets.tolist(), batch.weights.tolist(), strict=True):
+        if weight > 0:  # the logits at `row` predict the id one further on
+            trained[row // size][len(shared) + row % size + 1] = (target, weight)
+    return [
+        _marked([*shared, *own], places, len(shared))
+        for own, places in zip(batch.tokens.tolist(), trained, strict=True)
+    ]
+
+
+def _marked(inputs: list[int], trained: dict[int, tuple[int, float]], shared: int) -> Marked:
+    length = max(trained) + 1
+    return Marked(
+        ids=[trained[place][0] if place in trained else inputs[place] for place in range(length)],
+        supervised=[place in trained for place in range(length)],
+        weights=[trained[place][1] if place in trained else 0.0 for place in range(length)],
+        shared=shared,
+        padding=len(inputs) - (length - 1),  # the last id is no input
+    )
+
+
+def preview(recipe: Recipe, run_dir: str | Path, *, rows: int = EXAMPLES, problem: str | None = None) -> dict[str, Any]:
+    """The prompts, some training rows and the rules of a recipe, as plain values; nothing is written.
+
+    Args:
+        recipe: the recipe.
+        run_dir: its rows are shown if they are current, else its solutions, else made-up completions.
+        rows: at most so many rows, of both kinds where there are two.
+        problem: the id of the one to show.
+
+    Raises:
+        ProblemsError: there is no such problem, or it trains no row.
+        UpftError: one of its kinds, as the stages raise them.
+    """
+    looked_at = _Preview(recipe, RunDir(run_dir))
+    found = looked_at.rows.of(problem) if problem is not None else looked_at.rows.some(rows)
+    return {
+        "name": recipe.name,
+        "model": recipe.model,
+        "run_dir": str(run_dir),
+        "source": found.source,
+        "note": found.note,
+        "eos_id": looked_at.rows.eos_id,
+        "special_ids": looked_at.special,
+        "prompts": list(looked_at.prompts(problem)),
+        "rows": looked_at.shown(found),
+        "rules": [asdict(rule) for rule in rules(recipe, len(looked_at.problems))],
+    }
+
+
+class _Preview:
+    """What a preview reads."""
+
+    def __init__(self, recipe: Recipe, run: RunDir) -> None:
+        self._recipe = recipe
+        self._entries = resolve(recipe.evaluate)
+        path = find_model(recipe, weights=False)
+        tokenizer = load_tokenizer(path, trust_remote_code=recipe.trust_remote_code)
+        self.problems = problems_of(recipe)
+        check_problems(recipe, self.problems)
+        self._renderer = Renderer(tokenizer, recipe.prompt)
+        self.special = sorted({*tokenizer.all_special_ids, *tokenizer.get_added_vocab().values()})
+        inputs = Inputs(recipe, path, self.problems, ())
+        current = {
+            stage: run.is_current(stage, fingerprint(needed()))
+            for stage, needed in (("generate", inputs.generate), ("build", inputs.build))
+        }
+        self.rows = Rows(recipe, tokenizer, self._renderer, self.problems, run, current)
+
+    def prompts(self, problem: str | None) -> Iterator[dict[str, Any]]:
+        """The sampling prompt of one problem, and for each benchmark that of one of its own."""
+        asked = self.problems[self.rows.number_of(problem) if problem is not None else 0]
+        yield {"use": "sampling", "problem_id": asked.id, **self._rendered(asked.question)}
+        for entry in self._entries:
+            yield {"use": "evaluation", "benchmark": entry.label, **self._evaluation(entry, problem)}
+
+    def _evaluation(self, entry: Entry, problem: str | None) -> dict[str, Any]:
+        """A benchmark's prompt; one that cannot be read has the place of the question in it."""
+        turn = user_turn(entry, self._renderer)
+        try:
+            problems = load_benchmark(entry, self._recipe.seed)
+        except UpftError as error:
+            return {"problem_id": None, "error": str(error), **self._rendered(turn)}
+        asked = next((p for p in problems if p.id == problem), problems[0])
+        question = WITHHELD if entry.private else asked.question
+        return {"problem_id": asked.id, **self._rendered(turn.replace(QUESTION, question))}
+
+    def _rendered(self, user: str) -> dict[str, Any]:
+        ids = self._renderer.ids(user)
+        return {"user": user, "text": self._renderer.text(ids), "ids": ids, "tokens": self._renderer.tokens(ids)}
+
+    def shown(self, found: Found) -> list[dict[str, Any]]:
+        """The rows with what the trainer makes of each."""
+        shares = not (self._recipe.lora.dropout or self._recipe.train.grad_checkpoint)
+        examples = [*found.outline, *to_examples([row for row, _ in found.rows], self._recipe.train.max_length)]
+        shared = shared_length(examples) if shares and examples else 0
+        return [self._shown(row, place, shared) for row, place in found.rows]
+
+    def _shown(self, row: TrainingRow, place: str, shared: int) -> dict[str, Any]:
+        """One row, in a batch of its own."""
+        whole = len(row.prompt_ids) + len(row.completion_ids)
+        examples = to_examples([row], self._recipe.train.max_length)
+        marks = marked(make_batch(examples, shared))[0] if examples else _left_out(row, self._recipe.train.max_length)
+        about = {name: getattr(row, name) for name in ("id", "problem_id", "sample", "kind", "prompt", "completion")}
+        cut = max(0, whole - self._recipe.train.max_length)
+        texts = self._renderer.tokens(marks.ids)
+        return {**about, "place": place, "trains": bool(examples), "cut": cut, **asdict(marks), "tokens": texts}
+
+
+def _left_out(row: TrainingRow, max_length: int) -> Marked:
+    ids = row.prompt_ids[:max_length]
+    return Marked(ids, [False] * len(ids), [0.0] * len(ids), 0, 0)

@@ -1,0 +1,232 @@
+"""Which rows a preview shows: those of the dataset, else those that the solutions would make, else made-up ones."""
+
+from __future__ import annotations
+
+import difflib
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from upft_mlx.batches import Example, to_examples
+from upft_mlx.errors import ProblemsError
+from upft_mlx.prefix import RowKind, row_kind, structure_numbers, training_row
+from upft_mlx.problems import Problem
+from upft_mlx.prompts import Renderer
+from upft_mlx.recipe import Recipe
+from upft_mlx.rows import Solution, TrainingRow, read_rows
+from upft_mlx.rundir import RunDir
+from upft_mlx.selection import choose
+
+NOTES = {
+    "dataset": "these rows are those of the run",
+    "solutions": "no dataset yet: these rows are made from the run's solutions, as `upft build` will make them",
+    "stand-in": "no solutions yet: a made-up completion stands for the model's",
+}
+OUTLINED = 64
+"""Problems whose prompts say what all prompts begin with, as long as there is no dataset."""
+
+SCANNED = 5000
+"""Rows of a dataset that say what all prompts begin with: a hundred thousand take ten seconds to read."""
+
+Placed = tuple[TrainingRow, str]
+"""A row, and where it is: `train.jsonl`, `valid.jsonl`, or empty."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """Rows to show."""
+
+    source: Literal["dataset", "solutions", "stand-in"]
+    rows: list[Placed]
+    outline: list[Example]
+    """Examples that begin alike as far as all examples of the run do."""
+
+    @property
+    def note(self) -> str:
+        """What the rows are."""
+        return NOTES[self.source]
+
+
+class Rows:
+    """The rows of one recipe on its problems."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        tokenizer: Any,
+        renderer: Renderer,
+        problems: Sequence[Problem],
+        run: RunDir,
+        current: Mapping[str, bool],
+    ) -> None:
+        """`current` says of generate and build whether what they wrote is that of this recipe."""
+        self._recipe, self._tokenizer, self._renderer = recipe, tokenizer, renderer
+        self._problems, self._run = problems, run
+        self._structure = structure_numbers(len(problems), recipe.prefix.structure_ratio, recipe.seed)
+        self.eos_id = int(tokenizer.eos_token_id)
+        self._source: Literal["dataset", "solutions", "stand-in"] = "stand-in"
+        if current["build"] and run.train.exists() and run.valid.exists():
+            self._source = "dataset"
+        elif current["generate"] and run.solutions.exists():
+            self._source = "solutions"
+
+    def some(self, count: int) -> Found:
+        """The first rows, with both kinds among them where there are two and room for them."""
+        if self._source == "dataset":
+            scanned = itertools.islice(self._dataset(), max(SCANNED, count))
+            kinds, outline = _first_and_outline(scanned, count, self._recipe.train.max_length)
+            return Found("dataset", _pick(kinds, count), outline)
+        made = self._from_solutions() if self._source == "solutions" else self._made_up(self._spread(count))
+        return Found(self._source, _pick(self._enough(made, count), count), self._outline())
+
+    def of(self, problem_id: str) -> Found:
+        """All rows of one problem.
+
+        Raises:
+            ProblemsError: there is no such problem, or it trains no row.
+        """
+        number = self.number_of(problem_id)
+        if self._source == "dataset":
+            rows = [placed for placed in self._dataset() if placed[0].problem_id == problem_id]
+            scanned = itertools.islice(self._dataset(), SCANNED)
+            outline = _first_and_outline(scanned, 0, self._recipe.train.max_length)[1]
+        else:
+            made = self._from_solutions(number) if self._source == "solutions" else self._made_up([number])
+            rows, outline = list(made), self._outline()
+        if not rows:
+            raise ProblemsError(f"problem {problem_id!r} trains no row: {self._why_none(number)}")
+        return Found(self._source, rows, outline)
+
+    def number_of(self, problem_id: str) -> int:
+        """The number of a problem.
+
+        Raises:
+            ProblemsError: there is none of this id; suggests the nearest ones.
+        """
+        ids = [problem.id for problem in self._problems]
+        if problem_id not in ids:
+            near = difflib.get_close_matches(problem_id, ids, n=3, cutoff=0.4) or ids[:3]
+            raise ProblemsError(
+                f"no problem {problem_id!r} among the recipe's {len(ids):,}; there are {', '.join(near)}"
+            )
+        return ids.index(problem_id)
+
+    def _why_none(self, number: int) -> str:
+        if self._skipped(number):
+            return "method structure_only trains those that were drawn, and it was not"
+        problem = self._problems[number]
+        solutions = [s for s in read_rows(self._run.solutions, Solution) if s.problem_id == problem.id]
+        return ", ".join(choose(self._recipe, problem, solutions).dropped) or "it has no solution"
+
+    # Where rows come from.
+
+    def _dataset(self) -> Iterator[Placed]:
+        for path in (self._run.train, self._run.valid):
+            for row in read_rows(path, TrainingRow):
+                yield row, path.name
+
+    def _from_solutions(self, number: int | None = None) -> Iterator[Placed]:
+        """The rows that building makes, of all problems or one."""
+        numbers = {problem.id: place for place, problem in enumerate(self._problems) if number in (None, place)}
+        rows = read_rows(self._run.solutions, Solution)
+        for problem_id, group in itertools.groupby(rows, key=lambda solution: solution.problem_id):
+            if problem_id in numbers:
+                place, solutions = numbers[problem_id], list(group)
+                for index in choose(self._recipe, self._problems[place], solutions).kept:
+                    yield self._row(place, solutions[index]), ""
+
+    def _made_up(self, numbers: Iterable[int]) -> Iterator[Placed]:
+        """Rows with completions that no model sampled."""
+        for number in numbers:
+            if not self._skipped(number):
+                yield self._row(number, self._stand_in(number)), ""
+
+    def _row(self, number: int, solution: Solution) -> TrainingRow:
+        return training_row(
+            self._problems[number],
+            solution,
+            self._kind(number),
+            recipe=self._recipe,
+            renderer=self._renderer,
+            eos_id=self.eos_id,
+        )
+
+    def _kind(self, number: int) -> RowKind:
+        return row_kind(self._recipe, structure=number in self._structure)
+
+    def _skipped(self, number: int) -> bool:
+        return self._recipe.method == "structure_only" and number not in self._structure
+
+    def _spread(self, count: int) -> list[int]:
+        """The first problems, and the first ones of each kind."""
+        numbers = range(len(self._problems))
+        others = (number for number in numbers if number not in self._structure)
+        return sorted({*itertools.islice(others, count), *sorted(self._structure)[:count]})
+
+    def _stand_in(self, number: int) -> Solution:
+        """The dataset's own solution where it is long enough to be one, else a sentence that is none."""
+        problem, length = self._problems[number], self._recipe.prefix.length
+        ids = self._encoded(problem.answer or "")
+        if len(ids) <= length:
+            ids = self._encoded(_placeholder(problem.answer, length))
+        kind: Literal["prefix", "full"] = "prefix" if self._kind(number) == "prefix" else "full"
+        ids = ids[:length] if kind == "prefix" else ids
+        return Solution(problem.id, 0, kind, ids, self._renderer.text(ids), "length" if kind == "prefix" else "stop")
+
+    def _encoded(self, text: str) -> list[int]:
+        return [int(token) for token in self._tokenizer.encode(text, add_special_tokens=False)]
+
+    def _enough(self, rows: Iterable[Placed], count: int) -> dict[str, list[Placed]]:
+        """The first rows of each kind, not looking further than needed."""
+        kinds: dict[str, list[Placed]] = {}
+        expected = {self._kind(number) for number in self._spread(1) if not self._skipped(number)}
+        for placed in rows:
+            kinds.setdefault(placed[0].kind, []).append(placed)
+            if set(kinds) == expected and sum(map(len, kinds.values())) >= count + 1:
+                break
+        return kinds
+
+    def _outline(self) -> list[Example]:
+        """What the trainer will see of the prompts, from the first problems."""
+        found = []
+        for number in {*range(min(OUTLINED, len(self._problems))), *sorted(self._structure)[:1]}:
+            if not self._skipped(number):
+                row = self._row(number, Solution(self._problems[number].id, 0, "full", [], "", "stop"))
+                found += to_examples([row], self._recipe.train.max_length)
+        return found
+
+
+def _first_and_outline(
+    rows: Iterable[Placed], count: int, max_length: int
+) -> tuple[dict[str, list[Placed]], list[Example]]:
+    """The first `count` rows of each kind, and the three examples of which all the others' beginning is to be seen.
+
+    What the least and the greatest ids begin with, all do; the shortest prompt limits it.
+    """
+    kinds: dict[str, list[Placed]] = {}
+    outline: list[Example] = []
+    for row, place in rows:
+        same = kinds.setdefault(row.kind, [])
+        if len(same) < count:
+            same.append((row, place))
+        if examples := [*outline, *to_examples([row], max_length)]:
+            by_ids = sorted(examples, key=lambda example: example.ids)
+            outline = [by_ids[0], by_ids[-1], min(examples, key=lambda example: example.start)]
+    return kinds, outline
+
+
+def _pick(kinds: Mapping[str, list[Placed]], count: int) -> list[Placed]:
+    """`count` rows: one of each kind but the commonest, the rest of that; kinds in the order of the paper's formula."""
+    lists = [kinds[kind] for kind in ("prefix", "structure", "full") if kinds.get(kind)]
+    others = [rows[0] for rows in lists[1:]][: max(0, count - 1)]
+    picked = (lists[0] if lists else [])[: count - len(others)] + others
+    spare = [placed for rows in lists[1:] for placed in rows[1:]]
+    return picked + spare[: max(0, count - len(picked))]
+
+
+def _placeholder(answer: str | None, length: int) -> str:
+    """Text of more tokens than a prefix has: a step is more than twelve, whatever the tokenizer."""
+    end = f"So the answer is \\boxed{{{answer}}}." if answer else "This gives the answer."
+    step = "First, I write down what is given. Then I take one step after the other. "
+    return step * (1 + length // 12) + end

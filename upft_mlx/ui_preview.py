@@ -1,0 +1,185 @@
+"""What `upft preview` prints: prompts with their special tokens, rows token by token, rules.
+
+With colours the supervised tokens are green and bold and neighbours differ in their background. Without, they stand in
+angle quotes and a bar separates the masked ones; nothing is said by colour alone.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+from rich.console import Console, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from upft_mlx.ui_pager import paged
+from upft_mlx.ui_text import Glyphs, glyphs_for
+
+SPECIAL = "bold cyan"
+BACKGROUNDS = ("on grey15", "on grey23")
+SUPERVISED = ("bold bright_white on dark_green", "bold bright_white on green4")
+SHARED, MASKED, PADDING, EOS = "grey54", "grey74", "grey54", "bold bright_white on dark_magenta"
+
+
+@dataclass(frozen=True)
+class Marks:
+    """The signs that say in plain text what colours say on a terminal."""
+
+    opening: str = "«"
+    closing: str = "»"
+    between: str = "¦"
+    shared: str = "‖"
+    newline: str = "↵"
+    pad: str = "□"
+
+
+ASCII = Marks("[[", "]]", "|", "||", "\\n", "_")
+
+
+def print_preview(facts: dict[str, Any], *, plain: bool, console: Console | None = None) -> None:
+    """Print a preview to stdout, through a pager where it is longer than the terminal.
+
+    Marks stand for colours where it is to be `plain`, on what is no terminal, and on one without colours.
+    """
+    console = console or Console()
+    coloured = not plain and console.is_terminal and not console.no_color and console.color_system is not None
+    glyphs = glyphs_for(console.encoding)
+    view = _View(facts, glyphs, coloured=coloured)
+    parts = list(view.parts())
+    with nullcontext() if plain else paged(console, parts):
+        for part in parts:
+            console.print(part, soft_wrap=isinstance(part, Text) and not console.is_terminal)
+
+
+class _View:
+    """The parts of the page, from top to bottom."""
+
+    def __init__(self, facts: dict[str, Any], glyphs: Glyphs, *, coloured: bool) -> None:
+        self._facts, self._glyphs, self._coloured = facts, glyphs, coloured
+        self._marks = ASCII if glyphs.encoding == "ascii" else Marks()
+        self._special = frozenset(facts["special_ids"])
+
+    def parts(self) -> Iterator[RenderableType]:
+        for _, group in itertools.groupby(self._facts["prompts"], lambda prompt: (prompt["use"], prompt["ids"])):
+            yield from self._prompt(list(group))
+        yield self._rule(f"training rows: {self._facts['note']}")
+        yield self._legend()
+        for row in self._facts["rows"]:
+            yield Text()
+            yield self._head(row)
+            yield from self._why(row)
+            yield self._row(row)
+        yield Text()
+        yield self._rule("rules of this recipe")
+        yield from self._rules()
+
+    def _rule(self, title: str) -> Text:
+        line = "──" if self._coloured and self._glyphs.encoding != "ascii" else "=="
+        return Text(f"{line} ", "dim").append(self._glyphs.line(title), "not dim bold")
+
+    def _prompt(self, same: Sequence[dict[str, Any]]) -> Iterator[RenderableType]:
+        """A prompt once, whatever it is used for."""
+        prompt = same[0]
+        what = prompt["use"]
+        if what == "evaluation":
+            what += f", benchmark{'s' if len(same) > 1 else ''} {', '.join(p['benchmark'] for p in same)}"
+        problem = f", problem {prompt['problem_id']}" if prompt["problem_id"] is not None else ""
+        yield self._rule(f"the prompt in {what}{problem}: {len(prompt['ids'])} tokens")
+        if "error" in prompt:
+            yield Text(f"no question to show: {self._glyphs.line(prompt['error'])}", "yellow")
+        yield self._rendered(prompt)
+        yield Text(f"ids {' '.join(map(str, prompt['ids']))}", "dim")
+        yield Text()
+
+    def _rendered(self, prompt: dict[str, Any]) -> Text:
+        """The text whole: its tokens joined would lose characters that are spread over several."""
+        text = Text(self._glyphs.lines(prompt["text"]).replace("\n", f"{self._marks.newline}\n").rstrip("\n"))
+        pairs = zip(prompt["ids"], prompt["tokens"], strict=True)
+        text.highlight_words(sorted({token for id_, token in pairs if id_ in self._special}), SPECIAL)
+        return text
+
+    # Rows.
+
+    def _legend(self) -> Text:
+        marks, text = self._marks, Text()
+        if self._coloured:
+            parts = [("shared by all prompts", SHARED), ("masked", MASKED), ("supervised", SUPERVISED[1])]
+            parts += [("EOS", EOS), (f"{marks.pad} padding, as in a batch alone", PADDING)]
+            for name, style in parts:
+                text.append(f" {name} ", style).append("  ")
+            return text.append(f"{marks.newline} line break", "dim")
+        return text.append(
+            f"{marks.opening}supervised{marks.closing}  masked{marks.between}masked  shared by all prompts"
+            f"{marks.shared}  {marks.pad} padding, as in a batch alone  {marks.newline} line break"
+        )
+
+    def _head(self, row: dict[str, Any]) -> Text:
+        """`prefix  upft-0003/0  train.jsonl  84 masked (12 shared), 9 supervised at 1/9 each, 3 padding`."""
+        supervised = sum(row["supervised"])
+        masked = len(row["ids"]) - supervised
+        shared = f" ({row['shared']} shared)" if row["shared"] else ""
+        numbers = [f"{masked} masked{shared}"]
+        if supervised:
+            numbers += [f"{supervised} supervised at 1/{supervised} each", f"{row['padding']} padding"]
+        place = f"  {row['place']}" if row["place"] else ""
+        head = Text().append(row["kind"], "bold").append(f"  {self._glyphs.line(row['id'])}{place}  ")
+        return head.append(", ".join(numbers), "dim")
+
+    def _why(self, row: dict[str, Any]) -> Iterator[Text]:
+        if not row["trains"]:
+            yield Text("does not train: its prompt leaves no room in train.max_length", "yellow")
+        elif row["cut"]:
+            yield Text(f"cut by {row['cut']} tokens at train.max_length", "yellow")
+
+    def _row(self, row: dict[str, Any]) -> Text:
+        line = Text()
+        for place, (token, supervised) in enumerate(zip(row["tokens"], row["supervised"], strict=True)):
+            shown = self._token(token)
+            eos = supervised and row["ids"][place] == self._facts["eos_id"]
+            if self._coloured:
+                line.append(shown, self._style(place, supervised, eos, place < row["shared"]))
+            else:
+                line.append(self._marked(row, place, shown, eos))
+            if "\n" in token and not eos:
+                line.append("\n")
+        pads = self._marks.pad * row["padding"]
+        return line.append(pads, PADDING if self._coloured else "")
+
+    def _style(self, place: int, supervised: bool, eos: bool, shared: bool) -> str:
+        if eos:
+            return EOS
+        if supervised:
+            return SUPERVISED[place % 2]
+        return f"{SHARED if shared else MASKED} {BACKGROUNDS[place % 2]}"
+
+    def _marked(self, row: dict[str, Any], place: int, shown: str, eos: bool) -> str:
+        marks = self._marks
+        if row["supervised"][place]:
+            return f"{marks.opening}{shown}{' EOS' if eos else ''}{marks.closing}"
+        if place + 1 == row["shared"]:
+            return f"{shown}{marks.shared}"
+        last = place + 1 == len(row["ids"]) or row["supervised"][place + 1]
+        return shown if last else f"{shown}{marks.between}"
+
+    def _token(self, token: str) -> str:
+        """A token on one line, whatever is in it; one of hidden characters alone shows their numbers."""
+        shown = self._glyphs.lines(token).replace("\n", self._marks.newline).replace("\t", "    ")
+        return shown or token.encode("unicode_escape").decode()
+
+    # Rules.
+
+    def _rules(self) -> Iterator[RenderableType]:
+        rules: Sequence[dict[str, str]] = self._facts["rules"]
+        if not self._coloured:
+            yield from (Text(f"{rule['name']}: {self._glyphs.line(rule['text'])}") for rule in rules)
+            return
+        table = Table.grid(padding=(0, 2, 0, 0))
+        table.add_column(no_wrap=True, style="bold")
+        table.add_column()
+        for rule in rules:
+            table.add_row(rule["name"], Text(self._glyphs.line(rule["text"])))
+        yield table
