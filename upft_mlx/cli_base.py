@@ -122,8 +122,12 @@ def prepared(
     debug: bool,
     model: str | None = None,
     narrow: dict[str, Any] | None = None,
+    load: Callable[[Sequence[str]], Recipe] | None = None,
 ) -> Iterator[Recipe]:
-    """The recipe, with the ranks joined, the network off where it is to be, and errors turned into messages."""
+    """The recipe, with the ranks joined, the network off where it is to be, and errors turned into messages.
+
+    `load` finds it, given the overrides, where it is not simply the recipe called `name`.
+    """
     quiet_libraries()
     sets = [f"--set {text}" for text in overrides]
     fetch = " ".join(["upft fetch", name, *sets]) if name else f"hf download {model}"
@@ -139,7 +143,10 @@ def prepared(
         from upft_mlx.parallel import ranks
 
         ranks()  # first, so that what goes wrong on one rank is heard by all
-        recipe = recipe_for_model(str(model), overrides) if name is None else load_recipe(name, overrides)
+        if load is not None:
+            recipe = load(overrides)
+        else:
+            recipe = recipe_for_model(str(model), overrides) if name is None else load_recipe(name, overrides)
         yield narrowed(recipe, **narrow) if narrow is not None and any(narrow.values()) else recipe
 
 

@@ -11,7 +11,7 @@ is mlx-lm's batch generator.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -159,15 +159,34 @@ class Sampler:
         mx.random.seed(seed)
         chunk = _Chunk(self.loaded, self.sampling, requests)
         try:
-            for wave in self._waves(requests):
-                chunk.insert(requests, wave, self._caches([requests[i].prompt_ids for i in wave]))
-                while chunk.in_flight > self.sampling.batch_size:
-                    self._decoded += chunk.step(on_step)
-            while chunk.in_flight:
-                self._decoded += chunk.step(on_step)
+            for _ in self._steps(chunk, requests, on_step):
+                pass
         finally:
             chunk.close()
         return chunk.completions()
+
+    def stream(self, request: Request, seed: int) -> Generator[Completion, None, None]:
+        """The completion that `sample` gives for this one request, as it grows: once after each token."""
+        import mlx.core as mx
+
+        mx.random.seed(seed)
+        chunk = _Chunk(self.loaded, self.sampling, [request])
+        try:
+            for _ in self._steps(chunk, [request], lambda tokens, finished: None):
+                yield chunk.completions()[0]
+        finally:
+            chunk.close()
+
+    def _steps(self, chunk: _Chunk, requests: Sequence[Request], on_step: OnStep) -> Iterator[None]:
+        """Decode all of a chunk; stops after each step."""
+        for wave in self._waves(requests):
+            chunk.insert(requests, wave, self._caches([requests[i].prompt_ids for i in wave]))
+            while chunk.in_flight > self.sampling.batch_size:
+                self._decoded += chunk.step(on_step)
+                yield
+        while chunk.in_flight:
+            self._decoded += chunk.step(on_step)
+            yield
 
     def _waves(self, requests: Sequence[Request]) -> Iterator[list[int]]:
         """Indices of requests, longest prompts first, a few prompts at a time.
@@ -285,9 +304,10 @@ class _Chunk:
         return ids[:kept]
 
     def completions(self) -> list[Completion]:
-        """All of them, once none is in flight."""
+        """All of them as far as they are; `length` ends one that is in flight."""
+        logprobs = self._sampling.logprobs
         return [
-            Completion(draft.ids, draft.finish_reason or "length", draft.logprob if self._sampling.logprobs else None)
+            Completion([*draft.ids], draft.finish_reason or "length", draft.logprob if logprobs else None)
             for drafts in self._drafts
             for draft in drafts
         ]

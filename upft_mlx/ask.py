@@ -1,0 +1,222 @@
+"""A question to base and tuned: one loaded model, the adapter off and on, answers as the sampler gives them.
+
+Base answers first, then tuned: switching the adapter for each token would change some hundred modules per token, and
+break into the decoding that runs ahead. So each answer is, token for token, what an evaluation of the same prompt gets.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from upft_mlx.adapters import AdapterSwitch
+from upft_mlx.browse import recipe_of
+from upft_mlx.errors import RecipeError
+from upft_mlx.events import Side
+from upft_mlx.interrupt import deferred_interrupt
+from upft_mlx.load import load_recipe, shipped_recipes, validated
+from upft_mlx.models import Loaded
+from upft_mlx.prompts import Renderer
+from upft_mlx.recipe import Recipe
+from upft_mlx.rundir import RunDir, changes
+from upft_mlx.sampler import Request, Sampler, derive_seed, sampling_for
+
+REDRAW = 1 / 12
+"""Seconds between two texts of a growing answer: decoding a long one anew for each token costs more than it shows."""
+
+OnText = Callable[["Answer"], None]
+"""Called with the answer as far as it is, after each token."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What one side says, so far or in the end."""
+
+    side: Side
+    text: str
+    tokens: int
+    """Without EOS."""
+    seconds: float
+    """Since the question, the passing of the prompt included."""
+    finish_reason: Literal["length", "stop", "interrupted"] | None = None
+    """None while it grows."""
+
+    def dump(self) -> dict[str, Any]:
+        """For JSON."""
+        return {name: value for name, value in asdict(self).items() if name != "side"}
+
+
+class Asker:
+    """A model, and an adapter on it or not, that answer questions."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        loaded: Loaded,
+        adapter: Path | None = None,
+        *,
+        temperature: float = 0.0,
+        max_tokens: int | None = None,
+    ) -> None:
+        """Put the adapter on and try out what the sampler can do with each side.
+
+        Args:
+            recipe: its prompt section and seed are used.
+            loaded: the model.
+            adapter: the folder of an adapter; None: base answers alone.
+            temperature: 0 is greedy.
+            max_tokens: of an answer; None: `evaluate.max_tokens`.
+
+        Raises:
+            ModelError: the adapter does not fit, or the model has no chat template.
+        """
+        self._renderer = Renderer(loaded.tokenizer, recipe.prompt)
+        self._loaded, self._seed = loaded, recipe.seed
+        self.temperature, self.max_tokens = temperature, max_tokens or recipe.evaluate.max_tokens
+        self._switch: Callable[[Side], None] = lambda side: None
+        self.sides: tuple[Side, ...] = ("base",)
+        if adapter is not None:
+            self._switch, self.sides = AdapterSwitch(loaded, adapter), ("base", "tuned")
+        self._samplers = {side: self._sampler(side) for side in self.sides}
+        self._asked = 0
+
+    def _sampler(self, side: Side) -> Sampler:
+        self._switch(side)
+        return Sampler(self._loaded, sampling_for(self._loaded, self.temperature, batch_size=1))
+
+    def ask(self, conversations: dict[Side, list[str]], on_text: OnText = lambda answer: None) -> dict[Side, Answer]:
+        """Each side's answer; the first Ctrl-C ends it where it is, and there is no further one.
+
+        Args:
+            conversations: the turns of each side, the user's and its own alternately, the user's last.
+            on_text: is told of the answers as they grow.
+
+        Returns:
+            The answers of the sides that began.
+
+        Raises:
+            ModelError: the chat template refuses the conversation.
+        """
+        self._asked += 1
+        answers: dict[Side, Answer] = {}
+        with deferred_interrupt() as interrupt:
+            for side in self.sides:
+                for answer in self._stream(side, conversations[side], lambda: interrupt.asked):
+                    answers[side] = answer
+                    on_text(answer)
+                if interrupt.asked:
+                    break
+        return answers
+
+    def _stream(self, side: Side, turns: Sequence[str], stop: Callable[[], bool]) -> Iterator[Answer]:
+        """The answer after each token, its text some times per second; the last one says how it ended."""
+        request = Request(self._renderer.conversation(turns), self.max_tokens)
+        self._switch(side)
+        start = due = time.perf_counter()
+        ids: list[int] = []
+        answer = Answer(side, "", 0, 0.0)
+        finished: Literal["length", "stop", "interrupted"] = "interrupted"
+        with closing(self._samplers[side].stream(request, derive_seed("ask", self._seed, self._asked))) as stream:
+            for made in stream:
+                ids, now = made.ids, time.perf_counter()
+                text = self._renderer.text(ids) if now >= due else answer.text
+                due = now + REDRAW if now >= due else due
+                answer = Answer(side, text, len(ids), now - start)
+                yield answer
+                finished = "interrupted" if stop() else made.finish_reason
+                if finished == "interrupted":
+                    break
+        yield replace(answer, text=self._renderer.text(ids), finish_reason=finished)
+
+
+class Conversation:
+    """Questions one after the other: each by itself, or each after all before it and the side's own answers."""
+
+    def __init__(self, asker: Asker, *, keep: bool) -> None:
+        self._asker, self._keep = asker, keep
+        self._turns: dict[Side, list[str]] = {side: [] for side in asker.sides}
+
+    def ask(self, question: str, on_text: OnText = lambda answer: None) -> dict[Side, Answer]:
+        """See `Asker.ask`. A question that not all sides came to answer is left out of what is kept."""
+        turns = {side: [*before, question] for side, before in self._turns.items()}
+        answers = self._asker.ask(turns, on_text)
+        if self._keep and len(answers) == len(turns):
+            self._turns = {side: [*turns[side], answer.text] for side, answer in answers.items()}
+        return answers
+
+
+def recipe_for(target: str, overrides: Sequence[str]) -> Recipe:
+    """The recipe of a recipe file, a shipped recipe, a run directory, or a run in runs/.
+
+    Raises:
+        RecipeError: it is none of these, or an override is wrong.
+        RunDirError: the run's recipe cannot be read.
+    """
+    folder = _folder(target)
+    if folder is not None:
+        run = RunDir(folder)
+        return validated(run.recipe, {}, recipe_of(run).dump(), overrides)
+    try:
+        return load_recipe(target, overrides)
+    except RecipeError as error:
+        if "no such recipe file" not in str(error):
+            raise
+        raise RecipeError(f"{error}; nor is it a run directory, or a run in runs/") from None
+
+
+def run_for(target: str, recipe: Recipe) -> RunDir:
+    """The run directory of such a target."""
+    return RunDir(_folder(target) or Path("runs") / recipe.name)
+
+
+def _folder(target: str) -> Path | None:
+    """A run directory, if the target is one by path, or by a name in runs/ that no shipped recipe has."""
+    named = [] if target in shipped_recipes() else [Path("runs") / target]
+    return next((path for path in (Path(target), *named) if (path / "recipe.json").is_file()), None)
+
+
+def trained(recipe: Recipe, run: RunDir) -> tuple[Path | None, str | None]:
+    """The run's adapter, if it has been trained, and what the user should know about it.
+
+    Raises:
+        RunDirError: the ledger is none, or recipe.json is damaged.
+    """
+    entry = run.entry("train")
+    if entry is None or not entry.done or not (run.adapter / "adapters.safetensors").is_file():
+        return None, f"no adapter in {run.root}: base answers alone; `upft run` trains one"
+    return run.adapter, _why_stale(recipe, run)
+
+
+def _why_stale(recipe: Recipe, run: RunDir) -> str | None:
+    """What has changed since the adapter was trained, as far as the ledger and recipe.json say it.
+
+    Fingerprints would say it exactly, but they need the problems, and a question should not wait for these.
+    """
+    made, entry = recipe_of(run).dump(), run.entry("train")
+    known = (entry.inputs if entry is not None else None) or {}
+    old = {name: made[name] for name in _TRAINED_WITH} | {
+        name: known[name] for name in ("lora", "train") if name in known
+    }
+    new = {name: recipe.dump()[name] for name in _TRAINED_WITH}
+    if differing := [name for name in changes(old, new) if name != "train.valid_ratio"]:
+        return f"the adapter in {run.root} was trained with other settings: {', '.join(differing)}"
+    if not _follows(run, "train", "build") or not _follows(run, "build", "generate"):
+        return f"the adapter in {run.root} is older than the rows in it; `upft run` trains it again"
+    return None
+
+
+def _follows(run: RunDir, stage: str, before: str) -> bool:
+    """Whether a stage worked on what the stage before it has there now."""
+    entry, earlier = run.entry(stage), run.entry(before)
+    inputs = (entry.inputs if entry is not None else None) or {}
+    return earlier is not None and inputs.get(f"{before} stage") == earlier.fingerprint
+
+
+_TRAINED_WITH = (
+    *("model", "revision", "quantize", "seed", "method", "problems", "prompt", "generate", "prefix", "lora", "train"),
+)
+"""The fields that an adapter depends on."""

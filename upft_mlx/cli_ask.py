@@ -1,0 +1,170 @@
+"""`upft ask`: a question to base and tuned."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from upft_mlx.cli_base import cli, common, helped, prepared
+
+if TYPE_CHECKING:
+    from upft_mlx.ask import Answer, Asker
+    from upft_mlx.events import Side
+    from upft_mlx.recipe import Recipe
+
+
+@cli.command(
+    help=helped(
+        "Ask base and tuned the same question and see both answers side by side. TARGET is a recipe, a run directory "
+        "or a run in runs/; with --model there is none. Without QUESTION a terminal asks for one after the other (an "
+        "empty line ends), else the question is what stdin holds. Base answers first, then tuned, on one loaded model.",
+        'upft ask quickstart "Mia has 4 pens and gets 3 more. How many?"',
+        "upft ask my-recipe.yaml --chat",
+        'upft ask --model my-model --adapter my-adapter "What is 7 times 8?"',
+    )
+)
+@click.argument("target", required=False)
+@click.argument("question", required=False)
+@click.option("--model", metavar="PATH_OR_ID", help="Ask this model instead of a recipe's.")
+@click.option("--adapter", type=click.Path(path_type=Path), help="Tuned is this adapter.  [default: the run's]")
+@click.option("--chat", is_flag=True, help="Keep the conversation: each question follows those before it.")
+@click.option(
+    "--temperature",
+    type=click.FloatRange(0, 5),
+    default=0.0,
+    show_default=True,
+    metavar="T",
+    help="Sampling temperature; 0 is greedy.",
+)
+@click.option(
+    "--max-tokens", type=click.IntRange(min=1), metavar="N", help="Limit of an answer.  [default: evaluate.max_tokens]"
+)
+@common
+def ask(
+    target: str | None,
+    question: str | None,
+    model: str | None,
+    adapter: Path | None,
+    chat: bool,
+    temperature: float,
+    max_tokens: int | None,
+    run_dir: Path | None,
+    overrides: Sequence[str],
+    offline: bool,
+    plain: bool,
+    as_json: bool,
+    debug: bool,
+) -> None:
+    """See the help."""
+    if model is not None:
+        if question is not None:
+            raise click.UsageError("give a TARGET, or a model with --model, not both")
+        target, question = None, target
+    elif target is None:
+        raise click.UsageError("give a recipe or a run, or a model with --model")
+    if chat and (as_json or not sys.stdin.isatty()):
+        raise click.UsageError("--chat needs a terminal, and goes without --json")
+    question = _given(question, as_json=as_json)
+    load = _loader(target)
+    with prepared(target, overrides, offline=offline, debug=debug, model=model, load=load) as recipe:
+        if adapter is None and target is not None:
+            adapter = _trained(target, recipe, run_dir)
+        asker = _asker(recipe, adapter, temperature, max_tokens)
+        if question is None or chat:
+            _talk(asker, recipe, adapter, question, keep=chat, plain=plain)
+            return
+        answers = _answered(asker, question, silent=as_json, plain=plain)
+        if as_json:
+            about: dict[str, Any] = {
+                "model": recipe.model,
+                "adapter": None if adapter is None else str(adapter),
+                "question": question,
+            }
+            about |= {"temperature": asker.temperature, "max_tokens": asker.max_tokens}
+            shown = {side: answers[side].dump() if side in answers else None for side in ("base", "tuned")}
+            click.echo(json.dumps({**about, "answers": shown}, indent=2, ensure_ascii=False))
+    if any(answer.finish_reason == "interrupted" for answer in answers.values()):
+        sys.exit(130)
+
+
+def _given(question: str | None, *, as_json: bool) -> str | None:
+    """The question on the command line, else what stdin holds; None where a terminal is to ask."""
+    if question is None and not sys.stdin.isatty():
+        question = sys.stdin.read()
+    if question is None:
+        if as_json:
+            raise click.UsageError("--json needs a QUESTION")
+        return None
+    if not question.strip():
+        raise click.UsageError("the question is empty; give one as the last argument, or on stdin")
+    return question.strip()
+
+
+def _loader(target: str | None) -> Callable[[Sequence[str]], Recipe] | None:
+    """What finds the recipe of a target, which may be a run."""
+    if target is None:
+        return None
+
+    def load(overrides: Sequence[str]) -> Recipe:
+        from upft_mlx.ask import recipe_for
+
+        return recipe_for(target, overrides)
+
+    return load
+
+
+def _trained(target: str, recipe: Recipe, run_dir: Path | None) -> Path | None:
+    """The run's adapter; what there is to know about it goes to stderr."""
+    from upft_mlx.ask import run_for, trained
+    from upft_mlx.rundir import RunDir
+    from upft_mlx.ui_ask import print_note
+
+    adapter, note = trained(recipe, RunDir(run_dir) if run_dir else run_for(target, recipe))
+    if note:
+        print_note(note)
+    return adapter
+
+
+def _asker(recipe: Recipe, adapter: Path | None, temperature: float, max_tokens: int | None) -> Asker:
+    """The loaded model with the adapter on it."""
+    from upft_mlx.ask import Asker
+    from upft_mlx.device import limit_memory
+    from upft_mlx.models import find_model, load
+
+    path = find_model(recipe)
+    limit_memory()
+    loaded = load(path, quantize=recipe.quantize, trust_remote_code=recipe.trust_remote_code)
+    return Asker(recipe, loaded, adapter, temperature=temperature, max_tokens=max_tokens)
+
+
+def _answered(asker: Asker, question: str, *, silent: bool, plain: bool) -> dict[Side, Answer]:
+    """The answers to one question, shown as they grow unless only the result counts."""
+    from upft_mlx.ask import Conversation
+    from upft_mlx.ui_ask import open_answers
+
+    conversation = Conversation(asker, keep=False)
+    if silent:
+        return conversation.ask(question)
+    with open_answers(asker.sides, plain=plain) as view:
+        return conversation.ask(question, view)
+
+
+def _talk(asker: Asker, recipe: Recipe, adapter: Path | None, question: str | None, *, keep: bool, plain: bool) -> None:
+    """Question after question, until an empty line; `question` is the first if it is given."""
+    from upft_mlx.ask import Conversation
+    from upft_mlx.ui_ask import open_answers, print_note, read_question
+
+    tuned = "" if adapter is None else f", tuned with {adapter}"
+    each = "the conversation is kept" if keep else "each question stands alone, --chat keeps the conversation"
+    print_note(f"{recipe.model}{tuned}\n{each}; an empty line ends")
+    conversation = Conversation(asker, keep=keep)
+    question = question or read_question()
+    while question is not None:
+        with open_answers(asker.sides, plain=plain) as view:
+            conversation.ask(question, view)
+        question = read_question()

@@ -1,0 +1,209 @@
+"""What `upft ask` shows: base and tuned side by side as they answer, one below the other where there is little room.
+
+While answers grow, their last lines are on the screen; at the end they stand there whole.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from typing import Protocol
+
+from rich import box
+from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
+from rich.live import Live
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from upft_mlx.events import Side
+from upft_mlx.ui_text import Glyphs, duration, glyphs_for
+
+SIDE_BY_SIDE = 88
+"""Columns from which two panels stand beside each other."""
+REFRESH = 12
+"""Frames per second."""
+STYLES: dict[Side, str] = {"base": "cyan", "tuned": "green"}
+ENDS = {"length": "cut at --max-tokens", "interrupted": "interrupted"}
+
+
+class Answer(Protocol):
+    """What one side says, so far or in the end (`ask.Answer`)."""
+
+    @property
+    def side(self) -> Side: ...  # noqa: D102
+    @property
+    def text(self) -> str: ...  # noqa: D102
+    @property
+    def tokens(self) -> int: ...  # noqa: D102
+    @property
+    def seconds(self) -> float: ...  # noqa: D102
+    @property
+    def finish_reason(self) -> str | None: ...  # noqa: D102
+
+
+class View(Protocol):
+    """Is told of answers as they grow."""
+
+    def __call__(self, answer: Answer) -> None: ...  # noqa: D102
+
+
+@contextmanager
+def open_answers(sides: Sequence[Side], *, plain: bool, console: Console | None = None) -> Iterator[View]:
+    """Watch the sides answer one question: panels on a terminal, lines otherwise."""
+    console = console or Console()
+    if plain or not console.is_terminal or console.is_dumb_terminal:
+        view = _Lines(console)
+        try:
+            yield view
+        finally:
+            view.close()
+        return
+    panels = _Panels(sides, console)
+    try:
+        with panels.live():
+            yield panels
+    finally:
+        if panels.began:
+            console.print(panels.whole())
+
+
+def print_note(text: str) -> None:
+    """What the user should know, on stderr."""
+    console = Console(stderr=True)
+    console.print(Text(glyphs_for(console.encoding).lines(text), "yellow"), soft_wrap=True)
+
+
+def read_question() -> str | None:
+    """A question from the terminal; None at an empty line or the end of input."""
+    with suppress(ImportError):
+        import readline  # noqa: F401  # gives `input` a history and cursor keys
+    try:
+        return input("> ").strip() or None
+    except (EOFError, KeyboardInterrupt):
+        print()
+        return None
+
+
+class _Lines:
+    """The answers one after the other, printed as they grow."""
+
+    def __init__(self, console: Console) -> None:
+        self._file, self._glyphs = console.file, glyphs_for(console.encoding)
+        self._side: Side | None = None
+        self._shown = 0
+        self._open = False
+
+    def __call__(self, answer: Answer) -> None:
+        if answer.side != self._side:
+            self._side, self._shown, self._open = answer.side, 0, True
+            self._write(f"{answer.side}:\n")
+        # The last character may be a part of one, which the next token changes.
+        text = answer.text if answer.finish_reason else answer.text.rstrip("\ufffd")
+        if len(text) > self._shown:
+            self._write(self._glyphs.lines(text[self._shown :]))
+            self._shown = len(text)
+        if answer.finish_reason:
+            self._write(f"\n({_numbers(answer)})\n\n")
+            self._open = False
+
+    def close(self) -> None:
+        """Leave no half line where an error ended it."""
+        if self._open:
+            self._write("\n")
+
+    def _write(self, text: str) -> None:
+        self._file.write(text)
+        self._file.flush()
+
+
+class _Panels:
+    """The panels as they are now; Rich's thread draws them."""
+
+    def __init__(self, sides: Sequence[Side], console: Console) -> None:
+        self._sides, self._console = sides, console
+        self._glyphs = glyphs_for(console.encoding)
+        self._answers: dict[Side, Answer] = {}
+        self._lock = threading.Lock()
+
+    def __call__(self, answer: Answer) -> None:
+        with self._lock:
+            self._answers[answer.side] = answer
+
+    @property
+    def began(self) -> bool:
+        """Whether there is anything to show."""
+        return bool(self._answers)
+
+    def live(self) -> Live:
+        """The display, to be entered; it goes when it ends, and what is whole takes its place."""
+        return Live(
+            console=self._console,
+            refresh_per_second=REFRESH,
+            transient=True,
+            get_renderable=lambda: self,
+            redirect_stdout=sys.stdout.isatty(),
+            redirect_stderr=sys.stderr.isatty(),
+        )
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """The ends of the answers, as much as fits on the screen."""
+        beside = self._beside(options.max_width)
+        room = max(3, (options.size.height - 1) // (1 if beside else len(self._sides)) - 2)
+        yield self._grid(console, options, room)
+
+    def whole(self) -> RenderableType:
+        """All of the answers that began."""
+        return self._grid(self._console, self._console.options, None)
+
+    def _beside(self, width: int) -> bool:
+        return len(self._sides) > 1 and width >= SIDE_BY_SIDE
+
+    def _grid(self, console: Console, options: ConsoleOptions, room: int | None) -> Table:
+        with self._lock:
+            answers: Mapping[Side, Answer] = dict(self._answers)
+        beside = self._beside(options.max_width)
+        width = options.max_width // 2 if beside else options.max_width
+        sides = [side for side in self._sides if room is not None or side in answers]
+        bodies = {side: _body(answers.get(side), self._glyphs, console, width, room) for side in sides}
+        most = max((len(lines) for lines in bodies.values()), default=0)
+        grid = Table.grid()
+        panels = [
+            _panel(
+                side, answers.get(side), self._glyphs, lines + [Text()] * (most - len(lines) if beside else 0), width
+            )
+            for side, lines in bodies.items()
+        ]
+        for row in [panels] if beside else [[panel] for panel in panels]:
+            grid.add_row(*row)
+        return grid
+
+
+def _body(answer: Answer | None, glyphs: Glyphs, console: Console, width: int, room: int | None) -> list[Text]:
+    """An answer's lines inside a panel of `width` columns, the last `room` of them."""
+    text = Text(glyphs.lines(answer.text).strip() if answer else glyphs.pending)
+    lines = text.wrap(console, max(1, width - 4), tab_size=4)
+    return list(lines if room is None else lines[-room:])
+
+
+def _panel(side: Side, answer: Answer | None, glyphs: Glyphs, lines: Sequence[Text], width: int) -> Panel:
+    """One side's answer, in its colour while it grows."""
+    return Panel(
+        Text("\n").join(lines),
+        title=Text(side, f"bold {STYLES[side]}"),
+        title_align="left",
+        subtitle=Text(_numbers(answer), "dim") if answer else None,
+        subtitle_align="right",
+        box=box.ASCII if glyphs.encoding == "ascii" else box.ROUNDED,
+        border_style=STYLES[side] if answer and answer.finish_reason is None else "dim",
+        width=width,
+    )
+
+
+def _numbers(answer: Answer) -> str:
+    """`42 tokens, 1.3 s`, and how it ended where that was not by itself."""
+    parts = [f"{answer.tokens} token{'' if answer.tokens == 1 else 's'}", duration(answer.seconds)]
+    parts += [ENDS[answer.finish_reason]] if answer.finish_reason in ENDS else []
+    return ", ".join(parts)
