@@ -11,21 +11,25 @@ from typing import TYPE_CHECKING, Any
 os.environ.setdefault("MLX_BFS_MAX_WIDTH", "1")
 
 if TYPE_CHECKING:
+    from upft_mlx.api import build, evaluate, fuse, generate, run, train
     from upft_mlx.load import load_recipe
-    from upft_mlx.pipeline import run
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "load_recipe", "run"]
+__all__ = ["__version__", "build", "evaluate", "fuse", "generate", "load_recipe", "run", "train"]
+
+_MODULES = {"load_recipe": "load"}
+"""Where the public functions are that are not in `api`."""
 
 
 def __getattr__(name: str) -> Any:
     """Import the public functions on first use: `upft --help` must not wait for pydantic and MLX."""
-    if name == "load_recipe":
-        from upft_mlx.load import load_recipe
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
 
-        return load_recipe
-    if name == "run":
-        from upft_mlx.pipeline import run
+    return getattr(import_module(f"{__name__}.{_MODULES.get(name, 'api')}"), name)
 
-        return run
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+def __dir__() -> list[str]:
+    """With what is imported on first use."""
+    return sorted({*globals(), *__all__})

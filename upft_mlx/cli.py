@@ -6,7 +6,14 @@ from upft_mlx import cli_ask, cli_machine, cli_preview, cli_recipes, cli_results
 from upft_mlx.cli_base import cli
 
 __all__ = [
-    *("cli", "cli_ask", "cli_machine", "cli_preview", "cli_recipes", "cli_results", "cli_stages", "cli_studies"),
+    "cli",
+    "cli_ask",
+    "cli_machine",
+    "cli_preview",
+    "cli_recipes",
+    "cli_results",
+    "cli_stages",
+    "cli_studies",
     "main",
 ]
 

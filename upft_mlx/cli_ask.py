@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from upft_mlx.cli_base import cli, common, helped, prepared
+from upft_mlx.cli_complete import complete_targets
 
 if TYPE_CHECKING:
     from upft_mlx.ask import Answer, Asker
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
         'upft ask --model my-model --adapter my-adapter "What is 7 times 8?"',
     )
 )
-@click.argument("target", required=False)
+@click.argument("target", required=False, shell_complete=complete_targets)
 @click.argument("question", required=False)
 @click.option("--model", metavar="PATH_OR_ID", help="Ask this model instead of a recipe's.")
 @click.option("--adapter", type=click.Path(path_type=Path), help="Tuned is this adapter.  [default: the run's]")

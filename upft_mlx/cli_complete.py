@@ -26,6 +26,12 @@ def complete_runs(context: click.Context, parameter: click.Parameter, incomplete
     return [CompletionItem(value) for value in (*names, *folders)]
 
 
+def complete_targets(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Both: recipes and runs, each once."""
+    items = [c for find in (complete_recipes, complete_runs) for c in find(context, parameter, incomplete)]
+    return list({item.value: item for item in items}.values())
+
+
 def complete_fields(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """`section.field=` for `--set`; the value is the user's."""
     from upft_mlx.load import field_names

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from upft_mlx.cli_base import cli, common, helped, prepared
+from upft_mlx.cli_base import cli, common, helped, prepared, recipe_argument
 
 
 @cli.command(
@@ -21,7 +21,7 @@ from upft_mlx.cli_base import cli, common, helped, prepared
         "upft preview quickstart --problem upft-0007",
     )
 )
-@click.argument("recipe")
+@recipe_argument
 @click.option("--rows", type=click.IntRange(min=1), default=3, show_default=True, metavar="N", help="Rows to show.")
 @click.option("--problem", metavar="ID", help="The prompt and the rows of this problem.")
 @common

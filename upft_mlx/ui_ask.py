@@ -19,6 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from upft_mlx.events import Side
+from upft_mlx.ui_console import open_console
 from upft_mlx.ui_text import Glyphs, duration, glyphs_for
 
 SIDE_BY_SIDE = 88
@@ -53,7 +54,7 @@ class View(Protocol):
 @contextmanager
 def open_answers(sides: Sequence[Side], *, plain: bool, console: Console | None = None) -> Iterator[View]:
     """Watch the sides answer one question: panels on a terminal, lines otherwise."""
-    console = console or Console()
+    console = console or open_console()
     if plain or not console.is_terminal or console.is_dumb_terminal:
         view = _Lines(console)
         try:
@@ -72,7 +73,7 @@ def open_answers(sides: Sequence[Side], *, plain: bool, console: Console | None 
 
 def print_note(text: str) -> None:
     """What the user should know, on stderr."""
-    console = Console(stderr=True)
+    console = open_console(stderr=True)
     console.print(Text(glyphs_for(console.encoding).lines(text), "yellow"), soft_wrap=True)
 
 

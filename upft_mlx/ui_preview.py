@@ -16,6 +16,7 @@ from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from upft_mlx.ui_console import open_console
 from upft_mlx.ui_pager import paged
 from upft_mlx.ui_text import Glyphs, glyphs_for
 
@@ -45,7 +46,7 @@ def print_preview(facts: dict[str, Any], *, plain: bool, console: Console | None
 
     Marks stand for colours where it is to be `plain`, on what is no terminal, and on one without colours.
     """
-    console = console or Console()
+    console = console or open_console()
     coloured = not plain and console.is_terminal and not console.no_color and console.color_system is not None
     glyphs = glyphs_for(console.encoding)
     view = _View(facts, glyphs, coloured=coloured)
