@@ -25,7 +25,8 @@ from upft_mlx.errors import ProblemsError
 from upft_mlx.models import load_tokenizer
 from upft_mlx.prefix import structure_numbers
 from upft_mlx.preview import Marked, marked, preview
-from upft_mlx.recipe import PAPER_TEMPLATE, Recipe
+from upft_mlx.prompts import Renderer
+from upft_mlx.recipe import PAPER_TEMPLATE, Prompt, Recipe
 from upft_mlx.rows import TrainingRow, read_rows
 from upft_mlx.rules import rules
 from upft_mlx.rundir import RunDir
@@ -285,6 +286,24 @@ def test_the_prompts_are_those_that_the_stages_pass(
     assert START in preview(recipe, tmp_path / "run")["special_ids"]
 
 
+class Pieces:
+    """A tokenizer as SentencePiece makes them: one piece alone is decoded without its leading space."""
+
+    chat_template = "x"
+    pieces = ("\u2581two", "\u2581", "<0xE2>", "three")
+
+    def convert_ids_to_tokens(self, ids: list[int]) -> list[str]:
+        return [self.pieces[id_] for id_ in ids]
+
+    def decode(self, ids: list[int]) -> str:
+        text = "".join(self.pieces[id_] for id_ in ids).replace("<0xE2>", "\ufffd")
+        return text.replace("\u2581", " ").removeprefix(" ")
+
+
+def test_tokens_keep_their_leading_space_whatever_the_tokenizer_makes_of_one_alone() -> None:
+    assert Renderer(Pieces(), Prompt()).tokens([0, 1, 2, 3]) == [" two", " ", "\ufffd", "three"]
+
+
 def test_a_private_benchmark_is_shown_without_its_text(make_recipe: MakeRecipe, tmp_path: Path) -> None:
     own = write(tmp_path / "own.jsonl", '{"question": "A secret of Ulm?", "answer": "5"}\n')
     recipe = make_recipe(evaluate={"benchmarks": [{"name": "own", "path": str(own), "private": True}]})
@@ -354,6 +373,7 @@ def rule(recipe: Recipe, name: str, count: int = 256) -> str:
         ({}, "weighting", ["the 4 rows of a step"]),
         ({}, "shared", ["passed once per batch"]),
         ({"lora": {"dropout": 0.1}}, "shared", ["With lora.dropout every row passes its whole prompt"]),
+        ({}, "prompt", ["it is the template's own where it has one."]),
         ({"prompt": {"system": "Be brief."}}, "prompt", ['the system turn is "Be brief."']),
         ({"prompt": {"chat_template_args": {"enable_thinking": False}}}, "prompt", ["with enable_thinking: false"]),
     ],

@@ -52,7 +52,8 @@ def tokens(number: int) -> str:
 def _prompt(recipe: Recipe) -> str:
     system, extra = recipe.prompt.system, recipe.prompt.chat_template_args
     text = "The model's own chat template renders every prompt, the same way in sampling, training and evaluation; "
-    text += "no system turn is added" if system is None else f"the system turn is {_quoted(system)}"
+    own = "the recipe sets no system turn, so it is the template's own where it has one"
+    text += own if system is None else f"the system turn is {_quoted(system)}"
     if extra:
         text += ", with " + ", ".join(f"{name}: {json.dumps(value)}" for name, value in sorted(extra.items()))
     return text + "."
