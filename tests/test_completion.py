@@ -73,6 +73,13 @@ def test_show_completes_runs_by_name() -> None:
     assert completed("show", "runs/f") == ["runs/first/"]
 
 
+def test_ask_completes_recipes_and_runs_each_once() -> None:
+    assert completed("ask", "s") == ["sub/", "second"]
+    assert completed("ask", "quickst") == ["quickstart"]
+    write(Path("runs/quickstart/recipe.json"), "{}")
+    assert completed("ask", "quickst") == ["quickstart"]
+
+
 def test_set_completes_fields_and_leaves_the_value_to_the_user() -> None:
     assert completed("run", "quickstart", "--set", "seed") == ["seed="]
     assert completed("run", "quickstart", "--set", "quantize.") == ["quantize.bits=", "quantize.group_size="]
