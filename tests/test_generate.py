@@ -55,6 +55,23 @@ def test_prefix_rows_are_decoded_to_the_prefix_and_full_rows_to_the_end(
     assert all(row.completion == loaded.tokenizer.decode(row.completion_ids) for row in rows)
 
 
+def test_progress_expects_the_tokens_that_come_though_long_solutions_come_first(
+    make_recipe: MakeRecipe, loaded: Loaded, tmp_path: Path
+) -> None:
+    recipe = make_recipe(problems={"limit": 40}, prefix={"length": 4, "structure_ratio": 0.5})
+    events: list[Event] = []
+    run_dir = RunDir(tmp_path)
+    generate(recipe, loaded, problems(recipe), wanted(recipe, 40), run_dir, events.append)
+    seen = [event for event in events if isinstance(event, Progress)]
+    assert seen[0].tokens_left is None, "nobody knows yet"
+    total = seen[-1].tokens
+    halfway = next(event for event in seen if event.done >= 10)
+    assert halfway.tokens_left == pytest.approx(total - halfway.tokens, rel=0.2)
+    prefixes = next(event for event in seen if event.done == 20)
+    assert prefixes.tokens_left == 20 * 4
+    assert seen[-1].tokens_left == 0
+
+
 def test_progress_counts_up_to_all_solutions_and_tokens(
     make_recipe: MakeRecipe, loaded: Loaded, tmp_path: Path
 ) -> None:

@@ -295,6 +295,12 @@ def test_a_resumed_stage_counts_its_pace_from_where_it_continued() -> None:
     assert meter.left(10.0) == 10.0
 
 
+def test_time_left_goes_by_tokens_where_units_differ_in_length() -> None:
+    meter = Meter(Progress("generate", 0, 100, "solutions"), 0.0)
+    meter.add(Progress("generate", 10, 100, "solutions", 1000, tokens_left=720), 10.0)
+    assert meter.left(10.0) == pytest.approx(7.2), "10 long solutions of 100 tokens are done, 90 prefixes of 8 are left"
+
+
 def test_a_complete_stage_stands_still() -> None:
     meter = Meter(Progress("build", 0, 2, "rows"), 0.0)
     meter.add(Progress("build", 2, 2, "rows"), 3.0)

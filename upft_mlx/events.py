@@ -52,6 +52,8 @@ class Progress:
     tokens: int = 0
     peak_memory_bytes: int = 0
     """MLX's peak since the stage began, where it is worth showing."""
+    tokens_left: int | None = None
+    """Expected to come, where units differ so much in length that their number says little about the time left."""
 
 
 @dataclass(frozen=True)

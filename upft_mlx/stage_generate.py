@@ -126,13 +126,14 @@ class _Generator:
         self.renderer = Renderer(loaded.tokenizer, recipe.prompt)
         lengths = array("L", (len(problem.question) for problem in problems))
         self.plan = Plan(wanted, lengths, g.batch_size)
-        self.done = self.tokens = self.shown = 0
+        self.done = self.tokens = self.shown = self.first = 0
         self.total = sum(self.plan.sizes)
+        self.full = sum(item.samples for item in wanted if item.kind == "full")
 
     def sample(self) -> None:
         """All chunks that are not there yet, as many at a time as there are ranks."""
         first = resume(self.run.partial, self.plan.sizes)
-        self.done = sum(self.plan.sizes[:first])
+        self.done = self.first = sum(self.plan.sizes[:first])
         self._progress(0, 0)
         for part in rounds(range(first, len(self.plan.sizes))):
 
@@ -149,7 +150,23 @@ class _Generator:
 
     def _progress(self, tokens: int, finished: int) -> None:
         self.shown = max(self.shown, self.tokens + tokens)  # a step counts EOS, rows do not
-        self.notify(Progress("generate", self.done + finished, self.total, "solutions", self.shown))
+        done = self.done + finished
+        left = self._tokens_left(done)
+        self.notify(Progress("generate", done, self.total, "solutions", self.shown, tokens_left=left))
+
+    def _tokens_left(self, done: int) -> int | None:
+        """At the mean length so far of full solutions, which come first; None while none of them has ended."""
+        prefixes = self.total - max(self.full, done)
+        full = self.full - done
+        if full <= 0:
+            return prefixes * self.recipe.prefix.length
+        if done == self.first:
+            return None
+        ended = done - self.first
+        in_flight = min(full, self.recipe.generate.batch_size)  # halfway on average
+        mean = min(self.recipe.generate.max_tokens, self.shown / (ended + in_flight / 2))
+        to_come = max(0.0, mean * (ended + full) - self.shown)
+        return round(to_come) + prefixes * self.recipe.prefix.length
 
     def _rows(self, number: int | None, on_step: OnStep) -> list[Solution]:
         """This rank's chunk of a round, with the seed of its number: the same whoever samples it."""

@@ -34,11 +34,13 @@ class Meter:
         self.done, self.total = event.done, event.total
         self._first, self._started, self._last = event.done, now, now
         self._tokens, self.peak = event.tokens, event.peak_memory_bytes
+        self._first_tokens, self._tokens_left = event.tokens, event.tokens_left
         self._window = deque([(now, event.tokens)])
 
     def add(self, event: Progress, now: float) -> None:
         """Take the next report of the same stage."""
         self.done, self.total, self._last, self.peak = event.done, event.total, now, event.peak_memory_bytes
+        self._tokens_left = event.tokens_left
         # A training step reports its own tokens, the samplers a running total.
         self._tokens = self._tokens + event.tokens if self.stage.startswith("train") else event.tokens
         self._window.append((now, self._tokens))
@@ -57,12 +59,14 @@ class Meter:
         return (self._last if self.done >= self.total else now) - self._started
 
     def left(self, now: float) -> float | None:
-        """Seconds to go at the mean pace, None where there is none yet."""
-        progressed = self.done - self._first
+        """Seconds to go at the mean pace, None where there is none yet; in tokens where the stage says how many."""
+        progressed, to_go = self.done - self._first, self.total - self.done
+        if self._tokens_left is not None:
+            progressed, to_go = self._tokens - self._first_tokens, self._tokens_left
         if progressed <= 0 or self.done >= self.total:
             return None
         pace = (self._last - self._started) / progressed
-        return max(0.0, pace * (self.total - self.done) - (now - self._last))
+        return max(0.0, pace * to_go - (now - self._last))
 
     def numbers(self, now: float) -> list[str]:
         """Done of total, rate, elapsed and time left."""
