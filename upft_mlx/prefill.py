@@ -60,7 +60,9 @@ class Prefill:
         self.tokens += longest * len(parts)
         batch = PromptProcessingBatch(self._model, list(range(len(parts))), caches)
         batch.prompt(parts)
-        return [batch.extract_cache(index) for index in range(len(parts))]
+        extracted = [batch.extract_cache(index) for index in range(len(parts))]
+        mx.eval([layer.state for cache in extracted for layer in cache])  # else each holds on to the padded ones of all
+        return extracted
 
     def _agrees(self, caches: Callable[[], list[Cache]]) -> bool:
         """Whether the last tokens of `_TRIED` get the logits of a plain pass when a batch continues from caches."""
