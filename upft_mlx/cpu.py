@@ -8,12 +8,13 @@ this happens.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from typing import cast
 
 import mlx.core as mx
 import mlx.nn as nn
+
+from upft_mlx.device import memory_bytes, on_gpu
 
 MEMORY_SHARE = 1 / 8
 """Of the machine's memory that the copies may take; a model that is larger does without."""
@@ -44,8 +45,7 @@ def add_dense_copies(model: nn.Module) -> bool:
     """
     layers = [layer for _, layer in model.named_modules() if type(layer) is nn.QuantizedLinear and _fits(layer)]
     bytes_needed = sum(4 * _inputs(layer) * layer.weight.shape[0] for layer in layers)
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    if mx.default_device().type != mx.DeviceType.cpu or not layers or bytes_needed > MEMORY_SHARE * memory:
+    if on_gpu() or not layers or bytes_needed > MEMORY_SHARE * memory_bytes():
         return False
     for layer in layers:
         layer._forward, layer._copied = _with_dense_forward(layer), _parts(layer)

@@ -26,6 +26,18 @@ def working_set_bytes() -> int | None:
     return int(size) if size else None
 
 
+def memory_bytes() -> int:
+    """Of this machine."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def on_gpu() -> bool:
+    """Whether MLX computes on a GPU."""
+    import mlx.core as mx
+
+    return mx.default_device().type == mx.DeviceType.gpu
+
+
 def limit_memory() -> str | None:
     """Keep MLX within the working set and wire it there, so that macOS does not page weights out.
 

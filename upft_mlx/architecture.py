@@ -1,0 +1,300 @@
+"""What a model is made of: its shapes and bytes, from config.json and the headers of its weights. Nothing is loaded."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import struct
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from upft_mlx.errors import ModelError
+from upft_mlx.recipe import Lora, Quantize
+
+BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "U32": 4, "I32": 4, "I64": 8, "U8": 1, "I8": 1, "BOOL": 1}
+"""Of a number, by the names that safetensors has for its type."""
+_FLOATS = ("F64", "F32", "F16", "BF16")
+_LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.(.+)$")
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """An array of a weights file: its type, by safetensors' name, and shape."""
+
+    kind: str
+    shape: tuple[int, ...]
+
+    @property
+    def size(self) -> int:
+        """Numbers in it."""
+        return math.prod(self.shape)
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """How a matrix is stored with fewer bits."""
+
+    bits: int
+    group_size: int
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """A linear layer or an embedding: (outputs, inputs), quantized or not."""
+
+    name: str
+    outputs: int
+    inputs: int
+    stored: Quantized | None
+    """None: as floating numbers."""
+    is_embedding: bool = False
+
+    @property
+    def size(self) -> int:
+        """Numbers in it."""
+        return self.outputs * self.inputs
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """The shapes of a decoder."""
+
+    model_type: str
+    hidden: int
+    layers: int
+    intermediate: int
+    """Width of the MLP; of a mixture of experts that of all active experts together."""
+    heads: int
+    kv_heads: int
+    head_dim: int
+    vocabulary: int
+    matrices: tuple[Matrix, ...]
+    other_numbers: int
+    """Numbers in norms, biases and the like."""
+    float_bytes: int
+    """Of a floating number in the folder."""
+    unusual: tuple[str, ...] = ()
+    """What the formulas of `memory.py` were not measured for."""
+
+    @property
+    def kv_width(self) -> int:
+        """Numbers in the keys of one token in one layer; the values have as many."""
+        return self.kv_heads * self.head_dim
+
+    @property
+    def parameters(self) -> int:
+        """Weights."""
+        return sum(matrix.size for matrix in self.matrices) + self.other_numbers
+
+    def weight_bytes(self, float_bytes: int) -> int:
+        """Of the weights in memory, where floating numbers take `float_bytes` each."""
+        total = self.other_numbers * float_bytes
+        for matrix in self.matrices:
+            if matrix.stored is None:
+                total += matrix.size * float_bytes
+            else:
+                groups = matrix.size // matrix.stored.group_size
+                total += matrix.size * matrix.stored.bits // 8 + 2 * groups * float_bytes
+        return total
+
+    def dense_bytes(self) -> int:
+        """Of a float32 copy of the quantized linear layers, see `cpu.py`."""
+        return sum(4 * matrix.size for matrix in self.matrices if matrix.stored and not matrix.is_embedding)
+
+    def adapter_numbers(self, lora: Lora) -> int:
+        """Trainable numbers of an adapter."""
+        return sum(lora.rank * (matrix.inputs + matrix.outputs) for matrix in self.adapted(lora))
+
+    def adapted(self, lora: Lora) -> list[Matrix]:
+        """The matrices that get an adapter."""
+        first = 0 if lora.num_layers < 0 else max(0, self.layers - lora.num_layers)
+        chosen = []
+        for matrix in self.matrices:
+            place = _LAYER.search(matrix.name)
+            if place and int(place[1]) >= first and (lora.keys is None or place[2] in lora.keys):
+                chosen.append(matrix)
+        return chosen
+
+
+def read_architecture(folder: Path, quantize: Quantize | None = None) -> Architecture:
+    """The architecture of a model folder: shapes from the weights' headers where they are there, else from config.json.
+
+    Args:
+        folder: with config.json.
+        quantize: the recipe's; applied to a model that is not quantized.
+
+    Raises:
+        ModelError: config.json lacks what a decoder has, or a header is damaged.
+    """
+    path = folder / "config.json"
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path}: cannot be read: {error}; download the model again") from None
+    files = sorted(folder.glob("model*.safetensors"))
+    tensors = {name: tensor for file in files for name, tensor in read_header(file).items()}
+    return from_config(config, tensors, quantize, str(path))
+
+
+def from_config(
+    config: dict[str, Any],
+    tensors: Mapping[str, Tensor] | None = None,
+    quantize: Quantize | None = None,
+    where: str = "config.json",
+) -> Architecture:
+    """The architecture that a config states; `tensors`: the weights' headers, to be exact about shapes.
+
+    Raises:
+        ModelError: a field that a decoder has is missing.
+    """
+    text = config.get("text_config") if isinstance(config.get("text_config"), dict) else config
+    text = {**config, **(text or {})}
+
+    def number(*names: str) -> int:
+        for name in names:
+            if isinstance(value := text.get(name), int):
+                return int(value)
+        raise ModelError(f"{where}: lacks `{names[0]}`; memory cannot be planned for this model")
+
+    hidden, heads = number("hidden_size", "n_embd"), number("num_attention_heads", "n_head")
+    bare = Architecture(
+        model_type=str(text.get("model_type", "")),
+        hidden=hidden,
+        layers=number("num_hidden_layers", "n_layer"),
+        intermediate=_intermediate(text, number),
+        heads=heads,
+        kv_heads=int(text.get("num_key_value_heads") or heads),
+        head_dim=int(text.get("head_dim") or hidden // heads),
+        vocabulary=number("vocab_size"),
+        matrices=(),
+        other_numbers=0,
+        float_bytes=2,
+        unusual=_unusual(text),
+    )
+    if not tensors:
+        how = _quantization(config) or _asked(quantize)
+        matrices = tuple(_stored(matrix, how) for matrix in _from_shapes(bare, text))
+        return replace(bare, matrices=matrices, other_numbers=2 * hidden * bare.layers)
+    kind = next((tensor.kind for tensor in tensors.values() if tensor.kind in _FLOATS), "BF16")
+    groups = _group_sizes(config)
+    matrices = tuple(_stored(matrix, _asked(quantize)) for matrix in _from_headers(tensors, groups))
+    return replace(bare, matrices=matrices, other_numbers=_other_numbers(tensors), float_bytes=BYTES[kind])
+
+
+def _intermediate(text: dict[str, Any], number: Any) -> int:
+    experts = text.get("num_experts_per_tok")
+    if experts and text.get("moe_intermediate_size"):
+        return int(experts) * int(text["moe_intermediate_size"]) + int(text.get("shared_expert_intermediate_size") or 0)
+    return int(number("intermediate_size", "n_inner"))
+
+
+def _unusual(text: dict[str, Any]) -> tuple[str, ...]:
+    found = []
+    if text.get("num_experts") or text.get("num_local_experts") or text.get("n_routed_experts"):
+        found.append("a mixture of experts")
+    if "linear_num_key_heads" in text or "linear_attention" in (text.get("layer_types") or ()):
+        found.append("linear attention layers")
+    if "ssm_cfg" in text or "mamba_d_state" in text:
+        found.append("state space layers")
+    return tuple(found)
+
+
+def _quantization(config: dict[str, Any]) -> Quantized | None:
+    stated = config.get("quantization") or config.get("quantization_config") or {}
+    bits, group = stated.get("bits"), stated.get("group_size")
+    return Quantized(bits, group) if isinstance(bits, int) and isinstance(group, int) else None
+
+
+def _asked(quantize: Quantize | None) -> Quantized | None:
+    return None if quantize is None else Quantized(quantize.bits, quantize.group_size)
+
+
+def _stored(matrix: Matrix, how: Quantized | None) -> Matrix:
+    """The matrix quantized like this, unless it is already or its inputs are no whole groups."""
+    if how is None or matrix.stored is not None or matrix.inputs % how.group_size:
+        return matrix
+    return Matrix(matrix.name, matrix.outputs, matrix.inputs, how, matrix.is_embedding)
+
+
+def _group_sizes(config: dict[str, Any]) -> dict[str, int]:
+    """Of each quantized layer that has one of its own, and under the empty name that of all others."""
+    stated = config.get("quantization") or config.get("quantization_config") or {}
+    own = {
+        name: entry["group_size"] for name, entry in stated.items() if isinstance(entry, dict) and "group_size" in entry
+    }
+    return {"": stated.get("group_size", 64), **own}
+
+
+def _from_headers(tensors: Mapping[str, Tensor], groups: Mapping[str, int]) -> list[Matrix]:
+    """Every two-dimensional weight; quantized ones have scales beside them, stacked experts are one tall matrix."""
+    found = []
+    for name, tensor in tensors.items():
+        base, dot, last = name.rpartition(".")
+        if last != "weight" or not dot or len(tensor.shape) < 2:
+            continue
+        outputs = math.prod(tensor.shape[:-1])
+        scales = tensors.get(f"{base}.scales")
+        if scales is None:
+            found.append(Matrix(base, outputs, tensor.shape[-1], None, _is_embedding(base)))
+            continue
+        group = groups.get(base, groups[""])
+        inputs = scales.shape[-1] * group
+        bits = tensor.shape[-1] * 32 // inputs  # of each number in the packed words
+        found.append(Matrix(base, outputs, inputs, Quantized(bits, group), _is_embedding(base)))
+    return found
+
+
+def _is_embedding(name: str) -> bool:
+    return "embed" in name.rpartition(".")[2]
+
+
+def _other_numbers(tensors: Mapping[str, Tensor]) -> int:
+    single = (t.size for name, t in tensors.items() if len(t.shape) < 2 and not name.endswith((".scales", ".biases")))
+    return sum(single)
+
+
+def _from_shapes(bare: Architecture, text: dict[str, Any]) -> Iterator[Matrix]:
+    """The matrices of a decoder of llama's kind."""
+    hidden, inner = bare.hidden, bare.intermediate
+    if experts := text.get("num_experts") or text.get("num_local_experts"):
+        inner = int(experts) * int(text.get("moe_intermediate_size") or bare.intermediate)
+    queries = bare.heads * bare.head_dim
+    sizes = {
+        "self_attn.q_proj": (queries, hidden),
+        "self_attn.k_proj": (bare.kv_width, hidden),
+        "self_attn.v_proj": (bare.kv_width, hidden),
+        "self_attn.o_proj": (hidden, queries),
+        "mlp.gate_proj": (inner, hidden),
+        "mlp.up_proj": (inner, hidden),
+        "mlp.down_proj": (hidden, inner),
+    }
+    yield Matrix("model.embed_tokens", bare.vocabulary, hidden, None, is_embedding=True)
+    if not text.get("tie_word_embeddings", False):
+        yield Matrix("lm_head", bare.vocabulary, hidden, None)
+    for layer in range(bare.layers):
+        for name, (outputs, inputs) in sizes.items():
+            yield Matrix(f"model.layers.{layer}.{name}", outputs, inputs, None)
+
+
+def read_header(path: Path) -> dict[str, Tensor]:
+    """The arrays of a safetensors file, without reading them.
+
+    Raises:
+        ModelError: the file is cut or is no safetensors file.
+    """
+    try:
+        with path.open("rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            if length > path.stat().st_size:
+                raise ValueError("its header is longer than the file")
+            header = json.loads(file.read(length))
+        return {
+            name: Tensor(str(entry["dtype"]), tuple(entry["shape"]))
+            for name, entry in header.items()
+            if name != "__metadata__"
+        }
+    except (OSError, ValueError, struct.error, KeyError, TypeError) as error:
+        raise ModelError(f"{path}: not a safetensors file: {error}; download the model again") from None

@@ -1,0 +1,168 @@
+"""Peak memory of sampling and of training by formula, before anything is loaded.
+
+The terms are what a step must hold; how many copies of each MLX holds at its peak was measured and fitted
+(`perf/plan_memory.py`, MLX 0.32.4 on the CPU, errors in docs/planning.md). Nothing of it has been seen on Metal.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from upft_mlx.architecture import Architecture
+from upft_mlx.recipe import Lora
+
+CACHE_STEP = 256
+"""Tokens by which mlx-lm's key-value caches grow."""
+WAVE_PROMPTS = 8
+"""Prompts that are passed together at least (`sampler.py`)."""
+OPTIMIZER_COPIES = 3
+"""Of the adapter in float32: itself and AdamW's two moments."""
+
+
+@dataclass(frozen=True)
+class Device:
+    """What memory depends on where a model runs."""
+
+    is_gpu: bool
+    memory_bytes: int
+    """Of the machine, for the limit of dense copies."""
+
+
+@dataclass(frozen=True)
+class TrainingPass:
+    """What a (micro-)batch passes through the model."""
+
+    sequences: int
+    tokens: int
+    """Of each sequence, padded, without the shared ones."""
+    shared: int
+    """Tokens that all sequences begin with."""
+    rows: int
+    """Supervised positions, padded."""
+    accumulates: bool
+    """Whether the step has other passes, so that their gradients are held as well."""
+
+
+@dataclass(frozen=True)
+class SamplingLoad:
+    """What sampling holds at its fullest."""
+
+    batch_size: int
+    """Completions decoded together."""
+    prompts: int
+    """Of a chunk."""
+    samples: int
+    """Completions per prompt."""
+    prompt_tokens: int
+    """Of a long prompt, without the shared ones."""
+    shared: int
+    max_tokens: int
+    """Decoded at most."""
+
+
+# How many copies of each term MLX holds at its peak; fitted by perf/plan_memory.py.
+SAVED = {"hidden": 7.44, "kv": 0.41, "mlp": 4.96, "rank": 10.56, "joined": 1.07, "scores": 0.63, "cast": 0.47}
+"""Of a layer with an adapter, kept for the backward pass."""
+BACKWARD = {"hidden": 7.70, "mlp": 9.04, "kv": 1.44}
+"""Of the layer whose gradients are computed."""
+HEAD = {"logits": 6.84, "hidden": 9.81}
+"""At the end of the forward pass."""
+REST = {"lowest": 2.11, "update": 1.50}
+"""`lowest`: what the lowest layer with an adapter need not hold, since nobody asks for the gradient of its inputs;
+`update`: adapters' worth of temporaries in the update."""
+SAMPLED = {
+    "copies_1": 1.03,
+    "prefill_1": 0.07,
+    "copies_2": 1.13,
+    "prefill_2": 1.07,
+    "copies_4": 1.66,
+    "prefill_4": 2.39,
+    "hidden": 0.21,
+    "scores": 2.87,
+    "step": 34.5,
+}
+"""Of sampling a chunk of one batch, of two, of more: `copies` of the caches of a batch in flight, or these caches and
+`prefill` times those of the prompts that are passed together, whichever is more."""
+
+
+def weight_bytes(model: Architecture, device: Device) -> int:
+    """Of the loaded model: as stored on a GPU, in float32 and with dense copies on the CPU (`models`, `cpu.py`)."""
+    if device.is_gpu:
+        return model.weight_bytes(model.float_bytes)
+    dense = model.dense_bytes()
+    return model.weight_bytes(4) + (dense if dense <= device.memory_bytes / 8 else 0)
+
+
+def training_peak(model: Architecture, lora: Lora, one: TrainingPass, device: Device, *, checkpoint: bool) -> float:
+    """Peak bytes of a training step.
+
+    Args:
+        model: the shapes.
+        lora: the adapter.
+        one: the pass that takes most.
+        device: where.
+        checkpoint: whether layers are computed again in the backward pass (`shared` is 0 then).
+    """
+    number = 4 if not device.is_gpu else max(2, model.float_bytes)
+    adapter = 4 * model.adapter_numbers(lora)
+    layers = model.layers if lora.num_layers < 0 else min(model.layers, lora.num_layers)
+    tokens = one.sequences * one.tokens
+    layer = _saved(model, lora, one, number)
+    backward = (
+        4
+        * tokens
+        * (BACKWARD["hidden"] * model.hidden + BACKWARD["mlp"] * model.intermediate + BACKWARD["kv"] * model.kv_width)
+    )
+    head = HEAD["logits"] * 4 * one.rows * model.vocabulary + HEAD["hidden"] * number * tokens * model.hidden
+    if checkpoint:
+        held = layers * number * tokens * model.hidden + max(layer + backward, head)
+    else:
+        lowest = REST["lowest"] * number * tokens * (model.hidden + model.kv_width + model.intermediate)
+        held = layers * layer + max(backward, head) - lowest
+    states = OPTIMIZER_COPIES * adapter + (adapter if one.accumulates else 0)
+    return weight_bytes(model, device) + states + max(held, REST["update"] * adapter)
+
+
+def _saved(model: Architecture, lora: Lora, one: TrainingPass, number: int) -> float:
+    """Bytes that a layer keeps for the backward pass."""
+    passed = one.sequences * one.tokens + one.shared
+    span = one.tokens + one.shared
+    total = (
+        number
+        * passed
+        * (SAVED["hidden"] * model.hidden + SAVED["kv"] * model.kv_width + SAVED["mlp"] * model.intermediate)
+    )
+    total += 4 * passed * SAVED["rank"] * lora.rank
+    total += 4 * SAVED["scores"] * one.sequences * model.heads * one.tokens * span
+    if one.shared:  # the shared keys and values are joined with each sequence's own
+        total += number * SAVED["joined"] * one.sequences * span * model.kv_width
+    if number < 4:  # an adapter's input is cast to float32
+        total += 4 * SAVED["cast"] * passed * (6 * model.hidden + model.intermediate)
+    return total
+
+
+def sampling_peak(model: Architecture, load: SamplingLoad, device: Device, adapter_numbers: int = 0) -> float:
+    """Peak bytes of sampling; `adapter_numbers` of an adapter on the model."""
+    number = 4 if not device.is_gpu else max(2, model.float_bytes)
+    token = 2 * number * model.kv_width * model.layers  # keys and values of one token
+    active = min(load.batch_size, load.prompts * load.samples)
+    wave = min(load.prompts, max(WAVE_PROMPTS, math.ceil(load.batch_size / 4 / load.samples)))
+    prompt = load.shared + load.prompt_tokens
+    cache = active * token * (prompt + CACHE_STEP * math.ceil(load.max_tokens / CACHE_STEP))
+    filled = wave * token * (load.shared + CACHE_STEP * math.ceil(load.prompt_tokens / CACHE_STEP))
+    batches = math.ceil(load.prompts * load.samples / load.batch_size)
+    kind = 4 if batches > 2 else batches
+    total = max(SAMPLED[f"copies_{kind}"] * cache, cache + SAMPLED[f"prefill_{kind}"] * filled)
+    total += number * wave * load.prompt_tokens * SAMPLED["hidden"] * model.hidden
+    total += 4 * SAMPLED["scores"] * wave * model.heads * load.prompt_tokens * prompt
+    total += number * SAMPLED["step"] * active * model.intermediate
+    return weight_bytes(model, device) + 4 * adapter_numbers + total
+
+
+def fusing_peak(model: Architecture, lora: Lora, device: Device, *, all_float32: bool) -> float:
+    """Peak bytes of fusing; `all_float32`: a 16-bit way is measured, with all adapted layers in float32 at once."""
+    adapted = model.adapted(lora)
+    largest = max((matrix.size for matrix in adapted), default=0)
+    dense = sum(matrix.size for matrix in adapted) if all_float32 else 0
+    return weight_bytes(model, device) + 4 * (model.adapter_numbers(lora) + dense + 3 * largest)
