@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 os.environ.setdefault("MLX_BFS_MAX_WIDTH", "1")
 
 if TYPE_CHECKING:
-    from upft_mlx.api import build, evaluate, fuse, generate, run, train
+    from upft_mlx.api import build, evaluate, fuse, generate, plan, run, train
     from upft_mlx.load import load_recipe
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "build", "evaluate", "fuse", "generate", "load_recipe", "run", "train"]
+__all__ = ["__version__", "build", "evaluate", "fuse", "generate", "load_recipe", "plan", "run", "train"]
 
 _MODULES = {"load_recipe": "load"}
 """Where the public functions are that are not in `api`."""

@@ -13,7 +13,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from upft_mlx import machine, pipeline
+from upft_mlx import machine, pipeline, planning
 from upft_mlx.events import Observer, ignore
 from upft_mlx.recipe import Recipe
 
@@ -37,6 +37,33 @@ def run(recipe: Recipe, run_dir: str | Path | None = None, notify: Observer = ig
     """
     _begin()
     return pipeline.run(recipe, _folder(recipe, run_dir), notify)
+
+
+def plan(
+    recipe: Recipe,
+    run_dir: str | Path | None = None,
+    notify: Observer = ignore,
+    *,
+    mac: float | None = None,
+    calibrates: bool = True,
+) -> Facts:
+    """What the recipe will cost: tokens, memory, disk and time.
+
+    Args:
+        recipe: the recipe.
+        run_dir: solutions that are there already say how long solutions are; None: runs/NAME.
+        notify: is told when the calibration begins.
+        mac: plan for a Mac with so many GB of memory instead of this machine.
+        calibrates: whether the model may be loaded, about ten seconds, where this machine's speed is not known yet.
+
+    Returns:
+        The facts of `upft plan --json`.
+
+    Raises:
+        UpftError: one of its kinds, as a run would raise it.
+    """
+    _begin()
+    return planning.plan_recipe(recipe, _folder(recipe, run_dir), notify, mac=mac, calibrates=calibrates)
 
 
 def generate(recipe: Recipe, run_dir: str | Path | None = None, notify: Observer = ignore) -> Facts:

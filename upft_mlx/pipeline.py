@@ -24,9 +24,11 @@ from upft_mlx.events import Note, Observer, Side, StageDone, StageSkipped, Stage
 from upft_mlx.inputs import Inputs
 from upft_mlx.models import Loaded, find_model, load, load_tokenizer
 from upft_mlx.parallel import ranks
+from upft_mlx.planner import Planner
 from upft_mlx.prefix import check_problems, wanted
 from upft_mlx.recipe import Recipe
 from upft_mlx.report import STAGES, collect, markdown
+from upft_mlx.rooms import has_auto, this_machine
 from upft_mlx.rows import read_json, write_atomically, write_json
 from upft_mlx.rundir import Entry, RunDir, changes, fingerprint, remove
 from upft_mlx.sides import Sides, side_name
@@ -35,6 +37,9 @@ from upft_mlx.stage_build import build
 from upft_mlx.stage_evaluate import announce
 from upft_mlx.stage_generate import generate
 from upft_mlx.summary import summarize
+
+_PLANNED = ("generate", "train", "evaluate", "fuse")
+"""Stages whose memory can be planned."""
 
 
 def run(recipe: Recipe, run_dir: str | Path, notify: Observer = ignore) -> dict[str, Any]:
@@ -48,6 +53,7 @@ def run(recipe: Recipe, run_dir: str | Path, notify: Observer = ignore) -> dict[
     """
     pipeline = Pipeline(recipe, run_dir, notify)
     with pipeline.opened():
+        pipeline.check_memory("generate", "train", "evaluate", "fuse")
         pipeline.describe()
         pipeline.generate()
         pipeline.build()
@@ -77,6 +83,7 @@ def run_stage(
     pipeline = Pipeline(recipe, run_dir, notify, adapter)
     with pipeline.opened():
         pipeline.require(stage)
+        pipeline.check_memory(stage)
         pipeline.describe()
         getattr(pipeline, stage)(**options)
         return pipeline.report()
@@ -126,7 +133,7 @@ class Pipeline:
         Raises:
             UpftError: one of its kinds.
         """
-        self.recipe, self.run, self.adapter = recipe, RunDir(ranks().workplace(Path(run_dir))), adapter
+        self.run, self.adapter = RunDir(ranks().workplace(Path(run_dir))), adapter
         self.notify = notify if ranks().leads else ignore
         self.power = PowerWatch(self.notify)
         entries = resolve(recipe.evaluate)
@@ -134,7 +141,29 @@ class Pipeline:
         self.problems = problems_of(recipe)
         check_problems(recipe, self.problems)
         self.sets = [Set(entry, load_benchmark(entry, recipe.seed)) for entry in entries]
-        self.inputs = Inputs(recipe, self.model_path, self.problems, self.sets, adapter)
+        self.recipe = self._settled(recipe)
+        self.inputs = Inputs(self.recipe, self.model_path, self.problems, self.sets, adapter)
+
+    def _settled(self, recipe: Recipe) -> Recipe:
+        """With numbers in place of `auto`: the same on every call, whatever the run has done already."""
+        if not has_auto(recipe):
+            return recipe
+        return Planner(recipe, self.model_path, self.problems, self.sets, this_machine()).settled().recipe
+
+    def check_memory(self, *stages: str) -> None:
+        """Refuse stages that are still to be done and cannot fit into this machine's memory.
+
+        Raises:
+            RoomError: what is needed, what there is, and what would fit.
+        """
+        due = tuple(stage for stage in stages if stage in _PLANNED and not self.is_current(stage))
+        if not due:
+            return
+        planner = Planner(self.recipe, self.model_path, self.problems, self.sets, this_machine(), self.run)
+        planner.rooms.refuse_too_large(self.recipe, tuple(stage for stage in due if stage != "fuse"))
+        peaks = planner.rooms.peaks(self.recipe)
+        for line in planner.rooms.too_large(self.recipe, {stage: peaks[stage] for stage in due if stage in peaks}):
+            self.notify(Note(f"memory may not be enough: {line}"))
 
     @contextmanager
     def opened(self) -> Iterator[None]:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, model_validator
 
 PAPER_TEMPLATE = (
     " Please provide the initial step towards resolving the question. "
@@ -38,8 +38,26 @@ def _as_subset(value: object) -> object:
     }
 
 
+AUTO = 0
+"""What `auto` is in the code: `rooms.settle` puts a number there before anything is sampled or trained."""
+
+
+def _as_sequences(value: object) -> object:
+    if value == "auto":
+        return AUTO
+    if isinstance(value, int) and not isinstance(value, bool) and value < 1:
+        raise ValueError(f"{value}: should be at least 1, or auto")
+    return value
+
+
+def _from_sequences(value: int) -> int | str:
+    return "auto" if value == AUTO else value
+
+
 Strings = Annotated[tuple[str, ...], BeforeValidator(_as_tuple)]
 Count = Annotated[int, Field(ge=1)]
+Sequences = Annotated[int, BeforeValidator(_as_sequences), PlainSerializer(_from_sequences)]
+"""A number of sequences, or `auto`."""
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Subset = Annotated[dict[Literal["level", "subject"], tuple[str, ...]], BeforeValidator(_as_subset)]
 
@@ -120,8 +138,8 @@ class Generate(Section):
     """Limit of a full solution (tokens)."""
     stop: Strings = ()
     """Texts at which a solution ends, before the text."""
-    batch_size: Count = 32
-    """Sequences decoded together."""
+    batch_size: Sequences = 32
+    """Sequences decoded together; `auto`: as many as fit into memory, at most 64."""
 
     @model_validator(mode="after")
     def _stop_says_something(self) -> Generate:
@@ -200,10 +218,11 @@ class Train(Section):
     """Passes over all rows (1 where neither `epochs` nor `steps` is given)."""
     steps: Count | None = None
     """Optimizer steps, instead of epochs."""
-    batch_size: Count = 16
-    """Sequences per optimizer step (the paper: 64)."""
-    micro_batch_size: Count | None = None
-    """Sequences passed at a time, to save memory; the step is the same. Unset: as many as have 512 tokens together."""
+    batch_size: Sequences = 16
+    """Sequences per optimizer step; `auto`: the paper's 64, less where that would be fewer than 20 steps an epoch."""
+    micro_batch_size: Sequences | None = None
+    """Sequences passed at a time, to save memory; the step is the same. Unset: as many as have 512 tokens together;
+    `auto`: as many as fit into memory."""
     grad_checkpoint: bool = False
     """Compute the layers again in the backward pass instead of keeping what they computed: less memory, more time."""
     learning_rate: Annotated[float, Field(gt=0.0)] = 1e-4
@@ -321,8 +340,8 @@ class Evaluate(Section):
     """The first so many problems of each benchmark."""
     subset: Subset = Field(default_factory=dict)
     """Only problems of this level or subject, for benchmarks that set none themselves."""
-    batch_size: Count = 32
-    """Sequences decoded together."""
+    batch_size: Sequences = 32
+    """Sequences decoded together; `auto`: as many as fit into memory, at most 64."""
 
     @model_validator(mode="after")
     def _labels_differ_and_samples_vary(self) -> Evaluate:

@@ -25,6 +25,7 @@ from upft_mlx.ui_doctor import print_findings
 from upft_mlx.ui_live import LiveView
 from upft_mlx.ui_pager import paged
 from upft_mlx.ui_plain import PlainView
+from upft_mlx.ui_plan import print_plan
 from upft_mlx.ui_show import Seen, detail, listing
 from upft_mlx.ui_summary import file_lines, summary
 from upft_mlx.ui_tables import print_analysis, print_comparison, print_recipes
@@ -137,6 +138,7 @@ __all__ = [
     "print_comparison",
     "print_error",
     "print_findings",
+    "print_plan",
     "print_recipes",
     "print_summary",
     "save_svg",

@@ -23,7 +23,7 @@ def print_analysis(found: dict[str, Any], folder: Path, *, console: Console | No
     console = console or open_console()
     by_length = {row["length"]: row for row in found["accuracy"]}
     consistency = {row["length"]: row for row in found["self_consistency"]}
-    table = _table("t", "self-consistency", "from correct", "from incorrect", "difference, points")
+    table = table_of("t", "self-consistency", "from correct", "from incorrect", "difference, points")
     for length in sorted(consistency.keys() | by_length.keys()):
         row, trials = consistency.get(length), by_length.get(length)
         table.add_row(
@@ -44,7 +44,7 @@ def print_analysis(found: dict[str, Any], folder: Path, *, console: Console | No
 def print_comparison(found: dict[str, Any], folder: Path, *, console: Console | None = None) -> None:
     """A table of costs, and one of accuracies per benchmark."""
     console = console or open_console()
-    costs = _table("method", "tokens sampled", "tokens trained", "time", "peak memory")
+    costs = table_of("method", "tokens sampled", "tokens trained", "time", "peak memory")
     for method, row in found["methods"].items():
         spent = bool(row["tokens_sampled"])
         costs.add_row(
@@ -57,7 +57,7 @@ def print_comparison(found: dict[str, Any], folder: Path, *, console: Console | 
     console.print()
     console.print(costs)
     for name in found["benchmarks"]:
-        table = _table("method", "accuracy", "difference to base, points")
+        table = table_of("method", "accuracy", "difference to base, points")
         for method, row in found["methods"].items():
             result = row["benchmarks"][name]
             difference = result["difference"]
@@ -121,10 +121,14 @@ def _difference(difference: dict[str, Any]) -> Text:
     return Text(f"{points(difference['delta'])} [{points(low)}, {points(high)}]", style)
 
 
-def _table(*columns: str) -> Table:
+_WORDS = ("method", "tokens", "peak memory of", "disk and time")
+
+
+def table_of(*columns: str) -> Table:
+    """An empty table in the style of all; columns of words are aligned to the left."""
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False, header_style="bold")
     for column in columns:
-        table.add_column(column, justify="left" if column == "method" else "right", no_wrap=True)
+        table.add_column(column, justify="left" if column in _WORDS else "right", no_wrap=True)
     return table
 
 

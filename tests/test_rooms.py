@@ -1,0 +1,125 @@
+"""Planned peak memory is what MLX measures; what does not fit is refused with what would."""
+
+from __future__ import annotations
+
+import gc
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import pytest
+from helpers_models import write_model
+
+from upft_mlx.architecture import read_architecture
+from upft_mlx.lengths import measure_prompts, measure_solutions
+from upft_mlx.models import load, load_tokenizer
+from upft_mlx.prefix import wanted
+from upft_mlx.problems import Problem
+from upft_mlx.prompts import Renderer
+from upft_mlx.recipe import Recipe
+from upft_mlx.rooms import Rooms, this_machine
+from upft_mlx.rundir import RunDir
+from upft_mlx.stage_build import build
+from upft_mlx.stage_generate import generate
+from upft_mlx.stage_train import train
+
+LARGE = {"hidden_size": 256, "intermediate_size": 704, "num_hidden_layers": 4, "vocab_size": 8192}
+COMBINATIONS: dict[str, dict[str, Any]] = {
+    # model's shape and bits; words of a question; recipe
+    "4 bits": {"shape": LARGE},
+    "8 bits, one at a time": {
+        "shape": LARGE,
+        "bits": 8,
+        "train": {"micro_batch_size": 1},
+        "generate": {"batch_size": 8},
+    },
+    "no quantization": {"shape": LARGE, "bits": None, "lora": {"rank": 32}, "train": {"batch_size": 6}},
+    "deep, whole batch": {"shape": {**LARGE, "num_hidden_layers": 8}, "train": {"micro_batch_size": 16}, "words": 20},
+    "wide": {"shape": {**LARGE, "hidden_size": 512, "num_hidden_layers": 2}, "words": 20, "prefix": {"length": 8}},
+    "long questions": {"shape": LARGE, "words": 150, "train": {"batch_size": 4}},
+    "long prefixes": {"shape": LARGE, "prefix": {"length": 48}, "train": {"micro_batch_size": 4}, "words": 30},
+    "top layers": {"shape": LARGE, "lora": {"num_layers": 2, "rank": 8}, "train": {"micro_batch_size": 8}},
+    "checkpointing": {"shape": LARGE, "train": {"grad_checkpoint": True, "micro_batch_size": 8}, "words": 60},
+    "full solutions": {
+        "shape": {**LARGE, "tie_word_embeddings": False},
+        "method": "sft",
+        "ends": 200,
+        "generate": {"max_tokens": 80},
+        "words": 20,
+    },
+}
+
+
+def questions(words: int) -> list[Problem]:
+    rng = random.Random(words)
+    names = ["one", "two", "three", "apples", "pears", "how", "many", "left", "buys", "each"]
+    lengths = [rng.randint(words * 2 // 3, words) for _ in range(32)]
+    return [Problem(str(n), " ".join(rng.choice(names) for _ in range(k))) for n, k in enumerate(lengths)]
+
+
+def peak_of(work: Callable[[], object]) -> int:
+    gc.collect()
+    mx.clear_cache()
+    before = mx.get_active_memory()
+    mx.reset_peak_memory()
+    work()
+    return mx.get_peak_memory() - before
+
+
+def recipe_for(folder: Path, given: dict[str, Any]) -> Recipe:
+    settings = {
+        name: given.get(name, {})
+        for name in ("generate", "prefix", "lora", "train", "method")
+        if name in given or name != "method"
+    }
+    settings["generate"] = {"batch_size": 16, "max_tokens": 40, **settings["generate"]}
+    settings["prefix"] = {"structure_ratio": 0.0, **settings["prefix"]}
+    settings["train"] = {"steps": 1, "batch_size": 16, "valid_ratio": 0.0, "save": "last", **settings["train"]}
+    return Recipe.model_validate({"model": str(folder), "problems": {"builtin": "arithmetic"}, **settings})
+
+
+@pytest.fixture(scope="module")
+def table() -> list[tuple[str, str, float, int]]:
+    return []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", COMBINATIONS)
+def test_planned_peaks_are_within_15_percent_of_those_measured(
+    name: str, tmp_path: Path, table: list[tuple[str, str, float, int]]
+) -> None:
+    given = COMBINATIONS[name]
+    folder = write_model(
+        tmp_path / "model", bits=given.get("bits", 4), ends=given.get("ends", 0), **given.get("shape", {})
+    )
+    recipe, problems, run = recipe_for(folder, given), questions(given.get("words", 40)), RunDir(tmp_path / "run")
+    run.root.mkdir()
+    tokenizer = load_tokenizer(folder)
+    renderer = Renderer(tokenizer, recipe.prompt)
+
+    def rooms() -> Rooms:
+        return Rooms(
+            read_architecture(folder),
+            measure_prompts([p.question for p in problems], renderer),
+            measure_prompts([p.question for p in problems], renderer, recipe.prefix.template_text),
+            measure_solutions(recipe, problems, tokenizer, run, None),
+            None,
+            this_machine(),
+        )
+
+    asked = wanted(recipe, len(problems))
+    measured = {
+        "generate": peak_of(lambda: generate(recipe, load(folder), problems, asked, run)),
+        "train": peak_of(lambda: (build(recipe, tokenizer, problems, run), train(recipe, load(folder), run))),
+    }
+    planned = rooms().peaks(recipe)
+    for stage, peak in measured.items():
+        table.append((name, stage, planned[stage], peak))
+        print(
+            f"{name:18} {stage:9} planned {planned[stage] / 1e6:7.1f} MB  measured {peak / 1e6:7.1f} MB  "
+            f"{planned[stage] / peak - 1:+.1%}"
+        )
+    for stage, peak in measured.items():
+        assert planned[stage] == pytest.approx(peak, rel=0.15), stage

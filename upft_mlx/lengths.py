@@ -1,0 +1,127 @@
+"""How long prompts and solutions are, in tokens: counted where they are known, estimated where not, and which."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from upft_mlx.batches import shared_length
+from upft_mlx.problems import Problem
+from upft_mlx.prompts import Renderer
+from upft_mlx.recipe import Recipe
+from upft_mlx.rows import Solution, read_rows
+from upft_mlx.rundir import RunDir
+
+_COUNTED = 256
+"""Questions that are tokenized for a mean, evenly spaced."""
+_LONGEST = 64
+"""Questions that are tokenized for the longest prompts: those with most characters."""
+_SOLUTION = 24
+"""Tokens from which an answer counts as a written solution."""
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """Rendered prompts of a set of questions."""
+
+    count: int
+    mean: float
+    """Tokens, the shared ones included."""
+    longest: tuple[int, ...]
+    """Tokens of the longest ones, in descending order."""
+    shared: int
+    """Tokens that all of them begin with."""
+
+    def first(self, count: int) -> list[int]:
+        """Tokens of the so many longest ones."""
+        return first(self.longest, count)
+
+
+def first(known: Sequence[int], count: int) -> list[int]:
+    """The first so many; beyond those that are known all are like the last of them."""
+    return [known[min(number, len(known) - 1)] for number in range(count)]
+
+
+@dataclass(frozen=True)
+class Solutions:
+    """Full solutions."""
+
+    mean: float
+    """Tokens, without EOS."""
+    longest: int
+    trained: tuple[int, ...]
+    """Tokens of the longest ones that ended before max_tokens, in descending order: those cut there are not trained."""
+    finished: float
+    """Share that ends before max_tokens."""
+    how: str
+    """How this is known."""
+    is_measured: bool = True
+
+
+def measure_prompts(questions: Sequence[str], renderer: Renderer, appended: str = "") -> Prompts:
+    """Tokenize some of the questions, each with `appended` behind it.
+
+    Returns:
+        Mean and shared tokens of evenly spaced ones, and the longest of those with most characters.
+    """
+    step = max(1, len(questions) // _COUNTED)
+    spaced = [renderer.ids(question + appended) for question in questions[::step]]
+    longest = sorted(questions, key=len)[-_LONGEST:]
+    counts = sorted((len(renderer.ids(question + appended)) for question in longest), reverse=True)
+    shared = _shared(spaced) if len(spaced) > 1 else 0
+    return Prompts(len(questions), sum(map(len, spaced)) / len(spaced), tuple(counts), shared)
+
+
+def _shared(prompts: Sequence[list[int]]) -> int:
+    from upft_mlx.batches import Example
+
+    return shared_length([Example("", [*ids, 0], len(ids)) for ids in prompts])
+
+
+def measure_solutions(
+    recipe: Recipe, problems: Sequence[Problem], tokenizer: Any, run: RunDir | None, sampled: Solutions | None
+) -> Solutions:
+    """What full solutions of these problems will be like, from the best source that there is.
+
+    Args:
+        recipe: its `generate.max_tokens` is the limit.
+        problems: whose answers may be written solutions.
+        tokenizer: the model's.
+        run: whose solutions.jsonl is looked at.
+        sampled: what a calibration has found on this machine.
+    """
+    limit = recipe.generate.max_tokens
+    if run is not None and (found := _of_run(run, limit)):
+        return found
+    if sampled is not None:
+        return sampled
+    step = max(1, len(problems) // _COUNTED)
+    texts = [str(problem.answer) for problem in problems[::step] if problem.answer]
+    counts = [min(limit, len(tokenizer.encode(text))) for text in texts]
+    if counts and sum(counts) / len(counts) >= _SOLUTION:
+        how = "assumed to be as long as the solutions in the dataset"
+        return Solutions(sum(counts) / len(counts), limit, (limit,), 1.0, how, is_measured=False)
+    return Solutions(limit / 2, limit, (limit,), 1.0, "assumed: half of generate.max_tokens", is_measured=False)
+
+
+def _of_run(run: RunDir, limit: int) -> Solutions | None:
+    """Those that the run has sampled already."""
+    path = run.solutions if run.solutions.exists() else run.partial
+    lengths: list[tuple[int, bool]] = []
+    for solution in read_rows(path, Solution) if path.exists() else ():
+        if solution.kind == "full":
+            lengths.append((min(limit, len(solution.completion_ids)), solution.finish_reason == "stop"))
+    return of_lengths(lengths, f"measured on {len(lengths)} full solutions of this run") if lengths else None
+
+
+def of_lengths(lengths: Sequence[tuple[int, bool]], how: str) -> Solutions:
+    """What (tokens, whether it ended before max_tokens) of some solutions say of all."""
+    counts, ended = [count for count, _ in lengths], sorted((count for count, end in lengths if end), reverse=True)
+    return Solutions(
+        mean=sum(counts) / len(counts),
+        longest=max(counts),
+        trained=tuple(ended[:_LONGEST]),
+        finished=len(ended) / len(counts),
+        how=how,
+    )

@@ -1,0 +1,263 @@
+"""What a recipe will cost: tokens, memory, disk and time, before anything is loaded.
+
+Shapes come from config.json and the headers of the weights, lengths from the data. Only the time, and the length of
+full solutions, need a calibration (`speed.py`), which loads the model once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from upft_mlx.architecture import Architecture, read_architecture
+from upft_mlx.benchmarks import QUESTION, Set, load_benchmark, resolve
+from upft_mlx.economy import KEEP, SAMPLES, Cost
+from upft_mlx.lengths import Prompts, Solutions, measure_prompts, measure_solutions
+from upft_mlx.models import find_model, load_tokenizer
+from upft_mlx.prefix import check_problems, valid_numbers
+from upft_mlx.problems import Problem
+from upft_mlx.prompts import Renderer
+from upft_mlx.recipe import Recipe
+from upft_mlx.rooms import Budget, Rooms, this_machine
+from upft_mlx.rundir import RunDir
+from upft_mlx.speed import Speed
+from upft_mlx.stage_evaluate import user_turn
+
+_ROW_BYTES = 12
+"""Of a token in a JSONL row: its id and its text, about."""
+_CHECKPOINT_COPIES = 3
+"""Of the adapter in a checkpoint: itself and AdamW's moments."""
+
+
+@dataclass
+class Planner:
+    """A recipe with its data, its model's shapes and the machine; `recipe` has numbers where it had `auto`."""
+
+    recipe: Recipe
+    model_path: Path
+    problems: Sequence[Problem]
+    sets: Sequence[Set]
+    budget: Budget
+    run: RunDir | None = None
+    speed: Speed | None = None
+
+    @classmethod
+    def of(
+        cls, recipe: Recipe, problems: Sequence[Problem], budget: Budget | None = None, run: RunDir | None = None
+    ) -> Planner:
+        """Find what a plan needs; the model's weights need not be here.
+
+        Raises:
+            UpftError: one of its kinds, as a run would raise it.
+        """
+        check_problems(recipe, problems)
+        sets = [Set(entry, load_benchmark(entry, recipe.seed)) for entry in resolve(recipe.evaluate)]
+        return cls(recipe, find_model(recipe, weights=False), problems, sets, budget or this_machine(), run).settled()
+
+    def settled(self) -> Planner:
+        """The same with numbers in place of `auto`."""
+        self.recipe = self.rooms.settle(self.recipe)
+        return self
+
+    def with_speed(self, speed: Speed) -> Planner:
+        """The same, knowing how fast this machine is, and how long full solutions are."""
+        return Planner(self.recipe, self.model_path, self.problems, self.sets, self.budget, self.run, speed)
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """The model's."""
+        return load_tokenizer(self.model_path, trust_remote_code=self.recipe.trust_remote_code)
+
+    @cached_property
+    def model(self) -> Architecture:
+        """The model's shapes."""
+        return read_architecture(self.model_path, self.recipe.quantize)
+
+    @cached_property
+    def solutions(self) -> Solutions:
+        """What full solutions are like."""
+        sampled = self.speed.solutions if self.speed else None
+        return measure_solutions(self.recipe, self.problems, self.tokenizer, self.run, sampled)
+
+    @cached_property
+    def rooms(self) -> Rooms:
+        """What memory depends on."""
+        renderer = Renderer(self.tokenizer, self.recipe.prompt)
+        questions = [problem.question for problem in self.problems]
+        template = self.recipe.prefix.template_text
+        plain = measure_prompts(questions, renderer)
+        trained = measure_prompts(questions, renderer, template) if template else plain
+        asked = self._asked(renderer)
+        return Rooms(self.model, plain, trained, self.solutions, asked, self.budget)
+
+    def _asked(self, renderer: Renderer) -> Prompts | None:
+        """The prompts of all benchmarks together."""
+        turns = []
+        for part in self.sets:
+            turn = user_turn(part.entry, renderer)
+            turns += [turn.replace(QUESTION, problem.question) for problem in part.problems]
+        return measure_prompts(turns, renderer) if turns else None
+
+    # Tokens.
+
+    @property
+    def counts(self) -> Counts:
+        """Solutions to sample and rows to train."""
+        return count(self.recipe, len(self.problems), self.rooms, self.solutions)
+
+    def tokens(self) -> dict[str, Any]:
+        """Of this recipe, of SFT and of RFT with 16 samples on the same problems."""
+        mine, many = self.counts, len(self.problems)
+        sampled = mine.prefixes * self.recipe.prefix.length + mine.full * self.solutions.mean
+        assumed = self.solutions.how if mine.full else "prefixes alone"
+        each = self._passes * self._trained_share * many * (self.solutions.mean + 1)
+        kept = min(KEEP, self.recipe.generate.keep)
+        found = {
+            "this": Cost(sampled, mine.trained_tokens * self._passes, assumed),
+            "sft": Cost(many * self.solutions.mean, each * self.solutions.finished, self.solutions.how),
+            "rft": Cost(SAMPLES * many * self.solutions.mean, each * kept, f"{self.solutions.how}, all correct"),
+        }
+        return {name: asdict(cost) for name, cost in found.items()}
+
+    @property
+    def _trained_share(self) -> float:
+        """Of the problems, without those held out for the validation loss."""
+        many = len(self.problems)
+        held = len(valid_numbers(range(many), self.recipe.train.valid_ratio, self.recipe.seed))
+        return 1 - held / many
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps."""
+        settings, rows = self.recipe.train, max(1, round(self.counts.rows))
+        return settings.steps or (settings.epochs or 1) * -(-rows // settings.batch_size)
+
+    @property
+    def _passes(self) -> float:
+        """Times that a row is trained."""
+        settings = self.recipe.train
+        if settings.steps is None:
+            return settings.epochs or 1
+        return settings.steps * settings.batch_size / max(1.0, self.counts.rows)
+
+    # Disk.
+
+    def disk(self) -> dict[str, float]:
+        """Bytes that a run writes, and those that must be downloaded first."""
+        adapter = 4 * self.model.adapter_numbers(self.recipe.lora)
+        tokens = self.tokens()["this"]
+        kept = 2 + _CHECKPOINT_COPIES * (self.recipe.train.keep + 1)  # adapter/, the best, checkpoints and the next one
+        answers = 2 * sum(part.completions for part in self.sets) * self.solutions.mean
+        fused = self._fused_bytes()
+        return {
+            "rows": _ROW_BYTES * (tokens["tokens_sampled"] + 2 * tokens["tokens_trained"] / self._passes + answers),
+            "adapter and checkpoints": kept * adapter,
+            "fused model": fused,
+            "model to download": 0.0 if self.is_here else self.model.weight_bytes(self.model.float_bytes),
+        }
+
+    def _fused_bytes(self) -> float:
+        fuse = self.recipe.publish.fuse
+        if fuse == "adapter":
+            return 0.0
+        sixteen = fuse in ("auto", "bf16", "fp16")  # the most that `auto` may choose
+        return 2.0 * self.model.parameters if sixteen else 1.5 * self.model.weight_bytes(2)
+
+    @property
+    def is_here(self) -> bool:
+        """Whether the weights are on this machine."""
+        return any(self.model_path.glob("model*.safetensors"))
+
+    # Time.
+
+    def seconds(self) -> dict[str, float] | None:
+        """Of the stages that compute; None without a calibration."""
+        if self.speed is None:
+            return None
+        speed, mine = self.speed, self.counts
+        full = mine.full * self.solutions.mean / speed.tokens_per_second
+        found = {
+            "generate": speed.load_seconds + full + mine.prefixes * speed.seconds_per_prefix,
+            "train": speed.load_seconds + self._passes * mine.row_tokens * speed.seconds_per_trained_token,
+        }
+        if self.sets:
+            answers = 2 * sum(part.completions * min(self.solutions.mean, part.entry.max_tokens) for part in self.sets)
+            found["evaluate"] = speed.load_seconds + answers / speed.tokens_per_second
+        return found
+
+    # All of it.
+
+    def facts(self) -> dict[str, Any]:
+        """The plan as plain values."""
+        peaks = self.rooms.peaks(self.recipe)
+        settings = {name: _field(self.recipe, name) for name in _SETTINGS}
+        return {
+            "recipe": self.recipe.name,
+            "model": self.recipe.model,
+            "parameters": self.model.parameters,
+            "model_is_here": self.is_here,
+            "problems": len(self.problems),
+            "steps": self.steps,
+            "settings": settings,
+            "prompt_tokens": {"mean": self.rooms.prompts.mean, "longest": self.rooms.prompts.longest[0]},
+            "solution_tokens": {"mean": self.solutions.mean, "how": self.solutions.how},
+            "tokens": self.tokens(),
+            "memory": {
+                "budget_bytes": self.budget.bytes,
+                "budget": self.budget.what,
+                "peak_bytes": {stage: round(peak) for stage, peak in peaks.items()},
+                "too_large": self.rooms.too_large(self.recipe, peaks),
+                "not_measured_for": list(self.model.unusual),
+            },
+            "disk_bytes": {name: round(size) for name, size in self.disk().items()},
+            "seconds": self.seconds(),
+        }
+
+
+_SETTINGS = ("generate.batch_size", "evaluate.batch_size", "train.batch_size", "train.micro_batch_size")
+
+
+def _field(recipe: Recipe, name: str) -> Any:
+    section, _, field = name.partition(".")
+    return getattr(getattr(recipe, section), field)
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Expected numbers; shares of problems make them fractions."""
+
+    prefixes: float
+    """To sample."""
+    full: float
+    """Full solutions to sample."""
+    rows: float
+    """To train in an epoch."""
+    trained_tokens: float
+    """Supervised, in an epoch."""
+    row_tokens: float
+    """Of the rows, without the shared ones, in an epoch."""
+
+
+def count(recipe: Recipe, problems: int, rooms: Rooms, solutions: Solutions) -> Counts:
+    """What a recipe samples and trains on so many problems."""
+    full, prefix = rooms.kinds(recipe)
+    samples = recipe.generate.samples
+    held = len(valid_numbers(range(problems), recipe.train.valid_ratio, recipe.seed)) / problems
+    prefix_rows, full_rows = float(prefix), full * solutions.finished
+    if recipe.method == "upft" and recipe.samples_full:
+        prefix_rows, full_rows = full * (1 - recipe.prefix.structure_ratio), full * recipe.prefix.structure_ratio
+    if recipe.method == "rft":
+        full_rows = full * min(recipe.generate.keep, samples) * solutions.finished
+    prefix_rows, full_rows = prefix_rows * (1 - held), full_rows * (1 - held)
+    t = recipe.prefix.length + recipe.prefix.eos
+    asked, trained = rooms.prompts.mean - rooms.trained.shared, rooms.trained.mean - rooms.trained.shared
+    return Counts(
+        prefixes=prefix * samples,
+        full=full * (samples if recipe.samples_full else 1),
+        rows=prefix_rows + full_rows,
+        trained_tokens=prefix_rows * t + full_rows * (solutions.mean + 1),
+        row_tokens=prefix_rows * (trained + t) + full_rows * (asked + solutions.mean + 1),
+    )

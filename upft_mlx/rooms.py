@@ -1,0 +1,281 @@
+"""Does a recipe fit into this machine's memory? Peak memory by stage, what `auto` is, and what would fit instead."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from upft_mlx.architecture import Architecture
+from upft_mlx.batches import Example, split
+from upft_mlx.device import memory_bytes, on_gpu, working_set_bytes
+from upft_mlx.errors import RoomError
+from upft_mlx.lengths import Prompts, Solutions, first
+from upft_mlx.memory import Device, SamplingLoad, TrainingPass, fusing_peak, sampling_peak, training_peak
+from upft_mlx.recipe import AUTO, Recipe
+
+MARGIN = 0.85
+"""Of the budget that `auto` fills: the formulas are right to about 15 %."""
+MAX_DECODED = 64
+"""Most sequences that `auto` decodes together."""
+PAPER_BATCH, MIN_STEPS = 64, 20
+"""What `train.batch_size: auto` starts from, and the steps an epoch should have at least."""
+
+
+@dataclass(frozen=True)
+class Budget:
+    """The memory that a run may take."""
+
+    bytes: int
+    what: str
+    device: Device
+
+
+def this_machine() -> Budget:
+    """Metal's working set; elsewhere three quarters of the memory."""
+    total = memory_bytes()
+    size = working_set_bytes()
+    if size is not None:
+        return Budget(size, "the working set of this Mac", Device(is_gpu=True, memory_bytes=total))
+    return Budget(total * 3 // 4, "three quarters of this machine's memory", Device(on_gpu(), total))
+
+
+def another_mac(gigabytes: float) -> Budget:
+    """A Mac with this much memory: macOS lets the GPU take about 2/3 of up to 36 GB, and 3/4 of more."""
+    total = int(gigabytes * 2**30)
+    share = 2 / 3 if gigabytes <= 36 else 3 / 4
+    return Budget(int(total * share), f"about what a Mac with {gigabytes:g} GB gives the GPU", Device(True, total))
+
+
+@dataclass(frozen=True)
+class Rooms:
+    """Everything that the peaks of one recipe depend on."""
+
+    model: Architecture
+    prompts: Prompts
+    """Of the problems."""
+    trained: Prompts
+    """The same with the task template."""
+    solutions: Solutions
+    questions: Prompts | None
+    """Of all benchmarks."""
+    budget: Budget
+
+    # Peaks.
+
+    def peaks(self, recipe: Recipe) -> dict[str, float]:
+        """Peak bytes of each stage."""
+        found = {"generate": self._generate(recipe), "train": self.train(recipe)}
+        if self.questions is not None:
+            found["evaluate"] = self._evaluate(recipe)
+        if recipe.publish.fuse != "adapter":
+            sixteen = recipe.publish.fuse in ("auto", "bf16", "fp16")
+            found["fuse"] = fusing_peak(self.model, recipe.lora, self.budget.device, all_float32=sixteen)
+        return found
+
+    def _generate(self, recipe: Recipe) -> float:
+        """Of full solutions or of prefixes, whichever take more."""
+        batch, samples = recipe.generate.batch_size, recipe.generate.samples
+        full, prefix = self.kinds(recipe)
+        loads = []
+        if full:
+            each = samples if recipe.samples_full else 1
+            chunk = min(full, math.ceil(4 * batch / each))
+            limit = min(recipe.generate.max_tokens, max(1, self.solutions.longest))
+            loads.append(self._load(self.prompts, batch, chunk, each, limit))
+        if prefix:
+            chunk = min(prefix, math.ceil(2 * batch / samples))
+            loads.append(self._load(self.prompts, batch, chunk, samples, recipe.prefix.length))
+        return max(sampling_peak(self.model, load, self.budget.device) for load in loads)
+
+    def kinds(self, recipe: Recipe) -> tuple[int, int]:
+        """Problems of which full solutions are sampled, and prefixes."""
+        count = self.prompts.count
+        if recipe.samples_full:
+            return count, 0
+        full = round(recipe.prefix.structure_ratio * count)
+        return full, 0 if recipe.method == "structure_only" else count - full
+
+    def _evaluate(self, recipe: Recipe) -> float:
+        assert self.questions is not None
+        batch, samples = recipe.evaluate.batch_size, recipe.evaluate.samples
+        prompts = min(self.questions.count, math.ceil(4 * batch / samples))
+        load = self._load(self.questions, batch, prompts, samples, recipe.evaluate.max_tokens)
+        adapter = self.model.adapter_numbers(recipe.lora)
+        return sampling_peak(self.model, load, self.budget.device, adapter)
+
+    def _load(self, asked: Prompts, batch: int, prompts: int, samples: int, limit: int) -> SamplingLoad:
+        own = asked.longest[0] - asked.shared
+        return SamplingLoad(batch, prompts, samples, own, asked.shared, limit)
+
+    def train(self, recipe: Recipe) -> float:
+        """Peak bytes of the step with the longest rows."""
+        checkpoint = recipe.train.grad_checkpoint
+        passes = list(self._passes(recipe))
+        return max(
+            training_peak(self.model, recipe.lora, one, self.budget.device, checkpoint=checkpoint) for one in passes
+        )
+
+    def _passes(self, recipe: Recipe) -> Iterator[TrainingPass]:
+        """Those of the batch with the longest rows, and of a batch of the longest prefix rows."""
+        settings = recipe.train
+        shared = 0 if recipe.lora.dropout or settings.grad_checkpoint else self.trained.shared
+        long, short = self._longest_rows(recipe)
+        for rows in ([*long, *short][: settings.batch_size], short[: settings.batch_size]):
+            if rows:
+                parts = split(rows, settings.micro_batch_size, shared)
+                for part in parts:
+                    count, tokens = part.tokens.shape
+                    yield TrainingPass(count, tokens, part.shared.size, part.rows.size, len(parts) > 1)
+
+    def _longest_rows(self, recipe: Recipe) -> tuple[list[Example], list[Example]]:
+        """As many of the longest full and prefix rows as a batch can hold."""
+        batch, limit = recipe.train.batch_size, recipe.train.max_length
+        full, prefix = self.kinds(recipe)
+        if recipe.samples_full and recipe.method == "upft":
+            full, prefix = 0, full
+        if recipe.method == "rft":
+            full *= recipe.generate.keep
+        length = recipe.prefix.length + recipe.prefix.eos
+        longs = [self._full_row(number, limit) for number in range(min(batch, round(full * self.solutions.finished)))]
+        return longs, [_row(prompt, length, limit) for prompt in self.trained.first(min(batch, prefix))]
+
+    def _full_row(self, number: int, limit: int) -> Example:
+        """The row that is number `number` in length, if prompts and solutions are long independently of each other."""
+        prompt, solution = self.prompts.first(number + 1)[number], first(self.solutions.trained, number + 1)[number] + 1
+        mean = self.prompts.mean + self.solutions.mean
+        length = mean + math.hypot(prompt - self.prompts.mean, solution - self.solutions.mean)
+        return _row(prompt, max(1, round(length) - prompt), limit)
+
+    # What `auto` is.
+
+    def settle(self, recipe: Recipe) -> Recipe:
+        """The recipe with numbers in place of `auto`."""
+        for section, field, sizes in (
+            ("generate", "batch_size", _halves(MAX_DECODED)),
+            ("evaluate", "batch_size", _halves(MAX_DECODED)),
+            ("train", "batch_size", [self._paper_batch(recipe)]),
+            ("train", "micro_batch_size", None),
+        ):
+            if getattr(getattr(recipe, section), field) == AUTO:
+                choices = sizes or _halves(recipe.train.batch_size)
+                recipe = self._largest(recipe, section, field, choices)
+        return recipe
+
+    def _largest(self, recipe: Recipe, section: str, field: str, sizes: list[int]) -> Recipe:
+        """The first of these sizes with which the stage fits, else the last."""
+        for size in sizes:
+            tried = changed(recipe, {f"{section}.{field}": size})
+            if field == "batch_size" and section == "train":
+                return tried
+            if self._peak_of(section, tried) <= MARGIN * self.budget.bytes:
+                return tried
+        return tried
+
+    def _peak_of(self, stage: str, recipe: Recipe) -> float:
+        if stage == "evaluate" and self.questions is None:
+            return 0.0
+        peak: dict[str, Callable[[Recipe], float]] = {
+            "generate": self._generate,
+            "evaluate": self._evaluate,
+            "train": self.train,
+        }
+        return peak[stage](recipe)
+
+    def _paper_batch(self, recipe: Recipe) -> int:
+        rows = self.prompts.count * (1 - recipe.train.valid_ratio)
+        if recipe.method == "structure_only":
+            rows *= recipe.prefix.structure_ratio
+        most = max(1, int(rows) // MIN_STEPS)
+        return int(min(PAPER_BATCH, 2 ** int(math.log2(most))))
+
+    # What does not fit.
+
+    def too_large(self, recipe: Recipe, peaks: dict[str, float] | None = None) -> list[str]:
+        """The stages that take more than there is, in words, each with what would fit."""
+        lines = []
+        for stage, peak in (peaks or self.peaks(recipe)).items():
+            if peak > self.budget.bytes:
+                lines.append(
+                    f"{stage} needs about {gigabytes(peak)}, and {self.budget.what} is {gigabytes(self.budget.bytes)}; "
+                    f"{self._advice(stage, recipe)}"
+                )
+        return lines
+
+    def refuse_too_large(self, recipe: Recipe, stages: tuple[str, ...]) -> None:
+        """Refuse what would not fit even if the formulas were 15 % too high.
+
+        Raises:
+            RoomError: the stages, what they need, what there is and what would fit.
+        """
+        peaks = {stage: peak * MARGIN for stage, peak in self.peaks(recipe).items() if stage in stages}
+        over = {stage: peak / MARGIN for stage, peak in peaks.items() if peak > self.budget.bytes}
+        if over:
+            raise RoomError("\n".join(self.too_large(recipe, over)))
+
+    def _advice(self, stage: str, recipe: Recipe) -> str:
+        """The first of the usual remedies with which the stage fits."""
+        for fields in _remedies(stage, recipe):
+            tried = changed(recipe, fields)
+            peak = self.peaks(tried)[stage]
+            if peak <= self.budget.bytes:
+                sets = " ".join(f"--set {name}={_yaml(value)}" for name, value in fields.items())
+                return f"it would take {gigabytes(peak)} with {sets}"
+        return "nothing of batch sizes, checkpointing and lengths is enough: take a smaller or more quantized model"
+
+
+def _remedies(stage: str, recipe: Recipe) -> Iterator[dict[str, Any]]:
+    """Changes that save memory, the cheapest first; those of training change no step but the last ones."""
+    if stage in ("generate", "evaluate"):
+        batch = getattr(recipe, stage).batch_size
+        yield from ({f"{stage}.batch_size": size} for size in _halves(batch)[1:])
+        limit = getattr(recipe, stage).max_tokens
+        yield from ({f"{stage}.batch_size": 1, f"{stage}.max_tokens": size} for size in _halves(limit)[1:4])
+    if stage == "train":
+        yield from ({"train.micro_batch_size": size} for size in _halves(recipe.train.batch_size)[1:])
+        one = {"train.micro_batch_size": 1, "train.grad_checkpoint": True}
+        yield one
+        yield from ({**one, "train.max_length": size} for size in _halves(recipe.train.max_length)[1:4])
+        yield {**one, "lora.num_layers": 8, "train.grad_checkpoint": False}
+    if stage == "fuse":
+        yield {"publish.fuse": "mixed"}
+        yield {"publish.fuse": "base"}
+        yield {"publish.fuse": "adapter"}
+
+
+def changed(recipe: Recipe, fields: dict[str, Any]) -> Recipe:
+    """The recipe with other values of some `section.field`."""
+    for name, value in fields.items():
+        section, _, field = name.partition(".")
+        part = getattr(recipe, section).model_copy(update={field: value})
+        recipe = recipe.model_copy(update={section: part})
+    return recipe
+
+
+def has_auto(recipe: Recipe) -> bool:
+    """Whether a field is to be chosen for this machine."""
+    sizes = (recipe.generate.batch_size, recipe.evaluate.batch_size, recipe.train.batch_size)
+    return AUTO in (*sizes, recipe.train.micro_batch_size)
+
+
+def _row(prompt: int, completion: int, limit: int) -> Example:
+    length = min(limit, prompt + completion)
+    return Example("", list(range(length)), min(prompt, length - 1))
+
+
+def _halves(size: int) -> list[int]:
+    """The size, half of it, ... 1."""
+    found = [size]
+    while found[-1] > 1:
+        found.append(found[-1] // 2)
+    return found
+
+
+def _yaml(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def gigabytes(size: float) -> str:
+    """`12.3 GB` (10^9 bytes), or MB where it is less."""
+    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"

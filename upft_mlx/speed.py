@@ -1,0 +1,206 @@
+"""How fast this machine is with a recipe's model: a calibration of about ten seconds, kept for the next time.
+
+It is kept in a file of this machine (`cache_file`), by everything that the speed depends on, and sent nowhere.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from upft_mlx.lengths import Solutions, of_lengths
+from upft_mlx.models import Loaded, load
+from upft_mlx.problems import Problem
+from upft_mlx.prompts import Renderer
+from upft_mlx.recipe import Recipe
+from upft_mlx.rows import read_json, write_json
+from upft_mlx.rundir import fingerprint
+
+SECONDS = {"full": 4.0, "train": 3.0}
+"""After which sampling full solutions is cut, and no further step is begun."""
+_KEPT = 50
+"""Calibrations in the file."""
+
+
+@dataclass(frozen=True)
+class Speed:
+    """What a calibration found."""
+
+    load_seconds: float
+    """Loading the model, libraries included."""
+    tokens_per_second: float
+    """Of full solutions in a full batch."""
+    seconds_per_prefix: float
+    """Of sampling, prompt included."""
+    seconds_per_trained_token: float
+    """Of a training step, per token of its rows that is not shared by all."""
+    lengths: tuple[tuple[int, bool], ...]
+    """Of the full solutions: tokens, and whether it ended before max_tokens."""
+    was_cut: bool
+    """Whether the time was over before the solutions were: their mean length is an estimate then."""
+
+    @property
+    def solutions(self) -> Solutions:
+        """What full solutions are like."""
+        count = len(self.lengths)
+        how = (
+            f"estimated in a calibration of {count} full solutions"
+            if self.was_cut
+            else (f"measured on {count} full solutions in a calibration")
+        )
+        return of_lengths(self.lengths, how)
+
+
+def cache_file() -> Path:
+    """Where this machine's calibrations are: `upft/speed.json` in $XDG_CACHE_HOME or ~/.cache."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "upft" / "speed.json"
+
+
+def key_of(recipe: Recipe, model_hash: str, problems: int, versions: dict[str, str]) -> str:
+    """Of everything that the speed depends on."""
+    fields = {"generate", "lora", "quantize", "prompt"}
+    train = {"batch_size", "micro_batch_size", "grad_checkpoint", "max_length"}
+    return fingerprint(
+        {
+            "model": model_hash,
+            "recipe": recipe.model_dump(mode="json", include=fields),
+            "train": recipe.train.model_dump(mode="json", include=train),
+            "prefix": [recipe.prefix.length, recipe.prefix.template],
+            "problems": [recipe.problems.model_dump(mode="json"), problems],
+            "versions": {name: versions[name] for name in ("upft-mlx", "mlx", "mlx-lm")},
+        }
+    )
+
+
+def known(key: str) -> Speed | None:
+    """An earlier calibration of this machine; None where there is none, or the file is damaged."""
+    found = _kept().get(key)
+    if found is None:
+        return None
+    try:
+        lengths = tuple((int(count), bool(ended)) for count, ended in found["lengths"])
+        return Speed(**{**found, "lengths": lengths})
+    except (TypeError, ValueError, KeyError):
+        return None
+
+
+def keep(key: str, speed: Speed) -> None:
+    """Remember a calibration; where the file cannot be written, the next plan calibrates again."""
+    entries = _kept()
+    entries.pop(key, None)
+    entries = dict([*entries.items()][-_KEPT + 1 :])
+    try:
+        cache_file().parent.mkdir(parents=True, exist_ok=True)
+        write_json(cache_file(), {**entries, key: asdict(speed)})
+    except OSError:
+        return
+
+
+def _kept() -> dict[str, Any]:
+    try:
+        found = read_json(cache_file())
+    except Exception:  # of another version, or damaged: it is only a cache
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+class _TimeIsUpError(Exception):
+    pass
+
+
+def calibrate(recipe: Recipe, path: Path, problems: Sequence[Problem]) -> Speed:
+    """Load the model, sample some solutions and prefixes, take some steps.
+
+    Args:
+        recipe: with numbers, not `auto`.
+        path: the model's folder.
+        problems: some are taken, evenly spaced.
+
+    Raises:
+        UpftError: the model cannot be loaded or does not take the prompts.
+    """
+    begin = time.perf_counter()
+    loaded = load(path, quantize=recipe.quantize, trust_remote_code=recipe.trust_remote_code)
+    load_seconds = time.perf_counter() - begin
+    step = max(1, len(problems) // recipe.generate.batch_size)
+    chosen = [problems[number] for number in range(0, len(problems), step)][: recipe.generate.batch_size]
+    rate, lengths, was_cut = _full(recipe, loaded, chosen)
+    per_prefix, prefixes = _prefixes(recipe, loaded, chosen)
+    return Speed(load_seconds, rate, per_prefix, _train(recipe, loaded, chosen, prefixes), lengths, was_cut)
+
+
+def _requests(recipe: Recipe, loaded: Loaded, problems: Sequence[Problem], limit: int) -> list[Any]:
+    from upft_mlx.sampler import Request
+
+    renderer = Renderer(loaded.tokenizer, recipe.prompt)
+    return [Request(renderer.ids(problem.question), limit) for problem in problems]
+
+
+def _sampler(recipe: Recipe, loaded: Loaded) -> Any:
+    from upft_mlx.sampler import Sampler, sampling_for
+
+    g = recipe.generate
+    return Sampler(loaded, sampling_for(loaded, g.temperature, g.batch_size, g.top_p, g.top_k, g.stop))
+
+
+def _full(
+    recipe: Recipe, loaded: Loaded, problems: Sequence[Problem]
+) -> tuple[float, tuple[tuple[int, bool], ...], bool]:
+    """Tokens per second, lengths of the solutions, and whether these are estimates."""
+    sampler, limit = _sampler(recipe, loaded), recipe.generate.max_tokens
+    sampler.sample(_requests(recipe, loaded, problems[:2], 2), 0)  # what compiles does so before
+    tokens = finished = 0
+    begin = time.perf_counter()
+
+    def on_step(new: int, ended: int) -> None:
+        nonlocal tokens, finished
+        tokens, finished = tokens + new, finished + ended
+        if time.perf_counter() - begin > SECONDS["full"]:
+            raise _TimeIsUpError
+
+    try:
+        made = sampler.sample(_requests(recipe, loaded, problems, limit), 0, on_step)
+    except _TimeIsUpError:
+        mean = min(limit, tokens // max(1, finished))
+        rate = tokens / (time.perf_counter() - begin)
+        return rate, ((mean, mean < limit),) * max(1, finished), True
+    rate = tokens / (time.perf_counter() - begin)
+    return rate, tuple((len(one.ids), one.finish_reason == "stop") for one in made), False
+
+
+def _prefixes(recipe: Recipe, loaded: Loaded, problems: Sequence[Problem]) -> tuple[float, list[list[int]]]:
+    """Seconds per prefix, and the prefixes."""
+    sampler = _sampler(recipe, loaded)
+    begin = time.perf_counter()
+    made = sampler.sample(_requests(recipe, loaded, problems, recipe.prefix.length), 0)
+    return (time.perf_counter() - begin) / len(problems), [one.ids for one in made]
+
+
+def _train(recipe: Recipe, loaded: Loaded, problems: Sequence[Problem], prefixes: list[list[int]]) -> float:
+    """Seconds per token that is not shared."""
+    from upft_mlx.adapters import add_lora
+    from upft_mlx.batches import Example, shared_length
+    from upft_mlx.stage_train import Stepper
+
+    renderer, settings = Renderer(loaded.tokenizer, recipe.prompt), recipe.train
+    examples = []
+    for problem, ids in zip(problems, prefixes, strict=True):
+        prompt = renderer.ids(problem.question + recipe.prefix.template_text)
+        row = [*prompt, *ids, loaded.eos_id][: settings.max_length]
+        examples.append(Example(problem.id, row, min(len(prompt), len(row) - 1)))
+    shared = shared_length(examples)
+    add_lora(loaded, recipe.lora, 0)
+    loaded.model.train()
+    stepper = Stepper(loaded.model, settings, shared=shared, dropout=recipe.lora.dropout > 0)
+    batch = [examples[number % len(examples)] for number in range(settings.batch_size)]
+    own = sum(len(example.ids) - shared for example in batch)
+    stepper.step(batch, 1e-6, 0)  # what compiles does so before
+    begin, steps = time.perf_counter(), 0
+    while not steps or time.perf_counter() - begin < SECONDS["train"] / 2:
+        stepper.step(batch, 1e-6, 0)
+        steps += 1
+    return (time.perf_counter() - begin) / steps / own

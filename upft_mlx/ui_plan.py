@@ -1,0 +1,90 @@
+"""A plan on the screen: tokens against other methods, memory against the machine, disk and time."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from upft_mlx.ui_console import open_console
+from upft_mlx.ui_tables import table_of
+from upft_mlx.ui_text import duration, memory
+
+_NAMES = {"this": "this recipe", "sft": "SFT, 1 full solution", "rft": "RFT, 16 full solutions"}
+
+
+def print_plan(facts: dict[str, Any], *, console: Console | None = None) -> None:
+    """Print a plan to stdout."""
+    console = console or open_console()
+    here = "" if facts["model_is_here"] else ", not on this machine yet"
+    console.print()
+    console.print(Text(f"{facts['recipe']}: {facts['model']} ({_parameters(facts['parameters'])}{here})", "bold"))
+    console.print(Text(_work(facts)))
+    for part in (_tokens(facts), _memory(facts), _disk_and_time(facts)):
+        console.print()
+        console.print(part)
+    for line in _remarks(facts):
+        console.print(Text(line), soft_wrap=not console.is_terminal)
+
+
+def _parameters(number: int) -> str:
+    return f"{number / 1e9:.1f} billion parameters" if number >= 1e9 else f"{number / 1e6:.1f} million parameters"
+
+
+def _work(facts: dict[str, Any]) -> str:
+    settings = facts["settings"]
+    passes = settings["train.micro_batch_size"] or "as many as have 512 tokens"
+    return (
+        f"{facts['problems']:,} problems, {facts['steps']:,} steps of {settings['train.batch_size']} "
+        f"sequences ({passes} at a time), {settings['generate.batch_size']} decoded together"
+    )
+
+
+def _tokens(facts: dict[str, Any]) -> Table:
+    table = table_of("tokens", "to sample", "this recipe's share", "to train", "its share")
+    mine = facts["tokens"]["this"]
+    for name, row in facts["tokens"].items():
+        cells = []
+        for kind in ("tokens_sampled", "tokens_trained"):
+            share = "" if name == "this" or not row[kind] else f"{mine[kind] / row[kind]:.1%}"
+            cells += [f"{row[kind]:,.0f}", share]
+        table.add_row(_NAMES[name], *cells)
+    return table
+
+
+def _memory(facts: dict[str, Any]) -> Table:
+    found = facts["memory"]
+    table = table_of("peak memory of", "about", "of what there is")
+    for stage, peak in found["peak_bytes"].items():
+        share = peak / found["budget_bytes"]
+        table.add_row(stage, memory(peak), Text(f"{share:.0%}", "red" if share > 1 else ""))
+    table.add_row(found["budget"], memory(found["budget_bytes"]), "")
+    return table
+
+
+def _disk_and_time(facts: dict[str, Any]) -> Table:
+    table = table_of("disk and time", "about")
+    for name, size in facts["disk_bytes"].items():
+        if size:
+            table.add_row(name, memory(size))
+    for stage, seconds in (facts["seconds"] or {}).items():
+        table.add_row(f"{stage}", duration(seconds))
+    if facts["seconds"]:
+        table.add_row("these stages together", duration(sum(facts["seconds"].values())))
+    return table
+
+
+def _remarks(facts: dict[str, Any]) -> list[str]:
+    found = facts["memory"]
+    solutions = facts["solution_tokens"]
+    lines = ["", f"a full solution has {solutions['mean']:,.0f} tokens in the mean: {solutions['how']}"]
+    if facts["seconds"] is None:
+        why = "" if facts["model_is_here"] else ": fetch the model first"
+        lines.append(f"time: not known without a calibration on this machine{why}")
+    lines += [f"does not fit: {line}" for line in found["too_large"]]
+    if not found["too_large"]:
+        lines.append("fits: every stage stays below what there is (the formulas are right to about 15 %)")
+    lines += [f"the memory formulas were not measured for {what}" for what in found["not_measured_for"]]
+    return lines
