@@ -36,7 +36,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_the_exports_are_these() -> None:
-    assert upft_mlx.__all__ == ["__version__", "build", "evaluate", "fuse", "generate", "load_recipe", "run", "train"]
+    stages = ["build", "evaluate", "fuse", "generate"]
+    assert upft_mlx.__all__ == ["__version__", *stages, "load_recipe", "plan", "run", "train"]
     assert set(upft_mlx.__all__) <= set(dir(upft_mlx))
     for name in VERBS:
         assert getattr(upft_mlx, name) is getattr(api, name)
