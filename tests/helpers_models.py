@@ -39,7 +39,7 @@ def write_model(folder: Path, *, bits: int | None = 4, group_size: int = 32, end
         nn.quantize(model, group_size=group_size, bits=bits)
         config["quantization"] = {"group_size": group_size, "bits": bits}
     folder.mkdir(parents=True)
-    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json"):
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
         if (MODEL / name).exists():
             shutil.copy(MODEL / name, folder / name)
     eos = json.loads((MODEL / "config.json").read_text())["eos_token_id"]

@@ -72,15 +72,15 @@ REST = {"lowest": 2.11, "update": 1.50}
 """`lowest`: what the lowest layer with an adapter need not hold, since nobody asks for the gradient of its inputs;
 `update`: adapters' worth of temporaries in the update."""
 SAMPLED = {
-    "copies_1": 1.03,
-    "prefill_1": 0.07,
+    "copies_1": 1.02,
+    "prefill_1": 0.05,
     "copies_2": 1.13,
-    "prefill_2": 1.07,
-    "copies_4": 1.66,
-    "prefill_4": 2.39,
-    "hidden": 0.21,
-    "scores": 2.87,
-    "step": 34.5,
+    "prefill_2": 1.0,
+    "copies_4": 1.64,
+    "prefill_4": 2.4,
+    "hidden": 4.09,
+    "scores": 1.59,
+    "step": 46.5,
 }
 """Of sampling a chunk of one batch, of two, of more: `copies` of the caches of a batch in flight, or these caches and
 `prefill` times those of the prompts that are passed together, whichever is more."""
