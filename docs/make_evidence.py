@@ -217,8 +217,8 @@ Written by `docs/make_evidence.py`; do not edit. Toy worlds and a toy model (doc
 how the rules compare there, not what they do for a real model.
 
 - careful: the embedded model. Its commonest voice plans first and is right; careless voices have 30 % of the corpus.
-- careless: the same model taught the voices in other shares; the commonest one is careless. Same lengths. What most samples
-  agree on is often wrong there: the world in which choosing without labels should fail, if it can.
+- careless: the same model taught the voices in other shares; the commonest one is careless. Same lengths. What most
+  samples agree on is often wrong there: the world in which choosing without labels should fail, if it can.
 
 {problems} problems, t = {length}, two epochs. Evaluation at T = 0.7, three samples per problem. Settings (template and
 EOS or none, share p of structure rows, learning rate) were chosen with {choose} seeds on {half} evaluation problems;

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import re
 import runpy
 from pathlib import Path
@@ -271,3 +272,9 @@ def test_the_answers_that_the_page_on_own_data_names_are_graded_right() -> None:
     for answer in answers:
         assert is_correct(f"So the answer is \\boxed{{{answer}}}.", answer), answer
         assert not is_correct("So the answer is \\boxed{17}.", answer), answer
+
+
+def test_the_evidence_page_is_written_from_its_data() -> None:
+    page = runpy.run_path(str(ROOT / "docs" / "make_evidence.py"))["page"]
+    found = json.loads((ROOT / "docs" / "evidence.json").read_text(encoding="utf-8"))
+    assert (ROOT / "docs" / "evidence.md").read_text(encoding="utf-8") == page(found)
