@@ -15,9 +15,12 @@ from helpers_models import write_model
 from upft_mlx import pipeline, rooms, speed
 from upft_mlx.cli import cli
 from upft_mlx.errors import RoomError
+from upft_mlx.lengths import measure_prompts
 from upft_mlx.memory import Device
+from upft_mlx.models import Loaded
 from upft_mlx.planning import plan_recipe
-from upft_mlx.recipe import Recipe
+from upft_mlx.prompts import Renderer
+from upft_mlx.recipe import Prompt, Recipe
 from upft_mlx.rooms import Budget, another_mac
 from upft_mlx.rundir import RunDir
 
@@ -249,3 +252,16 @@ def test_a_plan_for_a_model_of_another_kind_says_what_was_not_measured(tmp_path:
     (folder / "config.json").write_text(json.dumps({**config, "num_experts": 8, "num_experts_per_tok": 2}))
     found = plan_recipe(recipe(model=str(folder)), tmp_path, calibrates=False)
     assert found["memory"]["not_measured_for"] == ["a mixture of experts"]
+
+
+def test_prompts_are_measured_by_their_tokens(loaded: Loaded) -> None:
+    questions = ["a b c", "how many apples are left", "one", "two pears and three apples, how many?"]
+    renderer = Renderer(loaded.tokenizer, Prompt())
+    lengths = [len(renderer.ids(question)) for question in questions]
+    found = measure_prompts(len(questions), questions.__getitem__, renderer)
+    assert (found.count, found.longest) == (4, tuple(sorted(lengths, reverse=True)))
+    assert found.mean == sum(lengths) / 4
+    shared = found.shared
+    assert len({tuple(renderer.ids(question)[:shared]) for question in questions}) == 1
+    assert len({tuple(renderer.ids(question)[: shared + 1]) for question in questions}) > 1
+    assert found.first(6)[-1] == min(lengths)

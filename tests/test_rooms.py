@@ -102,8 +102,8 @@ def test_planned_peaks_are_within_15_percent_of_those_measured(
     def rooms() -> Rooms:
         return Rooms(
             read_architecture(folder),
-            measure_prompts([p.question for p in problems], renderer),
-            measure_prompts([p.question for p in problems], renderer, recipe.prefix.template_text),
+            measure_prompts(len(problems), lambda n: problems[n].question, renderer),
+            measure_prompts(len(problems), lambda n: problems[n].question + recipe.prefix.template_text, renderer),
             measure_solutions(recipe, problems, tokenizer, run, None),
             None,
             this_machine(),

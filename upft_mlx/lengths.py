@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import heapq
+from array import array
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,21 +58,22 @@ class Solutions:
     """Share that ends before max_tokens."""
     how: str
     """How this is known."""
-    is_measured: bool = True
 
 
-def measure_prompts(questions: Sequence[str], renderer: Renderer, appended: str = "") -> Prompts:
-    """Tokenize some of the questions, each with `appended` behind it.
+def measure_prompts(count: int, text: Callable[[int], str], renderer: Renderer) -> Prompts:
+    """Tokenize some of `count` user turns: for the mean and what is shared evenly spaced ones, and the longest.
 
-    Returns:
-        Mean and shared tokens of evenly spaced ones, and the longest of those with most characters.
+    Args:
+        count: of the turns.
+        text: number `n` of them, from 0; they are looked at one at a time, so that they need not be in memory.
+        renderer: makes the prompts.
     """
-    step = max(1, len(questions) // _COUNTED)
-    spaced = [renderer.ids(question + appended) for question in questions[::step]]
-    longest = sorted(questions, key=len)[-_LONGEST:]
-    counts = sorted((len(renderer.ids(question + appended)) for question in longest), reverse=True)
+    sizes = array("L", (len(text(number)) for number in range(count)))
+    spaced = [renderer.ids(text(number)) for number in range(0, count, max(1, count // _COUNTED))]
+    longest = heapq.nlargest(_LONGEST, range(count), key=sizes.__getitem__)
+    lengths = sorted((len(renderer.ids(text(number))) for number in longest), reverse=True)
     shared = _shared(spaced) if len(spaced) > 1 else 0
-    return Prompts(len(questions), sum(map(len, spaced)) / len(spaced), tuple(counts), shared)
+    return Prompts(count, sum(map(len, spaced)) / len(spaced), tuple(lengths), shared)
 
 
 def _shared(prompts: Sequence[list[int]]) -> int:
@@ -101,8 +104,8 @@ def measure_solutions(
     counts = [min(limit, len(tokenizer.encode(text))) for text in texts]
     if counts and sum(counts) / len(counts) >= _SOLUTION:
         how = "assumed to be as long as the solutions in the dataset"
-        return Solutions(sum(counts) / len(counts), limit, (limit,), 1.0, how, is_measured=False)
-    return Solutions(limit / 2, limit, (limit,), 1.0, "assumed: half of generate.max_tokens", is_measured=False)
+        return Solutions(sum(counts) / len(counts), limit, (limit,), 1.0, how)
+    return Solutions(limit / 2, limit, (limit,), 1.0, "assumed: half of generate.max_tokens")
 
 
 def _of_run(run: RunDir, limit: int) -> Solutions | None:

@@ -86,10 +86,9 @@ class Planner:
     def rooms(self) -> Rooms:
         """What memory depends on."""
         renderer = Renderer(self.tokenizer, self.recipe.prompt)
-        questions = [problem.question for problem in self.problems]
-        template = self.recipe.prefix.template_text
-        plain = measure_prompts(questions, renderer)
-        trained = measure_prompts(questions, renderer, template) if template else plain
+        count, template = len(self.problems), self.recipe.prefix.template_text
+        plain = measure_prompts(count, lambda n: self.problems[n].question, renderer)
+        trained = measure_prompts(count, lambda n: self.problems[n].question + template, renderer)
         asked = self._asked(renderer)
         return Rooms(self.model, plain, trained, self.solutions, asked, self.budget)
 
@@ -99,7 +98,7 @@ class Planner:
         for part in self.sets:
             turn = user_turn(part.entry, renderer)
             turns += [turn.replace(QUESTION, problem.question) for problem in part.problems]
-        return measure_prompts(turns, renderer) if turns else None
+        return measure_prompts(len(turns), turns.__getitem__, renderer) if turns else None
 
     # Tokens.
 
