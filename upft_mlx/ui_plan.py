@@ -22,7 +22,8 @@ def print_plan(facts: dict[str, Any], *, console: Console | None = None) -> None
     console.print()
     console.print(Text(f"{facts['recipe']}: {facts['model']} ({_parameters(facts['parameters'])}{here})", "bold"))
     console.print(Text(_work(facts)))
-    for part in (_tokens(facts), _memory(facts), _disk_and_time(facts)):
+    parts = [_tokens(facts), _memory(facts), _disk(facts), *([_time(facts)] if facts["seconds"] else [])]
+    for part in parts:
         console.print()
         console.print(part)
     for line in _remarks(facts):
@@ -64,15 +65,19 @@ def _memory(facts: dict[str, Any]) -> Table:
     return table
 
 
-def _disk_and_time(facts: dict[str, Any]) -> Table:
-    table = table_of("disk and time", "about")
+def _disk(facts: dict[str, Any]) -> Table:
+    table = table_of("disk", "about")
     for name, size in facts["disk_bytes"].items():
         if size:
             table.add_row(name, memory(size))
-    for stage, seconds in (facts["seconds"] or {}).items():
-        table.add_row(f"{stage}", duration(seconds))
-    if facts["seconds"]:
-        table.add_row("these stages together", duration(sum(facts["seconds"].values())))
+    return table
+
+
+def _time(facts: dict[str, Any]) -> Table:
+    table = table_of("time of", "about")
+    for stage, seconds in facts["seconds"].items():
+        table.add_row(stage, duration(seconds))
+    table.add_row("together", duration(sum(facts["seconds"].values())))
     return table
 
 

@@ -121,7 +121,7 @@ def _difference(difference: dict[str, Any]) -> Text:
     return Text(f"{points(difference['delta'])} [{points(low)}, {points(high)}]", style)
 
 
-_WORDS = ("method", "tokens", "peak memory of", "disk and time")
+_WORDS = ("method", "tokens", "peak memory of", "disk", "time of")
 
 
 def table_of(*columns: str) -> Table:
