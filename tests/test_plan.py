@@ -13,8 +13,10 @@ from conftest import MODEL
 from helpers_models import write_model
 
 from upft_mlx import pipeline, rooms, speed
+from upft_mlx.architecture import from_config
 from upft_mlx.cli import cli
-from upft_mlx.errors import RoomError
+from upft_mlx.errors import ModelError, RoomError
+from upft_mlx.events import Event, Note
 from upft_mlx.lengths import measure_prompts
 from upft_mlx.memory import Device
 from upft_mlx.models import Loaded
@@ -225,6 +227,23 @@ def test_what_is_done_is_not_planned_again(tmp_path: Path, monkeypatch: pytest.M
     pipeline.run_stage(given, tmp_path / "run", "build")
     with pytest.raises(RoomError, match="train needs"):
         pipeline.run_stage(given, tmp_path / "run", "train")
+
+
+def test_a_model_that_cannot_be_planned_runs_all_the_same(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(MODEL, folder)
+    config = json.loads((folder / "config.json").read_text())
+    config.pop("num_attention_heads")
+    events: list[Event] = []
+    given = recipe(model=str(folder), problems={"limit": 4}, evaluate={"benchmarks": []})
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelError, match="lacks `num_attention_heads`"):
+        plan_recipe(given, tmp_path / "run", calibrates=False)
+    shutil.copy(MODEL / "config.json", folder / "config.json")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("upft_mlx.planner.read_architecture", lambda *_: from_config({**config, "model_type": "mamba"}))
+        pipeline.run_stage(given, tmp_path / "run", "generate", events.append)
+    assert any(isinstance(event, Note) and event.text.startswith("memory is not planned") for event in events)
 
 
 def test_macs_give_the_gpu_two_thirds_or_three_quarters() -> None:

@@ -19,7 +19,7 @@ from upft_mlx.benchmarks import Set, load_benchmark, resolve
 from upft_mlx.card import base_of, model_card
 from upft_mlx.device import PowerWatch, awake, limit_memory
 from upft_mlx.economy import economy
-from upft_mlx.errors import RunDirError
+from upft_mlx.errors import ModelError, RunDirError
 from upft_mlx.events import Note, Observer, Side, StageDone, StageSkipped, StageStarted, ignore
 from upft_mlx.inputs import Inputs
 from upft_mlx.models import Loaded, find_model, load, load_tokenizer
@@ -160,9 +160,14 @@ class Pipeline:
         if not due:
             return
         planner = Planner(self.recipe, self.model_path, self.problems, self.sets, this_machine(), self.run)
-        planner.rooms.refuse_too_large(self.recipe, tuple(stage for stage in due if stage != "fuse"))
-        peaks = planner.rooms.peaks(self.recipe)
-        for line in planner.rooms.too_large(self.recipe, {stage: peaks[stage] for stage in due if stage in peaks}):
+        try:
+            rooms = planner.rooms
+        except ModelError as error:  # a kind of model that has no plan may run all the same
+            self.notify(Note(f"memory is not planned: {error}"))
+            return
+        rooms.refuse_too_large(self.recipe, tuple(stage for stage in due if stage != "fuse"))
+        peaks = rooms.peaks(self.recipe)
+        for line in rooms.too_large(self.recipe, {stage: peaks[stage] for stage in due if stage in peaks}):
             self.notify(Note(f"memory may not be enough: {line}"))
 
     @contextmanager
