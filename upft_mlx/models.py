@@ -10,11 +10,9 @@ import inspect
 import json
 import os
 import re
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -78,27 +76,18 @@ def find_model(recipe: Recipe, *, weights: bool = True) -> Path:
 
     Args:
         recipe: names the model.
-        weights: whether they are needed; else they are neither downloaded nor missed (`find_config`).
+        weights: whether they are needed; else they are neither downloaded nor missed.
 
     Raises:
         ModelError: no such folder, or it lacks config, tokenizer or weights.
         OfflineError: the Hub model is not on this machine and cannot be downloaded.
         RecipeError: the name is neither a folder nor a Hub id.
     """
-    if weights:
-        return _checked(_local(recipe.model) or _download(recipe.model, recipe.revision))
-    if path := _local(recipe.model):
-        return _checked(path, weights=False)
-    return find_config(recipe.model, Path(_scratch().name) / "model", recipe.revision)
+    files = [pattern for pattern in FILES if weights or not pattern.endswith(".safetensors")]
+    return _checked(_local(recipe.model) or _download(recipe.model, recipe.revision, files), weights=weights)
 
 
-@cache
-def _scratch() -> tempfile.TemporaryDirectory[str]:
-    """A folder that goes with the process."""
-    return tempfile.TemporaryDirectory(prefix="upft-")
-
-
-def find_config(name: str, folder: Path, revision: str | None = None) -> Path:
+def find_config(name: str, folder: Path) -> Path:
     """The folder with a model's small files (`SMALL_FILES`) at least.
 
     Of a Hub model that is not in the cache they are put into `folder`, not into the cache: there a model without
@@ -113,12 +102,12 @@ def find_config(name: str, folder: Path, revision: str | None = None) -> Path:
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     try:
-        cached = Path(snapshot_download(name, revision=revision, allow_patterns=SMALL_FILES, local_files_only=True))
+        cached = Path(snapshot_download(name, allow_patterns=SMALL_FILES, local_files_only=True))
         if (cached / "config.json").is_file():
             return cached
     except (LocalEntryNotFoundError, ValueError):
         pass  # not in the cache; what is wrong with the name, the download says
-    return _download(name, revision, SMALL_FILES, folder)
+    return _download(name, None, SMALL_FILES, folder)
 
 
 def _local(name: str) -> Path | None:

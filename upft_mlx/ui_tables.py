@@ -76,7 +76,7 @@ def print_comparison(found: dict[str, Any], folder: Path, *, console: Console | 
 
 def print_recipes(rows: Sequence[dict[str, str]], *, console: Console | None = None) -> None:
     """The shipped recipes, `catalogue.Shipped.facts` of each; on two lines each where a table would not fit."""
-    console = console or Console()
+    console = console or open_console()
     if not console.is_terminal:  # a file or a pipe: nothing is broken
         console = Console(file=console.file, width=_UNBROKEN)
     cells = [_recipe_cells(row) for row in rows]
