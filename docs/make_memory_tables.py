@@ -1,182 +1,160 @@
-"""Writes the tables of docs/macs.md, between its markers, from the models' shapes: python docs/make_memory_tables.py
+"""Writes the tables of docs/macs.md, between its markers: python docs/make_memory_tables.py
 
-Bytes by first principles: what the weights, the keys and values of a token, the adapter and the inputs of the linear
-layers must take. What a program takes beside it (temporary arrays, the logits, MLX's cache) is not in them.
+They are what `upft plan` computes (`upft_mlx/rooms.py`) for models of these shapes. `CONFIGS` serves the tests of the
+shipped recipes as well.
 """
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+from typing import Any
+
+from upft_mlx.architecture import Architecture, from_config
+from upft_mlx.lengths import Prompts, Solutions
+from upft_mlx.recipe import Recipe
+from upft_mlx.rooms import MARGIN, Rooms, another_mac, changed
 
 GB = 1e9
-GIB = 2**30
 
 
-@dataclass(frozen=True)
-class Shape:
-    """The numbers of a model's config.json that its bytes depend on."""
-
-    name: str
-    hidden: int
-    """`hidden_size`."""
-    feed: int
-    """`intermediate_size`."""
-    layers: int
-    heads: int
-    kv_heads: int
-    vocabulary: int
-    tied: bool
-    """Whether the head is the embedding."""
-    biases: bool
-    """Whether q_proj, k_proj and v_proj have a bias (Qwen2 does, Llama does not)."""
-    head: int = 128
-    """Values per head."""
-
-    @property
-    def matrices(self) -> list[tuple[int, int]]:
-        """(inputs, outputs) of the linear layers of one layer: q, k, v, o, gate, up, down."""
-        q, kv = self.heads * self.head, self.kv_heads * self.head
-        h, f = self.hidden, self.feed
-        return [(h, q), (h, kv), (h, kv), (q, h), (h, f), (h, f), (f, h)]
-
-    @property
-    def quantized(self) -> int:
-        """Weights in matrices, which quantization makes smaller; the embedding is one."""
-        return self.tables + self.linear
-
-    @property
-    def linear(self) -> int:
-        """Weights of the linear layers inside the layers: those that get an adapter by default."""
-        return self.layers * sum(i * o for i, o in self.matrices)
-
-    @property
-    def tables(self) -> int:
-        """Weights of the embedding and the head."""
-        return self.vocabulary * self.hidden * (1 if self.tied else 2)
-
-    @property
-    def plain(self) -> int:
-        """Norms and biases, which stay 16 bits."""
-        biases = (self.heads + 2 * self.kv_heads) * self.head if self.biases else 0
-        return self.layers * (2 * self.hidden + biases) + self.hidden
-
-    @property
-    def parameters(self) -> int:
-        """All weights."""
-        return self.quantized + self.plain
-
-    def weights(self, bits: int, group: int = 64) -> float:
-        """Bytes in memory and, nearly, on disk: a group of weights shares a scale and a bias of 16 bits each."""
-        per_weight = bits / 8 + (4 / group if bits < 16 else 0)
-        return self.quantized * per_weight + self.plain * 2
-
-    @property
-    def kv(self) -> int:
-        """Bytes of keys and values for one token, 16 bits."""
-        return 2 * self.layers * self.kv_heads * self.head * 2
-
-    def adapter(self, rank: int = 16) -> int:
-        """Bytes of the adapter, its gradient and AdamW's two moments, float32."""
-        return 4 * 4 * self.layers * rank * sum(i + o for i, o in self.matrices)
-
-    @property
-    def fused_in_16_bits(self) -> float:
-        """Bytes while a 16-bit way of fusing a 4-bit base is measured: the touched layers are float32 then."""
-        return self.linear * 4 + self.tables * 4.5 / 8
-
-    @property
-    def inputs(self) -> int:
-        """Bytes of the linear layers' inputs for one token, 16 bits: the backward pass needs them all."""
-        q = self.heads * self.head
-        return 2 * self.layers * (2 * self.hidden + q + self.feed)
+def _config(
+    hidden: int,
+    inner: int,
+    layers: int,
+    heads: int,
+    kv_heads: int,
+    vocabulary: int,
+    *,
+    tied: bool = False,
+    head_dim: int | None = None,
+) -> dict[str, Any]:
+    """The fields of a config.json that memory depends on."""
+    return {
+        "hidden_size": hidden,
+        "intermediate_size": inner,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv_heads,
+        "vocab_size": vocabulary,
+        "tie_word_embeddings": tied,
+        **({"head_dim": head_dim} if head_dim else {}),
+    }
 
 
-SHAPES = (
-    Shape("Qwen2.5 0.5B", 896, 4864, 24, 14, 2, 151_936, True, True, head=64),
-    Shape("Qwen2.5 1.5B", 1536, 8960, 28, 12, 2, 151_936, True, True),
-    Shape("Qwen2.5 3B", 2048, 11008, 36, 16, 2, 151_936, True, True),
-    Shape("Qwen2.5 7B", 3584, 18944, 28, 28, 4, 152_064, False, True),
-    Shape("Llama 3.1 8B", 4096, 14336, 32, 32, 8, 128_256, False, False),
-    Shape("Qwen2.5 14B", 5120, 13824, 48, 40, 8, 152_064, False, True),
-    Shape("Qwen2.5 32B", 5120, 27648, 64, 40, 8, 152_064, False, True),
-)
-MACS = {8: 2 / 3, 16: 2 / 3, 24: 2 / 3, 36: 2 / 3, 64: 3 / 4, 128: 3 / 4}
-"""GiB of memory, and the share of it that is taken for the working set."""
+CONFIGS: dict[str, dict[str, Any]] = {
+    "Qwen2.5 0.5B": _config(896, 4864, 24, 14, 2, 151_936, tied=True),
+    "Qwen2.5 1.5B": _config(1536, 8960, 28, 12, 2, 151_936, tied=True),
+    "Qwen2.5 3B": _config(2048, 11008, 36, 16, 2, 151_936, tied=True),
+    "Qwen3 4B": _config(2560, 9728, 36, 32, 8, 151_936, tied=True, head_dim=128),
+    "Qwen3.5 4B": {  # THUDM/slime, scripts/models/qwen3.5-4B.sh, taken from its config.json
+        **_config(2560, 9216, 32, 16, 4, 248_320, tied=True, head_dim=256),
+        "linear_num_key_heads": 16,  # three of four layers keep a state: the plan counts keys and values, too many
+    },
+    "Qwen2.5 7B": _config(3584, 18944, 28, 28, 4, 152_064),
+    "Llama 3.1 8B": _config(4096, 14336, 32, 32, 8, 128_256),
+    "Qwen3 8B": _config(4096, 12288, 36, 32, 8, 151_936, head_dim=128),
+    "Qwen2.5 14B": _config(5120, 13824, 48, 40, 8, 152_064),
+    "Qwen2.5 32B": _config(5120, 27648, 64, 40, 8, 152_064),
+}
+"""From the models' public config.json; quantization is left out."""
+MACS = (8, 16, 24, 32, 48, 64, 128)
+"""GB of memory."""
 BITS = (16, 8, 4)
-SEQUENCES, FEW, TOKENS = 32, 8, 1024 + 200
-"""`generate.batch_size` by default and a smaller choice; `generate.max_tokens` with a prompt of 200 tokens."""
-PASS = 512
-"""Tokens that training passes at a time by default."""
-FILL = 0.7
-"""Share of the working set that what is counted may take; the rest is for what is not."""
+PROMPT, LONGEST, TEMPLATE, SHARED = 130, 200, 25, 25
+"""Tokens that are assumed: of a question on average and of the longest, of the task template, of what all begin with."""
+RECIPE = Recipe.model_validate(
+    {
+        "name": "table",
+        "model": "any/model",
+        "problems": {"dataset": "any/data"},
+        "generate": {"max_tokens": 1024, "batch_size": "auto"},
+        "evaluate": {"max_tokens": 1024, "batch_size": "auto"},
+        "publish": {"fuse": "mixed"},
+    }
+)
+"""The defaults, with solutions of at most 1,024 tokens."""
+WITHOUT_FULL = {"prefix.structure_ratio": 0.0}
+CHECKPOINT = {"train.grad_checkpoint": True}
+
+
+def architecture(name: str, bits: int = 16) -> Architecture:
+    """A model's shapes, its matrices with so many bits in groups of 64 (16: as they are)."""
+    quantization = {} if bits == 16 else {"quantization": {"bits": bits, "group_size": 64}}
+    return from_config({**CONFIGS[name], **quantization})
+
+
+@cache
+def rooms(name: str, bits: int, gigabytes: float) -> Rooms:
+    """A model on a Mac, with 1,000 problems of the lengths that are assumed."""
+    asked = Prompts(1000, PROMPT, (LONGEST,), SHARED)
+    trained = Prompts(1000, PROMPT + TEMPLATE, (LONGEST + TEMPLATE,), SHARED)
+    limit = RECIPE.generate.max_tokens
+    solutions = Solutions(limit / 2, limit, (limit,), 1.0, "assumed")
+    return Rooms(architecture(name, bits), asked, trained, solutions, asked, another_mac(gigabytes))
 
 
 def weights_table() -> str:
     """Bytes of the weights by bits."""
     rows = ["| model | parameters | 4 bits | 8 bits | 16 bits |", "|---|---|---|---|---|"]
-    for shape in SHAPES:
-        sizes = " | ".join(f"{shape.weights(bits) / GB:.2f} GB" for bits in (4, 8, 16))
-        rows.append(f"| {shape.name} | {shape.parameters / 1e9:.2f} billion | {sizes} |")
+    for name in CONFIGS:
+        sizes = " | ".join(f"{architecture(name, bits).weight_bytes(2) / GB:.2f} GB" for bits in (4, 8, 16))
+        rows.append(f"| {name} | {architecture(name).parameters / 1e9:.2f} billion | {sizes} |")
     return "\n".join(rows)
 
 
-def rest_table() -> str:
-    """What sampling and training need beside the weights."""
-    rows = [
-        f"| model | KV cache per token | {SEQUENCES} x {TOKENS:,} tokens | adapter, gradient, moments "
-        f"| inputs per token | {PASS} tokens | fusing in 16 bits |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for shape in SHAPES:
-        cells = (
-            f"{shape.kv / 1024:.0f} KiB",
-            f"{sampling(shape) / GB:.2f} GB",
-            f"{shape.adapter() / GB:.2f} GB",
-            f"{shape.inputs / 1e6:.2f} MB",
-            f"{PASS * shape.inputs / GB:.2f} GB",
-            f"{shape.fused_in_16_bits / GB:.1f} GB",
-        )
-        rows.append(f"| {shape.name} | {' | '.join(cells)} |")
+def batches(size: int) -> dict[str, Any]:
+    """So many sequences at a time in sampling and evaluation."""
+    return {"generate.batch_size": size, "evaluate.batch_size": size}
+
+
+def stages_table() -> str:
+    """Peak memory of each stage of 4-bit models."""
+    heads = ("8 at a time", "32 at a time", "prefixes", "full solutions", "... checkpointed", "`mixed`", "16 bits")
+    rows = [f"| model | {' | '.join(heads)} |", "|---" * (len(heads) + 1) + "|"]
+    for name in CONFIGS:
+        room = rooms(name, 4, 64)
+        sampling = [room.peaks(changed(RECIPE, batches(n)))["evaluate"] for n in (8, 32)]
+        training = [room.train(changed(RECIPE, fields)) for fields in (WITHOUT_FULL, {}, CHECKPOINT)]
+        fusing = [room.peaks(changed(RECIPE, {**batches(8), "publish.fuse": w}))["fuse"] for w in ("mixed", "auto")]
+        cells = [f"{peak / GB:.1f} GB" for peak in (*sampling, *training, *fusing)]
+        rows.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(rows)
 
 
-def sampling(shape: Shape, sequences: int = SEQUENCES) -> int:
-    """Bytes of the KV cache when a batch is at its longest."""
-    return sequences * TOKENS * shape.kv
+def fits(name: str, bits: int, gigabytes: float, *, checkpoint: bool) -> bool:
+    """Whether sampling, training and evaluation fit, with as much to spare as the formulas may be wrong."""
+    room = rooms(name, bits, gigabytes)
+    fuse = "adapter" if bits == 16 else "mixed"
+    recipe = room.settle(changed(RECIPE, {"train.grad_checkpoint": checkpoint, "publish.fuse": fuse}))
+    return all(peak <= MARGIN * room.budget.bytes for peak in room.peaks(recipe).values())
 
 
-def counted(shape: Shape, bits: int, sequences: int = SEQUENCES) -> float:
-    """Bytes of the larger of sampling and training, as far as they are counted here."""
-    training = shape.adapter() + PASS * shape.inputs
-    return shape.weights(bits) + max(sampling(shape, sequences), training)
-
-
-def most_bits(shape: Shape, room: float) -> str:
-    """The most bits with which a model has room, by default or, marked, with few sequences at a time."""
-    for sequences, mark in ((SEQUENCES, ""), (FEW, "*")):
-        for bits in BITS:
-            if counted(shape, bits, sequences) <= FILL * room:
+def most_bits(name: str, gigabytes: float) -> str:
+    """The most bits with which a model fits or, marked, fits with checkpointing."""
+    for bits in BITS:
+        for checkpoint, mark in ((False, ""), (True, "*")):
+            if fits(name, bits, gigabytes, checkpoint=checkpoint):
                 return f"{bits}{mark}"
     return "no"
 
 
 def fits_table() -> str:
-    """The most bits that each Mac has room for, by what is counted here."""
-    rooms = {memory: memory * share * GIB for memory, share in MACS.items()}
+    """The most bits that each Mac has room for."""
+    budgets = " | ".join(f"{another_mac(memory).bytes / GB:.1f} GB" for memory in MACS)
     rows = [
-        "| model | " + " | ".join(f"{memory} GB" for memory in rooms) + " |",
-        "|---|" + "---|" * len(rooms),
-        "| (working set, about) | " + " | ".join(f"{room / GIB:.1f} GiB" for room in rooms.values()) + " |",
+        "| model | " + " | ".join(f"{memory} GB" for memory in MACS) + " |",
+        "|---|" + "---|" * len(MACS),
+        f"| (working set, about) | {budgets} |",
     ]
-    rows += [f"| {shape.name} | " + " | ".join(most_bits(shape, r) for r in rooms.values()) + " |" for shape in SHAPES]
+    rows += [f"| {name} | " + " | ".join(most_bits(name, memory) for memory in MACS) + " |" for name in CONFIGS]
     return "\n".join(rows)
 
 
 def with_tables(text: str) -> str:
     """The page with its tables written anew."""
-    for name, table in (("weights", weights_table()), ("rest", rest_table()), ("fits", fits_table())):
+    for name, table in (("weights", weights_table()), ("stages", stages_table()), ("fits", fits_table())):
         pattern = rf"(<!-- {name} -->\n\n).*?(\n<!-- end -->)"
         text, count = re.subn(pattern, rf"\g<1>{table}\n\g<2>", text, flags=re.DOTALL)
         assert count == 1, f"docs/macs.md has {count} places for the table {name}"
