@@ -111,7 +111,10 @@ def batches(size: int) -> dict[str, Any]:
 
 def stages_table() -> str:
     """Peak memory of each stage of 4-bit models."""
-    heads = ("8 at a time", "32 at a time", "prefixes", "full solutions", "... checkpointed", "`mixed`", "16 bits")
+    heads = (
+        *("sampling, 8", "sampling, 32", "training, prefixes", "full solutions", "checkpointed"),
+        *("fusing, `mixed`", "16 bits"),
+    )
     rows = [f"| model | {' | '.join(heads)} |", "|---" * (len(heads) + 1) + "|"]
     for name in CONFIGS:
         room = rooms(name, 4, 64)
