@@ -63,7 +63,7 @@ MACS = (8, 16, 24, 32, 48, 64, 128)
 """GB of memory."""
 BITS = (16, 8, 4)
 PROMPT, LONGEST, TEMPLATE, SHARED = 130, 200, 25, 25
-"""Tokens that are assumed: of a question on average and of the longest, of the task template, of what all begin with."""
+"""Tokens that are assumed: of a question on average, of the longest, of the task template, of what all begin with."""
 RECIPE = Recipe.model_validate(
     {
         "name": "table",

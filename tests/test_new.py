@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -19,11 +20,11 @@ from upft_mlx.choices import choose
 from upft_mlx.data_facts import DataFacts, hard_to_grade, hold_out
 from upft_mlx.errors import ProblemsError
 from upft_mlx.load import load_recipe
-from upft_mlx.model_facts import ModelFacts, chat_template, count_parameters, read_model_facts, thinking
+from upft_mlx.model_facts import ModelFacts, chat_template, dense_shape, read_model_facts, thinking
 from upft_mlx.new import Wish, new_recipe, relative
 from upft_mlx.new_text import scalar
 from upft_mlx.problems import Problem, load_problems
-from upft_mlx.recipe import Problems, Recipe
+from upft_mlx.recipe import AUTO, Problems, Recipe
 
 
 @pytest.fixture(autouse=True)
@@ -56,8 +57,11 @@ def test_fifty_questions_become_a_recipe_that_runs_to_a_fused_model(folder: Path
     write(folder / "my-questions.jsonl", questions())
     made = upft("new", "my-model", "my-questions.jsonl")
     assert made.exit_code == 0, made.stderr
-    [command] = [line.split(maxsplit=1)[1] for line in made.stdout.splitlines() if line.startswith("next ")]
-    assert command == "upft run my-questions.yaml"
+    plan, command = made.stdout.splitlines()[-2:]
+    assert plan.split() == ["next", "upft", "plan", "my-questions.yaml"]
+    planned = upft(*plan.split()[2:], "--no-calibration", "--mac", "8")
+    assert "fits: every stage" in planned.stdout, planned.stderr
+    assert command.split() == ["upft", "run", "my-questions.yaml"]
     few = ["problems.limit=12", "evaluate.limit=4", "generate.max_tokens=16", "evaluate.max_tokens=16", "train.steps=2"]
     sets = [part for change in [*few, "train.epochs=null"] for part in ("--set", change)]
     done = upft(*command.split()[1:], "--plain", "--offline", *sets)
@@ -173,13 +177,16 @@ def test_every_line_of_the_recipe_has_its_reason_and_the_numbers_are_the_chosen_
         "epochs": recipe.train.epochs,
         "max_tokens": recipe.generate.max_tokens,
         "max_length": None,
-        "sampled_together": recipe.generate.batch_size,
         "trained_together": recipe.train.batch_size,
         "grad_checkpoint": recipe.train.grad_checkpoint,
+        "step_bytes": made["chosen"]["step_bytes"],
+        "fuse": recipe.publish.fuse,
+        "fuse_bytes": made["chosen"]["fuse_bytes"],
     }
+    assert (recipe.generate.batch_size, recipe.evaluate.batch_size) == (AUTO, AUTO)
     assert made["files"] == {"my-train.jsonl": 40, "my-test.jsonl": 10}
     assert made["problems"]["answered"] == made["problems"]["rows"] == 50
-    assert made["next"] == ["upft run my.yaml"]
+    assert made["next"] == ["upft plan my.yaml", "upft run my.yaml"]
 
 
 @pytest.mark.parametrize("where", ["recipes/new.yaml", "new", "new.yml"])
@@ -298,7 +305,7 @@ def test_hub_ids_are_looked_at_without_downloading_weights_or_filling_the_cache(
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     assert "answers in `solution` (100 of 100 looked at)" in done.stdout
-    assert "next      upft fetch data.yaml" in done.stdout
+    assert "next      upft plan data.yaml\n          upft fetch data.yaml\n" in done.stdout
     assert not [line for line in hub.asked if "model.safetensors " in line]
     assert not list(guard.rglob("config.json"))
     recipe = load_recipe("data.yaml")
@@ -393,10 +400,14 @@ QWEN = {
 
 
 def test_parameters_are_counted_from_the_shape() -> None:
-    assert count_parameters(QWEN) == pytest.approx(494e6, rel=0.002)  # Qwen2.5-0.5B: 0.49 G on its card
-    assert count_parameters({**QWEN, "tie_word_embeddings": False}) == pytest.approx(494e6 + 136e6, rel=0.002)
-    assert count_parameters({**QWEN, "num_experts": 8}) is None
-    assert count_parameters({"hidden_size": 8}) is None
+    def counted(**changes: Any) -> int:
+        shape = dense_shape({**QWEN, **changes})
+        return shape.parameters if shape else 0
+
+    assert counted() == pytest.approx(494e6, rel=0.002)  # Qwen2.5-0.5B: 0.49 G on its card
+    assert counted(tie_word_embeddings=False) == pytest.approx(494e6 + 136e6, rel=0.002)
+    assert counted(num_experts=8) == counted(linear_num_key_heads=16) == counted(num_attention_heads=0) == 0
+    assert dense_shape({"hidden_size": 8}) is None
 
 
 def test_the_embedded_models_facts_are_its_files(loaded: Any) -> None:
@@ -414,7 +425,7 @@ def test_the_embedded_models_facts_are_its_files(loaded: Any) -> None:
     [
         (QWEN, None, None, 2 * 494e6),
         ({**QWEN, "quantization": {"bits": 4, "group_size": 64}}, None, 4, 4.5 / 8 * 494e6),
-        ({"text_config": QWEN, "quantization_config": {"bits": 8}}, None, 8, 8.5 / 8 * 494e6),
+        ({"text_config": QWEN, "quantization_config": {"bits": 8, "group_size": 64}}, None, 8, 8.5 / 8 * 494e6),
         (QWEN, {"metadata": {"total_size": 123}}, None, 123),
         ({"model_type": "x"}, None, None, None),
     ],
@@ -481,11 +492,35 @@ def test_small_sets_are_trained_on_as_the_papers_smallest(
     assert (found.structure_ratio, found.epochs, found.trained_together) == expected
 
 
+LARGER = {**QWEN, "hidden_size": 3584, "intermediate_size": 18944, "num_attention_heads": 28, "num_key_value_heads": 4}
+"""With 28 layers, Qwen2.5-7B but for its head."""
+
+
 @pytest.mark.parametrize(
-    ("size", "batch"), [(3 * 10**8, 32), (9 * 10**8, 32), (2 * 10**9, 16), (4 * 10**9, 8), (None, 8)]
+    ("config", "bits", "expected"),
+    [(QWEN, 4, (False, "auto")), (LARGER, 4, (True, "mixed")), (LARGER, None, (True, "auto"))],
 )
-def test_larger_models_sample_fewer_sequences_at_a_time(size: float | None, batch: int) -> None:
-    assert choose(a_model(bytes=size and int(size)), some_data(), 100, thinking=False).sampled_together == batch
+def test_models_whose_long_rows_or_fusing_need_much_memory_get_by_with_less(
+    config: dict[str, Any], bits: int | None, expected: tuple[bool, str]
+) -> None:
+    how = {"quantization": {"bits": bits, "group_size": 64}} if bits else {}
+    model = a_model(bits=bits, shape=dense_shape({**config, **how, "num_hidden_layers": 28}))
+    found = choose(model, some_data(), 5000, thinking=False)
+    assert (found.grad_checkpoint, found.fuse) == expected
+
+
+def test_what_less_memory_costs_stands_beside_it(folder: Path) -> None:
+    write(folder / "my.jsonl", questions())
+    config = {**LARGER, "num_hidden_layers": 28, "quantization": {"bits": 4, "group_size": 64}}
+    write(folder / "my-model" / "config.json", json.dumps({**config, "model_type": "qwen2"}))
+    recipe = make()
+    text = (folder / "my.yaml").read_text()
+    assert (recipe.train.grad_checkpoint, recipe.publish.fuse) == (True, "mixed")
+    assert re.search(
+        r"grad_checkpoint: true +# long rows: more time; without it a step takes up to \d\d\.\d GB\n", text
+    )
+    assert re.search(r"fuse: mixed +# 6 or 8 bits; to try 16 as well takes \d\d\.\d GB\n", text)
+    assert "`upft plan my.yaml --mac 16` says" in text
 
 
 def test_long_questions_and_short_contexts_are_heeded() -> None:

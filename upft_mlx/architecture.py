@@ -155,7 +155,7 @@ def from_config(
 
     def number(*names: str) -> int:
         for name in names:
-            if isinstance(value := text.get(name), int):
+            if isinstance(value := text.get(name), int) and value > 0:
                 return int(value)
         raise ModelError(f"{where}: lacks `{names[0]}`; memory cannot be planned for this model")
 

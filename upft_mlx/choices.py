@@ -5,14 +5,20 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from upft_mlx.architecture import Architecture
 from upft_mlx.data_facts import DataFacts
 from upft_mlx.errors import RecipeError
+from upft_mlx.memory import TrainingPass, fusing_peak, training_peak
 from upft_mlx.model_facts import ModelFacts
+from upft_mlx.recipe import Lora
+from upft_mlx.rooms import MARGIN, another_mac
 
 _SMALL_SET = 1000
 """Problems up to which the paper's settings for LIMO (817) are taken."""
 _CHARACTERS = 2.5
 """Per token, few on purpose: formulas have many tokens."""
+_MAC = another_mac(16)
+"""What a recipe should fit on if its model does: the file is the same on every machine that it is written on."""
 
 
 @dataclass(frozen=True)
@@ -31,11 +37,15 @@ class Choices:
     """Of a full solution."""
     max_length: int | None
     """`train.max_length` (tokens); None: the default has room."""
-    sampled_together: int
-    """`batch_size` in sampling and evaluation (sequences)."""
     trained_together: int
     """`train.batch_size` (sequences)."""
     grad_checkpoint: bool
+    step_bytes: int | None
+    """Of a step with the longest row, without checkpointing; None: not known from the model's shape."""
+    fuse: str
+    """`publish.fuse`."""
+    fuse_bytes: int | None
+    """Of fusing in 16 bits, which `auto` comes to at worst; None: not known."""
 
 
 def choose(model: ModelFacts, data: DataFacts, trained: int | None, *, thinking: bool) -> Choices:
@@ -50,6 +60,7 @@ def choose(model: ModelFacts, data: DataFacts, trained: int | None, *, thinking:
     small = trained is not None and trained <= _SMALL_SET
     max_tokens = _within(model.context, 8192 if thinks else 1024)
     longest = math.ceil(data.longest / _CHARACTERS) + 128 + max_tokens
+    step, sixteen = _step_bytes(model.shape, longest, max_tokens), _fuse_bytes(model.shape)
     return Choices(
         thinks=thinks,
         enable_thinking=thinking if model.thinking == "switch" else None,
@@ -58,9 +69,11 @@ def choose(model: ModelFacts, data: DataFacts, trained: int | None, *, thinking:
         epochs=3 if small else 1,
         max_tokens=max_tokens,
         max_length=256 * math.ceil(longest / 256) if longest > 2048 else None,
-        sampled_together=_together(model.bytes, thinks=thinks),
         trained_together=8 if trained is not None and trained < 320 else 16,
-        grad_checkpoint=thinks,
+        grad_checkpoint=thinks or not _fits(step),
+        step_bytes=step,
+        fuse="auto" if _fits(sixteen) or model.bits is None else "mixed",
+        fuse_bytes=sixteen,
     )
 
 
@@ -69,8 +82,18 @@ def _within(context: int | None, tokens: int) -> int:
     return min(tokens, max(1, context // 2)) if context else tokens
 
 
-def _together(size: int | None, *, thinks: bool) -> int:
-    """Fewer sequences for larger models, whose keys and values are larger, and for longer ones."""
-    gigabytes = (size or 5e9) / 1e9
-    batch = 32 if gigabytes < 1 else 16 if gigabytes < 4 else 8
-    return max(4, batch // 2) if thinks else batch
+def _step_bytes(shape: Architecture | None, longest: int, supervised: int) -> int | None:
+    """Peak of a step that has a row with a full solution, passed alone."""
+    if shape is None:
+        return None
+    row = TrainingPass(sequences=1, tokens=longest, shared=0, rows=supervised, accumulates=True)
+    return round(training_peak(shape, Lora(), row, _MAC.device, checkpoint=False))
+
+
+def _fuse_bytes(shape: Architecture | None) -> int | None:
+    return None if shape is None else round(fusing_peak(shape, Lora(), _MAC.device, all_float32=True))
+
+
+def _fits(peak: int | None) -> bool:
+    """On a Mac with 16 GB; what is not known is taken to fit, `upft plan` knows better."""
+    return peak is None or peak <= MARGIN * _MAC.bytes

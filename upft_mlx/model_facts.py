@@ -10,6 +10,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
+from upft_mlx.architecture import Architecture, from_config
 from upft_mlx.errors import ModelError
 from upft_mlx.models import find_config, json_object
 
@@ -23,7 +24,7 @@ class ModelFacts:
     kind: str
     """Its `model_type`."""
     parameters: int | None
-    """Computed from the shape; None where the shape is not that of a dense transformer."""
+    """Computed from the shape; None where there is none."""
     bits: int | None
     """Of its quantized weights; None: not quantized."""
     bytes: int | None
@@ -34,6 +35,8 @@ class ModelFacts:
     """`switch`: its chat template has `enable_thinking`; `always`: it thinks without being asked; `never`."""
     boxed: bool
     r"""Whether its chat template asks for a `\boxed` answer by itself."""
+    shape: Architecture | None = None
+    """As config.json tells it; None where that is not the shape of a dense transformer."""
 
 
 def model_facts(name: str) -> ModelFacts:
@@ -58,18 +61,17 @@ def read_model_facts(folder: Path, name: str) -> ModelFacts:
     template = chat_template(folder)
     if not template:
         raise ModelError(f"{name}: has no chat template; use an instruct model, or add chat_template.jinja")
-    shape = config.get("text_config") if isinstance(config.get("text_config"), dict) else config
-    assert isinstance(shape, dict)
-    parameters, bits = count_parameters(shape), _bits(config)
-    context = shape.get("max_position_embeddings")
+    shape, text = dense_shape(config), config.get("text_config")
+    context = (text if isinstance(text, dict) else config).get("max_position_embeddings")
     return ModelFacts(
         kind=str(config.get("model_type", "unknown")),
-        parameters=parameters,
-        bits=bits,
-        bytes=_bytes(folder) or _computed(parameters, bits),
+        parameters=shape.parameters if shape else None,
+        bits=_bits(config),
+        bytes=_bytes(folder) or (shape.weight_bytes(shape.float_bytes) if shape else None),
         context=context if isinstance(context, int) else None,
         thinking=thinking(template),
         boxed="boxed" in template,
+        shape=shape,
     )
 
 
@@ -98,18 +100,13 @@ def thinking(template: str) -> Thinking:
     return "always" if "<think>" in prompt or "</think>" in template else "never"
 
 
-def count_parameters(shape: dict[str, Any]) -> int | None:
-    """Weights of a dense transformer with gated feed-forward layers, from its shape; None for other shapes."""
-    names = ("hidden_size", "num_hidden_layers", "intermediate_size", "num_attention_heads", "vocab_size")
-    sizes = [shape.get(name) for name in names]
-    if not all(isinstance(size, int) and size > 0 for size in sizes) or any("expert" in name for name in shape):
+def dense_shape(config: dict[str, Any]) -> Architecture | None:
+    """The shape of a dense transformer; None for other kinds, of which config.json does not tell the weights."""
+    try:
+        found = from_config(config)
+    except ModelError:
         return None
-    hidden, layers, inner, heads, vocabulary = (int(size) for size in sizes if size is not None)
-    width = shape.get("head_dim") or hidden // heads
-    shared = shape.get("num_key_value_heads") or heads
-    attention = 2 * hidden * width * (heads + shared)
-    embeddings = vocabulary * hidden * (1 if shape.get("tie_word_embeddings") else 2)
-    return embeddings + layers * (attention + 3 * hidden * inner)
+    return None if found.unusual else found
 
 
 def _bits(config: dict[str, Any]) -> int | None:
@@ -128,8 +125,3 @@ def _bytes(folder: Path) -> int | None:
     meta = json_object(index).get("metadata") if index.is_file() else None
     size = meta.get("total_size") if isinstance(meta, dict) else None
     return int(size) if isinstance(size, (int, float)) and size > 0 else None
-
-
-def _computed(parameters: int | None, bits: int | None) -> int | None:
-    """From the shape: 16 bits per weight, or the quantized ones with half a bit for scales and biases."""
-    return round(parameters * (bits + 0.5 if bits else 16) / 8) if parameters else None

@@ -76,7 +76,7 @@ class Draft:
     def next_commands(self) -> list[str]:
         """What to run now."""
         fetch = [f"upft fetch {self.path}"] if self.hub else []
-        return [*fetch, f"upft run {self.path}"]
+        return [f"upft plan {self.path}", *fetch, f"upft run {self.path}"]
 
 
 def new_recipe(wish: Wish) -> Draft:
@@ -226,10 +226,11 @@ def _line(problem: Problem) -> str:
 def facts(draft: Draft) -> dict[str, Any]:
     """What was found and chosen as plain values, for JSON."""
     data = draft.data
+    model = {key: value for key, value in vars(draft.model).items() if key != "shape"}
     return {
         "recipe": str(draft.path),
         "files": {str(draft.path.parent / name): len(problems) for name, problems in draft.files.items()},
-        "model": {"name": draft.model_name, **asdict(draft.model)},
+        "model": {"name": draft.model_name, **model},
         "problems": {
             "rows": data.rows,
             "question": data.question,

@@ -41,7 +41,7 @@ def _header(draft: Draft) -> Iterator[str]:
     size = f"{_size(model.bytes)} of weights" if model.bytes else "weights of unknown size"
     for key, value in (
         ("command", f"upft run {path.name}"),
-        ("Mac", f"not known; {size}, and room for sampling and training beside them"),
+        ("Mac", f"{size}, and room for sampling and training; `upft plan {path.name} --mac 16` says whether 16 GB do"),
         ("time", "not measured"),
         ("numbers", numbers),
     ):
@@ -61,15 +61,18 @@ def _sections(draft: Draft) -> Iterator[list[str]]:
         why = "the chat template has this switch; the same in sampling, training and evaluation"
         yield ["prompt:", f"  # {why}", f"  chat_template_args: {args}"]
     limit = "tokens of a full solution; a longer one is left out"
-    together = "sequences at a time; fewer take less memory"
+    together = "sequences at a time: as many as fit"
     yield [
         "generate:",
         _field("max_tokens", chosen.max_tokens, limit),
-        _field("batch_size", chosen.sampled_together, together),
+        _field("batch_size", "auto", together),
     ]
     yield ["prefix:", *_prefix(draft)]
     yield ["train:", *_train(draft)]
     yield ["evaluate:", *_evaluate(draft)]
+    if chosen.fuse != "auto":
+        why = f"6 or 8 bits; to try 16 as well takes {_size(chosen.fuse_bytes or 0)}"
+        yield ["publish:", _field("fuse", chosen.fuse, why)]
 
 
 def _problems(draft: Draft) -> Iterator[str]:
@@ -107,7 +110,8 @@ def _train(draft: Draft) -> Iterator[str]:
     if chosen.max_length is not None:
         yield _field("max_length", chosen.max_length, "tokens: the longest question and a full solution")
     if chosen.grad_checkpoint:
-        yield _field("grad_checkpoint", "true", "long rows: less memory, more time")
+        without = f"without it a step takes up to {_size(chosen.step_bytes)}" if chosen.step_bytes else "less memory"
+        yield _field("grad_checkpoint", "true", f"long rows: more time; {without}")
 
 
 def _evaluate(draft: Draft) -> Iterator[str]:
@@ -115,7 +119,7 @@ def _evaluate(draft: Draft) -> Iterator[str]:
     if chosen.thinks:
         yield _field("temperature", 0.6, "models that think repeat themselves when greedy")
     yield _field("max_tokens", chosen.max_tokens, "a longer answer counts as wrong; the report says how many")
-    yield _field("batch_size", chosen.sampled_together)
+    yield _field("batch_size", "auto")
     yield "  benchmarks:"
     for number, (name, value) in enumerate(draft.benchmark.items()):
         yield f"    {' ' if number else '-'} {name}: {scalar(value)}"
