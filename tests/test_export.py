@@ -97,3 +97,29 @@ def test_it_says_what_rounding_costs(make_recipe: MakeRecipe, run: RunDir, tmp_p
     ]
     kept = [float(text.split("keeps ")[1].split("%")[0]) for text in said]
     assert kept[0] < kept[1]
+    assert kept[0] < 90
+    assert said[0].endswith("of the adapter's effect: less than publish.min_retained, 90%; take --dtype fp16")
+    assert ("less than" in said[1]) == (kept[1] < 90)
+
+
+def test_what_keeps_enough_needs_no_advice(make_recipe: MakeRecipe, run: RunDir, tmp_path: Path) -> None:
+    write_adapter(run, 0.05, Q4)
+    said = export_dequantized(make_recipe(), load(MODEL, quantize=Q4), run, tmp_path / "out", "fp16")
+    assert said.endswith("of the adapter's effect")
+
+
+def test_the_chat_template_is_where_old_and_new_tools_look_for_it(
+    make_recipe: MakeRecipe, run: RunDir, tmp_path: Path
+) -> None:
+    """Ollama reads tokenizer_config.json only (its convert/tokenizer.go), transformers 5 writes a file of its own."""
+    from transformers import AutoTokenizer
+
+    write_adapter(run, 0.05, Q4)
+    base, out = load(MODEL, quantize=Q4), tmp_path / "out"
+    export_dequantized(make_recipe(), base, run, out, "fp16")
+    settings = json.loads((out / "tokenizer_config.json").read_text())
+    assert settings["chat_template"] == (out / "chat_template.jinja").read_text() == base.tokenizer.chat_template
+    assert settings["eos_token"] == base.tokenizer.eos_token
+    turns = [{"role": "user", "content": "2 + 2?"}]
+    for tokenizer in (AutoTokenizer.from_pretrained(out), mlx_lm_load(str(out))[1]):
+        assert tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False).count("2 + 2?") == 1

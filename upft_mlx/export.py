@@ -137,4 +137,22 @@ def export_dequantized(
     config = {k: v for k, v in loaded.config.items() if k not in ("quantization", "quantization_config")}
     config["torch_dtype"] = str(way.dtype).removeprefix("mlx.core.")
     write_model(loaded, config, folder)
-    return f"{dtype}, {found.bytes / 1e6:.1f} MB, keeps {found.retained:.1%} of the adapter's effect"
+    _repeat_template(folder)
+    kept = f"{dtype}, {found.bytes / 1e6:.1f} MB, keeps {found.retained:.1%} of the adapter's effect"
+    return kept + _advice(dtype, found.retained, recipe.publish.min_retained)
+
+
+def _repeat_template(folder: Path) -> None:
+    """Put the chat template into tokenizer_config.json as well; Ollama and older tools look for it there only."""
+    template, path = folder / "chat_template.jinja", folder / "tokenizer_config.json"
+    if template.is_file():
+        settings = json.loads(path.read_text(encoding="utf-8"))
+        write_json(path, {**settings, "chat_template": template.read_text(encoding="utf-8")})
+
+
+def _advice(dtype: str, kept: float, least: float) -> str:
+    """What to do where rounding loses the training: float16 has steps an eighth as large as bfloat16's."""
+    if kept >= least:
+        return ""
+    remedy = "take --dtype fp16" if dtype == "bf16" else "fused/ with mlx-lm, or --format peft, keeps it"
+    return f": less than publish.min_retained, {least:.0%}; {remedy}"
