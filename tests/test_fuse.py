@@ -24,8 +24,10 @@ from upft_mlx.errors import FuseError, ModelError
 from upft_mlx.events import Event, Note
 from upft_mlx.fidelity import Comparison, greedy_probes, kl_per_position, retained
 from upft_mlx.loss import scalar
+from upft_mlx.memory import Device
 from upft_mlx.models import Loaded, load
 from upft_mlx.recipe import Quantize, Recipe
+from upft_mlx.rooms import Budget
 from upft_mlx.rows import TrainingRow, read_rows
 from upft_mlx.rundir import RunDir
 from upft_mlx.stage_fuse import fuse
@@ -101,6 +103,20 @@ def test_a_way_that_loses_the_effect_is_refused_with_those_that_keep_it_and_thei
     for name, option in options.items():
         chosen = fuse(make_recipe(publish={"fuse": name}), load(MODEL, quantize=Q4), run)
         assert f"{chosen.bytes / 1e6:.1f} MB" == option
+
+
+def test_a_refusal_tries_16_bits_only_where_there_is_room_for_them(
+    make_recipe: MakeRecipe, run: RunDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_adapter(run, 0.0005, Q4)
+    tight = Budget(1_000_000, "a small machine", Device(is_gpu=True, memory_bytes=2**30))
+    monkeypatch.setattr("upft_mlx.stage_fuse.this_machine", lambda: tight)
+    asked = make_recipe(publish={"fuse": "mixed", "min_retained": 1.0})
+    with pytest.raises(
+        FuseError, match=r"; 16 bits were not tried, there is no room to measure them here\. To"
+    ) as caught:
+        fuse(asked, load(MODEL, quantize=Q4), run)
+    assert "fp16" not in str(caught.value)
 
 
 @pytest.mark.parametrize("way", ["force", "min_retained"])

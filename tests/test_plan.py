@@ -219,6 +219,24 @@ def test_every_remedy_that_is_named_is_enough(tmp_path: Path, monkeypatch: pytes
         assert found["peak_bytes"][stage] <= found["budget_bytes"]
 
 
+def test_fusing_that_does_not_fit_is_told_a_way_that_the_model_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A model of 16 bits cannot be fused into 6 or 8, and one that is too large for any way still has its adapter."""
+    model = Budget(1_000_000, "a small machine", Device(is_gpu=True, memory_bytes=2**34))
+    for bits, budget, told in (
+        (8, model, "fuse=mixed"),
+        (8, machine(1), "fuse=adapter"),
+        (None, model, "fuse=adapter"),
+    ):
+        quantize = {"bits": bits, "group_size": 32} if bits else None
+        monkeypatch.setattr("upft_mlx.planner.this_machine", lambda found=budget: found)
+        given = recipe(quantize=quantize, publish={"fuse": "auto"})
+        lines = plan_recipe(given, tmp_path, calibrates=False)["memory"]["too_large"]
+        [line] = [line for line in lines if line.startswith("fuse")]
+        assert f"--set publish.{told}" in line, line
+
+
 def test_what_is_done_is_not_planned_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     given = recipe(problems={"limit": 12}, train={"steps": 1}, evaluate={"benchmarks": []})
     pipeline.run_stage(given, tmp_path / "run", "generate")

@@ -70,9 +70,13 @@ class Rooms:
         if self.questions is not None:
             found["evaluate"] = self._evaluate(recipe)
         if recipe.publish.fuse != "adapter":
-            sixteen = recipe.publish.fuse in ("auto", "bf16", "fp16")
+            sixteen = recipe.publish.fuse in ("auto", "bf16", "fp16") or not self._is_quantized(recipe)
             found["fuse"] = fusing_peak(self.model, recipe.lora, self.budget.device, all_float32=sixteen)
         return found
+
+    def _is_quantized(self, recipe: Recipe) -> bool:
+        """Whether a layer with an adapter is; else there is no way of fusing but with 16 bits."""
+        return any(matrix.stored for matrix in self.model.adapted(recipe.lora))
 
     def _generate(self, recipe: Recipe) -> float:
         """Of full solutions or of prefixes, whichever take more."""
@@ -216,16 +220,18 @@ class Rooms:
 
     def _advice(self, stage: str, recipe: Recipe) -> str:
         """The first of the usual remedies with which the stage fits."""
-        for fields in _remedies(stage, recipe):
+        for fields in _remedies(stage, recipe, quantized=self._is_quantized(recipe)):
             tried = changed(recipe, fields)
             peak = self.peaks(tried)[stage]
             if peak <= self.budget.bytes:
                 sets = " ".join(f"--set {name}={_yaml(value)}" for name, value in fields.items())
                 return f"it would take {gigabytes(peak)} with {sets}"
+        if stage == "fuse":
+            return "it is not needed with --set publish.fuse=adapter, which makes the adapter the result"
         return "nothing of batch sizes, checkpointing and lengths is enough: take a smaller or more quantized model"
 
 
-def _remedies(stage: str, recipe: Recipe) -> Iterator[dict[str, Any]]:
+def _remedies(stage: str, recipe: Recipe, *, quantized: bool) -> Iterator[dict[str, Any]]:
     """Changes that save memory, the cheapest first; those of training change no step but the last ones."""
     if stage in ("generate", "evaluate"):
         batch = getattr(recipe, stage).batch_size
@@ -238,10 +244,9 @@ def _remedies(stage: str, recipe: Recipe) -> Iterator[dict[str, Any]]:
         yield one
         yield from ({**one, "train.max_length": size} for size in _halves(recipe.train.max_length)[1:4])
         yield {**one, "lora.num_layers": 8, "train.grad_checkpoint": False}
-    if stage == "fuse":
+    if stage == "fuse" and quantized:
         yield {"publish.fuse": "mixed"}
         yield {"publish.fuse": "base"}
-        yield {"publish.fuse": "adapter"}
 
 
 def changed(recipe: Recipe, fields: dict[str, Any]) -> Recipe:

@@ -10,12 +10,15 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import NoReturn
 
-from upft_mlx.errors import FuseError
+from upft_mlx.architecture import read_architecture
+from upft_mlx.errors import FuseError, ModelError
 from upft_mlx.events import Observer, Progress, ignore
 from upft_mlx.fidelity import Fidelity
 from upft_mlx.fuser import Fuser
+from upft_mlx.memory import fusing_peak
 from upft_mlx.models import Loaded
 from upft_mlx.recipe import Recipe
+from upft_mlx.rooms import this_machine
 from upft_mlx.rows import write_json
 from upft_mlx.rundir import RunDir, remove
 from upft_mlx.ways import Way, config_of, write_model
@@ -108,15 +111,27 @@ def _needs_no_try(fuser: Fuser, way: Way) -> bool:
 def _refuse(fuser: Fuser, chosen: Fidelity) -> NoReturn:
     """Say what would pass."""
     least = fuser.recipe.publish.min_retained
+    room = _has_room_for_16_bits(fuser)
     for way in fuser.ways:
-        if way.name not in fuser.measured and not _needs_no_try(fuser, way):
+        if way.name not in fuser.measured and (room or way.bits) and not _needs_no_try(fuser, way):
             fuser.measure(way)
     passing = [found for found in (*fuser.measured.values(), fuser.adapter()) if found.retained >= least]
     raise FuseError(
         f"fusing as {chosen.fuse} keeps {chosen.retained:.1%} of the adapter's effect (publish.min_retained: "
-        f"{least:.0%}). What passes, as publish.fuse: {'; '.join(map(_shown, passing))}. To fuse all the same: "
+        f"{least:.0%}). What passes, as publish.fuse: {'; '.join(map(_shown, passing))}"
+        f"{'' if room else '; 16 bits were not tried, there is no room to measure them here'}. To fuse all the same: "
         "`upft fuse --force`, or publish.min_retained: 0"
     )
+
+
+def _has_room_for_16_bits(fuser: Fuser) -> bool:
+    """Whether measuring them would fit; a refusal must not end for want of memory, and what is not known is tried."""
+    try:
+        shape = read_architecture(fuser.loaded.path, fuser.recipe.quantize)
+    except ModelError:
+        return True
+    budget = this_machine()
+    return fusing_peak(shape, fuser.recipe.lora, budget.device, all_float32=True) <= budget.bytes
 
 
 def _shown(found: Fidelity) -> str:
