@@ -13,16 +13,16 @@ from conftest import MODEL
 from helpers_models import write_model
 
 from upft_mlx import pipeline, rooms, speed
-from upft_mlx.architecture import from_config
+from upft_mlx.architecture import from_config, read_architecture
 from upft_mlx.cli import cli
 from upft_mlx.errors import ModelError, RoomError
 from upft_mlx.events import Event, Note
 from upft_mlx.lengths import measure_prompts
-from upft_mlx.memory import Device
+from upft_mlx.memory import Device, fusing_peak
 from upft_mlx.models import Loaded
 from upft_mlx.planning import plan_recipe
 from upft_mlx.prompts import Renderer
-from upft_mlx.recipe import Prompt, Recipe
+from upft_mlx.recipe import Lora, Prompt, Recipe
 from upft_mlx.rooms import Budget, another_mac
 from upft_mlx.rundir import RunDir
 
@@ -219,22 +219,25 @@ def test_every_remedy_that_is_named_is_enough(tmp_path: Path, monkeypatch: pytes
         assert found["peak_bytes"][stage] <= found["budget_bytes"]
 
 
+@pytest.mark.parametrize(
+    ("bits", "share", "told"), [(8, 0.9, "fuse=mixed"), (8, 0.0, "fuse=adapter"), (None, 0.9, "fuse=adapter")]
+)
 def test_fusing_that_does_not_fit_is_told_a_way_that_the_model_has(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    bits: int | None, share: float, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A model of 16 bits cannot be fused into 6 or 8, and one that is too large for any way still has its adapter."""
-    model = Budget(1_000_000, "a small machine", Device(is_gpu=True, memory_bytes=2**34))
-    for bits, budget, told in (
-        (8, model, "fuse=mixed"),
-        (8, machine(1), "fuse=adapter"),
-        (None, model, "fuse=adapter"),
-    ):
-        quantize = {"bits": bits, "group_size": 32} if bits else None
-        monkeypatch.setattr("upft_mlx.planner.this_machine", lambda found=budget: found)
-        given = recipe(quantize=quantize, publish={"fuse": "auto"})
-        lines = plan_recipe(given, tmp_path, calibrates=False)["memory"]["too_large"]
-        [line] = [line for line in lines if line.startswith("fuse")]
-        assert f"--set publish.{told}" in line, line
+    folder = tmp_path / "model"
+    shutil.copytree(MODEL, folder, ignore=shutil.ignore_patterns("*.safetensors"))
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"hidden_size": 2048, "intermediate_size": 8192, "num_attention_heads": 16, "num_key_value_heads": 16}
+    config |= {"head_dim": 128, **({"quantization": {"bits": bits, "group_size": 64}} if bits else {})}
+    (folder / "config.json").write_text(json.dumps(config))
+    needed = fusing_peak(read_architecture(folder), Lora(), Device(is_gpu=True, memory_bytes=0), all_float32=True)
+    small = Budget(round(share * needed) + 1, "a small machine", Device(is_gpu=True, memory_bytes=2**34))
+    monkeypatch.setattr("upft_mlx.planner.this_machine", lambda: small)
+    lines = plan_recipe(recipe(model=str(folder), publish={"fuse": "auto"}), tmp_path)["memory"]["too_large"]
+    [line] = [line for line in lines if line.startswith("fuse")]
+    assert f"--set publish.{told}" in line, line
 
 
 def test_what_is_done_is_not_planned_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

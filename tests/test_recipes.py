@@ -219,7 +219,7 @@ def test_the_mac_is_the_smallest_on_which_every_stage_fits(name: str) -> None:
 def test_what_a_header_advises_for_a_smaller_mac_is_enough_and_needed(name: str) -> None:
     said = read_header(shipped_recipes()[name].read_text(encoding="utf-8")).entries["Mac"]
     for size, advice in re.findall(r"On (\d+) GB: ((?:--set \S+ ?)+)", said):
-        sets = re.findall(r"--set (\S+)", advice)
+        sets = [text.rstrip(".") for text in re.findall(r"--set (\S+)", advice)]
         assert fits(load_recipe(name, sets), int(size))
         assert not fits(load_recipe(name), int(size))
     assert "On 16 GB" in said or "24 GB" not in said

@@ -14,14 +14,16 @@ from helpers_models import write_model
 
 from upft_mlx.architecture import read_architecture
 from upft_mlx.lengths import measure_prompts, measure_solutions
+from upft_mlx.memory import fusing_peak
 from upft_mlx.models import load, load_tokenizer
 from upft_mlx.prefix import wanted
 from upft_mlx.problems import Problem
 from upft_mlx.prompts import Renderer
 from upft_mlx.recipe import Recipe
-from upft_mlx.rooms import Rooms, this_machine
+from upft_mlx.rooms import Rooms, changed, this_machine
 from upft_mlx.rundir import RunDir
 from upft_mlx.stage_build import build
+from upft_mlx.stage_fuse import fuse
 from upft_mlx.stage_generate import generate
 from upft_mlx.stage_train import train
 
@@ -123,3 +125,22 @@ def test_planned_peaks_are_within_15_percent_of_those_measured(
         )
     for stage, peak in measured.items():
         assert planned[stage] == pytest.approx(peak, rel=0.15), stage
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("way", "bits"), [("mixed", 4), ("bf16", 4), ("base", None)])
+def test_planned_peaks_of_fusing_are_near_those_measured(way: str, bits: int | None, tmp_path: Path) -> None:
+    """The layers are most of the model, as in a large one; what the probes take is not planned."""
+    folder = write_model(tmp_path / "model", bits=bits, **{**LARGE, "vocab_size": 600})
+    recipe = recipe_for(folder, {"train": {"steps": 1, "batch_size": 2}})
+    recipe = changed(recipe, {"publish.fuse": way, "publish.min_retained": 0.0})
+    problems, run = questions(10)[:6], RunDir(tmp_path / "run")
+    run.root.mkdir()
+    generate(recipe, load(folder), problems, wanted(recipe, len(problems)), run)
+    build(recipe, load_tokenizer(folder), problems, run)
+    train(recipe, load(folder), run)
+    measured = peak_of(lambda: fuse(recipe, load(folder), run))
+    sixteen = way == "bf16" or bits is None
+    planned = fusing_peak(read_architecture(folder), recipe.lora, this_machine().device, all_float32=sixteen)
+    print(f"fuse {way} of {bits or 'no'} bits: planned {planned / 1e6:.1f} MB, measured {measured / 1e6:.1f} MB")
+    assert planned == pytest.approx(measured, rel=0.25)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from upft_mlx.architecture import Architecture
+from upft_mlx.architecture import Architecture, Matrix
 from upft_mlx.recipe import Lora
 
 CACHE_STEP = 256
@@ -18,6 +18,9 @@ WAVE_PROMPTS = 8
 """Prompts that are passed together at least (`sampler.py`)."""
 OPTIMIZER_COPIES = 3
 """Of the adapter in float32: itself and AdamW's two moments."""
+
+MOMENTS_BLOCK, MOMENTS_BYTES = 1024, 2**30
+"""Columns of a block of second moments, and bytes of them that are held at once (`calibration.py`, fitted rounding)."""
 
 
 @dataclass(frozen=True)
@@ -161,8 +164,26 @@ def sampling_peak(model: Architecture, load: SamplingLoad, device: Device, adapt
 
 
 def fusing_peak(model: Architecture, lora: Lora, device: Device, *, all_float32: bool) -> float:
-    """Peak bytes of fusing; `all_float32`: a 16-bit way is measured, with all adapted layers in float32 at once."""
+    """Peak bytes of fusing, which is measured in float32 on every device (`fuser.py`).
+
+    Args:
+        model: the shapes.
+        lora: the adapter.
+        device: where.
+        all_float32: whether a 16-bit way is measured, with all adapted layers in float32 beside the base's own; else
+            they stand there a second time in 8 bits, or as the base has them where it is not quantized.
+    """
     adapted = model.adapted(lora)
     largest = max((matrix.size for matrix in adapted), default=0)
-    dense = sum(matrix.size for matrix in adapted) if all_float32 else 0
-    return weight_bytes(model, device) + 4 * (model.adapter_numbers(lora) + dense + 3 * largest)
+    loaded = model.weight_bytes(4) if device.is_gpu else weight_bytes(model, device)
+    quantized = [matrix for matrix in adapted if matrix.stored]
+    fused = sum(_fused_bytes(matrix) for matrix in adapted)
+    fused += min(MOMENTS_BYTES, sum(4 * matrix.inputs * min(MOMENTS_BLOCK, matrix.inputs) for matrix in quantized))
+    if all_float32:
+        fused = max(fused, 4 * sum(matrix.size for matrix in adapted))
+    return loaded + fused + 4 * (model.adapter_numbers(lora) + 3 * largest)
+
+
+def _fused_bytes(matrix: Matrix) -> float:
+    """Of a rounded layer: 8 bits with float32 scales and biases, or float32 where the base is not quantized."""
+    return 4 * matrix.size if matrix.stored is None else matrix.size * (1 + 8 / matrix.stored.group_size)
