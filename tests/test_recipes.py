@@ -6,6 +6,7 @@ import json
 import random
 import re
 import runpy
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,8 @@ from upft_mlx.errors import ProblemsError
 from upft_mlx.headers import KEYS, read_header
 from upft_mlx.lengths import Prompts, Solutions
 from upft_mlx.load import load_recipe, shipped_recipes
-from upft_mlx.models import load_tokenizer
+from upft_mlx.models import BUILTIN, load_tokenizer
+from upft_mlx.planning import plan_recipe
 from upft_mlx.prefix import check_problems, structure_numbers, wanted
 from upft_mlx.problems import Problem, load_problems
 from upft_mlx.prompts import Renderer
@@ -248,6 +250,27 @@ def test_as_many_sequences_are_sampled_as_fit(name: str) -> None:
 
 
 # The data path.
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_upft_plan_plans_it(name: str, tmp_path: Path) -> None:
+    """From the model's config.json (quickstart: the model) and rows of the right columns, without weights."""
+    recipe = load_recipe(name)
+    if recipe.model not in BUILTIN:
+        bits = {"quantization": {"bits": 4, "group_size": 64}} if recipe.model.endswith("4bit") else {}
+        config = {**MEMORY["CONFIGS"][MODELS[recipe.model.partition("/")[2]]], "model_type": "qwen2", **bits}
+        for file in MODEL.glob("*"):
+            if file.name != "config.json" and file.suffix != ".safetensors":
+                shutil.copy(file, tmp_path)
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        recipe = recipe.model_copy(update={"model": str(tmp_path)})
+    facts = plan_recipe(recipe, tmp_path / "run", calibrates=False)
+    assert json.loads(json.dumps(facts)) == facts
+    assert all(isinstance(size, int) and size > 0 for size in facts["settings"].values() if size is not None)
+    assert facts["tokens"]["this"]["tokens_sampled"] < facts["tokens"]["sft"]["tokens_sampled"]
+    assert facts["tokens"]["rft"]["tokens_sampled"] == 16 * facts["tokens"]["sft"]["tokens_sampled"]
+    assert facts["disk_bytes"]["model to download"] > 1e8 or recipe.model in BUILTIN
+    assert set(facts["memory"]["peak_bytes"]) >= {"generate", "train", "evaluate"}
 
 
 @pytest.mark.parametrize("name", NAMES)
