@@ -90,6 +90,8 @@ def test_prefix_tokens_are_exact_and_the_others_say_what_is_assumed(tmp_path: Pa
     assert this["tokens_trained"] == 190 * 9, "a twentieth is held out; EOS is trained"
     assert this["how"] == "prefixes alone"
     assert found["tokens"]["rft"]["tokens_sampled"] == 16 * 200 * 32, "half of max_tokens"
+    assert found["tokens"]["sft"]["tokens_trained"] == 190 * 33
+    assert found["tokens"]["rft"]["tokens_trained"] == 4 * 190 * 33, "the most that RFT may keep"
     assert "assumed" in found["tokens"]["rft"]["how"]
 
 
