@@ -68,7 +68,8 @@ def test_every_set_option_is_completed() -> None:
             assert completed(name, "quickstart", "--set", "prefix.le") == ["prefix.length="], name
 
 
-def test_show_completes_runs_by_name() -> None:
+def test_show_completes_runs_by_name_and_recipe_files() -> None:
+    assert completed("show", "m") == ["mine.yaml"]
     assert completed("show", "s") == ["second", "sub/"]
     assert completed("show", "runs/f") == ["runs/first/"]
 

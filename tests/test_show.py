@@ -185,6 +185,15 @@ def test_a_run_is_found_by_name_and_its_absence_names_the_others(folder: Path, m
     assert_fails(upft("show", "mine"), 1, "not a recipe of this version")
 
 
+def test_a_run_is_found_by_the_recipe_file_that_made_it(folder: Path, measured: Path) -> None:
+    write(folder / "mine.yaml", "name: other\nmodel: builtin:arithmetic\nproblems: {builtin: arithmetic}\n")
+    assert_fails(upft("show", "mine.yaml"), 1, "mine.yaml: runs/other is not there yet", "`upft run mine.yaml`")
+    shutil.copytree(measured, folder / "runs" / "other")
+    assert upft("show", "mine.yaml").stdout == upft("show", "other").stdout
+    write(folder / "mine.yaml", "modle: builtin:arithmetic\n")
+    assert_fails(upft("show", "mine.yaml"), 2, "mine.yaml:1: modle: unknown field")
+
+
 # A terminal.
 
 TMUX = shutil.which("tmux")

@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from upft_mlx.benchmarks import Entry, load_benchmark, resolve
 from upft_mlx.errors import RunDirError, UpftError
+from upft_mlx.load import load_recipe
 from upft_mlx.recipe import Recipe
 from upft_mlx.report import STAGES, collect
 from upft_mlx.rows import EvaluationRow, read_json, read_rows
@@ -39,17 +40,29 @@ class Seen:
 
 
 def find_run(name: str) -> RunDir:
-    """A run by its folder, or by its name in `runs/`.
+    """A run by its folder, by its name in `runs/`, or by the recipe file that made it.
 
     Raises:
+        RecipeError: the recipe file is none.
         RunDirError: there is none; names those that there are.
     """
     for path in (Path(name), Path("runs") / name):
         if (path / "recipe.json").is_file():
             return RunDir(path)
+    if Path(name).suffix in (".yaml", ".yml") and Path(name).is_file():
+        return _run_of_file(name)
     there = sorted(path.parent.name for path in Path("runs").glob("*/recipe.json"))
     known = f"in runs/ there are {', '.join(there)}" if there else "there is no run in runs/ yet; `upft demo` makes one"
     raise RunDirError(f"{name}: not a run directory (no recipe.json in it); {known}")
+
+
+def _run_of_file(name: str) -> RunDir:
+    run = RunDir(Path("runs") / load_recipe(name).name)
+    if not run.recipe.is_file():
+        raise RunDirError(
+            f"{name}: {run.root} is not there yet; `upft run {name}` makes it (with --run-dir name that folder instead)"
+        )
+    return run
 
 
 def recipe_of(run: RunDir) -> Recipe:

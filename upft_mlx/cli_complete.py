@@ -19,11 +19,10 @@ def complete_recipes(context: click.Context, parameter: click.Parameter, incompl
 
 
 def complete_runs(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """Names of the runs in runs/, and folders."""
+    """Names of the runs in runs/, and the folders and recipe files that stand for one."""
     runs = sorted(path.parent.name for path in Path("runs").glob("*/recipe.json"))
     names = [name for name in runs if name.startswith(incomplete)]
-    folders = [path for path in _paths(incomplete) if path.endswith("/")]
-    return [CompletionItem(value) for value in (*names, *folders)]
+    return [CompletionItem(value) for value in (*names, *_paths(incomplete))]
 
 
 def complete_targets(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:

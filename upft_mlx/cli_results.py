@@ -68,9 +68,8 @@ def push(recipe: str, dry_run: bool, **options: Any) -> None:
 def _pushed(facts: dict[str, Any]) -> str:
     """What went up, or would."""
     kind = "private" if facts["private"] else "public"
-    head = (
-        f"{facts['url']}: uploaded" if "url" in facts else f"would upload to {facts['repo'] or '(publish.repo unset)'}"
-    )
+    where = facts["repo"] or "a repository that is not named yet (--set publish.repo=user/name)"
+    head = f"{facts['url']}: uploaded" if "url" in facts else f"would upload to {where}"
     lines = [f"{head} ({kind}), {len(facts['files'])} files, {facts['bytes'] / 1e6:.1f} MB:"]
     lines += [f"  {file['bytes']:>15,}  {file['path']}" for file in facts["files"]]
     if facts["left_out"]:
@@ -81,10 +80,10 @@ def _pushed(facts: dict[str, Any]) -> str:
 @cli.command(
     help=helped(
         "Show what is in a run directory: its report, or problem by problem what base and tuned answered. RUN is a "
-        "folder, or a name in runs/.",
+        "folder, a name in runs/, or the recipe's file.",
         "upft show quickstart",
         "upft show quickstart --flips",
-        "upft show quickstart --problem evaluation-0007",
+        "upft show my-recipe.yaml --problem evaluation-0007",
     )
 )
 @click.argument("run", shell_complete=complete_runs)
