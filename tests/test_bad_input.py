@@ -205,7 +205,7 @@ def test_what_can_be_known_to_be_wrong_is_refused_before_anything_is_loaded(fold
 
 
 def test_a_missing_recipe_is_status_2(folder: Path) -> None:
-    assert_fails(upft("run", "nowhere.yaml"), 2, "nowhere.yaml: no such recipe file", "shipped recipes: ")
+    assert_fails(upft("run", "nowhere.yaml"), 2, "nowhere.yaml: no such recipe file", "`upft recipes` lists")
     assert_fails(upft("run", "quickstrt"), 2, "quickstrt", "did you mean the shipped recipe 'quickstart'?")
     assert_fails(upft("run", folder), 2, f"{folder}: is a folder, not a recipe")
 

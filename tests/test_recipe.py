@@ -449,9 +449,16 @@ def test_all_errors_are_reported_at_once_each_with_its_line(tmp_path: Path) -> N
 # Finding the file.
 
 
-def test_a_missing_recipe_lists_what_ships(tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match=r"nowhere\.yaml: no such recipe file, .*shipped recipes: .*quickstart"):
+def test_a_missing_recipe_says_where_recipes_come_from(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"nowhere\.yaml: no such recipe file, .*`upft recipes` .*`upft new`"):
         load_recipe(tmp_path / "nowhere.yaml")
+
+
+@pytest.mark.parametrize("name", ["questions", "question.yaml", "qestions.yml"])
+def test_a_missing_recipe_suggests_the_nearest_file_beside_it(name: str, tmp_path: Path) -> None:
+    (tmp_path / "questions.yaml").write_text("model: m\n", encoding="utf-8")
+    with pytest.raises(RecipeError, match=r"did you mean '.*questions\.yaml'\?"):
+        load_recipe(tmp_path / name)
 
 
 @pytest.mark.parametrize("name", ["quikstart", "quickstart.yml", "some/folder/quickstar.yaml"])

@@ -108,9 +108,18 @@ def find_shipped(name: str, problem: str = "no shipped recipe of that name") -> 
     shipped = shipped_recipes()
     if name in shipped:
         return shipped[name]
-    near = difflib.get_close_matches(Path(name).stem, shipped, n=1)
-    hint = f"did you mean the shipped recipe {near[0]!r}?" if near else f"shipped recipes: {', '.join(shipped)}"
-    raise RecipeError(f"{name}: {problem}; {hint}")
+    raise RecipeError(f"{name}: {problem}; {_nearest(Path(name), shipped)}")
+
+
+def _nearest(missing: Path, shipped: dict[str, Path]) -> str:
+    """What may have been meant: a shipped recipe, a file beside the missing one; else where recipes come from."""
+    beside = {path.stem: str(path) for path in sorted((*missing.parent.glob("*.yaml"), *missing.parent.glob("*.yml")))}
+    near = difflib.get_close_matches(missing.stem, {**beside, **shipped}, n=1)
+    if near and near[0] in shipped:
+        return f"did you mean the shipped recipe {near[0]!r}?"
+    if near:
+        return f"did you mean {beside[near[0]]!r}?"
+    return "`upft recipes` lists those that ship, `upft new` writes one for your own questions"
 
 
 def _read(path: Path) -> str:
