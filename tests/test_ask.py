@@ -309,10 +309,11 @@ def test_an_interrupted_answer_ends_with_status_130(folder: Path, monkeypatch: p
 @pytest.mark.parametrize(
     ("arguments", "status", "part"),
     [
-        ([], 2, "give a recipe or a run, or a model with --model"),
+        ([], 2, "give a recipe or a run before the question, or a model with --model"),
         (["quickstart", QUESTION, "--model", "builtin:arithmetic"], 2, "not both"),
         (["quickstart", "  "], 2, "the question is empty"),
         (["quickstart"], 2, "the question is empty"),
+        ([QUESTION], 2, "which is read as recipe or run"),
         (["quickstart", QUESTION, "--chat"], 2, "--chat needs a terminal"),
         (["quickstart", QUESTION, "--temperature", "-1"], 2, "--temperature"),
         (["quickstart", QUESTION, "--max-tokens", "0"], 2, "--max-tokens"),

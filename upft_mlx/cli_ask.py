@@ -67,10 +67,10 @@ def ask(
             raise click.UsageError("give a TARGET, or a model with --model, not both")
         target, question = None, target
     elif target is None:
-        raise click.UsageError("give a recipe or a run, or a model with --model")
+        raise click.UsageError("give a recipe or a run before the question, or a model with --model")
     if chat and (as_json or not sys.stdin.isatty()):
         raise click.UsageError("--chat needs a terminal, and goes without --json")
-    question = _given(question, as_json=as_json)
+    question = _given(target, question, as_json=as_json)
     load = _loader(target)
     with prepared(target, overrides, offline=offline, debug=debug, model=model, load=load) as recipe:
         if adapter is None and target is not None:
@@ -93,7 +93,7 @@ def ask(
         sys.exit(130)
 
 
-def _given(question: str | None, *, as_json: bool) -> str | None:
+def _given(target: str | None, question: str | None, *, as_json: bool) -> str | None:
     """The question on the command line, else what stdin holds; None where a terminal is to ask."""
     if question is None and not sys.stdin.isatty():
         question = sys.stdin.read()
@@ -102,7 +102,8 @@ def _given(question: str | None, *, as_json: bool) -> str | None:
             raise click.UsageError("--json needs a QUESTION")
         return None
     if not question.strip():
-        raise click.UsageError("the question is empty; give one as the last argument, or on stdin")
+        first = f" behind {target!r}, which is read as recipe or run" if target else ""
+        raise click.UsageError(f"the question is empty; give one as the last argument{first}, or on stdin")
     return question.strip()
 
 
