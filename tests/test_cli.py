@@ -13,6 +13,7 @@ from typing import Any
 
 import click
 import pytest
+from click.testing import CliRunner
 from conftest import MODEL
 from helpers_input import (
     MINIMAL,
@@ -27,6 +28,7 @@ from helpers_input import (
 
 from upft_mlx import __version__
 from upft_mlx.cli import cli
+from upft_mlx.cli_group import SECTIONS
 from upft_mlx.errors import TrainingError
 from upft_mlx.load import shipped_recipes
 from upft_mlx.recipe import Recipe
@@ -105,6 +107,14 @@ def test_the_groups_help_lists_every_command_and_an_example() -> None:
     assert all(f"\n  {name} " in shown for name in cli.commands)
     assert "Example" in shown
     assert "\n    upft demo\n" in shown
+
+
+def test_the_groups_help_tells_each_command_once_and_whole_on_80_columns() -> None:
+    told = [name for lines in SECTIONS.values() for name in lines]
+    assert sorted(told) == sorted(cli.commands)
+    shown = CliRunner().invoke(cli, ["--help"], terminal_width=80).output.splitlines()
+    for name, line in (item for lines in SECTIONS.values() for item in lines.items()):
+        assert f"  {name:10}  {line}" in shown
 
 
 def test_the_version_is_one_line_with_those_that_a_result_depends_on() -> None:

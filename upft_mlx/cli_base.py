@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from upft_mlx.cli_complete import complete_fields, complete_recipes
+from upft_mlx.cli_group import Sections
 from upft_mlx.errors import UpftError
 
 if TYPE_CHECKING:
@@ -62,11 +63,12 @@ def helped(text: str, *examples: str) -> str:
 
 
 @click.group(
+    cls=Sections,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     help=helped(
         "Unsupervised Prefix Fine-Tuning on a Mac: sample the first tokens of one solution per problem, "
         "fine-tune on those alone, measure base against tuned, fuse. RECIPE is a YAML file or the name of a "
-        "shipped recipe.",
+        "shipped recipe; `upft COMMAND --help` has the options of a command.",
         "upft demo",
         "upft run my-recipe.yaml --set prefix.length=8",
     ),
