@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import logging
 import os
 import shutil
 import subprocess
@@ -16,11 +18,13 @@ from conftest import MODEL
 from helpers_hub import TOKEN, UploadHub, upload_hub
 from helpers_input import process, write
 from huggingface_hub import constants
+from huggingface_hub.utils._http import http_backoff
 
 from upft_mlx import fetch as fetch_module
 from upft_mlx.errors import FetchError, OfflineError
 from upft_mlx.events import Event, Note
-from upft_mlx.fetch import fetch
+from upft_mlx.fetch import Repository, _check_room, fetch
+from upft_mlx.hub_attempts import tell_attempts_once
 from upft_mlx.load import load_recipe
 
 pytestmark = pytest.mark.slow
@@ -223,3 +227,32 @@ def test_what_does_not_fit_on_the_disk_is_refused_before_the_download(
         fetch(load_recipe(place.folder / "r.yaml"), seen.append)
     assert isinstance(seen[0], Note)
     assert not any("/resolve/" in line for line in place.hub.asked[asked:])
+
+
+# A Hub that does not answer.
+
+
+def test_the_attempts_of_the_hubs_client_are_told_once_and_without_addresses() -> None:
+    logger = logging.getLogger("huggingface_hub.utils._http")
+    lines = io.StringIO()
+    handler = logging.StreamHandler(lines)
+    logger.addHandler(handler)
+    tell_attempts_once()
+    tell_attempts_once()
+    try:
+        with pytest.raises(Exception, match="refused"):
+            http_backoff("GET", "http://127.0.0.1:9/x", max_retries=2, base_wait_time=0.01)
+        logger.warning("something else")
+    finally:
+        logger.removeHandler(handler)
+        for found in list(logger.filters):
+            logger.removeFilter(found)
+    assert lines.getvalue() == ("the Hub does not answer; trying a few times more (Ctrl-C ends it)\nsomething else\n")
+
+
+def test_a_size_that_the_hub_does_not_tell_is_not_counted_as_nothing() -> None:
+    told: list[Event] = []
+    _check_room([Repository("model", "user/x", None, None, None)], told.append)
+    [note] = told
+    assert isinstance(note, Note)
+    assert note.text.startswith("fetch: disk space: model user/x (the Hub does not say how large); ")

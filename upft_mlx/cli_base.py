@@ -19,6 +19,7 @@ import click
 from upft_mlx.cli_complete import complete_fields, complete_recipes
 from upft_mlx.cli_group import Sections
 from upft_mlx.errors import UpftError
+from upft_mlx.hub_attempts import tell_attempts_once
 
 if TYPE_CHECKING:
     from upft_mlx.events import Observer
@@ -157,6 +158,7 @@ def quiet_libraries() -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+    tell_attempts_once()
 
 
 @contextmanager

@@ -103,7 +103,8 @@ def _check_room(repositories: list[Repository], notify: Observer) -> None:
     free = disk_usage(next(folder for folder in (cache, *cache.parents) if folder.is_dir())).free
     needed = sum(r.bytes or 0 for r in repositories)
     parts = ", ".join(f"{r.kind} {r.name} {_shown(r)}" for r in repositories)
-    notify(Note(f"fetch: {needed / 1e9:.2f} GB of disk space: {parts}; {free / 1e9:.1f} GB are free in {cache}"))
+    room = "disk space" if any(r.bytes is None for r in repositories) else f"{needed / 1e9:.2f} GB of disk space"
+    notify(Note(f"fetch: {room}: {parts}; {free / 1e9:.1f} GB are free in {cache}"))
     if needed + _ROOM > free:
         raise FetchError(
             f"{cache}: {needed / 1e9:.2f} GB are needed and {free / 1e9:.2f} GB are free; make room, or set HF_HOME to "
@@ -113,6 +114,6 @@ def _check_room(repositories: list[Repository], notify: Observer) -> None:
 
 def _shown(repository: Repository) -> str:
     if repository.bytes is None:
-        return "(size not known)"
+        return "(the Hub does not say how large)"
     most = "at most " if repository.kind == "dataset" else ""
     return f"({most}{repository.bytes / 1e6:.1f} MB)"

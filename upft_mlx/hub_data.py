@@ -137,10 +137,13 @@ def _hub_error(source: Source, error: Exception, *, unreachable: bool, offline: 
     if unreachable and offline:
         return OfflineError(
             f"dataset {source.dataset}: not on this machine, and the network is off (--offline or "
-            "HF_HUB_OFFLINE=1); `upft fetch` downloads it, or set problems.path to a local file"
+            "HF_HUB_OFFLINE=1); `upft fetch` downloads it, or name a local file with `path`"
         )
     if unreachable:
-        return OfflineError(f"dataset {source.dataset}: the Hub cannot be reached ({reason}); check the connection")
+        return OfflineError(
+            f"dataset {source.dataset}: not on this machine, and the Hub cannot be reached; check the connection, or "
+            "name a local file with `path`"
+        )
     return ProblemsError(
         f"dataset {source.dataset}: cannot be loaded: {reason}; check dataset, config, split and revision"
     )
