@@ -802,3 +802,16 @@ def test_untrusted_texts_become_harmless_lines(text: str, line: str) -> None:
     assert glyphs_for("utf-8").line(text) == line
     assert glyphs_for(None).line(text) == line
     assert glyphs_for("cp1252").line(text).isascii()
+
+
+def test_what_to_look_at_next_fits_and_can_be_run(tmp_path: Path) -> None:
+    file = io.StringIO()
+    ui.print_next(Path("runs/my run"), flips=True, console=console(file=file, force_terminal=False))
+    ui.print_next(tmp_path / "other", flips=False, console=console(file=file, force_terminal=False, width=40))
+    assert file.getvalue().splitlines() == [
+        "",
+        "next     upft show 'my run' --flips   what went from wrong to right, and back",
+        "         upft ask 'my run'            your questions to base and tuned",
+        "",
+        f"next     upft ask {tmp_path / 'other'}   your questions to base and tuned",
+    ]

@@ -152,6 +152,8 @@ def _execute(recipe: Recipe, run_dir: Path, stage: str | None, *, plain: bool, a
         click.echo(json.dumps(facts, indent=2))
     elif stage in (None, "evaluate"):
         ui.print_summary(facts)
+        if stage is None:
+            ui.print_next(run_dir, flips=bool(facts.get("benchmarks")))
 
 
 def _work(recipe: Recipe, run_dir: Path, stage: str | None, notify: Observer, **extra: Any) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import re
+import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -79,6 +80,26 @@ def print_summary(report: dict[str, Any], *, console: Console | None = None) -> 
         console.print(line, soft_wrap=True)  # a path that is broken cannot be copied
 
 
+def print_next(run_dir: Path, *, flips: bool, console: Console | None = None) -> None:
+    """Print what to look at after a run.
+
+    Args:
+        run_dir: the run.
+        flips: whether base and tuned were measured.
+        console: where to, instead of stdout.
+    """
+    console = console or open_console()
+    run = shlex.quote(run_dir.name if run_dir.parent == Path("runs") else str(run_dir))
+    lines = {f"upft show {run} --flips": "what went from wrong to right, and back"} if flips else {}
+    lines[f"upft ask {run}"] = "your questions to base and tuned"
+    width = max(map(len, lines))
+    console.print()
+    for head, (command, what) in zip(("next", ""), lines.items(), strict=False):
+        console.print(
+            Text().append(f"{head:7}  ", "dim").append(f"{command:{width}}   ").append(what, "dim"), soft_wrap=True
+        )
+
+
 def print_seen(items: Sequence[Seen], *, only_flips: bool, whole: bool, console: Console | None = None) -> None:
     """Print problems as both sides answered them, through a pager where they do not fit on the terminal.
 
@@ -138,6 +159,7 @@ __all__ = [
     "print_comparison",
     "print_error",
     "print_findings",
+    "print_next",
     "print_plan",
     "print_recipes",
     "print_summary",
