@@ -108,8 +108,9 @@ def recommend(accuracy: Sequence[dict[str, Any]]) -> tuple[int | None, str]:
     rows = [row for row in accuracy if row["length"] > 0]
     if not rows:
         return None, (
-            "prefix accuracy was not measured (it needs answers, and questions with both a right and a wrong "
-            "trajectory); the paper found 8 to 32 tokens within noise"
+            "prefix accuracy was not measured: it needs questions with an answer that the model solves in one "
+            "trajectory and not in another, and found none; take more with analyze.problems and "
+            "analyze.trajectories. The paper found 8 to 32 tokens within noise"
         )
     alike = []
     for row in rows:

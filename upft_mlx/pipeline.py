@@ -255,7 +255,7 @@ class Pipeline:
 
         def work() -> Outcome:
             made = generate(self.recipe, self._load(), self.problems, asked, self.run, self.notify)
-            detail = f"{made.solutions} solutions ({made.full} full), {made.tokens_sampled} tokens"
+            detail = f"{made.solutions:,} solutions ({made.full:,} full), {made.tokens_sampled:,} tokens"
             return Outcome(detail, tokens_sampled=made.tokens_sampled, tokens_processed=made.tokens_processed)
 
         asked = wanted(self.recipe, len(self.problems))
@@ -278,8 +278,8 @@ class Pipeline:
         def work() -> Outcome:
             position = train(self.recipe, self._load(), self.run, self.notify)
             kept = position.best_step if self._saves_best(position.best_loss) else position.step
-            detail = f"{position.step} steps, {position.trained_tokens} supervised tokens, "
-            detail += f"{position.padding:.1%} padding, adapter of step {kept}"
+            detail = f"{position.step:,} steps, {position.trained_tokens:,} supervised tokens, "
+            detail += f"{position.padding:.1%} padding, step {kept:,} kept"
             processed = position.processed_tokens
             return Outcome(detail, tokens_trained=position.trained_tokens, tokens_processed=processed)
 
@@ -327,7 +327,8 @@ class Pipeline:
             write_json(self.run.analysis / "analysis.json", found)
             write_atomically(self.run.analysis / "curves.svg", figure(found))
             write_atomically(self.run.analysis / "analysis.md", f"# {self.recipe.name}\n\n{markdown(found)}")
-            detail = f"recommended prefix.length {found['recommended']['length'] or 'unknown'}"
+            length = found["recommended"]["length"]
+            detail = "no prefix.length recommended" if length is None else f"recommended prefix.length {length}"
             return Outcome(detail, tokens_sampled=found["tokens_sampled"], tokens_processed=processed)
 
         if ranks().leads:

@@ -39,7 +39,8 @@ class Built:
     dropped: Counter[str] = field(default_factory=Counter)
 
     def __str__(self) -> str:
-        text = f"{self.train} training rows ({self.tokens} supervised tokens), {self.valid} validation rows"
+        rows = f"{self.valid:,} validation row{'' if self.valid == 1 else 's'}"
+        text = f"{self.train:,} training rows ({self.tokens:,} supervised tokens), {rows}"
         if self.dropped:
             reasons = ", ".join(f"{count} {reason}" for reason, count in self.dropped.most_common())
             text += f"; left out: {reasons}"
