@@ -745,6 +745,23 @@ def test_errors_are_printed_literally(capsys: pytest.CaptureFixture[str]) -> Non
     assert output.out == ""
 
 
+def test_errors_are_broken_between_words_on_a_terminal_and_commands_stay_whole() -> None:
+    file = io.StringIO()
+    path = "/a/long-folder/that-stays-whole.yaml"
+    ui.print_error(
+        f"{path}: not here; `upft fetch my-recipe.yaml` downloads it\nsecond line",
+        console=console(width=36, file=file, no_color=True, color_system=None),
+    )
+    assert file.getvalue().splitlines() == [
+        "Error:",
+        f"{path}:",
+        "not here;",
+        "`upft fetch my-recipe.yaml`",
+        "downloads it",
+        "second line",
+    ]
+
+
 def test_errors_are_red_on_a_terminal(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("TERM", "xterm-256color")

@@ -30,7 +30,7 @@ from upft_mlx.ui_plan import print_plan
 from upft_mlx.ui_show import Seen, detail, listing
 from upft_mlx.ui_summary import file_lines, summary
 from upft_mlx.ui_tables import print_analysis, print_comparison, print_recipes
-from upft_mlx.ui_text import glyphs_for
+from upft_mlx.ui_text import glyphs_for, wrapped
 
 SVG_SIZE = (100, 50)
 """Columns, and lines that Rich wants to be told too; a longer page is not cut."""
@@ -145,10 +145,13 @@ def picture(console: Console, title: str) -> str:
     return re.sub(r"@font-face \{.*?\}\s*", "", console.export_svg(title=title), flags=re.DOTALL)
 
 
-def print_error(message: str) -> None:
-    """Print an error to stderr; the message is shown as it is, and its lines are broken nowhere else."""
-    console = open_console(stderr=True)
-    text = Text().append("Error: ", "bold red").append(glyphs_for(console.encoding).lines(message))
+def print_error(message: str, *, console: Console | None = None) -> None:
+    """Print an error to stderr as it is; on a terminal its lines are broken between words."""
+    alive = console.is_terminal if console else sys.stderr.isatty()
+    console = console or open_console(stderr=True)
+    shown = f"Error: {glyphs_for(console.encoding).lines(message)}"
+    text = Text(wrapped(shown, console.width) if alive else shown)
+    text.stylize("bold red", 0, len("Error: "))
     console.print(text, soft_wrap=True)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Iterable
 from typing import Any
 
@@ -10,7 +9,7 @@ from rich.console import Console
 from rich.text import Text
 
 from upft_mlx.ui_console import open_console
-from upft_mlx.ui_text import Glyphs, glyphs_for
+from upft_mlx.ui_text import Glyphs, glyphs_for, wrapped
 
 NAME = 23
 """Columns of a finding's name."""
@@ -48,7 +47,7 @@ def _wrapped(text: str, console: Console) -> list[str]:
     """Lines that fit the terminal; commands and paths stay whole, and a pipe gets one line."""
     if not console.is_terminal:
         return [text]
-    return textwrap.wrap(text, max(20, console.width - INDENT), break_long_words=False, break_on_hyphens=False)
+    return wrapped(text, max(20, console.width - INDENT)).split("\n")
 
 
 def _total(counts: dict[str, int]) -> Text:

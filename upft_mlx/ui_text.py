@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -24,6 +25,9 @@ _HIDDEN = re.compile(
     "\ufeff\ufff9-\ufffb\ufffe\uffff\ud800-\udfff\U000e0000-\U000e007f]"
 )
 _BREAKS = re.compile("\r\n|[\r\x0b\x0c\x85\u2028\u2029]")
+_COMMANDS = re.compile("`[^`\n]*`")
+_JOINT = "\0"
+"""Stands for a space at which a line is not broken; no text that is shown holds it."""
 _CLEANED = 4000
 """Characters looked at for a single line; a screen shows far fewer."""
 
@@ -65,6 +69,20 @@ def glyphs_for(encoding: str | None) -> Glyphs:
     if name.startswith("utf"):
         return Glyphs()
     return Glyphs("ascii", "+", "x", ">", ".", "->", "...", " .:-=+*#", "#-")
+
+
+def wrapped(text: str, width: int) -> str:
+    """A text broken at spaces to lines of at most `width` columns; paths and what stands in backticks stay whole.
+
+    What is longer than a line is left to the terminal, which keeps it whole for copying.
+    """
+    joined = _COMMANDS.sub(lambda command: command[0].replace(" ", _JOINT), text)
+    lines = [
+        part
+        for line in joined.split("\n")
+        for part in textwrap.wrap(line, width, break_long_words=False, break_on_hyphens=False) or [""]
+    ]
+    return "\n".join(lines).replace(_JOINT, " ")
 
 
 def percent(share: float) -> str:
