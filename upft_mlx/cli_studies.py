@@ -58,7 +58,8 @@ def _study(
 
         root = run_dir or Path("runs") / recipe.name
         work = {"analyze": run_analysis, "compare": compare}[what]
-        with writing_to(root), ui.open_view(plain=plain, stderr=as_json) as notify:
+        stages = ("analyze",) if what == "analyze" else ("generate", "build", "train", "evaluate")
+        with writing_to(root), ui.open_view(plain=plain, stderr=as_json, stages=stages) as notify:
             found = work(recipe, root, notify)
         if as_json:
             click.echo(json.dumps(found, indent=2))

@@ -114,7 +114,8 @@ class Fuser:
         model.update_modules(tree_unflatten(list(self.layers.items())))
         model.load_weights(self._rest, strict=False)
         rows = to_examples(list(read_rows(self.run.train, TrainingRow)), self.recipe.train.max_length)
-        self._notify(Note(f"fuse: {way.name}, rounded for the outputs on {min(len(rows), MAX_ROWS)} training rows"))
+        kept = f"rounded so that the outputs on {min(len(rows), MAX_ROWS)} training rows stay"
+        self._notify(Note(f"fuse: tries {way.name}: {kept}"))
 
         def on_pass(done: int) -> None:
             self._notify(Progress("fuse", done, total, "layers"))
