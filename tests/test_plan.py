@@ -307,3 +307,8 @@ def test_prompts_are_measured_by_their_tokens(loaded: Loaded) -> None:
     assert len({tuple(renderer.ids(question)[:shared]) for question in questions}) == 1
     assert len({tuple(renderer.ids(question)[: shared + 1]) for question in questions}) > 1
     assert found.first(6)[-1] == min(lengths)
+
+
+def test_a_step_of_one_sequence_is_told_as_one() -> None:
+    told = CliRunner().invoke(cli, ["plan", "quickstart", "--no-calibration", "--set", "train.batch_size=1"]).stdout
+    assert " steps of 1 sequence, " in told

@@ -37,9 +37,11 @@ def _parameters(number: int) -> str:
 def _work(facts: dict[str, Any]) -> str:
     settings = facts["settings"]
     passes = settings["train.micro_batch_size"] or "as many as have 512 tokens"
+    size = settings["train.batch_size"]
+    sequences = "1 sequence" if size == 1 else f"{size} sequences ({passes} at a time)"
     return (
-        f"{facts['problems']:,} problems, {facts['steps']:,} steps of {settings['train.batch_size']} "
-        f"sequences ({passes} at a time), {settings['generate.batch_size']} decoded together"
+        f"{facts['problems']:,} problems, {facts['steps']:,} steps of {sequences}, "
+        f"{settings['generate.batch_size']} decoded together"
     )
 
 
