@@ -235,6 +235,24 @@ def trained_run(folder: Path, adapter: Path) -> Path:
     return folder / "runs/own"
 
 
+def test_numbers_that_the_run_chose_for_auto_are_no_change(folder: Path) -> None:
+    auto = "{batch_size: auto, max_tokens: 40}"
+    write(
+        folder / "own.yaml",
+        f"model: builtin:arithmetic\nproblems: {{builtin: arithmetic, limit: 12}}\ngenerate: {auto}\nevaluate: {auto}\n"
+        "train: {steps: 1, batch_size: auto, micro_batch_size: auto}\n",
+    )
+    before = json.loads(upft("preview", "own.yaml", "--json").stdout)
+    for stage in ("generate", "build", "train"):
+        assert upft(stage, "own.yaml").exit_code == 0
+    result = upft("ask", "own.yaml", QUESTION, "--json")
+    assert (result.exit_code, result.stderr) == (0, "")
+    result = upft("ask", "own.yaml", QUESTION, "--json", "--set", "generate.batch_size=3")
+    assert "was trained with other settings: generate.batch_size" in result.stderr
+    after = json.loads(upft("preview", "own.yaml", "--json").stdout)
+    assert [found["source"] for found in (before, after)] == ["stand-in", "dataset"]
+
+
 def test_a_recipe_a_run_and_its_name_are_the_same_and_changes_are_noticed(folder: Path, adapter: Path) -> None:
     run = trained_run(folder, adapter)
     recipe = (folder / "own.yaml").read_text()

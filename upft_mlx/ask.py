@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from upft_mlx.adapters import AdapterSwitch
-from upft_mlx.browse import recipe_of
+from upft_mlx.browse import recipe_of, settled_by
 from upft_mlx.errors import RecipeError
 from upft_mlx.events import Side
 from upft_mlx.interrupt import deferred_interrupt
@@ -196,7 +196,7 @@ def _why_stale(recipe: Recipe, run: RunDir) -> str | None:
 
     Fingerprints would say it exactly, but they need the problems, and a question should not wait for these.
     """
-    made, entry = recipe_of(run).dump(), run.entry("train")
+    recipe, made, entry = settled_by(recipe, run), recipe_of(run).dump(), run.entry("train")
     known = (entry.inputs if entry is not None else None) or {}
     old = {name: made[name] for name in _TRAINED_WITH} | {
         name: known[name] for name in ("lora", "train") if name in known

@@ -20,6 +20,14 @@ from upft_mlx.rundir import RunDir
 from upft_mlx.stage_evaluate import WITHHELD
 from upft_mlx.summary import SIDES, flips
 
+_SIZES = (
+    ("generate", "batch_size"),
+    ("train", "batch_size"),
+    ("train", "micro_batch_size"),
+    ("evaluate", "batch_size"),
+)
+"""The fields that may be `auto`."""
+
 
 @dataclass(frozen=True)
 class Seen:
@@ -78,6 +86,22 @@ def recipe_of(run: RunDir) -> Recipe:
         raise RunDirError(
             f"{run.recipe}: not a recipe of this version; run the recipe again to write it anew"
         ) from None
+
+
+def settled_by(recipe: Recipe, run: RunDir) -> Recipe:
+    """The recipe with the run's numbers where it says `auto`; as it is where there is no run yet.
+
+    Raises:
+        RunDirError: the run's recipe.json is damaged or of another version.
+    """
+    data = recipe.dump()
+    chosen = [(section, field) for section, field in _SIZES if data[section][field] == "auto"]
+    if not chosen or not run.recipe.is_file():
+        return recipe
+    made = recipe_of(run).dump()
+    for section, field in chosen:
+        data[section][field] = made[section][field]
+    return Recipe.model_validate(data)
 
 
 def facts_of(run: RunDir) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from typing import Any
 
 from upft_mlx.batches import Batch, make_batch, shared_length, to_examples
 from upft_mlx.benchmarks import QUESTION, Entry, load_benchmark, resolve
+from upft_mlx.browse import settled_by
 from upft_mlx.errors import UpftError
 from upft_mlx.inputs import Inputs
 from upft_mlx.models import find_model, load_tokenizer
@@ -82,6 +83,7 @@ def preview(recipe: Recipe, run_dir: str | Path, *, rows: int = EXAMPLES, proble
         ProblemsError: there is no such problem, or it trains no row.
         UpftError: one of its kinds, as the stages raise them.
     """
+    recipe = settled_by(recipe, RunDir(run_dir))
     looked_at = _Preview(recipe, RunDir(run_dir))
     found = looked_at.rows.of(problem) if problem is not None else looked_at.rows.some(rows)
     return {
