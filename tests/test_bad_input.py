@@ -90,7 +90,7 @@ REFUSED: dict[str, tuple[str, str | None, int, tuple[str, ...]]] = {
         MODEL_ONLY + "problems: {dataset: user/name}\n",
         None,
         1,
-        ("dataset user/name: not on this machine", "the network is off", "or name a local file with `path`"),
+        ("dataset user/name: not on this machine", "the network is off", "or set `path` to a local file"),
     ),
     "dataset missing": (
         MODEL_ONLY + "problems: {path: q.jsonl}\n",

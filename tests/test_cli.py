@@ -334,7 +334,7 @@ def test_what_was_fetched_once_is_used_offline_and_what_was_not_is_named(folder:
     off = "not on this machine, and the network is off (--offline or HF_HUB_OFFLINE=1); `upft fetch"
     assert messages[1:3] == (
         f"Error: model user/other: {off} no-model.yaml` downloads it, or set `model` to a local folder",
-        f"Error: dataset user/other: {off} no-data.yaml` downloads it, or name a local file with `path`",
+        f"Error: dataset user/other: {off} no-data.yaml` downloads it, or set `path` to a local file",
     )
     assert 'Error: dataset user/data: cannot be loaded: Unknown split "test"' in messages[3]
     assert f"Error: dataset user/data: the cache has another revision than {'b' * 40}" in messages[4]
@@ -410,5 +410,5 @@ def test_a_hub_that_cannot_be_reached_is_said_to_be(folder: Path) -> None:
     )
     assert data == (
         "OfflineError dataset user/x: not on this machine, and the Hub cannot be reached; check the connection, "
-        "or name a local file with `path`"
+        "or name a local file"
     )

@@ -137,12 +137,12 @@ def _hub_error(source: Source, error: Exception, *, unreachable: bool, offline: 
     if unreachable and offline:
         return OfflineError(
             f"dataset {source.dataset}: not on this machine, and the network is off (--offline or "
-            "HF_HUB_OFFLINE=1); `upft fetch` downloads it, or name a local file with `path`"
+            "HF_HUB_OFFLINE=1); `upft fetch` downloads it, or set `path` to a local file"
         )
     if unreachable:
         return OfflineError(
             f"dataset {source.dataset}: not on this machine, and the Hub cannot be reached; check the connection, or "
-            "name a local file with `path`"
+            "name a local file"
         )
     return ProblemsError(
         f"dataset {source.dataset}: cannot be loaded: {reason}; check dataset, config, split and revision"
