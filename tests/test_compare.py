@@ -17,6 +17,7 @@ from upft_mlx.comparison import Cell, figure, markdown, summarize
 from upft_mlx.errors import RecipeError
 from upft_mlx.recipe import Recipe
 from upft_mlx.rundir import RunDir
+from upft_mlx.stats import wilson_interval
 
 MakeRecipe = Callable[..., Recipe]
 
@@ -42,6 +43,14 @@ def test_the_difference_is_paired_by_problem_and_seed() -> None:
     assert upft["benchmarks"]["set"]["difference"]["delta"] == 0.25
     assert (upft["tokens_sampled"], upft["tokens_trained"]) == (20, 40)
     assert [c["accuracy"]["set"] for c in found["cells"]] == [0.5, 0.75, 0.25, 0.5]
+
+
+def test_no_difference_on_a_few_problems_is_no_proof_of_none() -> None:
+    cells = [cell(method, seed, [1.0] * 10) for method in ("base", "upft") for seed in (0, 1)]
+    result = summarize(cells)["methods"]["upft"]["benchmarks"]["set"]
+    unseen = wilson_interval(0, 10)[1]
+    assert result["difference"] == {"delta": 0.0, "ci95": [-unseen, unseen]}
+    assert result["ci95"] == [1 - unseen, 1.0]
 
 
 def test_pairing_makes_the_interval_narrower_than_that_of_the_accuracy() -> None:
