@@ -201,7 +201,7 @@ def test_a_run_that_cannot_fit_is_refused_before_anything_is_loaded_with_what_wo
     with pytest.raises(RoomError) as refused:
         pipeline.run(recipe(train={"micro_batch_size": 16}), tmp_path / "run")
     lines = str(refused.value).splitlines()
-    assert [line.split()[0] for line in lines] == ["generate", "train", "evaluate"]
+    assert [line.split()[0] for line in lines] == ["generate", "train", "evaluate", "if"]
     assert "generate needs about" in lines[0]
     assert "a small machine is 12 MB" in lines[0]
     sets = lines[0].split(" with ")[1].removeprefix("--set ").split("=")
@@ -267,6 +267,19 @@ def test_a_model_that_cannot_be_planned_runs_all_the_same(tmp_path: Path) -> Non
         patch.setattr("upft_mlx.planner.read_architecture", lambda *_: from_config({**config, "model_type": "mamba"}))
         pipeline.run_stage(given, tmp_path / "run", "generate", events.append)
     assert any(isinstance(event, Note) and event.text.startswith("memory is not planned") for event in events)
+
+
+def test_who_knows_better_can_say_what_there_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = recipe(problems={"limit": 4}, evaluate={"benchmarks": []})
+    monkeypatch.setenv("UPFT_MEMORY_GB", "0.001")
+    with pytest.raises(RoomError, match=r"and UPFT_MEMORY_GB is 1 MB.*\n.*UPFT_MEMORY_GB=N"):
+        pipeline.run_stage(given, tmp_path / "run", "generate")
+    monkeypatch.setenv("UPFT_MEMORY_GB", "8.5")
+    pipeline.run_stage(given, tmp_path / "run", "generate")
+    for wrong in ("much", "0", "-1", "nan", "inf"):
+        monkeypatch.setenv("UPFT_MEMORY_GB", wrong)
+        with pytest.raises(RoomError, match=f"UPFT_MEMORY_GB: '{wrong}': should be a number"):
+            plan_recipe(given, tmp_path / "run", calibrates=False)
 
 
 def test_macs_give_the_gpu_two_thirds_or_three_quarters() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -33,12 +34,28 @@ class Budget:
 
 
 def this_machine() -> Budget:
-    """Metal's working set; elsewhere three quarters of the memory."""
+    """Metal's working set, elsewhere three quarters of the memory; or what UPFT_MEMORY_GB says.
+
+    Raises:
+        RoomError: UPFT_MEMORY_GB is no number above 0.
+    """
     total = memory_bytes()
+    if told := os.environ.get("UPFT_MEMORY_GB"):
+        return Budget(_told_bytes(told), "UPFT_MEMORY_GB", Device(on_gpu(), total))
     size = working_set_bytes()
     if size is not None:
         return Budget(size, "the working set of this Mac", Device(is_gpu=True, memory_bytes=total))
     return Budget(total * 3 // 4, "three quarters of this machine's memory", Device(on_gpu(), total))
+
+
+def _told_bytes(told: str) -> int:
+    try:
+        size = float(told)
+    except ValueError:
+        size = math.nan
+    if not 0 < size < math.inf:
+        raise RoomError(f"UPFT_MEMORY_GB: {told!r}: should be a number of GB above 0, for example 12")
+    return int(size * 1e9)
 
 
 def another_mac(gigabytes: float) -> Budget:
@@ -216,7 +233,10 @@ class Rooms:
         peaks = {stage: peak * MARGIN for stage, peak in self.peaks(recipe).items() if stage in stages}
         over = {stage: peak / MARGIN for stage, peak in peaks.items() if peak > self.budget.bytes}
         if over:
-            raise RoomError("\n".join(self.too_large(recipe, over)))
+            lines = self.too_large(recipe, over)
+            raise RoomError(
+                "\n".join([*lines, "if you know that it fits: UPFT_MEMORY_GB=N takes N GB for what there is"])
+            )
 
     def _advice(self, stage: str, recipe: Recipe) -> str:
         """The first of the usual remedies with which the stage fits."""
