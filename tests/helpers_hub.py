@@ -38,15 +38,15 @@ class _Uploads(HubHandler):
     protocol_version = "HTTP/1.1"
     server: UploadHub
 
-    def do_GET(self) -> None:  # noqa: N802
+    def do_GET(self) -> None:  # noqa: N802  # the name that http.server calls
         if not self._refused():
             super().do_GET()
 
-    def do_HEAD(self) -> None:  # noqa: N802
+    def do_HEAD(self) -> None:  # noqa: N802  # the name that http.server calls
         if not self._refused():
             super().do_HEAD()
 
-    def do_POST(self) -> None:  # noqa: N802
+    def do_POST(self) -> None:  # noqa: N802  # the name that http.server calls
         body = self._body()
         path = self.path.partition("?")[0].strip("/")
         if body is None or self._refused():
@@ -64,7 +64,7 @@ class _Uploads(HubHandler):
         else:
             self._answer(body.decode())
 
-    def do_PUT(self) -> None:  # noqa: N802
+    def do_PUT(self) -> None:  # noqa: N802  # the name that http.server calls
         oid = self.path.partition("?")[0].rpartition("/")[2]
         self.server.uploads[oid] += 1
         if self.server.cuts > 0:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
@@ -242,3 +243,16 @@ def test_chunks_and_seeds_are_a_function_of_their_parts() -> None:
     assert len(seeds) == 4
     assert all(0 <= seed < 2**32 for seed in seeds)
     assert derive_seed("generate", 0, 3) == derive_seed("generate", 0, 3)
+
+
+def test_a_prompt_s_cache_does_not_keep_the_padded_caches_of_all(fresh: Loaded) -> None:
+    """mlx-lm pads a batch's caches by 256 tokens; a lazy slice of one would hold all of them."""
+    prefill = Prefill(fresh.model)
+    prompts = [[16, 17, *range(20, 30 + n)] for n in range(8)]
+    prefill.share(prompts)
+    gc.collect()
+    before = mx.get_active_memory()
+    caches = prefill.caches(prompts)
+    held = mx.get_active_memory() - before
+    own = sum(array.nbytes for cache in caches for layer in cache for array in (layer.keys, layer.values))
+    assert held < 2 * own

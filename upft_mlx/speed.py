@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from upft_mlx.errors import RowsError
 from upft_mlx.lengths import Solutions, of_lengths
 from upft_mlx.models import Loaded, load
 from upft_mlx.problems import Problem
@@ -103,7 +104,7 @@ def keep(key: str, speed: Speed) -> None:
 def _kept() -> dict[str, Any]:
     try:
         found = read_json(cache_file())
-    except Exception:  # of another version, or damaged: it is only a cache
+    except (RowsError, OSError):  # damaged, or not to be read: it is only a cache
         return {}
     return found if isinstance(found, dict) else {}
 
