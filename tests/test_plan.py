@@ -119,6 +119,23 @@ def test_solutions_that_a_run_has_already_count(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize("method", ["upft", "structure_only", "sft"])
+def test_a_run_whose_solutions_were_all_cut_can_be_planned(method: str, tmp_path: Path) -> None:
+    row = {
+        "problem_id": "1",
+        "sample": 0,
+        "kind": "full",
+        "completion_ids": [1] * 64,
+        "completion": "",
+        "logprob": None,
+    }
+    RunDir(tmp_path).solutions.write_text(json.dumps({**row, "finish_reason": "length"}) + "\n")
+    given = recipe(method=method, prefix={"structure_ratio": 1.0})
+    found = plan_recipe(given, tmp_path, calibrates=False)
+    assert found["tokens"]["this"]["tokens_trained"] == 0
+    assert found["memory"]["peak_bytes"]["train"] > 0
+
+
 def test_a_calibration_is_made_once_and_made_again_when_a_setting_changes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache: Path
 ) -> None:

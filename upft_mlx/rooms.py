@@ -133,9 +133,10 @@ class Rooms:
     def train(self, recipe: Recipe) -> float:
         """Peak bytes of the step with the longest rows."""
         checkpoint = recipe.train.grad_checkpoint
-        passes = list(self._passes(recipe))
+        none = TrainingPass(0, 0, 0, 0, accumulates=False)  # where every solution was cut, nothing is trained
         return max(
-            training_peak(self.model, recipe.lora, one, self.budget.device, checkpoint=checkpoint) for one in passes
+            training_peak(self.model, recipe.lora, one, self.budget.device, checkpoint=checkpoint)
+            for one in (none, *self._passes(recipe))
         )
 
     def _passes(self, recipe: Recipe) -> Iterator[TrainingPass]:
