@@ -295,6 +295,16 @@ def test_a_resumed_stage_counts_its_pace_from_where_it_continued() -> None:
     assert meter.left(10.0) == 10.0
 
 
+def test_a_text_is_broken_between_words_on_a_terminal_and_not_in_a_pipe() -> None:
+    words = "a recipe for a model and a dataset, with every number that it chose"
+    for terminal in (True, False):
+        file = io.StringIO()
+        ui.print_text(words, console=Console(file=file, width=30, force_terminal=terminal, color_system=None))
+        lines = file.getvalue().splitlines()
+        assert " ".join(lines).split() == words.split()
+        assert (max(map(len, lines)) <= 30) == terminal
+
+
 def test_time_left_goes_by_tokens_where_units_differ_in_length() -> None:
     meter = Meter(Progress("generate", 0, 100, "solutions"), 0.0)
     meter.add(Progress("generate", 10, 100, "solutions", 1000, tokens_left=720), 10.0)

@@ -119,4 +119,9 @@ def new(offline: bool, as_json: bool, debug: bool, **wishes: Any) -> None:
         from upft_mlx.new_text import told
 
         draft = new_recipe(Wish(**wishes))
-        click.echo(json.dumps(facts(draft), indent=2, ensure_ascii=False) if as_json else told(draft))
+        if as_json:
+            click.echo(json.dumps(facts(draft), indent=2, ensure_ascii=False))
+            return
+        from upft_mlx import ui
+
+        ui.print_text(told(draft))

@@ -145,6 +145,14 @@ def picture(console: Console, title: str) -> str:
     return re.sub(r"@font-face \{.*?\}\s*", "", console.export_svg(title=title), flags=re.DOTALL)
 
 
+def print_text(text: str, *, console: Console | None = None) -> None:
+    """Print a text to stdout; on a terminal its lines are broken between words."""
+    alive = console.is_terminal if console else sys.stdout.isatty()
+    console = console or open_console()
+    shown = glyphs_for(console.encoding).lines(text)
+    console.print(Text(wrapped(shown, console.width) if alive else shown), soft_wrap=True)
+
+
 def print_error(message: str, *, console: Console | None = None) -> None:
     """Print an error to stderr as it is; on a terminal its lines are broken between words."""
     alive = console.is_terminal if console else sys.stderr.isatty()
@@ -166,5 +174,6 @@ __all__ = [
     "print_plan",
     "print_recipes",
     "print_summary",
+    "print_text",
     "save_svg",
 ]
