@@ -155,7 +155,7 @@ def _millions(number: int) -> str:
 _THINKING = {
     "switch": "can think; its chat template has `enable_thinking`",
     "always": "always thinks",
-    "never": "does not think",
+    "never": "has no thinking mode",
 }
 
 
