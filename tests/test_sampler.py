@@ -257,6 +257,34 @@ def test_a_stop_string_ends_a_completion_before_it(loaded: Loaded) -> None:
         assert len(before) - len(decode(stopped.ids)) < 8, "no more is cut than the token that it begins in"
 
 
+@pytest.mark.parametrize("period", [1, 7, 32])
+def test_a_completion_that_goes_round_in_circles_is_cut(fresh: Loaded, period: int) -> None:
+    """A stand-in that counts up and starts again; without a circle it goes on to its limit."""
+
+    class Counts:
+        def __init__(self, period: int) -> None:
+            self.period, self.step = period, -1
+
+        def __call__(self, tokens: mx.array, cache: object = None) -> mx.array:
+            self.step += 1
+            return mx.broadcast_to(
+                (mx.arange(600) == 5 + self.step % self.period).astype(mx.float32), (*tokens.shape, 600)
+            )
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(fresh.model, name)
+
+    def ids(period: int) -> Any:
+        counting: Any = Counts(period)
+        sampler = Sampler(fresh, Sampling(0.0))
+        sampler.loaded = replace(fresh, model=counting)
+        return sampler.sample([Request([16, 17, 18], 400)], seed=0)[0]
+
+    cut = ids(period)
+    assert (cut.finish_reason, 160 <= len(cut.ids) < 200) == ("length", True)
+    assert len(ids(33).ids) == 400
+
+
 @given(st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=6), min_size=1, max_size=5))
 def test_shared_tokens_are_those_of_all_prompts_and_leave_each_at_least_one(prompts: list[list[int]]) -> None:
     n = shared_length(prompts)

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 IDLE_SHARE = 1 / 8
 """Of a batch that may have ended before the caches are copied without it, and with what waits."""
 
+LOOP_TOKENS, LOOP_PERIOD = 128, 32
+"""A completion whose last 128 tokens repeat with a period of at most 32 never ends by itself: weak models ramble."""
+
 OnStep = Callable[[int, int], None]
 """Called after each decoding step with the new tokens and the newly finished completions."""
 
@@ -216,7 +219,7 @@ class Chunk:
         row.ids.append(token)
         if self._at_stop_string(row):
             row.ids, row.finish_reason = self._before_stop_string(row.ids), "stop"
-        elif len(row.ids) == row.limit:
+        elif len(row.ids) == row.limit or _loops(row.ids):
             row.finish_reason = "length"
 
     def _at_stop_string(self, row: _Row) -> bool:
@@ -246,6 +249,14 @@ class Chunk:
             for rows in self._rows
             for row in rows
         ]
+
+
+def _loops(ids: list[int]) -> bool:
+    """Whether the tokens have gone round in a circle for long; looked at every 32 tokens."""
+    if len(ids) < LOOP_TOKENS + LOOP_PERIOD or len(ids) % 32:
+        return False
+    end = ids[-LOOP_TOKENS:]
+    return any(end == ids[-LOOP_TOKENS - period : -period] for period in range(1, LOOP_PERIOD + 1))
 
 
 def random_key(seed: int, key: str, sample: int) -> tuple[int, int]:

@@ -1,0 +1,138 @@
+"""The main job on a real language model: SmolLM2-135M-Instruct with real questions, from sampling to an export.
+
+The model is made by a script of the shared folder from a package on PyPI; the tests skip, with the reason, where either
+cannot be had.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import pytest
+
+from upft_mlx.adapters import add_lora
+from upft_mlx.batches import to_examples
+from upft_mlx.decoding import Request
+from upft_mlx.models import load
+from upft_mlx.problems import load_problems
+from upft_mlx.prompts import Renderer
+from upft_mlx.recipe import Lora, Recipe, Train
+from upft_mlx.rows import Solution, TrainingRow, read_rows
+from upft_mlx.rundir import RunDir
+from upft_mlx.sampler import Sampler, sampling_for
+from upft_mlx.stage_train import Stepper
+
+pytestmark = [pytest.mark.real, pytest.mark.slow]
+SHARED = Path(os.environ.get("UPFT_SHARED", Path(__file__).resolve().parents[2] / "shared"))
+PREFIX = 16
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The model's folder, the one that UPFT_SMOLLM2 names or a new one."""
+    if made := os.environ.get("UPFT_SMOLLM2"):
+        return Path(made)
+    script, folder = SHARED / "bin" / "make_smollm2.py", tmp_path_factory.mktemp("smollm2")
+    if not script.is_file():
+        pytest.skip(f"{script} is not there (set UPFT_SHARED)")
+    made_it = subprocess.run([sys.executable, script, folder], capture_output=True, text=True, check=False)
+    if made_it.returncode:
+        pytest.skip(f"the model cannot be fetched: {made_it.stderr.strip().splitlines()[-1:]}")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def recipe_file(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    data = SHARED / "data" / "benchmarks"
+    path = tmp_path_factory.mktemp("real") / "real.yaml"
+    recipe = {
+        "model": str(model),
+        "problems": {"path": str(data / "gsm8k_train.jsonl"), "limit": 24},
+        "generate": {"max_tokens": 320, "batch_size": 24},
+        "prefix": {"length": PREFIX, "structure_ratio": 0.1},
+        "train": {"steps": 6, "batch_size": 6, "learning_rate": 3e-4, "valid_ratio": 0},
+        "evaluate": {
+            "max_tokens": 48,
+            "benchmarks": [{"name": "gsm8k", "path": str(data / "gsm8k_test.jsonl"), "limit": 4}],
+        },
+        "publish": {"fuse": "bf16"},
+    }
+    path.write_text(json.dumps(recipe))
+    return path
+
+
+@pytest.fixture(scope="module")
+def run(recipe_file: Path) -> RunDir:
+    """All stages and the export, as a person runs them; the first failure says what was printed."""
+    folder = recipe_file.parent / "run"
+    for command in (["run"], ["export", "--format", "peft", "--to", str(recipe_file.parent / "peft")]):
+        name, *options = command
+        arguments = [sys.executable, "-m", "upft_mlx", name, str(recipe_file), "--run-dir", str(folder), *options]
+        plain = ["--plain"] if name == "run" else []
+        done = subprocess.run([*arguments, *plain], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+    return RunDir(folder)
+
+
+def test_prefixes_are_sampled_ids_and_what_full_solutions_begin_with(run: RunDir, recipe_file: Path) -> None:
+    solutions = {row.problem_id: row for row in read_rows(run.solutions, Solution)}
+    prefixes = [row for row in solutions.values() if row.kind == "prefix"]
+    assert len(solutions) == 24
+    assert len(prefixes) == 22
+    assert {len(row.completion_ids) for row in prefixes} == {PREFIX}
+    recipe = Recipe.model_validate({"name": "real", **json.loads(recipe_file.read_text())})
+    loaded = load(Path(recipe.model))
+    chosen = [p for p in load_problems(recipe.problems, recipe.seed) if solutions[p.id].kind == "prefix"][:3]
+    renderer = Renderer(loaded.tokenizer, recipe.prompt)
+    sampler = Sampler(loaded, sampling_for(loaded, recipe.generate.temperature, 24))
+    asked = [Request(renderer.ids(problem.question), PREFIX + 8, 1, problem.id) for problem in chosen]
+    whole = sampler.sample(asked, recipe.seed)
+    assert [made.ids[:PREFIX] for made in whole] == [solutions[problem.id].completion_ids for problem in chosen]
+    texts = " ".join(row.completion for row in prefixes)
+    assert sum(word in texts for word in ("To ", "the ", "number", "total", "need")) >= 3, "it speaks English"
+
+
+def test_the_loss_falls_on_the_rows_that_were_trained(run: RunDir, model: Path) -> None:
+    rows = list(islice(read_rows(run.train, TrainingRow), 8))
+    losses = []
+    for adapter in (None, run.adapter / "adapters.safetensors"):
+        loaded = load(model)
+        add_lora(loaded, Lora(), seed=0)
+        if adapter is not None:
+            loaded.model.load_weights(str(adapter), strict=False)
+        losses.append(Stepper(loaded.model, Train()).loss(to_examples(rows, 512), 8))
+    before, after = losses
+    assert 0.2 < before < 8
+    assert after < 0.95 * before
+
+
+def test_the_fused_model_answers_in_plain_mlx_lm(run: RunDir) -> None:
+    code = (
+        "import sys\nfrom mlx_lm import load, generate\n"
+        "model, tokenizer = load(sys.argv[1])\nmodel.set_dtype(__import__('mlx.core').core.float32)\n"
+        "prompt = tokenizer.apply_chat_template([{'role': 'user', 'content': 'What is the capital of France?'}],"
+        " add_generation_prompt=True)\nprint(generate(model, tokenizer, prompt, max_tokens=12))"
+    )
+    done = subprocess.run([sys.executable, "-c", code, run.fused], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "Paris" in done.stdout
+
+
+def test_the_report_and_the_export_are_whole(run: RunDir) -> None:
+    summary = json.loads(run.summary.read_text())["benchmarks"]["gsm8k"]
+    assert {side: summary[side]["n"] for side in ("base", "tuned")} == {"base": 4, "tuned": 4}
+    versions = json.loads(run.recipe.read_text())["versions"]
+    assert "blas" in versions
+    exported = mx.load(str(run.root.parent / "peft" / "adapter_model.safetensors"))
+    trained = mx.load(str(run.adapter / "adapters.safetensors"))
+    assert isinstance(exported, dict)
+    assert isinstance(trained, dict)
+    assert len(exported) == len(trained) == 30 * 7 * 2
