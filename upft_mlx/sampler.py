@@ -50,6 +50,8 @@ class Completion:
     finish_reason: FinishReason
     logprob: float | None = None
     """Sum of the log-probabilities (nats) of ids and EOS in the model's own distribution, before the temperature."""
+    stop_id: int | None = None
+    """The EOS that was sampled: a model may have several. None where there was none."""
 
 
 @dataclass(frozen=True)
@@ -216,6 +218,7 @@ class _Draft:
     def __init__(self) -> None:
         self.ids: list[int] = []
         self.finish_reason: FinishReason | None = None
+        self.stop_id: int | None = None
         self.logprob = 0.0
 
 
@@ -261,7 +264,9 @@ class _Chunk:
         for response, logprob in zip(responses, logprobs, strict=True):
             draft = self._flying[response.uid]
             draft.logprob += logprob
-            if response.finish_reason != "stop":
+            if response.finish_reason == "stop":
+                draft.stop_id = int(response.token)
+            else:
                 draft.ids.append(int(response.token))
             draft.finish_reason = response.finish_reason
             if self._at_stop_string(draft):
@@ -307,7 +312,9 @@ class _Chunk:
         """All of them as far as they are; `length` ends one that is in flight."""
         logprobs = self._sampling.logprobs
         return [
-            Completion([*draft.ids], draft.finish_reason or "length", draft.logprob if logprobs else None)
+            Completion(
+                [*draft.ids], draft.finish_reason or "length", draft.logprob if logprobs else None, draft.stop_id
+            )
             for drafts in self._drafts
             for draft in drafts
         ]
