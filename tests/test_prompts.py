@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,13 +15,17 @@ from conftest import MODEL
 from helpers_templates import CHATML, FAMILIES, LLAMA32, SMOLVLM, THINKS_WHEN_ASKED, Family, write_tokenizer
 
 from upft_mlx.browse import settled_by
+from upft_mlx.compare import compare
+from upft_mlx.comparison import Cell
 from upft_mlx.errors import ModelError, RecipeError
+from upft_mlx.events import Event, StageSkipped
 from upft_mlx.inputs import dated
 from upft_mlx.load import load_recipe
 from upft_mlx.models import load_tokenizer
+from upft_mlx.pipeline import run_stage
 from upft_mlx.prompts import Renderer
 from upft_mlx.recipe import Prompt, Recipe
-from upft_mlx.rows import write_json
+from upft_mlx.rows import TrainingRow, read_rows, write_json
 from upft_mlx.rules import rules
 from upft_mlx.rundir import RunDir
 
@@ -165,6 +170,46 @@ def test_the_day_is_recorded_and_stays_that_of_the_run(printing: Path, make_reci
     assert settled_by(make_recipe(), run).prompt.date == "2025-03-09"
     assert dated(make_recipe(prompt={"date": "2024-01-01"}), printing, run).prompt.date == "2024-01-01"
     assert dated(make_recipe(), MODEL, run).prompt.date is None, "the embedded model's template prints none"
+
+
+def test_a_run_that_goes_over_midnight_keeps_its_day(
+    make_recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(MODEL, tmp_path / "model")
+    settings = json.loads((MODEL / "tokenizer_config.json").read_text())
+    settings["chat_template"] = "{{ strftime_now('%d.%m.%Y') }}" + settings["chat_template"]
+    (tmp_path / "model" / "tokenizer_config.json").write_text(json.dumps(settings))
+    recipe = make_recipe(model=str(tmp_path / "model"), problems={"limit": 6}, evaluate={"benchmarks": []})
+    events: list[Event] = []
+    for day, stage in ((9, "generate"), (10, "generate"), (10, "build")):
+        today = type("Day", (datetime.date,), {"today": classmethod(lambda cls, day=day: cls(2025, 3, day))})
+        monkeypatch.setattr("upft_mlx.inputs.date", today)
+        run_stage(recipe, tmp_path / "run", stage, events.append)
+    assert [event.stage for event in events if isinstance(event, StageSkipped)] == ["generate"]
+    run = RunDir(tmp_path / "run")
+    assert json.loads(run.recipe.read_text())["prompt"]["date"] == "2025-03-09"
+    tokenizer = load_tokenizer(tmp_path / "model")
+    prompts = [tokenizer.decode(row.prompt_ids) for row in read_rows(run.train, TrainingRow)]
+    assert prompts
+    assert all(text.startswith("09.03.2025<|im_start|>user\n") for text in prompts)
+
+
+def test_all_cells_of_a_comparison_have_one_day(
+    make_recipe: MakeRecipe, printing: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    days = []
+
+    def run_cell(recipe: Recipe, method: str, folder: Path, *rest: object) -> Cell:
+        days.append(recipe.prompt.date)
+        write_json(folder / "recipe.json", {**recipe.dump(), "prompt": {"date": "2025-03-09"}})
+        return Cell(method, recipe.seed, {"own": {"a": 1.0, "b": 0.0}}, 0, 0, 0.0, 0)
+
+    monkeypatch.setattr("upft_mlx.compare.run_cell", run_cell)
+    monkeypatch.setattr("upft_mlx.compare.find_model", lambda recipe: printing)
+    recipe = make_recipe(compare={"seeds": 1, "methods": ["upft", "sft"]})
+    for _ in range(2):
+        compare(recipe, tmp_path / "run")
+    assert days == [datetime.date.today().isoformat()] * 3 + ["2025-03-09"] * 3
 
 
 @pytest.mark.parametrize("content", ["[]", '{"prompt": 3}', '{"prompt": {}}'])
