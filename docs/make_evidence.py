@@ -272,7 +272,7 @@ def claims(found: dict[str, Any]) -> str:
         verdicts = []
         for name in WORLDS:
             low, high = found[name]["methods"][rule.name]["benchmarks"]["report"]["difference"]["ci95"]
-            verdicts.append(f"{name}: {'better' if low > 0 else 'worse' if high < 0 else 'no difference shown'}")
+            verdicts.append(f"{name}: {'better' if low > 0 else 'worse' if high < 0 else 'no measurable change'}")
         lines.append(f"- {rule.name}: {', '.join(verdicts)}.")
     good = [rule.name for rule in RULES if not rule.labels and cheap_and_good(found, rule)]
     if good:

@@ -25,14 +25,14 @@ MakeRecipe = Callable[..., Recipe]
 
 def test_self_consistency_is_samples_per_distinct_prefix_averaged_over_questions() -> None:
     prefixes = [("a", [1, 2]), ("a", [1, 3]), ("a", [1, 2]), ("a", [1, 4]), ("b", [5, 6]), ("b", [7, 6])]
-    first, second = self_consistency([0, 1, 2], prefixes)
+    first, second = self_consistency([0, 1, 2], prefixes, 4)
     assert (first["length"], first["mean"]) == (1, (4 / 1 + 2 / 2) / 2)
     assert (second["length"], second["mean"]) == (2, pytest.approx((4 / 3 + 2 / 2) / 2))
     assert first["ci95"][0] < first["mean"] < first["ci95"][1]
 
 
 def test_a_solution_that_ended_is_another_prefix_than_one_that_went_on() -> None:
-    (row,) = self_consistency([2], [("a", [1, -1]), ("a", [1, 2])])
+    (row,) = self_consistency([2], [("a", [1, -1]), ("a", [1, 2])], 2)
     assert row["mean"] == 1.0
 
 

@@ -17,7 +17,7 @@ from upft_mlx.recipe import Recipe
 
 MakeRecipe = Callable[..., Recipe]
 BASE = Base("org/base-4bit", "org/base-4bit", {"license": "other", "license_name": "qwen", "license_link": "LICENSE"})
-SIDE = {"n": 200, "samples": 1, "temperature": 0.0, "accuracy": 0.415, "ci95": [0.349, 0.484]}
+SIDE = {"n": 200, "samples": 1, "temperature": 0.0, "accuracy": 0.415, "ci95": [0.349, 0.484], "truncated": 0.02}
 FACTS: dict[str, Any] = {
     "benchmarks": {
         "gsm8k": {
@@ -26,7 +26,7 @@ FACTS: dict[str, Any] = {
             "paired": {"delta": 0.015, "ci95": [-0.02, 0.05], "p_value": 0.45},
         }
     },
-    "verdict": ["gsm8k: no difference shown"],
+    "verdict": ["gsm8k: no measurable change"],
     "fidelity": {
         "fuse": "mixed-8",
         "retained": 0.987,
@@ -62,6 +62,13 @@ def recipe(make_recipe: MakeRecipe) -> Recipe:
     )
 
 
+def test_a_void_evaluation_gives_the_hub_no_accuracy(recipe: Recipe) -> None:
+    sides = FACTS["benchmarks"]["gsm8k"]
+    cut = {**FACTS, "benchmarks": {"gsm8k": {**sides, "base": {**sides["base"], "truncated": 0.7}}}}
+    assert "model-index" not in card_data(recipe, BASE, cut)
+    assert "model-index" in card_data(recipe, BASE, FACTS)
+
+
 def test_the_metadata_is_what_the_hub_reads(recipe: Recipe) -> None:
     card = ModelCard(model_card(recipe, BASE, FACTS, DESCRIBED))
     assert isinstance(card.data, ModelCardData)
@@ -90,7 +97,7 @@ def test_the_numbers_are_the_runs(recipe: Recipe) -> None:
     text = model_card(recipe, BASE, FACTS, DESCRIBED)
     for part in (
         "| gsm8k | 200 x 1 | 0 | 40.0 [33.5, 46.9] | 41.5 [34.9, 48.4] | +1.5 [-2.0, +5.0] | 0.45 |",
-        "gsm8k: no difference shown",
+        "gsm8k: no measurable change",
         "12,345 tokens",
         "6,789 supervised tokens",
         "`0f0f`",

@@ -8,12 +8,15 @@ import numpy as np
 import pytest
 
 from upft_mlx.crossed import crossed_mean
-from upft_mlx.stats import mean_interval
+from upft_mlx.stats import mean_interval, wilson_interval
+
+SHARES = (0.0, 1.0)
+ANY = (-1e9, 1e9)
 
 
 def test_a_small_table_by_hand() -> None:
     """Problem means 0.25, 0.75, 0.5; seed means 2/3 and 1/3; residuals +-1/12, +-1/12, +-1/6."""
-    found = crossed_mean([[0.5, 0.0], [1.0, 0.5], [0.5, 0.5]])
+    found = crossed_mean([[0.5, 0.0], [1.0, 0.5], [0.5, 0.5]], ANY)
     by_problem = ((0.25 - 0.5) ** 2 + (0.75 - 0.5) ** 2 + 0) / 2 / 3
     by_seed = (2 * (1 / 6) ** 2) / 1 / 2
     by_both = 2 * ((1 / 12) ** 2 + (1 / 12) ** 2 + (1 / 6) ** 2) / (2 * 1) / 6
@@ -26,23 +29,25 @@ def test_a_small_table_by_hand() -> None:
 
 def test_one_seed_is_the_interval_over_problems() -> None:
     scores = [0.0, 1.0, 1.0, 0.5]
-    assert crossed_mean([[score] for score in scores]).ci95 == mean_interval(scores)
+    assert crossed_mean([[score] for score in scores], SHARES).ci95 == mean_interval(scores, SHARES)
 
 
 def test_seeds_that_agree_leave_the_interval_over_problems() -> None:
     scores = [0.0, 1.0, 1.0, 0.5, 0.25, 0.0, 1.0]
-    low, high = crossed_mean([[score] * 5 for score in scores]).ci95
-    assert (low, high) == pytest.approx(mean_interval(scores), rel=1e-9)
+    low, high = crossed_mean([[score] * 5 for score in scores], ANY).ci95
+    assert (low, high) == pytest.approx(mean_interval(scores, ANY), rel=1e-9)
 
 
-def test_what_never_varies_has_no_width() -> None:
-    assert crossed_mean([[0.5, 0.5], [0.5, 0.5]]).ci95 == (0.5, 0.5)
+def test_what_never_varies_is_no_certainty() -> None:
+    unseen = wilson_interval(0, 18)[1]
+    assert crossed_mean([[1.0, 1.0]] * 18, SHARES).ci95 == pytest.approx((1 - unseen, 1.0))
+    assert crossed_mean([[0.0, 0.0]] * 18, (-1.0, 1.0)).ci95 == pytest.approx((-unseen, unseen))
 
 
 @pytest.mark.parametrize("scores", [[], [[]], [[0.1, 0.2], [0.3]]])
 def test_what_is_no_table_is_refused(scores: list[list[float]]) -> None:
     with pytest.raises(ValueError, match="needs a table"):
-        crossed_mean(scores)
+        crossed_mean(scores, SHARES)
 
 
 @pytest.mark.parametrize(
@@ -57,9 +62,9 @@ def test_the_interval_holds_the_truth_about_19_times_of_20(
     for _ in range(400):
         a = spreads[0] * rng.normal(size=(problems, 1))
         table = a + spreads[1] * rng.normal(size=(1, seeds)) + spreads[2] * rng.normal(size=(problems, seeds))
-        low, high = crossed_mean(table.tolist()).ci95
+        low, high = crossed_mean(table.tolist(), ANY).ci95
         held += low <= 0 <= high
-        low, high = mean_interval(table.mean(axis=1).tolist())
+        low, high = mean_interval(table.mean(axis=1).tolist(), ANY)
         narrow += low <= 0 <= high
     assert 0.92 < held / 400 < 0.995
     if spreads[1] >= 0.5:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,13 +18,14 @@ from hypothesis import strategies as st
 
 from upft_mlx.errors import ModelError
 from upft_mlx.events import Event, Progress
-from upft_mlx.models import Loaded
+from upft_mlx.models import Loaded, load
 from upft_mlx.prefix import Wanted, wanted
 from upft_mlx.problems import Problem, load_problems
 from upft_mlx.recipe import Recipe
-from upft_mlx.rows import Solution, read_rows
+from upft_mlx.rows import Solution, TrainingRow, read_rows
 from upft_mlx.rundir import RunDir
 from upft_mlx.sampler import Sampler
+from upft_mlx.stage_build import build
 from upft_mlx.stage_generate import Plan, generate
 
 MakeRecipe = Callable[..., Recipe]
@@ -53,6 +56,29 @@ def test_prefix_rows_are_decoded_to_the_prefix_and_full_rows_to_the_end(
     assert any(row.finish_reason == "stop" for row in full)
     assert all(loaded.eos_id not in row.completion_ids for row in rows)
     assert all(row.completion == loaded.tokenizer.decode(row.completion_ids) for row in rows)
+
+
+def test_rows_end_in_the_token_that_the_model_sampled_whatever_the_tokenizer_calls_eos(
+    make_recipe: MakeRecipe, tmp_path: Path
+) -> None:
+    """The tokenizer's EOS is <|endoftext|>, as in many conversions; the model ends its turns with <|im_end|>."""
+    shutil.copytree(MODEL, tmp_path / "model")
+    settings = json.loads((MODEL / "tokenizer_config.json").read_text())
+    (tmp_path / "model" / "tokenizer_config.json").write_text(json.dumps({**settings, "eos_token": "<|endoftext|>"}))
+    loaded = load(tmp_path / "model")
+    endoftext, im_end = (loaded.tokenizer.convert_tokens_to_ids(name) for name in ("<|endoftext|>", "<|im_end|>"))
+    assert (loaded.tokenizer.eos_token_id, loaded.eos_id) == (endoftext, im_end)
+    recipe = make_recipe(prefix={"eos": True, "structure_ratio": 0.5}, train={"valid_ratio": 0.0})
+    run(recipe, loaded, tmp_path / "run")
+    ended = [row for row in read_rows(tmp_path / "run" / "solutions.jsonl", Solution) if row.finish_reason == "stop"]
+    cut = [row for row in read_rows(tmp_path / "run" / "solutions.jsonl", Solution) if row.finish_reason == "length"]
+    assert len(ended) > 5
+    assert {row.stop_id for row in ended} == {im_end}
+    assert {row.stop_id for row in cut} == {None}
+    build(recipe, loaded.tokenizer, problems(recipe), RunDir(tmp_path / "run"))
+    rows = list(read_rows(RunDir(tmp_path / "run").train, TrainingRow))
+    assert {row.kind for row in rows} == {"prefix", "structure"}
+    assert {row.completion_ids[-1] for row in rows} == {im_end}
 
 
 def test_progress_expects_the_tokens_that_come_though_long_solutions_come_first(

@@ -356,25 +356,57 @@ def side(accuracy: float, tokens: float = 30.0, truncated: float = 0.0) -> dict[
 
 
 @pytest.mark.parametrize(
-    ("paired", "tuned", "expected"),
+    ("base", "tuned", "paired", "expected"),
     [
-        ((0.1, 0.02, 0.18), side(0.6), ["x: tuned is better than base: +10.0 points [+2.0, +18.0], p = 0.01"]),
-        ((-0.1, -0.18, -0.02), side(0.4), ["x: tuned is worse than base: -10.0 points [-18.0, -2.0], p = 0.01"]),
         (
-            (0.1, 0.0, 0.2),
-            side(0.6),
-            ["x: no difference shown between base and tuned: +10.0 points [+0.0, +20.0], p = 0.01"],
+            *(side(0.5), side(0.6), (0.1, 0.02, 0.18, 0.01)),
+            ["x: tuned is better than base: +10.0 points [+2.0, +18.0], p = 0.01"],
         ),
-        ((0.0, -0.1, 0.1), side(0.5, tokens=12.0), ["x: no difference", "x: completions went from 30 to 12 tokens"]),
-        ((0.0, -0.1, 0.1), side(0.5, truncated=0.2), ["x: no difference", "x: cut at max_tokens went from 0% to 20%"]),
+        (
+            *(side(0.5), side(0.4), (-0.1, -0.18, -0.02, 0.01)),
+            ["x: tuned is worse than base: -10.0 points [-18.0, -2.0], p = 0.01"],
+        ),
+        (
+            *(side(0.5), side(0.6), (0.1, 0.0, 0.2, 0.05)),
+            ["x: no measurable change: +10.0 points [+0.0, +20.0], p = 0.05"],
+        ),
+        (
+            *(side(0.5), side(0.5, tokens=12.0), (0.0, -0.1, 0.1, 1.0)),
+            ["x: no measurable change", "x: completions went from 30 to 12 tokens"],
+        ),
+        (
+            *(side(0.5), side(0.5, truncated=0.2), (0.0, -0.1, 0.1, 1.0)),
+            ["x: no measurable change", "x: cut at max_tokens went from 0% to 20%"],
+        ),
+        (
+            *(side(0.1, truncated=0.51), side(0.3, truncated=0.5), (0.2, 0.1, 0.3, 0.001)),
+            ["x: void: 51% of the answers were cut; raise evaluate.max_tokens"],
+        ),
+        (
+            *(side(0.5), side(0.5, truncated=0.6), (0.0, -0.1, 0.1, 1.0)),
+            ["x: void: 60% of the answers were cut; raise evaluate.max_tokens", "x: cut at max_tokens went"],
+        ),
+        (  # what never stops is broken, not badly measured
+            *(side(0.5), side(0.1, truncated=0.9), (-0.4, -0.5, -0.3, 0.001)),
+            ["x: tuned is worse than base: ", "x: cut at max_tokens went from 0% to 90%"],
+        ),
+        (
+            *(side(0.0), side(0.0), (0.0, -0.1, 0.1, 1.0)),
+            ["x: void: neither side has a right answer; use easier problems, or check the `answer` column"],
+        ),
+        (
+            *(side(0.0, truncated=0.4), side(0.0, truncated=0.4), (0.0, -0.1, 0.1, 1.0)),
+            ["x: void: neither side has a right answer; raise evaluate.max_tokens"],
+        ),
     ],
 )
-def test_the_verdict_claims_what_the_interval_allows(
-    paired: tuple[float, float, float], tuned: dict[str, Any], expected: list[str]
+def test_the_verdict_claims_what_the_numbers_allow(
+    base: dict[str, Any], tuned: dict[str, Any], paired: tuple[float, ...], expected: list[str]
 ) -> None:
-    delta, low, high = paired
-    facts = {"base": side(0.5), "tuned": tuned, "paired": {"delta": delta, "ci95": [low, high], "p_value": 0.01}}
-    found = verdict({"x": facts})
+    delta, low, high, p = paired
+    found = verdict(
+        {"x": {"base": base, "tuned": tuned, "paired": {"delta": delta, "ci95": [low, high], "p_value": p}}}
+    )
     assert len(found) == len(expected)
     assert all(line.startswith(start) for line, start in zip(found, expected, strict=True))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -60,6 +61,28 @@ def test_prefix_ids_are_the_first_t_sampled_ids_and_eos_where_it_is_due(
 ) -> None:
     prefix = Prefix(length=4, eos=eos, template="paper" if eos else "none")
     assert prefix_ids(solution(ids, finish=finish), prefix, EOS) == expected
+
+
+@pytest.mark.parametrize(
+    ("ids", "eos", "expected"),
+    [
+        pytest.param([5, 6, 7], False, [5, 6, 7, 9], id="ended before t"),
+        pytest.param([5, 6, 7], True, [5, 6, 7, 9], id="ended before t, EOS trained"),
+        pytest.param([5, 6, 7, 8], True, [5, 6, 7, 8, 9], id="ended at t, EOS trained"),
+        pytest.param([5, 6, 7, 8, 4], True, [5, 6, 7, 8, EOS], id="ended later: the turn's end stands for it"),
+    ],
+)
+def test_the_end_that_was_sampled_is_trained_and_no_other(ids: list[int], eos: bool, expected: list[int]) -> None:
+    """A model with several EOS: it ended with 9, and the template writes EOS."""
+    prefix = Prefix(length=4, eos=eos, template="paper" if eos else "none")
+    assert prefix_ids(replace(solution(ids, finish="stop"), stop_id=9), prefix, EOS) == expected
+
+
+@pytest.mark.parametrize(("stop_id", "end"), [(9, 9), (None, EOS)])
+def test_a_whole_solution_ends_as_it_was_sampled(make_recipe: MakeRecipe, stop_id: int | None, end: int) -> None:
+    """Rows of older files, and solutions that a stop text ended, do not say how: then it is the template's end."""
+    sampled = replace(solution([7, 8], kind="full", finish="stop"), stop_id=stop_id)
+    assert row(make_recipe(), sampled, structure=True).completion_ids == [7, 8, end]
 
 
 def row(recipe: Recipe, sampled: Solution, *, structure: bool = False) -> Any:

@@ -127,7 +127,8 @@ def test_the_rows_of_a_run_are_shown_as_the_trainer_supervises_them(make_recipe:
     assert {row["shared"] for row in facts["rows"]} == {shared_length(examples)} == {3}
     for shown in facts["rows"]:
         assert shown["place"] in ("train.jsonl", "valid.jsonl")
-        assert shown["ids"][-1] == EOS == facts["eos_id"]
+        assert shown["ids"][-1] == EOS
+        assert EOS in facts["eos_ids"]
         assert ("Please provide the initial step" in shown["prompt"]) == (shown["kind"] == "prefix")
 
 
@@ -408,7 +409,7 @@ def shown(facts: dict[str, Any], *, plain: bool = True, **options: Any) -> str:
 def facts_of(*rows: dict[str, Any]) -> dict[str, Any]:
     about = {"id": "a/0", "kind": "prefix", "place": "", "trains": True, "cut": 0}
     rows = tuple({**about, "weights": [0.0] * len(row["ids"]), **row} for row in rows)
-    return {"note": "a note", "special_ids": [1, 2], "eos_id": 2, "prompts": [], "rows": list(rows), "rules": []}
+    return {"note": "a note", "special_ids": [1, 2], "eos_ids": [2], "prompts": [], "rows": list(rows), "rules": []}
 
 
 ROW = {

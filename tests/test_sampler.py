@@ -233,7 +233,8 @@ def test_log_probabilities_are_the_models_own_before_the_temperature(loaded: Loa
     found = sample_chunk(loaded, asked, Sampling(0.7, logprobs=True), seed=3)
     assert {completion.finish_reason for completion in found} >= {"stop"}
     for request, completion in zip(asked, found, strict=True):
-        ids = [*request.prompt_ids, *completion.ids, *([loaded.eos_id] if completion.finish_reason == "stop" else [])]
+        assert (completion.stop_id is not None) == (completion.finish_reason == "stop")
+        ids = [*request.prompt_ids, *completion.ids, *([completion.stop_id] if completion.stop_id is not None else [])]
         expected = sum(
             float(np.log(next_token(loaded, ids[:position])[ids[position]]))
             for position in range(len(request.prompt_ids), len(ids))
@@ -249,7 +250,7 @@ def test_a_stop_string_ends_a_completion_before_it(loaded: Loaded) -> None:
     assert all("\\boxed{" in decode(completion.ids) for completion in whole)
     found = sample_chunk(loaded, asked, Sampling(0.0, stop=("no such text", "oxed{")), seed=0)
     for stopped, completion in zip(found, whole, strict=True):
-        assert stopped.finish_reason == "stop"
+        assert (stopped.finish_reason, stopped.stop_id) == ("stop", None)
         assert stopped.ids == completion.ids[: len(stopped.ids)]
         text = decode(completion.ids)
         before = text[: text.index("oxed{")]

@@ -6,12 +6,16 @@ import itertools
 import math
 from collections import Counter
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats as scipy_stats
 
+from upft_mlx.report import outcome
 from upft_mlx.stats import (
+    ALPHA,
+    PairedDifference,
     accuracy_interval,
     maj_at_k,
     mcnemar_exact,
@@ -20,6 +24,7 @@ from upft_mlx.stats import (
     pass_at_k,
     sign_flip,
     t_quantile,
+    tango_interval,
     wilson_interval,
 )
 
@@ -48,14 +53,26 @@ def test_t_quantile_is_scipys(df: int) -> None:
 @settings(deadline=None)  # a loaded machine is no wrong number
 @given(st.lists(st.floats(0, 1), min_size=2, max_size=40))
 def test_mean_interval_is_students(values: list[float]) -> None:
-    low, high = mean_interval(values)
+    low, high = mean_interval(values, (0.0, 1.0))
     mean = math.fsum(values) / len(values)
-    assert low <= mean + 1e-12
-    assert high >= mean - 1e-12
+    assert max(0.0, low) <= mean + 1e-12
+    assert min(1.0, high) >= mean - 1e-12
+    assert high - low > 1e-9
     error = scipy_stats.sem(values)
     if error > 1e-9:
         expected = scipy_stats.t.interval(0.95, len(values) - 1, mean, error)
-        assert (low, high) == pytest.approx(expected, abs=1e-6)
+        assert (low, high) == pytest.approx(np.clip(expected, 0, 1), abs=1e-6)
+
+
+@pytest.mark.parametrize(("values", "bounds"), [([1.0] * 18, (0, 1)), ([1.0] * 9, (1, 64)), ([3.0], (-40, 40))])
+def test_a_mean_of_equal_values_never_has_an_interval_without_width(
+    values: list[float], bounds: tuple[float, float]
+) -> None:
+    """18 questions that were all answered right showed `100 % [100, 100]`."""
+    low, high = mean_interval(values, bounds)
+    unseen = scipy_stats.binomtest(0, len(values)).proportion_ci(0.95, "wilson").high
+    assert low == pytest.approx(values[0] - unseen * (values[0] - bounds[0]))
+    assert high == pytest.approx(values[0] + unseen * (bounds[1] - values[0]))
 
 
 def test_accuracy_of_one_sample_each_is_wilsons() -> None:
@@ -67,7 +84,7 @@ def test_samples_of_a_problem_are_a_cluster() -> None:
     scores = [[True] * 25, [True] * 25, [False] * 25, [False] * 25]
     assert accuracy_interval(scores) == (0.0, 1.0)
     low, high = accuracy_interval([[True, False], [True, True]] * 50)
-    assert (low, high) == pytest.approx(mean_interval([0.5, 1.0] * 50))
+    assert (low, high) == pytest.approx(mean_interval([0.5, 1.0] * 50, (0.0, 1.0)))
 
 
 def test_equal_means_still_have_an_interval() -> None:
@@ -149,22 +166,106 @@ def test_mcnemar_is_the_exact_binomial_test(ups: int, downs: int) -> None:
     assert mcnemar_exact(ups, downs) == pytest.approx(expected, rel=1e-9)
 
 
+def counted(ups: int, downs: int, n: int) -> PairedDifference:
+    base = [0.0] * ups + [1.0] * downs + [1.0] * (n - ups - downs)
+    return paired_difference(base, [1.0] * ups + [0.0] * downs + [1.0] * (n - ups - downs))
+
+
 def test_paired_difference_of_binary_scores_is_mcnemars() -> None:
-    base, tuned = [1.0] * 5 + [0.0] * 15, [0.0] * 1 + [1.0] * 12 + [0.0] * 7
-    found = paired_difference(base, tuned)
+    found = counted(8, 1, 20)
     assert found.delta == pytest.approx((8 - 1) / 20)
     assert found.p_value == mcnemar_exact(8, 1)
-    expected = mean_interval([t - b for b, t in zip(base, tuned, strict=True)])
-    assert found.ci95 == pytest.approx(expected)
+    assert found.ci95 == tango_interval(8, 1, 20)
 
 
+@pytest.mark.parametrize(("ups", "downs", "n"), [(8, 1, 20), (0, 3, 12), (5, 5, 40), (60, 30, 1000)])
+def test_tangos_interval_is_where_the_score_statistic_reaches_its_quantile(ups: int, downs: int, n: int) -> None:
+    """The likeliest shares for each difference are searched here, where the interval takes them from a formula."""
+
+    def score(delta: float) -> float:
+        q = np.linspace(max(0, -delta), (1 - delta) / 2, 400_001)[1:-1]
+        likelihood = ups * np.log(q + delta) + downs * np.log(q) + (n - ups - downs) * np.log(1 - 2 * q - delta)
+        share = float(q[np.argmax(likelihood)])
+        return float((ups - downs - n * delta) / math.sqrt(n * (2 * share + delta * (1 - delta))))
+
+    low, high = tango_interval(ups, downs, n)
+    assert score(low) == pytest.approx(1.959964, abs=2e-3)
+    assert score(high) == pytest.approx(-1.959964, abs=2e-3)
+    assert tango_interval(downs, ups, n) == pytest.approx((-high, -low))
+
+
+def test_tangos_interval_of_no_change_is_its_closed_form() -> None:
+    z2 = scipy_stats.norm.ppf(0.975) ** 2
+    assert tango_interval(0, 0, 18) == pytest.approx((-z2 / (18 + z2), z2 / (18 + z2)))
+
+
+def verdict_of(found: PairedDifference) -> str:
+    side = {"accuracy": 0.5, "truncated": 0.0}
+    paired = {"delta": found.delta, "ci95": found.ci95, "p_value": found.p_value}
+    return outcome({"base": side, "tuned": side, "paired": paired})[0]
+
+
+@pytest.mark.parametrize("n", [1, 2, 5, 12, 13, 30])
+def test_verdict_interval_and_p_agree_for_every_count_of_changes(n: int) -> None:
+    """`better, p = 0.125` came from 4 gained of 12: Student's interval left 0 out, the test did not."""
+    for ups, downs in ((u, d) for u in range(n + 1) for d in range(n + 1 - u)):
+        found = counted(ups, downs, n)
+        low, high = found.ci95
+        claims = {"better": low > 0, "worse": high < 0}.get(verdict_of(found), low <= 0 <= high)
+        assert claims, (ups, downs, n, found)
+        assert (found.p_value < ALPHA) == (not low <= 0 <= high)
+        assert low <= found.delta <= high
+        assert high - low > 0.01
+
+
+@pytest.mark.parametrize(
+    ("ups", "downs", "expected"), [(4, 0, "no measurable change"), (6, 0, "better"), (0, 6, "worse")]
+)
+def test_four_gained_of_twelve_is_no_claim(ups: int, downs: int, expected: str) -> None:
+    assert verdict_of(counted(ups, downs, 12)) == expected
+
+
+shares = st.integers(1, 8).flatmap(
+    lambda k: st.lists(st.tuples(st.integers(0, k), st.integers(0, k)), min_size=1, max_size=25).map(
+        lambda pairs: [(b / k, t / k) for b, t in pairs]
+    )
+)
+
+
+@settings(deadline=None, max_examples=300)
+@given(shares)
+def test_verdict_interval_and_p_agree_for_several_samples_too(pairs: list[tuple[float, float]]) -> None:
+    """`worse, p = 0.0614` came from several samples: Student's interval left 0 out, the sign-flip test did not."""
+    found = paired_difference([b for b, _ in pairs], [t for _, t in pairs])
+    low, high = found.ci95
+    assert (found.p_value < ALPHA) == (not low <= 0 <= high)
+    assert {"better": low > 0, "worse": high < 0}.get(verdict_of(found), low <= 0 <= high)
+    assert low - 1e-12 <= found.delta <= high + 1e-12
+    assert high - low > 1e-6
+
+
+def test_a_claim_of_several_samples_needs_both_tests() -> None:
+    """Few large gains: Student's test alone would claim them, the flips of four problems cannot."""
+    found = paired_difference([0.0] * 12, [1.0] * 3 + [0.75] + [0.0] * 8)
+    assert scipy_stats.ttest_1samp([1.0] * 3 + [0.75] + [0.0] * 8, 0).pvalue < ALPHA
+    assert found.p_value == 0.125
+    assert found.ci95[0] == 0.0
+    # Six gains, one of them large: no flip is as extreme, and Student's test sees the spread alone.
+    gains = [1.0] + [0.125] * 5
+    found = paired_difference([0.0] * 6, gains)
+    assert sign_flip(gains) == 2 / 2**6 < ALPHA
+    assert found.p_value == pytest.approx(scipy_stats.ttest_1samp(gains, 0).pvalue)
+    assert found.ci95[0] < 0
+
+
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), min_size=1, max_size=30))
 def test_paired_difference_changes_sign_with_its_sides(pairs: list[tuple[float, float]]) -> None:
     base, tuned = [p[0] for p in pairs], [p[1] for p in pairs]
     there, back = paired_difference(base, tuned), paired_difference(tuned, base)
     assert there.delta == pytest.approx(-back.delta)
     assert there.ci95 == pytest.approx((-back.ci95[1], -back.ci95[0]))
-    assert there.p_value == pytest.approx(back.p_value, abs=0.03)
+    assert there.p_value == pytest.approx(back.p_value)
     assert there.ci95[0] <= there.delta + 1e-9
     assert there.ci95[1] >= there.delta - 1e-9
     assert 0 < there.p_value <= 1
@@ -205,6 +306,23 @@ def test_few_differences_are_enumerated_exactly(differences: list[float]) -> Non
     assert sign_flip(differences) == pytest.approx(expected)
 
 
-def test_many_differences_are_sampled_with_a_seed_and_never_give_zero() -> None:
-    assert sign_flip([0.5] * 40) == sign_flip([0.5] * 40) == pytest.approx(1 / 10_001)
+@pytest.mark.parametrize("n", [13, 20, 40])
+def test_many_differences_are_counted_as_scipy_samples_them(n: int) -> None:
+    rng = np.random.default_rng(n)
+    differences = rng.integers(-3, 5, n) / 4
+    sampled = scipy_stats.permutation_test(
+        (differences,),
+        lambda x, axis: x.sum(axis),
+        permutation_type="samples",
+        vectorized=True,
+        n_resamples=40_000,
+        random_state=1,
+    )
+    assert 0.01 < sampled.pvalue < 0.99
+    assert sign_flip(differences.tolist()) == pytest.approx(sampled.pvalue, abs=0.01)
+
+
+def test_the_flips_of_many_equal_differences_are_known() -> None:
+    assert sign_flip([0.5] * 40) == pytest.approx(2 / 2**40)
     assert sign_flip([0.5, -0.5] * 20) == 1.0
+    assert sign_flip([1.0] * 8 + [-1.0]) == pytest.approx(mcnemar_exact(8, 1))

@@ -104,6 +104,8 @@ def test_the_pairs_numbers_are_those_of_both(both: tuple[list[list[Answer]], lis
             ups, downs = changes.count(1), changes.count(-1)
             expected = scipy_stats.binomtest(ups, ups + downs).pvalue if ups + downs else 1.0
             assert found["paired"]["p_value"] == pytest.approx(expected)
+            assert (expected < 0.05) == (not found["paired"]["ci95"][0] <= 0 <= found["paired"]["ci95"][1])
+        assert found["paired"]["tokens"]["ci95"][0] < found["paired"]["tokens"]["ci95"][1]
         longer = found["tuned"]["mean_tokens"] - found["base"]["mean_tokens"]
         assert found["paired"]["tokens"]["delta"] == pytest.approx(longer)
         assert len(flips("x", run)) == changes.count(1) + changes.count(-1)

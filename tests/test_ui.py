@@ -396,7 +396,7 @@ def test_evaluation_shows_both_sides_their_difference_and_flips() -> None:
         "4",
         "50.0 % [15.0, 85.0]",
         "75.0 % [30.1, 95.4]",
-        "+25.0 [-100.0, +100.0]",
+        "+25.0 [-50.5, +77.8]",
         "2",
         "1",
         "30→10",
@@ -409,7 +409,7 @@ def test_evaluation_shows_both_sides_their_difference_and_flips() -> None:
 def test_a_narrow_screen_has_the_difference_below_the_table() -> None:
     lines = frame(both_sides(), 72, 24)
     assert "tuned - base" not in lines[5]
-    assert lines[8] == "arithmetic: tuned - base +25.0 [-100.0, +100.0] points"
+    assert lines[8] == "arithmetic: tuned - base +25.0 [-50.5, +77.8] points"
     assert max(map(len, lines)) <= 72
 
 
@@ -417,7 +417,7 @@ def test_samples_of_a_problem_do_not_make_the_interval_narrower() -> None:
     """As at the end of the run: 4 problems x 5 samples have the interval of 4 problems."""
     accuracy = frame(both_sides(samples=5), 120, 40)[6]
     assert "50.0 % [0.0, 100.0]" in accuracy
-    assert "+25.0 [-100.0, +100.0]" in accuracy
+    assert "+25.0 [-50.5, +77.8]" in accuracy
 
 
 def test_the_answers_are_shown_in_turns_each_beside_the_other_sides() -> None:
@@ -659,10 +659,10 @@ def a_report(**changes: Any) -> dict[str, Any]:
             "gsm8k": {
                 "base": side(0.345, 0.32, 0.371),
                 "tuned": side(0.351, 0.326, 0.377),
-                "paired": {"delta": 0.006, "ci95": [-0.014, 0.025], "p_value": 0.00042},
+                "paired": {"delta": 0.006, "ci95": [-0.014, 0.025], "p_value": 0.612},
             },
         },
-        "verdict": ["gsm8k: no difference shown"],
+        "verdict": ["gsm8k: no measurable change"],
         "files": {"adapter": "runs/demo/adapter", "report": "runs/demo/report.md"},
     }
     return {**values, **changes}
@@ -684,8 +684,8 @@ def test_summary_has_every_number() -> None:
         "212 tokens",
         "3.1 % truncated",
         "p 0.017",
-        "p < 0.001",
-        "gsm8k: no difference shown",
+        "p 0.612",
+        "gsm8k: no measurable change",
         "adapter  runs/demo/adapter",
     ):
         assert expected in text
@@ -709,18 +709,26 @@ def test_summary_without_tuned_or_anything() -> None:
     assert summary_text(nothing).split() == ["demo", "upft", "models/qwen"]
 
 
-def test_only_a_difference_beyond_its_interval_has_a_colour() -> None:
+def test_only_a_difference_that_is_claimed_has_a_colour() -> None:
     worse: dict[str, Any] = {"delta": -0.05, "ci95": [-0.09, -0.01], "p_value": 0.01}
     touching: dict[str, Any] = {"delta": 0.05, "ci95": [0.0, 0.1], "p_value": 0.05}
     for paired, colour in ((worse, "31"), (touching, "2")):
-        text = summary_text(
-            a_report(benchmarks={"x": {"base": side(0.7, 0.6, 0.8), "paired": paired}}), force_terminal=True
-        )
+        sides = {"base": side(0.7, 0.6, 0.8), "tuned": side(0.7, 0.6, 0.8)}
+        text = summary_text(a_report(benchmarks={"x": {**sides, "paired": paired}}), force_terminal=True)
         assert f"\x1b[{colour}m{100 * paired['delta']:+.1f} [" in text
     text = summary_text(a_report(), force_terminal=True)
     assert "\x1b[32m+6.6 [" in text
     assert "\x1b[2m+0.6 [" in text
     assert text.count("\x1b[32m") == 1
+
+
+def test_a_void_evaluation_has_neither_colour_nor_p() -> None:
+    cut = side(0.1, 0.05, 0.2, truncated=0.6)
+    paired = {"delta": 0.3, "ci95": [0.1, 0.5], "p_value": 0.001}
+    text = summary_text(a_report(benchmarks={"x": {"base": cut, "tuned": cut, "paired": paired}}), force_terminal=True)
+    assert "\x1b[2m+30.0 [" in text
+    assert "void" in text
+    assert "p 0.001" not in text
 
 
 def test_paths_are_not_broken() -> None:

@@ -37,7 +37,7 @@ def summarize(settings: Analyze, prefixes: Iterable[tuple[str, list[int]]], tria
         prefixes: (problem, ids) of each sampled prefix, -1 for the end of a solution.
         trials: scored; empty where there were no answers, or no question had both a right and a wrong trajectory.
     """
-    consistency = self_consistency(settings.lengths, prefixes)
+    consistency = self_consistency(settings.lengths, prefixes, settings.samples)
     accuracy = prefix_accuracy(settings.lengths, trials)
     length, reason = recommend(accuracy)
     return {
@@ -49,8 +49,10 @@ def summarize(settings: Analyze, prefixes: Iterable[tuple[str, list[int]]], tria
     }
 
 
-def self_consistency(lengths: Sequence[int], prefixes: Iterable[tuple[str, list[int]]]) -> list[dict[str, Any]]:
-    """Samples per distinct prefix, for each length: mean over questions with its interval."""
+def self_consistency(
+    lengths: Sequence[int], prefixes: Iterable[tuple[str, list[int]]], most: int
+) -> list[dict[str, Any]]:
+    """Samples per distinct prefix, 1 to `most`, for each length: mean over questions with its interval."""
     distinct: dict[str, list[set[tuple[int, ...]]]] = {}
     samples: dict[str, int] = {}
     positive = [length for length in lengths if length > 0]
@@ -62,7 +64,7 @@ def self_consistency(lengths: Sequence[int], prefixes: Iterable[tuple[str, list[
     result = []
     for index, length in enumerate(positive):
         ratios = [samples[name] / len(sets[index]) for name, sets in distinct.items()]
-        result.append({"length": length, **_mean(ratios)})
+        result.append({"length": length, **_mean(ratios, (1.0, float(most)))})
     return result
 
 
@@ -86,18 +88,15 @@ def prefix_accuracy(lengths: Sequence[int], trials: Sequence[Trial]) -> list[dic
             {
                 "length": length,
                 "problems": len(pairs),
-                **{arm: _mean(values, share=True) for arm, values in of.items()},
+                **{arm: _mean(values, (0.0, 1.0)) for arm, values in of.items()},
                 "difference": {**difference, "ci95": list(difference["ci95"])},
             }
         )
     return result
 
 
-def _mean(values: Sequence[float], *, share: bool = False) -> dict[str, Any]:
-    low, high = mean_interval(values)
-    if share:
-        low, high = max(0.0, low), min(1.0, high)
-    return {"mean": sum(values) / len(values), "ci95": [low, high]}
+def _mean(values: Sequence[float], bounds: tuple[float, float]) -> dict[str, Any]:
+    return {"mean": sum(values) / len(values), "ci95": list(mean_interval(values, bounds))}
 
 
 def recommend(accuracy: Sequence[dict[str, Any]]) -> tuple[int | None, str]:

@@ -18,6 +18,7 @@ from upft_mlx.browse import recipe_of, settled_by
 from upft_mlx.decoding import Request
 from upft_mlx.errors import RecipeError
 from upft_mlx.events import Side
+from upft_mlx.inputs import UNREAD
 from upft_mlx.interrupt import deferred_interrupt
 from upft_mlx.load import load_recipe, shipped_recipes, validated
 from upft_mlx.models import Loaded
@@ -204,7 +205,8 @@ def _why_stale(recipe: Recipe, run: RunDir) -> str | None:
         name: known[name] for name in ("lora", "train") if name in known
     }
     new = {name: recipe.dump()[name] for name in _TRAINED_WITH}
-    if differing := [name for name in changes(old, new) if name != "train.valid_ratio"]:
+    ignored = {f"train.{name}" for name in ("valid_ratio", *UNREAD)}
+    if differing := [name for name in changes(old, new) if name not in ignored]:
         return f"the adapter in {run.root} was trained with other settings: {', '.join(differing)}"
     if not _follows(run, "train", "build") or not _follows(run, "build", "generate"):
         return f"the adapter in {run.root} is older than the rows in it; `upft run` trains it again"

@@ -89,16 +89,17 @@ def recipe_of(run: RunDir) -> Recipe:
 
 
 def settled_by(recipe: Recipe, run: RunDir) -> Recipe:
-    """The recipe with the run's numbers where it says `auto`; as it is where there is no run yet.
+    """The recipe with the run's numbers where it says `auto`, and its date; as it is where there is no run yet.
 
     Raises:
         RunDirError: the run's recipe.json is damaged or of another version.
     """
     data = recipe.dump()
     chosen = [(section, field) for section, field in _SIZES if data[section][field] == "auto"]
-    if not chosen or not run.recipe.is_file():
+    if not (chosen or data["prompt"]["date"] is None) or not run.recipe.is_file():
         return recipe
     made = recipe_of(run).dump()
+    data["prompt"]["date"] = data["prompt"]["date"] or made["prompt"]["date"]
     for section, field in chosen:
         data[section][field] = made[section][field]
     return Recipe.model_validate(data)

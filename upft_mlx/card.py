@@ -10,6 +10,7 @@ from typing import Any
 from upft_mlx.benchmarks import resolve
 from upft_mlx.models import HUB_ID, is_hub_model
 from upft_mlx.recipe import Recipe
+from upft_mlx.report import outcome
 
 _METHODS = {
     "upft": "Unsupervised Prefix Fine-Tuning: trained on the first {length} tokens of one solution per problem that "
@@ -115,7 +116,7 @@ def card_data(recipe: Recipe, base: Base, facts: Mapping[str, Any]) -> dict[str,
             metric_value=round(s["accuracy"], 6),
         )
         for label, sides in facts["benchmarks"].items()
-        if (s := sides.get("tuned")) is not None and label in entries
+        if (s := sides.get("tuned")) is not None and label in entries and outcome(sides)[0] != "void"
     ]
     fused = facts["fidelity"]["fuse"] != "adapter"
     data = ModelCardData(
@@ -252,8 +253,8 @@ def _limits(recipe: Recipe, facts: Mapping[str, Any]) -> str:
         lines.append("The solutions that it was trained on were not checked: some are wrong.")
     if facts["benchmarks"]:
         lines.append(
-            "The evaluation covers the benchmarks above and nothing else; intervals that hold 0 mean that no "
-            "difference was shown."
+            "The evaluation covers the benchmarks above and nothing else. An interval that includes 0 shows no "
+            "measurable change."
         )
     return "\n".join(f"- {line}" for line in lines)
 

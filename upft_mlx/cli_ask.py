@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from upft_mlx.ask import Answer, Asker
     from upft_mlx.events import Side
     from upft_mlx.recipe import Recipe
+    from upft_mlx.rundir import RunDir
 
 
 @cli.command(
@@ -73,9 +74,10 @@ def ask(
     question = _given(target, question, as_json=as_json)
     load = _loader(target)
     with prepared(target, overrides, offline=offline, debug=debug, model=model, load=load) as recipe:
-        if adapter is None and target is not None:
-            adapter = _trained(target, recipe, run_dir)
-        asker = _asker(recipe, adapter, temperature, max_tokens)
+        run = None if target is None else _run(target, recipe, run_dir)
+        if adapter is None and run is not None:
+            adapter = _trained(recipe, run)
+        asker = _asker(recipe, run, adapter, temperature, max_tokens)
         if question is None or chat:
             _talk(asker, recipe, adapter, question, keep=chat, plain=plain)
             return
@@ -120,25 +122,35 @@ def _loader(target: str | None) -> Callable[[Sequence[str]], Recipe] | None:
     return load
 
 
-def _trained(target: str, recipe: Recipe, run_dir: Path | None) -> Path | None:
-    """The run's adapter; what there is to know about it goes to stderr."""
-    from upft_mlx.ask import run_for, trained
+def _run(target: str, recipe: Recipe, run_dir: Path | None) -> RunDir:
+    from upft_mlx.ask import run_for
     from upft_mlx.rundir import RunDir
+
+    return RunDir(run_dir) if run_dir else run_for(target, recipe)
+
+
+def _trained(recipe: Recipe, run: RunDir) -> Path | None:
+    """The run's adapter; what there is to know about it goes to stderr."""
+    from upft_mlx.ask import trained
     from upft_mlx.ui_ask import print_note
 
-    adapter, note = trained(recipe, RunDir(run_dir) if run_dir else run_for(target, recipe))
+    adapter, note = trained(recipe, run)
     if note:
         print_note(note)
     return adapter
 
 
-def _asker(recipe: Recipe, adapter: Path | None, temperature: float, max_tokens: int | None) -> Asker:
-    """The loaded model with the adapter on it."""
+def _asker(
+    recipe: Recipe, run: RunDir | None, adapter: Path | None, temperature: float, max_tokens: int | None
+) -> Asker:
+    """The loaded model with the adapter on it, asked as the run asks it."""
     from upft_mlx.ask import Asker
     from upft_mlx.device import limit_memory
+    from upft_mlx.inputs import dated
     from upft_mlx.models import find_model, load
 
     path = find_model(recipe)
+    recipe = recipe if run is None else dated(recipe, path, run)
     limit_memory()
     loaded = load(path, quantize=recipe.quantize, trust_remote_code=recipe.trust_remote_code)
     return Asker(recipe, loaded, adapter, temperature=temperature, max_tokens=max_tokens)

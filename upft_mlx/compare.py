@@ -18,6 +18,8 @@ from typing import Any
 from upft_mlx.comparison import Cell, figure, markdown, summarize
 from upft_mlx.errors import RecipeError
 from upft_mlx.events import Note, Observer, ignore
+from upft_mlx.inputs import dated
+from upft_mlx.models import find_model
 from upft_mlx.pipeline import Pipeline, versions
 from upft_mlx.recipe import Recipe
 from upft_mlx.rows import EvaluationRow, read_rows, write_atomically, write_json
@@ -39,6 +41,8 @@ def compare(recipe: Recipe, run_dir: str | Path, notify: Observer = ignore) -> d
     if not recipe.evaluate.benchmarks:
         raise RecipeError("evaluate.benchmarks: empty; a comparison needs something to measure")
     root = Path(run_dir) / "compare"
+    made = [path.parent for path in sorted(root.glob("*/seed-*/recipe.json"))]
+    recipe = dated(recipe, find_model(recipe), RunDir(made[0] if made else root))  # one day for all cells
     plan = [(method, seed) for seed in seeds(recipe) for method in (BASE, *recipe.compare.methods)]
     variants = {cell: variant(recipe, *cell) for cell in plan}  # all are checked before the first one runs
     cells = []

@@ -6,9 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from upft_mlx.crossed import Mean, crossed_mean
+from upft_mlx.crossed import crossed_mean
 from upft_mlx.figures import Row, intervals
-from upft_mlx.stats import wilson_interval
 
 COSTS = ("tokens_sampled", "tokens_trained", "seconds", "peak_memory_bytes")
 Scores = Mapping[str, Mapping[str, float]]
@@ -64,34 +63,20 @@ def _result(benchmark: str, mine: Sequence[Cell], base: Sequence[Cell]) -> dict[
     seeds = {cell.seed for cell in mine}
     own = _table(benchmark, mine)
     others = _table(benchmark, [cell for cell in base if cell.seed in seeds])
-    accuracy = crossed_mean(own)
-    low, high = _interval(accuracy, len(own))
-    difference = crossed_mean([[t - b for t, b in zip(*rows, strict=True)] for rows in zip(own, others, strict=True)])
+    accuracy = crossed_mean(own, (0.0, 1.0))
+    changes = [[t - b for t, b in zip(*rows, strict=True)] for rows in zip(own, others, strict=True)]
+    difference = crossed_mean(changes, (-1.0, 1.0))
     return {
         "accuracy": accuracy.value,
-        "ci95": [max(0.0, low), min(1.0, high)],
-        "difference": None if mine[0].method == "base" else _with_interval(difference, len(own)),
+        "ci95": list(accuracy.ci95),
+        "difference": None if mine[0].method == "base" else {"delta": difference.value, "ci95": list(difference.ci95)},
     }
-
-
-def _interval(mean: Mean, problems: int) -> tuple[float, float]:
-    """Where all scores are equal there is no spread to see; then what was never seen to change, as in `stats`."""
-    low, high = mean.ci95
-    if low < high:
-        return low, high
-    unseen = wilson_interval(0, problems)[1]
-    return mean.value - unseen, mean.value + unseen
 
 
 def _table(benchmark: str, cells: Sequence[Cell]) -> list[list[float]]:
     """Problems x seeds."""
     problems = list(cells[0].scores[benchmark])
     return [[cell.scores[benchmark][problem] for cell in cells] for problem in problems]
-
-
-def _with_interval(mean: Mean, problems: int) -> dict[str, Any]:
-    low, high = _interval(mean, problems)
-    return {"delta": mean.value, "ci95": [max(-1.0, low), min(1.0, high)]}
 
 
 def markdown(found: Mapping[str, Any]) -> str:

@@ -21,16 +21,17 @@ class Mean:
     ci95: tuple[float, float]
 
 
-def crossed_mean(scores: Sequence[Sequence[float]]) -> Mean:
+def crossed_mean(scores: Sequence[Sequence[float]], bounds: tuple[float, float]) -> Mean:
     """The mean of problems x seeds with the interval of the two-way random-effects model.
 
     With problem means a, seed means b and residuals r, the variance of the mean is estimated without bias by
     var(a)/P + var(b)/S - var(r)/(P S) (Cameron, Gelbach and Miller 2011, two-way clusters), and is taken to be no less
-    than either of the first two. Degrees of freedom by Satterthwaite. With a single seed the interval is over problems
-    alone.
+    than either of the first two. Degrees of freedom by Satterthwaite. With a single seed, or where nothing varies, the
+    interval is over problems alone.
 
     Args:
         scores: for each problem its score with each seed, as many for each.
+        bounds: of a score.
 
     Raises:
         ValueError: there is no problem or no seed, or they do not form a table.
@@ -41,7 +42,7 @@ def crossed_mean(scores: Sequence[Sequence[float]]) -> Mean:
     rows = [math.fsum(row) / seeds for row in scores]
     mean = math.fsum(rows) / problems
     if seeds == 1 or problems == 1:
-        return Mean(mean, mean_interval(rows if seeds == 1 else scores[0]))
+        return Mean(mean, mean_interval(rows if seeds == 1 else scores[0], bounds))
     columns = [math.fsum(row[seed] for row in scores) / problems for seed in range(seeds)]
     residuals = math.fsum(
         (value - rows[i] - columns[j] + mean) ** 2 for i, row in enumerate(scores) for j, value in enumerate(row)
@@ -51,7 +52,7 @@ def crossed_mean(scores: Sequence[Sequence[float]]) -> Mean:
     by_both = residuals / ((problems - 1) * (seeds - 1)) / (problems * seeds)
     variance = max(by_problem, by_seed, by_problem + by_seed - by_both)
     if variance <= 1e-24:
-        return Mean(mean, (mean, mean))
+        return Mean(mean, mean_interval(rows, bounds))
     parts = by_problem**2 / (problems - 1) + by_seed**2 / (seeds - 1)
     half = t_quantile(max(1, math.floor(variance**2 / parts))) * math.sqrt(variance)
-    return Mean(mean, (mean - half, mean + half))
+    return Mean(mean, (max(bounds[0], mean - half), min(bounds[1], mean + half)))

@@ -138,6 +138,7 @@ class Chunk:
 
     def __init__(self, loaded: Loaded, sampling: Sampling, requests: Sequence[Request], seed: int) -> None:
         self._loaded, self._sampling, self._draw = loaded, sampling, drawer(sampling)
+        self._ends = frozenset(loaded.eos_ids)
         self._rows = [
             [
                 _Row(request.prompt_ids[-1], request.max_tokens, random_key(seed, request.key, sample))
@@ -213,7 +214,7 @@ class Chunk:
 
     def _take(self, row: _Row, token: int, logprob: float) -> None:
         row.logprob += logprob
-        if token in self._loaded.eos_ids:
+        if token in self._ends:
             row.finish_reason, row.stop_id = "stop", token
             return
         row.ids.append(token)

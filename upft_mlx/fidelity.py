@@ -70,7 +70,7 @@ def greedy_probes(loaded: Loaded, prompts: Sequence[list[int]]) -> list[Example]
         return []
     found = sample_chunk(loaded, asked, Sampling(temperature=0, batch_size=len(asked)), seed=0)
     return [
-        Example(f"greedy/{i}", [*r.prompt_ids, *c.ids, *([loaded.eos_id] if c.finish_reason == "stop" else [])], start)
+        Example(f"greedy/{i}", [*r.prompt_ids, *c.ids, *([c.stop_id] if c.stop_id is not None else [])], start)
         for i, (r, c) in enumerate(zip(asked, found, strict=True))
         if (start := len(r.prompt_ids)) and (c.ids or c.finish_reason == "stop")
     ]

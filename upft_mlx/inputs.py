@@ -10,16 +10,38 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
+from datetime import date
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from upft_mlx.benchmarks import Set
 from upft_mlx.events import Side
+from upft_mlx.model_facts import chat_template
 from upft_mlx.models import model_hash
 from upft_mlx.problems import Problem
+from upft_mlx.prompts import PRINTS_DATE
 from upft_mlx.recipe import Recipe
-from upft_mlx.rundir import fingerprint
+from upft_mlx.rows import read_json
+from upft_mlx.rundir import RunDir, fingerprint
+
+UNREAD = ("keep", "report_to", "checkpoint_every")
+"""Fields of `train` that change no weight and no metric: how many checkpoints there are, and who else is told."""
+
+
+def dated(recipe: Recipe, model_path: Path, run: RunDir) -> Recipe:
+    """The recipe with the day that the model's chat template prints: the run's, or today where it has none yet.
+
+    As it is where the recipe sets one, or the template prints none.
+    """
+    if recipe.prompt.date is not None or PRINTS_DATE not in chat_template(model_path):
+        return recipe
+    made = read_json(run.recipe)
+    prompt = made.get("prompt") if isinstance(made, dict) else None
+    known = prompt.get("date") if isinstance(prompt, dict) else None
+    data = recipe.model_dump()
+    data["prompt"]["date"] = known or date.today().isoformat()
+    return Recipe.model_validate(data)
 
 
 class Inputs:
@@ -42,8 +64,8 @@ class Inputs:
         """Fingerprints of the model, the problems and each benchmark's problems."""
         return {
             "model": model_hash(self._model_path),
-            "problems": _hash(self._problems),
-            "benchmarks": {part.entry.label: _hash(part.problems) for part in self._sets},
+            "problems": _hash(self._problems, *ASKED),
+            "benchmarks": {part.entry.label: _hash(part.problems, *ASKED) for part in self._sets},
         }
 
     def generate(self) -> dict[str, Any]:
@@ -70,6 +92,7 @@ class Inputs:
         return {
             "generate stage": fingerprint(self.generate()),
             **self._fields("method", "prefix"),
+            "eos": "as sampled",
             "generate": {"keep": self._dump["generate"]["keep"]},
             "train": {"valid_ratio": self._dump["train"]["valid_ratio"]},
         }
@@ -79,7 +102,7 @@ class Inputs:
         return {
             "build stage": fingerprint(self.build()),
             **self._fields("lora"),
-            "train": _without(self._dump["train"], "valid_ratio"),
+            "train": _without(self._dump["train"], "valid_ratio", *UNREAD),
         }
 
     def side(self, part: Set, side: Side) -> dict[str, Any]:
@@ -97,15 +120,16 @@ class Inputs:
         return {**inputs, "train stage": fingerprint(self.train())}
 
     def evaluate(self, sides: Sequence[Side]) -> dict[str, Any]:
-        """summary.json."""
-        return {
-            f"{part.entry.label} {side}": fingerprint(self.side(part, side)) for part in self._sets for side in sides
-        }
+        """summary.json, which tells levels and subjects apart."""
+        groups = {f"{part.entry.label} groups": _hash(part.problems, "id", *GROUPED) for part in self._sets}
+        rows = {f"{part.entry.label} {side}": self.side(part, side) for part in self._sets for side in sides}
+        return {**groups, **{name: fingerprint(inputs) for name, inputs in rows.items()}}
 
     def fuse(self) -> dict[str, Any]:
-        """fused/."""
+        """fused/, which is judged on the benchmarks' questions."""
         publish = {name: self._dump["publish"][name] for name in ("fuse", "min_retained")}
-        return {"train stage": fingerprint(self.train()), "publish": publish}
+        questions = {part.entry.label: _hash(part.problems, "question") for part in self._sets}
+        return {"train stage": fingerprint(self.train()), "publish": publish, "questions": questions}
 
     def analyze(self) -> dict[str, Any]:
         """analysis/."""
@@ -119,22 +143,39 @@ class Inputs:
     def everything(self) -> dict[str, Any]:
         """What all ranks of a job must have in common: not the paths, which may differ from machine to machine."""
         fields = self._fields("method", "seed", "quantize", "prompt", "generate", "prefix", "lora", "train", "publish")
+        fields |= self._prompt()
         entries = {part.entry.label: _without(asdict(part.entry), "path") for part in self._sets}
         batch_size = self._dump["evaluate"]["batch_size"]
         return {**self.hashes, **fields, "evaluate": {"benchmarks": entries, "batch_size": batch_size}}
 
     def _base(self) -> dict[str, Any]:
         """What every completion of the base model depends on."""
-        return {"model": self.hashes["model"], **self._fields("quantize", "seed", "prompt")}
+        return {"model": self.hashes["model"], **self._fields("quantize", "seed"), **self._prompt()}
+
+    def _prompt(self) -> dict[str, Any]:
+        """The prompt section, and what it leaves to the template where older versions decided it themselves."""
+        prompt = self._dump["prompt"]
+        if prompt["date"] is None:
+            prompt = _without(prompt, "date")
+        left = "enable_thinking" in self._template and "enable_thinking" not in prompt["chat_template_args"]
+        return {"prompt": prompt, **({"enable_thinking": "the template's own"} if left else {})}
+
+    @cached_property
+    def _template(self) -> str:
+        return chat_template(self._model_path)
 
     def _fields(self, *names: str) -> dict[str, Any]:
         return {name: self._dump[name] for name in names}
 
 
-def _hash(problems: Sequence[Problem]) -> str:
+ASKED, GROUPED = ("id", "question", "answer"), ("level", "subject")
+"""The fields of a problem that completions and grades depend on, and those by which results are grouped."""
+
+
+def _hash(problems: Sequence[Problem], *fields: str) -> str:
     digest = hashlib.sha256()
     for problem in problems:
-        digest.update(json.dumps([problem.id, problem.question, problem.answer]).encode())
+        digest.update(json.dumps([getattr(problem, field) for field in fields]).encode())
     return digest.hexdigest()[:16]
 
 

@@ -13,10 +13,12 @@ import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from upft_mlx.errors import ModelError, OfflineError, RecipeError
+from upft_mlx.prompts import end_of_turn
 
 if TYPE_CHECKING:
     import mlx.core as mx
@@ -31,6 +33,12 @@ FILES = [
     *("README.md", "LICENSE*"),  # for the licence in the card of what is made of it
 ]
 """What is downloaded of a Hub model."""
+READ = (
+    *("*.json", "*.safetensors", "*.jinja", "additional_chat_templates/*.jinja"),
+    *("*.model", "*.tiktoken", "*.txt"),  # merges.txt, vocab.txt and other tokenizers
+    "**/*.py",
+)
+"""What mlx-lm and transformers may read of a model folder."""
 SMALL_FILES = ["config.json", "tokenizer_config.json", "*.jinja", "model.safetensors.index.json"]
 """What says how large a model is and how it is asked."""
 _PROBE_BYTES = 1 << 20
@@ -48,10 +56,10 @@ class Loaded:
     dtype: mx.Dtype
     """Of the folder's unquantized weights; what runs may be float32 instead, see `load`."""
 
-    @property
+    @cached_property
     def eos_id(self) -> int:
-        """The token that ends an assistant turn, trained where EOS is trained."""
-        return int(self.tokenizer.eos_token_id)
+        """The token that ends an assistant turn in the chat template; the tokenizer's EOS may be another one."""
+        return end_of_turn(self.tokenizer)
 
     @property
     def eos_ids(self) -> list[int]:
@@ -207,14 +215,14 @@ def json_object(path: Path) -> dict[str, Any]:
 
 
 def model_hash(path: Path) -> str:
-    """A fingerprint of a model folder: small files whole, of each weight file size, header and two probes.
+    """A fingerprint of what loading reads of a model folder or an adapter, names included (`READ`).
 
-    Hashing gigabytes would delay every command; equal headers and probes in files of different weights do not
-    happen by themselves.
+    Small files are read whole; of a large one size, beginning, middle and end: hashing gigabytes would delay every
+    command, and equal probes in files of different weights do not happen by themselves.
     """
     digest = hashlib.sha256()
-    for file in sorted([*path.glob("*.json"), *path.glob("*.jinja"), *path.glob("*.safetensors")]):
-        digest.update(file.name.encode())
+    for file in sorted({file for pattern in READ for file in path.glob(pattern) if file.is_file()}):
+        digest.update(str(file.relative_to(path)).encode())
         digest.update(_probe(file))
     return digest.hexdigest()[:16]
 

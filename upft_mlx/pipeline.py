@@ -21,7 +21,7 @@ from upft_mlx.device import PowerWatch, awake, limit_memory
 from upft_mlx.economy import economy
 from upft_mlx.errors import ModelError, RunDirError
 from upft_mlx.events import Note, Observer, Side, StageDone, StageSkipped, StageStarted, ignore
-from upft_mlx.inputs import Inputs
+from upft_mlx.inputs import Inputs, dated
 from upft_mlx.models import Loaded, find_model, load, load_tokenizer
 from upft_mlx.parallel import ranks
 from upft_mlx.planner import Planner
@@ -141,7 +141,7 @@ class Pipeline:
         self.problems = problems_of(recipe)
         check_problems(recipe, self.problems)
         self.sets = [Set(entry, load_benchmark(entry, recipe.seed)) for entry in entries]
-        self.recipe = self._settled(recipe)
+        self.recipe = self._settled(dated(recipe, self.model_path, self.run))
         self.inputs = Inputs(self.recipe, self.model_path, self.problems, self.sets, adapter)
 
     def _settled(self, recipe: Recipe) -> Recipe:

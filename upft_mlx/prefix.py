@@ -99,13 +99,14 @@ def training_row(
     Prefix rows: the question with the task template as prompt; the first `prefix.length` sampled ids, never
     re-tokenised text, as completion; then EOS if `prefix.eos` says so, or if the solution itself ended there.
     Structure and full rows: the plain question; the whole solution with its EOS.
+    EOS is the token that ended the solution, where one did; else `eos_id`, which ends a turn in the chat template.
     """
     if kind == "prefix":
         prompt = problem.question + recipe.prefix.template_text
         ids = prefix_ids(solution, recipe.prefix, eos_id)
     else:
         prompt = problem.question
-        ids = [*solution.completion_ids, eos_id]
+        ids = [*solution.completion_ids, _stop_id(solution, eos_id)]
     return TrainingRow(
         id=f"{problem.id}/{solution.sample}",
         problem_id=problem.id,
@@ -128,8 +129,14 @@ def row_kind(recipe: Recipe, *, structure: bool) -> RowKind:
 def prefix_ids(solution: Solution, prefix: Prefix, eos_id: int) -> list[int]:
     """The supervised ids of a prefix row: at most `prefix.length` sampled ids, and EOS where it is due."""
     ids = solution.completion_ids[: prefix.length]
-    ended = solution.finish_reason == "stop" and len(solution.completion_ids) < prefix.length
-    return [*ids, eos_id] if prefix.eos or ended else ids
+    whole = solution.finish_reason == "stop" and len(solution.completion_ids) <= prefix.length
+    ended = whole and len(ids) < prefix.length
+    return [*ids, _stop_id(solution, eos_id) if whole else eos_id] if prefix.eos or ended else ids
+
+
+def _stop_id(solution: Solution, eos_id: int) -> int:
+    """The sampled token that ended a solution; `eos_id` where a stop text ended it, or an older file does not say."""
+    return eos_id if solution.stop_id is None else solution.stop_id
 
 
 def valid_numbers(numbers: Sequence[int], ratio: float, seed: int) -> frozenset[int]:

@@ -15,7 +15,7 @@ from upft_mlx.batches import Batch, make_batch, shared_length, to_examples
 from upft_mlx.benchmarks import QUESTION, Entry, load_benchmark, resolve
 from upft_mlx.browse import settled_by
 from upft_mlx.errors import UpftError
-from upft_mlx.inputs import Inputs
+from upft_mlx.inputs import Inputs, dated
 from upft_mlx.models import find_model, load_tokenizer
 from upft_mlx.prefix import check_problems
 from upft_mlx.preview_rows import Found, Rows
@@ -92,11 +92,11 @@ def preview(recipe: Recipe, run_dir: str | Path, *, rows: int = EXAMPLES, proble
         "run_dir": str(run_dir),
         "source": found.source,
         "note": found.note,
-        "eos_id": looked_at.rows.eos_id,
+        "eos_ids": looked_at.eos_ids,
         "special_ids": looked_at.special,
         "prompts": list(looked_at.prompts(problem)),
         "rows": looked_at.shown(found),
-        "rules": [asdict(rule) for rule in rules(recipe, len(looked_at.problems))],
+        "rules": [asdict(rule) for rule in rules(looked_at.recipe, len(looked_at.problems))],
     }
 
 
@@ -104,13 +104,14 @@ class _Preview:
     """What a preview reads."""
 
     def __init__(self, recipe: Recipe, run: RunDir) -> None:
-        self._recipe = recipe
-        self._entries = resolve(recipe.evaluate)
         path = find_model(recipe, weights=False)
+        self.recipe = recipe = dated(recipe, path, run)
+        self._entries = resolve(recipe.evaluate)
         tokenizer = load_tokenizer(path, trust_remote_code=recipe.trust_remote_code)
         self.problems = problems_of(recipe)
         check_problems(recipe, self.problems)
         self._renderer = Renderer(tokenizer, recipe.prompt)
+        self.eos_ids = sorted({*tokenizer.eos_token_ids, self._renderer.end_of_turn})
         self.special = sorted({*tokenizer.all_special_ids, *tokenizer.get_added_vocab().values()})
         inputs = Inputs(recipe, path, self.problems, ())
         current = {
@@ -130,7 +131,7 @@ class _Preview:
         """A benchmark's prompt; one that cannot be read has the place of the question in it."""
         turn = user_turn(entry, self._renderer)
         try:
-            problems = load_benchmark(entry, self._recipe.seed)
+            problems = load_benchmark(entry, self.recipe.seed)
         except UpftError as error:
             return {"problem_id": None, "error": str(error), **self._rendered(turn)}
         asked = next((p for p in problems if p.id == problem), problems[0])
@@ -143,18 +144,18 @@ class _Preview:
 
     def shown(self, found: Found) -> list[dict[str, Any]]:
         """The rows with what the trainer makes of each."""
-        shares = not (self._recipe.lora.dropout or self._recipe.train.grad_checkpoint)
-        examples = [*found.outline, *to_examples([row for row, _ in found.rows], self._recipe.train.max_length)]
+        shares = not (self.recipe.lora.dropout or self.recipe.train.grad_checkpoint)
+        examples = [*found.outline, *to_examples([row for row, _ in found.rows], self.recipe.train.max_length)]
         shared = shared_length(examples) if shares and examples else 0
         return [self._shown(row, place, shared) for row, place in found.rows]
 
     def _shown(self, row: TrainingRow, place: str, shared: int) -> dict[str, Any]:
         """One row, in a batch of its own."""
         whole = len(row.prompt_ids) + len(row.completion_ids)
-        examples = to_examples([row], self._recipe.train.max_length)
-        marks = marked(make_batch(examples, shared))[0] if examples else _left_out(row, self._recipe.train.max_length)
+        examples = to_examples([row], self.recipe.train.max_length)
+        marks = marked(make_batch(examples, shared))[0] if examples else _left_out(row, self.recipe.train.max_length)
         about = {name: getattr(row, name) for name in ("id", "problem_id", "sample", "kind", "prompt", "completion")}
-        cut = max(0, whole - self._recipe.train.max_length)
+        cut = max(0, whole - self.recipe.train.max_length)
         texts = self._renderer.tokens(marks.ids)
         return {**about, "place": place, "trains": bool(examples), "cut": cut, **asdict(marks), "tokens": texts}
 

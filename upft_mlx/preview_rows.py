@@ -64,7 +64,7 @@ class Rows:
         self._recipe, self._tokenizer, self._renderer = recipe, tokenizer, renderer
         self._problems, self._run = problems, run
         self._structure = structure_numbers(len(problems), recipe.prefix.structure_ratio, recipe.seed)
-        self.eos_id = int(tokenizer.eos_token_id)
+        self.eos_id = renderer.end_of_turn
         self._source: Literal["dataset", "solutions", "stand-in"] = "stand-in"
         if current["build"] and run.train.exists() and run.valid.exists():
             self._source = "dataset"

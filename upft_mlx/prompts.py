@@ -1,12 +1,33 @@
-"""From a question to the ids that the model reads, through the model's own chat template."""
+"""From a question to the ids that the model reads, through the model's own chat template.
+
+What the recipe leaves unset is what the template does by itself: mlx-lm's wrapper would switch thinking on wherever the
+vocabulary has `<think>`, so the template is rendered without it. A template that prints the date gets one date for the
+whole run (`prompt.date`). A template that leaves out the question is refused.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from datetime import date
+from functools import cached_property
 from typing import Any
 
 from upft_mlx.errors import ModelError
 from upft_mlx.recipe import Prompt
+
+PRINTS_DATE = "strftime_now"
+"""What a chat template calls to print the date."""
+_PINNED = """{%- macro strftime_now(format) -%}
+{%- set made = namespace(text=format) -%}
+{%- for directive, value in pinned_date.items() -%}{%- set made.text = made.text | replace(directive, value) -%}
+{%- endfor -%}
+{{- made.text -}}
+{%- endmacro +%}"""
+"""Goes before a chat template, in place of the function that asks the clock."""
+_QUESTION, _ANSWER = "How many apples are left?", "Seven apples are left."
+"""A turn of each side that no template has a reason to change."""
+
+Message = dict[str, Any]
 
 
 class Renderer:
@@ -14,8 +35,13 @@ class Renderer:
 
     def __init__(self, tokenizer: Any, prompt: Prompt) -> None:
         self._name = getattr(tokenizer, "name_or_path", "") or "the model"
-        if not getattr(tokenizer, "chat_template", None) and not getattr(tokenizer, "has_chat_template", False):
+        template = getattr(tokenizer, "chat_template", None)
+        if template is None and not getattr(tokenizer, "has_chat_template", False):
             raise ModelError(f"{self._name}: has no chat template; use an instruct model, or add chat_template.jinja")
+        if isinstance(template, str) and not template.strip():
+            raise ModelError(
+                f"{self._name}: its chat template is empty; use an instruct model, or fill in the template"
+            )
         self._tokenizer = tokenizer
         self._prompt = prompt
 
@@ -23,25 +49,13 @@ class Renderer:
         """The ids of a conversation with this user turn, up to and with the generation prompt.
 
         Raises:
-            ModelError: the chat template refuses the conversation (for example a system turn).
+            ModelError: the chat template refuses the conversation (for example a system turn), or leaves it out.
         """
         return self.conversation([user])
 
     def conversation(self, turns: Sequence[str]) -> list[int]:
         """The same for several turns, the user's and the assistant's alternately, the first and the last the user's."""
-        system = self._prompt.system
-        messages = [{"role": "system", "content": system}] if system is not None else []
-        roles = ("user", "assistant")
-        messages += [{"role": roles[number % 2], "content": text} for number, text in enumerate(turns)]
-        import jinja2
-
-        try:
-            ids = self._tokenizer.apply_chat_template(
-                messages, add_generation_prompt=True, tokenize=True, **self._prompt.chat_template_args
-            )
-        except (jinja2.TemplateError, TypeError, ValueError) as error:
-            raise ModelError(f"{self._name}: the chat template refuses the prompt: {error}; check `prompt`") from None
-        return [int(token) for token in ids]
+        return self._encoded(self._checked(self._rendered(turns, self._content), turns[-1]))
 
     def text(self, ids: list[int]) -> str:
         """The text of sampled ids, special tokens visible."""
@@ -54,3 +68,111 @@ class Renderer:
         # SentencePiece tokenizers take a leading space for the text's beginning when they decode one piece.
         spaced = [str(piece).startswith("\u2581") for piece in pieces]
         return [f" {t}" if space and not t.startswith(" ") else t for t, space in zip(texts, spaced, strict=True)]
+
+    @cached_property
+    def end_of_turn(self) -> int:
+        """The token with which the template ends an assistant turn; the tokenizer's EOS where it writes none."""
+        known = {*self._tokenizer.all_special_ids, *self._tokenizer.get_added_vocab().values()}
+        try:
+            text = self._rendered([_QUESTION, _ANSWER], self._content, generation=False)
+        except ModelError:
+            text = ""
+        ids = self._encoded(text.rpartition(_ANSWER)[2])
+        return next((token for token in ids if token in known), int(self._tokenizer.eos_token_id))
+
+    # What the template makes of it.
+
+    @cached_property
+    def _content(self) -> Callable[[str], Any]:
+        """How the template takes a turn: as a text, or as a list of parts of which one is the text.
+
+        Raises:
+            ModelError: neither way it renders the question and the system turn.
+        """
+        refused: list[ModelError] = []
+        for content in (_as_text, _as_parts):
+            try:
+                text = _squeezed(self._rendered([_QUESTION], content))
+                if _squeezed(_QUESTION) not in text:
+                    raise ModelError(f"{self._name}: the chat template leaves out the question; use another template")
+                if _squeezed(self._prompt.system or "") not in text:
+                    raise ModelError(f"{self._name}: the chat template leaves out the system turn; unset prompt.system")
+                return content
+            except ModelError as error:
+                refused.append(error)
+        raise refused[0]
+
+    @cached_property
+    def _around(self) -> int:
+        """Characters that the template puts around a question, spaces not counted."""
+        return len(_squeezed(self._rendered([_QUESTION], self._content))) - len(_squeezed(_QUESTION))
+
+    def _checked(self, text: str, question: str) -> str:
+        """The prompt, unless the question is missing from it; a template may escape a question, but not shorten it."""
+        if question.strip() in text or len(_squeezed(text)) >= self._around + len(_squeezed(question)):
+            return text
+        shown = question if len(question) <= 60 else f"{question[:57]}..."
+        raise ModelError(f"{self._name}: the chat template leaves out the question {shown!r}; reword it or remove it")
+
+    def _rendered(self, turns: Sequence[str], content: Callable[[str], Any], *, generation: bool = True) -> str:
+        """The text of a conversation with the recipe's system turn.
+
+        Raises:
+            ModelError: the template refuses it.
+        """
+        import jinja2
+
+        system = [] if self._prompt.system is None else [("system", self._prompt.system)]
+        roles = [*system, *((("user", "assistant")[number % 2], text) for number, text in enumerate(turns))]
+        messages = [{"role": role, "content": content(text)} for role, text in roles]
+        try:
+            return str(self._render(messages, add_generation_prompt=generation, **self._prompt.chat_template_args))
+        except (jinja2.TemplateError, TypeError, ValueError) as error:
+            raise ModelError(f"{self._name}: the chat template refuses the prompt: {error}; check `prompt`") from None
+
+    @cached_property
+    def _render(self) -> Callable[..., str]:
+        """The renderer of messages: the tokenizer's own, or that which mlx-lm brings for a family, without defaults."""
+        from mlx_lm.tokenizer_utils import TokenizerWrapper
+
+        tokenizer = self._tokenizer
+        if isinstance(tokenizer, TokenizerWrapper):
+            if tokenizer._chat_template is not None:
+                return tokenizer._chat_template  # type: ignore[no-any-return]
+            if "enable_thinking" not in self._prompt.chat_template_args:  # which the wrapper may call otherwise
+                tokenizer = tokenizer._tokenizer
+        template = tokenizer.get_chat_template() if tokenizer.chat_template else ""
+        if PRINTS_DATE not in template:
+            return lambda messages, **given: str(tokenizer.apply_chat_template(messages, tokenize=False, **given))
+        day = date.fromisoformat(self._prompt.date) if self._prompt.date else date.today()
+        pinned = {"chat_template": _PINNED + template, "pinned_date": _directives(day)}
+        return lambda messages, **given: str(tokenizer.apply_chat_template(messages, tokenize=False, **pinned, **given))
+
+    def _encoded(self, text: str) -> list[int]:
+        return [int(token) for token in self._tokenizer.encode(text, add_special_tokens=False)]
+
+
+def end_of_turn(tokenizer: Any) -> int:
+    """`Renderer.end_of_turn` of a tokenizer that may have no usable chat template: then its EOS."""
+    try:
+        return Renderer(tokenizer, Prompt()).end_of_turn
+    except ModelError:
+        return int(tokenizer.eos_token_id)
+
+
+def _as_text(text: str) -> str:
+    return text
+
+
+def _as_parts(text: str) -> list[Message]:
+    return [{"type": "text", "text": text}]
+
+
+def _squeezed(text: str) -> str:
+    return "".join(text.split())
+
+
+def _directives(day: date) -> dict[str, str]:
+    """What each directive of strftime prints on a day, at midnight."""
+    plain = {f"%{letter}": day.strftime(f"%{letter}") for letter in "aAbBcdfHIjmMpSUwWxXyYZ"}
+    return {"%-d": str(day.day), "%-m": str(day.month), "%e": f"{day.day:2}", "%F": day.isoformat(), **plain}

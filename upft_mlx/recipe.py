@@ -11,6 +11,7 @@ Unknown keys are errors that suggest the nearest field; everything that is wrong
 from __future__ import annotations
 
 import re
+from datetime import date
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, model_validator
@@ -52,6 +53,16 @@ def _as_sequences(value: object) -> object:
 
 def _from_sequences(value: int) -> int | str:
     return "auto" if value == AUTO else value
+
+
+def _as_day(value: object) -> object:
+    """A day as text; YAML reads `2026-01-31` as a date."""
+    if isinstance(value, str):
+        try:
+            date.fromisoformat(value)
+        except ValueError:
+            raise ValueError(f"{value!r} is not a day; write it as 2026-01-31") from None
+    return value.isoformat() if type(value) is date else value
 
 
 Strings = Annotated[tuple[str, ...], BeforeValidator(_as_tuple)]
@@ -118,7 +129,9 @@ class Prompt(Section):
     system: str | None = None
     """The system turn; unset: what the model's chat template does by itself."""
     chat_template_args: dict[str, bool | int | str] = Field(default_factory=dict)
-    """Extra arguments of the chat template, for example `enable_thinking: false`."""
+    """Extra arguments of the chat template, for example `enable_thinking: false`; unset: what it does by itself."""
+    date: Annotated[str, BeforeValidator(_as_day)] | None = None
+    """The day that a chat template prints where it prints one; unset: the day on which the run began."""
 
 
 class Generate(Section):

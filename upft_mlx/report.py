@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 from upft_mlx import economy
 from upft_mlx.recipe import Recipe
 from upft_mlx.rows import read_json
 from upft_mlx.rundir import RunDir
-from upft_mlx.stats import drift
+from upft_mlx.stats import ALPHA, drift
 
 STAGES = ("generate", "build", "train", "evaluate", "fuse")
+Outcome = Literal["better", "worse", "no measurable change", "void"]
+
+
+MOST = 0.5
+"""Share of cut answers above which accuracies are those of the limit, not of the model."""
 
 
 def collect(recipe: Recipe, run: RunDir, current: Sequence[str]) -> dict[str, Any]:
@@ -51,18 +56,39 @@ def verdict(benchmarks: dict[str, Any]) -> list[str]:
     lines = []
     for name, sides in benchmarks.items():
         if "paired" in sides:
-            lines += [_difference(name, sides["paired"]), *_drift(name, sides["base"], sides["tuned"])]
+            lines += [f"{name}: {_difference(sides)}", *_drift(name, sides["base"], sides["tuned"])]
     return lines
 
 
-def _difference(name: str, paired: dict[str, Any]) -> str:
+def outcome(sides: dict[str, Any]) -> tuple[Outcome, str]:
+    """What one benchmark says of tuned, by the one rule that decides it everywhere; and for `void`, why and what to do.
+
+    A difference is claimed where its p-value is below `stats.ALPHA`; its interval leaves 0 out in just these cases.
+    Void is an evaluation that cannot show one: base could not finish most answers, or nobody has a right one.
+
+    Args:
+        sides: `base`, `tuned` and `paired` of summary.json.
+    """
+    base, tuned, paired = sides["base"], sides["tuned"], sides["paired"]
+    claimed = paired["p_value"] < ALPHA
+    worse = claimed and paired["delta"] < 0
+    cut = max(base["truncated"], tuned["truncated"])
+    if base["truncated"] > MOST or (tuned["truncated"] > MOST and not worse):
+        return "void", f"{cut:.0%} of the answers were cut; raise evaluate.max_tokens"
+    if base["accuracy"] == tuned["accuracy"] == 0:
+        more = "raise evaluate.max_tokens" if cut > 0 else "use easier problems, or check the `answer` column"
+        return "void", f"neither side has a right answer; {more}"
+    return ("worse" if worse else "better" if claimed else "no measurable change"), ""
+
+
+def _difference(sides: dict[str, Any]) -> str:
+    paired = sides["paired"]
     delta, (low, high) = paired["delta"], paired["ci95"]
     numbers = f"{delta:+.1%} points [{low:+.1%}, {high:+.1%}], p = {paired['p_value']:.3g}".replace("%", "")
-    if low > 0:
-        return f"{name}: tuned is better than base: {numbers}"
-    if high < 0:
-        return f"{name}: tuned is worse than base: {numbers}"
-    return f"{name}: no difference shown between base and tuned: {numbers}"
+    found, why = outcome(sides)
+    if found == "void":
+        return f"void: {why}"
+    return f"tuned is {found} than base: {numbers}" if found in ("better", "worse") else f"{found}: {numbers}"
 
 
 def _drift(name: str, base: dict[str, Any], tuned: dict[str, Any]) -> list[str]:

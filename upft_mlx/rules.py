@@ -56,6 +56,8 @@ def _prompt(recipe: Recipe) -> str:
     text += own if system is None else f"the system turn is {_quoted(system)}"
     if extra:
         text += ", with " + ", ".join(f"{name}: {json.dumps(value)}" for name, value in sorted(extra.items()))
+    if recipe.prompt.date is not None:
+        text += f". It prints a date: {recipe.prompt.date} for the whole run"
     return text + "."
 
 

@@ -73,7 +73,7 @@ class _Builder:
     ) -> None:
         self.recipe, self.problems, self.run, self.notify = recipe, problems, run, notify
         self.renderer = Renderer(tokenizer, recipe.prompt)
-        self.eos_id = int(tokenizer.eos_token_id)
+        self.eos_id = self.renderer.end_of_turn
         self.structure = structure_numbers(len(problems), recipe.prefix.structure_ratio, recipe.seed)
         self.built = Built()
         self.kept = bytearray()

@@ -197,4 +197,5 @@ class _Generator:
             completion=self.loaded.tokenizer.decode(completion.ids),
             finish_reason=completion.finish_reason,
             logprob=completion.logprob,
+            stop_id=completion.stop_id,
         )

@@ -49,7 +49,7 @@ def _summarize(part: Set, run: RunDir) -> dict[str, Any]:
             read[side] = list(by_problem.values())
             result[side] = {**side_summary(part.entry, read[side]), **_groups(part.problems, by_problem)}
     if len(read) == len(SIDES):
-        result["paired"] = paired_summary(read["base"], read["tuned"], result)
+        result["paired"] = paired_summary(part.entry, read["base"], read["tuned"], result)
     return result
 
 
@@ -74,7 +74,7 @@ def side_summary(entry: Entry, problems: Rows) -> dict[str, Any]:
     }
 
 
-def paired_summary(base: Rows, tuned: Rows, sides: dict[str, Any]) -> dict[str, Any]:
+def paired_summary(entry: Entry, base: Rows, tuned: Rows, sides: dict[str, Any]) -> dict[str, Any]:
     """What tells the sides apart; rows of the same problems and samples, in the same order."""
     scores = [_means(_scores(side)) for side in (base, tuned)]
     found = asdict(paired_difference(*scores))
@@ -85,12 +85,13 @@ def paired_summary(base: Rows, tuned: Rows, sides: dict[str, Any]) -> dict[str, 
     ]
     lengths = [[_mean([row.tokens for row in problem]) for problem in side] for side in (base, tuned)]
     longer = [after - before for before, after in zip(*lengths, strict=True)]
+    most = float(entry.max_tokens)
     return {
         **found,
         "ci95": list(found["ci95"]),
         "gained": changes.count(1),
         "lost": changes.count(-1),
-        "tokens": {"delta": _mean(longer), "ci95": list(mean_interval(longer))},
+        "tokens": {"delta": _mean(longer), "ci95": list(mean_interval(longer, (-most, most)))},
         "drift": drift(sides["base"], sides["tuned"]),
     }
 

@@ -140,7 +140,7 @@ class _View:
         line = Text()
         for place, (token, supervised) in enumerate(zip(row["tokens"], row["supervised"], strict=True)):
             shown = self._token(token)
-            eos = supervised and row["ids"][place] == self._facts["eos_id"]
+            eos = supervised and row["ids"][place] in self._facts["eos_ids"]
             if self._coloured:
                 line.append(shown, self._style(place, supervised, eos, place < row["shared"]))
             else:

@@ -10,6 +10,7 @@ from rich.console import RenderableType
 from rich.table import Column, Table
 from rich.text import Text
 
+from upft_mlx.report import outcome
 from upft_mlx.ui_text import Glyphs, accuracy, count, duration, memory, p_value, percent, points
 
 NUMBERS = ("time", "sampled", "trained", "memory")
@@ -63,7 +64,7 @@ def _benchmarks(benchmarks: dict[str, dict[str, Any]], glyphs: Glyphs) -> Table:
             _heading(name, base or tuned or {}, glyphs),
             _side(base, glyphs),
             _side(tuned, glyphs),
-            _paired(result.get("paired"), glyphs),
+            _paired(result, glyphs),
         )
     return table
 
@@ -105,14 +106,16 @@ def _side(side: dict[str, Any] | None, glyphs: Glyphs) -> Text:
     return text
 
 
-def _paired(paired: dict[str, Any] | None, glyphs: Glyphs) -> Text:
-    """The difference in points; neutral unless its interval leaves 0 out."""
+def _paired(result: dict[str, Any], glyphs: Glyphs) -> Text:
+    """The difference in points, in the colour of what it says."""
+    paired = result.get("paired")
     if not paired:
         return Text(glyphs.pending, "dim")
     low, high = paired["ci95"]
-    style = "green" if low > 0 else "red" if high < 0 else "dim"
+    found, _ = outcome(result)
+    style = {"better": "green", "worse": "red"}.get(found, "dim")
     text = Text().append(f"{points(paired['delta'])} [{points(low)}, {points(high)}]", style)
-    return text.append(f"\n{p_value(paired['p_value'])}", "dim")
+    return text.append("\nvoid" if found == "void" else f"\n{p_value(paired['p_value'])}", "dim")
 
 
 def file_lines(report: dict[str, Any], glyphs: Glyphs) -> Iterator[Text]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import groupby
 
 from upft_mlx.events import Graded, Side
-from upft_mlx.stats import accuracy_interval, mean_interval
+from upft_mlx.stats import accuracy_interval, paired_difference
 from upft_mlx.ui_text import accuracy, points
 
 REMEMBERED = 1024
@@ -86,10 +86,9 @@ class Tally:
         groups = [list(group) for _, group in groupby(both, key=lambda place: place[0])]
         if len(groups) < 2:
             return ""
-        changes = [sum(tuned[p] - base[p] for p in group) / len(group) for group in groups]
-        low, high = (max(-1.0, min(1.0, end)) for end in mean_interval(changes))
-        interval = f" [{points(low)}, {points(high)}]" if low < high else ""
-        return f"{points(sum(changes) / len(changes))}{interval}"
+        means = ([sum(side[p] for p in group) / len(group) for group in groups] for side in (base, tuned))
+        found = paired_difference(*means)
+        return f"{points(found.delta)} [{points(found.ci95[0])}, {points(found.ci95[1])}]"
 
     def lengths(self, arrow: str) -> str:
         """Mean tokens of base and tuned; empty before both have answered."""

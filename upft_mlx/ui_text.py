@@ -101,8 +101,8 @@ def points(delta: float) -> str:
 
 
 def p_value(value: float) -> str:
-    """`p 0.012`, or that it is smaller than what three decimals can show."""
-    return "p < 0.001" if value < 0.001 else f"p {value:.3f}"
+    """`p 0.012`, cut and not rounded, so that 0.0499 is below 0.05; or that it is smaller than three decimals show."""
+    return "p < 0.001" if value < 0.001 else f"p {math.floor(1000 * value + 1e-9) / 1000:.3f}"
 
 
 def count(number: float) -> str:
