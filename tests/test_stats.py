@@ -6,6 +6,7 @@ import itertools
 import math
 from collections import Counter
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -205,6 +206,31 @@ def test_few_differences_are_enumerated_exactly(differences: list[float]) -> Non
     assert sign_flip(differences) == pytest.approx(expected)
 
 
-def test_many_differences_are_sampled_with_a_seed_and_never_give_zero() -> None:
-    assert sign_flip([0.5] * 40) == sign_flip([0.5] * 40) == pytest.approx(1 / 10_001)
-    assert sign_flip([0.5, -0.5] * 20) == 1.0
+@pytest.mark.parametrize(("n", "shift"), [(13, 0.25), (14, -0.1), (16, -0.2), (17, 0.2)])
+def test_many_differences_have_scipys_p(n: int, shift: float) -> None:
+    """SciPy flips all 2 ** n; a right p is 3.7 standard errors off in two cases of 10,000."""
+    differences = np.random.default_rng(n).normal(shift, 0.6, n).round(3)
+    expected = scipy_stats.permutation_test(
+        (differences,), np.mean, permutation_type="samples", vectorized=True, n_resamples=2**n
+    ).pvalue
+    assert 0.01 < expected < 0.99, "at the ends a wrong tail would not show"
+    assert sign_flip(differences.tolist()) == pytest.approx(expected, abs=sampling_error(expected))
+
+
+@pytest.mark.parametrize(("n", "ups"), [(13, 10), (21, 7), (30, 20), (40, 14), (40, 20), (33, 17)])
+def test_many_equal_sizes_are_a_binomial_test(n: int, ups: int) -> None:
+    """Here many flips are exactly as extreme as what was observed, which counts as well."""
+    expected = scipy_stats.binomtest(ups, n).pvalue
+    found = sign_flip([0.25] * ups + [-0.25] * (n - ups))
+    assert found == pytest.approx(expected, abs=sampling_error(expected))
+
+
+def sampling_error(p: float) -> float:
+    """3.7 standard errors of a p-value that 10,000 flips estimate, and the one that is counted in."""
+    return 3.7 * math.sqrt(p * (1 - p) / 10_000) + 1 / 10_000
+
+
+def test_sampled_p_values_come_again_and_are_never_zero() -> None:
+    differences = [0.1 * (i % 7) - 0.2 for i in range(40)]
+    assert sign_flip(differences) == sign_flip(differences)
+    assert sign_flip([0.5] * 40) == pytest.approx(1 / 10_001)
