@@ -369,10 +369,8 @@ def test_validation_rows_that_begin_otherwise_than_all_training_rows_keep_their_
 def test_training_is_adamw_written_out(make_recipe: MakeRecipe, run: RunDir) -> None:
     """Three steps on all rows against NumPy: both betas, bias correction, decay, and the schedule's rates."""
     betas, decay, peak = (0.6, 0.8), 4.0, 1e-2
-    settings = {
-        **{"steps": 3, "batch_size": 16, "learning_rate": peak, "warmup_ratio": 0.5, "schedule": "cosine"},
-        **{"betas": betas, "weight_decay": decay, "clip_norm": None, "save": "last"},
-    }
+    settings = {"steps": 3, "batch_size": 16, "learning_rate": peak, "warmup_ratio": 0.5, "schedule": "cosine"}
+    settings |= {"betas": betas, "weight_decay": decay, "clip_norm": None, "save": "last"}
     recipe, loaded, rows_ = make_recipe(train=settings), load(MODEL), list(read_rows(run.train, TrainingRow))
     start: dict[str, mx.array] = {}
 
