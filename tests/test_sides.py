@@ -171,6 +171,48 @@ def test_a_look_at_less_does_not_cost_the_whole(recipe: Recipe, tmp_path: Path) 
     assert {event.resumed for event in events if isinstance(event, Graded)} == {True}
 
 
+def measured(make_recipe: MakeRecipe, folder: Path, benchmarks: list[dict[str, Any]], **changes: Any) -> dict[str, Any]:
+    """The base's rows by benchmark, three completions in a chunk; hot where a benchmark does not say otherwise."""
+    evaluate = {"benchmarks": benchmarks, "temperature": 1.5, "batch_size": 3, "max_tokens": 30}
+    evaluated(make_recipe(evaluate=evaluate, **changes), folder)
+    labels = [benchmark["label"] for benchmark in benchmarks]
+    return {label: [*read_rows(RunDir(folder).rows_of(label, "base"), EvaluationRow)] for label in labels}
+
+
+def test_each_benchmark_has_its_own_temperature_limit_and_seed(
+    make_recipe: MakeRecipe, loaded: Loaded, tmp_path: Path
+) -> None:
+    few: dict[str, Any] = {"name": "arithmetic", "limit": 6}
+    benchmarks = [
+        {**few, "label": "greedy", "temperature": 0.0},
+        {**few, "label": "short", "temperature": 0.0, "max_tokens": 5},
+        {**few, "label": "hot"},
+        {**few, "label": "hot again"},
+    ]
+    rows, other = (measured(make_recipe, tmp_path / str(seed), benchmarks, seed=seed) for seed in (0, 1))
+    texts = {label: [row.completion for row in found] for label, found in rows.items()}
+    assert [row.completion for row in other["greedy"]] == texts["greedy"]
+    assert [row.completion for row in other["hot"]] != texts["hot"] != texts["greedy"]
+    assert texts["hot"] != texts["hot again"]
+    assert [(row.tokens, row.finish_reason) for row in rows["short"]] == [(5, "length")] * 6
+    assert all(whole.startswith(short) for whole, short in zip(texts["greedy"], texts["short"], strict=True))
+    ended = [row for row in rows["greedy"] if row.finish_reason == "stop"]
+    assert ended
+    assert [len(loaded.tokenizer.encode(row.completion)) for row in ended] == [row.tokens for row in ended], "no EOS"
+    entry = RunDir(tmp_path / "0").entry("evaluate")
+    assert entry is not None
+    assert entry.tokens_sampled == sum(row.tokens for found in rows.values() for row in found)
+
+
+def test_each_chunk_of_a_benchmark_has_a_seed_of_its_own(make_recipe: MakeRecipe, tmp_path: Path) -> None:
+    """One question asked nine times, in three chunks: chunks of one seed would repeat each other."""
+    row = {"question": "Ann has 3 pens and buys 4 more. How many pens does Ann have?", "answer": "7"}
+    (tmp_path / "q.jsonl").write_text("".join(json.dumps({**row, "id": str(i)}) + "\n" for i in range(9)))
+    same = {"name": "same", "label": "same", "path": str(tmp_path / "q.jsonl"), "answer": "answer"}
+    texts = [row.completion for row in measured(make_recipe, tmp_path / "run", [same])["same"]]
+    assert texts[:3] != texts[3:6] != texts[6:] != texts[:3]
+
+
 def test_progress_counts_both_sides(recipe: Recipe, adapter: Path, tmp_path: Path) -> None:
     _, events = evaluated(recipe, tmp_path / "run", adapter)
     assert EvaluationStarted((("arithmetic", 9), ("sampled", 15))) in events
