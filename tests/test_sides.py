@@ -125,6 +125,10 @@ def test_an_adapter_from_elsewhere_is_compared_and_the_model_is_loaded_once(
     base = [r.completion for r in read_rows(tmp_path / "run/evaluation/arithmetic/base.jsonl", EvaluationRow)]
     tuned = [r.completion for r in read_rows(tmp_path / "run/evaluation/arithmetic/tuned.jsonl", EvaluationRow)]
     assert base != tuned
+    paths = (tmp_path / "run/evaluation").glob("[!.]*/*.jsonl")
+    entry = RunDir(tmp_path / "run").entry("evaluate")
+    assert entry is not None
+    assert entry.tokens_sampled == sum(row.tokens for path in paths for row in read_rows(path, EvaluationRow))
 
 
 @pytest.mark.parametrize("prompt", [None, "Ben has 3 pens and gets 4 more. Ben gives 2 to Eva. " * 4 + "{question}"])
