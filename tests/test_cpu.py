@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from unittest.mock import Mock
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -11,7 +13,8 @@ from conftest import MODEL
 from helpers_loss import flat
 
 from upft_mlx.adapters import add_lora
-from upft_mlx.cpu import DenseForward, add_dense_copies
+from upft_mlx.blas import Blas
+from upft_mlx.cpu import DenseHead, DenseLinear, add_dense_copies
 from upft_mlx.models import load
 from upft_mlx.recipe import Lora, Quantize
 from upft_mlx.trial import same_logits
@@ -32,20 +35,61 @@ class Small(nn.Module):
         return hidden
 
 
+@pytest.mark.parametrize("is_fast", [True, False])
 @pytest.mark.parametrize("bits", [2, 4, 8])
-def test_output_and_gradient_are_those_of_the_quantized_layers(bits: int) -> None:
+def test_output_and_gradient_are_those_of_the_quantized_layers(
+    bits: int, is_fast: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("upft_mlx.cpu.blas", lambda: Blas("stand-in", is_fast=is_fast))
     plain, fast = Small(bits), Small(bits)
-    assert add_dense_copies(fast)
-    assert isinstance(fast.first, DenseForward)
+    assert add_dense_copies(fast) == 2
+    assert isinstance(fast.first, DenseLinear)
     assert isinstance(fast.first, nn.QuantizedLinear), "what looks for quantized layers finds them"
     x = mx.random.normal((3, 5, 64))
 
-    def loss(model: Small, x: mx.array) -> mx.array:
-        return mx.square(model(x)).sum()
+    def gradient(model: Small) -> mx.array:
+        found: mx.array = mx.grad(lambda x: mx.square(model(x)).sum())(x)
+        return found
 
     assert mx.allclose(plain(x), fast(x), rtol=1e-5, atol=1e-5)
-    expected, found = (mx.grad(loss, argnums=1)(model, x) for model in (plain, fast))
-    assert mx.allclose(expected, found, rtol=1e-4, atol=1e-4)
+    expected, found = gradient(plain), gradient(fast)
+    assert mx.abs(expected - found).max() <= 1e-5 * mx.abs(expected).max()
+    products = count_quantized_products(monkeypatch, lambda: mx.eval(gradient(fast)))
+    assert products == (0 if is_fast else 2), "the backward pass is quantized on a slow BLAS only"
+
+
+def count_quantized_products(monkeypatch: pytest.MonkeyPatch, run: Callable[[], object]) -> int:
+    counted = Mock(side_effect=mx.quantized_matmul)
+    with monkeypatch.context() as patch:
+        patch.setattr(mx, "quantized_matmul", counted)
+        run()
+    return counted.call_count
+
+
+def test_a_tied_head_computes_with_a_dense_copy_in_both_directions(monkeypatch: pytest.MonkeyPatch) -> None:
+    mx.random.seed(0)
+    model = nn.Sequential(nn.QuantizedEmbedding(96, 64, group_size=32, bits=8))
+    head = model.layers[0]
+    x = mx.random.normal((3, 64))
+
+    def logits(x: mx.array) -> mx.array:
+        return mx.square(head.as_linear(x)).sum()
+
+    expected = logits(x), mx.grad(logits)(x), head(mx.array([1, 5]))
+    assert add_dense_copies(model) == 1
+    assert isinstance(head, DenseHead)
+    found = logits(x), mx.grad(logits)(x), head(mx.array([1, 5]))
+    for a, b in zip(expected, found, strict=True):
+        assert mx.abs(a - b).max() <= 1e-5 * mx.abs(a).max()
+    assert count_quantized_products(monkeypatch, lambda: mx.eval(mx.grad(logits)(x))) == 0
+
+
+def test_memory_for_some_layers_gives_some_layers_a_copy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The limit is a quarter of the memory; each copy takes 8,192 bytes."""
+    monkeypatch.setattr("upft_mlx.cpu.memory_bytes", lambda: 4 * 8192)
+    model = Small(4)
+    assert add_dense_copies(model) == 1
+    assert sorted(type(layer).__name__ for layer in (model.first, model.second)) == ["DenseLinear", "QuantizedLinear"]
 
 
 def test_the_copies_are_no_parameters() -> None:
@@ -85,7 +129,7 @@ def test_a_model_with_an_adapter_is_the_same_with_and_without(monkeypatch: pytes
             monkeypatch.setattr("upft_mlx.cpu.add_dense_copies", lambda _: False)
         loaded = load(MODEL, quantize=Quantize(bits=4, group_size=32))
         add_lora(loaded, Lora(rank=2), seed=0)
-        layers = [m for _, m in loaded.model.named_modules() if isinstance(m, DenseForward)]
+        layers = [m for _, m in loaded.model.named_modules() if isinstance(m, DenseLinear)]
         assert bool(layers) is copies
         logits.append(loaded.model(mx.array([[5, 6, 7, 8]])))
     assert same_logits(*logits)
@@ -95,7 +139,7 @@ def test_a_model_that_is_large_for_the_machine_does_without(monkeypatch: pytest.
     monkeypatch.setattr(os, "sysconf", lambda name: 128)
     model = Small(4)
     assert not add_dense_copies(model)
-    assert not isinstance(model.first, DenseForward)
+    assert not isinstance(model.first, DenseLinear)
 
 
 def test_off_the_cpu_and_in_half_precision_layers_stay_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -109,4 +153,4 @@ def test_off_the_cpu_and_in_half_precision_layers_stay_as_they_are(monkeypatch: 
     model = Small(4)
     monkeypatch.setattr(mx, "default_device", lambda: Gpu)
     assert not add_dense_copies(model)
-    assert not isinstance(model.first, DenseForward)
+    assert not isinstance(model.first, DenseLinear)

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import os
+import sys
 from typing import TYPE_CHECKING, Any
 
 # MLX computes a graph in breadth up to this width, 20 if unset. With 20 gradient checkpointing saves little or nothing:
 # the layers that are computed again all are so before the first is used. 1 costs no time (docs/log.md). MLX reads it
 # once, at its first evaluation.
 os.environ.setdefault("MLX_BFS_MAX_WIDTH", "1")
+
+if sys.platform == "linux":
+    from upft_mlx.blas import load_before_mlx
+
+    load_before_mlx()
 
 if TYPE_CHECKING:
     from upft_mlx.api import build, evaluate, fuse, generate, plan, run, train

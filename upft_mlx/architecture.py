@@ -101,8 +101,9 @@ class Architecture:
         return total
 
     def dense_bytes(self) -> int:
-        """Of a float32 copy of the quantized linear layers, see `cpu.py`."""
-        return sum(4 * matrix.size for matrix in self.matrices if matrix.stored and not matrix.is_embedding)
+        """Of a float32 copy of the quantized linear layers and of an embedding that is the head too, see `cpu.py`."""
+        tied = not any(matrix.name.endswith("lm_head") for matrix in self.matrices)
+        return sum(4 * matrix.size for matrix in self.matrices if matrix.stored and (tied or not matrix.is_embedding))
 
     def adapter_numbers(self, lora: Lora) -> int:
         """Trainable numbers of an adapter."""

@@ -1,9 +1,10 @@
-"""Quantized layers on MLX's CPU backend: a dense copy for the forward pass.
+"""Quantized layers on MLX's CPU backend: a dense copy of their weights to compute with.
 
-There the product with a quantized matrix runs at less than half the rate of a dense one (perf/products.py), while the
-product of its backward pass is the fastest of all. So a layer keeps its weights a second time, dequantized and
-transposed, for the one, and its quantized weights for the other. On a GPU quantized products are fast, and nothing of
-this happens.
+There a product with a quantized matrix runs at 2 to 7 GFLOP/s, whatever the BLAS, and a dense one at up to 150 with
+OpenBLAS (perf/products.py has the rates per shape). So layers and tied heads keep their weights a second time,
+dequantized, as (inputs, outputs): that layout is the faster one for a single row and no slower for many. Without a fast
+BLAS the quantized product of the backward pass is faster than the dense one, and stays. On a GPU quantized products are
+fast, and nothing of this happens.
 """
 
 from __future__ import annotations
@@ -14,65 +15,84 @@ from typing import cast
 import mlx.core as mx
 import mlx.nn as nn
 
-from upft_mlx.device import memory_bytes, on_gpu
-
-MEMORY_SHARE = 1 / 8
-"""Of the machine's memory that the copies may take; a model that is larger does without."""
+from upft_mlx.blas import used as blas
+from upft_mlx.device import dense_bytes_limit, memory_bytes, on_gpu
 
 
-class DenseForward(nn.QuantizedLinear):
-    """A quantized layer with a dense copy, which is no parameter of it: it is neither trained nor saved."""
+class DenseLinear(nn.QuantizedLinear):
+    """A quantized layer with a dense copy, which is not a parameter: it is neither trained nor saved."""
 
-    _forward: Callable[[mx.array], mx.array]
+    _product: Callable[[mx.array], mx.array]
     _copied: tuple[mx.array, ...]
     """The arrays of which the copy was made."""
 
     def __call__(self, x: mx.array) -> mx.array:
         """(..., inputs) to (..., outputs); as a quantized layer once its weights or the precision are others."""
-        current = all(a is b for a, b in zip(self._copied, _parts(self), strict=True))
-        if not current or x.dtype != mx.float32:
+        if not _is_current(self, x):
             plain: mx.array = super().__call__(x)  # type: ignore[no-untyped-call]
             return plain
-        y = self._forward(x)
+        y = self._product(x)
         return y + self.bias if "bias" in self else y
 
 
-def add_dense_copies(model: nn.Module) -> bool:
-    """Give the quantized layers of a model on the CPU their copies; embeddings and heads stay as they are.
+class DenseHead(nn.QuantizedEmbedding):
+    """A quantized embedding, with a dense copy from its first use as a head on."""
+
+    _product: Callable[[mx.array], mx.array]
+    _copied: tuple[mx.array, ...]
+
+    def as_linear(self, x: mx.array) -> mx.array:
+        """(..., hidden) to logits (..., V)."""
+        if not hasattr(self, "_product"):
+            self._product, self._copied = _dense_product(self), _parts(self)
+        if not _is_current(self, x):
+            plain: mx.array = super().as_linear(x)  # type: ignore[no-untyped-call]
+            return plain
+        return self._product(x)
+
+
+_DENSE: dict[type, type] = {nn.QuantizedLinear: DenseLinear, nn.QuantizedEmbedding: DenseHead}
+
+
+def add_dense_copies(model: nn.Module) -> int:
+    """Give the quantized layers of a model on the CPU their copies, as far as memory allows.
 
     Returns:
-        Whether it was done: not off the CPU, nor where the copies would take too much memory.
+        How many layers compute with one; 0 on a GPU.
     """
-    layers = [layer for _, layer in model.named_modules() if type(layer) is nn.QuantizedLinear and _fits(layer)]
-    bytes_needed = sum(4 * _inputs(layer) * layer.weight.shape[0] for layer in layers)
-    if on_gpu() or not layers or bytes_needed > MEMORY_SHARE * memory_bytes():
-        return False
-    for layer in layers:
-        layer._forward, layer._copied = _with_dense_forward(layer), _parts(layer)
-        layer.__class__ = DenseForward
-    return True
+    room = dense_bytes_limit(memory_bytes())
+    done = 0
+    for _, layer in () if on_gpu() else model.named_modules():
+        if type(layer) in _DENSE and layer.mode == "affine" and layer.scales.dtype == mx.float32:
+            # Only of float32 layers: with others the copy would change the precision.
+            inputs = layer.scales.shape[1] * layer.group_size
+            room -= 4 * inputs * layer.weight.shape[0]
+            if room < 0:
+                break
+            layer.__class__ = _DENSE[type(layer)]
+            if isinstance(layer, DenseLinear):
+                layer._product, layer._copied = _dense_product(layer), _parts(layer)
+            done += 1
+    return done
 
 
-def _fits(layer: nn.QuantizedLinear) -> bool:
-    """float32 layers only: with others the copy would change the precision."""
-    return bool(layer.mode == "affine" and layer.scales.dtype == mx.float32)
-
-
-def _parts(layer: nn.QuantizedLinear) -> tuple[mx.array, mx.array, mx.array]:
+def _parts(layer: DenseLinear | DenseHead) -> tuple[mx.array, mx.array, mx.array]:
     assert layer.biases is not None  # affine quantization has them
     return layer.weight, layer.scales, layer.biases
 
 
-def _inputs(layer: nn.QuantizedLinear) -> int:
-    return int(layer.scales.shape[1] * layer.group_size)
+def _is_current(layer: DenseLinear | DenseHead, x: mx.array) -> bool:
+    return x.dtype == mx.float32 and all(a is b for a, b in zip(layer._copied, _parts(layer), strict=True))
 
 
-def _with_dense_forward(layer: nn.QuantizedLinear) -> Callable[[mx.array], mx.array]:
-    """The layer's product: dense forward, quantized backward."""
+def _dense_product(layer: DenseLinear | DenseHead) -> Callable[[mx.array], mx.array]:
+    """The layer's product without its bias."""
     parts = _parts(layer)
     how = {"group_size": layer.group_size, "bits": layer.bits}
-    dense = mx.contiguous(mx.dequantize(*parts, **how).T)
+    dense = mx.contiguous(mx.dequantize(*parts, **how).T)  # (inputs, outputs)
     mx.eval(dense)
+    if blas().is_fast:
+        return lambda x: x @ dense
 
     @mx.custom_function
     def product(x: mx.array) -> mx.array:

@@ -38,6 +38,11 @@ def on_gpu() -> bool:
     return mx.default_device().type == mx.DeviceType.gpu
 
 
+def dense_bytes_limit(memory: int) -> int:
+    """What the dense copies of quantized layers may take of a machine's memory where MLX computes on the CPU."""
+    return memory // 4
+
+
 def limit_memory() -> str | None:
     """Keep MLX within the working set and wire it there, so that macOS does not page weights out.
 

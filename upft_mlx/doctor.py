@@ -68,6 +68,8 @@ def examine(source: Source | None = None, folder: Path | None = None) -> Iterato
     yield from _safely("hub", _hub)
     yield _disk("working folder", folder or Path.cwd())
     yield from _power(read_power(source))
+    if not (trouble or broken):
+        yield from _safely("machine", _blas)
     if trouble or broken:
         yield Finding("self-test", "MLX", "not run", "error", broken or "see the error of the system, above")
     else:
@@ -117,6 +119,18 @@ def _working_set(machine: Machine) -> Finding:
         return Finding("machine", "working set", "not macOS: MLX computes on the CPU")
     advice = "MLX computes on the CPU, many times slower; is this a virtual machine?"
     return Finding("machine", "working set", "Metal is not available", "warning", advice)
+
+
+def _blas() -> Iterator[Finding]:
+    """What MLX's matrix products run on, and their rate."""
+    from upft_mlx import blas
+    from upft_mlx.selftest import gigaflops
+
+    used = blas.used()
+    value = f"{used}, {gigaflops():.0f} GFLOP/s"
+    slow = sys.platform == "linux" and not used.is_fast and used.trouble
+    advice = f"matrix products are about 30 times slower than they could be: {used.trouble}" if slow else ""
+    yield Finding("machine", "matrix products", value, "warning" if slow else "ok", advice)
 
 
 def _packages() -> Iterator[Finding]:

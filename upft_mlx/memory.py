@@ -10,6 +10,7 @@ import math
 from dataclasses import dataclass
 
 from upft_mlx.architecture import Architecture, Matrix
+from upft_mlx.device import dense_bytes_limit
 from upft_mlx.recipe import Lora
 
 CACHE_STEP = 256
@@ -93,8 +94,7 @@ def weight_bytes(model: Architecture, device: Device) -> int:
     """Of the loaded model: as stored on a GPU, in float32 and with dense copies on the CPU (`models`, `cpu.py`)."""
     if device.is_gpu:
         return model.weight_bytes(model.float_bytes)
-    dense = model.dense_bytes()
-    return model.weight_bytes(4) + (dense if dense <= device.memory_bytes / 8 else 0)
+    return model.weight_bytes(4) + min(model.dense_bytes(), dense_bytes_limit(device.memory_bytes))
 
 
 def training_peak(model: Architecture, lora: Lora, one: TrainingPass, device: Device, *, checkpoint: bool) -> float:

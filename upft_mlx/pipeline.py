@@ -14,7 +14,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from upft_mlx import __version__
+from upft_mlx import __version__, blas
 from upft_mlx.benchmarks import Set, load_benchmark, resolve
 from upft_mlx.card import base_of, model_card
 from upft_mlx.device import PowerWatch, awake, limit_memory
@@ -425,7 +425,7 @@ class Pipeline:
 def versions() -> dict[str, str]:
     """Of this package and those that a run's numbers depend on."""
     packages = ("mlx", "mlx-lm", "transformers", "datasets", "math-verify")
-    return {"upft-mlx": __version__, **{name: metadata.version(name) for name in packages}}
+    return {"upft-mlx": __version__, **{name: metadata.version(name) for name in packages}, "blas": str(blas.used())}
 
 
 @contextmanager

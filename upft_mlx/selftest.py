@@ -8,9 +8,10 @@ by hand, are compared with the sums written out.
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from math import sqrt
 from typing import Any
 
 import mlx.core as mx
@@ -82,7 +83,7 @@ def weights(shapes: dict[str, tuple[int, ...]]) -> dict[str, npt.NDArray[np.floa
     for name, shape in sorted(shapes.items()):
         count = int(np.prod(shape))
         values = uniform(count, start).reshape(shape)
-        scale = 2.0 / sqrt(shape[-1]) if len(shape) > 1 else 0.25
+        scale = 2.0 / math.sqrt(shape[-1]) if len(shape) > 1 else 0.25
         offset = 1.0 if "norm" in name else 0.0
         made[name] = (offset + scale * values).astype(np.float32).astype(np.float64)
         start += count
@@ -118,7 +119,7 @@ def loss_and_gradient_norm(modes: Modes) -> tuple[float, float]:
     model = make_model()
     loss, gradients = value_and_grad(model, modes)(*to_arrays(make_batch(examples, shared)))
     squares = [scalar((array * array).sum()) for array in dict(tree_flatten(gradients)).values()]
-    return scalar(loss), sqrt(sum(squares))
+    return scalar(loss), math.sqrt(sum(squares))
 
 
 def _quantized_products() -> Iterator[Answer]:
@@ -139,3 +140,15 @@ def _quantized_products() -> Iterator[Answer]:
         )
         error = float(np.abs(np.array(found) - wanted).max() / np.abs(wanted).max())
         yield Answer(f"4-bit product, {name}", error)
+
+
+def gigaflops(size: int = 768) -> float:
+    """The rate of a square float32 product on this device in GFLOP/s, the best of five; takes half a second at most."""
+    x = mx.random.normal((size, size))
+    mx.eval(x @ x)
+    seconds = math.inf
+    for _ in range(5):
+        start = time.perf_counter()
+        mx.eval(x @ x)
+        seconds = min(seconds, time.perf_counter() - start)
+    return 2 * size**3 / seconds / 1e9

