@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 import json
-import signal
-import subprocess
-import sys
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import MODEL
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -192,41 +187,6 @@ def test_a_model_without_chat_template_is_refused(make_recipe: MakeRecipe, loade
     bare = Loaded(loaded.model, Bare(), loaded.config, loaded.path, loaded.dtype)
     with pytest.raises(ModelError, match="has no chat template"):
         run(make_recipe(), bare, tmp_path)
-
-
-@pytest.mark.slow
-def test_sigkill_at_any_moment_loses_nothing_but_the_chunk_in_hand(tmp_path: Path) -> None:
-    """The real command, killed again and again until it gets through, against one that never was."""
-    (tmp_path / "r.yaml").write_text(
-        f"model: {MODEL}\nproblems: {{builtin: arithmetic, limit: 40}}\n"
-        "generate: {max_tokens: 30, batch_size: 2}\nprefix: {length: 8, structure_ratio: 0.3}\n"
-    )
-
-    def start(run_dir: str) -> subprocess.Popen[bytes]:
-        command = [sys.executable, "-m", "upft_mlx", "generate", "r.yaml", "--run-dir", run_dir, "--plain"]
-        return subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-
-    process = start("whole")
-    _, error = process.communicate(timeout=120)
-    assert process.returncode == 0, error
-    whole = (tmp_path / "whole" / "solutions.jsonl").read_bytes()
-    file = tmp_path / "killed" / "solutions.partial.jsonl"
-    kills = 0
-    for wait_for in (1, 5, 12, 20):  # lines on the disk, then kill -9 in the middle of the next chunk
-        process = start("killed")
-        while process.poll() is None:
-            if file.exists() and file.read_bytes().count(b"\n") >= wait_for:
-                process.send_signal(signal.SIGKILL)
-                kills += 1
-                break
-            time.sleep(0.005)
-        process.communicate()
-    process = start("killed")
-    _, error = process.communicate(timeout=120)
-    assert process.returncode == 0, error
-    assert kills >= 2
-    assert not file.exists()
-    assert file.with_name("solutions.jsonl").read_bytes() == whole
 
 
 def items(spec: list[tuple[str, int]]) -> list[Wanted]:

@@ -4,18 +4,13 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
-import random
-import shutil
-import subprocess
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import MODEL
+from helpers_kill import kill_again_and_again, lines_in
 
 from upft_mlx import grading, pipeline, stage_evaluate
 from upft_mlx.adapters import AdapterSwitch, add_lora, load_adapter
@@ -31,7 +26,6 @@ from upft_mlx.rows import EvaluationRow, read_rows, write_json
 from upft_mlx.rundir import RunDir
 
 MakeRecipe = Callable[..., Recipe]
-KILLS = int(os.environ.get("UPFT_KILLS", "3"))
 
 
 def logits(loaded: Loaded) -> Any:
@@ -248,47 +242,18 @@ def test_answers_that_cannot_be_graded_in_time_are_wrong_and_said_to_be(
 
 # Kills.
 
-OVERRIDES = ("evaluate.batch_size=4", "evaluate.max_tokens=40")
-NARROW = ("--limit", "10")
-
-
-def start(run_dir: Path, adapter: Path) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "upft_mlx", "evaluate", "quickstart", "--plain", "--run-dir", str(run_dir)]
-    command += [*NARROW, "--adapter", str(adapter)]
-    for override in OVERRIDES:
-        command += ["--set", override]
-    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-
-
-def finish(run_dir: Path, adapter: Path) -> float:
-    """Seconds that it took."""
-    begin = time.monotonic()
-    process = start(run_dir, adapter)
-    _, error = process.communicate(timeout=300)
-    assert process.returncode == 0, error
-    return time.monotonic() - begin
-
 
 @pytest.mark.slow
-def test_evaluation_killed_at_any_moment_and_continued_has_the_same_rows_and_summary(tmp_path: Path) -> None:
-    """UPFT_KILLS says how many kills; the embedded model at 8 bits, both benchmarks of the quickstart, both sides."""
-    recipe = load_recipe("quickstart")
+def test_evaluation_killed_again_and_again_has_the_same_rows_and_summary(tmp_path: Path) -> None:
+    """The embedded model at 8 bits, both benchmarks of the quickstart, both sides."""
+    settings = ("evaluate.batch_size=4", "evaluate.max_tokens=40")
+    recipe = narrowed(load_recipe("quickstart", settings), limit=10)
     adapter = write_adapter(tmp_path / "adapter", recipe.quantize)
-    seconds = finish(tmp_path / "whole", adapter)
-    expected = outcome(tmp_path / "whole")
-    rng = random.Random(7)
-    counts: list[int] = []
-    while len(counts) < KILLS:
-        run = tmp_path / "killed"
-        shutil.rmtree(run, ignore_errors=True)
-        process = start(run, adapter)
-        try:
-            process.communicate(timeout=seconds * (0.3 + 0.7 * rng.random()))
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.communicate()
-            counts.append(sum(len(p.read_bytes().splitlines()) for p in run.glob("evaluation/*/*.jsonl")))
-            finish(run, adapter)
-        assert outcome(run) == expected, f"killed with {counts[-1:]} rows on the disk"
-    assert max(counts) > 0, f"no kill fell into the evaluation: {counts}"
-    print(f"{KILLS} kills with {sorted(counts)} rows on the disk: all end with the same bytes")
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    pipeline.run_stage(recipe, whole, "evaluate", adapter=adapter)
+    command = ["evaluate", "quickstart", "--limit", "10", "--adapter", str(adapter), "--run-dir", str(killed)]
+    command += [f"--set={setting}" for setting in settings]
+    total = lines_in(*whole.glob("evaluation/*/*.jsonl"))
+    assert total == 2 * (10 + 4 * 10)
+    kill_again_and_again(command, lambda: lines_in(*killed.glob("evaluation/*/*.jsonl")), total, 3, seed=7)
+    assert outcome(killed) == outcome(whole)
