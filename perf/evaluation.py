@@ -34,7 +34,6 @@ from upft_mlx.pipeline import run_stage
 from upft_mlx.prompts import Renderer
 from upft_mlx.recipe import Prompt, Recipe
 from upft_mlx.rows import EvaluationRow, read_rows
-from upft_mlx.sampler import _sampler, sampling_for
 
 TEMPERATURE, MAX_TOKENS = 0.7, 64
 SIDES = ("base", "tuned")
@@ -90,13 +89,14 @@ def ours(recipe: Recipe, run: Path, adapter: Path) -> int:
 def batched(models: Models, questions: list[str], samples: int, **sizes: int) -> int:
     """`batch_generate` once per model."""
     from mlx_lm.generate import batch_generate
+    from mlx_lm.sample_utils import make_sampler
 
     count = 0
     for side in SIDES:
         loaded = models.load(side)
         renderer = Renderer(loaded.tokenizer, Prompt())
         prompts = [renderer.ids(question) for question in questions for _ in range(samples)]
-        sampler = _sampler(loaded, sampling_for(loaded, TEMPERATURE, 32))
+        sampler = make_sampler(temp=TEMPERATURE)
         found = batch_generate(loaded.model, loaded.tokenizer, prompts, max_tokens=MAX_TOKENS, sampler=sampler, **sizes)
         count += len(found.texts)
     return count
@@ -105,12 +105,13 @@ def batched(models: Models, questions: list[str], samples: int, **sizes: int) ->
 def one_by_one(models: Models, questions: list[str], calls: int) -> float:
     """Seconds of a call of `mlx_lm.generate`, the mean over `calls` calls for each model."""
     from mlx_lm import generate
+    from mlx_lm.sample_utils import make_sampler
 
     seconds = 0.0
     for side in SIDES:
         loaded = models.load(side)
         renderer = Renderer(loaded.tokenizer, Prompt())
-        sampler = _sampler(loaded, sampling_for(loaded, TEMPERATURE, 32))
+        sampler = make_sampler(temp=TEMPERATURE)
         step = max(1, len(questions) // calls)
         chosen = [renderer.ids(question) for question in questions[::step][:calls]]
         begin = time.perf_counter()

@@ -46,10 +46,11 @@ def ours(loaded: Any, questions: list[str], samples: int, options: argparse.Name
     """As `upft generate` does it: rendering included, the rows in the order of the questions."""
     from array import array
 
+    from upft_mlx.decoding import Request, Sampling
     from upft_mlx.prefix import Wanted
     from upft_mlx.prompts import Renderer
     from upft_mlx.recipe import Prompt
-    from upft_mlx.sampler import Request, Sampler, Sampling
+    from upft_mlx.sampler import Sampler
     from upft_mlx.stage_generate import Plan
 
     renderer = Renderer(loaded.tokenizer, Prompt())

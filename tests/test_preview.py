@@ -21,6 +21,7 @@ from rich.console import Console
 
 from upft_mlx import pipeline, stage_evaluate, stage_generate
 from upft_mlx.batches import Example, make_batch, shared_length, split, to_examples
+from upft_mlx.decoding import Request
 from upft_mlx.errors import ProblemsError
 from upft_mlx.models import load_tokenizer
 from upft_mlx.prefix import structure_numbers
@@ -30,7 +31,6 @@ from upft_mlx.recipe import PAPER_TEMPLATE, Prompt, Recipe
 from upft_mlx.rows import TrainingRow, read_rows
 from upft_mlx.rules import rules
 from upft_mlx.rundir import RunDir
-from upft_mlx.sampler import Request
 from upft_mlx.ui_preview import print_preview
 
 __all__ = ["no_network"]

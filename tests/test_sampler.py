@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import math
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,12 +19,13 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from upft_mlx import prefill as prefill_module
+from upft_mlx.decoding import Request, Sampling, drawer, random_key
 from upft_mlx.loss import scalar
 from upft_mlx.models import Loaded
 from upft_mlx.prefill import Prefill, shared_length
 from upft_mlx.prompts import Renderer
 from upft_mlx.recipe import Prompt
-from upft_mlx.sampler import Request, Sampler, Sampling, _sampler, chunks, derive_seed, sample_chunk, sampling_for
+from upft_mlx.sampler import Sampler, chunks, derive_seed, sample_chunk, sampling_for
 
 QUESTIONS = ["Ann has 3 apples and buys 4 more.", "Tom has 9 pens.", "There are 5 boxes with 6 eggs each. How many?"]
 
@@ -60,17 +62,49 @@ def test_each_request_has_its_own_limit(loaded: Loaded) -> None:
     assert len(found[2].ids) > 5
 
 
-def test_a_seed_gives_the_same_completions_and_another_seed_others(loaded: Loaded) -> None:
-    asked = requests(loaded, 30) * 4
-    first, again, other = (sample_chunk(loaded, asked, Sampling(1.0), seed) for seed in (1, 1, 2))
-    assert first == again
-    assert first != other
+def keyed(loaded: Loaded, max_tokens: int, samples: int = 1) -> list[Request]:
+    return [Request(r.prompt_ids, max_tokens, samples, str(i)) for i, r in enumerate(requests(loaded, max_tokens))]
 
 
-def draw(loaded: Loaded, probabilities: list[float], sampling: Sampling, n: int) -> Counter[int]:
-    mx.random.seed(7)
-    logprobs = mx.broadcast_to(mx.log(mx.array(probabilities)), (n, len(probabilities)))
-    values: list[int] = _sampler(loaded, sampling)(logprobs).tolist()  # type: ignore[assignment]
+def ids(loaded: Loaded, asked: list[Request], batch_size: int = 32, seed: int = 1) -> list[list[int]]:
+    return [c.ids for c in sample_chunk(loaded, asked, Sampling(1.0, batch_size=batch_size), seed)]
+
+
+def test_a_completion_depends_on_seed_request_and_sample_only(loaded: Loaded) -> None:
+    """Not on the batch, the order, the other requests, or how many samples there are."""
+    asked = keyed(loaded, 30, samples=4)
+    whole = ids(loaded, asked)
+    assert len({tuple(part) for part in whole}) > 8, "samples of a request and requests differ"
+    assert ids(loaded, asked, batch_size=5) == whole
+    backwards = ids(loaded, asked[::-1], batch_size=3)
+    assert [backwards[4 * i : 4 * i + 4] for i in (2, 1, 0)] == [whole[4 * i : 4 * i + 4] for i in range(3)]
+    assert ids(loaded, [asked[1]], batch_size=1) == whole[4:8]
+    fewer = [replace(request, samples=2) for request in asked]
+    assert ids(loaded, fewer) == [whole[4 * i + k] for i in range(3) for k in range(2)]
+    assert ids(loaded, asked, seed=2) != whole
+
+
+def test_a_prefix_is_what_the_full_solution_begins_with(loaded: Loaded) -> None:
+    whole, prefixes = ids(loaded, keyed(loaded, 30, samples=8)), ids(loaded, keyed(loaded, 6, samples=8))
+    assert prefixes == [part[:6] for part in whole]
+
+
+def test_positions_and_rows_have_random_numbers_of_their_own() -> None:
+    """With equal logits everywhere, equal numbers would repeat a token at each position, or in each row."""
+    flat = mx.zeros((64, 50))
+    base = [random_key(1, "a", sample) for sample in range(64)]
+    at = [mx.array([(k, (p + position) % 2**32) for k, p in base], dtype=mx.uint32) for position in range(2)]
+    first, second = (np.array(drawer(Sampling(1.0))(flat, keys)[0]) for keys in at)
+    assert (first == second).sum() < 10
+    assert len(set(first.tolist())) > 25
+    alone = [int(scalar(drawer(Sampling(1.0))(flat[:1], at[0][i : i + 1])[0])) for i in range(5)]
+    assert alone == first[:5].tolist(), "a row's draw does not depend on the others"
+
+
+def draw(probabilities: list[float], sampling: Sampling, n: int) -> Counter[int]:
+    logits = mx.broadcast_to(mx.log(mx.array(probabilities)), (n, len(probabilities)))
+    keys = mx.array([random_key(7, "draw", sample) for sample in range(n)], dtype=mx.uint32)
+    values: list[int] = drawer(sampling)(logits, keys)[0].tolist()  # type: ignore[assignment]
     return Counter(values)
 
 
@@ -78,26 +112,26 @@ PROBABILITIES = [0.4, 0.3, 0.15, 0.1, 0.05]
 
 
 @pytest.mark.parametrize("temperature", [0.6, 1.0, 1.7])
-def test_frequencies_follow_the_temperature(loaded: Loaded, temperature: float) -> None:
+def test_frequencies_follow_the_temperature(temperature: float) -> None:
     n = 20_000
     weights = np.array([p ** (1 / temperature) for p in PROBABILITIES])
-    found = draw(loaded, PROBABILITIES, Sampling(temperature), n)
+    found = draw(PROBABILITIES, Sampling(temperature), n)
     expected = n * weights / weights.sum()
     assert stats.chisquare([found[i] for i in range(5)], expected).pvalue > 1e-3
 
 
-def test_top_k_keeps_the_k_most_likely(loaded: Loaded) -> None:
-    assert set(draw(loaded, PROBABILITIES, Sampling(1.0, top_k=2), 2000)) == {0, 1}
+def test_top_k_keeps_the_k_most_likely() -> None:
+    assert set(draw(PROBABILITIES, Sampling(1.0, top_k=2), 2000)) == {0, 1}
 
 
 @pytest.mark.parametrize(("top_p", "kept"), [(0.35, {0}), (0.65, {0, 1}), (0.8, {0, 1, 2}), (1.0, {0, 1, 2, 3, 4})])
-def test_top_p_keeps_the_smallest_set_with_that_share(loaded: Loaded, top_p: float, kept: set[int]) -> None:
-    assert set(draw(loaded, PROBABILITIES, Sampling(1.0, top_p=top_p), 4000)) == kept
+def test_top_p_keeps_the_smallest_set_with_that_share(top_p: float, kept: set[int]) -> None:
+    assert set(draw(PROBABILITIES, Sampling(1.0, top_p=top_p), 4000)) == kept
 
 
-def test_the_nucleus_is_taken_after_the_temperature(loaded: Loaded) -> None:
+def test_the_nucleus_is_taken_after_the_temperature() -> None:
     """At T = 0.5 the first id has 0.16 / 0.285 = 0.56 of the mass; before the temperature it has 0.4."""
-    assert set(draw(loaded, PROBABILITIES, Sampling(0.5, top_p=0.5), 2000)) == {0}
+    assert set(draw(PROBABILITIES, Sampling(0.5, top_p=0.5), 2000)) == {0}
 
 
 def next_token(loaded: Loaded, prompt: list[int]) -> np.ndarray[Any, Any]:
@@ -184,12 +218,12 @@ def test_a_family_that_does_not_continue_exactly_is_sampled_without_sharing(
 ) -> None:
     asked = requests(loaded, 8)
     expected = sample_chunk(loaded, asked, Sampling(0.0), seed=0)
-    original = Prefill.caches
+    original = Prefill._from_shared
 
     def off_by_one(self: Prefill, prompts: Any) -> Any:
         return original(self, [[*ids[:-2], ids[-1]] for ids in prompts])
 
-    monkeypatch.setattr(prefill_module.Prefill, "caches", off_by_one)
+    monkeypatch.setattr(prefill_module.Prefill, "_from_shared", off_by_one)
     sampler = Sampler(loaded, Sampling(0.0))
     assert "does not continue from what prompts share" in str(sampler.notice)
     assert sampler.sample(asked, seed=0) == expected

@@ -27,6 +27,7 @@ from upft_mlx.events import (
     Trained,
 )
 from upft_mlx.ui_live import LiveView
+from upft_mlx.ui_plain import PlainView
 from upft_mlx.ui_state import Meter
 from upft_mlx.ui_tally import TURN, Answers, Tally
 from upft_mlx.ui_text import clock, count, duration, glyphs_for, memory, points, sparkline
@@ -175,6 +176,30 @@ def test_plain_progress_speaks_every_five_seconds() -> None:
         "generate: 11/12 solutions  100 tokens/s  0:10 elapsed  0:01 left",
         "generate: 12/12 solutions  100 tokens/s  0:11 elapsed",
     ]
+
+
+def test_plain_says_every_five_seconds_what_takes_long() -> None:
+    """A first step may take minutes; while it does, no event comes."""
+    now, file = Clock(), io.StringIO()
+    view = PlainView(file, STAGES, now)
+
+    def wait(seconds: int) -> list[str]:
+        file.seek(0)
+        file.truncate()
+        for _ in range(seconds):
+            now.tick(1.0)
+            view.beat()
+        return file.getvalue().splitlines()
+
+    assert wait(20) == [], "nothing has begun"
+    view(StageStarted("train"))
+    assert wait(11) == ["train: 0:05 elapsed", "train: 0:10 elapsed"]
+    view(Progress("train", 0, 6, "steps"))
+    assert wait(4) == ["train: 0/6 steps  0:04 elapsed"]
+    view(Progress("train", 1, 6, "steps", 100))
+    assert wait(5) == ["train: 1/6 steps  25 tokens/s  0:09 elapsed  0:15 left"]
+    view(StageDone("train", "", 21.0))
+    assert wait(20) == []
 
 
 def test_plain_evaluation_speaks_per_side_every_five_seconds_and_when_complete() -> None:

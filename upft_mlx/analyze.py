@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from upft_mlx.analysis import Trial, summarize
+from upft_mlx.decoding import Completion, Request
 from upft_mlx.events import Note, Observer, Progress, ignore
 from upft_mlx.grade import is_correct
 from upft_mlx.models import Loaded
@@ -23,7 +24,7 @@ from upft_mlx.prompts import Renderer
 from upft_mlx.recipe import Recipe
 from upft_mlx.rows import Rollout, Row, Solution, append_chunk, read_rows, resume
 from upft_mlx.rundir import RunDir
-from upft_mlx.sampler import Completion, Request, Sampler, derive_seed, sampling_for, summing
+from upft_mlx.sampler import Sampler, sampling_for, summing
 
 CHUNK_BATCHES = 4
 
@@ -79,7 +80,7 @@ class _Analyzer:
 
     def _solutions(self, path: Path, kind: Literal["prefix", "full"], samples: int, limit: int) -> None:
         order = sorted(range(len(self.problems)), key=lambda number: -len(self.prompts[number]))
-        requests = [Request(self.prompts[number], limit, samples) for number in order]
+        requests = [Request(self.prompts[n], limit, samples, self.problems[n].id) for n in order]
 
         def row(index: int, sample: int, completion: Completion) -> Solution:
             problem, ids = self.problems[order[index]], completion.ids
@@ -92,7 +93,10 @@ class _Analyzer:
         order = sorted(trials, key=lambda trial: -len(self._start(trial)))
         limit = self.recipe.generate.max_tokens
         requests = [
-            Request(self._start(trial), max(1, limit - trial.length), self.settings.rollouts) for trial in order
+            Request(
+                self._start(t), max(1, limit - t.length), self.settings.rollouts, f"{t.problem_id}/{t.arm}/{t.length}"
+            )
+            for t in order
         ]
 
         def row(index: int, sample: int, completion: Completion) -> Rollout:
@@ -115,9 +119,9 @@ class _Analyzer:
         on_step = summing(
             lambda tokens, finished: self.notify(Progress(stage, start + finished, total, "completions", tokens))
         )
-        for number, chunk in list(enumerate(plan))[first:]:
-            seed = derive_seed("analyze", path.stem, self.recipe.seed, number)
-            completions = iter(self.sampler.sample([requests[index] for index in chunk], seed, on_step))
+        for chunk in plan[first:]:
+            asked = [requests[index] for index in chunk]
+            completions = iter(self.sampler.sample(asked, self.recipe.seed, on_step))
             pairs = [(index, sample) for index in chunk for sample in range(requests[index].samples)]
             append_chunk(path, [row(*pair, next(completions)) for pair in pairs])
 

@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from upft_mlx.adapters import AdapterSwitch
 from upft_mlx.browse import recipe_of, settled_by
+from upft_mlx.decoding import Request
 from upft_mlx.errors import RecipeError
 from upft_mlx.events import Side
 from upft_mlx.interrupt import deferred_interrupt
@@ -23,7 +24,7 @@ from upft_mlx.models import Loaded
 from upft_mlx.prompts import Renderer
 from upft_mlx.recipe import Recipe
 from upft_mlx.rundir import RunDir, changes
-from upft_mlx.sampler import Request, Sampler, derive_seed, sampling_for
+from upft_mlx.sampler import Sampler, sampling_for
 
 REDRAW = 1 / 12
 """Seconds between two texts of a growing answer: decoding a long one anew for each token costs more than it shows."""
@@ -114,13 +115,14 @@ class Asker:
 
     def _stream(self, side: Side, turns: Sequence[str], stop: Callable[[], bool]) -> Iterator[Answer]:
         """The answer after each token, its text some times per second; the last one says how it ended."""
-        request = Request(self._renderer.conversation(turns), self.max_tokens)
+        key = f"{self._asked}/{turns[-1]}"
+        request = Request(self._renderer.conversation(turns), self.max_tokens, key=key)
         self._switch(side)
         start = due = time.perf_counter()
         ids: list[int] = []
         answer = Answer(side, "", 0, 0.0)
         finished: Literal["length", "stop", "interrupted"] = "interrupted"
-        with closing(self._samplers[side].stream(request, derive_seed("ask", self._seed, self._asked))) as stream:
+        with closing(self._samplers[side].stream(request, self._seed)) as stream:
             for made in stream:
                 ids, now = made.ids, time.perf_counter()
                 text = self._renderer.text(ids) if now >= due else answer.text

@@ -17,9 +17,10 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from upft_mlx.batches import Batch, Example, make_batch
+from upft_mlx.decoding import Request, Sampling
 from upft_mlx.loss import Modes, gathers_exactly, scalar, supervised_logits, to_arrays
 from upft_mlx.models import Loaded
-from upft_mlx.sampler import Request, Sampling, chunks, sample_chunk
+from upft_mlx.sampler import chunks, sample_chunk
 
 MAX_ROWS = 16
 MAX_POSITIONS = 16

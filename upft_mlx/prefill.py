@@ -29,9 +29,9 @@ class Prefill:
         self._shared_ids: list[int] | None = None
         self._shared_cache: Cache = []
         self.tokens = 0
-        self.exact = self._agrees(self._from_shared)
+        self.exact = self._agrees(self._share_and_continue)
         """Whether this model family continues from such caches as from its own, tried on a few tokens."""
-        self.batches = self.exact or self._agrees(self._from_nothing)
+        self.batches = self.exact or self._agrees(lambda: self._whole(_TRIED))
         """Whether mlx-lm's batches of prompts of different lengths are right for it at all."""
         self.tokens = 0
         """Passed through the model since then, padding included."""
@@ -46,7 +46,16 @@ class Prefill:
             (self._shared_cache,) = self._pass([shared], [make_prompt_cache(self._model)])
 
     def caches(self, prompts: Sequence[Sequence[int]]) -> list[Cache]:
-        """For each prompt the cache of all its tokens but the last; `share` was told of all of them."""
+        """For each prompt the cache of all its tokens but the last; `share` was told of all of them.
+
+        Where the model does not continue from what they share, they are run whole; one by one where it is not right
+        in batches.
+        """
+        if not self.exact:
+            return self._whole(prompts) if self.batches else [self._whole([ids])[0] for ids in prompts]
+        return self._from_shared(prompts)
+
+    def _from_shared(self, prompts: Sequence[Sequence[int]]) -> list[Cache]:
         start = len(self._shared_ids or ())
         return self._pass([list(ids[start:-1]) for ids in prompts], [self._shared_cache] * len(prompts))
 
@@ -76,14 +85,14 @@ class Prefill:
         except (ValueError, TypeError, AttributeError, IndexError, KeyError, NotImplementedError):
             return False  # the family's caches cannot be joined, or are of another kind
 
-    def _from_shared(self) -> list[Cache]:
+    def _share_and_continue(self) -> list[Cache]:
         self.share(_TRIED)
-        return self.caches(_TRIED)
+        return self._from_shared(_TRIED)
 
-    def _from_nothing(self) -> list[Cache]:
+    def _whole(self, prompts: Sequence[Sequence[int]]) -> list[Cache]:
         from mlx_lm.models.cache import make_prompt_cache
 
-        return self._pass([ids[:-1] for ids in _TRIED], [make_prompt_cache(self._model) for _ in _TRIED])
+        return self._pass([list(ids[:-1]) for ids in prompts], [make_prompt_cache(self._model) for _ in prompts])
 
 
 _TRIED = [[16, 17, 18, 19, 20, 5, 6, 7], [16, 17, 18, 19, 20, 8, 9, 10, 11, 12]]

@@ -135,7 +135,7 @@ def calibrate(recipe: Recipe, path: Path, problems: Sequence[Problem]) -> Speed:
 
 
 def _requests(recipe: Recipe, loaded: Loaded, problems: Sequence[Problem], limit: int) -> list[Any]:
-    from upft_mlx.sampler import Request
+    from upft_mlx.decoding import Request
 
     renderer = Renderer(loaded.tokenizer, recipe.prompt)
     return [Request(renderer.ids(problem.question), limit) for problem in problems]

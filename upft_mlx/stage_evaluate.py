@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 
 from upft_mlx.benchmarks import QUESTION, Entry, Set
+from upft_mlx.decoding import Completion, OnStep, Request
 from upft_mlx.events import EvaluationStarted, Graded, Note, Observer, Progress, Side, ignore
 from upft_mlx.grade import normalize_answer
 from upft_mlx.graders import Task, Verdict
@@ -24,16 +25,7 @@ from upft_mlx.prompts import Renderer
 from upft_mlx.recipe import Recipe
 from upft_mlx.rows import EvaluationRow, append_chunk, read_rows, resume, write_rows
 from upft_mlx.rundir import RunDir
-from upft_mlx.sampler import (
-    Completion,
-    OnStep,
-    Request,
-    Sampler,
-    chunks,
-    derive_seed,
-    sampling_for,
-    summing,
-)
+from upft_mlx.sampler import Sampler, chunks, sampling_for, summing
 
 WITHHELD = "(withheld)"
 """What stands for a private benchmark's texts."""
@@ -154,14 +146,16 @@ class Evaluator:
         self._notify(Progress(stage, done + others, total, "completions", tokens, peak))
 
     def _sample(self, side: Side, number: int | None, on_step: OnStep) -> list[EvaluationRow]:
-        """This rank's chunk of a round, graded, with the seed of its number: the same whoever samples it."""
+        """This rank's chunk of a round, graded."""
         if number is None:
             return []
         entry, chunk = self._part.entry, self._plan.chunks[number]
         turns = [self._prompt.replace(QUESTION, problem.question) for problem in chunk]
-        requests = [Request(self._renderer.ids(turn), entry.max_tokens, entry.samples) for turn in turns]
-        seed = derive_seed("evaluate", self._recipe.seed, entry.label, number)
-        completions = self._sampler(side).sample(requests, seed, on_step)
+        requests = [
+            Request(self._renderer.ids(turn), entry.max_tokens, entry.samples, problem.id)
+            for turn, problem in zip(turns, chunk, strict=True)
+        ]
+        completions = self._sampler(side).sample(requests, self._recipe.seed, on_step)
         return self._rows([(problem, k) for problem in chunk for k in range(entry.samples)], completions)
 
     def _sampler(self, side: Side) -> Sampler:

@@ -11,6 +11,7 @@ from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 
+from upft_mlx.decoding import Completion, OnStep, Request
 from upft_mlx.events import Note, Observer, Progress, ignore
 from upft_mlx.models import Loaded
 from upft_mlx.parallel import mine, ranks, rounds
@@ -20,7 +21,7 @@ from upft_mlx.prompts import Renderer
 from upft_mlx.recipe import Recipe
 from upft_mlx.rows import Solution, append_chunk, arrange, read_rows, resume
 from upft_mlx.rundir import RunDir
-from upft_mlx.sampler import Completion, OnStep, Request, Sampler, derive_seed, sampling_for, summing
+from upft_mlx.sampler import Sampler, sampling_for, summing
 
 _BATCHES = {"full": 4, "prefix": 2}
 """Batches per chunk: fewer lose less work to an interruption; more keep the batch full where lengths differ."""
@@ -169,13 +170,13 @@ class _Generator:
         return round(to_come) + prefixes * self.recipe.prefix.length
 
     def _rows(self, number: int | None, on_step: OnStep) -> list[Solution]:
-        """This rank's chunk of a round, with the seed of its number: the same whoever samples it."""
+        """This rank's chunk of a round."""
         if number is None:
             return []
         chunk = self.plan.chunk(number)
         asked = [self.problems[item.number] for item in chunk]
         requests = [self._request(*pair) for pair in zip(asked, chunk, strict=True)]
-        completions = iter(self.sampler.sample(requests, derive_seed("generate", self.recipe.seed, number), on_step))
+        completions = iter(self.sampler.sample(requests, self.recipe.seed, on_step))
         return [
             self._solution(problem, item, sample, next(completions))
             for problem, item in zip(asked, chunk, strict=True)
@@ -185,7 +186,7 @@ class _Generator:
     def _request(self, problem: Problem, item: Wanted) -> Request:
         """Sampling always uses the plain question: the task template is for training only."""
         limit = self.recipe.prefix.length if item.kind == "prefix" else self.recipe.generate.max_tokens
-        return Request(self.renderer.ids(problem.question), limit, item.samples)
+        return Request(self.renderer.ids(problem.question), limit, item.samples, problem.id)
 
     def _solution(self, problem: Problem, item: Wanted, sample: int, completion: Completion) -> Solution:
         return Solution(

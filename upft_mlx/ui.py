@@ -58,7 +58,9 @@ def open_view(
     alive = console.is_terminal if console else (sys.stderr if stderr else sys.stdout).isatty()
     console = console or open_console(stderr=stderr)
     if plain or not alive or console.is_dumb_terminal:
-        yield PlainView(console.file, stages, now)
+        lines = PlainView(console.file, stages, now)
+        with lines.beating():
+            yield lines
         return
     view = LiveView(console, stages, now)
     with view.live():

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import IO
 
 from upft_mlx.events import Event, Graded, Progress, StageStarted, Trained
 from upft_mlx.ui_state import Meter, State, permanent_line, training_numbers
-from upft_mlx.ui_text import glyphs_for
+from upft_mlx.ui_text import clock, glyphs_for
 
 INTERVAL = 5.0
 """Seconds between two lines about the same thing."""
@@ -24,14 +26,49 @@ class PlainView:
         self._spoke: dict[tuple[str, ...], float] = {}
         """When a line about this was last written."""
         self._completed: set[tuple[str, ...]] = set()
+        self._written = now()
+        """When the last line of any kind was written."""
+        self._lock = threading.Lock()
 
     def __call__(self, event: Event) -> None:
         """Take an event, perhaps write a line."""
-        now = self._now()
-        self._state.apply(event, now)
-        line = self._line(event, now)
+        with self._lock:
+            now = self._now()
+            self._state.apply(event, now)
+            self._write(self._line(event, now), now)
+
+    def beat(self) -> None:
+        """Say what is still going on where nothing was written for a while: a step may take minutes."""
+        with self._lock:
+            now, state = self._now(), self._state
+            if now - self._written < INTERVAL or state.stages.get(state.stage) != "running":
+                return
+            name = self._glyphs.line(state.meter.stage if state.meter else state.stage)
+            numbers = state.meter.numbers(now) if state.meter else [f"{clock(now - state.started)} elapsed"]
+            self._write(f"{name}: {'  '.join(numbers)}", now)
+            self._spoke["progress", state.meter.stage if state.meter else state.stage] = now
+
+    @contextmanager
+    def beating(self) -> Iterator[None]:
+        """Beat once a second from a thread of its own; MLX computes without holding up Python."""
+        stopped = threading.Event()
+
+        def run() -> None:
+            while not stopped.wait(1.0):
+                self.beat()
+
+        thread = threading.Thread(target=run, name="plain-view", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            stopped.set()
+            thread.join()
+
+    def _write(self, line: str | None, now: float) -> None:
         if line:
             print(line, file=self._file, flush=True)
+            self._written = now
 
     def _line(self, event: Event, now: float) -> str | None:
         line = self._glyphs.line
