@@ -190,12 +190,12 @@ def prefixes(make_recipe: MakeRecipe, folder: Path, seed: int = 0, **settings: A
     return [found[start : start + 6] for start in range(0, 36, 6)]
 
 
-def test_seeds_are_those_of_the_recipe_and_of_each_chunk(make_recipe: MakeRecipe, tmp_path: Path) -> None:
+def test_the_seed_and_the_question_decide_what_is_sampled(make_recipe: MakeRecipe, tmp_path: Path) -> None:
     first, other = prefixes(make_recipe, tmp_path / "a"), prefixes(make_recipe, tmp_path / "b", seed=1)
     assert first != other
     chunks = [first[start : start + 2] for start in (0, 2, 4)]
     assert chunks[0] != chunks[1] != chunks[2] != chunks[0]
-    assert len({tuple(ids) for group in first for ids in group}) > 6
+    assert len({tuple(ids) for group in first for ids in group}) > 2
 
 
 @pytest.mark.parametrize("settings", [{"temperature": 0.0}, {"top_k": 1}, {"top_p": 1e-6}])

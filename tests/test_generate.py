@@ -124,12 +124,13 @@ def test_another_seed_samples_other_solutions_of_the_same_kind(
 HOT = {"generate": {"temperature": 1.5, "batch_size": 2}, "prefix": {"structure_ratio": 0.0, "length": 8}}
 
 
-def test_each_chunk_has_a_seed_of_its_own(make_recipe: MakeRecipe, loaded: Loaded, tmp_path: Path) -> None:
-    """One question asked 12 times, in three chunks of 4: chunks of one seed would repeat each other."""
+def test_equal_questions_get_solutions_of_their_own(make_recipe: MakeRecipe, loaded: Loaded, tmp_path: Path) -> None:
+    """One question asked 12 times, in three chunks of 4: with the same random numbers all would be the same."""
     asked = [Problem(str(i), "Ann has 3 apples and buys 4 more. How many apples does Ann have?") for i in range(12)]
     ids = [row.completion_ids for row in sampled(make_recipe(**HOT), loaded, tmp_path, asked)]
     chunks = [ids[start : start + 4] for start in (0, 4, 8)]
     assert chunks[0] != chunks[1] != chunks[2] != chunks[0]
+    assert all(len({tuple(part) for part in chunk}) > 1 for chunk in chunks)
 
 
 @pytest.mark.parametrize("settings", [{"temperature": 0.0}, {"top_k": 1}, {"top_p": 1e-6}])

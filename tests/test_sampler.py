@@ -257,6 +257,7 @@ def test_every_token_that_ends_a_turn_ends_a_completion(loaded: Loaded) -> None:
     end = whole.ids[3]
     [found] = sample_chunk(with_ends(loaded, loaded.eos_id, end), asked, Sampling(0.0), seed=0)
     assert (found.ids, found.finish_reason) == (whole.ids[: whole.ids.index(end)], "stop")
+    assert found.stop_id == end
 
 
 def test_the_log_probability_of_the_end_counts(loaded: Loaded) -> None:
@@ -275,14 +276,14 @@ def test_the_log_probability_of_the_end_counts(loaded: Loaded) -> None:
         assert completion.logprob == pytest.approx(np.log(chances[token]), rel=1e-4)
 
 
-def test_a_16_bit_models_frequencies_follow_the_temperature_exactly(loaded: Loaded) -> None:
+def test_a_16_bit_models_frequencies_follow_the_temperature_exactly() -> None:
     """Half of 128 tokens say -4.90625, half -4.9375: divided by 0.6 in bfloat16 they would become the same."""
-    values = np.repeat([-4.90625, -4.9375], 64)
-    logprobs = mx.broadcast_to(mx.array(values).astype(mx.bfloat16), (60_000, 128))
-    mx.random.seed(0)
-    drawn = np.array(_sampler(loaded, Sampling(0.6))(logprobs))
+    values, n = np.repeat([-4.90625, -4.9375], 64), 60_000
+    keys = mx.array([random_key(7, "draw", sample) for sample in range(n)], dtype=mx.uint32)
+    logits = mx.broadcast_to(mx.array(values).astype(mx.bfloat16), (n, 128))
+    drawn = np.array(drawer(Sampling(0.6))(logits, keys)[0])
     first = 1 / (1 + math.exp((values[64] - values[0]) / 0.6))
-    assert stats.binomtest(int((drawn < 64).sum()), len(drawn), first).pvalue > 1e-3
+    assert stats.binomtest(int((drawn < 64).sum()), n, first).pvalue > 1e-3
 
 
 def test_a_stop_string_ends_a_completion_before_it(loaded: Loaded) -> None:

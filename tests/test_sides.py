@@ -177,7 +177,7 @@ def measured(make_recipe: MakeRecipe, folder: Path, benchmarks: list[dict[str, A
     return {label: [*read_rows(RunDir(folder).rows_of(label, "base"), EvaluationRow)] for label in labels}
 
 
-def test_each_benchmark_has_its_own_temperature_limit_and_seed(
+def test_each_benchmark_has_its_own_temperature_and_limit_and_all_the_recipes_seed(
     make_recipe: MakeRecipe, loaded: Loaded, tmp_path: Path
 ) -> None:
     few: dict[str, Any] = {"name": "arithmetic", "limit": 6}
@@ -185,13 +185,11 @@ def test_each_benchmark_has_its_own_temperature_limit_and_seed(
         {**few, "label": "greedy", "temperature": 0.0},
         {**few, "label": "short", "temperature": 0.0, "max_tokens": 5},
         {**few, "label": "hot"},
-        {**few, "label": "hot again"},
     ]
     rows, other = (measured(make_recipe, tmp_path / str(seed), benchmarks, seed=seed) for seed in (0, 1))
     texts = {label: [row.completion for row in found] for label, found in rows.items()}
     assert [row.completion for row in other["greedy"]] == texts["greedy"]
     assert [row.completion for row in other["hot"]] != texts["hot"] != texts["greedy"]
-    assert texts["hot"] != texts["hot again"]
     assert [(row.tokens, row.finish_reason) for row in rows["short"]] == [(5, "length")] * 6
     assert all(whole.startswith(short) for whole, short in zip(texts["greedy"], texts["short"], strict=True))
     ended = [row for row in rows["greedy"] if row.finish_reason == "stop"]
@@ -202,8 +200,8 @@ def test_each_benchmark_has_its_own_temperature_limit_and_seed(
     assert entry.tokens_sampled == sum(row.tokens for found in rows.values() for row in found)
 
 
-def test_each_chunk_of_a_benchmark_has_a_seed_of_its_own(make_recipe: MakeRecipe, tmp_path: Path) -> None:
-    """One question asked nine times, in three chunks: chunks of one seed would repeat each other."""
+def test_equal_questions_of_a_benchmark_get_answers_of_their_own(make_recipe: MakeRecipe, tmp_path: Path) -> None:
+    """One question asked nine times, in three chunks: with the same random numbers all would be the same."""
     row = {"question": "Ann has 3 pens and buys 4 more. How many pens does Ann have?", "answer": "7"}
     (tmp_path / "q.jsonl").write_text("".join(json.dumps({**row, "id": str(i)}) + "\n" for i in range(9)))
     same = {"name": "same", "label": "same", "path": str(tmp_path / "q.jsonl"), "answer": "answer"}
