@@ -281,7 +281,9 @@ def test_a_16_bit_models_frequencies_follow_the_temperature_exactly() -> None:
     values, n = np.repeat([-4.90625, -4.9375], 64), 60_000
     keys = mx.array([random_key(7, "draw", sample) for sample in range(n)], dtype=mx.uint32)
     logits = mx.broadcast_to(mx.array(values).astype(mx.bfloat16), (n, 128))
-    drawn = np.array(drawer(Sampling(0.6))(logits, keys)[0])
+    tokens, logprobs = drawer(Sampling(0.6, logprobs=True))(logits, keys)
+    drawn = np.array(tokens)
+    assert np.allclose(np.array(logprobs), values[drawn] - np.log(np.exp(values).sum()), atol=1e-5)
     first = 1 / (1 + math.exp((values[64] - values[0]) / 0.6))
     assert stats.binomtest(int((drawn < 64).sum()), n, first).pvalue > 1e-3
 
