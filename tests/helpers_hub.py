@@ -74,7 +74,7 @@ class _Uploads(HubHandler):
             self.connection.close()
             return
         body = self._body()
-        if body is None:
+        if body is None or self._refused():
             return
         assert hashlib.sha256(body).hexdigest() == oid
         self.server.large[oid] = body

@@ -91,13 +91,13 @@ FAMILIES: dict[str, dict[str, Any]] = {
 """Families in which every mode is exact: with sliding windows, soft caps, logit scales, experts, tied heads and not."""
 
 
-def family(name: str) -> nn.Module:
-    """A random model of a family with an adapter that does something."""
+def family(name: str, **changes: Any) -> nn.Module:
+    """A random model of a family with an adapter that does something; `changes` of its configuration."""
     module = import_module(f"mlx_lm.models.{'llama' if name == 'mistral' else name}")
     if name == "qwen3_5":
         config = {"text_config": {**_COMMON, **_LINEAR_ATTENTION, "model_type": name}}
     else:
-        config = {**_COMMON, **FAMILIES[name]}
+        config = {**_COMMON, **FAMILIES[name], **changes}
     mx.random.seed(3)
     model: nn.Module = module.Model(module.ModelArgs.from_dict({"model_type": name, **config}))
     # Larger weights than a fresh model's: attention that depends on what it sees, so that a wrong mask shows.

@@ -15,6 +15,7 @@ from upft_mlx import analyze as analyze_module
 from upft_mlx import grade
 from upft_mlx.analysis import Trial, figure, markdown, prefix_accuracy, recommend, self_consistency, summarize
 from upft_mlx.events import Event, Note, Progress
+from upft_mlx.models import Loaded
 from upft_mlx.pipeline import run_analysis
 from upft_mlx.recipe import Analyze, Recipe
 from upft_mlx.rows import Rollout, Solution, read_rows
@@ -132,10 +133,15 @@ def test_the_command_writes_tables_curves_and_rows_that_add_up(recipe: Recipe, t
     questions = {row.problem_id for row in rollouts}
     assert 2 <= len(questions) <= 4
     assert {row.length for row in rollouts} == {0, 2, 8}
+    assert [row["length"] for row in found["accuracy"]][:2] == [0, 2]
     for row in found["accuracy"]:
-        arm = [r.correct for r in rollouts if r.length == row["length"] and r.arm in ("both", "correct")]
-        if row["problems"] == len(questions):
-            assert row["correct"]["mean"] == pytest.approx(sum(arm) / len(arm))
+        at = [r for r in rollouts if r.length == row["length"]]
+        arms = {arm: {r.problem_id for r in at if r.arm in ("both", arm)} for arm in ("correct", "incorrect")}
+        both = arms["correct"] & arms["incorrect"]
+        assert row["problems"] == len(both) >= 2
+        for arm in arms:
+            right = [r.correct for r in at if r.problem_id in both and r.arm in ("both", arm)]
+            assert row[arm]["mean"] == pytest.approx(sum(right) / len(right))
     ElementTree.fromstring((folder / "curves.svg").read_text())
     solutions = [row for name in ("prefixes", "trajectories") for row in read_rows(folder / f"{name}.jsonl", Solution)]
     tokens = sum(len(row.completion_ids) for row in solutions) + sum(row.tokens for row in rollouts)
@@ -163,6 +169,46 @@ def test_stopped_anywhere_it_continues_to_the_same_bytes(recipe: Recipe, tmp_pat
     run_analysis(recipe, tmp_path / "stopped")
     for path in (tmp_path / "whole" / "analysis").iterdir():
         assert path.read_bytes() == (tmp_path / "stopped" / "analysis" / path.name).read_bytes(), path.name
+
+
+QUESTION = "Ann has 3 pens and buys 4 more. How many pens does Ann have?"
+
+
+def prefixes(make_recipe: MakeRecipe, folder: Path, seed: int = 0, **settings: Any) -> list[list[list[int]]]:
+    """Six sampled prefixes of each of six equal questions, two questions in a chunk."""
+    rows = [json.dumps({"id": str(number), "question": QUESTION}) + "\n" for number in range(6)]
+    folder.mkdir()
+    (folder / "q.jsonl").write_text("".join(rows))
+    recipe = make_recipe(
+        seed=seed,
+        problems={"builtin": None, "path": str(folder / "q.jsonl")},
+        analyze={"samples": 6, "lengths": [8]},
+        generate={"temperature": 1.5, "batch_size": 3, **settings},
+    )
+    run_analysis(recipe, folder)
+    found = [row.completion_ids for row in read_rows(folder / "analysis" / "prefixes.jsonl", Solution)]
+    return [found[start : start + 6] for start in range(0, 36, 6)]
+
+
+def test_the_seed_and_the_question_decide_what_is_sampled(make_recipe: MakeRecipe, tmp_path: Path) -> None:
+    first, other = prefixes(make_recipe, tmp_path / "a"), prefixes(make_recipe, tmp_path / "b", seed=1)
+    assert first != other
+    chunks = [first[start : start + 2] for start in (0, 2, 4)]
+    assert chunks[0] != chunks[1] != chunks[2] != chunks[0]
+    assert len({tuple(ids) for group in first for ids in group}) > 2
+
+
+@pytest.mark.parametrize("settings", [{"temperature": 0.0}, {"top_k": 1}, {"top_p": 1e-6}])
+def test_its_sampling_is_the_recipes(make_recipe: MakeRecipe, tmp_path: Path, settings: dict[str, Any]) -> None:
+    found = prefixes(make_recipe, tmp_path / "run", **settings)
+    assert len({tuple(ids) for group in found for ids in group}) == 1, "greedy"
+
+
+def test_its_solutions_end_at_the_recipes_stop_texts(make_recipe: MakeRecipe, loaded: Loaded, tmp_path: Path) -> None:
+    (whole, *_), *_ = prefixes(make_recipe, tmp_path / "whole", temperature=0.0)
+    assert " " in loaded.tokenizer.decode(whole)
+    (cut, *_), *_ = prefixes(make_recipe, tmp_path / "cut", temperature=0.0, stop=[" "])
+    assert " " not in loaded.tokenizer.decode(cut)
 
 
 def test_the_tokens_of_its_progress_never_fall(recipe: Recipe, tmp_path: Path) -> None:

@@ -83,6 +83,23 @@ def test_held_out_problems_have_a_usable_solution(make_recipe: MakeRecipe, loade
     assert built.dropped == {"cut at max_tokens": 8}
 
 
+def test_what_is_held_out_is_drawn_with_the_seed_from_what_could_train(
+    make_recipe: MakeRecipe, loaded: Loaded, tmp_path: Path
+) -> None:
+    """With each of 20 seeds one of the three problems that have a row; with one or another each of them."""
+    cut = [solution(i, "First, we", loaded, kind="full") for i in range(10)]
+    usable = {"2": 2, "5": 5, "8": 8}
+    for index in usable.values():
+        cut[index] = solution(index, "First, we", loaded)
+    held_out = set()
+    for seed in range(20):
+        train, valid, _ = made(make_recipe(seed=seed), loaded, tmp_path / str(seed), cut)
+        assert {row.problem_id for row in [*train, *valid]} == set(usable)
+        assert len(valid) == 1, seed
+        held_out.add(valid[0].problem_id)
+    assert held_out == set(usable)
+
+
 def test_rejection_sampling_keeps_correct_different_and_few(
     make_recipe: MakeRecipe, loaded: Loaded, tmp_path: Path
 ) -> None:

@@ -24,7 +24,18 @@ def test_a_small_table_by_hand() -> None:
     df = math.floor(variance**2 / (by_problem**2 / 2 + by_seed**2 / 1))
     assert df == 1
     assert found.value == pytest.approx(0.5)
-    assert found.ci95[1] - 0.5 == pytest.approx(12.7062047 * math.sqrt(variance), rel=1e-6)
+    half = 12.7062047 * math.sqrt(variance)
+    assert found.ci95 == pytest.approx((0.5 - half, 0.5 + half), rel=1e-6)
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_noise_makes_no_interval_narrower_than_that_over_problems_or_over_seeds(turned: bool) -> None:
+    """Problem means 0.5, 0.4, 0.5, 0.6; seed means 0.5; residuals of 0.4: what is estimated for both is below 0."""
+    table = np.array([[0.9, 0.1], [0.0, 0.8], [0.9, 0.1], [0.2, 1.0]])
+    found = crossed_mean((table.T if turned else table).tolist(), ANY)
+    by_problem = 0.02 / 3 / 4
+    half = 3.18244631 * math.sqrt(by_problem)
+    assert found.ci95 == pytest.approx((0.5 - half, 0.5 + half), rel=1e-6)
 
 
 def test_one_seed_is_the_interval_over_problems() -> None:

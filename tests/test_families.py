@@ -127,6 +127,19 @@ def test_shared_tokens_at_a_wrong_position_are_seen_by_gradient_and_by_trial(
     assert "shared prompt tokens are passed for each sequence" in reasons[0]
 
 
+@pytest.mark.parametrize(("window", "shared"), [(6, 2), (6, 5), (6, 6), (6, 11), (12, 4), (12, 5), (12, 13)])
+@pytest.mark.parametrize("name", ["gemma3_text", "cohere2"])
+def test_a_window_sees_the_shared_tokens_that_lie_in_it(name: str, window: int, shared: int) -> None:
+    """Shared tokens for less than a window, exactly one, and more; the 8 that a row is padded to fill 12 with 5."""
+    begin = list(range(2, 2 + shared))
+    lengths = (1, 2, 4, 8, 12)
+    rows = [Example(str(n), [*begin, *range(30 + n, 32 + 2 * n)], start=shared + 1) for n in lengths]
+    model = family(name, sliding_window=window)
+    for row in rows:
+        found = scalar(make_loss(model, Modes())(*to_arrays(make_batch([row], shared))))
+        assert found == pytest.approx(scalar(oracle(model, [row])), rel=2e-6), row.id
+
+
 @pytest.mark.parametrize("name", ["gemma3_text", "cohere2"])
 def test_a_window_that_forgets_the_shared_tokens_is_seen(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     original = _SharedKeys.make_mask

@@ -6,14 +6,18 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 import pytest
+from conftest import MODEL
 from helpers_adapter import Q4, run, write_adapter
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from upft_mlx.adapters import add_lora
 from upft_mlx.batches import Example
 from upft_mlx.calibration import second_moments
 from upft_mlx.fitting import Matrix, feedback, fit_scales, pack, round_bfloat16, round_float16, unpack
 from upft_mlx.loss import scalar
+from upft_mlx.models import load
+from upft_mlx.recipe import Lora
 from upft_mlx.rundir import RunDir
 from upft_mlx.ways import fused_layer, input_size, ways
 
@@ -139,3 +143,23 @@ def test_a_layers_outputs_are_nearer_with_fitting(run: RunDir, name: str) -> Non
         fused.set_dtype(mx.float32)
         off[suffix] = scalar(mx.square(fused(mx.array(x)) - wanted).sum())
     assert off["-fitted"] < 0.7 * off[""]
+
+
+@pytest.mark.parametrize("scale", [0.5, 3.0])
+def test_an_update_that_scales_and_biases_can_hold_is_held_as_large_as_it_is(scale: float) -> None:
+    """An update that is the same for all columns of a group is a change of its bias, times the adapter's scale."""
+    loaded = load(MODEL, quantize=Q4)
+    add_lora(loaded, Lora(rank=2, scale=scale), seed=0)
+    loaded.model.set_dtype(mx.float32)
+    layer = loaded.model.layers[1].self_attn.q_proj
+    size = input_size(layer)
+    assert size == 64, "two groups"
+    layer.lora_a = mx.array(np.repeat(np.eye(2, dtype=np.float32), 32, axis=0))
+    layer.lora_b = mx.array((0.1 * RNG.normal(size=(2, layer.lora_b.shape[1]))).astype(np.float32))
+    x = inputs(300, size)
+    base, wanted = layer.linear(mx.array(x)), layer(mx.array(x))
+    way = next(way for way in ways(loaded, {"q": layer}) if way.name == "base-fitted")
+    fused = fused_layer(layer, way, [x.T @ x])
+    fused.set_dtype(mx.float32)
+    off, effect = (scalar(mx.square(found - wanted).sum()) for found in (fused(mx.array(x)), base))
+    assert off < 1e-4 * effect

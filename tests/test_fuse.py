@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,7 +23,8 @@ from upft_mlx.batches import Example, to_examples
 from upft_mlx.checkpoints import save_safetensors
 from upft_mlx.errors import FuseError, ModelError
 from upft_mlx.events import Event, Note
-from upft_mlx.fidelity import Comparison, greedy_probes, kl_per_position, retained
+from upft_mlx.fidelity import Comparison, Fidelity, greedy_probes, kl_per_position, retained
+from upft_mlx.fuser import Fuser
 from upft_mlx.loss import scalar
 from upft_mlx.memory import Device
 from upft_mlx.models import Loaded, load
@@ -31,7 +33,7 @@ from upft_mlx.rooms import Budget
 from upft_mlx.rows import TrainingRow, read_rows
 from upft_mlx.rundir import RunDir
 from upft_mlx.stage_fuse import fuse
-from upft_mlx.ways import write_model
+from upft_mlx.ways import Way, write_model
 
 __all__ = ["run"]
 MakeRecipe = Callable[..., Recipe]
@@ -86,6 +88,26 @@ def test_auto_stays_small_where_that_keeps_the_effect(make_recipe: MakeRecipe, r
     assert chosen.retained > 0.9
     fused, *_ = mlx_lm_load(str(run.fused))
     assert fused.model.layers[0].self_attn.q_proj.bits == 8
+
+
+@pytest.mark.parametrize(("base", "chosen"), [(0.94, "mixed-8"), (0.96, "base")])
+def test_auto_takes_the_smallest_way_that_keeps_95_percent(
+    make_recipe: MakeRecipe, run: RunDir, monkeypatch: pytest.MonkeyPatch, base: float, chosen: str
+) -> None:
+    """What each way keeps is made up; the rest of the choice is real."""
+    kept = {"base": base, "base-fitted": 0.9, "mixed-6": 0.9, "mixed-6-fitted": 0.949, "mixed-8": 0.951}
+    kept["mixed-8-fitted"] = 0.98
+    judge = Fuser.judge
+
+    def judged(self: Fuser, way: Way) -> Fidelity:
+        self.measured[way.name] = replace(judge(self, way), retained=kept[way.name])
+        return self.measured[way.name]
+
+    monkeypatch.setattr(Fuser, "judge", judged)
+    write_adapter(run, 0.02, Q4)
+    assert fuse(make_recipe(), load(MODEL, quantize=Q4), run).fuse == chosen
+    demanding = make_recipe(publish={"min_retained": 0.97})
+    assert fuse(demanding, load(MODEL, quantize=Q4), run).fuse == "mixed-8-fitted"
 
 
 def test_a_way_that_loses_the_effect_is_refused_with_those_that_keep_it_and_their_sizes(

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
-import signal
-import subprocess
-import sys
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import MODEL
@@ -133,8 +130,74 @@ def test_a_file_cut_anywhere_is_continued_to_the_same_bytes(
         assert run(recipe, loaded, run_dir.root) == whole, cut
 
 
-def test_another_seed_samples_other_solutions(make_recipe: MakeRecipe, loaded: Loaded, tmp_path: Path) -> None:
-    assert run(make_recipe(), loaded, tmp_path / "a") != run(make_recipe(seed=1), loaded, tmp_path / "b")
+def sampled(recipe: Recipe, loaded: Loaded, folder: Path, asked: Sequence[Problem] | None = None) -> list[Solution]:
+    """The solutions of the recipe's problems, or of others, in their order."""
+    asked = problems(recipe) if asked is None else asked
+    run_dir = RunDir(folder)
+    generate(recipe, loaded, asked, wanted(recipe, len(asked)), run_dir)
+    return list(read_rows(run_dir.solutions, Solution))
+
+
+def test_another_seed_samples_other_solutions_of_the_same_kind(
+    make_recipe: MakeRecipe, loaded: Loaded, tmp_path: Path
+) -> None:
+    """No full solutions: their share is drawn with the seed as well, which would hide that nothing else is."""
+    first, other = (sampled(make_recipe(seed=seed, **HOT), loaded, tmp_path / str(seed)) for seed in (0, 1))
+    assert [(row.problem_id, row.kind) for row in first] == [(row.problem_id, row.kind) for row in other]
+    assert sum(a.completion_ids != b.completion_ids for a, b in zip(first, other, strict=True)) > 10
+
+
+HOT = {"generate": {"temperature": 1.5, "batch_size": 2}, "prefix": {"structure_ratio": 0.0, "length": 8}}
+
+
+def test_equal_questions_get_solutions_of_their_own(make_recipe: MakeRecipe, loaded: Loaded, tmp_path: Path) -> None:
+    """One question asked 12 times, in three chunks of 4: with the same random numbers all would be the same."""
+    asked = [Problem(str(i), "Ann has 3 apples and buys 4 more. How many apples does Ann have?") for i in range(12)]
+    ids = [row.completion_ids for row in sampled(make_recipe(**HOT), loaded, tmp_path, asked)]
+    chunks = [ids[start : start + 4] for start in (0, 4, 8)]
+    assert chunks[0] != chunks[1] != chunks[2] != chunks[0]
+    assert all(len({tuple(part) for part in chunk}) > 1 for chunk in chunks)
+
+
+@pytest.mark.parametrize("settings", [{"temperature": 0.0}, {"top_k": 1}, {"top_p": 1e-6}])
+def test_the_recipes_temperature_and_cuts_reach_the_sampler(
+    make_recipe: MakeRecipe, loaded: Loaded, tmp_path: Path, settings: dict[str, Any]
+) -> None:
+    """Each of them alone makes hot sampling greedy, whatever the seed."""
+    asked = problems(make_recipe())[:6]
+    greedy, cut = (
+        sampled(make_recipe(seed=seed, generate=changes, prefix=HOT["prefix"]), loaded, tmp_path / str(seed), asked)
+        for seed, changes in enumerate(({"temperature": 0.0}, {"temperature": 1.5, **settings}))
+    )
+    assert [row.completion_ids for row in cut] == [row.completion_ids for row in greedy]
+
+
+def test_the_recipes_stop_texts_end_solutions(make_recipe: MakeRecipe, loaded: Loaded, tmp_path: Path) -> None:
+    kept = {"prefix": {"structure_ratio": 1.0}, "problems": {"limit": 6}}
+    whole = sampled(make_recipe(generate={"temperature": 0.0}, **kept), loaded, tmp_path / "whole")
+    cut = sampled(make_recipe(generate={"temperature": 0.0, "stop": ["oxed"]}, **kept), loaded, tmp_path / "cut")
+    assert any("oxed" in row.completion for row in whole)
+    assert not any("oxed" in row.completion for row in cut)
+
+
+def test_what_is_told_is_what_is_in_the_file(make_recipe: MakeRecipe, loaded: Loaded, tmp_path: Path) -> None:
+    recipe, run_dir = make_recipe(), RunDir(tmp_path)
+    found = generate(recipe, loaded, problems(recipe), wanted(recipe, 20), run_dir)
+    rows = [json.loads(line) for line in run_dir.solutions.read_text().splitlines()]
+    assert found.solutions == len(rows) == 20
+    assert found.full == sum(row["kind"] == "full" for row in rows) == 4
+    assert found.tokens_sampled == sum(len(row["completion_ids"]) for row in rows)
+    assert found.tokens_processed > found.tokens_sampled
+
+
+def test_log_probabilities_are_kept_where_the_selection_needs_them(
+    make_recipe: MakeRecipe, loaded: Loaded, tmp_path: Path
+) -> None:
+    few = {"problems": {"limit": 3}, "generate": {"samples": 2}}
+    needed = sampled(make_recipe(prefix={"selection": "confidence"}, **few), loaded, tmp_path / "needed")
+    assert all(row.logprob is not None and row.logprob < 0 for row in needed)
+    others = sampled(make_recipe(prefix={"selection": "consensus"}, **few), loaded, tmp_path / "others")
+    assert {row.logprob for row in others} == {None}
 
 
 def test_sampling_never_sees_the_task_template(make_recipe: MakeRecipe, loaded: Loaded, tmp_path: Path) -> None:
@@ -151,41 +214,6 @@ def test_a_model_without_chat_template_is_refused(make_recipe: MakeRecipe, loade
     bare = Loaded(loaded.model, Bare(), loaded.config, loaded.path, loaded.dtype)
     with pytest.raises(ModelError, match="has no chat template"):
         run(make_recipe(), bare, tmp_path)
-
-
-@pytest.mark.slow
-def test_sigkill_at_any_moment_loses_nothing_but_the_chunk_in_hand(tmp_path: Path) -> None:
-    """The real command, killed again and again until it gets through, against one that never was."""
-    (tmp_path / "r.yaml").write_text(
-        f"model: {MODEL}\nproblems: {{builtin: arithmetic, limit: 40}}\n"
-        "generate: {max_tokens: 30, batch_size: 2}\nprefix: {length: 8, structure_ratio: 0.3}\n"
-    )
-
-    def start(run_dir: str) -> subprocess.Popen[bytes]:
-        command = [sys.executable, "-m", "upft_mlx", "generate", "r.yaml", "--run-dir", run_dir, "--plain"]
-        return subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-
-    process = start("whole")
-    _, error = process.communicate(timeout=120)
-    assert process.returncode == 0, error
-    whole = (tmp_path / "whole" / "solutions.jsonl").read_bytes()
-    file = tmp_path / "killed" / "solutions.partial.jsonl"
-    kills = 0
-    for wait_for in (1, 5, 12, 20):  # lines on the disk, then kill -9 in the middle of the next chunk
-        process = start("killed")
-        while process.poll() is None:
-            if file.exists() and file.read_bytes().count(b"\n") >= wait_for:
-                process.send_signal(signal.SIGKILL)
-                kills += 1
-                break
-            time.sleep(0.005)
-        process.communicate()
-    process = start("killed")
-    _, error = process.communicate(timeout=120)
-    assert process.returncode == 0, error
-    assert kills >= 2
-    assert not file.exists()
-    assert file.with_name("solutions.jsonl").read_bytes() == whole
 
 
 def items(spec: list[tuple[str, int]]) -> list[Wanted]:

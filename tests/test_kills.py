@@ -1,26 +1,21 @@
-"""Training and sampling killed at random moments, each time continued once: the bytes of an uninterrupted run.
+"""Training and sampling killed again and again, each time continued: the bytes of an uninterrupted run.
 
-UPFT_KILLS says how many; the 30 of docs/performance.md take about five minutes each.
+UPFT_KILLS says how many kills, which are spread over the work; docs/performance.md has what was tried.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import random
 import shutil
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
+from helpers_kill import finish, kill_again_and_again, lines_in, newest_step
 
 from upft_mlx.load import load_recipe
 from upft_mlx.pipeline import run_stage
 from upft_mlx.rundir import RunDir
 
-KILLS = int(os.environ.get("UPFT_KILLS", "4"))
 OVERRIDES = (
     "problems.limit=48",
     "train.epochs=3",
@@ -43,25 +38,13 @@ SAMPLING = (
 CLOCK = ("seconds", "tokens_per_second", "peak_memory_bytes")
 
 
-def start(run_dir: Path, stage: str = "train") -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "upft_mlx", stage, "quickstart", "--plain", "--run-dir", str(run_dir)]
-    for override in OVERRIDES if stage == "train" else SAMPLING:
-        command += ["--set", override]
-    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+def command(stage: str, run: RunDir) -> list[str]:
+    settings = OVERRIDES if stage == "train" else SAMPLING
+    return [stage, "quickstart", "--run-dir", str(run.root), *(f"--set={setting}" for setting in settings)]
 
 
-def finish(run_dir: Path, stage: str = "train") -> float:
-    """Seconds that it took."""
-    begin = time.monotonic()
-    process = start(run_dir, stage)
-    _, error = process.communicate(timeout=300)
-    assert process.returncode == 0, error
-    return time.monotonic() - begin
-
-
-def outcome(run_dir: Path) -> tuple[bytes, list[dict[str, float]], set[str]]:
+def outcome(run: RunDir) -> tuple[bytes, list[dict[str, float]], set[str]]:
     """The adapter's bytes, the metrics without what the clock says, and the checkpoints' names."""
-    run = RunDir(run_dir)
     lines = [json.loads(line) for line in run.metrics.read_text().splitlines()]
     kept = [{key: value for key, value in line.items() if key not in CLOCK} for line in lines]
     names = {path.name for path in run.checkpoints.iterdir() if not path.name.startswith(".")}
@@ -69,62 +52,26 @@ def outcome(run_dir: Path) -> tuple[bytes, list[dict[str, float]], set[str]]:
 
 
 @pytest.mark.slow
-def test_training_killed_at_any_moment_and_continued_ends_bit_identical(tmp_path: Path) -> None:
+def test_training_killed_again_and_again_ends_bit_identical(tmp_path: Path) -> None:
+    """The whole run is made in this process; the killed one by the command."""
+    whole, killed = RunDir(tmp_path / "whole"), RunDir(tmp_path / "killed")
     recipe = load_recipe("quickstart", OVERRIDES)
     for stage in ("generate", "build"):
-        run_stage(recipe, tmp_path / "prepared", stage)
-    shutil.copytree(tmp_path / "prepared", tmp_path / "whole")
-    seconds = finish(tmp_path / "whole")
-    expected = outcome(tmp_path / "whole")
-    rng = random.Random(len(expected[1]))
-    steps: list[int] = []
-    while len(steps) < KILLS:
-        killed = tmp_path / "killed"
-        shutil.rmtree(killed, ignore_errors=True)
-        shutil.copytree(tmp_path / "prepared", killed)
-        process = start(killed)
-        try:
-            process.communicate(timeout=seconds * (0.3 + 0.7 * rng.random()))  # not while Python is still starting up
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.communicate()
-            checkpoints = [int(path.name[5:]) for path in RunDir(killed).checkpoints.glob("step-*")]
-            steps.append(max(checkpoints, default=0))
-            finish(killed)
-        assert outcome(killed) == expected, f"killed after the checkpoint of step {steps[-1:]}"
-    assert max(steps) > 0, f"no kill fell into training: {steps}"
-    print(f"{KILLS} kills, after the checkpoints of steps {sorted(steps)}: all end bit-identical")
-
-
-def wait_until_it_samples(process: subprocess.Popen[bytes], run: RunDir) -> None:
-    while not run.partial.exists() and process.poll() is None:
-        time.sleep(0.002)
+        run_stage(recipe, whole.root, stage)
+    shutil.copytree(whole.root, killed.root)
+    run_stage(recipe, whole.root, "train")
+    steps = kill_again_and_again(command("train", killed), lambda: newest_step(killed), newest_step(whole), 4, seed=1)
+    assert max(steps) > 0
+    assert outcome(killed) == outcome(whole), f"killed after the checkpoints of steps {steps}"
 
 
 @pytest.mark.slow
-def test_sampling_killed_at_any_moment_and_continued_ends_bit_identical(tmp_path: Path) -> None:
-    whole = RunDir(tmp_path / "whole")
-    process = start(whole.root, "generate")
-    wait_until_it_samples(process, whole)
-    begin = time.monotonic()
-    process.communicate(timeout=300)
-    seconds, expected = time.monotonic() - begin, whole.solutions.read_bytes()
+def test_sampling_killed_again_and_again_ends_bit_identical(tmp_path: Path) -> None:
+    whole, killed = RunDir(tmp_path / "whole"), RunDir(tmp_path / "killed")
+    finish(command("generate", whole))
+    expected = whole.solutions.read_bytes()
     assert expected.count(b'"full"') == 18
     assert expected.count(b'"prefix"') == 84
-    rng = random.Random(3)
-    lines: list[int] = []
-    while len(lines) < KILLS:
-        run = RunDir(tmp_path / "killed")
-        shutil.rmtree(run.root, ignore_errors=True)
-        process = start(run.root, "generate")
-        wait_until_it_samples(process, run)
-        time.sleep(seconds * rng.random())
-        if process.poll() is None:
-            process.kill()
-            process.communicate()
-            lines.append(run.partial.read_bytes().count(b"\n") if run.partial.exists() else 102)
-            finish(run.root, "generate")
-        assert run.solutions.read_bytes() == expected, f"killed after {lines[-1:]} lines"
-        assert not run.partial.exists()
-    assert max(lines) > 0, f"no kill fell into sampling: {lines}"
-    print(f"{KILLS} kills, after {sorted(lines)} of 102 lines: all end bit-identical")
+    lines = kill_again_and_again(command("generate", killed), lambda: lines_in(killed.partial), 102, 4, seed=3)
+    assert killed.solutions.read_bytes() == expected, f"killed with {lines} lines on the disk"
+    assert not killed.partial.exists()

@@ -13,7 +13,7 @@ from mlx.utils import tree_flatten
 
 from upft_mlx.adapters import add_lora
 from upft_mlx.batches import Example, make_batch
-from upft_mlx.loss import Modes, choose_modes, make_loss, scalar, to_arrays, value_and_grad
+from upft_mlx.loss import Modes, choose_modes, make_loss, scalar, supervised_logits, to_arrays, value_and_grad
 from upft_mlx.models import Loaded
 from upft_mlx.recipe import Lora
 
@@ -88,6 +88,19 @@ def test_the_loss_weighs_sequences_not_tokens(model: nn.Module) -> None:
     alone = [scalar(make_loss(model, Modes())(*to_arrays(make_batch([row])))) for row in ROWS]
     together = scalar(make_loss(model, Modes())(*to_arrays(make_batch(ROWS))))
     assert together == pytest.approx(sum(alone) / len(alone), rel=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [mx.bfloat16, mx.float16])
+def test_the_loss_of_a_16_bit_model_is_computed_in_float32(model: nn.Module, dtype: mx.Dtype) -> None:
+    """From the model's own logits; a float16 sum over the vocabulary would be off in the third digit."""
+    model.set_dtype(dtype)
+    arrays = to_arrays(make_batch(ROWS))
+    found = make_loss(model, Modes())(*arrays)
+    logits = np.array(supervised_logits(model, *arrays[:3], Modes()).astype(mx.float32), np.float64)
+    logprobs = logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
+    picked = logprobs[np.arange(len(logprobs)), np.array(arrays[3])]
+    assert found.dtype == mx.float32
+    assert scalar(found) == pytest.approx(-float((np.array(arrays[4]) * picked).sum()), rel=1e-5)
 
 
 class NormFirst(nn.Module):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -19,7 +20,9 @@ import mlx.core as mx
 import pytest
 from conftest import MODEL
 
+from upft_mlx import pipeline
 from upft_mlx.errors import RankError
+from upft_mlx.load import load_recipe
 from upft_mlx.parallel import Ranks, _hosts, _launched, joined, mine, ranks, rounds
 
 SMALL = (
@@ -95,9 +98,23 @@ def upft(verb: str, run_dir: Path, *overrides: str) -> list[str]:
     return command
 
 
-def alone(verb: str, run_dir: Path) -> None:
-    done = subprocess.run(upft(verb, run_dir), capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
+@pytest.fixture(scope="module")
+def one(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A whole run of one process: this one."""
+    folder = tmp_path_factory.mktemp("one") / "run"
+    pipeline.run(load_recipe("quickstart", SMALL), folder)
+    return folder
+
+
+@pytest.fixture
+def built(one: Path, tmp_path: Path) -> Path:
+    """A run directory that is ready to train."""
+    run = tmp_path / "run"
+    run.mkdir()
+    for name in ("recipe.json", "ledger.json", "solutions.jsonl"):
+        shutil.copy(one / name, run)
+    shutil.copytree(one / "dataset", run / "dataset")
+    return run
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
@@ -195,9 +212,8 @@ def test_sums_values_and_files_reach_every_rank(start: Any, tmp_path: Path) -> N
 
 
 @pytest.mark.slow
-def test_two_ranks_make_the_rows_and_the_adapter_of_one(start: Any, tmp_path: Path) -> None:
-    one, two = tmp_path / "one", tmp_path / "two"
-    alone("run", one)
+def test_two_ranks_make_the_rows_and_the_adapter_of_one(start: Any, one: Path, tmp_path: Path) -> None:
+    two = tmp_path / "two"
     (_, output, errors), (status, silent, more) = start(*[upft("run", two)] * 2).wait()
     assert "fused" in output, errors
     assert (status, silent) == (0, ""), more
@@ -217,10 +233,9 @@ def test_two_ranks_make_the_rows_and_the_adapter_of_one(start: Any, tmp_path: Pa
 
 
 @pytest.mark.slow
-def test_rows_do_not_depend_on_who_began_them(start: Any, tmp_path: Path) -> None:
+def test_rows_do_not_depend_on_who_began_them(start: Any, one: Path, tmp_path: Path) -> None:
     """Begun by one process and cut off, continued by two."""
-    alone("generate", tmp_path / "one")
-    whole = (tmp_path / "one" / "solutions.jsonl").read_bytes()
+    whole = (one / "solutions.jsonl").read_bytes()
     killed = tmp_path / "two"
     process = subprocess.Popen(upft("generate", killed), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     begun = killed / "solutions.partial.jsonl"
@@ -244,35 +259,38 @@ from upft_mlx.parallel import ranks
 from upft_mlx.recipe import Lora, Train
 from upft_mlx.stage_train import Stepper
 from pathlib import Path
-loaded = load(Path(sys.argv[1]))
-loaded.model.set_dtype(getattr(mx, sys.argv[2]))
-add_lora(loaded, Lora(rank=4), 0)
-rows = [Example(str(i), [3, 4, *((7 * i + j) % 500 + 5 for j in range(6 + i))], 5) for i in range(7)]
-stepper = Stepper(loaded.model, Train(), shared=shared_length(rows))
-for step in range(6):
-    loss, _ = stepper.step(rows[:7 if step else 1], 1e-3, step)
-    print(loss)
-if ranks().leads:
-    mx.save_safetensors(sys.argv[3], adapter_weights(loaded.model))
+def steps(dtype, model, file):
+    loaded = load(Path(model))
+    loaded.model.set_dtype(getattr(mx, dtype))
+    add_lora(loaded, Lora(rank=4), 0)
+    rows = [Example(str(i), [3, 4, *((7 * i + j) % 500 + 5 for j in range(6 + i))], 5) for i in range(7)]
+    stepper = Stepper(loaded.model, Train(), shared=shared_length(rows))
+    for step in range(6):
+        loss, _ = stepper.step(rows[:7 if step else 1], 1e-3, step)
+        print(loss)
+    if ranks().leads:
+        mx.save_safetensors(f"{file}-{dtype}.safetensors", adapter_weights(loaded.model))
+for dtype in ("float32", "float16"):
+    steps(dtype, *sys.argv[1:])
 """
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("float16", 1e-2)])
-def test_uneven_steps_on_two_ranks_are_those_of_one(start: Any, tmp_path: Path, dtype: str, tolerance: float) -> None:
+def test_uneven_steps_on_two_ranks_are_those_of_one(start: Any, tmp_path: Path) -> None:
     """Seven rows, and one: a rank without any still takes part."""
-    command = [sys.executable, "-c", STEPS, str(MODEL), dtype]
-    one = subprocess.run([*command, "one.safetensors"], cwd=tmp_path, capture_output=True, text=True, timeout=120)
-    assert one.returncode == 0, one.stderr
-    (status, output, errors), (_, other, _) = start(*[[*command, "two.safetensors"]] * 2).wait()
+    command = [sys.executable, "-c", STEPS, str(MODEL)]
+    single = subprocess.run([*command, "one"], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert single.returncode == 0, single.stderr
+    (status, output, errors), (_, other, _) = start(*[[*command, "two"]] * 2).wait()
     assert status == 0, errors
     assert output == other, "all ranks see the same losses"
-    losses = [float(line) for line in one.stdout.split()]
-    assert [float(line) for line in output.split()] == pytest.approx(losses, rel=tolerance)
-    expected, found = (mx.load(str(tmp_path / f"{name}.safetensors")) for name in ("one", "two"))
-    assert isinstance(expected, dict)
-    assert isinstance(found, dict)
-    for name, array in expected.items():
-        assert mx.linalg.norm(found[name] - array) < tolerance * mx.linalg.norm(array), name
+    wanted, losses = ([float(line) for line in text.split()] for text in (single.stdout, output))
+    for dtype, tolerance, six in (("float32", 1e-5, slice(6)), ("float16", 1e-2, slice(6, 12))):
+        assert losses[six] == pytest.approx(wanted[six], rel=tolerance)
+        expected, found = (mx.load(str(tmp_path / f"{name}-{dtype}.safetensors")) for name in ("one", "two"))
+        assert isinstance(expected, dict)
+        assert isinstance(found, dict)
+        for name, array in expected.items():
+            assert mx.linalg.norm(found[name] - array) < tolerance * mx.linalg.norm(array), (name, dtype)
 
 
 # How a job ends.
@@ -303,14 +321,11 @@ def test_an_error_of_one_rank_ends_the_other_with_its_text(start: Any, tmp_path:
 @pytest.mark.parametrize("victim", [0, 1])
 @pytest.mark.parametrize("verb", ["generate", "train"])
 def test_a_rank_that_is_killed_takes_the_job_down_with_a_message(
-    start: Any, tmp_path: Path, victim: int, verb: str
+    start: Any, built: Path, victim: int, verb: str
 ) -> None:
-    run = tmp_path / "run"
-    long = ("problems.limit=300", "generate.batch_size=1", "train.epochs=500", "train.checkpoint_every=1")
-    if verb == "train":
-        long = ("problems.limit=60", *long[1:])
-        for stage in ("generate", "build"):
-            assert subprocess.run(upft(stage, run, *long), capture_output=True, timeout=120).returncode == 0
+    run, long = built, ("train.epochs=500", "train.checkpoint_every=1")
+    if verb == "generate":
+        run, long = run.with_name("sampling"), ("problems.limit=300", "generate.batch_size=1")
     job = start(*[upft(verb, run, *long)] * 2)
     begun = run / "adapter" / "checkpoints" / "step-0000003" if verb == "train" else run / "solutions.partial.jsonl"
     deadline = time.monotonic() + 60
@@ -327,10 +342,8 @@ def test_a_rank_that_is_killed_takes_the_job_down_with_a_message(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("pressed", [0, 1])
-def test_ctrl_c_on_any_rank_ends_all_after_the_same_step_and_saves_it(start: Any, tmp_path: Path, pressed: int) -> None:
-    run, long = tmp_path / "run", ("problems.limit=60", "train.epochs=500", "train.checkpoint_every=10000")
-    for stage in ("generate", "build"):
-        assert subprocess.run(upft(stage, run, *long), capture_output=True, timeout=120).returncode == 0
+def test_ctrl_c_on_any_rank_ends_all_after_the_same_step_and_saves_it(start: Any, built: Path, pressed: int) -> None:
+    run, long = built, ("train.epochs=500", "train.checkpoint_every=10000")
     job = start(*[upft("train", run, *long)] * 2)
     deadline = time.monotonic() + 60
     while not (run / "metrics.jsonl").exists() or not (run / "metrics.jsonl").read_bytes():

@@ -7,13 +7,13 @@ import random
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import MODEL
+from helpers_kill import finish, killed_at, lines_in, newest_step
 
 from upft_mlx import pipeline
 from upft_mlx.benchmarks import load_benchmark, resolve
@@ -436,41 +436,31 @@ def test_golds_without_percent_sign_are_met_where_the_benchmark_drops_it(
 
 @pytest.mark.slow
 def test_a_run_killed_again_and_again_ends_with_the_files_of_a_whole_one(tmp_path: Path) -> None:
-    """SIGKILL at seeded random moments of the real command, until it gets through."""
-    command = [sys.executable, "-m", "upft_mlx", "run", "quickstart", "--plain"]
-    for override in (
+    """SIGKILL of the real command in each of its stages, and at a random moment after it."""
+    settings = (
         "problems.limit=64",
         "generate.batch_size=8",
         "train.batch_size=4",
         "train.checkpoint_every=3",
         "evaluate.batch_size=8",
         "evaluate.benchmarks=[{name: arithmetic, limit: 64}]",
-    ):
-        command += ["--set", override]
-
-    def start(run_dir: str) -> subprocess.Popen[bytes]:
-        return subprocess.Popen(
-            [*command, "--run-dir", run_dir], cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
-        )
-
-    process = start("whole")
-    begin = time.monotonic()
-    _, error = process.communicate(timeout=300)
-    whole = time.monotonic() - begin
-    assert process.returncode == 0, error
-    rng, kills = random.Random(0), 0
-    while True:
-        process = start("killed")
-        try:
-            # Long enough to get past starting up, and longer with each kill, so that it ends on any machine.
-            _, error = process.communicate(timeout=whole * (0.2 + 0.2 * rng.random() + 0.02 * kills))
-            break
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.communicate()
-            kills += 1
-    assert process.returncode == 0, error
-    assert kills >= 2
+    )
+    command = ["run", "quickstart", *(f"--set={setting}" for setting in settings), "--run-dir"]
+    finish([*command, tmp_path / "whole"])
+    killed = RunDir(tmp_path / "killed")
+    rows = [killed.rows_of("arithmetic", side) for side in ("base", "tuned")]
+    moments: tuple[Callable[[], bool], ...] = (
+        lambda: lines_in(killed.partial) > 8,
+        lambda: killed.solutions.exists(),
+        lambda: killed.train.exists(),
+        lambda: newest_step(killed) > 6,
+        lambda: lines_in(*rows) > 30,
+        lambda: (killed.evaluation / "summary.json").exists(),
+    )
+    rng = random.Random(0)
+    running = [killed_at([*command, killed.root], reached, rng.random() / 5) for reached in moments]
+    assert sum(running) >= 4, running
+    finish([*command, killed.root])
     for name in (
         "solutions.jsonl",
         "dataset/train.jsonl",

@@ -87,12 +87,20 @@ def test_a_new_repository_is_private_unless_the_recipe_says_otherwise(
 
 
 def refused(publish: Publish, folder: Path, *parts: str, kind: type[Exception] = PublishError) -> None:
+    """The push ends with this kind of error, which says `parts`; neither it nor a note before it tells a secret."""
+    notes: list[str] = []
+
+    def note(event: Event) -> None:
+        if isinstance(event, Note):
+            notes.append(event.text)
+
     with pytest.raises(kind) as caught:
-        push(publish, folder)
+        push(publish, folder, note)
     for part in parts:
         assert part in str(caught.value), (part, caught.value)
-    assert TOKEN not in str(caught.value)
-    assert "X-Signature" not in str(caught.value)
+    for text in (*notes, str(caught.value)):
+        assert TOKEN not in text
+        assert "X-Signature" not in text
 
 
 def test_without_a_login_nothing_is_tried(hub: UploadHub, fused: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -129,6 +137,28 @@ def test_409_a_change_by_somebody_else_at_the_same_time(hub: UploadHub, fused: P
 def test_500_that_lasts(hub: UploadHub, fused: Path) -> None:
     hub.faults["/api/repos/create"] = [500] * 4
     refused(OURS, fused, "the Hub has a fault; what is uploaded is kept, the same command continues (HTTP 500)")
+
+
+def test_an_address_with_a_signature_is_told_without_it(hub: UploadHub, fused: Path) -> None:
+    """Large files go to signed addresses, which let anyone upload who reads them in an error."""
+    hub.faults["X-Signature=secret"] = [413]
+    refused(OURS, fused, f"{hub.endpoint}/lfs/", "(HTTP 413)")
+
+
+def test_429_is_waited_for_and_told_when_it_lasts(hub: UploadHub, fused: Path) -> None:
+    hub.faults["/commit/"] = [429, 408]
+    push(OURS, fused)
+    assert set(hub.repos["user/tuned"]) == UP | {".gitattributes"}
+    hub.faults["/commit/"] = [429] * 4
+    refused(OURS, fused, "the Hub wants fewer requests; wait some minutes", "(HTTP 429)")
+    assert hub.faults["/commit/"] == []
+
+
+@pytest.mark.parametrize("status", [400, 403, 409, 413])
+def test_what_will_not_pass_is_not_tried_again(hub: UploadHub, fused: Path, status: int) -> None:
+    hub.faults["/commit/"] = [status] * 2
+    refused(OURS, fused, f"(HTTP {status})")
+    assert hub.faults["/commit/"] == [status]
 
 
 def test_500_that_passes_is_survived(hub: UploadHub, fused: Path) -> None:

@@ -10,10 +10,8 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import mlx.core as mx
 import pytest
@@ -22,12 +20,12 @@ from upft_mlx.adapters import add_lora
 from upft_mlx.batches import to_examples
 from upft_mlx.decoding import Request
 from upft_mlx.models import load
-from upft_mlx.problems import load_problems
 from upft_mlx.prompts import Renderer
 from upft_mlx.recipe import Lora, Recipe, Train
 from upft_mlx.rows import Solution, TrainingRow, read_rows
 from upft_mlx.rundir import RunDir
 from upft_mlx.sampler import Sampler, sampling_for
+from upft_mlx.spool import problems_of
 from upft_mlx.stage_train import Stepper
 
 pytestmark = [pytest.mark.real, pytest.mark.slow]
@@ -55,13 +53,13 @@ def recipe_file(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("real") / "real.yaml"
     recipe = {
         "model": str(model),
-        "problems": {"path": str(data / "gsm8k_train.jsonl"), "limit": 24},
-        "generate": {"max_tokens": 320, "batch_size": 24},
+        "problems": {"path": str(data / "gsm8k_train.jsonl"), "limit": 12},
+        "generate": {"max_tokens": 240, "batch_size": 12},
         "prefix": {"length": PREFIX, "structure_ratio": 0.1},
-        "train": {"steps": 6, "batch_size": 6, "learning_rate": 3e-4, "valid_ratio": 0},
+        "train": {"steps": 4, "batch_size": 4, "learning_rate": 3e-4, "valid_ratio": 0},
         "evaluate": {
-            "max_tokens": 48,
-            "benchmarks": [{"name": "gsm8k", "path": str(data / "gsm8k_test.jsonl"), "limit": 4}],
+            "max_tokens": 32,
+            "benchmarks": [{"name": "gsm8k", "path": str(data / "gsm8k_test.jsonl"), "limit": 2}],
         },
         "publish": {"fuse": "bf16"},
     }
@@ -85,14 +83,14 @@ def run(recipe_file: Path) -> RunDir:
 def test_prefixes_are_sampled_ids_and_what_full_solutions_begin_with(run: RunDir, recipe_file: Path) -> None:
     solutions = {row.problem_id: row for row in read_rows(run.solutions, Solution)}
     prefixes = [row for row in solutions.values() if row.kind == "prefix"]
-    assert len(solutions) == 24
-    assert len(prefixes) == 22
+    assert len(solutions) == 12
+    assert len(prefixes) == 11
     assert {len(row.completion_ids) for row in prefixes} == {PREFIX}
     recipe = Recipe.model_validate({"name": "real", **json.loads(recipe_file.read_text())})
     loaded = load(Path(recipe.model))
-    chosen = [p for p in load_problems(recipe.problems, recipe.seed) if solutions[p.id].kind == "prefix"][:3]
+    chosen = [p for p in problems_of(recipe) if solutions[p.id].kind == "prefix"][:3]
     renderer = Renderer(loaded.tokenizer, recipe.prompt)
-    sampler = Sampler(loaded, sampling_for(loaded, recipe.generate.temperature, 24))
+    sampler = Sampler(loaded, sampling_for(loaded, recipe.generate.temperature, 12))
     asked = [Request(renderer.ids(problem.question), PREFIX + 8, 1, problem.id) for problem in chosen]
     whole = sampler.sample(asked, recipe.seed)
     assert [made.ids[:PREFIX] for made in whole] == [solutions[problem.id].completion_ids for problem in chosen]
@@ -128,7 +126,7 @@ def test_the_fused_model_answers_in_plain_mlx_lm(run: RunDir) -> None:
 
 def test_the_report_and_the_export_are_whole(run: RunDir) -> None:
     summary = json.loads(run.summary.read_text())["benchmarks"]["gsm8k"]
-    assert {side: summary[side]["n"] for side in ("base", "tuned")} == {"base": 4, "tuned": 4}
+    assert {side: summary[side]["n"] for side in ("base", "tuned")} == {"base": 2, "tuned": 2}
     versions = json.loads(run.recipe.read_text())["versions"]
     assert "blas" in versions
     exported = mx.load(str(run.root.parent / "peft" / "adapter_model.safetensors"))

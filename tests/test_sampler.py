@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import math
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -241,6 +242,51 @@ def test_log_probabilities_are_the_models_own_before_the_temperature(loaded: Loa
         )
         assert completion.logprob == pytest.approx(expected, rel=1e-4, abs=1e-4)
     assert sample_chunk(loaded, asked[:1], Sampling(0.7), seed=3)[0].logprob is None
+
+
+def with_ends(loaded: Loaded, *ends: int) -> Loaded:
+    """The model with other tokens that end a completion; the first is the tokenizer's own."""
+    tokenizer = SimpleNamespace(eos_token_ids=list(ends), eos_token_id=ends[0], decode=loaded.tokenizer.decode)
+    return Loaded(loaded.model, tokenizer, loaded.config, loaded.path, loaded.dtype)
+
+
+def test_every_token_that_ends_a_turn_ends_a_completion(loaded: Loaded) -> None:
+    """Models name several: the third token of the greedy completion is made the second of them."""
+    asked = requests(loaded, 12)[:1]
+    [whole] = sample_chunk(loaded, asked, Sampling(0.0), seed=0)
+    assert len(whole.ids) > 4
+    end = whole.ids[3]
+    [found] = sample_chunk(with_ends(loaded, loaded.eos_id, end), asked, Sampling(0.0), seed=0)
+    assert (found.ids, found.finish_reason) == (whole.ids[: whole.ids.index(end)], "stop")
+    assert found.stop_id == end
+
+
+def test_the_log_probability_of_the_end_counts(loaded: Loaded) -> None:
+    """A token that is neither sure nor rare is made the end, so that its share of the sum shows."""
+    model = family("llama")
+    stand_in = Loaded(model, SimpleNamespace(eos_token_ids=[89], eos_token_id=89), {}, Path(), mx.float32)
+    prompt = [2, 3, 4, 5]
+    chances = next_token(stand_in, prompt)
+    end = int(np.argsort(chances)[-2])
+    assert 0.02 < chances[end] < 0.6
+    ending = Loaded(model, SimpleNamespace(eos_token_ids=[end], eos_token_id=end), {}, Path(), mx.float32)
+    found = sample_chunk(ending, [Request(prompt, 1, 200)], Sampling(1.0, logprobs=True), seed=0)
+    assert {completion.finish_reason for completion in found} == {"stop", "length"}
+    for completion in found:
+        [token] = completion.ids or [end]
+        assert completion.logprob == pytest.approx(np.log(chances[token]), rel=1e-4)
+
+
+def test_a_16_bit_models_frequencies_follow_the_temperature_exactly() -> None:
+    """Half of 128 tokens say -4.90625, half -4.9375: divided by 0.6 in bfloat16 they would become the same."""
+    values, n = np.repeat([-4.90625, -4.9375], 64), 60_000
+    keys = mx.array([random_key(7, "draw", sample) for sample in range(n)], dtype=mx.uint32)
+    logits = mx.broadcast_to(mx.array(values).astype(mx.bfloat16), (n, 128))
+    tokens, logprobs = drawer(Sampling(0.6, logprobs=True))(logits, keys)
+    drawn = np.array(tokens)
+    assert np.allclose(np.array(logprobs), values[drawn] - np.log(np.exp(values).sum()), atol=1e-5)
+    first = 1 / (1 + math.exp((values[64] - values[0]) / 0.6))
+    assert stats.binomtest(int((drawn < 64).sum()), n, first).pvalue > 1e-3
 
 
 def test_a_stop_string_ends_a_completion_before_it(loaded: Loaded) -> None:

@@ -52,14 +52,22 @@ def test_consensus_takes_the_most_frequent_prefix_and_of_equals_the_earliest(mak
 
 
 def test_consensus_tells_a_prefix_that_ended_from_one_that_was_cut(make_recipe: MakeRecipe) -> None:
-    samples = [
-        prefix([1, 2], "stop"),
-        prefix([1, 2, 3]),
-        prefix([1, 2, 3]),
-        prefix([1, 2], "stop"),
-        prefix([1, 2], "stop"),
-    ]
-    assert chosen(make_recipe, "consensus", samples)[0] == [0]
+    """The same ids with and without the end are two prefixes: what is trained differs by EOS."""
+    cut, ended, other = prefix([1, 2]), prefix([1, 2], "stop"), prefix([1, 2, 4])
+    assert chosen(make_recipe, "consensus", [cut, ended, ended])[0] == [1]
+    assert chosen(make_recipe, "consensus", [other, other, cut, ended, ended, ended])[0] == [3]
+
+
+def test_consensus_compares_what_is_trained_and_nothing_behind_it(make_recipe: MakeRecipe) -> None:
+    """Ids beyond the prefix, or an end right behind it, are not trained and make no other prefix."""
+    same = [prefix([1, 2, 3], "stop"), prefix([1, 2, 3]), prefix([1, 2, 3, 9])]
+    assert chosen(make_recipe, "consensus", [prefix([1, 2, 4]), prefix([1, 2, 4]), *same])[0] == [2]
+
+
+def test_confidence_counts_eos_among_the_tokens(make_recipe: MakeRecipe) -> None:
+    """-4 over 3 tokens and EOS is -1 each; -2.2 over 2 that were cut is -1.1."""
+    cut = Solution("p", 0, "prefix", [1, 2], "", "length", -2.2)
+    assert chosen(make_recipe, "confidence", [cut, full("b", ids=3, logprob=-4.0)])[0] == [1]
 
 
 def test_majority_answer_takes_the_first_sample_with_it_however_it_is_written(make_recipe: MakeRecipe) -> None:

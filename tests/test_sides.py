@@ -4,18 +4,13 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
-import random
-import shutil
-import subprocess
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import MODEL
+from helpers_kill import kill_again_and_again, lines_in
 
 from upft_mlx import grading, pipeline, stage_evaluate
 from upft_mlx.adapters import AdapterSwitch, add_lora, load_adapter
@@ -31,7 +26,6 @@ from upft_mlx.rows import EvaluationRow, read_rows, write_json
 from upft_mlx.rundir import RunDir
 
 MakeRecipe = Callable[..., Recipe]
-KILLS = int(os.environ.get("UPFT_KILLS", "3"))
 
 
 def logits(loaded: Loaded) -> Any:
@@ -125,6 +119,10 @@ def test_an_adapter_from_elsewhere_is_compared_and_the_model_is_loaded_once(
     base = [r.completion for r in read_rows(tmp_path / "run/evaluation/arithmetic/base.jsonl", EvaluationRow)]
     tuned = [r.completion for r in read_rows(tmp_path / "run/evaluation/arithmetic/tuned.jsonl", EvaluationRow)]
     assert base != tuned
+    paths = (tmp_path / "run/evaluation").glob("[!.]*/*.jsonl")
+    entry = RunDir(tmp_path / "run").entry("evaluate")
+    assert entry is not None
+    assert entry.tokens_sampled == sum(row.tokens for path in paths for row in read_rows(path, EvaluationRow))
 
 
 @pytest.mark.parametrize("prompt", [None, "Ben has 3 pens and gets 4 more. Ben gives 2 to Eva. " * 4 + "{question}"])
@@ -171,6 +169,46 @@ def test_a_look_at_less_does_not_cost_the_whole(recipe: Recipe, tmp_path: Path) 
     assert {event.resumed for event in events if isinstance(event, Graded)} == {True}
 
 
+def measured(make_recipe: MakeRecipe, folder: Path, benchmarks: list[dict[str, Any]], **changes: Any) -> dict[str, Any]:
+    """The base's rows by benchmark, three completions in a chunk; hot where a benchmark does not say otherwise."""
+    evaluate = {"benchmarks": benchmarks, "temperature": 1.5, "batch_size": 3, "max_tokens": 30}
+    evaluated(make_recipe(evaluate=evaluate, **changes), folder)
+    labels = [benchmark["label"] for benchmark in benchmarks]
+    return {label: [*read_rows(RunDir(folder).rows_of(label, "base"), EvaluationRow)] for label in labels}
+
+
+def test_each_benchmark_has_its_own_temperature_and_limit_and_all_the_recipes_seed(
+    make_recipe: MakeRecipe, loaded: Loaded, tmp_path: Path
+) -> None:
+    few: dict[str, Any] = {"name": "arithmetic", "limit": 6}
+    benchmarks = [
+        {**few, "label": "greedy", "temperature": 0.0},
+        {**few, "label": "short", "temperature": 0.0, "max_tokens": 5},
+        {**few, "label": "hot"},
+    ]
+    rows, other = (measured(make_recipe, tmp_path / str(seed), benchmarks, seed=seed) for seed in (0, 1))
+    texts = {label: [row.completion for row in found] for label, found in rows.items()}
+    assert [row.completion for row in other["greedy"]] == texts["greedy"]
+    assert [row.completion for row in other["hot"]] != texts["hot"] != texts["greedy"]
+    assert [(row.tokens, row.finish_reason) for row in rows["short"]] == [(5, "length")] * 6
+    assert all(whole.startswith(short) for whole, short in zip(texts["greedy"], texts["short"], strict=True))
+    ended = [row for row in rows["greedy"] if row.finish_reason == "stop"]
+    assert ended
+    assert [len(loaded.tokenizer.encode(row.completion)) for row in ended] == [row.tokens for row in ended], "no EOS"
+    entry = RunDir(tmp_path / "0").entry("evaluate")
+    assert entry is not None
+    assert entry.tokens_sampled == sum(row.tokens for found in rows.values() for row in found)
+
+
+def test_equal_questions_of_a_benchmark_get_answers_of_their_own(make_recipe: MakeRecipe, tmp_path: Path) -> None:
+    """One question asked nine times, in three chunks: with the same random numbers all would be the same."""
+    row = {"question": "Ann has 3 pens and buys 4 more. How many pens does Ann have?", "answer": "7"}
+    (tmp_path / "q.jsonl").write_text("".join(json.dumps({**row, "id": str(i)}) + "\n" for i in range(9)))
+    same = {"name": "same", "label": "same", "path": str(tmp_path / "q.jsonl"), "answer": "answer"}
+    texts = [row.completion for row in measured(make_recipe, tmp_path / "run", [same])["same"]]
+    assert texts[:3] != texts[3:6] != texts[6:] != texts[:3]
+
+
 def test_progress_counts_both_sides(recipe: Recipe, adapter: Path, tmp_path: Path) -> None:
     _, events = evaluated(recipe, tmp_path / "run", adapter)
     assert EvaluationStarted((("arithmetic", 9), ("sampled", 15))) in events
@@ -202,47 +240,18 @@ def test_answers_that_cannot_be_graded_in_time_are_wrong_and_said_to_be(
 
 # Kills.
 
-OVERRIDES = ("evaluate.batch_size=4", "evaluate.max_tokens=40")
-NARROW = ("--limit", "10")
-
-
-def start(run_dir: Path, adapter: Path) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "upft_mlx", "evaluate", "quickstart", "--plain", "--run-dir", str(run_dir)]
-    command += [*NARROW, "--adapter", str(adapter)]
-    for override in OVERRIDES:
-        command += ["--set", override]
-    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-
-
-def finish(run_dir: Path, adapter: Path) -> float:
-    """Seconds that it took."""
-    begin = time.monotonic()
-    process = start(run_dir, adapter)
-    _, error = process.communicate(timeout=300)
-    assert process.returncode == 0, error
-    return time.monotonic() - begin
-
 
 @pytest.mark.slow
-def test_evaluation_killed_at_any_moment_and_continued_has_the_same_rows_and_summary(tmp_path: Path) -> None:
-    """UPFT_KILLS says how many kills; the embedded model at 8 bits, both benchmarks of the quickstart, both sides."""
-    recipe = load_recipe("quickstart")
+def test_evaluation_killed_again_and_again_has_the_same_rows_and_summary(tmp_path: Path) -> None:
+    """The embedded model at 8 bits, both benchmarks of the quickstart, both sides."""
+    settings = ("evaluate.batch_size=4", "evaluate.max_tokens=40")
+    recipe = narrowed(load_recipe("quickstart", settings), limit=10)
     adapter = write_adapter(tmp_path / "adapter", recipe.quantize)
-    seconds = finish(tmp_path / "whole", adapter)
-    expected = outcome(tmp_path / "whole")
-    rng = random.Random(7)
-    counts: list[int] = []
-    while len(counts) < KILLS:
-        run = tmp_path / "killed"
-        shutil.rmtree(run, ignore_errors=True)
-        process = start(run, adapter)
-        try:
-            process.communicate(timeout=seconds * (0.3 + 0.7 * rng.random()))
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.communicate()
-            counts.append(sum(len(p.read_bytes().splitlines()) for p in run.glob("evaluation/*/*.jsonl")))
-            finish(run, adapter)
-        assert outcome(run) == expected, f"killed with {counts[-1:]} rows on the disk"
-    assert max(counts) > 0, f"no kill fell into the evaluation: {counts}"
-    print(f"{KILLS} kills with {sorted(counts)} rows on the disk: all end with the same bytes")
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    pipeline.run_stage(recipe, whole, "evaluate", adapter=adapter)
+    command = ["evaluate", "quickstart", "--limit", "10", "--adapter", str(adapter), "--run-dir", str(killed)]
+    command += [f"--set={setting}" for setting in settings]
+    total = lines_in(*whole.glob("evaluation/*/*.jsonl"))
+    assert total == 2 * (10 + 4 * 10)
+    kill_again_and_again(command, lambda: lines_in(*killed.glob("evaluation/*/*.jsonl")), total, 3, seed=7)
+    assert outcome(killed) == outcome(whole)

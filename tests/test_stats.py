@@ -326,3 +326,11 @@ def test_the_flips_of_many_equal_differences_are_known() -> None:
     assert sign_flip([0.5] * 40) == pytest.approx(2 / 2**40)
     assert sign_flip([0.5, -0.5] * 20) == 1.0
     assert sign_flip([1.0] * 8 + [-1.0]) == pytest.approx(mcnemar_exact(8, 1))
+
+
+@pytest.mark.parametrize(("n", "ups"), [(13, 10), (21, 7), (30, 20), (40, 14), (40, 20), (33, 17)])
+def test_many_equal_sizes_are_a_binomial_test(n: int, ups: int) -> None:
+    """Here many flips are exactly as extreme as what was observed, which counts as well."""
+    expected = scipy_stats.binomtest(ups, n).pvalue
+    found = sign_flip([0.25] * ups + [-0.25] * (n - ups))
+    assert found == pytest.approx(expected)

@@ -14,12 +14,15 @@ from types import SimpleNamespace
 from typing import Any
 
 import mlx.core as mx
+import mlx.nn as nn
 import numpy as np
 import pytest
 from conftest import MODEL
+from helpers_loss import flat, oracle
 from mlx.utils import tree_map
 from mlx_lm.utils import load as mlx_lm_load
 
+from upft_mlx import checkpoints, stage_train
 from upft_mlx.adapters import adapter_weights, add_lora
 from upft_mlx.batches import Counts, to_examples
 from upft_mlx.checkpoints import Position, latest
@@ -28,6 +31,7 @@ from upft_mlx.events import Event, Note, Progress
 from upft_mlx.interrupt import deferred_interrupt
 from upft_mlx.loss import scalar
 from upft_mlx.models import load
+from upft_mlx.parallel import Ranks
 from upft_mlx.recipe import Lora, Quantize, Recipe, Train
 from upft_mlx.rows import TrainingRow, read_rows, write_rows
 from upft_mlx.rundir import RunDir
@@ -124,7 +128,7 @@ def test_the_best_validation_loss_is_kept_or_the_last_step(
     make_recipe: MakeRecipe, run: RunDir, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     adapters: list[dict[str, mx.array]] = []
-    losses = iter([3.0, 1.0, 2.0] * 2)
+    losses = iter([3.0, 1.0, 1.0] * 2)  # of equal ones the first is the best: it took less training
 
     def loss(self: Stepper, *_: Any) -> float:
         adapters.append(adapter_weights(self.model))
@@ -190,6 +194,15 @@ def test_a_checkpoint_holds_everything_the_next_step_depends_on(make_recipe: Mak
     assert {array.dtype for array in optimizer.values()} == {mx.float32, mx.uint64}
 
 
+def test_the_newest_checkpoint_continues_and_the_oldest_goes(tmp_path: Path) -> None:
+    for step in (9, 98, 99, 100, 101):
+        checkpoints.save(tmp_path, Position(step), {"a": mx.array([float(step)])}, {"b": mx.array([1.0])}, keep=3)
+        found = latest(tmp_path)
+        assert found is not None
+        assert (found[0].step, found[1]["a"].item()) == (step, step)
+    assert sorted(int(path.name[5:]) for path in tmp_path.glob("step-*")) == [99, 100, 101]
+
+
 def test_a_loss_that_is_not_finite_stops_with_step_and_rows_and_keeps_the_checkpoint(
     make_recipe: MakeRecipe, run: RunDir, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -245,6 +258,9 @@ def test_rows_without_room_for_a_completion_are_refused(make_recipe: MakeRecipe,
         ({"schedule": "cosine"}, 3, 1.0),
         ({"schedule": "cosine", "warmup_ratio": 0.0}, 50, 0.55),
         ({"schedule": "cosine"}, 100, 0.1),
+        ({"schedule": "cosine", "warmup_ratio": 0.2}, 10, 0.5),
+        ({"schedule": "cosine", "warmup_ratio": 0.2}, 20, 1.0),
+        ({"schedule": "cosine", "warmup_ratio": 0.2}, 60, 0.55),
     ],
 )
 def test_learning_rate(settings: dict[str, Any], step: int, expected: float) -> None:
@@ -256,6 +272,132 @@ def test_steps_are_given_or_follow_from_epochs() -> None:
     assert total_steps(Train(batch_size=4), 9) == 3
     assert total_steps(Train(batch_size=4, epochs=2), 9) == 6
     assert total_steps(Train(batch_size=4, steps=50), 9) == 50
+
+
+Step = tuple[list[str], float, int]
+"""The ids of a step's examples, its learning rate and its seed."""
+
+
+def steps_of(recipe: Recipe, run: RunDir, monkeypatch: pytest.MonkeyPatch) -> tuple[dict[str, mx.array], list[Step]]:
+    """The adapter that training begins with, and what each step is given; nothing is computed."""
+    given: list[Step] = []
+
+    def step(self: Stepper, examples: Any, rate: float, seed: int) -> tuple[float, Counts]:
+        given.append(([example.id for example in examples], rate, seed))
+        return 1.0, Counts(1, 1, 1)
+
+    loaded = load(MODEL)
+    with monkeypatch.context() as patch:
+        patch.setattr(Stepper, "step", step)
+        patch.setattr(Stepper, "loss", lambda *_: 1.0)
+        train(recipe, loaded, run)
+    shutil.rmtree(run.adapter)
+    return adapter_weights(loaded.model), given
+
+
+def test_the_seed_decides_adapter_order_and_dropout_and_each_step_has_its_own(
+    make_recipe: MakeRecipe, run: RunDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = {"epochs": 2, "batch_size": 4, "warmup_ratio": 0.5, "schedule": "cosine", "learning_rate": 1.0}
+    adapter, steps = steps_of(make_recipe(train=settings), run, monkeypatch)
+    again, same = steps_of(make_recipe(train=settings), run, monkeypatch)
+    assert_same(again, adapter)
+    assert same == steps
+    other_adapter, other = steps_of(make_recipe(train=settings, seed=1), run, monkeypatch)
+    drawn = [name for name in adapter if name.endswith("lora_a")]
+    assert not any(mx.array_equal(other_adapter[name], adapter[name]) for name in drawn)
+    assert [ids for ids, _, _ in other] != [ids for ids, _, _ in steps]
+    assert len({seed for _, _, seed in [*steps, *other]}) == 16
+    cosine = [0.1 + 0.9 * (1 + math.cos(math.pi * part)) / 2 for part in (0.25, 0.5, 0.75, 1)]
+    assert [rate for _, rate, _ in steps] == pytest.approx([0.25, 0.5, 0.75, 1, *cosine])
+
+
+class Rank(Ranks):
+    """One of two ranks that adds nothing of the other's."""
+
+    size = 2
+
+    def __init__(self, rank: int) -> None:
+        self.rank = rank
+
+
+def test_each_rank_has_a_dropout_of_its_own(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two ranks with the same sequence: only the noise tells their losses apart."""
+    example = to_examples(list(read_rows(run.train, TrainingRow)), max_length=64)[0]
+    losses: dict[float, list[float]] = {}
+    for dropout in (0.0, 0.5):
+        for rank in (0, 1):
+            monkeypatch.setattr(stage_train, "ranks", lambda rank=rank: Rank(rank))
+            stepper = with_effect(dropout)
+            losses.setdefault(dropout, []).append(stepper.step([example, example], 1e-4, 7)[0])
+    assert losses[0.0][0] == losses[0.0][1]
+    assert abs(losses[0.5][0] - losses[0.5][1]) > 1e-4
+
+
+def with_effect(dropout: float) -> Stepper:
+    """A stepper whose adapter changes what the model says."""
+    loaded = load(MODEL)
+    add_lora(loaded, Lora(rank=4, dropout=dropout), seed=0)
+    mx.random.seed(1)
+    for _, module in loaded.model.named_modules():
+        if "lora_b" in module:
+            module.lora_b = 0.05 * mx.random.normal(module.lora_b.shape)
+    loaded.model.train()
+    return Stepper(loaded.model, Train(), dropout=dropout > 0)
+
+
+def test_dropout_is_off_in_the_validation_loss_and_on_again_after_it(run: RunDir) -> None:
+    examples = to_examples(list(read_rows(run.train, TrainingRow)), max_length=64)[:4]
+    stepper, plain = with_effect(0.5), with_effect(0.0)
+    for _ in range(2):
+        assert stepper.loss(examples, 4) == pytest.approx(plain.loss(examples, 4), rel=1e-5)
+        noisy = [stepper.step(examples, 0.0, seed)[0] for seed in (1, 2)]
+        assert abs(noisy[0] - noisy[1]) > 1e-4
+
+
+def test_validation_rows_that_begin_otherwise_than_all_training_rows_keep_their_loss(
+    make_recipe: MakeRecipe, run: RunDir
+) -> None:
+    """What is passed once is what the training and the validation rows begin with."""
+    odd = [TrainingRow("v/0", "v", 0, "prefix", "", "", [5, 6, 300 + i, 40, 41], [20, 21, 22]) for i in range(3)]
+    write_rows(run.valid, odd)
+    train(make_recipe(train={"steps": 1, "learning_rate": 1e-9}), load(MODEL), run)
+    expected = oracle(load(MODEL).model, to_examples(odd, max_length=64))
+    assert metrics(run)[-1]["valid_loss"] == pytest.approx(scalar(expected), rel=1e-5)
+
+
+def test_training_is_adamw_written_out(make_recipe: MakeRecipe, run: RunDir) -> None:
+    """Three steps on all rows against NumPy: both betas, bias correction, decay, and the schedule's rates."""
+    betas, decay, peak = (0.6, 0.8), 4.0, 1e-2
+    settings = {"steps": 3, "batch_size": 16, "learning_rate": peak, "warmup_ratio": 0.5, "schedule": "cosine"}
+    settings |= {"betas": betas, "weight_decay": decay, "clip_norm": None, "save": "last"}
+    recipe, loaded, rows_ = make_recipe(train=settings), load(MODEL), list(read_rows(run.train, TrainingRow))
+    start: dict[str, mx.array] = {}
+
+    def remember(event: Event) -> None:
+        if isinstance(event, Progress) and event.done == 0:
+            start.update({name: mx.array(array) for name, array in adapter_weights(loaded.model).items()})
+
+    train(recipe, loaded, run, remember)
+    found = mx.load(str(run.adapter / "adapters.safetensors"))
+    assert isinstance(found, dict)
+    model, examples = loaded.model, to_examples(rows_, max_length=64)
+    weights = {name: np.array(array, np.float64) for name, array in start.items()}
+    first = {name: np.zeros_like(array) for name, array in weights.items()}
+    second = {name: np.zeros_like(array) for name, array in weights.items()}
+    for step, rate in enumerate((peak / 2, peak, 0.1 * peak), start=1):
+        model.load_weights(
+            [(name, mx.array(array.astype(np.float32))) for name, array in weights.items()], strict=False
+        )
+        gradients = flat(nn.value_and_grad(model, lambda: oracle(model, examples))()[1])
+        for name, gradient in gradients.items():
+            first[name] = betas[0] * first[name] + (1 - betas[0]) * gradient
+            second[name] = betas[1] * second[name] + (1 - betas[1]) * gradient.astype(np.float64) ** 2
+            m, v = first[name] / (1 - betas[0] ** step), second[name] / (1 - betas[1] ** step)
+            weights[name] = weights[name] * (1 - rate * decay) - rate * m / (np.sqrt(v) + 1e-8)
+    for name, expected in weights.items():
+        off, moved = np.linalg.norm(np.array(found[name]) - expected), np.linalg.norm(expected - np.array(start[name]))
+        assert off < 5e-3 * moved, name
 
 
 def test_clipping_bounds_the_first_step_to_the_same_direction(make_recipe: MakeRecipe, run: RunDir) -> None:
