@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -75,8 +76,8 @@ class Draft:
     @property
     def next_commands(self) -> list[str]:
         """What to run now."""
-        fetch = [f"upft fetch {self.path}"] if self.hub else []
-        return [f"upft plan {self.path}", *fetch, f"upft run {self.path}"]
+        path = shlex.quote(str(self.path))
+        return [f"upft plan {path}", *([f"upft fetch {path}"] if self.hub else []), f"upft run {path}"]
 
 
 def new_recipe(wish: Wish) -> Draft:
