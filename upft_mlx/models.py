@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-import json
 import os
 import re
 from collections import Counter
@@ -17,6 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from upft_mlx.errors import ModelError, OfflineError, RecipeError
+from upft_mlx.escape import one_line, quoted
+from upft_mlx.gate import admit
+from upft_mlx.model_files import json_object
 
 if TYPE_CHECKING:
     import mlx.core as mx
@@ -186,24 +188,8 @@ def _checked(path: Path, *, weights: bool = True) -> Path:
         )
     if not any((path / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")):
         raise ModelError(f"{path}: no tokenizer (tokenizer.json or tokenizer.model); copy it from the model's source")
-    if "model_type" not in json_object(path / "config.json"):
-        raise ModelError(f"{path / 'config.json'}: lacks `model_type`; download the model again")
+    admit(path, weights=weights)
     return path
-
-
-def json_object(path: Path) -> dict[str, Any]:
-    """The object in a JSON file of a model folder.
-
-    Raises:
-        ModelError: it is none.
-    """
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ModelError(f"{path}: not JSON: {error}; download the model again") from None
-    if not isinstance(value, dict):
-        raise ModelError(f"{path}: expected a JSON object, found a {type(value).__name__}; download the model again")
-    return value
 
 
 def model_hash(path: Path) -> str:
@@ -245,6 +231,7 @@ def load(path: Path, *, quantize: Quantize | None = None, trust_remote_code: boo
 
     from upft_mlx.cpu import add_dense_copies
 
+    admit(path)
     tokenizer = load_tokenizer(path, trust_remote_code=trust_remote_code)
     try:
         model, config = load_model(path, lazy=True, **_trusting(path, load_model, trust_remote_code))
@@ -271,6 +258,7 @@ def load_tokenizer(path: Path, *, trust_remote_code: bool = False) -> Any:
     from mlx_lm.utils import load_config
     from mlx_lm.utils import load_tokenizer as load
 
+    admit(path, weights=False)
     try:
         eos = load_config(path).get("eos_token_id")
         tokenizer = load(path, {"trust_remote_code": trust_remote_code}, eos_token_ids=eos)
@@ -287,18 +275,19 @@ def _trusting(path: Path, load_model: Callable[..., Any], trust_remote_code: boo
     Raises:
         ModelError: the folder brings code along, and the recipe does not trust it.
     """
-    code = json.loads((path / "config.json").read_text(encoding="utf-8")).get("model_file")
+    code = json_object(path / "config.json").get("model_file")
     if code is not None and not trust_remote_code:
-        raise ModelError(f"{path}: wants to run its own code ({code}); if you trust it, set trust_remote_code: true")
+        raise ModelError(
+            f"{path}: wants to run its own code ({quoted(code)}); if you trust it, set trust_remote_code: true"
+        )
     known = "trust_remote_code" in inspect.signature(load_model).parameters
     return {"trust_remote_code": trust_remote_code} if known else {}
 
 
 def reason(error: Exception) -> str:
     """The text of another library's error on one line, without the lists that some append."""
-    text = " ".join(str(error).split())
-    text = f"{type(error).__name__}: {text}" if isinstance(error, KeyError) or not text else text
-    return text if len(text) <= 300 else text[:297] + "..."
+    text = one_line(str(error), 300)
+    return one_line(f"{type(error).__name__}: {text}", 300) if isinstance(error, KeyError) or not text else text
 
 
 def _dtype(model: nn.Module) -> mx.Dtype:
