@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -10,7 +11,13 @@ import pytest
 from conftest import MODEL
 from helpers_input import assert_fails, no_network, upft, write
 
+from upft_mlx.errors import ModelError, PublishError
+from upft_mlx.gate import terms
 from upft_mlx.load import load_recipe
+from upft_mlx.models import find_model, load, load_tokenizer
+from upft_mlx.publish import files_to_push
+from upft_mlx.recipe import Recipe
+from upft_mlx.ways import write_model
 
 __all__ = ["no_network"]
 pytestmark = pytest.mark.usefixtures("no_network")
@@ -31,6 +38,10 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def model(folder: Path, name: str = "model") -> Path:
     """A copy of the embedded model that a test may change."""
     return Path(shutil.copytree(MODEL, folder / name))
+
+
+def recipe(path: Path) -> Recipe:
+    return Recipe.model_validate({"model": str(path), "problems": {"builtin": "arithmetic"}})
 
 
 def change(path: Path, **values: object) -> None:
@@ -109,3 +120,99 @@ def test_values_in_messages_are_cut_to_a_line(folder: Path, text: str) -> None:
 def test_a_recipe_of_many_megabytes_is_refused_at_once(folder: Path) -> None:
     write(folder / "my.yaml", "a: 1\n" * 1_000_000)
     assert_fails(upft("plan", "my.yaml"), 2, "larger than 256 KB")
+
+
+# Links, and what is published.
+
+SECRET = "hf_" + "a1B2" * 9
+
+
+@pytest.mark.parametrize("name", ["LICENSE", "config.json", "generation_config.json", "chat_template.jinja", "own.py"])
+def test_a_link_out_of_a_model_folder_is_not_followed(folder: Path, name: str) -> None:
+    target = write(folder / "private" / "id_rsa", "{}" if name.endswith(".json") else "private")
+    (model(folder) / name).unlink(missing_ok=True)
+    (folder / "model" / name).symlink_to(target)
+    with pytest.raises(ModelError, match="leads out of the model folder"):
+        find_model(recipe(folder / "model"))
+    with pytest.raises(ModelError, match="leads out of the model folder"):
+        load_tokenizer(folder / "model")
+
+
+def test_the_links_of_the_hubs_cache_and_links_inside_a_folder_work(folder: Path) -> None:
+    repo = folder / "hub" / "models--user--name"
+    (repo / "snapshots" / "abc").mkdir(parents=True)
+    (repo / "blobs").mkdir()
+    for number, file in enumerate(sorted(MODEL.iterdir())):
+        shutil.copy(file, repo / "blobs" / str(number))
+        (repo / "snapshots" / "abc" / file.name).symlink_to(f"../../blobs/{number}")
+    (repo / "snapshots" / "abc" / "LICENSE").symlink_to("README.md")
+    found = find_model(recipe(repo / "snapshots" / "abc"))
+    assert load(found).eos_id
+    assert [path.name for path in terms(found)] == ["LICENSE"]
+    shutil.copytree(found, folder / "linked", symlinks=True)
+    with pytest.raises(ModelError, match="leads out of the model folder|missing"):
+        find_model(recipe(folder / "linked"))
+
+
+def test_a_pipe_in_a_model_folder_does_not_hold_the_command_up(folder: Path) -> None:
+    os.mkfifo(model(folder) / "generation_config.json")
+    with pytest.raises(ModelError, match="not a plain file"):
+        find_model(recipe(folder / "model"))
+
+
+def test_a_tokenizer_that_names_a_file_elsewhere_is_refused(folder: Path) -> None:
+    secret = write(folder / "private" / "tokenizer.model", "private")
+    change(model(folder) / "tokenizer_config.json", vocab_file=str(secret))
+    with pytest.raises(ModelError, match="vocab_file"):
+        find_model(recipe(folder / "model"))
+    change(folder / "model" / "tokenizer_config.json", vocab_file="/nowhere/on/this/machine/tokenizer.model")
+    find_model(recipe(folder / "model"))
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("LICENSE", f"use {SECRET}"),
+        ("LICENSE-CODE", f"use {SECRET}"),
+        ("own.py", f"TOKEN = '{SECRET}'"),
+        ("tokenizer.model", f"\0\0{SECRET}\0"),
+        ("qwen.tiktoken", "-----BEGIN OPENSSH PRIVATE KEY-----\nabc\n"),
+        ("chat_template.jinja", "gh" + "p_" + "a1B2c3" * 6),
+        ("model.safetensors", "\0" * ((16 << 20) - 20) + SECRET),
+    ],
+)
+def test_a_token_is_found_whatever_the_file_is_called(folder: Path, name: str, content: str) -> None:
+    write(folder / "README.md", "a card")
+    assert [path.name for path in files_to_push(folder)] == ["README.md"]
+    write(folder / name, content)
+    with pytest.raises(PublishError, match="holds an access token or a private key"):
+        files_to_push(folder)
+
+
+def test_only_names_on_the_list_are_published(folder: Path) -> None:
+    up = {"LICENSE", "LICENSE.md", "NOTICE", "model.safetensors", "model-00001-of-00002.safetensors", "tokenizer.json"}
+    down = {
+        "LICENSES",
+        "licence_keys",
+        "LICENSE~",
+        "model.safetensors.bak",
+        "modelkeys.safetensors",
+        "*.tiktoken",
+        "id_rsa",
+    }
+    for name in up | down:
+        write(folder / name, "x")
+    write(folder / "NOTICES" / "a", "x")
+    write(folder / "LICENSE.d" / "a", "x")
+    assert {path.name for path in files_to_push(folder)} == up
+
+
+def test_a_strangers_code_is_not_written_into_the_fused_model(folder: Path) -> None:
+    write(model(folder) / "modeling_own.py", "print('hello')")
+    whole = load(folder / "model")
+    write_model(whole, whole.config, folder / "fused")
+    assert (folder / "fused" / "model.safetensors").exists()
+    assert not list((folder / "fused").glob("*.py"))
+    trusting = load(folder / "model", trust_remote_code=True)
+    write_model(trusting, trusting.config, folder / "trusted")
+    assert (folder / "trusted" / "modeling_own.py").exists()

@@ -58,7 +58,7 @@ def admit(folder: Path, *, weights: bool = True) -> None:
 
 
 def _is_read(name: str) -> bool:
-    return name.endswith(_READ) or _TERMS.fullmatch(name) is not None or name == "additional_chat_templates"
+    return name.endswith(_READ) or is_terms(name) or name == "additional_chat_templates"
 
 
 def _stamp(path: Path) -> tuple[int, ...]:
@@ -95,7 +95,7 @@ def _most(file: Path) -> int:
         return 2**50
     if file.suffix == ".jinja":
         return TEMPLATE_BYTES
-    return _TERMS_BYTES if _TERMS.fullmatch(file.name) else LARGEST
+    return _TERMS_BYTES if is_terms(file.name) else LARGEST
 
 
 def _stays_inside(file: Path, folder: Path) -> None:
@@ -110,9 +110,14 @@ def _stays_inside(file: Path, folder: Path) -> None:
         raise ModelError(f"{file}: is a link to a file that is missing; {AGAIN}")
 
 
+def is_terms(name: str) -> bool:
+    """Whether a file of this name holds terms: LICENSE, LICENCE.md, NOTICE.txt, LICENSE-CODE."""
+    return _TERMS.fullmatch(name) is not None
+
+
 def terms(folder: Path) -> list[Path]:
     """The files with the terms of a model, plain and small, which go with what is made of it."""
-    found = sorted(path for path in folder.iterdir() if _TERMS.fullmatch(path.name) and path.is_file())
+    found = sorted(path for path in folder.iterdir() if is_terms(path.name) and path.is_file())
     for path in found:
         _stays_inside(path, folder)
     return [path for path in found if path.stat().st_size <= _TERMS_BYTES]

@@ -49,6 +49,8 @@ class Loaded:
     path: Path
     dtype: mx.Dtype
     """Of the folder's unquantized weights; what runs may be float32 instead, see `load`."""
+    trusted: bool = False
+    """Whether the recipe lets the folder's own code run; only then it goes with what is made of the model."""
 
     @property
     def eos_id(self) -> int:
@@ -246,7 +248,7 @@ def load(path: Path, *, quantize: Quantize | None = None, trust_remote_code: boo
         raise
     except Exception as error:  # mlx, mlx-lm and the model's own code raise what they like
         raise ModelError(f"{path}: cannot be loaded: {reason(error)}") from error
-    return Loaded(model, tokenizer, config, path, dtype)
+    return Loaded(model, tokenizer, config, path, dtype, trust_remote_code)
 
 
 def load_tokenizer(path: Path, *, trust_remote_code: bool = False) -> Any:
