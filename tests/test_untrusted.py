@@ -149,13 +149,13 @@ def test_the_links_of_the_hubs_cache_and_links_inside_a_folder_work(folder: Path
     found = find_model(recipe(repo / "snapshots" / "abc"))
     assert load(found).eos_id
     assert [path.name for path in terms(found)] == ["LICENSE"]
-    shutil.copytree(found, folder / "linked", symlinks=True)
-    with pytest.raises(ModelError, match="leads out of the model folder|missing"):
-        find_model(recipe(folder / "linked"))
+    (repo / "snapshots").rename(repo / "elsewhere")  # not a cache any more
+    with pytest.raises(ModelError, match="leads out of the model folder"):
+        find_model(recipe(repo / "elsewhere" / "abc"))
 
 
 def test_a_pipe_in_a_model_folder_does_not_hold_the_command_up(folder: Path) -> None:
-    os.mkfifo(model(folder) / "generation_config.json")
+    os.mkfifo(model(folder) / "added_tokens.json")
     with pytest.raises(ModelError, match="not a plain file"):
         find_model(recipe(folder / "model"))
 
@@ -191,15 +191,7 @@ def test_a_token_is_found_whatever_the_file_is_called(folder: Path, name: str, c
 
 def test_only_names_on_the_list_are_published(folder: Path) -> None:
     up = {"LICENSE", "LICENSE.md", "NOTICE", "model.safetensors", "model-00001-of-00002.safetensors", "tokenizer.json"}
-    down = {
-        "LICENSES",
-        "licence_keys",
-        "LICENSE~",
-        "model.safetensors.bak",
-        "modelkeys.safetensors",
-        "*.tiktoken",
-        "id_rsa",
-    }
+    down = {"LICENSES", "licence_keys", "LICENSE~", "model.safetensors.bak", "modelkeys.safetensors", "*.py", "id_rsa"}
     for name in up | down:
         write(folder / name, "x")
     write(folder / "NOTICES" / "a", "x")

@@ -58,9 +58,8 @@ def files_to_push(folder: Path) -> list[Path]:
     from huggingface_hub import get_token
 
     own = (get_token() or "").encode()
-    found = [
-        path for path in sorted(folder.iterdir()) if _is_allowed(path.name) and (path.is_symlink() or not path.is_dir())
-    ]
+    listed = [path for path in sorted(folder.iterdir()) if _is_allowed(path.name)]
+    found = [path for path in listed if path.is_symlink() or not path.is_dir()]
     for path in found:
         if path.is_symlink() or not path.is_file():
             raise PublishError(f"{path}: is not a plain file and will not be uploaded; remove it, or fuse again")
@@ -169,12 +168,8 @@ def _upload(api: HfApi, repo: str, folder: Path, files: Sequence[Path]) -> None:
         repo_id=repo,
         folder_path=folder,
         allow_patterns=[path.name for path in files],
-        delete_patterns=[
-            *ALLOWED,
-            "LICENSE*",
-            "LICENCE*",
-            "NOTICE*",
-        ],  # of an earlier push: weights in other shards would be loaded as well
+        # what is left of an earlier push: weights in other shards would be loaded as well
+        delete_patterns=[*ALLOWED, "LICENSE*", "LICENCE*", "NOTICE*"],
         commit_message="Upload with upft_mlx",
     )
 
