@@ -11,12 +11,13 @@ import pytest
 from conftest import MODEL
 from helpers_input import assert_fails, no_network, upft, write
 
-from upft_mlx.errors import ModelError, PublishError
+from upft_mlx.errors import ModelError, PublishError, RunDirError
 from upft_mlx.gate import terms
 from upft_mlx.load import load_recipe
 from upft_mlx.models import find_model, load, load_tokenizer
 from upft_mlx.publish import files_to_push
 from upft_mlx.recipe import Recipe
+from upft_mlx.rows import Solution, append_chunk, resume
 from upft_mlx.ways import write_model
 
 __all__ = ["no_network"]
@@ -208,3 +209,33 @@ def test_a_strangers_code_is_not_written_into_the_fused_model(folder: Path) -> N
     trusting = load(folder / "model", trust_remote_code=True)
     write_model(trusting, trusting.config, folder / "trusted")
     assert (folder / "trusted" / "modeling_own.py").exists()
+
+
+# Run directories.
+
+
+@pytest.mark.parametrize("name", [".lock", ".ledger.tmp.json", ".recipe.tmp.json", "solutions.partial.jsonl"])
+@pytest.mark.parametrize("there", [True, False])
+def test_a_link_in_a_run_directory_does_not_empty_its_target(folder: Path, name: str, *, there: bool) -> None:
+    (folder / "run").mkdir()
+    target = folder / "notes.txt"
+    if there:
+        write(target, "years of notes\n")
+    (folder / "run" / name).symlink_to(target)
+    sizes = ("problems.limit=2", "generate.max_tokens=8", "prefix.length=4", "generate.batch_size=2")
+    made = upft("generate", "quickstart", "--run-dir", "run", *(part for size in sizes for part in ("--set", size)))
+    assert target.exists() == there
+    if there:
+        assert target.read_text() == "years of notes\n"
+    if made.exit_code:
+        assert_fails(made, 1, name)
+
+
+def test_a_link_for_evaluation_rows_does_not_take_them_elsewhere(folder: Path) -> None:
+    target = write(folder / "notes.txt", "years of notes\n")
+    (folder / "base.jsonl").symlink_to(target)
+    with pytest.raises(RunDirError, match="is a link"):
+        resume(folder / "base.jsonl", [1])
+    with pytest.raises(RunDirError, match="is a link"):
+        append_chunk(folder / "base.jsonl", [Solution("a", 0, "full", [1], "x", "stop")])
+    assert target.read_text() == "years of notes\n"

@@ -8,6 +8,7 @@ A reader of a file that is being appended must expect a torn last line after `ki
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from array import array
@@ -17,7 +18,7 @@ from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_type_hints
 
-from upft_mlx.errors import RowsError
+from upft_mlx.errors import RowsError, RunDirError
 
 FinishReason = Literal["length", "stop"]
 
@@ -156,6 +157,7 @@ def replacing(path: Path) -> Iterator[Path]:
     """A temporary path beside `path` that takes its place when the block ends well, and goes otherwise."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.stem}.tmp{path.suffix}")
+    temporary.unlink(missing_ok=True)  # of a process that was killed, or a link that leads elsewhere
     try:
         yield temporary
         temporary.replace(path)
@@ -221,9 +223,27 @@ def arrange(source: Path, target: Path, order: Iterable[int]) -> None:
         os.fsync(arranged.fileno())
 
 
+def own_file(path: Path, flags: int) -> int:
+    """Open a file that is written to in place, and not what a link of its name leads to.
+
+    Returns:
+        Its descriptor.
+
+    Raises:
+        RunDirError: it is a link.
+        OSError: it cannot be opened.
+    """
+    try:
+        return os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+    except OSError as error:
+        if error.errno not in (errno.ELOOP, errno.EMLINK):
+            raise
+        raise RunDirError(f"{path}: is a link and is not written through; remove the link") from None
+
+
 def append_chunk(path: Path, rows: Sequence[Any]) -> None:
     """Append rows and wait until they are on the disk."""
-    with path.open("ab") as file:
+    with open(own_file(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT), "ab") as file:
         file.write("".join(map(to_line, rows)).encode())
         file.flush()
         os.fsync(file.fileno())
@@ -239,12 +259,9 @@ def resume(path: Path, chunk_sizes: Sequence[int]) -> int:
     Returns:
         How many chunks are complete.
     """
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()
-        return 0
+    path.parent.mkdir(parents=True, exist_ok=True)
     whole, position, chunks, pending = 0, 0, 0, 0
-    with path.open("rb+") as file:
+    with open(own_file(path, os.O_RDWR | os.O_CREAT), "rb+") as file:
         for line in file:
             if not line.endswith(b"\n") or chunks == len(chunk_sizes):
                 break
