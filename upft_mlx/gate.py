@@ -17,6 +17,7 @@ from typing import Any
 from upft_mlx.errors import ModelError
 from upft_mlx.escape import one_line, quoted
 from upft_mlx.model_files import LARGEST, check_size, json_object, read_header
+from upft_mlx.rendering import EndedError, RefusedError, try_tokenizer
 
 AGAIN = "download the model again"
 _READ = (".json", ".jsonl", ".safetensors", ".py", ".model", ".tiktoken", ".txt", ".jinja", ".md")
@@ -39,12 +40,8 @@ _NOT_TEXT = re.compile(r"vision|visual|audio")
 _NAME = re.compile(r"[A-Za-z0-9][\w.+-]{0,99}", re.ASCII)
 
 
-def admit(folder: Path, *, weights: bool = True) -> None:
-    """Check a model folder; once for each state of its files.
-
-    Args:
-        folder: has config.json.
-        weights: whether the weights are needed; else they may be missing.
+def admit(folder: Path) -> None:
+    """Check a model folder that has config.json, and its weights where it has some; once for each state of its files.
 
     Raises:
         ModelError: names the file, the field and its value.
@@ -54,7 +51,7 @@ def admit(folder: Path, *, weights: bool = True) -> None:
         stamps = tuple((name, _stamp(folder / name)) for name in names)
     except OSError as error:
         raise ModelError(f"{folder}: cannot be read: {error.strerror}; set model to another folder") from None
-    _admit(folder, stamps, weights=weights)
+    _admit(folder, stamps)
 
 
 def _is_read(name: str) -> bool:
@@ -67,7 +64,7 @@ def _stamp(path: Path) -> tuple[int, ...]:
 
 
 @lru_cache(maxsize=16)
-def _admit(folder: Path, stamps: tuple[tuple[str, tuple[int, ...]], ...], *, weights: bool) -> None:
+def _admit(folder: Path, stamps: tuple[tuple[str, tuple[int, ...]], ...]) -> None:
     names = [name for name, _ in stamps]
     files = [file for name in names for file in _files(folder / name)]
     for file in files:
@@ -79,8 +76,7 @@ def _admit(folder: Path, stamps: tuple[tuple[str, tuple[int, ...]], ...], *, wei
         _check_generation(folder / "generation_config.json")
     _check_tokenizer(folder)
     headers = [name for name in names if name.startswith("model") and name.endswith(".safetensors")]
-    if weights:
-        _check_layers(folder, config, [name for file in headers for name in read_header(folder / file)])
+    _check_layers(folder, config, [name for file in headers for name in read_header(folder / file)])
 
 
 def _files(path: Path) -> Iterator[Path]:
@@ -212,7 +208,7 @@ def _check_tokenizer(folder: Path) -> None:
     _refuse(path, "init_inputs", settings.get("init_inputs"), not settings.get("init_inputs"), "empty")
     _check_template(path, settings.get("chat_template"))
     if (folder / "tokenizer.json").exists():
-        _check_vocabulary(folder / "tokenizer.json")
+        _check_vocabulary(folder / "tokenizer.json", _stamp(folder / "tokenizer.json"))
 
 
 def _is_own(target: Path, folder: Path) -> bool:
@@ -230,8 +226,9 @@ def _check_template(path: Path, template: Any) -> None:
             raise ModelError(f"{path}: chat_template: {len(text):,} characters, more than {TEMPLATE_BYTES:,}; {AGAIN}")
 
 
-def _check_vocabulary(path: Path) -> None:
-    """Ids that a table can be made of: mlx-lm makes one as long as the largest."""
+@lru_cache(maxsize=16)
+def _check_vocabulary(path: Path, stamp: tuple[int, ...]) -> None:
+    """Ids that a table can be made of (mlx-lm makes one as long as the largest), and a text that can be encoded."""
     content = json_object(path)
     model, added = content.get("model"), content.get("added_tokens")
     _refuse(path, "model", model, isinstance(model, dict), "an object")
@@ -248,6 +245,12 @@ def _check_vocabulary(path: Path) -> None:
         longest = max(map(len, _texts(content.get(part))), default=0)
         most = 4 << 20 if part == "normalizer" else 1 << 16  # SentencePiece's table of characters is a text of 300 KB
         _refuse(path, part, f"a text of {longest:,} characters", longest <= most, f"texts up to {most:,} characters")
+    try:
+        try_tokenizer(path)
+    except RefusedError as error:
+        raise ModelError(f"{path}: the tokenizer cannot be loaded: {error}; {AGAIN}") from None
+    except EndedError as error:
+        raise ModelError(f"{path}: the tokenizer {error}; use another model") from None
 
 
 def _texts(value: Any, depth: int = 20) -> Iterator[str]:

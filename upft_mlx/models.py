@@ -19,6 +19,7 @@ from upft_mlx.errors import ModelError, OfflineError, RecipeError
 from upft_mlx.escape import one_line, quoted
 from upft_mlx.gate import admit
 from upft_mlx.model_files import json_object
+from upft_mlx.rendering import confine
 
 if TYPE_CHECKING:
     import mlx.core as mx
@@ -190,7 +191,7 @@ def _checked(path: Path, *, weights: bool = True) -> Path:
         )
     if not any((path / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")):
         raise ModelError(f"{path}: no tokenizer (tokenizer.json or tokenizer.model); copy it from the model's source")
-    admit(path, weights=weights)
+    admit(path)
     return path
 
 
@@ -233,7 +234,6 @@ def load(path: Path, *, quantize: Quantize | None = None, trust_remote_code: boo
 
     from upft_mlx.cpu import add_dense_copies
 
-    admit(path)
     tokenizer = load_tokenizer(path, trust_remote_code=trust_remote_code)
     try:
         model, config = load_model(path, lazy=True, **_trusting(path, load_model, trust_remote_code))
@@ -260,7 +260,7 @@ def load_tokenizer(path: Path, *, trust_remote_code: bool = False) -> Any:
     from mlx_lm.utils import load_config
     from mlx_lm.utils import load_tokenizer as load
 
-    admit(path, weights=False)
+    admit(path)
     try:
         eos = load_config(path).get("eos_token_id")
         tokenizer = load(path, {"trust_remote_code": trust_remote_code}, eos_token_ids=eos)
@@ -268,6 +268,7 @@ def load_tokenizer(path: Path, *, trust_remote_code: bool = False) -> Any:
         raise ModelError(f"{path}: the tokenizer cannot be loaded: {reason(error)}") from error
     if tokenizer.eos_token_id is None:
         raise ModelError(f"{path}: the tokenizer has no eos_token; set it in tokenizer_config.json")
+    confine(tokenizer._tokenizer, path)
     return tokenizer
 
 
