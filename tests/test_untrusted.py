@@ -366,7 +366,7 @@ HOSTILE_FILES: dict[str, tuple[Callable[[Path], None], str]] = {
     "an id of 4 billion": (vocabulary(added_tokens=[{"id": 4_000_000_000, "content": "x"}]), "vocab: [4000000000]"),
     "an id that is a text": (vocabulary(added_tokens=[{"id": "7", "content": "x"}]), "vocab: ['7']"),
     "10 million values": (
-        lambda f: write(f / "tokenizer.json", f"[{'1,' * 10_000_000}1]") and None,
+        written("tokenizer.json", f"[{'1,' * 10_000_000}1]"),
         "more than 8,000,000",
     ),
     "a slow pattern": (vocabulary(pre_tokenizer=SLOW), "the tokenizer "),

@@ -36,8 +36,9 @@ _HIDDEN = re.compile(
 _BREAKS = re.compile("\r\n|[\r\x0b\x0c\x85\u2028\u2029]")
 RAW = re.compile(f"{_HIDDEN.pattern[:-1]}\x85\u2028\u2029]")
 """What must not stand in a file as it is: what is hidden, and line breaks that editors and parsers disagree on."""
-_MARKDOWN = re.compile(r"[\\`*\[\]<>|~$&]|(?<![^\W_])_|_(?![^\W_])|^(?:[#+-]|\d+[.)])")
-"""What means something: `_` inside a word does not, and `#`, `-`, `+` and numbers do at the beginning only."""
+_MARKDOWN = re.compile(r"[\\`*<>|~$&]|\](?=[(\[:])|(?<![^\W_])_|_(?![^\W_])|^(?:[#+-]|\d+[.)])")
+"""What means something: `_` inside a word does not, `]` does before what makes a link of it, and `#`, `-`, `+` and
+numbers do at the beginning."""
 MOST = 200
 """Characters of a value in a message."""
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from upft_mlx.recipe import Quantize, Recipe
 
 BUILTIN = {"builtin:arithmetic": "model"}
-HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[\w.-]+$")
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+\Z", re.ASCII)
 FILES = [
     *("*.json", "model*.safetensors", "*.py", "tokenizer.model", "*.tiktoken", "*.txt", "*.jinja"),
     *("README.md", "LICENSE*"),  # for the licence in the card of what is made of it

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_type_hints
 
 from upft_mlx.errors import RowsError, RunDirError
+from upft_mlx.escape import one_line, quoted, to_json
 
 FinishReason = Literal["length", "stop"]
 
@@ -98,7 +99,7 @@ def to_line(row: Any) -> str:
     for field in fields(row):
         if field.default is not MISSING and values[field.name] == field.default:
             del values[field.name]
-    return json.dumps(values, ensure_ascii=False) + "\n"
+    return to_json(values, indent=None) + "\n"
 
 
 def read_rows(path: Path, kind: type[Row]) -> Iterator[Row]:
@@ -124,7 +125,7 @@ def _row(where: str, line: str, kind: type[Row], hints: dict[str, Any]) -> Row:
         raise RowsError(f"{where}: expected the fields {', '.join(names)}; found {_summary(data)}")
     for name in data:
         if not _fits(data[name], hints[name]):
-            raise RowsError(f"{where}: {name}: {data[name]!r} is not {hints[name]}")
+            raise RowsError(f"{where}: {name}: {quoted(data[name])} is not {hints[name]}")
     return kind(**data)
 
 
@@ -139,7 +140,7 @@ def _fits(value: Any, hint: Any) -> bool:
 
 
 def _summary(data: Any) -> str:
-    return ", ".join(data) if isinstance(data, dict) else type(data).__name__
+    return one_line(", ".join(data)) if isinstance(data, dict) else type(data).__name__
 
 
 def write_atomically(path: Path, data: bytes | str) -> None:
@@ -167,7 +168,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 def write_json(path: Path, value: Any) -> None:
     """Write indented JSON atomically."""
-    write_atomically(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    write_atomically(path, to_json(value) + "\n")
 
 
 def read_json(path: Path) -> Any:
