@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import html
 import json
 import os
+import re
 import resource
 import shutil
 import struct
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 from conftest import MODEL
 from helpers_input import assert_fails, no_network, upft, write
 
-from upft_mlx import rendering
+from upft_mlx import escape, rendering, report
+from upft_mlx.card import base_of
 from upft_mlx.errors import ModelError, PublishError, RunDirError
+from upft_mlx.figures import Row, intervals
 from upft_mlx.gate import terms
 from upft_mlx.load import load_recipe
 from upft_mlx.models import find_model, load, load_tokenizer
@@ -430,3 +436,119 @@ def test_numbers_that_real_models_have_are_let_in(folder: Path) -> None:
         chat_template=[{"name": "default", "template": "x"}],
     )
     find_model(recipe(folder / "model"))
+
+
+# Escaping, one function for each format.
+
+ODD = (
+    "\x1b[31mred\x1b]0;title\x07 \u202e\u2066\u200b\ufeff\x00\x85\u2028 | <script>&amp; ` ``` **b** [a](http://evil) "
+    "![i](x) $x$ \ud800 # h"
+)
+
+
+def test_markdown_shows_a_text_as_it_is_and_makes_nothing_of_it() -> None:
+    from markdown_it import MarkdownIt
+
+    reader = MarkdownIt("commonmark").enable(["table", "strikethrough"])
+    wanted = escape.one_line(ODD)
+    assert not re.search("[\x1b\u202e]", wanted)
+    blocks = ("# head", "- item", "1. one", "+ x", "> quote", "___", "* * *", "a\n\n# b", "[x]: http://evil", "~~s~~")
+    for text in (ODD, *blocks):
+        shown = " ".join(escape.plain(text).split())
+        page = f"- {escape.markdown(text)}\n\n| a | b |\n|---|---|\n| {escape.markdown(text)} | z |\n"
+        html_text = reader.render(page)
+        assert html_text.count("<li>") == html_text.count("<table>") == 1
+        for tag in ("<script", "<a ", "<img", "<strong", "<em", "<h1", "<code", "<s>", "<blockquote", "<hr", "<ol"):
+            assert tag not in html_text, (text, html_text)
+        assert html_text.count(html.escape(shown, quote=False).replace('"', "&quot;")) == 2, (text, html_text)
+        assert html_text.count("<td>") == 2
+
+
+def test_code_spans_and_blocks_end_where_they_end() -> None:
+    from markdown_it import MarkdownIt
+
+    for text in ("a`b", "``", "```\n# out\n```", "`", "", "x ``` y", ODD):
+        span = MarkdownIt("commonmark").render(escape.code(text))
+        assert span.count("<code>") == 1
+        assert re.fullmatch("<p><code>.*</code></p>\n", span)
+        block = MarkdownIt("commonmark").render(f"{escape.fenced(text, 'yaml')}\n\nafter")
+        assert (block.count("<pre>"), block.count("<h1>")) == (1, 0)
+        assert block.endswith("<p>after</p>\n")
+
+
+def test_json_and_svg_hold_no_raw_control_or_bidirectional_character() -> None:
+    text = escape.to_json({"a": [ODD], ODD: 1})
+    assert json.loads(text) == {"a": [ODD], ODD: 1}
+    text.encode()
+    assert not escape.RAW.search(text.replace("\n", ""))
+    drawn = intervals(ODD, [Row(ODD, 0.1, 0.0, 0.2, ODD)], ODD)
+    ElementTree.fromstring(drawn)
+    assert not escape.RAW.search(drawn.replace("\n", ""))
+    assert "<script" not in drawn
+
+
+def test_a_run_of_odd_names_is_shown_and_published_escaped(folder: Path) -> None:
+    label = "odd\u202e <b>**x**</b> |y| \x1b[31m"
+    detail = "d\u2066 <i>|"
+    facts: dict[str, Any] = {
+        "name": "run",
+        "model": f"m`\n# x{label}",
+        "method": "upft",
+        "files": {},
+        "fidelity": None,
+        "verdict": [f"{label}: better"],
+        "stages": [
+            {
+                "stage": "build",
+                "seconds": 1.0,
+                "tokens_sampled": 0,
+                "tokens_trained": 0,
+                "peak_memory_bytes": 1,
+                "detail": detail,
+            }
+        ],
+        "benchmarks": {label: {"base": side(label)}},
+    }
+    text = report.markdown(facts)
+    assert not escape.RAW.search(text)
+    from markdown_it import MarkdownIt
+
+    shown = MarkdownIt("commonmark").enable("table").render(text)
+    assert not re.search("<b>|<i>|<strong>", shown)
+    assert shown.count("<h1>") == 1
+    rows = [line for line in text.split("\n") if line.startswith("|") and "| base |" in line and "| 1 x 1 |" in line]
+    assert rows
+    assert all(len(re.findall(r"(?<!\\)\|", row)) == 11 for row in rows)
+
+
+def side(level: str) -> dict[str, Any]:
+    group = {level: {"n": 1, "accuracy": 0.5, "ci95": [0.1, 0.9]}}
+    return {
+        "n": 1,
+        "samples": 1,
+        "temperature": 0.0,
+        "accuracy": 0.5,
+        "ci95": [0.1, 0.9],
+        "pass_at_k": {},
+        "maj_at_k": {},
+        "mean_tokens": 3.0,
+        "truncated": 0.0,
+        "by_level": group,
+        "by_subject": group,
+    }
+
+
+def test_a_card_takes_nothing_over_from_a_models_readme_but_texts(folder: Path) -> None:
+    readme = (
+        "---\nlicense: 'mit\n\n    # hi <script>'\nbase_model: \"a/b\\n\"\nx: &a [1,1]\ny: "
+        + "[*a, *a]\n" * 1
+        + "---\n"
+    )
+    write(model(folder) / "README.md", readme)
+    base = base_of(recipe(folder / "model"), folder / "model")
+    assert base.hub_id is None
+    assert base.license["license"] == "mit # hi <script>"
+    write(folder / "model" / "README.md", f"---\n{bomb()}license: mit\n---\n")
+    start = time.monotonic()
+    assert base_of(recipe(folder / "model"), folder / "model").license == {}
+    assert time.monotonic() - start < 5

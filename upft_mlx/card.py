@@ -178,8 +178,8 @@ def _row(label: str, sides: Mapping[str, Any]) -> str:
     tuned, paired = sides["tuned"], sides["paired"]
     low, high = paired["ci95"]
     delta = f"{100 * paired['delta']:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
-    settings = f"{tuned['n']} x {tuned['samples']} | {tuned['temperature']:g}"
-    return f"| {markdown(label)} | {settings} | {shown(sides['base'])} | {shown(tuned)} | {delta} | {paired['p_value']:.3g} |"
+    settings = f"{markdown(label)} | {tuned['n']} x {tuned['samples']} | {tuned['temperature']:g}"
+    return f"| {settings} | {shown(sides['base'])} | {shown(tuned)} | {delta} | {paired['p_value']:.3g} |"
 
 
 def _making(recipe: Recipe, facts: Mapping[str, Any], described: Mapping[str, Any]) -> str:
@@ -229,7 +229,7 @@ def _fidelity(fidelity: Mapping[str, Any]) -> str:
     if fidelity["fuse"] == "adapter":
         return "All of it: this is the adapter itself."
     return (
-        f"Rounding can erase a small fine-tune. Fused as {code(fidelity['fuse'])}, these weights keep "
+        f"Rounding can erase a small fine-tune. Fused as `{fidelity['fuse']}`, these weights keep "
         f"**{fidelity['retained']:.1%}** of the adapter's effect: 1 - KL(adapter || fused) / KL(adapter || base), with "
         f"{fidelity['kl']:.3g} and {fidelity['kl_base']:.3g} nats per position. They agree with the adapter on the "
         f"most likely token at {fidelity['top1_agreement']:.1%} of the positions, and repeat "
@@ -242,9 +242,10 @@ def _fidelity(fidelity: Mapping[str, Any]) -> str:
 def _use(recipe: Recipe, base: Base, fuse: str) -> str:
     name = recipe.publish.repo or "PATH/TO/THIS/FOLDER"
     if fuse == "adapter":
+        model = shlex.quote(one_line(base.hub_id or base.name))
         commands = (
             f"hf download {name} --local-dir adapter\n"
-            f'python -m mlx_lm generate --model {shlex.quote(one_line(base.hub_id or base.name))} --adapter-path adapter --prompt "..."'
+            f'python -m mlx_lm generate --model {model} --adapter-path adapter --prompt "..."'
         )
         quantized = "The base must be quantized first, as in training: `mlx_lm convert -q`. "
         before = quantized if recipe.quantize else ""
@@ -273,8 +274,9 @@ def _limits(recipe: Recipe, facts: Mapping[str, Any]) -> str:
 def _licence(base: Base) -> str:
     if not base.license:
         return (
-            f"Not known to upft_mlx: the folder of {code(base.name)} has no card that states one. The base model's licence "
-            "applies; look it up before you pass these weights on."
+            f"Not known to upft_mlx: the folder of {code(base.name)} has no card that states one. The base model's "
+            "licence applies; look it up before you pass these weights on."
         )
-    name = base.license.get("license_name") or base.license.get("license")
-    return f"Inherited from the base model {code(base.name)}: {markdown(name)}, as its card says. Its terms apply to these weights."
+    name = markdown(base.license.get("license_name") or base.license.get("license") or "")
+    above = f"Inherited from the base model {code(base.name)}: {name}, as its card says."
+    return f"{above} Its terms apply to these weights."

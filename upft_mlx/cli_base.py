@@ -204,10 +204,8 @@ def edge(*, debug: bool, fetch: str = "upft fetch") -> Iterator[None]:
     except Exception as error:
         if debug:
             raise
-        _fail(
-            1,
-            f"unexpected {type(error).__name__}: {one_line(str(error), 1000)}; run again with --debug and report what it shows",
-        )
+        what = f"unexpected {type(error).__name__}: {one_line(str(error), 1000)}"
+        _fail(1, f"{what}; run again with --debug and report what it shows")
 
 
 def _fail(status: int, message: str) -> None:

@@ -1,7 +1,8 @@
 """Text from models, data and paths on its way into other formats: one function for each format. Pure.
 
 plain      a terminal or any text file: no control, bidirectional or invisible characters
-one_line   a message or a comment: `plain` on one line of bounded length
+message    an error: at most 60 such lines, cut
+one_line   a value or a comment: `plain` on one line of bounded length
 quoted     a value in a message: as Python writes it, cut
 markdown   prose or a table's cell in Markdown: shown as it is, whatever it means there
 code       an inline code span; `fenced` a block of code
@@ -52,6 +53,13 @@ def one_line(text: str, most: int = MOST) -> str:
     """The text on one line of at most `most` characters, `...` at its end where it was longer."""
     line = " ".join(plain(text[: 4 * most + 4000]).split())
     return line if len(line) <= most and len(text) <= 4 * most + 4000 else f"{line[: most - 3]}..."
+
+
+def message(text: str) -> str:
+    """An error: its first 60 lines, each cut at 2000 characters, whatever got into it."""
+    lines = plain(text[:200_000]).split("\n")
+    cut = [line if len(line) <= 2000 else one_line(line, 2000) for line in lines[:60]]
+    return "\n".join([*cut, "..."] if len(lines) > 60 else cut)
 
 
 def quoted(value: Any, most: int = MOST) -> str:

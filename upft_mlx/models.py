@@ -120,14 +120,14 @@ def _local(name: str) -> Path | None:
     if name in BUILTIN:
         return Path(__file__).parent / "demo" / BUILTIN[name]
     if name.startswith("builtin:"):
-        raise RecipeError(f"model: {name!r}: unknown; the embedded models are {', '.join(BUILTIN)}")
+        raise RecipeError(f"model: {quoted(name)}: unknown; the embedded models are {', '.join(BUILTIN)}")
     path = Path(name)
     if path.is_dir():
         return path
     if path.is_absolute() or path.exists():
         raise ModelError(f"{name}: no such model folder; set model to a folder or a Hub id such as user/name")
     if not HUB_ID.match(name):
-        raise RecipeError(f"model: {name!r}: neither a folder nor a Hub id (user/name)")
+        raise RecipeError(f"model: {quoted(name)}: neither a folder nor a Hub id (user/name)")
     return None
 
 
@@ -158,11 +158,11 @@ def _download(name: str, revision: str | None, patterns: Sequence[str] = FILES, 
     except GatedRepoError:
         raise ModelError(f"model {name}: access is gated; accept its terms on the Hub, then `hf auth login`") from None
     except RevisionNotFoundError:
-        raise ModelError(f"model {name}: no revision {revision!r} on the Hub; check `revision`") from None
+        raise ModelError(f"model {name}: no revision {quoted(revision)} on the Hub; check `revision`") from None
     except RepositoryNotFoundError:
         raise ModelError(f"model {name}: no such model on the Hub, or it is private; check `model`") from None
     except HFValidationError:
-        raise RecipeError(f"model: {name!r}: not a valid Hub id (user/name)") from None
+        raise RecipeError(f"model: {quoted(name)}: not a valid Hub id (user/name)") from None
     except (LocalEntryNotFoundError, ConnectionError):
         raise OfflineError(_not_here(name, offline=offline)) from None
     except HfHubHTTPError as error:

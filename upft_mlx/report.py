@@ -153,8 +153,8 @@ def _stage_table(stages: list[dict[str, Any]]) -> str:
     ]
     for s in stages:
         lines.append(
-            f"| {s['stage']} | {escape.markdown(s['detail'])} | {s['tokens_sampled'] or ''} | {s['tokens_trained'] or ''} "
-            f"| {s['seconds']:.1f} | {s['peak_memory_bytes'] / 1e6:.0f} MB |"
+            f"| {s['stage']} | {escape.markdown(s['detail'])} | {s['tokens_sampled'] or ''} "
+            f"| {s['tokens_trained'] or ''} | {s['seconds']:.1f} | {s['peak_memory_bytes'] / 1e6:.0f} MB |"
         )
     return "\n".join(lines)
 
@@ -170,7 +170,7 @@ def _fidelity(fidelity: dict[str, Any] | None) -> list[str]:
         return ["## Fused model", "Not fused (`publish.fuse: adapter`): the result is the adapter."]
     return [
         "## Fused model",
-        f"Fused as {escape.code(fidelity['fuse'])} ({fidelity['bytes'] / 1e6:.1f} MB): keeps {fidelity['retained']:.1%} of the "
+        f"Fused as `{fidelity['fuse']}` ({fidelity['bytes'] / 1e6:.1f} MB): keeps {fidelity['retained']:.1%} of the "
         "adapter's effect (1 - KL(adapter || fused) / KL(adapter || base)), the most likely token at "
         f"{fidelity['top1_agreement']:.1%} of the positions and {fidelity['greedy_agreement']:.1%} of the first greedy "
         f"tokens; measured on {fidelity['rows']} held-out rows and {fidelity['prompts']} prompts.",
