@@ -285,6 +285,10 @@ def test_a_template_that_was_ended_does_not_stop_the_next(monkeypatch: pytest.Mo
     loops = "{% for a in range(9999) %}" * 3 + "{% endfor %}" * 3
     with pytest.raises(rendering.EndedError, match="takes more than"):
         rendering.render(loops, {})
+    start = time.monotonic()
+    with pytest.raises(rendering.EndedError, match="takes more than"):
+        rendering.render(loops, {})  # is not tried again
+    assert time.monotonic() - start < 0.4
     assert rendering.render("{{ messages[0] }}", {"messages": ["a"]}) == "a"
 
 

@@ -42,6 +42,10 @@ _SAMPLE = f"{'a' * 300} {'1' * 300} {' ' * 300}{'=' * 300} How many? \\frac{{1}}
 """What a tokenizer is tried on: long runs of the same character are what patterns take long for."""
 
 
+_ended: dict[str, str] = {}
+"""Templates that were ended, and why: they are not tried again."""
+
+
 class EndedError(Exception):
     """The worker was ended: says why, to follow the name of what was worked on."""
 
@@ -61,7 +65,13 @@ def render(template: str, variables: Mapping[str, Any]) -> str:
         RefusedError: the template raised an error, for example on purpose.
         EndedError: it took too much time or memory.
     """
-    answer = _worker().ask({"template": template, "variables": variables})
+    if template in _ended:
+        raise EndedError(_ended[template])
+    try:
+        answer = _worker().ask({"template": template, "variables": variables})
+    except EndedError as error:
+        _ended[template] = str(error)
+        raise
     return str(answer["text"])
 
 
