@@ -9,7 +9,6 @@ import re
 import resource
 import shutil
 import struct
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -254,6 +253,13 @@ def test_a_link_for_evaluation_rows_does_not_take_them_elsewhere(folder: Path) -
 
 # Chat templates, tokenizers, config files.
 
+
+def cpu() -> float:
+    """Seconds of CPU of this process and of those that it has ended."""
+    found = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(usage.ru_utime + usage.ru_stime for usage in found)
+
+
 HOSTILE_TEMPLATES = {
     "division by zero": "{{ 1/0 }}",
     "a long range": "{% for i in range(999999999) %}x{% endfor %}",
@@ -273,22 +279,22 @@ def test_a_hostile_chat_template_ends_in_an_error_within_ten_seconds_and_a_gigab
     change(model(folder) / "tokenizer_config.json", chat_template=HOSTILE_TEMPLATES[kind])
     write(folder / "my.yaml", "model: ./model\nproblems: {builtin: arithmetic, limit: 4}\n")
     load_tokenizer(MODEL)  # what is slow to import
-    before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.monotonic()
+    before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, cpu()
     assert_fails(upft("preview", "my.yaml"), 1, "model: the chat template ")
-    assert time.monotonic() - start < 20  # ten on a machine that has nothing else to do
+    assert cpu() - start < 12  # on a machine that has nothing else to do as many seconds on the clock
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 500_000
     assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss < 1_100_000
 
 
 def test_a_template_that_was_ended_does_not_stop_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rendering, "SECONDS", 0.5)
+    monkeypatch.setattr(rendering, "SECONDS", 1)
     loops = "{% for a in range(9999) %}" * 3 + "{% endfor %}" * 3
     with pytest.raises(rendering.EndedError, match="takes more than"):
         rendering.render(loops, {})
-    start = time.monotonic()
+    start = cpu()
     with pytest.raises(rendering.EndedError, match="takes more than"):
         rendering.render(loops, {})  # is not tried again
-    assert time.monotonic() - start < 0.4
+    assert cpu() - start < 0.5
     assert rendering.render("{{ messages[0] }}", {"messages": ["a"]}) == "a"
 
 
@@ -400,11 +406,11 @@ def test_a_hostile_model_file_ends_in_an_error_within_ten_seconds_and_a_gigabyte
     damage(model(folder))
     write(folder / "my.yaml", "model: ./model\nproblems: {builtin: arithmetic, limit: 4}\n")
     load_tokenizer(MODEL)
-    before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.monotonic()
+    before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, cpu()
     found = upft("plan", "my.yaml", "--no-calibration")
     assert_fails(found, 1, f"{folder}/model/", part)
     assert max(map(len, found.stderr.splitlines())) < 1000
-    assert time.monotonic() - start < 20
+    assert cpu() - start < 12
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 500_000
     assert_fails(upft("new", "model", str(write(folder / "my.jsonl", QUESTIONS))), 1, part)
 
@@ -553,6 +559,6 @@ def test_a_card_takes_nothing_over_from_a_models_readme_but_texts(folder: Path) 
     assert base.hub_id is None
     assert base.license["license"] == "mit # hi <script>"
     write(folder / "model" / "README.md", f"---\n{bomb()}license: mit\n---\n")
-    start = time.monotonic()
+    start = cpu()
     assert base_of(recipe(folder / "model"), folder / "model").license == {}
-    assert time.monotonic() - start < 5
+    assert cpu() - start < 5  # 30 s and 500 MB without a bound

@@ -27,10 +27,11 @@ from typing import IO, Any
 from upft_mlx.errors import MachineError, ModelError
 from upft_mlx.escape import one_line
 
-SECONDS = 8.0
-"""Time for one prompt (milliseconds are usual), and for loading a tokenizer (1 s is usual for the largest)."""
-START_SECONDS = 120.0
-"""Time for the worker to start, on a machine that is busy."""
+SECONDS = 8
+"""CPU time for one prompt (milliseconds are usual), and for loading a tokenizer (1 s is usual for the largest): a
+machine that is busy with other things refuses nothing."""
+PATIENCE = 120.0
+"""Seconds on the clock for the worker to start or to answer, on a machine that is busy."""
 MEMORY = 1 << 30
 """Bytes that the worker may take, its code included (50 MB)."""
 LONGEST = 4_000_000
@@ -68,7 +69,7 @@ def render(template: str, variables: Mapping[str, Any]) -> str:
     if template in _ended:
         raise EndedError(_ended[template])
     try:
-        answer = _worker().ask({"template": template, "variables": variables})
+        answer = _worker().ask({"template": template, "variables": variables, "seconds": SECONDS})
     except EndedError as error:
         _ended[template] = str(error)
         raise
@@ -82,7 +83,7 @@ def try_tokenizer(path: Path) -> None:
         RefusedError: it cannot be loaded or used.
         EndedError: it took too much time or memory.
     """
-    _worker().ask({"tokenizer": str(path.absolute())})
+    _worker().ask({"tokenizer": str(path.absolute()), "seconds": SECONDS})
 
 
 _LEFT_OUT = ("continue_final_message", "return_assistant_tokens_mask", "return_tensors", "documents")
@@ -155,7 +156,7 @@ class _Worker:
             process.stdin.flush()
         except OSError:
             pass  # it died; the line that does not come says so
-        return self._line(process, SECONDS)
+        return self._line(process)
 
     def _started(self) -> subprocess.Popen[bytes]:
         """The process that runs; one of a forked process's parent is not shared."""
@@ -168,26 +169,27 @@ class _Worker:
         )
         self._owner = os.getpid()
         try:
-            self._line(self._process, START_SECONDS)
+            self._line(self._process)
         except EndedError as error:
             raise MachineError(f"the process for chat templates does not start: it {error}; try again") from None
         return self._process
 
-    def _line(self, process: subprocess.Popen[bytes], seconds: float) -> bytes:
-        """The next line of the process, which ends where none comes in time."""
+    def _line(self, process: subprocess.Popen[bytes]) -> bytes:
+        """The next line of the process; it ends itself after `SECONDS`, and is ended where no line comes at all."""
         assert process.stdout is not None
-        deadline, parts = time.monotonic() + seconds, list[bytes]()
+        deadline, parts = time.monotonic() + PATIENCE, list[bytes]()
         while not parts or not parts[-1].endswith(b"\n"):
             left = deadline - time.monotonic()
             if not select.select([process.stdout], [], [], max(0.0, min(left, _GLANCE)))[0]:
                 if left <= 0:
-                    self._give_up(f"takes more than {seconds:.0f} s")
+                    self._give_up(f"takes more than {PATIENCE:.0f} s")
                 if _resident(process.pid) > MEMORY:
                     self._give_up(f"takes more than {MEMORY >> 20:,} MB")
                 continue
             parts.append(os.read(process.stdout.fileno(), 1 << 20))
             if not parts[-1]:
-                self._give_up("ended the process that it ran in")
+                spent = process.wait() == -signal.SIGXCPU
+                self._give_up(f"takes more than {SECONDS} s" if spent else "ended the process that it ran in")
         return b"".join(parts)
 
     def _give_up(self, why: str) -> None:
@@ -230,9 +232,10 @@ def serve() -> None:
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     _say(answers, {"text": f"ready {jinja2.__name__} {tokenizers.__name__}"})
     for line in sys.stdin:
-        _limit_cpu()
+        request = json.loads(line)
+        _limit_cpu(request["seconds"])
         try:
-            answer = _answered(json.loads(line))
+            answer = _answered(request)
         except MemoryError:
             answer = {"error": f"takes more than {MEMORY >> 20:,} MB"}
         except BaseException as error:  # tokenizers panics with a BaseException of its own
@@ -297,9 +300,9 @@ def _say(answers: IO[str], message: object) -> None:
     answers.flush()
 
 
-def _limit_cpu() -> None:
-    """Let the system end a worker whose parent is gone."""
+def _limit_cpu(seconds: int) -> None:
+    """Let the system end this process (SIGXCPU) when it has worked so long from now, also if its parent is gone."""
     usage = resource.getrusage(resource.RUSAGE_SELF)
-    limit = int(usage.ru_utime + usage.ru_stime) + 2 * round(SECONDS)
+    limit = int(usage.ru_utime + usage.ru_stime) + 1 + seconds
     with contextlib.suppress(OSError, ValueError):
         resource.setrlimit(resource.RLIMIT_CPU, (limit, resource.getrlimit(resource.RLIMIT_CPU)[1]))
