@@ -28,6 +28,7 @@ from upft_mlx.models import find_model, load, load_tokenizer
 from upft_mlx.publish import files_to_push
 from upft_mlx.recipe import Recipe
 from upft_mlx.rows import Solution, append_chunk, resume
+from upft_mlx.rundir import RunDir
 from upft_mlx.ways import write_model
 
 __all__ = ["no_network"]
@@ -239,6 +240,12 @@ def test_a_link_in_a_run_directory_does_not_empty_its_target(folder: Path, name:
         assert target.read_text() == "years of notes\n"
     if made.exit_code:
         assert_fails(made, 1, name)
+
+
+def test_locking_a_run_directory_leaves_what_the_lock_holds(folder: Path) -> None:
+    write(folder / "run" / ".lock", "years of notes\n")  # a hard link looks like a file of the directory
+    with RunDir(folder / "run").locked():
+        assert (folder / "run" / ".lock").read_text() == "years of notes\n"
 
 
 def test_a_link_for_evaluation_rows_does_not_take_them_elsewhere(folder: Path) -> None:
