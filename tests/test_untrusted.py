@@ -324,7 +324,7 @@ def test_a_template_is_rendered_as_transformers_renders_it(shared: Path) -> None
         ],
     ]
     own = "{%- for m in messages %}{% generation %}{{ m | tojson }}{% endgeneration %}\n"
-    own += "{%- if loop.index > 1 %}{% break %}{% endif %}"
+    own += "{%- if loop.index > 1 %}{% break %}{% endif %}\n   {% if true %}\nx{% endif %}\n"
     texts = [own + "{%- endfor %}", *(path.read_text() for path in templates(shared))]
     assert len(texts) > 8
     for text in texts:
