@@ -296,10 +296,10 @@ def test_a_hostile_chat_template_ends_in_an_error_within_ten_seconds_and_a_gigab
 def test_a_template_that_was_ended_does_not_stop_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rendering, "SECONDS", 1)
     loops = "{% for a in range(9999) %}" * 3 + "{% endfor %}" * 3
-    with pytest.raises(rendering.EndedError, match="takes more than"):
+    with pytest.raises(rendering.EndedError, match="takes more than 1 s"):
         rendering.render(loops, {})
     start = cpu()
-    with pytest.raises(rendering.EndedError, match="takes more than"):
+    with pytest.raises(rendering.EndedError, match="takes more than 1 s"):
         rendering.render(loops, {})  # is not tried again
     assert cpu() - start < 0.5
     assert rendering.render("{{ messages[0] }}", {"messages": ["a"]}) == "a"
