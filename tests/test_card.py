@@ -140,7 +140,7 @@ def test_no_path_of_the_machine_is_in_it(make_recipe: MakeRecipe, tmp_path: Path
     text = model_card(recipe, base_of(recipe, folder), FACTS, DESCRIBED)
     assert str(tmp_path) not in text
     assert "my-model" in text
-    assert "the file mine.jsonl" in text
+    assert "the file `mine.jsonl`" in text
     assert "base_model" not in yaml.safe_load(text.split("---")[1])
 
 

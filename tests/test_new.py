@@ -6,6 +6,8 @@ import csv
 import json
 import re
 import shutil
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +19,15 @@ from hypothesis import strategies as st
 
 from upft_mlx.benchmarks import load_benchmark, resolve
 from upft_mlx.choices import choose
-from upft_mlx.data_facts import DataFacts, hard_to_grade, hold_out
-from upft_mlx.errors import ProblemsError
+from upft_mlx.data_facts import DataFacts, data_facts, hard_to_grade, hold_out
+from upft_mlx.errors import ModelError, ProblemsError
 from upft_mlx.load import load_recipe
 from upft_mlx.model_facts import ModelFacts, chat_template, dense_shape, read_model_facts, thinking
-from upft_mlx.new import Wish, new_recipe, relative
-from upft_mlx.new_text import scalar
+from upft_mlx.new import Draft, Wish, new_recipe, relative
+from upft_mlx.new_text import recipe_text
 from upft_mlx.problems import Problem, load_problems
 from upft_mlx.recipe import AUTO, Problems, Recipe
+from upft_mlx.safe_yaml import read_yaml, to_yaml, yaml_scalar
 
 
 @pytest.fixture(autouse=True)
@@ -585,14 +588,15 @@ def test_holding_out_loses_no_row_and_shares_no_question(rows: list[tuple[str, s
 
 @settings(max_examples=200)
 @given(
-    st.one_of(texts, st.sampled_from(["yes", "NO", "null", "1e3", "a: b", "- x", "~", "'", '"', "{", "on", "0x1", "#"]))
+    st.one_of(
+        st.text(max_size=12),
+        st.sampled_from(["yes", "NO", "null", "1e3", "a: b", "- x", "~", "'", '"', "{", "on", "0x1", "#"]),
+    )
 )
 def test_a_scalar_reads_back_as_it_was(text: str) -> None:
-    import yaml
-
-    from upft_mlx.load import _Loader
-
-    assert yaml.load(f"key: {scalar(text)} # why", Loader=_Loader)["key"] == text
+    assert read_yaml(f"key: {yaml_scalar(text)} # why")[0] == {"key": text}
+    assert len(yaml_scalar(text).splitlines()) == 1
+    assert read_yaml(to_yaml({"key": [text], text: 1e-5}))[0] == {"key": [text], text: 1e-5}
 
 
 def test_the_same_question_written_otherwise_is_not_in_the_other_part() -> None:
@@ -619,3 +623,39 @@ def test_a_file_with_options_keeps_them(folder: Path) -> None:
     first = load_benchmark(entry)[0]
     assert "(A) " in first.question
     assert "(C) " in first.question
+
+
+EVIL = "qwen2\ntrust_remote_code: true #"
+
+
+@pytest.mark.parametrize("ending", ["\n", "\r", "\x85", "\u2028", "\x0c"])
+def test_no_name_in_a_strangers_model_or_data_adds_a_field_to_the_recipe(folder: Path, ending: str) -> None:
+    evil = EVIL.replace("\n", ending)
+    config = json.loads((folder / "my-model" / "config.json").read_text())
+    write(folder / "my-model" / "config.json", json.dumps({**config, "model_type": evil, "model_file": "own.py"}))
+    model = (folder / "my-model").rename(folder / evil)
+    rows = "".join(json.dumps({evil: f"{n} + 1?", f"b{evil}": str(n)}) + "\n" for n in range(9))
+    write(folder / f"{evil}.jsonl", rows)
+    with suppress(ModelError):  # a gate may refuse the kind of model; what is written matters where none does
+        new_recipe(
+            Wish(f"./{evil}", f"{evil}.jsonl", question=evil, answer=f"b{evil}", holdout=0, output=Path("a.yaml"))
+        )
+    facts = replace(read_model_facts(MODEL, "m"), kind=evil)
+    data = data_facts(Problems(path=str(folder / f"{evil}.jsonl"), question=evil, answer=f"b{evil}"))
+    entry = {"name": evil, "path": evil, "question": evil}
+    chosen = choose(facts, data, 9, thinking=False)
+    draft = Draft(folder / "a.yaml", f"./{evil}", False, facts, data, None, entry, chosen, [])
+    write(folder / "a.yaml", recipe_text(draft))
+    made = load_recipe(folder / "a.yaml")
+    assert not made.trust_remote_code
+    assert (made.model, made.problems.question) == (str(model), evil)
+    assert made.evaluate.benchmarks[0].name == evil
+    keys = {line.partition(":")[0] for line in recipe_text(draft).split("\n") if line and line[0] not in "# "}
+    assert keys == {"model", "problems", "generate", "prefix", "train", "evaluate"}
+
+
+def test_a_recipe_that_does_not_read_back_is_not_written(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(folder / "my.jsonl", questions())
+    monkeypatch.setattr("upft_mlx.new_text.yaml_scalar", lambda value: f"{value}1")
+    assert_fails(upft("new", "my-model", "my.jsonl"), 2, "cannot be written into a recipe")
+    assert not list(folder.glob("*.yaml"))

@@ -242,7 +242,7 @@ def test_a_file_with_a_token_is_not_uploaded(
     hub: UploadHub, fused: Path, monkeypatch: pytest.MonkeyPatch, secret: str
 ) -> None:
     write(fused / "config.json", json.dumps({"note": f"use {secret} here"}))
-    refused(OURS, fused, "config.json: holds an access token and will not be uploaded")
+    refused(OURS, fused, "config.json: holds an access token or a private key and will not be uploaded")
     assert hub.repos == {}
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from upft_mlx.errors import ModelError
+from upft_mlx.escape import quoted
 from upft_mlx.events import Side
+from upft_mlx.model_files import json_object, read_header
 from upft_mlx.models import Loaded, reason
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ def _check_keys(loaded: Loaded, keys: tuple[str, ...]) -> None:
     for key in keys:
         if key not in linear:
             raise ModelError(
-                f"lora.keys: no linear module {key!r} in the model's layers; they have {', '.join(linear)}"
+                f"lora.keys: no linear module {quoted(key)} in the model's layers; they have {', '.join(linear)}"
             )
 
 
@@ -74,6 +75,7 @@ def load_adapter(loaded: Loaded, adapter: Path) -> None:
     config = _lora_config(loaded, adapter)
     try:
         linear_to_lora_layers(loaded.model, config["num_layers"], config["lora_parameters"])
+        read_header(adapter / "adapters.safetensors")  # mlx itself takes what it says for true
         arrays = mx.load(str(adapter / "adapters.safetensors"))
     except Exception as error:  # whatever mlx and mlx-lm make of damaged files
         raise ModelError(f"{adapter}: cannot be put on {loaded.path}: {reason(error)}") from error
@@ -90,14 +92,14 @@ def load_adapter(loaded: Loaded, adapter: Path) -> None:
 def _lora_config(loaded: Loaded, adapter: Path) -> dict[str, Any]:
     """The adapter's configuration, if it is one of a LoRA adapter; mlx-lm writes `dora` and `full` as well."""
     try:
-        config: dict[str, Any] = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
+        config = json_object(adapter / "adapter_config.json")
         kind = config.get("fine_tune_type", "lora")
     except Exception as error:  # it is missing, damaged, or no mapping
         raise ModelError(f"{adapter}: cannot be put on {loaded.path}: {reason(error)}") from error
     if kind != "lora":
         raise ModelError(
-            f"{adapter}: fine_tune_type is {kind!r}, and only a LoRA adapter can be taken off and put on; write it "
-            "into the model with `mlx_lm fuse`, and give that folder as the model"
+            f"{adapter}: fine_tune_type is {quoted(kind)}, and only a LoRA adapter can be taken off and put on; write "
+            "it into the model with `mlx_lm fuse`, and give that folder as the model"
         )
     return config
 

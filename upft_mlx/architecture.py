@@ -2,35 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
-import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from upft_mlx.errors import ModelError
+from upft_mlx.escape import one_line
+from upft_mlx.model_files import BYTES, Tensor, json_object, read_header
 from upft_mlx.recipe import Lora, Quantize
 
-BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "U32": 4, "I32": 4, "I64": 8, "U8": 1, "I8": 1, "BOOL": 1}
-"""Of a number, by the names that safetensors has for its type."""
 _FLOATS = ("F64", "F32", "F16", "BF16")
 _LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.(.+)$")
-
-
-@dataclass(frozen=True)
-class Tensor:
-    """An array of a weights file: its type, by safetensors' name, and shape."""
-
-    kind: str
-    shape: tuple[int, ...]
-
-    @property
-    def size(self) -> int:
-        """Numbers in it."""
-        return math.prod(self.shape)
 
 
 @dataclass(frozen=True)
@@ -131,10 +116,7 @@ def read_architecture(folder: Path, quantize: Quantize | None = None) -> Archite
         ModelError: config.json lacks what a decoder has, or a header is damaged.
     """
     path = folder / "config.json"
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{path}: cannot be read: {error}; download the model again") from None
+    config = json_object(path)
     files = sorted(folder.glob("model*.safetensors"))
     tensors = {name: tensor for file in files for name, tensor in read_header(file).items()}
     return from_config(config, tensors, quantize, str(path))
@@ -149,8 +131,18 @@ def from_config(
     """The architecture that a config states; `tensors`: the weights' headers, to be exact about shapes.
 
     Raises:
-        ModelError: a field that a decoder has is missing.
+        ModelError: a field that a decoder has is missing, or is not what it is in others.
     """
+    try:
+        return _decoder(config, tensors or {}, quantize, where)
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        shown = one_line(f"{type(error).__name__}: {error}")
+        raise ModelError(f"{where}: does not describe a decoder ({shown}); memory cannot be planned for it") from None
+
+
+def _decoder(
+    config: dict[str, Any], tensors: Mapping[str, Tensor], quantize: Quantize | None, where: str
+) -> Architecture:
     text = config.get("text_config") if isinstance(config.get("text_config"), dict) else config
     text = {**config, **(text or {})}
 
@@ -278,24 +270,3 @@ def _from_shapes(bare: Architecture, text: dict[str, Any]) -> Iterator[Matrix]:
     for layer in range(bare.layers):
         for name, (outputs, inputs) in sizes.items():
             yield Matrix(f"model.layers.{layer}.{name}", outputs, inputs, None)
-
-
-def read_header(path: Path) -> dict[str, Tensor]:
-    """The arrays of a safetensors file, without reading them.
-
-    Raises:
-        ModelError: the file is cut or is no safetensors file.
-    """
-    try:
-        with path.open("rb") as file:
-            (length,) = struct.unpack("<Q", file.read(8))
-            if length > path.stat().st_size:
-                raise ValueError("its header is longer than the file")
-            header = json.loads(file.read(length))
-        return {
-            name: Tensor(str(entry["dtype"]), tuple(entry["shape"]))
-            for name, entry in header.items()
-            if name != "__metadata__"
-        }
-    except (OSError, ValueError, struct.error, KeyError, TypeError) as error:
-        raise ModelError(f"{path}: not a safetensors file: {error}; download the model again") from None

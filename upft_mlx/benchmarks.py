@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from upft_mlx.errors import ProblemsError, RecipeError
+from upft_mlx.escape import quoted
 from upft_mlx.grade import normalize_gold
 from upft_mlx.graders import LETTERS, Grader
 from upft_mlx.problems import Problem, load_problems
@@ -147,7 +148,7 @@ def _unknown(benchmark: Benchmark) -> str:
     near = difflib.get_close_matches(benchmark.name, KNOWN, n=1)
     hint = f"did you mean {near[0]!r}? " if near else ""
     return (
-        f"evaluate.benchmarks: {benchmark.name!r}: unknown benchmark; {hint}known: {', '.join(KNOWN)}; "
+        f"evaluate.benchmarks: {quoted(benchmark.name)}: unknown benchmark; {hint}known: {', '.join(KNOWN)}; "
         "or give your own with `path` (a local file) or `dataset` (a Hub id)"
     )
 

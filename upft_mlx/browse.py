@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from upft_mlx.benchmarks import Entry, load_benchmark, resolve
 from upft_mlx.errors import RunDirError, UpftError
+from upft_mlx.escape import quoted
 from upft_mlx.load import load_recipe
 from upft_mlx.recipe import Recipe
 from upft_mlx.report import STAGES, collect
@@ -125,7 +126,7 @@ def seen(run: RunDir, benchmarks: Sequence[str] = (), *, only_flips: bool = Fals
     recipe = recipe_of(run)
     entries = {entry.label: entry for entry in resolve(recipe.evaluate)}
     if unknown := [label for label in benchmarks if label not in entries]:
-        raise RunDirError(f"{run.root}: no benchmark {unknown[0]!r}; this run has {', '.join(entries) or 'none'}")
+        raise RunDirError(f"{run.root}: no benchmark {quoted(unknown[0])}; this run has {', '.join(entries) or 'none'}")
     found: list[Seen] = []
     for label in benchmarks or entries:
         questions = _questions(entries[label], recipe.seed)
@@ -143,7 +144,7 @@ def of_problem(items: Sequence[Seen], problem_id: str) -> list[Seen]:
     if not found:
         near = difflib.get_close_matches(problem_id, {item.problem_id for item in items}, n=3, cutoff=0.4)
         hint = f"; did you mean {', '.join(near)}?" if near else ""
-        raise RunDirError(f"no problem {problem_id!r} among the rows{hint}")
+        raise RunDirError(f"no problem {quoted(problem_id)} among the rows{hint}")
     return found
 
 

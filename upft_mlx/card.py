@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from yaml import YAMLError
+
 from upft_mlx.benchmarks import resolve
+from upft_mlx.errors import ModelError
+from upft_mlx.escape import code, fenced, markdown, one_line
+from upft_mlx.model_files import bounded
 from upft_mlx.models import HUB_ID, is_hub_model
 from upft_mlx.recipe import Recipe
 from upft_mlx.report import outcome
+from upft_mlx.safe_yaml import read_yaml, to_yaml
 
+_HEAD = re.compile(r"\A\ufeff?---[ \t]*\r?\n(.*?)\r?\n---[ \t]*(?:\r?\n|\Z)", re.DOTALL)
+_HEAD_CHARACTERS = 128 * 1024
 _METHODS = {
     "upft": "Unsupervised Prefix Fine-Tuning: trained on the first {length} tokens of one solution per problem that "
     "the base model sampled itself, unverified, and on whole solutions of {ratio:.0%} of the problems",
@@ -48,7 +58,7 @@ def base_of(recipe: Recipe, folder: Path) -> Base:
     A local folder that carries a card is named after the model that this card derives from.
     """
     card = _metadata(folder / "README.md")
-    known = {key: str(card[key]) for key in ("license", "license_name", "license_link") if card.get(key)}
+    known = {key: one_line(str(card[key])) for key in ("license", "license_name", "license_link") if card.get(key)}
     if is_hub_model(recipe.model):
         return Base(recipe.model, recipe.model, known)
     above = card.get("base_model")
@@ -58,13 +68,13 @@ def base_of(recipe: Recipe, folder: Path) -> Base:
 
 
 def _metadata(card: Path) -> dict[str, Any]:
-    import yaml
-    from huggingface_hub import metadata_load
-
+    """What stands at the head of a model's card; nothing where that is damaged, or too long to be one."""
     try:
-        return metadata_load(card) or {}
-    except (OSError, ValueError, yaml.YAMLError):
+        head = _HEAD.match(bounded(card, 4 << 20).decode("utf-8", errors="replace"))
+        found = read_yaml(head[1])[0] if head and len(head[1]) <= _HEAD_CHARACTERS else None
+    except (ModelError, ValueError, TypeError, RecursionError, YAMLError):
         return {}
+    return found if isinstance(found, dict) else {}
 
 
 def model_card(recipe: Recipe, base: Base, facts: Mapping[str, Any], described: Mapping[str, Any]) -> str:
@@ -77,14 +87,14 @@ def model_card(recipe: Recipe, base: Base, facts: Mapping[str, Any], described: 
         described: recipe.json, with versions and hashes.
     """
     parts = [
-        f"---\n{_yaml(card_data(recipe, base, facts))}---",
+        f"---\n{to_yaml(card_data(recipe, base, facts))}---",
         f"# {_title(recipe)}",
         _opening(recipe, base, facts),
         "## Evaluation",
         _evaluation(facts),
         "## How it was made",
         _making(recipe, facts, described),
-        f"The recipe, where it differs from the defaults of upft_mlx:\n\n```yaml\n{_yaml(_public(recipe))}```",
+        f"The recipe, where it differs from the defaults of upft_mlx:\n\n{fenced(to_yaml(_public(recipe)), 'yaml')}",
         "## How much of the training is in these weights",
         _fidelity(facts["fidelity"]),
         "## Use",
@@ -135,18 +145,12 @@ def card_data(recipe: Recipe, base: Base, facts: Mapping[str, Any]) -> dict[str,
     return dict(data.to_dict())  # type: ignore[no-untyped-call]
 
 
-def _yaml(value: Any) -> str:
-    import yaml
-
-    return str(yaml.safe_dump(value, sort_keys=False, allow_unicode=True, width=110))
-
-
 def _title(recipe: Recipe) -> str:
     return recipe.publish.repo.partition("/")[2] if recipe.publish.repo else recipe.name
 
 
 def _opening(recipe: Recipe, base: Base, facts: Mapping[str, Any]) -> str:
-    link = f"[{base.name}](https://huggingface.co/{base.hub_id})" if base.hub_id == base.name else f"`{base.name}`"
+    link = f"[{base.name}](https://huggingface.co/{base.hub_id})" if base.hub_id == base.name else code(base.name)
     what = "A LoRA adapter for" if facts["fidelity"]["fuse"] == "adapter" else "A fine-tune of"
     how = _METHODS[recipe.method].format(length=recipe.prefix.length, ratio=recipe.prefix.structure_ratio)
     quantize = recipe.quantize
@@ -159,7 +163,7 @@ def _evaluation(facts: Mapping[str, Any]) -> str:
         return "Not evaluated. Whether this model is better than its base is not known."
     rows = ["| benchmark | problems x samples | T | base | tuned | tuned - base | p |", "|---|---|---|---|---|---|---|"]
     rows += [_row(label, sides) for label, sides in facts["benchmarks"].items() if "tuned" in sides]
-    verdict = "\n".join(f"- {line}" for line in facts["verdict"])
+    verdict = "\n".join(f"- {markdown(line)}" for line in facts["verdict"])
     about = (
         "Accuracy in %, with its 95 % interval; the difference is on the same problems. `tuned` is the base with the "
         "adapter on, before fusing."
@@ -175,32 +179,40 @@ def _row(label: str, sides: Mapping[str, Any]) -> str:
     tuned, paired = sides["tuned"], sides["paired"]
     low, high = paired["ci95"]
     delta = f"{100 * paired['delta']:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
-    settings = f"{tuned['n']} x {tuned['samples']} | {tuned['temperature']:g}"
-    return f"| {label} | {settings} | {shown(sides['base'])} | {shown(tuned)} | {delta} | {paired['p_value']:.3g} |"
+    settings = f"{markdown(label)} | {tuned['n']} x {tuned['samples']} | {tuned['temperature']:g}"
+    return f"| {settings} | {shown(sides['base'])} | {shown(tuned)} | {delta} | {paired['p_value']:.3g} |"
 
 
 def _making(recipe: Recipe, facts: Mapping[str, Any], described: Mapping[str, Any]) -> str:
     stages = {stage["stage"]: stage for stage in facts["stages"]}
-    versions = ", ".join(f"{name} {version}" for name, version in described["versions"].items())
+    versions = ", ".join(markdown(f"{name} {version}") for name, version in described["versions"].items())
     lines = [
-        f"- data: {_source(recipe)}; fingerprint of the problems `{described['hashes']['problems']}`",
-        f"- base model's fingerprint: `{described['hashes']['model']}`",
+        f"- data: {_source(recipe)}; fingerprint of the problems {code(described['hashes']['problems'])}",
+        f"- base model's fingerprint: {code(described['hashes']['model'])}",
     ]
     if made := stages.get("generate"):
-        lines.append(f"- sampled: {made['tokens_sampled']:,} tokens ({made['detail']}), {made['seconds']:,.0f} s")
+        lines.append(
+            f"- sampled: {made['tokens_sampled']:,} tokens ({markdown(made['detail'])}), {made['seconds']:,.0f} s"
+        )
     if made := stages.get("train"):
         peak = f"{made['peak_memory_bytes'] / 1e9:.2f} GB"
         tokens = f"{made['tokens_trained']:,} supervised tokens"
-        lines.append(f"- trained: {tokens} ({made['detail']}), {made['seconds']:,.0f} s, peak memory {peak}")
+        lines.append(f"- trained: {tokens} ({markdown(made['detail'])}), {made['seconds']:,.0f} s, peak memory {peak}")
     return "\n".join([*lines, f"- versions: {versions}"])
 
 
 def _source(recipe: Recipe) -> str:
     problems = recipe.problems
     if problems.dataset:
-        at = f" at revision {problems.revision}" if problems.revision else ""
-        return f"[{problems.dataset}](https://huggingface.co/datasets/{problems.dataset}), {problems.split}{at}"
-    return f"the file {Path(problems.path).name}" if problems.path else f"the problems `{problems.builtin}` of upft_mlx"
+        at = f" at revision {markdown(problems.revision)}" if problems.revision else ""
+        name = problems.dataset
+        link = f"[{name}](https://huggingface.co/datasets/{name})" if HUB_ID.match(name) else code(name)
+        return f"{link}, {markdown(problems.split)}{at}"
+    return (
+        f"the file {code(Path(problems.path).name)}"
+        if problems.path
+        else f"the problems `{problems.builtin}` of upft_mlx"
+    )
 
 
 def _public(recipe: Recipe) -> dict[str, Any]:
@@ -231,13 +243,14 @@ def _fidelity(fidelity: Mapping[str, Any]) -> str:
 def _use(recipe: Recipe, base: Base, fuse: str) -> str:
     name = recipe.publish.repo or "PATH/TO/THIS/FOLDER"
     if fuse == "adapter":
-        code = (
+        model = shlex.quote(one_line(base.hub_id or base.name))
+        commands = (
             f"hf download {name} --local-dir adapter\n"
-            f'python -m mlx_lm generate --model {base.hub_id or base.name} --adapter-path adapter --prompt "..."'
+            f'python -m mlx_lm generate --model {model} --adapter-path adapter --prompt "..."'
         )
         quantized = "The base must be quantized first, as in training: `mlx_lm convert -q`. "
         before = quantized if recipe.quantize else ""
-        return f"{before}With [mlx-lm](https://github.com/ml-explore/mlx-lm):\n\n```sh\n{code}\n```"
+        return f"{before}With [mlx-lm](https://github.com/ml-explore/mlx-lm):\n\n{fenced(commands, 'sh')}"
     system = " Evaluated with the system turn of the recipe below." if recipe.prompt.system else ""
     return (
         "With [mlx-lm](https://github.com/ml-explore/mlx-lm), no other code needed:\n\n```sh\n"
@@ -262,8 +275,9 @@ def _limits(recipe: Recipe, facts: Mapping[str, Any]) -> str:
 def _licence(base: Base) -> str:
     if not base.license:
         return (
-            f"Not known to upft_mlx: the folder of `{base.name}` has no card that states one. The base model's licence "
-            "applies; look it up before you pass these weights on."
+            f"Not known to upft_mlx: the folder of {code(base.name)} has no card that states one. The base model's "
+            "licence applies; look it up before you pass these weights on."
         )
-    name = base.license.get("license_name") or base.license.get("license")
-    return f"Inherited from the base model `{base.name}`: {name}, as its card says. Its terms apply to these weights."
+    name = markdown(base.license.get("license_name") or base.license.get("license") or "")
+    above = f"Inherited from the base model {code(base.name)}: {name}, as its card says."
+    return f"{above} Its terms apply to these weights."

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ import click
 
 from upft_mlx.cli_base import cli, common, helped, prepared
 from upft_mlx.cli_complete import complete_targets
+from upft_mlx.escape import to_json
 
 if TYPE_CHECKING:
     from upft_mlx.ask import Answer, Asker
@@ -90,7 +90,7 @@ def ask(
             }
             about |= {"temperature": asker.temperature, "max_tokens": asker.max_tokens}
             shown = {side: answers[side].dump() if side in answers else None for side in ("base", "tuned")}
-            click.echo(json.dumps({**about, "answers": shown}, indent=2, ensure_ascii=False))
+            click.echo(to_json({**about, "answers": shown}))
     if any(answer.finish_reason == "interrupted" for answer in answers.values()):
         sys.exit(130)
 

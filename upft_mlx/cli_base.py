@@ -6,7 +6,6 @@ Whatever is slow to import (pydantic, Rich, MLX) is imported inside the function
 from __future__ import annotations
 
 import errno
-import json
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -19,6 +18,7 @@ import click
 from upft_mlx.cli_complete import complete_fields, complete_recipes
 from upft_mlx.cli_group import Sections
 from upft_mlx.errors import UpftError
+from upft_mlx.escape import one_line, to_json
 from upft_mlx.hub_attempts import tell_attempts_once
 
 if TYPE_CHECKING:
@@ -113,7 +113,10 @@ def run_other(
         folder = run_dir or Path("runs") / recipe.name
         with ui.open_view(plain=True, stderr=True) as notify:
             facts = work(recipe, folder, notify)
-        click.echo(json.dumps(facts, indent=2) if as_json else text(facts))
+        if as_json:
+            click.echo(to_json(facts))
+        else:
+            ui.print_text(text(facts))
 
 
 @contextmanager
@@ -201,7 +204,8 @@ def edge(*, debug: bool, fetch: str = "upft fetch") -> Iterator[None]:
     except Exception as error:
         if debug:
             raise
-        _fail(1, f"unexpected {type(error).__name__}: {error}; run again with --debug and report what it shows")
+        what = f"unexpected {type(error).__name__}: {one_line(str(error), 1000)}"
+        _fail(1, f"{what}; run again with --debug and report what it shows")
 
 
 def _fail(status: int, message: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
@@ -11,6 +10,7 @@ import click
 
 from upft_mlx.cli_base import cli, edge, helped, quiet_libraries
 from upft_mlx.cli_complete import SHELLS, script
+from upft_mlx.escape import to_json
 
 if TYPE_CHECKING:
     from upft_mlx.doctor import Finding
@@ -41,7 +41,7 @@ def doctor(as_json: bool, debug: bool) -> None:
 
         if as_json:
             found = list(noted())
-            click.echo(json.dumps({"ok": not failed(findings), "findings": found}, indent=2))
+            click.echo(to_json({"ok": not failed(findings), "findings": found}))
         else:
             ui.print_findings(noted())
     if failed(findings):

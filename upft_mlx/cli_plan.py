@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import click
 
 from upft_mlx.cli_base import cli, common, helped, prepared, recipe_argument
+from upft_mlx.escape import to_json
 
 
 @cli.command(
@@ -47,7 +47,7 @@ def plan(
                 loaded, run_dir or Path("runs") / loaded.name, notify, mac=mac, calibrates=not no_calibration
             )
         if as_json:
-            click.echo(json.dumps(facts, indent=2))
+            click.echo(to_json(facts))
         else:
             ui.print_plan(facts)
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import click
 
 from upft_mlx.cli_base import cli, common, helped, prepared, recipe_argument
+from upft_mlx.escape import to_json
 
 
 @cli.command(
@@ -42,7 +42,7 @@ def preview(
 
         facts: dict[str, Any] = preview_of(loaded, run_dir or Path("runs") / loaded.name, rows=rows, problem=problem)
         if as_json:
-            click.echo(json.dumps(facts, indent=2, ensure_ascii=False))
+            click.echo(to_json(facts))
             return
         from upft_mlx.ui_preview import print_preview
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from upft_mlx.cli_base import cli, common, edge, helped, quiet_libraries, recipe_argument, run_other
+from upft_mlx.escape import to_json
 
 if TYPE_CHECKING:
     from upft_mlx.events import Observer
@@ -60,7 +60,7 @@ def _list_recipes(*, as_json: bool) -> None:
 
     rows = [item.facts() for item in catalogue()]
     if as_json:
-        click.echo(json.dumps(rows, indent=2))
+        click.echo(to_json(rows))
         return
     from upft_mlx import ui
 
@@ -72,9 +72,7 @@ def _print_recipe(name: str, *, as_json: bool) -> None:
     from upft_mlx.load import find_shipped, load_recipe
 
     path = find_shipped(name)
-    click.echo(
-        json.dumps(load_recipe(path).dump(), indent=2) if as_json else path.read_text(encoding="utf-8"), nl=as_json
-    )
+    click.echo(to_json(load_recipe(path).dump()) if as_json else path.read_text(encoding="utf-8"), nl=as_json)
 
 
 @cli.command(
@@ -120,7 +118,7 @@ def new(offline: bool, as_json: bool, debug: bool, **wishes: Any) -> None:
 
         draft = new_recipe(Wish(**wishes))
         if as_json:
-            click.echo(json.dumps(facts(draft), indent=2, ensure_ascii=False))
+            click.echo(to_json(facts(draft)))
             return
         from upft_mlx import ui
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +10,7 @@ import click
 
 from upft_mlx.cli_base import cli, common, edge, helped, quiet_libraries, recipe_argument, run_other
 from upft_mlx.cli_complete import complete_runs
+from upft_mlx.escape import to_json
 
 if TYPE_CHECKING:
     from upft_mlx.events import Observer
@@ -104,12 +104,12 @@ def show(
         found = browse.find_run(run)
         if not (flips or rows or problem):
             facts = browse.facts_of(found)
-            click.echo(json.dumps(facts, indent=2)) if as_json else ui.print_summary(facts)
+            click.echo(to_json(facts)) if as_json else ui.print_summary(facts)
             return
         items = browse.seen(found, benchmarks, only_flips=flips)
         if problem is not None:
             items = browse.of_problem(items, problem)
         if as_json:
-            click.echo(json.dumps([item.dump() for item in items], indent=2, ensure_ascii=False))
+            click.echo(to_json([item.dump() for item in items]))
         else:
             ui.print_seen(items, only_flips=flips, whole=problem is not None)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +10,7 @@ import click
 
 from upft_mlx.cli_base import cli, common, helped, prepared, recipe_argument, writing_to
 from upft_mlx.cli_complete import complete_recipes
+from upft_mlx.escape import to_json
 
 if TYPE_CHECKING:
     from upft_mlx.events import Observer
@@ -149,7 +149,7 @@ def _execute(recipe: Recipe, run_dir: Path, stage: str | None, *, plain: bool, a
         facts = _work(recipe, run_dir, stage, notify, **extra)
     ui.save_svg(facts, run_dir / "report.svg")
     if as_json:
-        click.echo(json.dumps(facts, indent=2))
+        click.echo(to_json(facts))
     elif stage in (None, "evaluate"):
         ui.print_summary(facts)
         if stage is None:

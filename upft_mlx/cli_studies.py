@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import click
 
 from upft_mlx.cli_base import cli, common, helped, prepared, recipe_argument, writing_to
+from upft_mlx.escape import to_json
 
 
 def _study_command(what: str, text: str, *examples: str) -> None:
@@ -62,7 +62,7 @@ def _study(
         with writing_to(root), ui.open_view(plain=plain, stderr=as_json, stages=stages) as notify:
             found = work(recipe, root, notify)
         if as_json:
-            click.echo(json.dumps(found, indent=2))
+            click.echo(to_json(found))
         elif what == "analyze":
             ui.print_analysis(found, root / "analysis")
         else:

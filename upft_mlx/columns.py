@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from upft_mlx.errors import ProblemsError
+from upft_mlx.escape import one_line, quoted
 
 QUESTION_COLUMNS = ("question", "problem", "query", "prompt")
 ANSWER_COLUMNS = ("answer", "solution", "Correct Answer")
@@ -38,7 +39,7 @@ def find_columns(where: str, row: dict[str, Any], named: Columns) -> Columns:
     question = named.question or _first(QUESTION_COLUMNS, row)
     if question is None:
         raise ProblemsError(
-            f"{where}: no column named {', '.join(QUESTION_COLUMNS)}; it has {', '.join(row) or 'none'}; "
+            f"{where}: no column named {', '.join(QUESTION_COLUMNS)}; it has {_named(row)}; "
             "name the question's column with `question`"
         )
     for field in ("question", "answer", "level", "subject"):
@@ -59,9 +60,7 @@ def find_columns(where: str, row: dict[str, Any], named: Columns) -> Columns:
 
 def _refuse_missing(where: str, row: dict[str, Any], column: str | None, field: str) -> None:
     if column is not None and column not in row:
-        raise ProblemsError(
-            f"{where}: no column {column!r}; it has {', '.join(row) or 'none'}; name one with `{field}`"
-        )
+        raise ProblemsError(f"{where}: no column {quoted(column)}; it has {_named(row)}; name one with `{field}`")
 
 
 def _first(names: Sequence[str], row: dict[str, Any]) -> str | None:
@@ -70,3 +69,7 @@ def _first(names: Sequence[str], row: dict[str, Any]) -> str | None:
     return next((name for name in names if name in row), None) or next(
         (lowered[name.lower()] for name in names if name.lower() in lowered), None
     )
+
+
+def _named(row: Iterable[str]) -> str:
+    return one_line(", ".join(row), 1000) or "none"

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from upft_mlx import escape
 from upft_mlx.crossed import crossed_mean
 from upft_mlx.figures import Row, intervals
 
@@ -83,7 +84,7 @@ def markdown(found: Mapping[str, Any]) -> str:
     """The table; one line per method."""
     names = found["benchmarks"]
     head = ["method", "tokens sampled", "tokens trained", "seconds", "peak memory"]
-    head += [text for name in names for text in (f"{name}: accuracy", "difference to base (points)")]
+    head += [text for name in names for text in (f"{escape.markdown(name)}: accuracy", "difference to base (points)")]
     lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
     for method, row in found["methods"].items():
         cells = [method, *(f"{row[name]:,.0f}" if row[name] else "" for name in ("tokens_sampled", "tokens_trained"))]

@@ -11,6 +11,7 @@ from pathlib import Path
 from upft_mlx.answers import normalize_gold
 from upft_mlx.columns import Columns, find_columns
 from upft_mlx.errors import ProblemsError
+from upft_mlx.escape import quoted
 from upft_mlx.hub_data import Located, look
 from upft_mlx.problems import SUFFIXES, Problem, first_rows, load_problems, problems_of
 from upft_mlx.recipe import Problems
@@ -96,7 +97,7 @@ def _file_facts(source: Problems) -> DataFacts:
 def _hub_facts(source: Problems) -> DataFacts:
     found = look(source, _LOOKED_AT)
     if not found.rows:
-        raise ProblemsError(f"dataset {source.dataset}: the split {source.split!r} has no rows; set --split")
+        raise ProblemsError(f"dataset {source.dataset}: the split {quoted(source.split)} has no rows; set --split")
     columns = _columns(found.rows, source)
     problems = problems_of(found.rows, source)
     return DataFacts(source, str(columns.question), columns.answer, found.count, problems, found.splits)

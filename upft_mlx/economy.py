@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from upft_mlx import escape
 from upft_mlx.grade import is_correct
 from upft_mlx.problems import Problem
 from upft_mlx.recipe import Recipe
@@ -100,7 +101,7 @@ def markdown(found: dict[str, Any]) -> str:
             row = found[key]
             kinds = ("tokens_sampled", "tokens_trained")
             cells = [_count(row[kind], None if key == "this" else mine[kind]) for kind in kinds]
-            lines.append(f"| {name} | {cells[0]} | {cells[1]} | {row['how']} |")
+            lines.append(f"| {name} | {cells[0]} | {cells[1]} | {escape.markdown(row['how'])} |")
     if "sft" not in found:
         lines.append("\nNo full solution was sampled, so that their length is not known.")
     return "\n".join(lines)

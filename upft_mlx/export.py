@@ -14,6 +14,7 @@ from upft_mlx.checkpoints import save_safetensors
 from upft_mlx.errors import ExportError, ModelError
 from upft_mlx.events import Observer, ignore
 from upft_mlx.fuser import Fuser
+from upft_mlx.model_files import json_object, read_header
 from upft_mlx.models import Loaded, reason
 from upft_mlx.recipe import Recipe
 from upft_mlx.rows import write_json
@@ -59,7 +60,7 @@ def export_peft(run: RunDir, model: Path, base: str, folder: Path) -> str:
 
 def _read_adapter(folder: Path) -> tuple[dict[str, Any], dict[str, mx.array]]:
     try:
-        config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+        config = json_object(folder / "adapter_config.json")
         arrays = mx.load(str(folder / "adapters.safetensors"))
     except (OSError, ValueError, RuntimeError) as error:
         raise ModelError(f"{folder}: the adapter cannot be read: {reason(error)}; train again") from None
@@ -69,12 +70,7 @@ def _read_adapter(folder: Path) -> tuple[dict[str, Any], dict[str, mx.array]]:
 
 def _weight_names(model: Path) -> set[str]:
     """The names in a model folder's weight files; headers are read only."""
-    names: set[str] = set()
-    for file in model.glob("model*.safetensors"):
-        arrays = mx.load(str(file))
-        assert isinstance(arrays, dict)
-        names |= set(arrays)
-    return names
+    return {name for file in model.glob("model*.safetensors") for name in read_header(file)}
 
 
 def _peft_config(lora: dict[str, Any], base: str, modules: set[str], layers: set[int]) -> dict[str, Any]:

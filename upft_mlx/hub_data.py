@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from upft_mlx.errors import OfflineError, ProblemsError
+from upft_mlx.escape import quoted
 
 Located = tuple[str, dict[str, Any]]
 """Where a row stands (`file:line`) and its columns."""
@@ -75,7 +76,7 @@ def look(source: Source, count: int) -> Look:
 def _stream(source: Source, count: int) -> Look:
     data = _load(source, None, streaming=True)
     if source.split not in data:
-        raise ProblemsError(f"dataset {source.dataset}: no split {source.split!r}; it has {', '.join(data)}")
+        raise ProblemsError(f"dataset {source.dataset}: no split {quoted(source.split)}; it has {', '.join(data)}")
     chosen = data[source.split]
     with _hub_errors(source):
         rows = list(itertools.islice(_located(source, chosen), count))

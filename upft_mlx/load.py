@@ -12,30 +12,14 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from upft_mlx.errors import RecipeError
+from upft_mlx.escape import one_line, quoted
 from upft_mlx.recipe import Recipe
+from upft_mlx.safe_yaml import read_yaml
 
-_NUMBER = re.compile(
-    r"""^(?:[-+]?(?:[0-9][0-9_]*)\.[0-9_]*(?:[eE][-+]?[0-9]+)?
-        |[-+]?(?:[0-9][0-9_]*)[eE][-+]?[0-9]+
-        |\.[0-9][0-9_]*(?:[eE][-+]?[0-9]+)?
-        |[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$""",
-    re.VERBOSE,
-)
-
-
-class _Loader(yaml.SafeLoader):
-    """A private loader: PyYAML reads `1e-5` as text, and mlx-lm changes the shared one when imported.
-
-    No field is a date, so a value that looks like one stays a text.
-    """
-
-
-_REPLACED = ("tag:yaml.org,2002:float", "tag:yaml.org,2002:timestamp")
-_Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if tag not in _REPLACED]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-_Loader.add_implicit_resolver("tag:yaml.org,2002:float", _NUMBER, list("-+0123456789."))
+_LARGEST = 256 * 1024
+"""Bytes of a recipe; PyYAML reads some 100 KB a second."""
+_TOLD = 30
+"""Errors of a recipe that are told at once."""
 
 
 def load_recipe(path_or_name: str | Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -48,10 +32,10 @@ def load_recipe(path_or_name: str | Path, overrides: Sequence[str] = ()) -> Reci
     """
     path = find_recipe(path_or_name)
     text = _read(path)
-    data = _parse(path, text)
+    data, node = _parse(path, text)
     resolve_paths(data, path.parent, str(path))
     data.setdefault("name", path.stem)
-    return validated(path, _lines(text), data, overrides)
+    return validated(path, _lines(node), data, overrides)
 
 
 def validated(path: Path, lines: dict[tuple[Any, ...], int], data: dict[str, Any], overrides: Sequence[str]) -> Recipe:
@@ -71,7 +55,9 @@ def validated(path: Path, lines: dict[tuple[Any, ...], int], data: dict[str, Any
         return Recipe.model_validate(data)
     except ValidationError as error:
         problems = [_describe(path, lines, dict(item), patches) for item in error.errors()]
-        raise RecipeError("\n".join(dict.fromkeys(problems))) from None
+        told = list(dict.fromkeys(problems))
+        more = [f"and {len(told) - _TOLD} more errors"] if len(told) > _TOLD else []
+        raise RecipeError("\n".join([*told[:_TOLD], *more])) from None
 
 
 def shipped_recipes() -> dict[str, Path]:
@@ -124,27 +110,31 @@ def _nearest(missing: Path, shipped: dict[str, Path]) -> str:
 
 def _read(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        with path.open("rb") as file:
+            content = file.read(_LARGEST + 1)
+        if len(content) > _LARGEST:
+            raise RecipeError(f"{path}: not a recipe: larger than {_LARGEST // 1024} KB")
+        return content.decode()
     except UnicodeDecodeError as error:
         raise RecipeError(f"{path}: not a text file (byte {error.start} is not UTF-8)") from None
     except OSError as error:
         raise RecipeError(f"{path}: cannot be read: {error.strerror}") from None
 
 
-def _parse(path: Path, text: str) -> dict[str, Any]:
+def _parse(path: Path, text: str) -> tuple[dict[str, Any], yaml.Node | None]:
     try:
-        data = yaml.load(text, Loader=_Loader)  # a SafeLoader: it builds plain values only
-        _refuse_duplicates(path, yaml.compose(text, Loader=_Loader))
+        data, node = read_yaml(text)
+        _refuse_duplicates(path, node)
     except yaml.YAMLError as error:
         raise RecipeError(_not_yaml(path, text, error)) from None
     except RecursionError:
         raise RecipeError(f"{path}: not a recipe: nested too deeply, or an alias (*) contains itself") from None
-    except ValueError as error:  # an explicit tag that does not fit, for example `!!int x`
-        raise RecipeError(f"{path}: not valid YAML: {error}") from None
+    except (ValueError, TypeError) as error:  # an explicit tag that does not fit, for example `!!int x`
+        raise RecipeError(f"{path}: not valid YAML: {one_line(str(error))}") from None
     if not isinstance(data, dict):
         found = "nothing" if data is None else f"a {type(data).__name__}"
         raise RecipeError(f"{path}: a recipe is a mapping of fields to values, found {found}")
-    return data
+    return data, node
 
 
 def _not_yaml(path: Path, text: str, error: yaml.YAMLError) -> str:
@@ -153,7 +143,7 @@ def _not_yaml(path: Path, text: str, error: yaml.YAMLError) -> str:
         return f"{path}:{line}: not valid YAML: character {error.character:#04x}: {error.reason}"
     mark = getattr(error, "problem_mark", None)
     where = f"{path}:{mark.line + 1}" if mark else str(path)
-    return f"{where}: not valid YAML: {getattr(error, 'problem', None) or error}"
+    return f"{where}: not valid YAML: {one_line(getattr(error, 'problem', None) or str(error))}"
 
 
 def _refuse_duplicates(path: Path, node: yaml.Node | None) -> None:
@@ -162,7 +152,9 @@ def _refuse_duplicates(path: Path, node: yaml.Node | None) -> None:
         for key, value in node.value:
             line = key.start_mark.line + 1
             if key.value in seen:
-                raise RecipeError(f"{path}:{line}: {key.value} is given twice (first on line {seen[key.value]})")
+                raise RecipeError(
+                    f"{path}:{line}: {one_line(str(key.value))} is given twice (first on line {seen[key.value]})"
+                )
             seen[key.value] = line
             _refuse_duplicates(path, value)
     elif isinstance(node, yaml.SequenceNode):
@@ -194,9 +186,8 @@ def _absolute(path: str, folder: Path, where: str) -> str:
         absolute = (folder / Path(path).expanduser()).resolve()
         absolute.is_dir()  # a name that is too long for the file system fails here
     except (OSError, RuntimeError, ValueError) as error:  # `~nobody`, a NUL, a name that is too long
-        shown = path if len(path) <= 60 else path[:57] + "..."
         reason = getattr(error, "strerror", None) or error
-        raise RecipeError(f"{where}: {shown!r}: cannot be a path: {reason}") from None
+        raise RecipeError(f"{where}: {quoted(path, 60)}: cannot be a path: {reason}") from None
     return str(absolute)
 
 
@@ -209,11 +200,14 @@ def _override(data: dict[str, Any], override: str) -> dict[str, Any]:
     field, equals, text = override.partition("=")
     keys = field.strip().split(".")
     if not equals or not all(keys):
-        raise RecipeError(f"--set {override}: expected section.field=value, for example train.learning_rate=1e-5")
+        raise RecipeError(
+            f"--set {one_line(override)}: expected section.field=value, for example train.learning_rate=1e-5"
+        )
     try:
-        value = yaml.load(text, Loader=_Loader)  # a SafeLoader: it builds plain values only
-    except (yaml.YAMLError, ValueError, RecursionError):
-        raise RecipeError(f"--set {override}: {text!r} is not a valid value; quote it if it is a text") from None
+        value, _ = read_yaml(text)
+    except (yaml.YAMLError, ValueError, TypeError, RecursionError):
+        shown = f"--set {one_line(override)}: {quoted(text)}"
+        raise RecipeError(f"{shown} is not a valid value; quote it if it is a text") from None
     patch: Any = value
     for key in reversed(keys):
         patch = {key: patch}
@@ -240,7 +234,7 @@ def _merge(data: dict[str, Any], patch: dict[str, Any]) -> None:
             data[key] = value
 
 
-def _lines(text: str) -> dict[tuple[Any, ...], int]:
+def _lines(root: yaml.Node | None) -> dict[tuple[Any, ...], int]:
     """The line (from 1) of each key of a YAML text, by its path."""
 
     def walk(node: yaml.Node | None, path: tuple[Any, ...]) -> Iterator[tuple[tuple[Any, ...], int]]:
@@ -253,7 +247,7 @@ def _lines(text: str) -> dict[tuple[Any, ...], int]:
                 yield (*path, index), value.start_mark.line + 1
                 yield from walk(value, (*path, index))
 
-    return dict(walk(yaml.compose(text, Loader=_Loader), ()))
+    return dict(walk(root, ()))
 
 
 def _describe(
@@ -265,18 +259,18 @@ def _describe(
     """One pydantic error as `file:line: section.field: value: what is wrong; what to do`."""
     loc = tuple(part for part in error["loc"] if not str(part).startswith("function-"))
     loc = loc[:3] if loc[:2] == ("prompt", "chat_template_args") else loc  # one error, not one per type
-    message = _in_yaml_terms(str(error["msg"]), loc)
+    message = one_line(_in_yaml_terms(str(error["msg"]), loc), 800)
     if not loc:  # the fields of two sections do not fit: the message begins with the one to look at
         name, _, message = message.partition(": ")
         loc = tuple(name.split("."))
-    where, field = _where(path, lines, loc, patches), ".".join(map(str, loc))
+    where, field = _where(path, lines, loc, patches), one_line(".".join(map(str, loc)))
     if error["type"] in ("extra_forbidden", "invalid_key"):
         return f"{where}: {field}: unknown field; {_suggest(loc)}"
     if error["type"] == "missing":
         return f"{where}: {field}: missing, a recipe needs it"
     if error["type"] == "value_error":
         return f"{where}: {field}: {message}"
-    return f"{where}: {field}: {error['input']!r}: {message}"
+    return f"{where}: {field}: {quoted(error['input'])}: {message}"
 
 
 def _where(

@@ -12,7 +12,9 @@ from typing import Any, Literal
 
 from upft_mlx.architecture import Architecture, from_config
 from upft_mlx.errors import ModelError
-from upft_mlx.models import find_config, json_object
+from upft_mlx.gate import TEMPLATE_BYTES
+from upft_mlx.model_files import bounded, json_object
+from upft_mlx.models import find_config
 
 Thinking = Literal["switch", "always", "never"]
 
@@ -79,7 +81,7 @@ def chat_template(folder: Path) -> str:
     """The chat template of a model folder, empty where it has none."""
     file = folder / "chat_template.jinja"
     if file.is_file():
-        return file.read_text(encoding="utf-8")
+        return bounded(file, TEMPLATE_BYTES).decode("utf-8", errors="replace")
     settings = folder / "tokenizer_config.json"
     found = json_object(settings).get("chat_template") if settings.is_file() else None
     if isinstance(found, list):  # several, by name

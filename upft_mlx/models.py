@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-import json
 import os
 import re
 from collections import Counter
@@ -18,7 +17,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from upft_mlx.errors import ModelError, OfflineError, RecipeError
+from upft_mlx.escape import one_line, quoted
+from upft_mlx.gate import admit
+from upft_mlx.model_files import json_object
 from upft_mlx.prompts import end_of_turn
+from upft_mlx.rendering import confine
 
 if TYPE_CHECKING:
     import mlx.core as mx
@@ -27,7 +30,7 @@ if TYPE_CHECKING:
     from upft_mlx.recipe import Quantize, Recipe
 
 BUILTIN = {"builtin:arithmetic": "model"}
-HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[\w.-]+$")
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+\Z", re.ASCII)
 FILES = [
     *("*.json", "model*.safetensors", "*.py", "tokenizer.model", "*.tiktoken", "*.txt", "*.jinja"),
     *("README.md", "LICENSE*"),  # for the licence in the card of what is made of it
@@ -55,6 +58,8 @@ class Loaded:
     path: Path
     dtype: mx.Dtype
     """Of the folder's unquantized weights; what runs may be float32 instead, see `load`."""
+    trusted: bool = False
+    """Whether the recipe lets the folder's own code run; only then it goes with what is made of the model."""
 
     @cached_property
     def eos_id(self) -> int:
@@ -123,14 +128,14 @@ def _local(name: str) -> Path | None:
     if name in BUILTIN:
         return Path(__file__).parent / "demo" / BUILTIN[name]
     if name.startswith("builtin:"):
-        raise RecipeError(f"model: {name!r}: unknown; the embedded models are {', '.join(BUILTIN)}")
+        raise RecipeError(f"model: {quoted(name)}: unknown; the embedded models are {', '.join(BUILTIN)}")
     path = Path(name)
     if path.is_dir():
         return path
     if path.is_absolute() or path.exists():
         raise ModelError(f"{name}: no such model folder; set model to a folder or a Hub id such as user/name")
     if not HUB_ID.match(name):
-        raise RecipeError(f"model: {name!r}: neither a folder nor a Hub id (user/name)")
+        raise RecipeError(f"model: {quoted(name)}: neither a folder nor a Hub id (user/name)")
     return None
 
 
@@ -161,11 +166,11 @@ def _download(name: str, revision: str | None, patterns: Sequence[str] = FILES, 
     except GatedRepoError:
         raise ModelError(f"model {name}: access is gated; accept its terms on the Hub, then `hf auth login`") from None
     except RevisionNotFoundError:
-        raise ModelError(f"model {name}: no revision {revision!r} on the Hub; check `revision`") from None
+        raise ModelError(f"model {name}: no revision {quoted(revision)} on the Hub; check `revision`") from None
     except RepositoryNotFoundError:
         raise ModelError(f"model {name}: no such model on the Hub, or it is private; check `model`") from None
     except HFValidationError:
-        raise RecipeError(f"model: {name!r}: not a valid Hub id (user/name)") from None
+        raise RecipeError(f"model: {quoted(name)}: not a valid Hub id (user/name)") from None
     except (LocalEntryNotFoundError, ConnectionError):
         raise OfflineError(_not_here(name, offline=offline)) from None
     except HfHubHTTPError as error:
@@ -194,24 +199,8 @@ def _checked(path: Path, *, weights: bool = True) -> Path:
         )
     if not any((path / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")):
         raise ModelError(f"{path}: no tokenizer (tokenizer.json or tokenizer.model); copy it from the model's source")
-    if "model_type" not in json_object(path / "config.json"):
-        raise ModelError(f"{path / 'config.json'}: lacks `model_type`; download the model again")
+    admit(path)
     return path
-
-
-def json_object(path: Path) -> dict[str, Any]:
-    """The object in a JSON file of a model folder.
-
-    Raises:
-        ModelError: it is none.
-    """
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ModelError(f"{path}: not JSON: {error}; download the model again") from None
-    if not isinstance(value, dict):
-        raise ModelError(f"{path}: expected a JSON object, found a {type(value).__name__}; download the model again")
-    return value
 
 
 def model_hash(path: Path) -> str:
@@ -267,7 +256,7 @@ def load(path: Path, *, quantize: Quantize | None = None, trust_remote_code: boo
         raise
     except Exception as error:  # mlx, mlx-lm and the model's own code raise what they like
         raise ModelError(f"{path}: cannot be loaded: {reason(error)}") from error
-    return Loaded(model, tokenizer, config, path, dtype)
+    return Loaded(model, tokenizer, config, path, dtype, trust_remote_code)
 
 
 def load_tokenizer(path: Path, *, trust_remote_code: bool = False) -> Any:
@@ -279,6 +268,7 @@ def load_tokenizer(path: Path, *, trust_remote_code: bool = False) -> Any:
     from mlx_lm.utils import load_config
     from mlx_lm.utils import load_tokenizer as load
 
+    admit(path)
     try:
         eos = load_config(path).get("eos_token_id")
         tokenizer = load(path, {"trust_remote_code": trust_remote_code}, eos_token_ids=eos)
@@ -286,6 +276,7 @@ def load_tokenizer(path: Path, *, trust_remote_code: bool = False) -> Any:
         raise ModelError(f"{path}: the tokenizer cannot be loaded: {reason(error)}") from error
     if tokenizer.eos_token_id is None:
         raise ModelError(f"{path}: the tokenizer has no eos_token; set it in tokenizer_config.json")
+    confine(tokenizer._tokenizer, path)
     return tokenizer
 
 
@@ -295,18 +286,19 @@ def _trusting(path: Path, load_model: Callable[..., Any], trust_remote_code: boo
     Raises:
         ModelError: the folder brings code along, and the recipe does not trust it.
     """
-    code = json.loads((path / "config.json").read_text(encoding="utf-8")).get("model_file")
+    code = json_object(path / "config.json").get("model_file")
     if code is not None and not trust_remote_code:
-        raise ModelError(f"{path}: wants to run its own code ({code}); if you trust it, set trust_remote_code: true")
+        raise ModelError(
+            f"{path}: wants to run its own code ({quoted(code)}); if you trust it, set trust_remote_code: true"
+        )
     known = "trust_remote_code" in inspect.signature(load_model).parameters
     return {"trust_remote_code": trust_remote_code} if known else {}
 
 
 def reason(error: Exception) -> str:
     """The text of another library's error on one line, without the lists that some append."""
-    text = " ".join(str(error).split())
-    text = f"{type(error).__name__}: {text}" if isinstance(error, KeyError) or not text else text
-    return text if len(text) <= 300 else text[:297] + "..."
+    text = one_line(str(error), 300)
+    return one_line(f"{type(error).__name__}: {text}", 300) if isinstance(error, KeyError) or not text else text
 
 
 def _dtype(model: nn.Module) -> mx.Dtype:

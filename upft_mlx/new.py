@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -15,6 +15,7 @@ from upft_mlx.choices import Choices, choose
 from upft_mlx.columns import WRONG_COLUMNS
 from upft_mlx.data_facts import DataFacts, Split, all_letters, data_facts, hard_to_grade, hold_out, is_file
 from upft_mlx.errors import ModelError, OfflineError, ProblemsError, RecipeError
+from upft_mlx.escape import to_json
 from upft_mlx.model_facts import ModelFacts, model_facts
 from upft_mlx.models import BUILTIN, is_hub_model
 from upft_mlx.new_text import recipe_text
@@ -75,8 +76,8 @@ class Draft:
     @property
     def next_commands(self) -> list[str]:
         """What to run now."""
-        fetch = [f"upft fetch {self.path}"] if self.hub else []
-        return [f"upft plan {self.path}", *fetch, f"upft run {self.path}"]
+        path = shlex.quote(str(self.path))
+        return [f"upft plan {path}", *([f"upft fetch {path}"] if self.hub else []), f"upft run {path}"]
 
 
 def new_recipe(wish: Wish) -> Draft:
@@ -220,7 +221,7 @@ def _line(problem: Problem) -> str:
         if name in ("id", "question", "answer") or (value is not None and name != "wrong_answers")
     }
     known |= dict(zip(WRONG_COLUMNS, problem.wrong_answers, strict=False))
-    return json.dumps(known, ensure_ascii=False) + "\n"
+    return to_json(known, indent=None) + "\n"
 
 
 def facts(draft: Draft) -> dict[str, Any]:

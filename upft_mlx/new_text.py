@@ -2,37 +2,72 @@
 
 from __future__ import annotations
 
-import json
-import re
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+from upft_mlx.errors import RecipeError
+from upft_mlx.escape import one_line, quoted
+from upft_mlx.safe_yaml import read_yaml, yaml_scalar
 
 if TYPE_CHECKING:
     from upft_mlx.new import Draft
 
-_PLAIN = re.compile(r"[A-Za-z./][\w./-]*")
-_WORDS = re.compile(r"(?i)true|false|yes|no|on|off|null|y|n")
-"""What YAML takes for something else than a text."""
 _COLUMN, _WIDTH = 36, 118
 
 
+@dataclass(frozen=True)
+class _Field:
+    """A line of the recipe."""
+
+    name: str
+    value: Any
+    """A text, number or truth value; a mapping of those stands in braces, a list of mappings below the name."""
+    why: str | None = None
+    before: str | None = None
+    """A comment above it."""
+
+
 def recipe_text(draft: Draft) -> str:
-    """The recipe as YAML, with the reason for each number beside it."""
-    parts = ["\n".join(_header(draft)), *("\n".join(section) for section in _sections(draft))]
-    return "\n\n".join(parts) + "\n"
+    """The recipe as YAML, with the reason for each number beside it.
+
+    Values go through the YAML library, reasons through `one_line`, and the whole is read back: no name in a stranger's
+    folder can add a field.
+
+    Raises:
+        RecipeError: it does not read back as what was chosen.
+    """
+    top, sections = [_Field("model", draft.model_name, _model_said(draft))], dict(_sections(draft))
+    parts = ["\n".join([*_header(draft), *_lines(top, "")]) + _smaller(draft)]
+    parts += ["\n".join([f"{name}:", *_lines(fields, "  ")]) for name, fields in sections.items()]
+    text = "\n\n".join(parts) + "\n"
+    chosen = {name: {field.name: field.value for field in fields} for name, fields in sections.items()}
+    if read_yaml(text)[0] != {"model": draft.model_name, **chosen}:
+        raise RecipeError(f"{draft.path}: {quoted(draft.model_name)}: cannot be written into a recipe; rename it")
+    return text
 
 
-def scalar(value: Any) -> str:
-    """A value as YAML that reads back as it is."""
-    if isinstance(value, str) and _PLAIN.fullmatch(value) and not _WORDS.fullmatch(value):
-        return value
-    return json.dumps(value, ensure_ascii=False)
+def _lines(fields: Sequence[_Field], indent: str) -> Iterator[str]:
+    for field in fields:
+        if field.before:
+            yield f"{indent}# {one_line(field.before)}"
+        if isinstance(field.value, list):
+            yield f"{indent}{field.name}:"
+            for entry in field.value:
+                pairs = [f"{name}: {yaml_scalar(value)}" for name, value in entry.items()]
+                yield from (f"{indent}  {' ' if number else '-'} {pair}" for number, pair in enumerate(pairs))
+            if field.why:
+                yield from (f"{indent}    # {line}" for line in field.why.splitlines())
+            continue
+        text = f"{indent}{field.name}: {'1e-4' if field.value == 1e-4 else yaml_scalar(field.value)}"
+        yield f"{text:{_COLUMN}} # {one_line(field.why)}" if field.why else text
 
 
 def _header(draft: Draft) -> Iterator[str]:
-    path, model = draft.path, draft.model
-    yield f"# {draft.model_name} on {_data_name(draft)}, written by `upft new`; every number can be changed."
+    name, model = one_line(draft.path.name), draft.model
+    title = f"{one_line(draft.model_name)} on {one_line(_data_name(draft))}"
+    yield f"# {title}, written by `upft new`; every number can be changed."
     yield "#"
     numbers = (
         "the paper's where a line says so, else this tool's defaults; none was measured on this model and these "
@@ -40,97 +75,92 @@ def _header(draft: Draft) -> Iterator[str]:
     )
     size = f"{_size(model.bytes)} of weights" if model.bytes else "weights of unknown size"
     for key, value in (
-        ("command", f"upft run {path.name}"),
-        ("Mac", f"{size}, and room for sampling and training; `upft plan {path.name} --mac 16` says whether 16 GB do"),
+        ("command", f"upft run {name}"),
+        ("Mac", f"{size}, and room for sampling and training; `upft plan {name} --mac 16` says whether 16 GB do"),
         ("time", "not measured"),
         ("numbers", numbers),
     ):
         first = f"#   {key + ':':9}"
         yield from textwrap.wrap(value, _WIDTH, initial_indent=first, subsequent_indent="#" + " " * 12)
-    yield _field("model", scalar(draft.model_name), _model_said(draft), indent="")
-    if model.bits is None and (model.bytes or 0) > 2e9:
-        smaller = _size((model.bytes or 0) * 4.5 / 16)
-        yield f"# quantize: {{bits: 4}}  # the weights are not quantized; this makes them {smaller} in memory"
 
 
-def _sections(draft: Draft) -> Iterator[list[str]]:
+def _smaller(draft: Draft) -> str:
+    size = draft.model.bytes or 0
+    if draft.model.bits is not None or size <= 2e9:
+        return ""
+    why = f"the weights are not quantized; this makes them {_size(size * 4.5 / 16)} in memory"
+    return f"\n# quantize: {{bits: 4}}  # {why}"
+
+
+def _sections(draft: Draft) -> Iterator[tuple[str, list[_Field]]]:
     chosen = draft.choices
-    yield ["problems:", *_problems(draft)]
+    yield "problems", list(_problems(draft))
     if chosen.enable_thinking is not None:
-        args = f"{{enable_thinking: {scalar(chosen.enable_thinking)}}}"
+        args = {"enable_thinking": chosen.enable_thinking}
         why = "the chat template has this switch; the same in sampling, training and evaluation"
-        yield ["prompt:", f"  # {why}", f"  chat_template_args: {args}"]
+        yield "prompt", [_Field("chat_template_args", args, before=why)]
     limit = "tokens of a full solution; a longer one is left out"
     together = "sequences at a time: as many as fit"
-    yield [
-        "generate:",
-        _field("max_tokens", chosen.max_tokens, limit),
-        _field("batch_size", "auto", together),
-    ]
-    yield ["prefix:", *_prefix(draft)]
-    yield ["train:", *_train(draft)]
-    yield ["evaluate:", *_evaluate(draft)]
+    yield "generate", [_Field("max_tokens", chosen.max_tokens, limit), _Field("batch_size", "auto", together)]
+    yield "prefix", list(_prefix(draft))
+    yield "train", list(_train(draft))
+    yield "evaluate", list(_evaluate(draft))
     if chosen.fuse != "auto":
         why = f"6 or 8 bits; to try 16 as well takes {_size(chosen.fuse_bytes or 0)}"
-        yield ["publish:", _field("fuse", chosen.fuse, why)]
+        yield "publish", [_Field("fuse", chosen.fuse, why)]
 
 
-def _problems(draft: Draft) -> Iterator[str]:
+def _problems(draft: Draft) -> Iterator[_Field]:
     data, source = draft.data, draft.data.source
     if draft.parts:
         name = next(iter(draft.files))
-        yield _field("path", scalar(name), f"{len(draft.parts.train):,} problems; {len(draft.parts.test):,} held out")
+        yield _Field("path", name, f"{len(draft.parts.train):,} problems; {len(draft.parts.test):,} held out")
         return  # the columns have the usual names there
     said = f"{data.rows:,} rows" if data.rows is not None else "the Hub does not say how many rows"
     if source.path is not None:
-        yield _field("path", scalar(draft.data_path), said)
+        yield _Field("path", draft.data_path, said)
     else:
-        yield _field("dataset", scalar(source.dataset), said)
+        yield _Field("dataset", source.dataset, said)
         if source.config is not None:
-            yield _field("config", scalar(source.config))
-        yield _field("split", scalar(source.split))
-    yield _field("question", scalar(data.question), f"{data.mean_length:,.0f} characters on average")
+            yield _Field("config", source.config)
+        yield _Field("split", source.split)
+    yield _Field("question", data.question, f"{data.mean_length:,.0f} characters on average")
     if data.answer is not None:
-        yield _field("answer", scalar(data.answer), "UPFT does not need it; methods with labels do")
+        yield _Field("answer", data.answer, "UPFT does not need it; methods with labels do")
 
 
-def _prefix(draft: Draft) -> Iterator[str]:
+def _prefix(draft: Draft) -> Iterator[_Field]:
     chosen = draft.choices
     why = "the paper's for a model that thinks (R1-Distill)" if chosen.thinks else "the paper: 8 to 32 are alike"
-    yield _field("length", chosen.length, f"tokens; {why}")
+    yield _Field("length", chosen.length, f"tokens; {why}")
     small = "the paper's for its smallest set (LIMO, 817)" if chosen.structure_ratio == 0.3 else "the paper's"
-    yield _field("structure_ratio", chosen.structure_ratio, f"share trained on a full solution; {small}")
+    yield _Field("structure_ratio", chosen.structure_ratio, f"share trained on a full solution; {small}")
 
 
-def _train(draft: Draft) -> Iterator[str]:
+def _train(draft: Draft) -> Iterator[_Field]:
     chosen = draft.choices
-    yield _field("epochs", chosen.epochs, "the paper's for its smallest set" if chosen.epochs == 3 else None)
-    yield _field("batch_size", chosen.trained_together, "sequences per step (the paper: 64)")
-    yield _field("learning_rate", "1e-4", "our default for LoRA, not tuned on this model")
+    yield _Field("epochs", chosen.epochs, "the paper's for its smallest set" if chosen.epochs == 3 else None)
+    yield _Field("batch_size", chosen.trained_together, "sequences per step (the paper: 64)")
+    yield _Field("learning_rate", 1e-4, "our default for LoRA, not tuned on this model")
     if chosen.max_length is not None:
-        yield _field("max_length", chosen.max_length, "tokens: the longest question and a full solution")
+        yield _Field("max_length", chosen.max_length, "tokens: the longest question and a full solution")
     if chosen.grad_checkpoint:
         without = f"without it a step takes up to {_size(chosen.step_bytes)}" if chosen.step_bytes else "less memory"
-        yield _field("grad_checkpoint", "true", f"long rows: more time; {without}")
+        yield _Field("grad_checkpoint", True, f"long rows: more time; {without}")
 
 
-def _evaluate(draft: Draft) -> Iterator[str]:
+def _evaluate(draft: Draft) -> Iterator[_Field]:
     chosen = draft.choices
     if chosen.thinks:
-        yield _field("temperature", 0.6, "models that think repeat themselves when greedy")
-    yield _field("max_tokens", chosen.max_tokens, "a longer answer counts as wrong; the report says how many")
-    yield _field("batch_size", "auto")
-    yield "  benchmarks:"
-    for number, (name, value) in enumerate(draft.benchmark.items()):
-        yield f"    {' ' if number else '-'} {name}: {scalar(value)}"
-    if draft.benchmark["name"] != "gsm8k" and not draft.model.boxed:
-        yield "      # to ask for answers where the grader looks first:"
-        yield '      # prompt: "{question}\\nPlease reason step by step, and put your final answer within \\\\boxed{}."'
-
-
-def _field(name: str, value: Any, why: str | None = None, indent: str = "  ") -> str:
-    text = f"{indent}{name}: {value}"
-    return f"{text:{_COLUMN}} # {why}" if why else text
+        yield _Field("temperature", 0.6, "models that think repeat themselves when greedy")
+    yield _Field("max_tokens", chosen.max_tokens, "a longer answer counts as wrong; the report says how many")
+    yield _Field("batch_size", "auto")
+    boxed = (
+        "to ask for answers where the grader looks first:\n"
+        'prompt: "{question}\\nPlease reason step by step, and put your final answer within \\\\boxed{}."'
+    )
+    asked = draft.benchmark["name"] != "gsm8k" and not draft.model.boxed
+    yield _Field("benchmarks", [draft.benchmark], boxed if asked else None)
 
 
 def _data_name(draft: Draft) -> str:

@@ -21,6 +21,7 @@ from upft_mlx.device import PowerWatch, awake, limit_memory
 from upft_mlx.economy import economy
 from upft_mlx.errors import ModelError, RunDirError
 from upft_mlx.events import Note, Observer, Side, StageDone, StageSkipped, StageStarted, ignore
+from upft_mlx.gate import terms
 from upft_mlx.inputs import Inputs, dated
 from upft_mlx.models import Loaded, find_model, load, load_tokenizer
 from upft_mlx.parallel import ranks
@@ -371,8 +372,8 @@ class Pipeline:
             base = base_of(self.recipe, self.model_path)
             card = model_card(self.recipe, base, facts, read_json(self.run.recipe))
             write_atomically(self.result / "README.md", card)
-            for terms in self.model_path.glob("LICENSE*"):  # of the base: they go with what is made of it
-                write_atomically(self.result / terms.name, terms.read_bytes())
+            for file in terms(self.model_path):  # of the base: they go with what is made of it
+                write_atomically(self.result / file.name, file.read_bytes())
         return facts
 
     def _load(self) -> Loaded:

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from upft_mlx.batches import Example, to_examples
 from upft_mlx.errors import ProblemsError
+from upft_mlx.escape import quoted
 from upft_mlx.prefix import RowKind, row_kind, structure_numbers, training_row
 from upft_mlx.problems import Problem
 from upft_mlx.prompts import Renderer
@@ -95,7 +96,7 @@ class Rows:
             made = self._from_solutions(number) if self._source == "solutions" else self._made_up([number])
             rows, outline = list(made), self._outline()
         if not rows:
-            raise ProblemsError(f"problem {problem_id!r} trains no row: {self._why_none(number)}")
+            raise ProblemsError(f"problem {quoted(problem_id)} trains no row: {self._why_none(number)}")
         return Found(self._source, rows, outline)
 
     def number_of(self, problem_id: str) -> int:
@@ -108,7 +109,7 @@ class Rows:
         if problem_id not in ids:
             near = difflib.get_close_matches(problem_id, ids, n=3, cutoff=0.4) or ids[:3]
             raise ProblemsError(
-                f"no problem {problem_id!r} among the recipe's {len(ids):,}; there are {', '.join(near)}"
+                f"no problem {quoted(problem_id)} among the recipe's {len(ids):,}; there are {', '.join(near)}"
             )
         return ids.index(problem_id)
 

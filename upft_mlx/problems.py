@@ -20,6 +20,7 @@ from typing import Any
 
 from upft_mlx.columns import Columns, find_columns
 from upft_mlx.errors import ProblemsError
+from upft_mlx.escape import one_line, quoted
 from upft_mlx.hub_data import Located, Source, first_line, hub_rows
 
 SUFFIXES = (".jsonl", ".parquet", ".csv")
@@ -88,7 +89,7 @@ def stream_problems(source: Source, *, builtin: str | None = None) -> Iterator[P
     if repeated := _first_repeated(digests):
         (first, _), (where, problem) = (_numbered(source, builtin, number) for number in repeated)
         raise ProblemsError(
-            f"{where}: the id {problem.id!r} is taken (by {first}); ids tell rows apart, make them differ"
+            f"{where}: the id {quoted(problem.id)} is taken (by {first}); ids tell rows apart, make them differ"
         )
 
 
@@ -255,12 +256,12 @@ def _id(value: object, index: int) -> str:
 
 def _question(where: str, row: dict[str, Any], column: str) -> str:
     if column not in row:
-        raise ProblemsError(f"{where}: no column {column!r}; it has {', '.join(row) or 'none'}")
+        raise ProblemsError(f"{where}: no column {quoted(column)}; it has {one_line(', '.join(row), 1000) or 'none'}")
     value = row[column]
     if not isinstance(value, str):
-        raise ProblemsError(f"{where}: {column}: expected text, found {_shown(value)}")
+        raise ProblemsError(f"{where}: {one_line(str(column))}: expected text, found {_shown(value)}")
     if not value.strip():
-        raise ProblemsError(f"{where}: {column}: the question is empty; fill it in or remove the row")
+        raise ProblemsError(f"{where}: {one_line(str(column))}: the question is empty; fill it in or remove the row")
     return value
 
 
@@ -270,7 +271,7 @@ def _answer(where: str, row: dict[str, Any], column: str | None) -> str | None:
         return None
     number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
     if not number and not isinstance(value, str):
-        raise ProblemsError(f"{where}: {column}: expected text or a number, found {_shown(value)}")
+        raise ProblemsError(f"{where}: {one_line(str(column))}: expected text or a number, found {_shown(value)}")
     return str(value)
 
 

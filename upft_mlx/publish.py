@@ -10,12 +10,14 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Sequence
-from fnmatch import fnmatch
+from fnmatch import fnmatchcase
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from upft_mlx.errors import OfflineError, PublishError, RecipeError
 from upft_mlx.events import Note, Observer, ignore
+from upft_mlx.gate import is_terms
 from upft_mlx.models import is_offline, reason
 from upft_mlx.recipe import Publish
 
@@ -23,16 +25,26 @@ if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
 ALLOWED = (
-    *("README.md", "LICENSE*", "config.json", "generation_config.json", "model*.safetensors", "*.py"),
+    *("README.md", "config.json", "generation_config.json", "model.safetensors", "model-*-of-*.safetensors", "*.py"),
     *("model.safetensors.index.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"),
     *("added_tokens.json", "vocab.json", "vocab.txt", "merges.txt", "tokenizer.model", "*.tiktoken"),
     *("chat_template.jinja", "chat_template.json", "adapters.safetensors", "adapter_config.json"),
 )
+"""With the model's terms (`is_terms`), all that is ever uploaded."""
+_PLAIN = re.compile(r"[\w.+-]+")
+"""Names that mean themselves where the Hub's client takes them for patterns."""
 WAITS = (1.0, 4.0, 15.0, 60.0)
 """Seconds before each new try after a dropped connection or a fault of the Hub's."""
-_TEXT = (".md", ".json", ".jinja", ".txt", ".py")
-_TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{30,}\b")
-_TOO_LARGE = 64 * 2**20
+_SECRETS = {
+    b"hf_": rb"hf_[A-Za-z0-9]{30,}",
+    b"gh": rb"gh[opsur]_[A-Za-z0-9]{36}",
+    b"github_pat_": rb"github_pat_[A-Za-z0-9_]{60,}",
+    b"sk-": rb"(?<![A-Za-z0-9])sk-(?=[A-Za-z_-]*[0-9])(?=[a-z0-9_-]*[A-Z])[A-Za-z0-9_-]{32,}",
+    b"AKIA": rb"AKIA[A-Z0-9]{16}(?![A-Za-z0-9])",
+    b"-----BEGIN ": rb"-----BEGIN [A-Z ]{0,40}PRIVATE KEY-----",
+}
+"""What access tokens and private keys begin with, and the whole of them: Hugging Face, GitHub, OpenAI and others."""
+_CHUNK, _OVERLAP = 16 << 20, 4096
 
 Result = TypeVar("Result")
 
@@ -43,23 +55,46 @@ def files_to_push(folder: Path) -> list[Path]:
     Raises:
         PublishError: one of them holds an access token, or leads out of the folder.
     """
-    found = [path for path in sorted(folder.iterdir()) if any(fnmatch(path.name, pattern) for pattern in ALLOWED)]
+    from huggingface_hub import get_token
+
+    own = (get_token() or "").encode()
+    listed = [path for path in sorted(folder.iterdir()) if _is_allowed(path.name)]
+    found = [path for path in listed if path.is_symlink() or not path.is_dir()]
     for path in found:
         if path.is_symlink() or not path.is_file():
             raise PublishError(f"{path}: is not a plain file and will not be uploaded; remove it, or fuse again")
-        _refuse_secrets(path)
+        _refuse_secrets(path, own, path.stat().st_mtime_ns)
     return found
 
 
-def _refuse_secrets(path: Path) -> None:
-    from huggingface_hub import get_token
+def _is_allowed(name: str) -> bool:
+    known = is_terms(name) or any(fnmatchcase(name, pattern) for pattern in ALLOWED)
+    return known and _PLAIN.fullmatch(name) is not None
 
-    if path.suffix not in _TEXT or path.stat().st_size > _TOO_LARGE:
-        return
-    text = path.read_text(encoding="utf-8", errors="replace")
-    token = get_token()
-    if _TOKEN.search(text) or (token and token in text):
-        raise PublishError(f"{path}: holds an access token and will not be uploaded; take it out of the recipe")
+
+@lru_cache
+def _refuse_secrets(path: Path, own: bytes, changed: int) -> None:
+    """Look through every byte, whatever the file is called: weights have a header with texts, too; 5 s per GB."""
+    before = b""
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            part = before + chunk
+            if (own and own in part) or any(_holds(part, start, whole) for start, whole in _SECRETS.items()):
+                raise PublishError(
+                    f"{path}: holds an access token or a private key and will not be uploaded; take it out of the "
+                    "recipe or of the model's folder, and fuse again"
+                )
+            before = part[-_OVERLAP:]
+
+
+def _holds(part: bytes, start: bytes, whole: bytes) -> bool:
+    """Whether a secret is in it; the beginning is looked for first, which takes a tenth of the time."""
+    place = part.find(start)
+    while place >= 0:
+        if re.compile(whole).match(part, place):
+            return True
+        place = part.find(start, place + 1)
+    return False
 
 
 def push(publish: Publish, folder: Path, notify: Observer = ignore) -> str:
@@ -133,7 +168,8 @@ def _upload(api: HfApi, repo: str, folder: Path, files: Sequence[Path]) -> None:
         repo_id=repo,
         folder_path=folder,
         allow_patterns=[path.name for path in files],
-        delete_patterns=list(ALLOWED),  # of an earlier push: weights in other shards would be loaded as well
+        # what is left of an earlier push: weights in other shards would be loaded as well
+        delete_patterns=[*ALLOWED, "LICENSE*", "LICENCE*", "NOTICE*"],
         commit_message="Upload with upft_mlx",
     )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from upft_mlx import economy
+from upft_mlx import economy, escape
 from upft_mlx.recipe import Recipe
 from upft_mlx.rows import read_json
 from upft_mlx.rundir import RunDir
@@ -105,10 +105,11 @@ def _drift(name: str, base: dict[str, Any], tuned: dict[str, Any]) -> list[str]:
 def markdown(report: dict[str, Any]) -> str:
     """report.md."""
     parts = [
-        f"# {report['name']}",
-        f"Model `{report['model']}`, method `{report['method']}`.",
+        f"# {escape.markdown(report['name'])}",
+        f"Model {escape.code(report['model'])}, method `{report['method']}`.",
         "## Result",
-        "\n".join(f"- {line}" for line in report["verdict"]) or _nothing_compared(report["benchmarks"]),
+        "\n".join(f"- {escape.markdown(line)}" for line in report["verdict"])
+        or _nothing_compared(report["benchmarks"]),
         _benchmark_table(report["benchmarks"]),
         *_group_tables(report["benchmarks"]),
         "Accuracy with its 95 % interval. The difference is tuned - base on the same problems.",
@@ -142,7 +143,7 @@ def _side_row(name: str, side: str, s: dict[str, Any]) -> str:
     low, high = s["ci95"]
     at = {key: ", ".join(f"{k}: {v:.1%}" for k, v in s[key].items()) for key in ("pass_at_k", "maj_at_k")}
     return (
-        f"| {name} | {side} | {s['n']} x {s['samples']} | {s['temperature']:g} "
+        f"| {escape.markdown(name)} | {side} | {s['n']} x {s['samples']} | {s['temperature']:g} "
         f"| {s['accuracy']:.1%} [{low:.1%}, {high:.1%}] | {at['pass_at_k']} | {at['maj_at_k']} "
         f"| {s['mean_tokens']:.1f} | {s['truncated']:.1%} "
         f"| {s.get('answer_found', 1):.1%} |"
@@ -163,11 +164,11 @@ def _group_tables(benchmarks: dict[str, Any]) -> list[str]:
 
 
 def _group_lines(name: str, field: str, groups: dict[str, dict[str, Any]]) -> list[str]:
-    lines = [f"| {name}, {field} | n | {' | '.join(groups)} |", "|---" * (2 + len(groups)) + "|"]
+    lines = [f"| {escape.markdown(name)}, {field} | n | {' | '.join(groups)} |", "|---" * (2 + len(groups)) + "|"]
     for value, group in next(iter(groups.values())).items():
         cells = [side[value] for side in groups.values() if value in side]
         shown = [f"{c['accuracy']:.1%} [{c['ci95'][0]:.1%}, {c['ci95'][1]:.1%}]" for c in cells]
-        lines.append(f"| {value} | {group['n']} | {' | '.join(shown)} |")
+        lines.append(f"| {escape.markdown(value)} | {group['n']} | {' | '.join(shown)} |")
     return lines
 
 
@@ -178,8 +179,8 @@ def _stage_table(stages: list[dict[str, Any]]) -> str:
     ]
     for s in stages:
         lines.append(
-            f"| {s['stage']} | {s['detail']} | {s['tokens_sampled'] or ''} | {s['tokens_trained'] or ''} "
-            f"| {s['seconds']:.1f} | {s['peak_memory_bytes'] / 1e6:.0f} MB |"
+            f"| {s['stage']} | {escape.markdown(s['detail'])} | {s['tokens_sampled'] or ''} "
+            f"| {s['tokens_trained'] or ''} | {s['seconds']:.1f} | {s['peak_memory_bytes'] / 1e6:.0f} MB |"
         )
     return "\n".join(lines)
 

@@ -8,6 +8,7 @@ A reader of a file that is being appended must expect a torn last line after `ki
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from array import array
@@ -17,7 +18,8 @@ from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_type_hints
 
-from upft_mlx.errors import RowsError
+from upft_mlx.errors import RowsError, RunDirError
+from upft_mlx.escape import one_line, quoted, to_json
 
 FinishReason = Literal["length", "stop"]
 
@@ -99,7 +101,7 @@ def to_line(row: Any) -> str:
     for field in fields(row):
         if field.default is not MISSING and values[field.name] == field.default:
             del values[field.name]
-    return json.dumps(values, ensure_ascii=False) + "\n"
+    return to_json(values, indent=None) + "\n"
 
 
 def read_rows(path: Path, kind: type[Row]) -> Iterator[Row]:
@@ -125,7 +127,7 @@ def _row(where: str, line: str, kind: type[Row], hints: dict[str, Any]) -> Row:
         raise RowsError(f"{where}: expected the fields {', '.join(names)}; found {_summary(data)}")
     for name in data:
         if not _fits(data[name], hints[name]):
-            raise RowsError(f"{where}: {name}: {data[name]!r} is not {hints[name]}")
+            raise RowsError(f"{where}: {name}: {quoted(data[name])} is not {hints[name]}")
     return kind(**data)
 
 
@@ -140,7 +142,7 @@ def _fits(value: Any, hint: Any) -> bool:
 
 
 def _summary(data: Any) -> str:
-    return ", ".join(data) if isinstance(data, dict) else type(data).__name__
+    return one_line(", ".join(data)) if isinstance(data, dict) else type(data).__name__
 
 
 def write_atomically(path: Path, data: bytes | str) -> None:
@@ -158,6 +160,7 @@ def replacing(path: Path) -> Iterator[Path]:
     """A temporary path beside `path` that takes its place when the block ends well, and goes otherwise."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.stem}.tmp{path.suffix}")
+    temporary.unlink(missing_ok=True)  # of a process that was killed, or a link that leads elsewhere
     try:
         yield temporary
         temporary.replace(path)
@@ -167,7 +170,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 def write_json(path: Path, value: Any) -> None:
     """Write indented JSON atomically."""
-    write_atomically(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    write_atomically(path, to_json(value) + "\n")
 
 
 def read_json(path: Path) -> Any:
@@ -223,9 +226,27 @@ def arrange(source: Path, target: Path, order: Iterable[int]) -> None:
         os.fsync(arranged.fileno())
 
 
+def own_file(path: Path, flags: int) -> int:
+    """Open a file that is written to in place, and not what a link of its name leads to.
+
+    Returns:
+        Its descriptor.
+
+    Raises:
+        RunDirError: it is a link.
+        OSError: it cannot be opened.
+    """
+    try:
+        return os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+    except OSError as error:
+        if error.errno not in (errno.ELOOP, errno.EMLINK):
+            raise
+        raise RunDirError(f"{path}: is a link and is not written through; remove the link") from None
+
+
 def append_chunk(path: Path, rows: Sequence[Any]) -> None:
     """Append rows and wait until they are on the disk."""
-    with path.open("ab") as file:
+    with open(own_file(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT), "ab") as file:
         file.write("".join(map(to_line, rows)).encode())
         file.flush()
         os.fsync(file.fileno())
@@ -241,12 +262,9 @@ def resume(path: Path, chunk_sizes: Sequence[int]) -> int:
     Returns:
         How many chunks are complete.
     """
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()
-        return 0
+    path.parent.mkdir(parents=True, exist_ok=True)
     whole, position, chunks, pending = 0, 0, 0, 0
-    with path.open("rb+") as file:
+    with open(own_file(path, os.O_RDWR | os.O_CREAT), "rb+") as file:
         for line in file:
             if not line.endswith(b"\n") or chunks == len(chunk_sizes):
                 break

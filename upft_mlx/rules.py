@@ -5,9 +5,9 @@ The numbers come from the functions that the stages use; the sentences only say 
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 
+from upft_mlx.escape import to_json
 from upft_mlx.prefix import structure_numbers, valid_numbers
 from upft_mlx.recipe import Recipe
 
@@ -55,7 +55,7 @@ def _prompt(recipe: Recipe) -> str:
     own = "the recipe sets no system turn, so it is the template's own where it has one"
     text += own if system is None else f"the system turn is {_quoted(system)}"
     if extra:
-        text += ", with " + ", ".join(f"{name}: {json.dumps(value)}" for name, value in sorted(extra.items()))
+        text += ", with " + ", ".join(f"{name}: {to_json(value, indent=None)}" for name, value in sorted(extra.items()))
     if recipe.prompt.date is not None:
         text += f". It prints a date: {recipe.prompt.date} for the whole run"
     return text + "."
@@ -188,4 +188,4 @@ def _shared(recipe: Recipe) -> str:
 
 
 def _quoted(text: str) -> str:
-    return json.dumps(text, ensure_ascii=False)
+    return to_json(text, indent=None)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from upft_mlx.errors import RunDirError
-from upft_mlx.rows import read_json, write_json
+from upft_mlx.rows import own_file, read_json, write_json
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,7 @@ class RunDir:
         """
         try:
             self.root.mkdir(parents=True, exist_ok=True)
-            lock = (self.root / ".lock").open("w")
+            lock = os.fdopen(own_file(self.root / ".lock", os.O_RDWR | os.O_CREAT), "r+")
         except OSError as error:
             raise RunDirError(
                 f"{self.root}: cannot be used as run directory: {error.strerror}; choose another with --run-dir"

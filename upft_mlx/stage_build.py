@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from upft_mlx.errors import RowsError, TrainingError
+from upft_mlx.escape import quoted
 from upft_mlx.events import Observer, Progress, ignore
 from upft_mlx.prefix import row_kind, structure_numbers, training_row, valid_numbers
 from upft_mlx.problems import Problem
@@ -122,8 +123,8 @@ class _Builder:
             number, problem = next((pair for pair in numbered if pair[1].id == problem_id), (None, None))
             if number is None or problem is None:
                 raise RowsError(
-                    f"{self.run.solutions}: problem {problem_id!r} is not among the problems, or out of their order; "
-                    "delete the file, the stage writes it again"
+                    f"{self.run.solutions}: problem {quoted(problem_id)} is not among the problems, or out of their "
+                    "order; delete the file, the stage writes it again"
                 )
             if number % _EVERY == 0:
                 self.notify(Progress("build", done + number, 2 * len(self.problems), "problems"))

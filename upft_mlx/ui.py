@@ -19,6 +19,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
+from upft_mlx import escape
 from upft_mlx.events import Observer
 from upft_mlx.rows import write_atomically
 from upft_mlx.ui_console import open_console
@@ -159,7 +160,7 @@ def print_error(message: str, *, console: Console | None = None) -> None:
     """Print an error to stderr as it is; on a terminal its lines are broken between words."""
     alive = console.is_terminal if console else sys.stderr.isatty()
     console = console or open_console(stderr=True)
-    shown = f"Error: {glyphs_for(console.encoding).lines(message)}"
+    shown = f"Error: {glyphs_for(console.encoding).lines(escape.message(message))}"
     text = Text(wrapped(shown, console.width) if alive else shown)
     text.stylize("bold red", 0, len("Error: "))
     console.print(text, soft_wrap=True)

@@ -10,7 +10,7 @@ from rich.text import Text
 
 from upft_mlx.ui_console import open_console
 from upft_mlx.ui_tables import table_of
-from upft_mlx.ui_text import duration, memory
+from upft_mlx.ui_text import duration, glyphs_for, memory
 
 _NAMES = {"this": "this recipe", "sft": "SFT, 1 full solution", "rft": "RFT, 16 full solutions"}
 
@@ -20,14 +20,16 @@ def print_plan(facts: dict[str, Any], *, console: Console | None = None) -> None
     console = console or open_console()
     here = "" if facts["model_is_here"] else ", not on this machine yet"
     console.print()
-    console.print(Text(f"{facts['recipe']}: {facts['model']} ({_parameters(facts['parameters'])}{here})", "bold"))
+    line = glyphs_for(console.encoding).line
+    head = f"{facts['recipe']}: {facts['model']} ({_parameters(facts['parameters'])}{here})"
+    console.print(Text(line(head), "bold"))
     console.print(Text(_work(facts)))
     parts = [_tokens(facts), _memory(facts), _disk(facts), *([_time(facts)] if facts["seconds"] else [])]
     for part in parts:
         console.print()
         console.print(part)
-    for line in _remarks(facts):
-        console.print(Text(line), soft_wrap=not console.is_terminal)
+    for remark in _remarks(facts):
+        console.print(Text(line(remark)), soft_wrap=not console.is_terminal)
 
 
 def _parameters(number: int) -> str:

@@ -37,7 +37,7 @@ def print_analysis(found: dict[str, Any], folder: Path, *, console: Console | No
     console.print()
     length = found["recommended"]["length"]
     console.print(Text(f"recommended prefix.length: {length if length is not None else 'none'}", "bold"))
-    console.print(Text(found["recommended"]["reason"]))
+    console.print(Text(glyphs_for(console.encoding).line(found["recommended"]["reason"])))
     _files(console, [folder / name for name in ("analysis.md", "analysis.json", "curves.svg")])
 
 

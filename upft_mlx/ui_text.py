@@ -10,21 +10,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
 
-_ESCAPES = re.compile(
-    r"""
-    (?: \x1b\[ | \x9b ) [0-?]* [ -/]* [@-~]                  # CSI: colours, cursor movements
-    | (?: \x1b[\]PX^_] | [\x90\x98\x9d-\x9f] ) .*? (?: \x07 | \x1b\\ | \x9c )  # OSC, DCS: titles, links
-    | \x1b [ -/]* [0-~]?                                     # what remains
-    """,
-    re.VERBOSE | re.DOTALL,
-)
-# Controls, the bidirectional and invisible marks that can hide or reorder text, lone surrogates (they cannot
-# be encoded) and U+FFFE/FFFF (they are not XML).
-_HIDDEN = re.compile(
-    "[\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f\xad\u061c\u200b\u200e\u200f\u202a-\u202e\u2060-\u206f"
-    "\ufeff\ufff9-\ufffb\ufffe\uffff\ud800-\udfff\U000e0000-\U000e007f]"
-)
-_BREAKS = re.compile("\r\n|[\r\x0b\x0c\x85\u2028\u2029]")
+from upft_mlx.escape import plain
+
 _COMMANDS = re.compile("`[^`\n]*`")
 _JOINT = "\0"
 """Stands for a space at which a line is not broken; no text that is shown holds it."""
@@ -58,9 +45,7 @@ class Glyphs:
 
     def lines(self, text: str) -> str:
         """An untrusted text without control characters; newlines stay."""
-        text = _BREAKS.sub("\n", _ESCAPES.sub("", text))
-        text = _HIDDEN.sub("", text)
-        return text.encode(self.encoding, "replace").decode(self.encoding)
+        return plain(text).encode(self.encoding, "replace").decode(self.encoding)
 
 
 def glyphs_for(encoding: str | None) -> Glyphs:

@@ -205,6 +205,8 @@ def write_model(loaded: Loaded, config: dict[str, Any], folder: Path) -> None:
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             save(temporary, str(loaded.path), loaded.model, loaded.tokenizer, config, donate_model=False)
+        if not loaded.trusted:  # mlx-lm copies the folder's code, which nobody has looked at
+            remove(*temporary.glob("*.py"))
         remove(folder)
         temporary.rename(folder)
     except RuntimeError as error:  # MLX's word for a full or read-only disk

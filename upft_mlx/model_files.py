@@ -1,0 +1,129 @@
+"""Reading the files of a model folder, which anyone may have written: JSON and safetensors headers, within bounds."""
+
+from __future__ import annotations
+
+import json
+import math
+import stat
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from upft_mlx.errors import ModelError
+from upft_mlx.escape import one_line
+
+BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "U32": 4, "I32": 4, "I64": 8, "U8": 1, "I8": 1, "BOOL": 1}
+"""Of a number, by the names that safetensors has for its type."""
+LARGEST = 64 << 20
+"""Bytes of a JSON file or header; the largest tokenizers (Gemma 3) have 33 MB."""
+_VALUES, _NESTED = 8_000_000, 2_000_000
+"""Values, and lists and objects, of a JSON file: what stands for more takes over 1 GB when it is read."""
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """An array of a weights file: its type, by safetensors' name, and shape."""
+
+    kind: str
+    shape: tuple[int, ...]
+
+    @property
+    def size(self) -> int:
+        """Numbers in it."""
+        return math.prod(self.shape)
+
+
+def json_object(path: Path) -> dict[str, Any]:
+    """The object in a JSON file of a model folder.
+
+    Raises:
+        ModelError: it is none, or too large to be one.
+    """
+    try:
+        return _object(bounded(path, LARGEST))
+    except ValueError as error:
+        raise ModelError(f"{path}: {one_line(str(error))}; download the model again") from None
+
+
+def _object(content: bytes) -> dict[str, Any]:
+    if content.count(b",") > _VALUES or content.count(b"[") + content.count(b"{") > _NESTED:
+        raise ValueError(f"holds more than {_VALUES:,} values")
+    try:
+        value = json.loads(content.decode("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"not JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"expected a JSON object, found a {type(value).__name__}")
+    return value
+
+
+def bounded(path: Path, most: int) -> bytes:
+    """The content of a plain file of at most `most` bytes.
+
+    Raises:
+        ModelError: it is none, or cannot be read.
+    """
+    check_size(path, most)
+    try:
+        with path.open("rb") as file:
+            return file.read(most)
+    except OSError as error:
+        raise ModelError(f"{path}: cannot be read: {error.strerror}; download the model again") from None
+
+
+def check_size(path: Path, most: int) -> None:
+    """Refuse what is larger than `most` bytes, or no file: a pipe or a device would be read for ever.
+
+    Raises:
+        ModelError: says which.
+    """
+    try:
+        found = path.stat()
+    except OSError as error:
+        raise ModelError(f"{path}: cannot be read: {error.strerror}; download the model again") from None
+    if not stat.S_ISREG(found.st_mode):
+        raise ModelError(f"{path}: not a plain file; download the model again")
+    if found.st_size > most:
+        raise ModelError(f"{path}: {found.st_size:,} bytes, more than {most:,}; download the model again")
+
+
+def read_header(path: Path) -> dict[str, Tensor]:
+    """The arrays of a safetensors file, without reading them.
+
+    Raises:
+        ModelError: the file is cut or is no safetensors file.
+    """
+    check_size(path, 2**50)
+    try:
+        with path.open("rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            room = path.stat().st_size - 8 - length
+            if room < 0:
+                raise ValueError("its header is longer than the file")
+            if length > LARGEST:
+                raise ValueError(f"its header has {length:,} bytes")
+            header = _object(file.read(length))
+        return {name: _tensor(name, entry, room) for name, entry in header.items() if name != "__metadata__"}
+    except (OSError, ValueError, struct.error) as error:
+        shown = one_line(str(error))
+        raise ModelError(f"{path}: not a safetensors file: {shown}; download the model again") from None
+
+
+def _tensor(name: str, entry: Any, room: int) -> Tensor:
+    """One entry of a header, if the array that it states is in the `room` bytes behind it."""
+    entry = entry if isinstance(entry, dict) else {}
+    kind, shape, place = entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")
+    if not isinstance(kind, str) or not _are_counts(shape) or not _are_counts(place) or len(place) != 2:
+        raise ValueError(f"{one_line(name)}: needs dtype, shape and data_offsets")
+    tensor = Tensor(kind, tuple(shape))
+    if not place[0] <= place[1] <= room:
+        raise ValueError(f"{one_line(name)}: ends behind the end of the file")
+    if kind in BYTES and tensor.size * BYTES[kind] != place[1] - place[0]:
+        raise ValueError(f"{one_line(name)}: its shape does not fit its bytes")
+    return tensor
+
+
+def _are_counts(value: Any) -> bool:
+    """Whether it is a short list of numbers that a shape or a place in a file can have."""
+    return isinstance(value, list) and len(value) <= 16 and all(type(n) is int and 0 <= n < 2**48 for n in value)
