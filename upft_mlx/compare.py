@@ -88,11 +88,12 @@ def run_cell(
         notify: is told of everything.
     """
     pipeline = Pipeline(recipe, folder, notify)
+    pipeline.donors = donors
     with pipeline.opened():
-        pipeline.describe()
+        pipeline.refuse_changed()
         if method != BASE:
             for donor in donors:
-                pipeline.adopt(donor)
+                pipeline.take_over(donor)
             pipeline.generate()
             pipeline.build()
             pipeline.train()

@@ -26,6 +26,7 @@ from upft_mlx.rules import rules
 from upft_mlx.rundir import RunDir, fingerprint
 from upft_mlx.spool import problems_of
 from upft_mlx.stage_evaluate import WITHHELD, user_turn
+from upft_mlx.versions import adopted
 
 EXAMPLES = 3
 """Rows that are shown where nobody says how many."""
@@ -113,6 +114,7 @@ class _Preview:
         self._renderer = Renderer(tokenizer, recipe.prompt)
         self.special = sorted({*tokenizer.all_special_ids, *tokenizer.get_added_vocab().values()})
         inputs = Inputs(recipe, path, self.problems, ())
+        inputs.adopted = adopted(run)
         current = {
             stage: run.is_current(stage, fingerprint(needed()))
             for stage, needed in (("generate", inputs.generate), ("build", inputs.build))
