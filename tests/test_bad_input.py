@@ -287,7 +287,7 @@ def test_a_broken_ledger_is_named(folder: Path) -> None:
     write(folder / "r.yaml", MINIMAL)
     write(folder / "runs/r/ledger.json", "{oops")
     shown = upft("run", "r.yaml")
-    assert_fails(shown, 1, "runs/r/ledger.json: not JSON; delete it and run the command again")
+    assert_fails(shown, 1, "runs/r/ledger.json: not JSON; move it away and run the command again")
 
 
 SMALL = MINIMAL + "prefix: {length: 2, structure_ratio: 0}\ntrain: {steps: 1, batch_size: 2}\n"

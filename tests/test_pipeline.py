@@ -385,7 +385,7 @@ def test_changes_names_nested_fields() -> None:
 @pytest.mark.parametrize("content", ["[1]", '{"generate": []}', '{"generate": {"done": true}}'])
 def test_a_ledger_of_another_shape_is_refused_with_what_to_do(tmp_path: Path, content: str) -> None:
     (tmp_path / "ledger.json").write_text(content)
-    with pytest.raises(RunDirError, match=r"ledger\.json: not a ledger of this version; delete it"):
+    with pytest.raises(RunDirError, match=r"ledger\.json: not a ledger of this version; if a later"):
         RunDir(tmp_path).entry("generate")
 
 

@@ -15,10 +15,8 @@ from typing import Any, Literal
 
 from upft_mlx.adapters import AdapterSwitch
 from upft_mlx.browse import recipe_of, settled_by
-from upft_mlx.errors import RecipeError
 from upft_mlx.events import Side
 from upft_mlx.interrupt import deferred_interrupt
-from upft_mlx.load import load_recipe, shipped_recipes, validated
 from upft_mlx.models import Loaded
 from upft_mlx.prompts import Renderer
 from upft_mlx.recipe import Recipe
@@ -147,36 +145,6 @@ class Conversation:
         if self._keep and len(answers) == len(turns):
             self._turns = {side: [*turns[side], answer.text] for side, answer in answers.items()}
         return answers
-
-
-def recipe_for(target: str, overrides: Sequence[str]) -> Recipe:
-    """The recipe of a recipe file, a shipped recipe, a run directory, or a run in runs/.
-
-    Raises:
-        RecipeError: it is none of these, or an override is wrong.
-        RunDirError: the run's recipe cannot be read.
-    """
-    folder = _folder(target)
-    if folder is not None:
-        run = RunDir(folder)
-        return validated(run.recipe, {}, recipe_of(run).dump(), overrides)
-    try:
-        return load_recipe(target, overrides)
-    except RecipeError as error:
-        if "no such recipe file" not in str(error):
-            raise
-        raise RecipeError(f"{error}; nor is it a run directory, or a run in runs/") from None
-
-
-def run_for(target: str, recipe: Recipe) -> RunDir:
-    """The run directory of such a target."""
-    return RunDir(_folder(target) or Path("runs") / recipe.name)
-
-
-def _folder(target: str) -> Path | None:
-    """A run directory, if the target is one by path, or by a name in runs/ that no shipped recipe has."""
-    named = [] if target in shipped_recipes() else [Path("runs") / target]
-    return next((path for path in (Path(target), *named) if (path / "recipe.json").is_file()), None)
 
 
 def trained(recipe: Recipe, run: RunDir) -> tuple[Path | None, str | None]:

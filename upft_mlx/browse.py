@@ -57,7 +57,7 @@ def find_run(name: str) -> RunDir:
     for path in (Path(name), Path("runs") / name):
         if (path / "recipe.json").is_file():
             return RunDir(path)
-    if Path(name).suffix in (".yaml", ".yml") and Path(name).is_file():
+    if Path(name).is_file():
         return _run_of_file(name)
     there = sorted(path.parent.name for path in Path("runs").glob("*/recipe.json"))
     known = f"in runs/ there are {', '.join(there)}" if there else "there is no run in runs/ yet; `upft demo` makes one"

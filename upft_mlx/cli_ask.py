@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from upft_mlx.cli_base import cli, common, helped, prepared
+from upft_mlx.cli_base import cli, common, folder_of, helped, prepared
 from upft_mlx.cli_complete import complete_targets
 
 if TYPE_CHECKING:
@@ -71,8 +71,7 @@ def ask(
     if chat and (as_json or not sys.stdin.isatty()):
         raise click.UsageError("--chat needs a terminal, and goes without --json")
     question = _given(target, question, as_json=as_json)
-    load = _loader(target)
-    with prepared(target, overrides, offline=offline, debug=debug, model=model, load=load) as recipe:
+    with prepared(target, overrides, offline=offline, debug=debug, model=model) as recipe:
         if adapter is None and target is not None:
             adapter = _trained(target, recipe, run_dir)
         asker = _asker(recipe, adapter, temperature, max_tokens)
@@ -107,26 +106,13 @@ def _given(target: str | None, question: str | None, *, as_json: bool) -> str | 
     return question.strip()
 
 
-def _loader(target: str | None) -> Callable[[Sequence[str]], Recipe] | None:
-    """What finds the recipe of a target, which may be a run."""
-    if target is None:
-        return None
-
-    def load(overrides: Sequence[str]) -> Recipe:
-        from upft_mlx.ask import recipe_for
-
-        return recipe_for(target, overrides)
-
-    return load
-
-
 def _trained(target: str, recipe: Recipe, run_dir: Path | None) -> Path | None:
     """The run's adapter; what there is to know about it goes to stderr."""
-    from upft_mlx.ask import run_for, trained
+    from upft_mlx.ask import trained
     from upft_mlx.rundir import RunDir
     from upft_mlx.ui_ask import print_note
 
-    adapter, note = trained(recipe, RunDir(run_dir) if run_dir else run_for(target, recipe))
+    adapter, note = trained(recipe, RunDir(folder_of(target, recipe, run_dir)))
     if note:
         print_note(note)
     return adapter

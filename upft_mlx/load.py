@@ -89,6 +89,8 @@ def find_recipe(path_or_name: str | Path) -> Path:
         RecipeError: if there is neither, with the nearest shipped name.
     """
     path = Path(path_or_name)
+    if str(path_or_name) in shipped_recipes():  # whatever lies about under that name; ./NAME is a file
+        return shipped_recipes()[str(path_or_name)]
     try:
         if path.is_file():
             return path

@@ -26,6 +26,7 @@ from upft_mlx.models import Loaded, find_model, load, load_tokenizer
 from upft_mlx.parallel import ranks
 from upft_mlx.planner import Planner
 from upft_mlx.prefix import check_problems, wanted
+from upft_mlx.preflight import refuse_adapter, refuse_links_to_nothing, refuse_missing_service, refuse_prompts
 from upft_mlx.recipe import Recipe
 from upft_mlx.report import STAGES, collect, markdown
 from upft_mlx.rooms import has_auto, this_machine
@@ -166,20 +167,29 @@ class Pipeline:
         return Planner(recipe, self.model_path, self.problems, self.sets, this_machine()).settled().recipe
 
     def check_memory(self, *stages: str) -> None:
-        """Refuse stages that are still to be done and cannot fit into this machine's memory.
+        """Refuse stages that are still to be done and cannot end well, or cannot fit into this machine's memory.
 
         Raises:
             RoomError: what is needed, what there is, and what would fit.
+            UpftError: another of its kinds.
         """
         due = tuple(stage for stage in stages if stage in _PLANNED and not self.is_current(stage))
         if not due:
             return
+        refuse_links_to_nothing(self.run, due)
         planner = Planner(self.recipe, self.model_path, self.problems, self.sets, this_machine(), self.run)
+        trains = "train" in due
+        if trains:
+            refuse_missing_service(self.recipe)
+        if trains or "generate" in due:
+            refuse_prompts(self.recipe, planner.tokenizer, self.problems, trains=trains)
         try:
-            rooms = planner.rooms
+            model, rooms = planner.model, planner.rooms
         except ModelError as error:  # a kind of model that has no plan may run all the same
             self.notify(Note(f"memory is not planned: {error}"))
             return
+        if trains:
+            refuse_adapter(self.recipe.lora, model)
         rooms.refuse_too_large(self.recipe, tuple(stage for stage in due if stage != "fuse"))
         peaks = rooms.peaks(self.recipe)
         for line in rooms.too_large(self.recipe, {stage: peaks[stage] for stage in due if stage in peaks}):
@@ -330,6 +340,13 @@ class Pipeline:
     def result(self) -> Path:
         """The folder that is published."""
         return self.run.fused if self._fuses else self.run.adapter
+
+    def known_files(self) -> set[str]:
+        """The names of the files in `result` that this run has made."""
+        entry = self.run.entry("fuse" if self._fuses else "train")
+        names = {Path(name) for name in entry.outputs} if entry is not None else set()
+        terms = {path.name for path in self.model_path.glob("LICENSE*")}
+        return {"README.md", *terms, *(name.name for name in names if name.parent.name == self.result.name)}
 
     def report(self) -> dict[str, Any]:
         """Write report.md and, once there is a result, its model card; return what the report says."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -49,6 +49,17 @@ def files_to_push(folder: Path) -> list[Path]:
             raise PublishError(f"{path}: is not a plain file and will not be uploaded; remove it, or fuse again")
         _refuse_secrets(path)
     return found
+
+
+def refuse_unknown(folder: Path, known: Container[str]) -> None:
+    """Refuse files that would be uploaded and that neither the run nor the card wrote.
+
+    Raises:
+        PublishError: there is one.
+    """
+    for path in files_to_push(folder):
+        if path.name not in known:
+            raise PublishError(f"{path}: was not made by this run and will not be uploaded; move it away")
 
 
 def _refuse_secrets(path: Path) -> None:

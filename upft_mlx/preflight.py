@@ -1,0 +1,76 @@
+"""What can be known to fail is refused before the first token is sampled, not hours later."""
+
+from __future__ import annotations
+
+import heapq
+import importlib.util
+from collections.abc import Collection, Sequence
+from typing import Any
+
+from upft_mlx.architecture import Architecture
+from upft_mlx.errors import ModelError, RunDirError, TrainingError
+from upft_mlx.problems import Problem
+from upft_mlx.prompts import Renderer
+from upft_mlx.recipe import Lora, Recipe
+from upft_mlx.rundir import OUTPUTS, RunDir
+
+_RENDERED = 64
+"""The shortest questions that are rendered to see whether any row fits."""
+
+
+def refuse_links_to_nothing(run: RunDir, stages: Collection[str]) -> None:
+    """Refuse outputs that are links to another disk which is not there.
+
+    Raises:
+        RunDirError: names the link and where it leads.
+    """
+    for stage in stages:
+        for place in (run.root / name for name in OUTPUTS[stage]):
+            if place.is_symlink() and not place.exists():
+                raise RunDirError(
+                    f"{place}: is a link to {place.readlink()}, which does not exist; connect that disk, create the "
+                    "folder, or remove the link"
+                )
+
+
+def refuse_missing_service(recipe: Recipe) -> None:
+    """Refuse a service for metrics whose package is not installed.
+
+    Raises:
+        TrainingError: says how to install it.
+    """
+    service = recipe.train.report_to
+    if service is not None and importlib.util.find_spec(service) is None:
+        raise TrainingError(
+            f"train.report_to: {service} is not installed; `pip install {service}`, or leave the field out"
+        )
+
+
+def refuse_adapter(lora: Lora, model: Architecture) -> None:
+    """Refuse an adapter for layers or modules that the model does not have.
+
+    Raises:
+        ModelError: says what it has.
+    """
+    if lora.num_layers > model.layers:
+        raise ModelError(f"lora.num_layers: {lora.num_layers}, but the model has {model.layers} layers only")
+    for key in lora.keys or ():
+        if key not in known:
+            raise ModelError(f"lora.keys: no linear module {key!r} in the model's layers; they have {', '.join(known)}")
+
+
+def refuse_prompts(recipe: Recipe, tokenizer: Any, problems: Sequence[Problem], *, trains: bool) -> None:
+    """Refuse prompts that the chat template does not take, or that leave no room for a completion.
+
+    Raises:
+        ModelError: the template refuses a prompt.
+        TrainingError: none fits into `train.max_length`.
+    """
+    renderer, template = Renderer(tokenizer, recipe.prompt), recipe.prefix.template_text
+    shortest = heapq.nsmallest(_RENDERED if trains else 1, problems, key=lambda problem: len(problem.question))
+    for problem in shortest:
+        if len(renderer.ids(problem.question + template)) < recipe.train.max_length or not trains:
+            return
+    raise TrainingError(
+        f"train.max_length: {recipe.train.max_length} tokens leave no room behind the prompts; raise it"
+    )
