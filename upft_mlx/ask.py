@@ -20,7 +20,7 @@ from upft_mlx.interrupt import deferred_interrupt
 from upft_mlx.models import Loaded
 from upft_mlx.prompts import Renderer
 from upft_mlx.recipe import Recipe
-from upft_mlx.rundir import RunDir, changes
+from upft_mlx.rundir import RunDir, changed, changes
 from upft_mlx.sampler import Request, Sampler, derive_seed, sampling_for
 
 REDRAW = 1 / 12
@@ -156,6 +156,8 @@ def trained(recipe: Recipe, run: RunDir) -> tuple[Path | None, str | None]:
     entry = run.entry("train")
     if entry is None or not entry.done or not (run.adapter / "adapters.safetensors").is_file():
         return None, f"no adapter in {run.root}: base answers alone; `upft run` trains one"
+    if names := changed(entry, run.root):
+        return run.adapter, f"{run.root / names[0]} was changed after `upft train` wrote it"
     return run.adapter, _why_stale(recipe, run)
 
 

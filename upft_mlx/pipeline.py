@@ -212,9 +212,13 @@ class Pipeline:
             yield
 
     def describe(self) -> None:
-        """Write recipe.json, the recipe of what is in the directory: resolved, with versions and hashes."""
+        """Write recipe.json, the recipe of what is in the directory."""
+        write_json(self.measured.recipe, self.described())
+
+    def described(self) -> dict[str, Any]:
+        """The resolved recipe, versions, hashes of model and data."""
         known = {**versions(), "python": platform.python_version()}
-        write_json(self.measured.recipe, {**self.recipe.dump(), "versions": known, "hashes": self.inputs.hashes})
+        return {**self.recipe.dump(), "versions": known, "hashes": self.inputs.hashes}
 
     def is_current(self, stage: str) -> bool:
         """See `Standing`."""
@@ -408,7 +412,7 @@ class Pipeline:
             entry = replace(entry, seconds=entry.seconds + seconds, peak_memory_bytes=peak)
             if outcome is None:
                 pause(run, stage, entry)
-        finish(run, stage, replace(entry, **asdict(outcome)))
+        finish(run, stage, replace(entry, recipe=self.described(), **asdict(outcome)))
         self.describe()
         self.notify(StageDone(stage, outcome.detail, seconds))
 

@@ -55,8 +55,10 @@ def refuse_adapter(lora: Lora, model: Architecture) -> None:
     if lora.num_layers > model.layers:
         raise ModelError(f"lora.num_layers: {lora.num_layers}, but the model has {model.layers} layers only")
     for key in lora.keys or ():
-        if key not in known:
-            raise ModelError(f"lora.keys: no linear module {key!r} in the model's layers; they have {', '.join(known)}")
+        if key not in model.modules() and not model.unusual:
+            raise ModelError(
+                f"lora.keys: no linear module {key!r} in the model's layers; they have {', '.join(model.modules())}"
+            )
 
 
 def refuse_prompts(recipe: Recipe, tokenizer: Any, problems: Sequence[Problem], *, trains: bool) -> None:

@@ -31,6 +31,7 @@ def collect(recipe: Recipe, run: RunDir, current: Sequence[str]) -> dict[str, An
                 "tokens_trained": entry.tokens_trained,
                 "peak_memory_bytes": entry.peak_memory_bytes,
                 "detail": entry.detail,
+                "adopted": entry.adopted is not None,
             }
             for stage, entry in entries
             if entry is not None
@@ -145,6 +146,10 @@ def _group_lines(name: str, field: str, groups: dict[str, dict[str, Any]]) -> li
     return lines
 
 
+def _by_hand(stage: dict[str, Any]) -> str:
+    return "; changed by hand since" if stage.get("adopted") else ""
+
+
 def _stage_table(stages: list[dict[str, Any]]) -> str:
     lines = [
         "| stage | what | tokens sampled | tokens trained | seconds | peak memory |",
@@ -152,7 +157,7 @@ def _stage_table(stages: list[dict[str, Any]]) -> str:
     ]
     for s in stages:
         lines.append(
-            f"| {s['stage']} | {s['detail']} | {s['tokens_sampled'] or ''} | {s['tokens_trained'] or ''} "
+            f"| {s['stage']} | {s['detail']}{_by_hand(s)} | {s['tokens_sampled'] or ''} | {s['tokens_trained'] or ''} "
             f"| {s['seconds']:.1f} | {s['peak_memory_bytes'] / 1e6:.0f} MB |"
         )
     return "\n".join(lines)

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from upft_mlx.digests import digest
-from upft_mlx.errors import RunDirError
+from upft_mlx.errors import RowsError, RunDirError
 from upft_mlx.rows import read_json, write_json
 
 OUTPUTS = {
@@ -63,6 +63,8 @@ class Entry:
     outputs: dict[str, str] = field(default_factory=dict)
     """The files that it wrote, by their path in the run directory, and the digest of each; empty in the ledgers of
     versions before 0.2."""
+    recipe: dict[str, Any] | None = None
+    """recipe.json of its time."""
     adopted: str | None = None
     """A digest of the outputs that somebody changed by hand and wants to be used (`upft adopt`); None: as written."""
 
@@ -86,6 +88,8 @@ class RunDir:
         self.fused = self.root / "fused"
         self.fidelity = self.root / "fidelity.json"
         self.ledger = self.root / "ledger.json"
+        self.copy = self.root / ".ledger.json"
+        """The ledger once more: without one, hours of work would hang on each byte of a small file."""
         self.report = self.root / "report.md"
         self.picture = self.root / "report.svg"
         self.looks = self.root / "looks"
@@ -113,13 +117,7 @@ class RunDir:
         Raises:
             RunDirError: the ledger is damaged, or of another version.
         """
-        ledger = read_json(self.ledger) or {}
-        return {stage: read_entry(self.ledger, found) for stage, found in self._stages(ledger)}
-
-    def _stages(self, ledger: Any) -> list[tuple[str, Any]]:
-        if not isinstance(ledger, dict):
-            raise _not_a_ledger(self.ledger)
-        return list(ledger.items())
+        return read_ledger(self.ledger)
 
     def record(self, stage: str, entry: Entry | None) -> None:
         """Write or, with None, remove a stage's entry."""
@@ -127,7 +125,9 @@ class RunDir:
         entries.pop(stage, None)
         if entry is not None:
             entries[stage] = entry
-        write_json(self.ledger, {name: asdict(found) for name, found in entries.items()})
+        ledger = {name: dump(found) for name, found in entries.items()}
+        write_json(self.ledger, ledger)
+        write_json(self.copy, ledger)
 
     def is_current(self, stage: str, fingerprint: str) -> bool:
         """Whether a stage is done with these inputs, and its files are there as it wrote them."""
@@ -162,17 +162,41 @@ class RunDir:
             yield
 
 
+def read_ledger(path: Path) -> dict[str, Entry]:
+    """The entries of a ledger by stage, none where there is no file.
+
+    Raises:
+        RunDirError: it is damaged, or of another version.
+    """
+    try:
+        ledger = read_json(path) if path.exists() else {}
+    except RowsError as error:
+        raise RunDirError(f"{error}") from None
+    if not isinstance(ledger, dict):
+        raise _not_a_ledger(path)
+    return {stage: read_entry(path, found) for stage, found in ledger.items()}
+
+
+def dump(entry: Entry) -> dict[str, Any]:
+    """An entry for JSON, with a check of itself."""
+    data = asdict(entry)
+    return {**data, "check": fingerprint(data)}
+
+
 def read_entry(path: Path, found: Any) -> Entry:
     """An entry from its JSON; fields that an earlier version did not write have their defaults.
 
     Raises:
         RunDirError: it is damaged, or of a later version; `path` is the file.
     """
-    known = {item.name for item in fields(Entry)}
+    known = {item.name for item in fields(Entry)} | {"check"}
     needed = {item.name for item in fields(Entry) if item.default is MISSING and item.default_factory is MISSING}
     if not isinstance(found, dict) or not needed <= set(found) <= known:
         raise _not_a_ledger(path)
-    return Entry(**found)
+    data = {name: value for name, value in found.items() if name != "check"}
+    if found.get("check", fingerprint(data)) != fingerprint(data):
+        raise _not_a_ledger(path)
+    return Entry(**data)
 
 
 def _not_a_ledger(path: Path) -> RunDirError:

@@ -37,7 +37,10 @@ class Standing:
     def inputs(self, stage: str) -> dict[str, Any]:
         """What the stage would be run with now."""
         if stage == "evaluate":
-            return self._inputs.evaluate(self.sides())
+            sides = self.sides()
+            own = "tuned" in sides and not self._foreign
+            trained = {"train stage": fingerprint(self._inputs.train())} if own else {}  # to see later whose it is
+            return {**self._inputs.evaluate(sides), **trained}
         found: dict[str, Any] = getattr(self._inputs, stage)()
         return found
 

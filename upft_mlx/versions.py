@@ -1,7 +1,7 @@
 """What a stage makes takes its place only when it is whole, and what was there before is kept.
 
     .work/STAGE-FINGERPRINT/    a stage at work: its files and its entry; another fingerprint has another folder
-    .kept/STAGE-FINGERPRINT/    an earlier version: its files, its entry and the recipe.json of its time
+    .kept/STAGE-FINGERPRINT/    an earlier version: its files and its entry
 
 `install` moves the old version out and the new one in. It can be cut anywhere: `settle`, the first thing that a
 command does in a run directory, takes it up again.
@@ -9,18 +9,30 @@ command does in a run directory, takes it up again.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import shutil
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from upft_mlx.errors import RunDirError
 from upft_mlx.rows import Solution, TrainingRow, read_json, read_rows, write_atomically, write_json
-from upft_mlx.rundir import OUTPUTS, Entry, RunDir, changed, fingerprint, missing, read_entry, written
+from upft_mlx.rundir import (
+    OUTPUTS,
+    Entry,
+    RunDir,
+    changed,
+    dump,
+    fingerprint,
+    missing,
+    read_entry,
+    read_ledger,
+    written,
+)
 
 KEPT = {"fuse": 1}
 """Versions of a stage that are kept; a fused model is large, and made again from its adapter in minutes."""
@@ -73,12 +85,12 @@ def _versions(folder: Path, stage: str | None) -> list[Version]:
 
 
 def find(run: RunDir, name: str) -> Version:
-    """The kept version of this name.
+    """The kept or unfinished version of this name.
 
     Raises:
         RunDirError: there is none; names those that there are.
     """
-    known = {version.name: version for version in kept(run)}
+    known = {version.name: version for version in (*unfinished(run), *kept(run))}
     if name not in known:
         there = f"there are {', '.join(known)}" if known else "none is kept"
         raise RunDirError(f"{run.root}: no kept version {name!r}; {there}")
@@ -92,6 +104,8 @@ def begun(run: RunDir, stage: str, inputs: dict[str, Any]) -> Entry:
     """The entry of what this stage has begun with these inputs, or a fresh one."""
     current = fingerprint(inputs)
     file = run.work / f"{stage}-{current}" / "entry.json"
+    for other in [version for version in unfinished(run, stage) if version.folder != file.parent][_KEPT:]:
+        _discard(other.folder)
     return read_entry(file, read_json(file)) if file.exists() else Entry(current, inputs=inputs)
 
 
@@ -99,7 +113,7 @@ def pause(run: RunDir, stage: str, entry: Entry) -> None:
     """Note what an unfinished stage has cost; where it has made nothing, nothing stays."""
     folder = run.work / f"{stage}-{entry.fingerprint}"
     if any(path.stat().st_size for path in folder.rglob("*") if path.is_file() and path.name != "entry.json"):
-        write_json(folder / "entry.json", asdict(entry))
+        write_json(folder / "entry.json", dump(entry))
     else:
         _discard(folder)
 
@@ -112,7 +126,7 @@ def finish(run: RunDir, stage: str, entry: Entry) -> Entry:
     """
     folder = run.work / f"{stage}-{entry.fingerprint}"
     entry = replace(entry, done=True, outputs=written(stage, folder))
-    write_json(folder / "entry.json", asdict(entry))
+    write_json(folder / "entry.json", dump(entry))
     install(run, folder)
     return entry
 
@@ -134,8 +148,6 @@ def install(run: RunDir, folder: Path) -> None:
         if new.exists():
             _transfer(new, place.resolve() if place.is_symlink() else place)
     run.record(stage, entry)
-    if (folder / "recipe.json").exists():
-        write_atomically(run.recipe, (folder / "recipe.json").read_bytes())
     _discard(folder)
     if not any(_exists(old / name) for name in OUTPUTS[stage]):
         _discard(old)
@@ -144,13 +156,11 @@ def install(run: RunDir, folder: Path) -> None:
 
 
 def _set_aside(run: RunDir, stage: str) -> str:
-    """Begin a folder for the version that is there, with its entry and recipe; returns its name."""
+    """Begin a folder for the version that is there, with its entry; returns its name."""
     entry = run.entry(stage) or Entry("unknown", detail="not in the ledger")
     names = (f"{stage}-{entry.fingerprint}{suffix}" for suffix in ("", *(f"-{n}" for n in range(2, 10_000))))
-    name = next(name for name in names if not (run.kept / name).exists())
-    write_json(run.kept / name / "entry.json", asdict(entry))
-    if run.recipe.is_file():
-        write_atomically(run.kept / name / "recipe.json", run.recipe.read_bytes())
+    name = next(name for name in names if not any(_exists(run.kept / name / output) for output in OUTPUTS[stage]))
+    write_json(run.kept / name / "entry.json", dump(entry))
     return name
 
 
@@ -163,19 +173,25 @@ def bring_back(run: RunDir, version: Version) -> None:
     if not version.is_whole:
         what = ", ".join(version.damage) or "it was not finished"
         raise RunDirError(f"{version.folder}: cannot be restored, not as it was written: {what}")
-    for name, wanted in (version.entry.inputs or {}).items():
-        before = name.removesuffix(" stage")
-        there = run.entry(before) if before in OUTPUTS else None
-        if before in OUTPUTS and (there is None or there.fingerprint != wanted):
-            for earlier in kept(run, before):
-                if earlier.entry.fingerprint == wanted and earlier.is_whole:
-                    bring_back(run, earlier)
-                    break
+    for before, wanted in made_from(version.entry).items():
+        there = run.entry(before)
+        for earlier in kept(run, before) if there is None or there.fingerprint != wanted else ():
+            if earlier.entry.fingerprint == wanted and earlier.is_whole:
+                bring_back(run, earlier)
+                break
     folder = run.work / f"{version.stage}-{version.entry.fingerprint}"
     _discard(folder)
     folder.parent.mkdir(exist_ok=True)
     version.folder.rename(folder)
     install(run, folder)
+    if version.entry.recipe is not None:
+        write_json(run.recipe, version.entry.recipe)
+
+
+def made_from(entry: Entry) -> dict[str, str]:
+    """The stages that a stage worked on, with the fingerprint of each."""
+    found = {name.removesuffix(" stage"): of for name, of in (entry.inputs or {}).items() if name.endswith(" stage")}
+    return {stage: of for stage, of in found.items() if stage in OUTPUTS}
 
 
 def forget(version: Version) -> None:
@@ -184,7 +200,10 @@ def forget(version: Version) -> None:
 
 
 def _discard(folder: Path) -> None:
+    """Remove a folder of `.work` or `.kept`, and that where it was the last."""
     shutil.rmtree(folder, ignore_errors=True)
+    with contextlib.suppress(OSError):
+        folder.parent.rmdir()
 
 
 # Opening a run directory.
@@ -192,6 +211,7 @@ def _discard(folder: Path) -> None:
 
 def settle(run: RunDir) -> Iterator[str]:
     """Take up what a killed process left and what earlier versions laid out differently; says what is worth saying."""
+    yield from _ledger_from_copy(run)
     yield from _from_before(run)
     for version in unfinished(run):
         if version.entry.done:
@@ -199,6 +219,20 @@ def settle(run: RunDir) -> Iterator[str]:
     for version in kept(run):
         if not any(_exists(version.folder / name) for name in OUTPUTS[version.stage]):
             _discard(version.folder)  # begun, and killed before the first file was moved
+
+
+def _ledger_from_copy(run: RunDir) -> Iterator[str]:
+    """A ledger that is damaged or gone is its copy; where that is no better, the error stands."""
+    try:
+        if run.ledger.exists() or not run.copy.exists():
+            run.entries()
+            return
+    except RunDirError:
+        if not run.copy.exists():
+            raise
+    read_ledger(run.copy)
+    write_atomically(run.ledger, run.copy.read_bytes())
+    yield f"{run.ledger}: was damaged or missing; its copy takes its place"
 
 
 def _from_before(run: RunDir) -> Iterator[str]:
@@ -244,7 +278,7 @@ def _to_work(run: RunDir, stage: str, entry: Entry, sides: dict[str, Entry]) -> 
     for name in (*OUTPUTS[stage], *([run.partial.name] if stage == "generate" else [])):
         if (run.root / name).exists():
             _transfer(run.root / name, folder / name)
-    write_json(folder / "entry.json", asdict(entry))
+    write_json(folder / "entry.json", dump(entry))
     run.record(stage, None)
 
 
