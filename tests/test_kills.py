@@ -88,7 +88,7 @@ def test_training_killed_at_any_moment_and_continued_ends_bit_identical(tmp_path
         except subprocess.TimeoutExpired:
             process.kill()
             process.communicate()
-            checkpoints = [int(path.name[5:]) for path in RunDir(killed).checkpoints.glob("step-*")]
+            checkpoints = [int(path.name[5:]) for path in killed.glob(".work/*/adapter/checkpoints/step-*")]
             steps.append(max(checkpoints, default=0))
             finish(killed)
         assert outcome(killed) == expected, f"killed after the checkpoint of step {steps[-1:]}"
@@ -96,8 +96,13 @@ def test_training_killed_at_any_moment_and_continued_ends_bit_identical(tmp_path
     print(f"{KILLS} kills, after the checkpoints of steps {sorted(steps)}: all end bit-identical")
 
 
+def partial(run: RunDir) -> list[Path]:
+    """The file that is being sampled into, if there is one."""
+    return list(run.work.glob("*/solutions.partial.jsonl"))
+
+
 def wait_until_it_samples(process: subprocess.Popen[bytes], run: RunDir) -> None:
-    while not run.partial.exists() and process.poll() is None:
+    while not partial(run) and process.poll() is None:
         time.sleep(0.002)
 
 
@@ -122,9 +127,9 @@ def test_sampling_killed_at_any_moment_and_continued_ends_bit_identical(tmp_path
         if process.poll() is None:
             process.kill()
             process.communicate()
-            lines.append(run.partial.read_bytes().count(b"\n") if run.partial.exists() else 102)
+            lines.append(partial(run)[0].read_bytes().count(b"\n") if partial(run) else 102)
             finish(run.root, "generate")
         assert run.solutions.read_bytes() == expected, f"killed after {lines[-1:]} lines"
-        assert not run.partial.exists()
+        assert not run.work.exists()
     assert max(lines) > 0, f"no kill fell into sampling: {lines}"
     print(f"{KILLS} kills, after {sorted(lines)} of 102 lines: all end bit-identical")

@@ -223,8 +223,7 @@ def test_rows_do_not_depend_on_who_began_them(start: Any, tmp_path: Path) -> Non
     whole = (tmp_path / "one" / "solutions.jsonl").read_bytes()
     killed = tmp_path / "two"
     process = subprocess.Popen(upft("generate", killed), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    begun = killed / "solutions.partial.jsonl"
-    while not begun.exists() or not begun.read_bytes():
+    while not any(path.read_bytes() for path in killed.glob(".work/*/solutions.partial.jsonl")):
         assert process.poll() is None
         time.sleep(0.005)
     process.kill()
@@ -312,9 +311,9 @@ def test_a_rank_that_is_killed_takes_the_job_down_with_a_message(
         for stage in ("generate", "build"):
             assert subprocess.run(upft(stage, run, *long), capture_output=True, timeout=120).returncode == 0
     job = start(*[upft(verb, run, *long)] * 2)
-    begun = run / "adapter" / "checkpoints" / "step-0000003" if verb == "train" else run / "solutions.partial.jsonl"
+    begun = "adapter/checkpoints/step-0000003" if verb == "train" else "solutions.partial.jsonl"
     deadline = time.monotonic() + 60
-    while not begun.exists() and time.monotonic() < deadline:
+    while not list(run.glob(f".work/*/{begun}")) and time.monotonic() < deadline:
         time.sleep(0.02)
     os.kill(job.processes[victim].pid, signal.SIGKILL)
     killed = time.monotonic()
@@ -341,7 +340,7 @@ def test_ctrl_c_on_any_rank_ends_all_after_the_same_step_and_saves_it(start: Any
     assert (status, other) == (130, 130), errors + more
     saved = re.search(r"interrupted after step (\d+) of \d+, which is saved", output)
     assert saved is not None, output
-    assert (run / "adapter" / "checkpoints" / f"step-{int(saved[1]):07d}").is_dir()
+    assert list(run.glob(f".work/train-*/adapter/checkpoints/step-{int(saved[1]):07d}"))
 
 
 def test_mlx_launch_starts_it(tmp_path: Path) -> None:

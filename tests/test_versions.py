@@ -16,7 +16,7 @@ from helpers_runs import RECIPE, RUN, everywhere, files, made, run_stage, shown,
 
 from upft_mlx import pipeline, rows, stage_generate, stage_train, versions
 from upft_mlx.delivery import export
-from upft_mlx.errors import RunDirError
+from upft_mlx.errors import RowsError, RunDirError
 from upft_mlx.events import Event, Graded, Note, Progress
 from upft_mlx.load import load_recipe
 from upft_mlx.rows import read_json, write_json
@@ -487,3 +487,36 @@ def test_a_ledger_of_a_later_version_is_refused_and_stays() -> None:
     with pytest.raises(RunDirError, match="if a later version wrote it, use that one"):
         run_stage("train")
     assert read_json(RUN.ledger) == ledger
+
+
+# Full disks.
+
+
+@pytest.mark.parametrize("writer", ["mlx_lm.utils.save", "mlx.core.save_safetensors"])
+@pytest.mark.usefixtures("there")
+def test_a_disk_that_is_full_for_mlxs_own_writers_is_said_to_be_full(
+    monkeypatch: pytest.MonkeyPatch, writer: str
+) -> None:
+    """They say only that a file cannot be written; how much room there is tells why."""
+
+    def full(*_: Any, **__: Any) -> None:
+        raise RuntimeError("[write] Unable to write 4096 bytes to file.")
+
+    before = files(RUN.root)
+    stage, setting = ("fuse", "publish.fuse=bf16") if writer[-4:] == "save" else ("train", "lora.rank=3")
+    monkeypatch.setattr(writer, full)
+    for free, said in ((0, "No space left on device; what is done is kept: make room, then"), (2**40, "cannot be")):
+        monkeypatch.setattr(shutil, "disk_usage", lambda _, free=free: shutil._ntuple_diskusage(2**40, 0, free))
+        assert said in shown(stage, "r.yaml", "--plain", "--set", setting, status=1)
+        assert files(RUN.root) == before
+
+
+def test_a_reader_of_a_growing_file_leaves_the_torn_line_out_and_no_other(made: Path, tmp_path: Path) -> None:
+    lines = (made / "runs/r/solutions.jsonl").read_bytes().splitlines(keepends=True)
+    torn = write(tmp_path / "torn.jsonl", lines[0] + lines[1].replace(b'"completion": "', b'"completion": "\xc3')[:-40])
+    assert len(list(rows.read_rows(torn, rows.Solution, growing=True))) == 1
+    with pytest.raises(RowsError, match=r"torn\.jsonl:2: not JSON"):
+        list(rows.read_rows(torn, rows.Solution))
+    whole = write(tmp_path / "torn.jsonl", lines[0] + lines[1][:-40] + b"\n" + lines[2])
+    with pytest.raises(RowsError, match=r"torn\.jsonl:2: not JSON"):
+        list(rows.read_rows(whole, rows.Solution, growing=True))
