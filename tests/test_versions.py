@@ -398,11 +398,11 @@ def test_an_export_that_is_killed_half_way_can_be_repeated(there: Path, monkeypa
         assert files(there / "out", hidden=True) == whole
 
 
-# Runs of versions before 0.2.
+# Runs of earlier versions.
 
 
 def as_before(run: RunDir, unfinished: str | None = None) -> None:
-    """The layout of 0.1: no digests, an entry per side, what is not finished in the places of results."""
+    """The layout of earlier versions: no digests, an entry per side, what is not finished in the places of results."""
     ledger = read_json(run.ledger)
     for entry in ledger.values():
         for name in ("outputs", "adopted", "recipe", "check"):
@@ -420,7 +420,7 @@ def as_before(run: RunDir, unfinished: str | None = None) -> None:
     assert set(ledger["train"]) == {
         *("fingerprint", "done", "inputs", "tokens_sampled", "tokens_trained", "tokens_processed", "seconds"),
         *("peak_memory_bytes", "detail"),
-    }, "what 0.1.0 wrote"
+    }, "what they wrote"
 
 
 @pytest.mark.usefixtures("there")

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 _PARTS = ("adapters.safetensors", "optimizer.safetensors", "position.json")
 _DIGESTS = "digests.json"
-"""Of the parts; checkpoints of versions before 0.2 have none."""
+"""Of the parts; checkpoints of earlier versions have none."""
 
 
 @dataclass

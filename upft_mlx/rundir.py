@@ -62,7 +62,7 @@ class Entry:
     """What came out, in words."""
     outputs: dict[str, str] = field(default_factory=dict)
     """The files that it wrote, by their path in the run directory, and the digest of each; empty in the ledgers of
-    versions before 0.2."""
+    earlier versions."""
     recipe: dict[str, Any] | None = None
     """recipe.json of its time."""
     adopted: str | None = None

@@ -105,7 +105,7 @@ class Sides:
                 ):
                     yield root / name
             older = run.evaluation / ".kept" / f"{part.entry.label}-{side}-{wanted}.jsonl"
-            if older.is_file():  # put aside by a version before 0.2
+            if older.is_file():  # put aside by an earlier version
                 yield older
 
 

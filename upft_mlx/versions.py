@@ -236,7 +236,7 @@ def _ledger_from_copy(run: RunDir) -> Iterator[str]:
 
 
 def _from_before(run: RunDir) -> Iterator[str]:
-    """Runs of versions before 0.2: unfinished work in the places of results, an entry per side, no digests."""
+    """Runs of earlier versions: unfinished work in the places of results, an entry per side, no digests."""
     entries = run.entries()
     sides = {name: entry for name, entry in entries.items() if name.startswith("evaluate/")}
     for stage, entry in entries.items():
