@@ -99,7 +99,7 @@ def test_the_examples_name_shipped_recipes_or_files_that_are_obviously_yours() -
         for line in upft(name, "--help").output.splitlines():
             words = line.split()
             if words[:1] == ["upft"] and len(words) > 2 and name != "completion":
-                assert words[2] in shipped_recipes() or words[2].startswith(("my-", "-"))
+                assert words[2] in shipped_recipes() or words[2].startswith(("my-", "runs/my-", "-"))
 
 
 def test_the_groups_help_lists_every_command_and_an_example() -> None:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -221,9 +222,9 @@ def test_a_deleted_output_is_made_again(copy: Path, name: str, stage: str) -> No
 def test_interrupted_evaluation_continues_to_the_same_rows_and_summary(copy: Path) -> None:
     files = [copy / "evaluation" / "sampled" / "tuned.jsonl", copy / "evaluation" / "summary.json"]
     whole = [path.read_bytes() for path in files]
-    ledger = json.loads((copy / "ledger.json").read_text())
-    ledger["evaluate"]["done"] = False
-    (copy / "ledger.json").write_text(json.dumps(ledger))
+    entry = RunDir(copy).entry("evaluate")
+    assert entry is not None
+    RunDir(copy).record("evaluate", replace(entry, done=False))
     files[0].write_bytes(whole[0][: len(whole[0]) * 2 // 3])
     files[1].unlink()
     _, seen = run(recipe_with(), copy)

@@ -11,14 +11,14 @@ from typing import Any
 
 import pytest
 from conftest import MODEL
-from helpers_input import ONE_PROBLEM, write
+from helpers_input import ONE_PROBLEM, upft, write
 from helpers_runs import RECIPE, RUN, everywhere, files, made, run_stage, shown, there
 
 from upft_mlx import pipeline, rows, stage_generate, stage_train, versions
 from upft_mlx.delivery import export
 from upft_mlx.errors import RowsError, RunDirError
 from upft_mlx.events import Event, Graded, Note, Progress
-from upft_mlx.load import load_recipe
+from upft_mlx.load import load_recipe, shipped_recipes
 from upft_mlx.rows import read_json, write_json
 from upft_mlx.rundir import RunDir, fingerprint, remove
 
@@ -345,8 +345,11 @@ def test_folders_and_files_of_the_users_do_no_harm(tmp_path: Path, monkeypatch: 
     shown("preview", "quickstart", "--plain")
     shutil.rmtree(tmp_path / "quickstart")
     write(tmp_path / "quickstart", RECIPE.replace("limit: 10", "limit: 3"))
-    assert load_recipe("quickstart").problems.limit != 3
-    assert load_recipe("./quickstart").problems.limit == 3
+    asked: list[int | None] = []
+    monkeypatch.setattr(pipeline, "run", lambda recipe, *_: asked.append(recipe.problems.limit) or {"stages": []})
+    upft("demo")
+    upft("run", "quickstart")
+    assert asked == [load_recipe(shipped_recipes()["quickstart"]).problems.limit, 3], "the demo is the demo"
 
 
 # Exports.

@@ -23,7 +23,9 @@ if TYPE_CHECKING:
 @common
 def demo(**options: Any) -> None:
     """See the help."""
-    _run("quickstart", None, **options)
+    from upft_mlx.load import shipped_recipes
+
+    _run(str(shipped_recipes()["quickstart"]), None, **options)  # whatever lies about under that name
 
 
 @cli.command(
@@ -162,7 +164,7 @@ def _execute(recipe: Recipe, run_dir: Path, stage: str | None, *, plain: bool, a
         return
     with writing_to(run_dir), ui.open_view(plain=plain, stderr=as_json, stages=stages) as notify:
         facts = _work(recipe, run_dir, stage, notify, **extra)
-    ui.save_svg(facts, Path(facts["files"]["report"]).with_name("report.svg"))
+    ui.save_svg(facts, (run_dir / "looks" / extra["look"] if extra.get("look") else run_dir) / "report.svg")
     if as_json:
         click.echo(json.dumps(facts, indent=2))
     elif stage in (None, "evaluate"):

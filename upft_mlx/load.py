@@ -89,12 +89,10 @@ def find_recipe(path_or_name: str | Path) -> Path:
         RecipeError: if there is neither, with the nearest shipped name.
     """
     path = Path(path_or_name)
-    if str(path_or_name) in shipped_recipes():  # whatever lies about under that name; ./NAME is a file
-        return shipped_recipes()[str(path_or_name)]
     try:
         if path.is_file():
             return path
-        if path.is_dir():
+        if path.is_dir() and str(path_or_name) not in shipped_recipes():
             raise RecipeError(f"{path}: is a folder, not a recipe; name a .yaml file")
     except OSError as error:
         raise RecipeError(f"{path}: cannot be read: {error.strerror}") from None

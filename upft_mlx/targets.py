@@ -38,6 +38,6 @@ def run_for(target: str | None, recipe: Recipe) -> RunDir:
 
 def _folder(target: str) -> Path | None:
     """A run directory, if the target is one by path, or by a name in runs/ that no recipe has."""
-    if target in shipped_recipes() or Path(target).is_file():
+    if Path(target).is_file() or target in shipped_recipes():
         return None
     return next((path for path in (Path(target), Path("runs") / target) if (path / "recipe.json").is_file()), None)
