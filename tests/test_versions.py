@@ -7,7 +7,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 from conftest import MODEL
@@ -19,6 +19,7 @@ from upft_mlx.delivery import export
 from upft_mlx.errors import RowsError, RunDirError
 from upft_mlx.events import Event, Graded, Note, Progress
 from upft_mlx.load import load_recipe, shipped_recipes
+from upft_mlx.recipe import Recipe
 from upft_mlx.rows import read_json, write_json
 from upft_mlx.rundir import RunDir, fingerprint, remove
 
@@ -346,7 +347,12 @@ def test_folders_and_files_of_the_users_do_no_harm(tmp_path: Path, monkeypatch: 
     shutil.rmtree(tmp_path / "quickstart")
     write(tmp_path / "quickstart", RECIPE.replace("limit: 10", "limit: 3"))
     asked: list[int | None] = []
-    monkeypatch.setattr(pipeline, "run", lambda recipe, *_: asked.append(recipe.problems.limit) or {"stages": []})
+
+    def run(recipe: Recipe, *_: Any) -> NoReturn:
+        asked.append(recipe.problems.limit)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pipeline, "run", run)
     upft("demo")
     upft("run", "quickstart")
     assert asked == [load_recipe(shipped_recipes()["quickstart"]).problems.limit, 3], "the demo is the demo"
