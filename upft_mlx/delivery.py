@@ -68,6 +68,7 @@ def push(recipe: Recipe, run_dir: str | Path, notify: Observer = ignore, *, dry_
         require_repo(recipe.publish)
     pipeline = Pipeline(recipe, run_dir, notify)
     with pipeline.opened():
+        pipeline.refuse_changed()
         pipeline.require("push")
         pipeline.report()  # and with it the card, from what is measured by now
         refuse_unknown(pipeline.result, pipeline.known_files())

@@ -19,14 +19,14 @@ from upft_mlx.benchmarks import Set, load_benchmark, resolve
 from upft_mlx.card import base_of, model_card
 from upft_mlx.device import PowerWatch, awake, limit_memory
 from upft_mlx.economy import economy
-from upft_mlx.errors import ModelError, RunDirError
+from upft_mlx.errors import RunDirError
 from upft_mlx.events import Note, Observer, StageDone, StageSkipped, StageStarted, ignore
 from upft_mlx.inputs import Inputs
 from upft_mlx.models import Loaded, find_model, load, load_tokenizer
 from upft_mlx.parallel import ranks
 from upft_mlx.planner import Planner
 from upft_mlx.prefix import check_problems, wanted
-from upft_mlx.preflight import refuse_adapter, refuse_links_to_nothing, refuse_missing_service, refuse_prompts
+from upft_mlx.preflight import refuse_early
 from upft_mlx.recipe import Recipe
 from upft_mlx.report import STAGES, collect, markdown
 from upft_mlx.rooms import has_auto, this_machine
@@ -176,24 +176,8 @@ class Pipeline:
         due = tuple(stage for stage in stages if stage in _PLANNED and not self.is_current(stage))
         if not due:
             return
-        refuse_links_to_nothing(self.run, due)
         planner = Planner(self.recipe, self.model_path, self.problems, self.sets, this_machine(), self.run)
-        trains = "train" in due
-        if trains:
-            refuse_missing_service(self.recipe)
-        if trains or "generate" in due:
-            refuse_prompts(self.recipe, planner.tokenizer, self.problems, trains=trains)
-        try:
-            model, rooms = planner.model, planner.rooms
-        except ModelError as error:  # a kind of model that has no plan may run all the same
-            self.notify(Note(f"memory is not planned: {error}"))
-            return
-        if trains:
-            refuse_adapter(self.recipe.lora, model)
-        rooms.refuse_too_large(self.recipe, tuple(stage for stage in due if stage != "fuse"))
-        peaks = rooms.peaks(self.recipe)
-        for line in rooms.too_large(self.recipe, {stage: peaks[stage] for stage in due if stage in peaks}):
-            self.notify(Note(f"memory may not be enough: {line}"))
+        refuse_early(planner, self.run, due, self.notify)
 
     @contextmanager
     def opened(self) -> Iterator[None]:

@@ -9,6 +9,8 @@ from typing import Any
 
 from upft_mlx.architecture import Architecture
 from upft_mlx.errors import ModelError, RunDirError, TrainingError
+from upft_mlx.events import Note, Observer
+from upft_mlx.planner import Planner
 from upft_mlx.problems import Problem
 from upft_mlx.prompts import Renderer
 from upft_mlx.recipe import Lora, Recipe
@@ -16,6 +18,38 @@ from upft_mlx.rundir import OUTPUTS, RunDir
 
 _RENDERED = 64
 """The shortest questions that are rendered to see whether any row fits."""
+
+
+def refuse_early(planner: Planner, run: RunDir, due: Sequence[str], notify: Observer) -> None:
+    """Refuse stages that cannot end well, or cannot fit into this machine's memory.
+
+    Args:
+        planner: of the recipe.
+        run: where the outputs go.
+        due: the stages that are to be done.
+        notify: is told what may not be enough, or is not known.
+
+    Raises:
+        RoomError: what is needed, what there is, and what would fit.
+        UpftError: another of its kinds.
+    """
+    recipe, trains = planner.recipe, "train" in due
+    refuse_links_to_nothing(run, due)
+    if trains:
+        refuse_missing_service(recipe)
+    if trains or "generate" in due:
+        refuse_prompts(recipe, planner.tokenizer, planner.problems, trains=trains)
+    try:
+        model, rooms = planner.model, planner.rooms
+    except ModelError as error:  # a kind of model that has no plan may run all the same
+        notify(Note(f"memory is not planned: {error}"))
+        return
+    if trains:
+        refuse_adapter(recipe.lora, model)
+    rooms.refuse_too_large(recipe, tuple(stage for stage in due if stage != "fuse"))
+    peaks = rooms.peaks(recipe)
+    for line in rooms.too_large(recipe, {stage: peaks[stage] for stage in due if stage in peaks}):
+        notify(Note(f"memory may not be enough: {line}"))
 
 
 def refuse_links_to_nothing(run: RunDir, stages: Collection[str]) -> None:
