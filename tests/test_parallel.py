@@ -33,6 +33,7 @@ SMALL = (
     "evaluate.benchmarks=[{name: arithmetic, limit: 20}]",
     "publish.min_retained=0",
 )
+BASE_ROWS = "evaluation/arithmetic/base.jsonl"
 COUNTS = ("step", "epoch", "learning_rate", "examples", "supervised_tokens")
 
 
@@ -214,6 +215,23 @@ def test_two_ranks_make_the_rows_and_the_adapter_of_one(start: Any, tmp_path: Pa
         assert [other[key] for key in COUNTS] == [mine_[key] for key in COUNTS]
     assert other["valid_loss"] == pytest.approx(mine_["valid_loss"], rel=1e-5)
     assert (two / "report.md").exists()
+
+
+@pytest.mark.slow
+def test_two_ranks_go_on_with_what_the_leader_alone_has_kept(start: Any, tmp_path: Path) -> None:
+    """An adapter that comes back, and the base's answers that are taken over: the other rank has neither."""
+    run = tmp_path / "run"
+    alone("run", run)
+    adapter, rows = ((run / name).read_bytes() for name in ("adapter/adapters.safetensors", BASE_ROWS))
+    done = subprocess.run(upft("train", run, "lora.rank=3"), capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    tokens = "evaluate.benchmarks=[{name: arithmetic, limit: 20}, {name: arithmetic, label: more, limit: 4}]"
+    (status, output, errors), (other, *_) = start(*[upft("run", run, tokens)] * 2).wait()
+    assert (status, other) == (0, 0), errors
+    assert "train  skipped: an earlier version comes back" in output
+    assert (run / "adapter/adapters.safetensors").read_bytes() == adapter
+    assert (run / BASE_ROWS).read_bytes() == rows
+    assert (run / "evaluation/more/tuned.jsonl").exists()
 
 
 @pytest.mark.slow

@@ -368,7 +368,8 @@ class Pipeline:
 
     def _stage(self, stage: str, what: str, work: Callable[[RunDir], Outcome]) -> None:
         """Do a stage unless it is current; what it makes takes its place when it is whole, whatever happens."""
-        if stage not in ("fuse", "analyze"):
+        shared = stage not in ("fuse", "analyze")
+        if shared:
             ranks().mirror(self.run.root)
         run = self.standing.place(stage)
         if self.is_current(stage):
@@ -377,7 +378,8 @@ class Pipeline:
             return
         self.inputs.adopted.pop(stage, None)  # what was changed by hand is about to be made anew
         entry = begun(run, stage, self.standing.inputs(stage))
-        if self._comes_back(run, stage, entry):
+        back = self._comes_back(run, stage, entry)
+        if ranks().any(back) if shared else back:  # the others have no earlier versions
             return
         self._announce(run, stage, entry)
         self.notify(StageStarted(stage, what))

@@ -13,6 +13,7 @@ from upft_mlx.errors import RowsError
 from upft_mlx.events import Note, Observer, Side
 from upft_mlx.inputs import Inputs
 from upft_mlx.models import Loaded
+from upft_mlx.parallel import ranks
 from upft_mlx.recipe import Recipe
 from upft_mlx.rows import EvaluationRow, read_rows, replacing
 from upft_mlx.rundir import Entry, RunDir, fingerprint
@@ -53,10 +54,12 @@ class Sides:
         """
         if "tuned" not in sides:
             self._notify(Note("no current adapter: only the base model is evaluated"))
-        for part in self._sets:
+        for part in self._sets if ranks().leads else ():
             for side in sides:
                 if not self._run.rows_of(part.entry.label, side).exists():
                     self._take_over(part, side)
+        ranks().mirror(self._run.root)
+        for part in self._sets:
             missing = [side for side in sides if not self._is_whole(part, side)]
             for side in sides:
                 if side not in missing:
