@@ -14,9 +14,9 @@ WIDTH = 80
 
 HEADER = """# Commands
 
-What `upft COMMAND --help` says, for every command. RECIPE is a YAML file or the name of a shipped recipe;
-[recipe.md](recipe.md) lists its fields. Exit status: 0 done, 1 failed with a message, 2 usage or recipe error,
-130 interrupted. Written by `docs/make_commands_page.py`; do not edit.
+What `upft COMMAND --help` says, for every command. RECIPE is a YAML file, the name of a shipped recipe, or a run
+directory with its own settings; [recipe.md](recipe.md) lists its fields. Exit status: 0 done, 1 failed with a message,
+2 usage or recipe error, 130 interrupted. Written by `docs/make_commands_page.py`; do not edit.
 """
 
 

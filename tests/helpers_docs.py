@@ -216,7 +216,11 @@ def _usage(arguments: list[str], *, whole: bool) -> list[str]:
 
 def _unknown_recipe(command: click.Command, values: dict[str, Any]) -> list[str]:
     name = values.get("recipe") if any(parameter.name == "recipe" for parameter in command.params) else None
-    if not isinstance(name, str) or name in shipped_recipes() or re.fullmatch(r"\.\.\.|[A-Z]+|my-[\w.-]+\.yaml", name):
+    if (
+        not isinstance(name, str)
+        or name in shipped_recipes()
+        or re.fullmatch(r"\.\.\.|[A-Z]+|my-[\w.-]+\.yaml|runs/[\w.-]+", name)
+    ):
         return []
     return [] if (ROOT / name).is_file() else [f"{name} is no shipped recipe, no file here and not called my-...yaml"]
 

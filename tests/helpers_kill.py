@@ -67,8 +67,9 @@ def kill_again_and_again(
 
 
 def newest_step(run: RunDir) -> int:
-    """The step of the newest checkpoint."""
-    return max((int(path.name[5:]) for path in run.checkpoints.glob("step-*")), default=0)
+    """The step of the newest checkpoint, of a training that goes on or of one that is done."""
+    checkpoints = [*run.checkpoints.glob("step-*"), *run.work.glob("*/adapter/checkpoints/step-*")]
+    return max((int(path.name[5:]) for path in checkpoints), default=0)
 
 
 def lines_in(*paths: Path) -> int:

@@ -117,8 +117,8 @@ def test_folders_and_options_are_passed_on(
     assert calls == [
         ("run", Path("runs/test"), {}),
         ("run", Path("elsewhere"), {}),
-        ("evaluate", Path("runs/test"), {"adapter": Path("mine")}),
-        ("evaluate", Path("elsewhere"), {"adapter": None}),
+        ("evaluate", Path("runs/test"), {"adapter": Path("mine"), "look": "adapter-mine"}),
+        ("evaluate", Path("elsewhere"), {"adapter": None, "look": None}),
         ("fuse", Path("runs/test"), {"force": True}),
     ]
 

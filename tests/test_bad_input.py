@@ -287,7 +287,7 @@ def test_a_broken_ledger_is_named(folder: Path) -> None:
     write(folder / "r.yaml", MINIMAL)
     write(folder / "runs/r/ledger.json", "{oops")
     shown = upft("run", "r.yaml")
-    assert_fails(shown, 1, "runs/r/ledger.json: not JSON; delete it and run the command again")
+    assert_fails(shown, 1, "runs/r/ledger.json: not JSON; move it away and run the command again")
 
 
 SMALL = MINIMAL + "prefix: {length: 2, structure_ratio: 0}\ntrain: {steps: 1, batch_size: 2}\n"
@@ -317,7 +317,7 @@ def test_a_full_disk_is_named_and_the_same_command_continues_when_there_is_room(
     assert upft("build", "r.yaml").exit_code == 0
     with files_at_most(10_000):
         shown = upft("train", "r.yaml")
-    assert_fails(shown, 1, "runs/r/adapter", "cannot be written", "run the same command again")
+    assert_fails(shown, 1, "runs/r/.work/train-", "cannot be written", "run the same command again")
     assert upft("train", "r.yaml").exit_code == 0
     assert (folder / "runs/r/adapter/adapters.safetensors").stat().st_size > 10_000
     assert (folder / "runs/r/solutions.jsonl").read_text() == solutions

@@ -99,7 +99,7 @@ def test_the_examples_name_shipped_recipes_or_files_that_are_obviously_yours() -
         for line in upft(name, "--help").output.splitlines():
             words = line.split()
             if words[:1] == ["upft"] and len(words) > 2 and name != "completion":
-                assert words[2] in shipped_recipes() or words[2].startswith(("my-", "-"))
+                assert words[2] in shipped_recipes() or words[2].startswith(("my-", "runs/my-", "-"))
 
 
 def test_the_groups_help_lists_every_command_and_an_example() -> None:
@@ -253,7 +253,7 @@ def test_an_interruption_of_a_real_stage_keeps_what_is_done(folder: Path, monkey
     text = text.replace("limit: 4", "limit: 40")
     recipe = write(folder / "r.yaml", text)
     assert_fails(upft("generate", recipe), 130, "interrupted", "the same command continues")
-    lines = (folder / "runs/r/solutions.partial.jsonl").read_text().splitlines()
+    lines = next(folder.glob("runs/r/.work/*/solutions.partial.jsonl")).read_text().splitlines()
     assert 0 < len(lines) < 40
     monkeypatch.setattr(Sampler, "sample", real)
     assert upft("generate", recipe).exit_code == 0

@@ -168,3 +168,13 @@ def test_a_second_call_runs_nothing_again_and_a_missing_cell_only(
     strip = ("seconds", "peak_memory_bytes")
     for old, new in zip(found["cells"], again["cells"], strict=True):
         assert {k: v for k, v in old.items() if k not in strip} == {k: v for k, v in new.items() if k not in strip}
+
+
+def test_the_results_of_another_comparison_are_kept(compared: tuple[Recipe, Path, dict[str, Any]]) -> None:
+    recipe, root, _ = compared
+    before = {path.name: path.read_bytes() for path in (root / "compare").glob("*.*") if path.is_file()}
+    assert before.keys() == {"compare.json", "compare.md", "arithmetic.svg"}
+    compare(recipe.model_copy(update={"compare": recipe.compare.model_copy(update={"methods": ("upft",)})}), root)
+    (kept,) = (root / "compare" / ".kept").iterdir()
+    assert {path.name: path.read_bytes() for path in kept.iterdir()} == before
+    assert compare(recipe, root)["cells"] == json.loads(before["compare.json"])["cells"]

@@ -46,7 +46,7 @@ def test_commands_and_options_are_completed() -> None:
 
 
 def test_recipes_are_shipped_names_yaml_files_and_folders_on_the_way() -> None:
-    assert completed("run", "") == [*shipped_recipes(), "mine.yaml", "other.yml", "runs/", "sub/"]
+    assert completed("run", "") == [*shipped_recipes(), "mine.yaml", "other.yml", "runs/", "sub/", "first", "second"]
     assert completed("run", "quick") == ["quickstart"]
     assert completed("run", "m") == ["mine.yaml"]
     assert completed("train", "sub/") == ["sub/deep.yaml"]

@@ -36,6 +36,7 @@ SMALL = (
     "evaluate.benchmarks=[{name: arithmetic, limit: 20}]",
     "publish.min_retained=0",
 )
+BASE_ROWS = "evaluation/arithmetic/base.jsonl"
 COUNTS = ("step", "epoch", "learning_rate", "examples", "supervised_tokens")
 
 
@@ -233,13 +234,28 @@ def test_two_ranks_make_the_rows_and_the_adapter_of_one(start: Any, one: Path, t
 
 
 @pytest.mark.slow
+def test_two_ranks_go_on_with_what_the_leader_alone_has_kept(start: Any, one: Path, tmp_path: Path) -> None:
+    """An adapter that comes back, and the base's answers that are taken over: the other rank has neither."""
+    run = shutil.copytree(one, tmp_path / "run")
+    adapter, rows = ((run / name).read_bytes() for name in ("adapter/adapters.safetensors", BASE_ROWS))
+    done = subprocess.run(upft("train", run, "lora.rank=3"), capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    tokens = "evaluate.benchmarks=[{name: arithmetic, limit: 20}, {name: arithmetic, label: more, limit: 4}]"
+    (status, output, errors), (other, *_) = start(*[upft("run", run, tokens)] * 2).wait()
+    assert (status, other) == (0, 0), errors
+    assert "train  skipped: an earlier version comes back" in output
+    assert (run / "adapter/adapters.safetensors").read_bytes() == adapter
+    assert (run / BASE_ROWS).read_bytes() == rows
+    assert (run / "evaluation/more/tuned.jsonl").exists()
+
+
+@pytest.mark.slow
 def test_rows_do_not_depend_on_who_began_them(start: Any, one: Path, tmp_path: Path) -> None:
     """Begun by one process and cut off, continued by two."""
     whole = (one / "solutions.jsonl").read_bytes()
     killed = tmp_path / "two"
     process = subprocess.Popen(upft("generate", killed), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    begun = killed / "solutions.partial.jsonl"
-    while not begun.exists() or not begun.read_bytes():
+    while not any(path.read_bytes() for path in killed.glob(".work/*/solutions.partial.jsonl")):
         assert process.poll() is None
         time.sleep(0.005)
     process.kill()
@@ -327,9 +343,9 @@ def test_a_rank_that_is_killed_takes_the_job_down_with_a_message(
     if verb == "generate":
         run, long = run.with_name("sampling"), ("problems.limit=300", "generate.batch_size=1")
     job = start(*[upft(verb, run, *long)] * 2)
-    begun = run / "adapter" / "checkpoints" / "step-0000003" if verb == "train" else run / "solutions.partial.jsonl"
+    begun = "adapter/checkpoints/step-0000003" if verb == "train" else "solutions.partial.jsonl"
     deadline = time.monotonic() + 60
-    while not begun.exists() and time.monotonic() < deadline:
+    while not list(run.glob(f".work/*/{begun}")) and time.monotonic() < deadline:
         time.sleep(0.02)
     os.kill(job.processes[victim].pid, signal.SIGKILL)
     killed = time.monotonic()
@@ -346,7 +362,7 @@ def test_ctrl_c_on_any_rank_ends_all_after_the_same_step_and_saves_it(start: Any
     run, long = built, ("train.epochs=500", "train.checkpoint_every=10000")
     job = start(*[upft("train", run, *long)] * 2)
     deadline = time.monotonic() + 60
-    while not (run / "metrics.jsonl").exists() or not (run / "metrics.jsonl").read_bytes():
+    while not any(path.read_bytes() for path in run.glob(".work/train-*/metrics.jsonl")):
         assert time.monotonic() < deadline
         time.sleep(0.02)
     job.processes[pressed].send_signal(signal.SIGINT)
@@ -354,7 +370,7 @@ def test_ctrl_c_on_any_rank_ends_all_after_the_same_step_and_saves_it(start: Any
     assert (status, other) == (130, 130), errors + more
     saved = re.search(r"interrupted after step (\d+) of \d+, which is saved", output)
     assert saved is not None, output
-    assert (run / "adapter" / "checkpoints" / f"step-{int(saved[1]):07d}").is_dir()
+    assert list(run.glob(f".work/train-*/adapter/checkpoints/step-{int(saved[1]):07d}"))
 
 
 def test_mlx_launch_starts_it(tmp_path: Path) -> None:

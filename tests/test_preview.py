@@ -502,15 +502,14 @@ def test_what_is_wrong_is_refused(folder: Path, arguments: list[str], status: in
     assert "Traceback" not in result.stderr
 
 
-def test_a_damaged_dataset_is_named_with_its_line(make_recipe: MakeRecipe, tmp_path: Path, folder: Path) -> None:
+def test_a_damaged_dataset_is_named(folder: Path) -> None:
     text = "model: builtin:arithmetic\nproblems: {builtin: arithmetic, limit: 12}\ngenerate: {max_tokens: 40}\n"
     write(folder / "own.yaml", text)
     for stage in ("generate", "build"):
         assert upft(stage, "own.yaml").exit_code == 0
     with (folder / "runs/own/dataset/train.jsonl").open("a") as file:
         file.write("{\n")
-    lines = len((folder / "runs/own/dataset/train.jsonl").read_text().splitlines())
-    assert_fails(upft("preview", "own.yaml"), 1, f"train.jsonl:{lines}: not JSON")
+    assert_fails(upft("preview", "own.yaml"), 1, "train.jsonl: was changed after `upft build` wrote it")
 
 
 def test_of_a_hub_model_everything_but_the_weights_is_downloaded(tmp_path: Path) -> None:

@@ -99,5 +99,5 @@ def test_a_generator_that_fails_half_way_leaves_no_half_file(tmp_path: Path) -> 
 def test_broken_json_says_which_file_to_delete(tmp_path: Path) -> None:
     path = tmp_path / "ledger.json"
     path.write_text(json.dumps({"a": 1})[:-1])
-    with pytest.raises(RowsError, match=r"ledger\.json: not JSON; delete it"):
+    with pytest.raises(RowsError, match=r"ledger\.json: not JSON; move it away"):
         read_json(path)

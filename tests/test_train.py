@@ -178,7 +178,7 @@ def test_an_incomplete_checkpoint_is_refused_with_what_is_missing(
     recipe = make_recipe(train={"epochs": 2})
     interrupted(recipe, run, 3)
     (run.checkpoints / "step-0000002" / missing).unlink()
-    with pytest.raises(TrainingError, match=rf"incomplete checkpoint, {missing} missing; delete this folder"):
+    with pytest.raises(TrainingError, match=rf"incomplete checkpoint, {missing} missing; move this folder away"):
         train(recipe, load(MODEL), run)
 
 

@@ -104,12 +104,15 @@ def evaluate(
         recipe: the recipe.
         run_dir: where the run is kept; None: runs/NAME.
         notify: is told what happens.
-        adapter: the folder of one to measure instead of the run's own.
+        adapter: the folder of one to measure instead of the run's own; what is found is kept apart, in
+            looks/ADAPTER.
 
     Raises:
         UpftError: one of its kinds.
     """
-    return _stage("evaluate", recipe, run_dir, notify, adapter=None if adapter is None else Path(adapter))
+    foreign = None if adapter is None else Path(adapter)
+    look = None if foreign is None else f"adapter-{foreign.resolve().name}"
+    return _stage("evaluate", recipe, run_dir, notify, adapter=foreign, look=look)
 
 
 def fuse(recipe: Recipe, run_dir: str | Path | None = None, notify: Observer = ignore, *, force: bool = False) -> Facts:

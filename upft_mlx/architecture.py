@@ -90,6 +90,10 @@ class Architecture:
         tied = not any(matrix.name.endswith("lm_head") for matrix in self.matrices)
         return sum(4 * matrix.size for matrix in self.matrices if matrix.stored and (tied or not matrix.is_embedding))
 
+    def modules(self) -> list[str]:
+        """The names of the matrices inside a layer, as `lora.keys` has them."""
+        return sorted({place[2] for matrix in self.matrices if (place := _LAYER.search(matrix.name))})
+
     def adapter_numbers(self, lora: Lora) -> int:
         """Trainable numbers of an adapter."""
         return sum(lora.rank * (matrix.inputs + matrix.outputs) for matrix in self.adapted(lora))

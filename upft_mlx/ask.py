@@ -16,15 +16,13 @@ from typing import Any, Literal
 from upft_mlx.adapters import AdapterSwitch
 from upft_mlx.browse import recipe_of, settled_by
 from upft_mlx.decoding import Request
-from upft_mlx.errors import RecipeError
 from upft_mlx.events import Side
 from upft_mlx.inputs import UNREAD
 from upft_mlx.interrupt import deferred_interrupt
-from upft_mlx.load import load_recipe, shipped_recipes, validated
 from upft_mlx.models import Loaded
 from upft_mlx.prompts import Renderer
 from upft_mlx.recipe import Recipe
-from upft_mlx.rundir import RunDir, changes
+from upft_mlx.rundir import RunDir, changed, changes
 from upft_mlx.sampler import Sampler, sampling_for
 
 REDRAW = 1 / 12
@@ -152,36 +150,6 @@ class Conversation:
         return answers
 
 
-def recipe_for(target: str, overrides: Sequence[str]) -> Recipe:
-    """The recipe of a recipe file, a shipped recipe, a run directory, or a run in runs/.
-
-    Raises:
-        RecipeError: it is none of these, or an override is wrong.
-        RunDirError: the run's recipe cannot be read.
-    """
-    folder = _folder(target)
-    if folder is not None:
-        run = RunDir(folder)
-        return validated(run.recipe, {}, recipe_of(run).dump(), overrides)
-    try:
-        return load_recipe(target, overrides)
-    except RecipeError as error:
-        if "no such recipe file" not in str(error):
-            raise
-        raise RecipeError(f"{error}; nor is it a run directory, or a run in runs/") from None
-
-
-def run_for(target: str, recipe: Recipe) -> RunDir:
-    """The run directory of such a target."""
-    return RunDir(_folder(target) or Path("runs") / recipe.name)
-
-
-def _folder(target: str) -> Path | None:
-    """A run directory, if the target is one by path, or by a name in runs/ that no shipped recipe has."""
-    named = [] if target in shipped_recipes() else [Path("runs") / target]
-    return next((path for path in (Path(target), *named) if (path / "recipe.json").is_file()), None)
-
-
 def trained(recipe: Recipe, run: RunDir) -> tuple[Path | None, str | None]:
     """The run's adapter, if it has been trained, and what the user should know about it.
 
@@ -191,6 +159,8 @@ def trained(recipe: Recipe, run: RunDir) -> tuple[Path | None, str | None]:
     entry = run.entry("train")
     if entry is None or not entry.done or not (run.adapter / "adapters.safetensors").is_file():
         return None, f"no adapter in {run.root}: base answers alone; `upft run` trains one"
+    if names := changed(entry, run.root):
+        return run.adapter, f"{run.root / names[0]} was changed after `upft train` wrote it"
     return run.adapter, _why_stale(recipe, run)
 
 

@@ -17,9 +17,10 @@ from upft_mlx.load import load_recipe
 from upft_mlx.recipe import Recipe
 from upft_mlx.report import STAGES, collect
 from upft_mlx.rows import EvaluationRow, read_json, read_rows
-from upft_mlx.rundir import RunDir
+from upft_mlx.rundir import RunDir, changed
 from upft_mlx.stage_evaluate import WITHHELD
 from upft_mlx.summary import SIDES, flips
+from upft_mlx.versions import made_from
 
 _SIZES = (
     ("generate", "batch_size"),
@@ -58,7 +59,7 @@ def find_run(name: str) -> RunDir:
     for path in (Path(name), Path("runs") / name):
         if (path / "recipe.json").is_file():
             return RunDir(path)
-    if Path(name).suffix in (".yaml", ".yml") and Path(name).is_file():
+    if Path(name).is_file():
         return _run_of_file(name)
     there = sorted(path.parent.name for path in Path("runs").glob("*/recipe.json"))
     known = f"in runs/ there are {', '.join(there)}" if there else "there is no run in runs/ yet; `upft demo` makes one"
@@ -107,9 +108,37 @@ def settled_by(recipe: Recipe, run: RunDir) -> Recipe:
 
 
 def facts_of(run: RunDir) -> dict[str, Any]:
-    """What report.md says, from the stages that are done."""
-    done = [stage for stage in STAGES if (entry := run.entry(stage)) is not None and entry.done]
-    return collect(recipe_of(run), run, done)
+    """What report.md says, from the stages that are done and belong together.
+
+    Raises:
+        RunDirError: a summary was changed after it was written.
+    """
+    _refuse_changed(run, "evaluate", "evaluation/summary.json")
+    _refuse_changed(run, "fuse", "fidelity.json")
+    stale = earlier_stages(run)
+    entries = run.entries()
+    return collect(recipe_of(run), run, [s for s in STAGES if s in entries and entries[s].done and s not in stale])
+
+
+def earlier_stages(run: RunDir) -> list[str]:
+    """Finished stages that worked on what is no longer there: a stage before them has run again since."""
+    entries, found = run.entries(), list[str]()
+    for stage in STAGES:
+        for before, used in made_from(entries[stage]).items() if stage in entries else ():
+            if before in found or before not in entries or entries[before].fingerprint != used:
+                found.append(stage)
+    return list(dict.fromkeys(found))
+
+
+def _refuse_changed(run: RunDir, stage: str, *names: str) -> None:
+    """What was measured is shown as it was measured, or not at all."""
+    entry = run.entry(stage)
+    for name in changed(entry, run.root) if entry is not None else ():
+        if not names or name in names:
+            raise RunDirError(
+                f"{run.root / name}: was changed after `upft {stage}` wrote it; "
+                f"`upft {stage} {run.root}` makes it again"
+            )
 
 
 def seen(run: RunDir, benchmarks: Sequence[str] = (), *, only_flips: bool = False) -> list[Seen]:
@@ -121,8 +150,9 @@ def seen(run: RunDir, benchmarks: Sequence[str] = (), *, only_flips: bool = Fals
         only_flips: only what is right on one side and wrong on the other.
 
     Raises:
-        RunDirError: no such benchmark, or nothing has been measured.
+        RunDirError: no such benchmark, nothing has been measured, or the rows were changed since.
     """
+    _refuse_changed(run, "evaluate")
     recipe = recipe_of(run)
     entries = {entry.label: entry for entry in resolve(recipe.evaluate)}
     if unknown := [label for label in benchmarks if label not in entries]:

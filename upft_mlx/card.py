@@ -155,7 +155,20 @@ def _opening(recipe: Recipe, base: Base, facts: Mapping[str, Any]) -> str:
     how = _METHODS[recipe.method].format(length=recipe.prefix.length, ratio=recipe.prefix.structure_ratio)
     quantize = recipe.quantize
     bits = f", quantized to {quantize.bits} bits (groups of {quantize.group_size})" if quantize else ""
-    return f"{what} {link}{bits} in MLX format. Method: {how}. Made with upft_mlx."
+    return f"{what} {link}{bits} in MLX format. Method: {how}.{_by_hand(facts)} Made with upft_mlx."
+
+
+_BY_HAND = {
+    "generate": "The sampled solutions",
+    "build": "The training rows",
+    "train": "The adapter's files",
+}
+
+
+def _by_hand(facts: Mapping[str, Any]) -> str:
+    """What somebody changed after it was made: then it is not, or not only, what the model sampled or training made."""
+    names = [_BY_HAND[s["stage"]] for s in facts["stages"] if s.get("adopted") and s["stage"] in _BY_HAND]
+    return "".join(f" **{name} were changed by hand afterwards.**" for name in names)
 
 
 def _evaluation(facts: Mapping[str, Any]) -> str:

@@ -9,13 +9,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from upft_mlx.batches import Counts
+from upft_mlx.digests import digest
 from upft_mlx.errors import TrainingError
-from upft_mlx.rows import read_json, replacing, write_json
+from upft_mlx.rows import read_json, replacing, write_error, write_json
 
 if TYPE_CHECKING:
     import mlx.core as mx
 
 _PARTS = ("adapters.safetensors", "optimizer.safetensors", "position.json")
+_DIGESTS = "digests.json"
+"""Of the parts; checkpoints of earlier versions have none."""
 
 
 @dataclass
@@ -59,8 +62,8 @@ def save_safetensors(path: Path, arrays: dict[str, mx.array]) -> None:
     with replacing(path) as temporary:
         try:
             mx.save_safetensors(str(temporary), arrays, {"format": "mlx"})
-        except RuntimeError as error:  # MLX's word for a full or read-only disk
-            raise OSError(5, f"cannot be written ({error})", str(path)) from None
+        except RuntimeError as error:
+            raise write_error(error, path, sum(array.nbytes for array in arrays.values())) from None
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
 
@@ -76,10 +79,14 @@ def save(
     save_safetensors(temporary / _PARTS[0], adapter)
     save_safetensors(temporary / _PARTS[1], optimizer)
     write_json(temporary / _PARTS[2], asdict(position))
-    shutil.rmtree(final, ignore_errors=True)
+    write_json(temporary / _DIGESTS, {name: digest(temporary / name) for name in _PARTS})
+    before = folder / ".before"
+    shutil.rmtree(before, ignore_errors=True)
+    if final.exists():
+        final.rename(before)
     temporary.rename(final)
-    for old in _all(folder)[:-keep]:
-        shutil.rmtree(old)
+    for old in (*_all(folder)[:-keep], before):
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def latest(folder: Path) -> tuple[Position, dict[str, mx.array], dict[str, mx.array]] | None:
@@ -101,14 +108,22 @@ def _read(path: Path) -> tuple[Position, dict[str, Any], dict[str, Any]]:
 
     if missing := [name for name in _PARTS if not (path / name).is_file()]:
         raise TrainingError(
-            f"{path}: incomplete checkpoint, {', '.join(missing)} missing; delete this folder to continue from "
+            f"{path}: incomplete checkpoint, {', '.join(missing)} missing; move this folder away to continue from "
             "the one before it, or from the start"
+        )
+    known = read_json(path / _DIGESTS) or {}
+    if damaged := [name for name, was in known.items() if digest(path / name) != was]:
+        raise TrainingError(
+            f"{path}: {damaged[0]} was changed after it was written; move this folder away to continue from the one "
+            "before it, or from the start"
         )
     data = read_json(path / _PARTS[2])
     names = {f.name for f in fields(Position)}
     if not isinstance(data, dict) or set(data) != names:
-        raise TrainingError(f"{path / _PARTS[2]}: not a checkpoint's position; delete the folder {path}")
+        raise TrainingError(f"{path / _PARTS[2]}: not a checkpoint's position; move {path} away")
     try:
         return Position(**data), mx.load(str(path / _PARTS[0])), mx.load(str(path / _PARTS[1]))  # type: ignore[return-value]
     except RuntimeError as error:
-        raise TrainingError(f"{path}: damaged checkpoint: {error}; delete this folder to continue without it") from None
+        raise TrainingError(
+            f"{path}: damaged checkpoint: {error}; move this folder away to continue without it"
+        ) from None

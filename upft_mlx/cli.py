@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
-from upft_mlx import cli_ask, cli_machine, cli_plan, cli_preview, cli_recipes, cli_results, cli_stages, cli_studies
+from upft_mlx import (
+    cli_ask,
+    cli_kept,
+    cli_machine,
+    cli_plan,
+    cli_preview,
+    cli_recipes,
+    cli_results,
+    cli_stages,
+    cli_studies,
+)
 from upft_mlx.cli_base import cli
 
 __all__ = [
     "cli",
     "cli_ask",
+    "cli_kept",
     "cli_machine",
     "cli_plan",
     "cli_preview",

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from upft_mlx.cli_base import cli, common, helped, prepared
+from upft_mlx.cli_base import cli, common, folder_of, helped, prepared
 from upft_mlx.cli_complete import complete_targets
 from upft_mlx.escape import to_json
 
@@ -72,9 +72,10 @@ def ask(
     if chat and (as_json or not sys.stdin.isatty()):
         raise click.UsageError("--chat needs a terminal, and goes without --json")
     question = _given(target, question, as_json=as_json)
-    load = _loader(target)
-    with prepared(target, overrides, offline=offline, debug=debug, model=model, load=load) as recipe:
-        run = None if target is None else _run(target, recipe, run_dir)
+    with prepared(target, overrides, offline=offline, debug=debug, model=model) as recipe:
+        from upft_mlx.rundir import RunDir
+
+        run = None if target is None else RunDir(folder_of(target, recipe, run_dir))
         if adapter is None and run is not None:
             adapter = _trained(recipe, run)
         asker = _asker(recipe, run, adapter, temperature, max_tokens)
@@ -107,26 +108,6 @@ def _given(target: str | None, question: str | None, *, as_json: bool) -> str | 
         first = f" behind {target!r}, which is read as recipe or run" if target else ""
         raise click.UsageError(f"the question is empty; give one as the last argument{first}, or on stdin")
     return question.strip()
-
-
-def _loader(target: str | None) -> Callable[[Sequence[str]], Recipe] | None:
-    """What finds the recipe of a target, which may be a run."""
-    if target is None:
-        return None
-
-    def load(overrides: Sequence[str]) -> Recipe:
-        from upft_mlx.ask import recipe_for
-
-        return recipe_for(target, overrides)
-
-    return load
-
-
-def _run(target: str, recipe: Recipe, run_dir: Path | None) -> RunDir:
-    from upft_mlx.ask import run_for
-    from upft_mlx.rundir import RunDir
-
-    return RunDir(run_dir) if run_dir else run_for(target, recipe)
 
 
 def _trained(recipe: Recipe, run: RunDir) -> Path | None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from upft_mlx.cli_complete import complete_fields, complete_recipes
+from upft_mlx.cli_complete import complete_fields, complete_targets
 from upft_mlx.cli_group import Sections
 from upft_mlx.errors import UpftError
 from upft_mlx.escape import one_line, to_json
@@ -46,8 +46,8 @@ _COMMON = (
 )
 
 
-recipe_argument = click.argument("recipe", shell_complete=complete_recipes)
-"""RECIPE of a command: a file or a shipped name; the shell completes both."""
+recipe_argument = click.argument("recipe", shell_complete=complete_targets)
+"""RECIPE of a command: a file, a shipped name, or a run as it stands; the shell completes all."""
 
 
 def common(command: Command) -> Command:
@@ -68,8 +68,8 @@ def helped(text: str, *examples: str) -> str:
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     help=helped(
         "Unsupervised Prefix Fine-Tuning on a Mac: sample the first tokens of one solution per problem, "
-        "fine-tune on those alone, measure base against tuned, fuse. RECIPE is a YAML file or the name of a "
-        "shipped recipe; `upft COMMAND --help` has the options of a command.",
+        "fine-tune on those alone, measure base against tuned, fuse. RECIPE is a YAML file, the name of a shipped "
+        "recipe, or a run directory with its own settings; `upft COMMAND --help` has the options of a command.",
         "upft demo",
         "upft run my-recipe.yaml --set prefix.length=8",
     ),
@@ -110,7 +110,7 @@ def run_other(
 
         if plain or not sys.stderr.isatty():
             os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
-        folder = run_dir or Path("runs") / recipe.name
+        folder = folder_of(name, recipe, run_dir)
         with ui.open_view(plain=True, stderr=True) as notify:
             facts = work(recipe, folder, notify)
         if as_json:
@@ -128,12 +128,8 @@ def prepared(
     debug: bool,
     model: str | None = None,
     narrow: dict[str, Any] | None = None,
-    load: Callable[[Sequence[str]], Recipe] | None = None,
 ) -> Iterator[Recipe]:
-    """The recipe, with the ranks joined, the network off where it is to be, and errors turned into messages.
-
-    `load` finds it, given the overrides, where it is not simply the recipe called `name`.
-    """
+    """The recipe, with the ranks joined, the network off where it is to be, and errors turned into messages."""
     quiet_libraries()
     sets = [f"--set {text}" for text in overrides]
     fetch = " ".join(["upft fetch", name, *sets]) if name else f"hf download {model}"
@@ -144,16 +140,20 @@ def prepared(
         machine.check()
         if offline or is_offline():  # each library has a switch of its own
             go_offline()
-        from upft_mlx.load import load_recipe
         from upft_mlx.narrow import narrowed, recipe_for_model
         from upft_mlx.parallel import ranks
+        from upft_mlx.targets import recipe_for
 
         ranks()  # first, so that what goes wrong on one rank is heard by all
-        if load is not None:
-            recipe = load(overrides)
-        else:
-            recipe = recipe_for_model(str(model), overrides) if name is None else load_recipe(name, overrides)
+        recipe = recipe_for_model(str(model), overrides) if name is None else recipe_for(name, overrides)
         yield narrowed(recipe, **narrow) if narrow is not None and any(narrow.values()) else recipe
+
+
+def folder_of(name: str | None, recipe: Recipe, run_dir: Path | None) -> Path:
+    """Where the run is: the folder that `--run-dir` names, the run that was named, or the one of the recipe's name."""
+    from upft_mlx.targets import run_for
+
+    return run_dir or run_for(name, recipe).root
 
 
 def quiet_libraries() -> None:

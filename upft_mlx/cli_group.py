@@ -28,6 +28,8 @@ SECTIONS: dict[str, dict[str, str]] = {
     "Afterwards": {
         "show": "The report, the flips, one problem.",
         "ask": "Your question to base and tuned, side by side.",
+        "kept": "Earlier versions of a stage: list, restore, remove.",
+        "adopt": "Take files that you changed by hand as they are.",
         "export": "For PEFT, or without quantization.",
         "push": "Upload to the Hugging Face Hub, with a model card.",
     },
@@ -39,8 +41,24 @@ SECTIONS: dict[str, dict[str, str]] = {
 """What each command does, by section. A line fits beside its name on 80 columns."""
 
 
+class Once(click.Command):
+    """A command that refuses an option given twice where one would be ignored."""
+
+    def parse_args(self, context: click.Context, args: list[str]) -> list[str]:
+        """Parse, and count what was given."""
+        if not context.resilient_parsing:
+            _, _, given = self.make_parser(context).parse_args(args=list(args))
+            for option in given:
+                single = isinstance(option, click.Option) and not (option.multiple or option.is_flag or option.count)
+                if single and given.count(option) > 1:
+                    raise click.UsageError(f"{option.opts[-1]} is given {given.count(option)} times; give it once")
+        return super().parse_args(context, args)
+
+
 class Sections(click.Group):
     """A group whose help lists its commands by section instead of by name."""
+
+    command_class = Once
 
     def format_commands(self, context: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the sections; click would cut each command's own help to half a sentence."""

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from upft_mlx.cli_base import cli, common, helped, prepared, recipe_argument
+from upft_mlx.cli_base import cli, common, folder_of, helped, prepared, recipe_argument
 from upft_mlx.escape import to_json
 
 
@@ -44,7 +44,7 @@ def plan(
 
         with ui.open_view(plain=plain, stderr=as_json) as notify:
             facts = plan_recipe(
-                loaded, run_dir or Path("runs") / loaded.name, notify, mac=mac, calibrates=not no_calibration
+                loaded, folder_of(recipe, loaded, run_dir), notify, mac=mac, calibrates=not no_calibration
             )
         if as_json:
             click.echo(to_json(facts))

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from upft_mlx.cli_base import cli, common, helped, prepared, recipe_argument
+from upft_mlx.cli_base import cli, common, folder_of, helped, prepared, recipe_argument
 from upft_mlx.escape import to_json
 
 
@@ -40,7 +40,7 @@ def preview(
     with prepared(recipe, overrides, offline=offline, debug=debug) as loaded:
         from upft_mlx.preview import preview as preview_of
 
-        facts: dict[str, Any] = preview_of(loaded, run_dir or Path("runs") / loaded.name, rows=rows, problem=problem)
+        facts: dict[str, Any] = preview_of(loaded, folder_of(recipe, loaded, run_dir), rows=rows, problem=problem)
         if as_json:
             click.echo(to_json(facts))
             return

@@ -104,7 +104,12 @@ def show(
         found = browse.find_run(run)
         if not (flips or rows or problem):
             facts = browse.facts_of(found)
-            click.echo(to_json(facts)) if as_json else ui.print_summary(facts)
+            if as_json:
+                click.echo(to_json(facts))
+                return
+            ui.print_summary(facts)
+            if stale := browse.earlier_stages(found):
+                ui.print_text(f"not shown, made from an earlier version of the stages above: {', '.join(stale)}")
             return
         items = browse.seen(found, benchmarks, only_flips=flips)
         if problem is not None:

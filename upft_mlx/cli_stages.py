@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from upft_mlx.cli_base import cli, common, helped, prepared, recipe_argument, writing_to
-from upft_mlx.cli_complete import complete_recipes
+from upft_mlx.cli_base import cli, common, folder_of, helped, prepared, recipe_argument, writing_to
+from upft_mlx.cli_complete import complete_targets
 from upft_mlx.escape import to_json
 
 if TYPE_CHECKING:
@@ -21,7 +23,9 @@ if TYPE_CHECKING:
 @common
 def demo(**options: Any) -> None:
     """See the help."""
-    _run("quickstart", None, **options)
+    from upft_mlx.load import shipped_recipes
+
+    _run(str(shipped_recipes()["quickstart"]), None, **options)  # whatever lies about under that name
 
 
 @cli.command(
@@ -80,13 +84,14 @@ def fuse(recipe: str, force: bool, **options: Any) -> None:
     help=helped(
         "Measure base and, once there is an adapter, tuned on the benchmarks of RECIPE; or, without a recipe, any "
         "model that mlx-lm loads. BENCHMARK is a known one (arithmetic, gsm8k, math500, aime2024, aime2025, gpqa, "
-        "gpqa-freeform) or a local file with questions and answers.",
+        "gpqa-freeform) or a local file with questions and answers. With --benchmark, --limit, --subset or --adapter "
+        "the result is shown and kept apart, in RUN/looks: the run's own evaluation stays.",
         "upft evaluate quickstart",
         "upft evaluate my-recipe.yaml --limit 50 --subset level=5",
         "upft evaluate --model my-model --adapter my-adapter --benchmark gsm8k --benchmark my-test.jsonl",
     )
 )
-@click.argument("recipe", required=False, shell_complete=complete_recipes)
+@click.argument("recipe", required=False, shell_complete=complete_targets)
 @click.option("--model", metavar="PATH_OR_ID", help="Evaluate this model instead of a recipe's.")
 @click.option("--adapter", type=click.Path(path_type=Path), help="Compare the model with this adapter on it.")
 @click.option(
@@ -115,7 +120,19 @@ def evaluate(
         narrow["benchmarks"] = ("arithmetic",)
     if adapter is not None:
         options["adapter"] = adapter
+    if recipe is not None and (adapter is not None or any(narrow.values())):
+        options["look"] = _look(adapter, benchmarks, limit, subset)
     _run(recipe, "evaluate", model=model, narrow=narrow, **options)
+
+
+def _look(adapter: Path | None, benchmarks: Sequence[str], limit: int | None, subset: Sequence[str]) -> str:
+    """A folder's name for an evaluation that is not the run's own: readable, and another for other options."""
+    foreign = None if adapter is None else adapter.resolve()
+    shown = [*(Path(name).stem for name in benchmarks), *([f"limit-{limit}"] if limit else []), *subset]
+    shown += [f"adapter-{foreign.name}"] if foreign else []
+    words = re.sub(r"[^A-Za-z0-9]+", "-", "-".join(shown)).strip("-")[:40]
+    options = to_json([str(foreign), list(benchmarks), limit, sorted(subset)])
+    return f"{words}-{hashlib.sha256(options.encode()).hexdigest()[:6]}".lower()
 
 
 def _run(
@@ -133,7 +150,7 @@ def _run(
 ) -> None:
     """Run a stage, or all, in a live view; `extra` are options of the stage's own."""
     with prepared(name, overrides, offline=offline, debug=debug, model=model, narrow=narrow) as recipe:
-        _execute(recipe, run_dir or Path("runs") / recipe.name, stage, plain=plain, as_json=as_json, **extra)
+        _execute(recipe, folder_of(name, recipe, run_dir), stage, plain=plain, as_json=as_json, **extra)
 
 
 def _execute(recipe: Recipe, run_dir: Path, stage: str | None, *, plain: bool, as_json: bool, **extra: Any) -> None:
@@ -147,7 +164,7 @@ def _execute(recipe: Recipe, run_dir: Path, stage: str | None, *, plain: bool, a
         return
     with writing_to(run_dir), ui.open_view(plain=plain, stderr=as_json, stages=stages) as notify:
         facts = _work(recipe, run_dir, stage, notify, **extra)
-    ui.save_svg(facts, run_dir / "report.svg")
+    ui.save_svg(facts, (run_dir / "looks" / extra["look"] if extra.get("look") else run_dir) / "report.svg")
     if as_json:
         click.echo(to_json(facts))
     elif stage in (None, "evaluate"):

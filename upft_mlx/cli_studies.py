@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from upft_mlx.cli_base import cli, common, helped, prepared, recipe_argument, writing_to
+from upft_mlx.cli_base import cli, common, folder_of, helped, prepared, recipe_argument, writing_to
 from upft_mlx.escape import to_json
 
 
@@ -56,7 +56,7 @@ def _study(
         from upft_mlx.compare import compare
         from upft_mlx.pipeline import run_analysis
 
-        root = run_dir or Path("runs") / recipe.name
+        root = folder_of(name, recipe, run_dir)
         work = {"analyze": run_analysis, "compare": compare}[what]
         stages = ("analyze",) if what == "analyze" else ("generate", "build", "train", "evaluate")
         with writing_to(root), ui.open_view(plain=plain, stderr=as_json, stages=stages) as notify:

@@ -22,8 +22,8 @@ from upft_mlx.inputs import dated
 from upft_mlx.models import find_model
 from upft_mlx.pipeline import Pipeline, versions
 from upft_mlx.recipe import Recipe
-from upft_mlx.rows import EvaluationRow, read_rows, write_atomically, write_json
-from upft_mlx.rundir import RunDir
+from upft_mlx.rows import EvaluationRow, read_json, read_rows, write_atomically, write_json
+from upft_mlx.rundir import RunDir, fingerprint
 
 BASE = "base"
 
@@ -52,11 +52,24 @@ def compare(recipe: Recipe, run_dir: str | Path, notify: Observer = ignore) -> d
         donors = [RunDir(path) for path in sorted(root.glob(f"*/seed-{seed}")) if path != folder]
         cells.append(run_cell(variants[method, seed], method, folder, donors, notify))
     found = {"recipe": recipe.dump(), "versions": versions(), "machine": _machine(), **summarize(cells)}
+    _keep(root, found["recipe"])
     write_json(root / "compare.json", found)
     write_atomically(root / "compare.md", f"# {recipe.name}: methods side by side\n\n{markdown(found)}")
     for name in found["benchmarks"]:
         write_atomically(root / f"{name}.svg", figure(found, name))
     return found
+
+
+def _keep(root: Path, recipe: dict[str, Any]) -> None:
+    """Move the results of a comparison with another recipe aside; its cells keep their own."""
+    before = read_json(root / "compare.json")
+    if before is None or before["recipe"] == recipe:
+        return
+    kept = root / ".kept" / fingerprint(before["recipe"])
+    kept.mkdir(parents=True, exist_ok=True)
+    for path in [*root.glob("*.svg"), root / "compare.md", root / "compare.json"]:  # this last: it says what to move
+        if path.is_file():
+            path.replace(kept / path.name)
 
 
 def seeds(recipe: Recipe) -> range:
@@ -92,11 +105,12 @@ def run_cell(
         notify: is told of everything.
     """
     pipeline = Pipeline(recipe, folder, notify)
+    pipeline.donors = donors
     with pipeline.opened():
-        pipeline.describe()
+        pipeline.refuse_changed()
         if method != BASE:
             for donor in donors:
-                pipeline.adopt(donor)
+                pipeline.take_over(donor)
             pipeline.generate()
             pipeline.build()
             pipeline.train()

@@ -7,11 +7,13 @@ from typing import Any
 
 from upft_mlx.card import base_of
 from upft_mlx.events import Observer, ignore
+from upft_mlx.exported import deliver, earlier_export
 from upft_mlx.models import load
 from upft_mlx.pipeline import Pipeline
-from upft_mlx.publish import listing, require_repo
+from upft_mlx.publish import listing, refuse_unknown, require_repo
 from upft_mlx.publish import push as upload
 from upft_mlx.recipe import Recipe
+from upft_mlx.rundir import remove
 
 
 def export(
@@ -29,20 +31,25 @@ def export(
 
     Raises:
         RunDirError: there is no current adapter.
+        ExportError: the folder holds something that is not an earlier export, or cannot be written.
         UpftError: one of its kinds.
     """
     from upft_mlx.export import export_dequantized, export_peft
 
     pipeline = Pipeline(recipe, run_dir, notify)
+    folder = to or pipeline.run.root / "export" / form
+    earlier = earlier_export(folder)
     with pipeline.opened():
         pipeline.require("export")
-        run, folder = pipeline.run, to or pipeline.run.root / "export" / form
+        run, beside = pipeline.run, pipeline.run.work / f"export-{form}"
+        remove(beside)
         if form == "peft":
             base = base_of(recipe, pipeline.model_path).hub_id or str(pipeline.model_path)
-            detail = export_peft(run, pipeline.model_path, base, folder)
+            detail = export_peft(run, pipeline.model_path, base, beside)
         else:
             loaded = load(pipeline.model_path, quantize=recipe.quantize, trust_remote_code=recipe.trust_remote_code)
-            detail = export_dequantized(recipe, loaded, run, folder, dtype, notify, pipeline.questions)
+            detail = export_dequantized(recipe, loaded, run, beside, dtype, notify, pipeline.questions)
+        deliver(beside, folder, earlier)
     return {"format": form, "folder": str(folder), "detail": detail}
 
 
@@ -61,7 +68,9 @@ def push(recipe: Recipe, run_dir: str | Path, notify: Observer = ignore, *, dry_
         require_repo(recipe.publish)
     pipeline = Pipeline(recipe, run_dir, notify)
     with pipeline.opened():
+        pipeline.refuse_changed()
         pipeline.require("push")
         pipeline.report()  # and with it the card, from what is measured by now
+        refuse_unknown(pipeline.result, pipeline.known_files())
         found = listing(recipe.publish, pipeline.result)
         return found if dry_run else {**found, "url": upload(recipe.publish, pipeline.result, notify)}

@@ -58,6 +58,8 @@ class Inputs:
         self._recipe, self._dump = recipe, recipe.dump()
         self._adapter = adapter
         self._model_path, self._problems, self._sets = model_path, problems, sets
+        self.adopted: dict[str, str] = {}
+        """Digests of outputs that were changed by hand and adopted, by stage."""
 
     @cached_property
     def hashes(self) -> dict[str, Any]:
@@ -75,6 +77,7 @@ class Inputs:
             "problems": self.hashes["problems"],
             "generate": _without(self._dump["generate"], "keep"),
             **self._solutions(),
+            **self._changed_by_hand("generate"),
         }
 
     def _solutions(self) -> dict[str, Any]:
@@ -95,6 +98,7 @@ class Inputs:
             "eos": "as sampled",
             "generate": {"keep": self._dump["generate"]["keep"]},
             "train": {"valid_ratio": self._dump["train"]["valid_ratio"]},
+            **self._changed_by_hand("build"),
         }
 
     def train(self) -> dict[str, Any]:
@@ -103,6 +107,7 @@ class Inputs:
             "build stage": fingerprint(self.build()),
             **self._fields("lora"),
             "train": _without(self._dump["train"], "valid_ratio", *UNREAD),
+            **self._changed_by_hand("train"),
         }
 
     def side(self, part: Set, side: Side) -> dict[str, Any]:
@@ -163,6 +168,9 @@ class Inputs:
     @cached_property
     def _template(self) -> str:
         return chat_template(self._model_path)
+
+    def _changed_by_hand(self, stage: str) -> dict[str, str]:
+        return {"adopted": self.adopted[stage]} if stage in self.adopted else {}
 
     def _fields(self, *names: str) -> dict[str, Any]:
         return {name: self._dump[name] for name in names}

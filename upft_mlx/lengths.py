@@ -9,11 +9,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from upft_mlx.batches import shared_length
+from upft_mlx.errors import RowsError
 from upft_mlx.problems import Problem
 from upft_mlx.prompts import Renderer
 from upft_mlx.recipe import Recipe
 from upft_mlx.rows import Solution, read_rows
 from upft_mlx.rundir import RunDir
+from upft_mlx.versions import unfinished
 
 _COUNTED = 256
 """Questions that are tokenized for a mean, evenly spaced."""
@@ -110,11 +112,15 @@ def measure_solutions(
 
 def _of_run(run: RunDir, limit: int) -> Solutions | None:
     """Those that the run has sampled already."""
-    path = run.solutions if run.solutions.exists() else run.partial
+    begun = [version.folder / run.partial.name for version in unfinished(run, "generate")]
+    path = next((path for path in (run.solutions, *begun, run.partial) if path.exists()), None)
     lengths: list[tuple[int, bool]] = []
-    for solution in read_rows(path, Solution) if path.exists() else ():
-        if solution.kind == "full":
-            lengths.append((min(limit, len(solution.completion_ids)), solution.finish_reason == "stop"))
+    try:
+        for solution in read_rows(path, Solution, growing=True) if path else ():
+            if solution.kind == "full":
+                lengths.append((min(limit, len(solution.completion_ids)), solution.finish_reason == "stop"))
+    except RowsError:
+        return None  # a plan must not fail on what the stage itself will look at
     return of_lengths(lengths, f"measured on {len(lengths)} full solutions of this run") if lengths else None
 
 

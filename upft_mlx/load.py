@@ -78,7 +78,7 @@ def find_recipe(path_or_name: str | Path) -> Path:
     try:
         if path.is_file():
             return path
-        if path.is_dir():
+        if path.is_dir() and str(path_or_name) not in shipped_recipes():
             raise RecipeError(f"{path}: is a folder, not a recipe; name a .yaml file")
     except OSError as error:
         raise RecipeError(f"{path}: cannot be read: {error.strerror}") from None

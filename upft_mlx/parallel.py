@@ -11,7 +11,6 @@ connection of its own to rank 0, a lifeline, and a thread that ends the process 
 from __future__ import annotations
 
 import atexit
-import hashlib
 import json
 import os
 import secrets
@@ -28,6 +27,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from upft_mlx.digests import digest
 from upft_mlx.errors import RankError
 from upft_mlx.rows import write_atomically
 from upft_mlx.rundir import changes
@@ -45,7 +45,7 @@ _GREETING_BYTES = 24
 """Of a new connection: 16 of the job's token, 8 of the rank."""
 _SLICE = 1 << 26
 """Bytes per message when files are sent."""
-_NOT_MIRRORED = (".lock", "fused", "report.svg")
+_NOT_MIRRORED = (".lock", "fused", "export", "report.svg")
 
 
 class Ranks:
@@ -286,11 +286,13 @@ def _listing(root: Path) -> dict[str, str]:
     """Relative path to hash of each file that followers need."""
     files = sorted(path for path in root.rglob("*") if path.is_file())
     names = {path.relative_to(root): path for path in files}
-    return {
-        str(name): hashlib.sha256(path.read_bytes()).hexdigest()
-        for name, path in names.items()
-        if name.parts[0] not in _NOT_MIRRORED and not name.name.startswith(".")
-    }
+    return {str(name): digest(path) for name, path in names.items() if _is_mirrored(name)}
+
+
+def _is_mirrored(name: Path) -> bool:
+    """Not what only the leader makes or needs: the fused model, earlier versions, exports."""
+    alone = any(part == ".kept" or part.startswith(("fuse-", "export-")) for part in name.parts)
+    return not alone and name.parts[0] not in _NOT_MIRRORED and not name.name.startswith(".")
 
 
 class _Lifeline(threading.Thread):

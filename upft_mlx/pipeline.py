@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from importlib import metadata
@@ -19,25 +19,28 @@ from upft_mlx.benchmarks import Set, load_benchmark, resolve
 from upft_mlx.card import base_of, model_card
 from upft_mlx.device import PowerWatch, awake, limit_memory
 from upft_mlx.economy import economy
-from upft_mlx.errors import ModelError, RunDirError
-from upft_mlx.events import Note, Observer, Side, StageDone, StageSkipped, StageStarted, ignore
+from upft_mlx.errors import RunDirError
+from upft_mlx.events import Note, Observer, StageDone, StageSkipped, StageStarted, ignore
 from upft_mlx.gate import terms
 from upft_mlx.inputs import Inputs, dated
 from upft_mlx.models import Loaded, find_model, load, load_tokenizer
 from upft_mlx.parallel import ranks
 from upft_mlx.planner import Planner
 from upft_mlx.prefix import check_problems, wanted
+from upft_mlx.preflight import refuse_early
 from upft_mlx.recipe import Recipe
 from upft_mlx.report import STAGES, collect, markdown
 from upft_mlx.rooms import has_auto, this_machine
 from upft_mlx.rows import read_json, write_atomically, write_json
-from upft_mlx.rundir import Entry, RunDir, changes, fingerprint, remove
-from upft_mlx.sides import Sides, side_name
+from upft_mlx.rundir import Entry, RunDir, fingerprint
+from upft_mlx.sides import Sides
 from upft_mlx.spool import problems_of
 from upft_mlx.stage_build import build
 from upft_mlx.stage_evaluate import announce
 from upft_mlx.stage_generate import generate
+from upft_mlx.standing import Standing, differences
 from upft_mlx.summary import summarize
+from upft_mlx.versions import adopted, begun, bring_back, finish, kept, pause, settle
 
 _PLANNED = ("generate", "train", "evaluate", "fuse")
 """Stages whose memory can be planned."""
@@ -54,8 +57,8 @@ def run(recipe: Recipe, run_dir: str | Path, notify: Observer = ignore) -> dict[
     """
     pipeline = Pipeline(recipe, run_dir, notify)
     with pipeline.opened():
+        pipeline.refuse_changed()
         pipeline.check_memory("generate", "train", "evaluate", "fuse")
-        pipeline.describe()
         pipeline.generate()
         pipeline.build()
         pipeline.train()
@@ -71,21 +74,23 @@ def run_stage(
     stage: str,
     notify: Observer = ignore,
     adapter: Path | None = None,
+    look: str | None = None,
     **options: Any,
 ) -> dict[str, Any]:
     """One stage; the ones it depends on must be done.
 
-    `adapter` is one to evaluate instead of the run's own, `options` are those of the stage's method.
+    `adapter` is one to evaluate instead of the run's own; an evaluation with a `look` is kept under that name, apart
+    from the run's own. `options` are those of the stage's method.
 
     Raises:
         RunDirError: a stage before it is not done, or was done with another recipe.
         UpftError: one of its kinds.
     """
-    pipeline = Pipeline(recipe, run_dir, notify, adapter)
+    pipeline = Pipeline(recipe, run_dir, notify, adapter, look)
+    pipeline.standing.remade = stage
     with pipeline.opened():
         pipeline.require(stage)
         pipeline.check_memory(stage)
-        pipeline.describe()
         getattr(pipeline, stage)(**options)
         return pipeline.report()
 
@@ -100,6 +105,7 @@ def run_analysis(recipe: Recipe, run_dir: str | Path, notify: Observer = ignore)
         UpftError: one of its kinds; what was sampled is kept.
     """
     pipeline = Pipeline(recipe, run_dir, notify)
+    pipeline.standing.remade = "analyze"
     with pipeline.opened():
         pipeline.analyze()
     found: dict[str, Any] = read_json(pipeline.run.analysis / "analysis.json")
@@ -121,7 +127,12 @@ class Pipeline:
     """The stages of one recipe in one run directory."""
 
     def __init__(
-        self, recipe: Recipe, run_dir: str | Path, notify: Observer = ignore, adapter: Path | None = None
+        self,
+        recipe: Recipe,
+        run_dir: str | Path,
+        notify: Observer = ignore,
+        adapter: Path | None = None,
+        look: str | None = None,
     ) -> None:
         """Find and read everything that the recipe names, so that what is wrong is refused before any work.
 
@@ -130,13 +141,17 @@ class Pipeline:
             run_dir: where the run is kept.
             notify: who watches.
             adapter: the folder of an adapter to evaluate instead of the run's own.
+            look: the name of an evaluation that is not the run's own; it is kept in looks/NAME.
 
         Raises:
             UpftError: one of its kinds.
         """
         self.run, self.adapter = RunDir(ranks().workplace(Path(run_dir))), adapter
+        self.measured = self.run if look is None else RunDir(self.run.looks / look)
         self.notify = notify if ranks().leads else ignore
         self.power = PowerWatch(self.notify)
+        self.donors: Sequence[RunDir] = ()
+        """Other runs whose answers are taken over where they were made from the same inputs."""
         entries = resolve(recipe.evaluate)
         self.model_path = find_model(recipe)
         self.problems = problems_of(recipe)
@@ -144,6 +159,7 @@ class Pipeline:
         self.sets = [Set(entry, load_benchmark(entry, recipe.seed)) for entry in entries]
         self.recipe = self._settled(dated(recipe, self.model_path, self.run))
         self.inputs = Inputs(self.recipe, self.model_path, self.problems, self.sets, adapter)
+        self.standing = Standing(self.run, self.measured, self.inputs, foreign=adapter is not None)
 
     def _settled(self, recipe: Recipe) -> Recipe:
         """With numbers in place of `auto`: the same on every call, whatever the run has done already."""
@@ -152,29 +168,28 @@ class Pipeline:
         return Planner(recipe, self.model_path, self.problems, self.sets, this_machine()).settled().recipe
 
     def check_memory(self, *stages: str) -> None:
-        """Refuse stages that are still to be done and cannot fit into this machine's memory.
+        """Refuse stages that are still to be done and cannot end well, or cannot fit into this machine's memory.
 
         Raises:
             RoomError: what is needed, what there is, and what would fit.
+            UpftError: another of its kinds.
         """
         due = tuple(stage for stage in stages if stage in _PLANNED and not self.is_current(stage))
         if not due:
             return
         planner = Planner(self.recipe, self.model_path, self.problems, self.sets, this_machine(), self.run)
-        try:
-            rooms = planner.rooms
-        except ModelError as error:  # a kind of model that has no plan may run all the same
-            self.notify(Note(f"memory is not planned: {error}"))
-            return
-        rooms.refuse_too_large(self.recipe, tuple(stage for stage in due if stage != "fuse"))
-        peaks = rooms.peaks(self.recipe)
-        for line in rooms.too_large(self.recipe, {stage: peaks[stage] for stage in due if stage in peaks}):
-            self.notify(Note(f"memory may not be enough: {line}"))
+        refuse_early(planner, self.run, due, self.notify)
 
     @contextmanager
     def opened(self) -> Iterator[None]:
         """The run directory, locked, on a machine that stays awake and within its memory."""
         with _together(), self.run.locked(), awake(self.notify):
+            for run in dict.fromkeys((self.run, self.measured)):
+                for text in settle(run):
+                    self.notify(Note(text))
+            self.inputs.adopted = adopted(self.run)
+            if not self.measured.recipe.exists():
+                self.describe()
             if limits := limit_memory():
                 self.notify(Note(limits))
             ranks().agree({**self.inputs.everything(), "versions": versions()})
@@ -182,80 +197,42 @@ class Pipeline:
             yield
 
     def describe(self) -> None:
-        """Write recipe.json: the resolved recipe, versions, hashes of model and data."""
+        """Write recipe.json, the recipe of what is in the directory."""
+        write_json(self.measured.recipe, self.described())
+
+    def described(self) -> dict[str, Any]:
+        """The resolved recipe, versions, hashes of model and data."""
         known = {**versions(), "python": platform.python_version()}
-        write_json(self.run.recipe, {**self.recipe.dump(), "versions": known, "hashes": self.inputs.hashes})
+        return {**self.recipe.dump(), "versions": known, "hashes": self.inputs.hashes}
 
-    def _inputs(self, stage: str) -> dict[str, Any]:
-        if stage == "evaluate":
-            return self.inputs.evaluate(self._sides())
-        inputs: dict[str, Any] = getattr(self.inputs, stage)()
-        return inputs
+    def is_current(self, stage: str) -> bool:
+        """See `Standing`."""
+        return self.standing.is_current(stage)
 
-    def _sides(self) -> tuple[Side, ...]:
-        """Tuned is measured where there is an adapter: one that was given, or the run's own, if it is current."""
-        return ("base", "tuned") if self.adapter or self.is_current("train") else ("base",)
+    def require(self, stage: str) -> None:
+        """See `Standing`."""
+        self.standing.require(stage)
 
-    def _outputs(self, stage: str) -> list[Path]:
-        run = self.run
-        return {
-            "generate": [run.solutions],
-            "build": [run.train, run.valid],
-            "train": [run.adapter, run.metrics],
-            "evaluate": [run.summary],
-            "fuse": [run.fused, run.fidelity] if self._fuses else [run.fidelity],
-            "analyze": [run.analysis],
-        }[stage]
+    def refuse_changed(self) -> None:
+        """Refuse files that were changed since they were written, before any work.
+
+        Raises:
+            RunDirError: names the first one, with what to do.
+        """
+        for stage in STAGES:
+            self.is_current(stage)
 
     @property
     def _fuses(self) -> bool:
         return self.recipe.publish.fuse != "adapter"
-
-    def is_current(self, stage: str) -> bool:
-        """Whether a stage is done with the recipe, model and data as they are now."""
-        done = self.run.is_current(stage, fingerprint(self._inputs(stage)))
-        return done and all(path.exists() for path in self._needed(stage))
-
-    def _needed(self, stage: str) -> list[Path]:
-        """The files that the stages after it read: a folder without them is not the stage's output."""
-        run = self.run
-        inside = {
-            "train": [run.adapter / "adapters.safetensors", run.adapter / "adapter_config.json"],
-            "analyze": [run.analysis / "analysis.json"],
-        }
-        if self._fuses:
-            inside["fuse"] = [run.fused / "config.json", run.fused / "model.safetensors.index.json"]
-        return [*self._outputs(stage), *inside.get(stage, [])]
-
-    def require(self, stage: str) -> None:
-        """Refuse a stage whose predecessors are not current.
-
-        Raises:
-            RunDirError: names the first one that is missing and the command for it.
-        """
-        needs = {
-            "build": ("generate",),
-            "train": ("generate", "build"),
-            "fuse": ("generate", "build", "train"),
-            "export": ("generate", "build", "train"),
-            "push": ("generate", "build", "train", "fuse"),
-        }
-        for before in needs.get(stage, ()):
-            if not self.is_current(before):
-                entry = self.run.entry(before)
-                why = "was done with other settings" if entry and entry.done else "is not done"
-                raise RunDirError(
-                    f"{self.run.root}: {stage} needs the stage {before}, which {why}; run `upft {before}` first, "
-                    "or `upft run` for all stages"
-                )
 
     # The stages.
 
     def generate(self) -> None:
         """Problems to solutions.jsonl."""
 
-        def work() -> Outcome:
-            made = generate(self.recipe, self._load(), self.problems, asked, self.run, self.notify)
+        def work(run: RunDir) -> Outcome:
+            made = generate(self.recipe, self._load(), self.problems, asked, run, self.notify)
             detail = f"{made.solutions:,} solutions ({made.full:,} full), {made.tokens_sampled:,} tokens"
             return Outcome(detail, tokens_sampled=made.tokens_sampled, tokens_processed=made.tokens_processed)
 
@@ -266,9 +243,9 @@ class Pipeline:
     def build(self) -> None:
         """solutions.jsonl to dataset/."""
 
-        def work() -> Outcome:
+        def work(run: RunDir) -> Outcome:
             tokenizer = load_tokenizer(self.model_path, trust_remote_code=self.recipe.trust_remote_code)
-            return Outcome(str(build(self.recipe, tokenizer, self.problems, self.run, self.notify)))
+            return Outcome(str(build(self.recipe, tokenizer, self.problems, run, self.notify)))
 
         self._stage("build", "the training rows", work)
 
@@ -276,8 +253,8 @@ class Pipeline:
         """dataset/ to adapter/."""
         from upft_mlx.stage_train import train
 
-        def work() -> Outcome:
-            position = train(self.recipe, self._load(), self.run, self.notify)
+        def work(run: RunDir) -> Outcome:
+            position = train(self.recipe, self._load(), run, self.notify)
             kept = position.best_step if self._saves_best(position.best_loss) else position.step
             detail = f"{position.step:,} steps, {position.trained_tokens:,} supervised tokens, "
             detail += f"{position.padding:.1%} padding, step {kept:,} kept"
@@ -292,11 +269,12 @@ class Pipeline:
     def evaluate(self) -> None:
         """Base and, if there is an adapter, tuned on every benchmark; evaluation/summary.json."""
 
-        def work() -> Outcome:
+        def work(run: RunDir) -> Outcome:
             announce(self.sets, self.notify)
-            sides = Sides(self.recipe, self.sets, self.inputs, self.run, self._load, self.notify)
-            tokens = sides.measure(self._sides(), self.adapter or self.run.adapter)
-            write_json(self.run.summary, summarize(self.sets, self.run))
+            donors = [*dict.fromkeys((self.measured, self.run)), *self.donors]
+            sides = Sides(self.recipe, self.sets, self.inputs, run, donors, self._load, self.notify)
+            tokens = sides.measure(self.standing.sides(), self.adapter or self.run.adapter)
+            write_json(run.summary, summarize(self.sets, run))
             completions = sum(part.completions for part in self.sets)
             processed = sides.processed_tokens
             return Outcome(f"{completions} completions per side", tokens_sampled=tokens, tokens_processed=processed)
@@ -310,8 +288,8 @@ class Pipeline:
         """adapter/ into fused/; `force`: even if too little is kept."""
         from upft_mlx.stage_fuse import fuse
 
-        def work() -> Outcome:
-            kept = fuse(self.recipe, self._load(), self.run, self.notify, questions=self.questions, force=force)
+        def work(run: RunDir) -> Outcome:
+            kept = fuse(self.recipe, self._load(), run, self.notify, questions=self.questions, force=force)
             detail = f"{kept.fuse}, {kept.bytes / 1e6:.1f} MB, keeps {kept.retained:.1%} of the adapter's effect"
             return Outcome(detail)
 
@@ -323,11 +301,11 @@ class Pipeline:
         from upft_mlx.analysis import figure, markdown
         from upft_mlx.analyze import analyze
 
-        def work() -> Outcome:
-            found, processed = analyze(self.recipe, self._load(), self.problems, self.run, self.notify)
-            write_json(self.run.analysis / "analysis.json", found)
-            write_atomically(self.run.analysis / "curves.svg", figure(found))
-            write_atomically(self.run.analysis / "analysis.md", f"# {self.recipe.name}\n\n{markdown(found)}")
+        def work(run: RunDir) -> Outcome:
+            found, processed = analyze(self.recipe, self._load(), self.problems, run, self.notify)
+            write_json(run.analysis / "analysis.json", found)
+            write_atomically(run.analysis / "curves.svg", figure(found))
+            write_atomically(run.analysis / "analysis.md", f"# {self.recipe.name}\n\n{markdown(found)}")
             length = found["recommended"]["length"]
             detail = "no prefix.length recommended" if length is None else f"recommended prefix.length {length}"
             return Outcome(detail, tokens_sampled=found["tokens_sampled"], tokens_processed=processed)
@@ -335,23 +313,12 @@ class Pipeline:
         if ranks().leads:
             self._stage("analyze", f"prefixes of {self.recipe.model}", work)
 
-    def adopt(self, donor: RunDir) -> None:
-        """Take over what another run made from the same inputs: solutions, and the base model's answers."""
-        for name, inputs, path, theirs in self._adoptable(donor):
-            current = fingerprint(inputs)
-            entry = donor.entry(name)
-            if self.run.is_current(name, current) or entry is None or not theirs.exists():
-                continue
-            if entry.done and entry.fingerprint == current:
-                write_atomically(path, theirs.read_bytes())
-                self.run.record(name, entry)
-
-    def _adoptable(self, donor: RunDir) -> Iterator[tuple[str, dict[str, Any], Path, Path]]:
-        """Ledger name, inputs, own file and the donor's file."""
-        yield "generate", self.inputs.generate(), self.run.solutions, donor.solutions
-        for part in self.sets:
-            own, theirs = (run.rows_of(part.entry.label, "base") for run in (self.run, donor))
-            yield side_name(part, "base"), self.inputs.side(part, "base"), own, theirs
+    def take_over(self, donor: RunDir) -> None:
+        """Take over another run's solutions where they were made from the same inputs, with what they cost."""
+        entry, current = donor.entry("generate"), fingerprint(self.inputs.generate())
+        if entry is not None and donor.is_current("generate", current) and not self.is_current("generate"):
+            write_atomically(self.run.working("generate", current).solutions, donor.solutions.read_bytes())
+            finish(self.run, "generate", entry)
 
     @property
     def questions(self) -> list[str]:
@@ -363,9 +330,21 @@ class Pipeline:
         """The folder that is published."""
         return self.run.fused if self._fuses else self.run.adapter
 
+    def known_files(self) -> set[str]:
+        """The names of the files in `result` that this run has made."""
+        entry = self.run.entry("fuse" if self._fuses else "train")
+        names = {Path(name) for name in entry.outputs} if entry is not None else set()
+        terms = {path.name for path in self.model_path.glob("LICENSE*")}
+        return {"README.md", *terms, *(name.name for name in names if name.parent.name == self.result.name)}
+
     def report(self) -> dict[str, Any]:
         """Write report.md and, once there is a result, its model card; return what the report says."""
-        facts = collect(self.recipe, self.run, [stage for stage in STAGES if self.is_current(stage)])
+        self.describe()
+        if self.measured is not self.run:
+            facts = {**collect(self.recipe, self.measured, ["evaluate"]), "economy": None}
+            write_atomically(self.measured.report, markdown(facts))
+            return facts
+        facts = collect(self.recipe, self.run, [stage for stage in STAGES if self._is_unchanged(stage)])
         facts["economy"] = economy(self.recipe, self.problems, self.run) if self.is_current("train") else None
         write_atomically(self.run.report, markdown(facts))
         if facts["fidelity"] is not None:
@@ -376,19 +355,33 @@ class Pipeline:
                 write_atomically(self.result / file.name, file.read_bytes())
         return facts
 
+    def _is_unchanged(self, stage: str) -> bool:
+        """Whether a stage is current; one that was changed by hand is left out of the report, and said to be."""
+        try:
+            return self.is_current(stage)
+        except RunDirError as error:
+            self.notify(Note(str(error)))
+            return False
+
     def _load(self) -> Loaded:
         return load(self.model_path, quantize=self.recipe.quantize, trust_remote_code=self.recipe.trust_remote_code)
 
-    def _stage(self, stage: str, what: str, work: Callable[[], Outcome]) -> None:
-        """Do a stage unless it is current; the ledger learns of it whatever happens."""
-        if stage not in ("fuse", "analyze"):
+    def _stage(self, stage: str, what: str, work: Callable[[RunDir], Outcome]) -> None:
+        """Do a stage unless it is current; what it makes takes its place when it is whole, whatever happens."""
+        shared = stage not in ("fuse", "analyze")
+        if shared:
             ranks().mirror(self.run.root)
-        inputs = self._inputs(stage)
+        run = self.standing.place(stage)
         if self.is_current(stage):
-            entry = self.run.entry(stage)
+            entry = run.entry(stage)
             self.notify(StageSkipped(stage, f"current: {entry.detail}" if entry else "current"))
             return
-        entry = self._prepare(stage, inputs)
+        self.inputs.adopted.pop(stage, None)  # what was changed by hand is about to be made anew
+        entry = begun(run, stage, self.standing.inputs(stage))
+        back = self._comes_back(run, stage, entry)
+        if ranks().any(back) if shared else back:  # the others have no earlier versions
+            return
+        self._announce(run, stage, entry)
         self.notify(StageStarted(stage, what))
         self.power.look()  # heat comes with the hours
         import mlx.core as mx
@@ -398,29 +391,35 @@ class Pipeline:
         start = time.perf_counter()
         outcome = None
         try:
-            outcome = work()
+            outcome = work(run.working(stage, entry.fingerprint))
         finally:
             seconds = time.perf_counter() - start
             peak = max(entry.peak_memory_bytes, mx.get_peak_memory())
             entry = replace(entry, seconds=entry.seconds + seconds, peak_memory_bytes=peak)
-            if outcome is not None:
-                entry = replace(entry, done=True, **asdict(outcome))
-            self.run.record(stage, entry)
+            if outcome is None:
+                pause(run, stage, entry)
+        finish(run, stage, replace(entry, recipe=self.described(), **asdict(outcome)))
+        self.describe()
         self.notify(StageDone(stage, outcome.detail, seconds))
 
-    def _prepare(self, stage: str, inputs: dict[str, Any]) -> Entry:
-        """Keep what an interrupted stage has, remove what was made with other inputs, and say which."""
-        current = fingerprint(inputs)
-        entry = self.run.entry(stage)
-        if entry is not None and entry.fingerprint == current and not entry.done:
+    def _comes_back(self, run: RunDir, stage: str, entry: Entry) -> bool:
+        """Whether an earlier version was made from the same inputs; then it takes its place again."""
+        for version in kept(run, stage):
+            if version.entry.fingerprint == entry.fingerprint and version.is_whole:
+                bring_back(run, version)
+                self.describe()
+                self.notify(StageSkipped(stage, f"an earlier version comes back: {version.entry.detail}"))
+                return True
+        return False
+
+    def _announce(self, run: RunDir, stage: str, entry: Entry) -> None:
+        """Say that a stage continues, or why it runs again and what becomes of what is there."""
+        if (run.work / f"{stage}-{entry.fingerprint}").exists():
             self.notify(Note(f"{stage}: continues"))
-            return entry
-        if entry is not None and entry.fingerprint != current:
-            self.notify(Note(f"{stage}: runs again, changed: {', '.join(changes(entry.inputs, inputs))}"))
-        remove(*self._outputs(stage), *([self.run.partial] if stage == "generate" else []))
-        fresh = Entry(current, inputs=inputs)
-        self.run.record(stage, fresh)
-        return fresh
+        there = run.entry(stage)
+        if there is not None and there.fingerprint != entry.fingerprint:
+            different = ", ".join(differences(there.inputs, entry.inputs or {}))
+            self.notify(Note(f"{stage}: runs again, changed: {different}; the version before will be in .kept"))
 
 
 def versions() -> dict[str, str]:

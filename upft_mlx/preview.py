@@ -23,9 +23,11 @@ from upft_mlx.prompts import Renderer
 from upft_mlx.recipe import Recipe
 from upft_mlx.rows import TrainingRow
 from upft_mlx.rules import rules
-from upft_mlx.rundir import RunDir, fingerprint
+from upft_mlx.rundir import RunDir
 from upft_mlx.spool import problems_of
 from upft_mlx.stage_evaluate import WITHHELD, user_turn
+from upft_mlx.standing import Standing
+from upft_mlx.versions import adopted
 
 EXAMPLES = 3
 """Rows that are shown where nobody says how many."""
@@ -114,10 +116,9 @@ class _Preview:
         self.eos_ids = sorted({*tokenizer.eos_token_ids, self._renderer.end_of_turn})
         self.special = sorted({*tokenizer.all_special_ids, *tokenizer.get_added_vocab().values()})
         inputs = Inputs(recipe, path, self.problems, ())
-        current = {
-            stage: run.is_current(stage, fingerprint(needed()))
-            for stage, needed in (("generate", inputs.generate), ("build", inputs.build))
-        }
+        inputs.adopted = adopted(run)
+        standing = Standing(run, run, inputs, foreign=False)
+        current = {stage: standing.is_current(stage) for stage in ("generate", "build")}
         self.rows = Rows(recipe, tokenizer, self._renderer, self.problems, run, current)
 
     def prompts(self, problem: str | None) -> Iterator[dict[str, Any]]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from fnmatch import fnmatchcase
 from functools import lru_cache
 from pathlib import Path
@@ -70,6 +70,17 @@ def files_to_push(folder: Path) -> list[Path]:
 def _is_allowed(name: str) -> bool:
     known = is_terms(name) or any(fnmatchcase(name, pattern) for pattern in ALLOWED)
     return known and _PLAIN.fullmatch(name) is not None
+
+
+def refuse_unknown(folder: Path, known: Container[str]) -> None:
+    """Refuse files that would be uploaded and that neither the run nor the card wrote.
+
+    Raises:
+        PublishError: there is one.
+    """
+    for path in files_to_push(folder):
+        if path.name not in known:
+            raise PublishError(f"{path}: was not made by this run and will not be uploaded; move it away")
 
 
 @lru_cache

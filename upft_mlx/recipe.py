@@ -360,7 +360,8 @@ class Evaluate(Section):
     def _labels_differ_and_samples_vary(self) -> Evaluate:
         labels = [entry.label or entry.name for entry in self.benchmarks]
         for label in labels:
-            if not label or label.startswith(".") or "/" in label or "\\" in label:
+            taken = label.casefold() == "summary.json"  # a file beside the folders
+            if not label or label.startswith(".") or "/" in label or "\\" in label or taken:
                 raise ValueError(f"benchmark label {label!r} cannot name a folder; set another `label`")
         folders = [label.casefold() for label in labels]  # a Mac's file system takes A and a for one name
         if twice := sorted({label for label in labels if folders.count(label.casefold()) > 1}):

@@ -36,6 +36,7 @@ def collect(recipe: Recipe, run: RunDir, current: Sequence[str]) -> dict[str, An
                 "tokens_trained": entry.tokens_trained,
                 "peak_memory_bytes": entry.peak_memory_bytes,
                 "detail": entry.detail,
+                "adopted": entry.adopted is not None,
             }
             for stage, entry in entries
             if entry is not None
@@ -172,6 +173,10 @@ def _group_lines(name: str, field: str, groups: dict[str, dict[str, Any]]) -> li
     return lines
 
 
+def _by_hand(stage: dict[str, Any]) -> str:
+    return "; changed by hand since" if stage.get("adopted") else ""
+
+
 def _stage_table(stages: list[dict[str, Any]]) -> str:
     lines = [
         "| stage | what | tokens sampled | tokens trained | seconds | peak memory |",
@@ -179,8 +184,9 @@ def _stage_table(stages: list[dict[str, Any]]) -> str:
     ]
     for s in stages:
         lines.append(
-            f"| {s['stage']} | {escape.markdown(s['detail'])} | {s['tokens_sampled'] or ''} "
-            f"| {s['tokens_trained'] or ''} | {s['seconds']:.1f} | {s['peak_memory_bytes'] / 1e6:.0f} MB |"
+            f"| {s['stage']} | {escape.markdown(s['detail'])}{_by_hand(s)} "
+            f"| {s['tokens_sampled'] or ''} | {s['tokens_trained'] or ''} "
+            f"| {s['seconds']:.1f} | {s['peak_memory_bytes'] / 1e6:.0f} MB |"
         )
     return "\n".join(lines)
 

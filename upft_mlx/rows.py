@@ -11,6 +11,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -104,23 +105,30 @@ def to_line(row: Any) -> str:
     return to_json(values, indent=None) + "\n"
 
 
-def read_rows(path: Path, kind: type[Row]) -> Iterator[Row]:
+def read_rows(path: Path, kind: type[Row], *, growing: bool = False) -> Iterator[Row]:
     """The rows of a JSONL file, one at a time.
+
+    Args:
+        path: the file.
+        kind: of its rows.
+        growing: whether it is being appended to: a last line that was torn is left out.
 
     Raises:
         RowsError: with `file:line` where a line is not JSON or not a row of that kind.
     """
     hints = get_type_hints(kind)
-    with path.open(encoding="utf-8") as file:
+    with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
-            yield _row(f"{path}:{number}", line, kind, hints)
+            if not (growing and not line.endswith(b"\n")):
+                yield _row(f"{path}:{number}", line, kind, hints)
 
 
-def _row(where: str, line: str, kind: type[Row], hints: dict[str, Any]) -> Row:
+def _row(where: str, line: bytes, kind: type[Row], hints: dict[str, Any]) -> Row:
     try:
         data = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise RowsError(f"{where}: not JSON: {error.msg}; delete the file, the stage writes it again") from None
+    except (ValueError, RecursionError) as error:
+        what = error.msg if isinstance(error, json.JSONDecodeError) else type(error).__name__
+        raise RowsError(f"{where}: not JSON: {what}; move the file away, the stage makes it again") from None
     names = [field.name for field in fields(kind) if field.default is MISSING]
     known = {field.name for field in fields(kind)}
     if not isinstance(data, dict) or not set(names) <= set(data) <= known:
@@ -155,17 +163,36 @@ def write_atomically(path: Path, data: bytes | str) -> None:
             os.fsync(file.fileno())
 
 
+def beside(path: Path) -> Path:
+    """Where a file is written before it takes its place."""
+    return path.with_name(f".{path.stem}.tmp{path.suffix}")
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary path beside `path` that takes its place when the block ends well, and goes otherwise."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}.tmp{path.suffix}")
+    temporary = beside(path)
     temporary.unlink(missing_ok=True)  # of a process that was killed, or a link that leads elsewhere
     try:
         yield temporary
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_error(error: Exception, path: Path, needed: int) -> OSError:
+    """What MLX's writers mean when they fail: they say that a file cannot be written, and not why.
+
+    Args:
+        error: what they raised.
+        path: what they wrote.
+        needed: bytes that had to fit.
+    """
+    there = next(parent for parent in (path, *path.absolute().parents) if parent.is_dir())
+    if shutil.disk_usage(there).free < needed:
+        return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+    return OSError(errno.EIO, f"cannot be written ({error})", str(path))
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -184,7 +211,7 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError:
-        raise RowsError(f"{path}: not JSON; delete it and run the command again") from None
+        raise RowsError(f"{path}: not JSON; move it away and run the command again") from None
 
 
 def write_rows(path: Path, rows: Iterable[Any]) -> None:

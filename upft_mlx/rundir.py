@@ -1,11 +1,13 @@
 """A run directory: where things are, what is done (the ledger), and that only one process writes.
 
-The ledger (`ledger.json`) has one entry per stage. A stage is current when its entry is done and its
-fingerprint is that of the recipe, the model and the data it would be run with now.
+The ledger (`ledger.json`) has one entry per finished stage, with a digest of each file that the stage wrote. A stage is
+current when its entry's fingerprint is that of the recipe, the model and the data it would be run with now. What is
+not finished is in `.work/`, earlier versions of what is finished in `.kept/` (`versions.py`).
 """
 
 from __future__ import annotations
 
+import copy
 import fcntl
 import hashlib
 import json
@@ -13,12 +15,32 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from upft_mlx.errors import RunDirError
+from upft_mlx.digests import digest
+from upft_mlx.errors import RowsError, RunDirError
 from upft_mlx.rows import own_file, read_json, write_json
+
+OUTPUTS = {
+    "generate": ("solutions.jsonl",),
+    "build": ("dataset",),
+    "train": ("adapter", "metrics.jsonl"),
+    "evaluate": ("evaluation",),
+    "fuse": ("fused", "fidelity.json"),
+    "analyze": ("analysis",),
+}
+"""The files and folders that each stage replaces as a whole."""
+_PATHS = {
+    "generate": ("solutions", "partial"),
+    "build": ("train", "valid"),
+    "train": ("adapter", "checkpoints", "metrics"),
+    "evaluate": ("evaluation", "summary"),
+    "fuse": ("fused", "fidelity"),
+    "analyze": ("analysis",),
+}
+"""The same as attributes of `RunDir`."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +61,13 @@ class Entry:
     """MLX's peak, loading included."""
     detail: str = ""
     """What came out, in words."""
+    outputs: dict[str, str] = field(default_factory=dict)
+    """The files that it wrote, by their path in the run directory, and the digest of each; empty in the ledgers of
+    earlier versions."""
+    recipe: dict[str, Any] | None = None
+    """recipe.json of its time."""
+    adopted: str | None = None
+    """A digest of the outputs that somebody changed by hand and wants to be used (`upft adopt`); None: as written."""
 
 
 class RunDir:
@@ -60,40 +89,54 @@ class RunDir:
         self.fused = self.root / "fused"
         self.fidelity = self.root / "fidelity.json"
         self.ledger = self.root / "ledger.json"
+        self.copy = self.root / ".ledger.json"
+        """The ledger once more: without one, hours of work would hang on each byte of a small file."""
         self.report = self.root / "report.md"
         self.picture = self.root / "report.svg"
+        self.looks = self.root / "looks"
+        self.work = self.root / ".work"
+        self.kept = self.root / ".kept"
 
     def rows_of(self, benchmark: str, side: str) -> Path:
         """The evaluation rows of one benchmark entry and side."""
         return self.evaluation / benchmark / f"{side}.jsonl"
 
+    def working(self, stage: str, fingerprint: str) -> RunDir:
+        """The same run with this stage's outputs in a folder of their own, where it works until they are complete."""
+        view, beside = copy.copy(self), RunDir(self.work / f"{stage}-{fingerprint}")
+        for name in _PATHS[stage]:
+            setattr(view, name, getattr(beside, name))
+        return view
+
     def entry(self, stage: str) -> Entry | None:
         """The ledger's entry of a stage."""
-        found = self._ledger().get(stage)
-        return Entry(**found) if found else None
+        return self.entries().get(stage)
 
-    def _ledger(self) -> dict[str, Any]:
-        ledger = read_json(self.ledger) or {}
-        names = {field.name for field in fields(Entry)}
-        if not isinstance(ledger, dict) or any(not isinstance(e, dict) or set(e) != names for e in ledger.values()):
-            raise RunDirError(
-                f"{self.ledger}: not a ledger of this version; delete it, the stages then run again, or choose another "
-                "--run-dir"
-            )
-        return ledger
+    def entries(self) -> dict[str, Entry]:
+        """All entries of the ledger, by stage.
+
+        Raises:
+            RunDirError: the ledger is damaged, or of another version.
+        """
+        return read_ledger(self.ledger)
 
     def record(self, stage: str, entry: Entry | None) -> None:
         """Write or, with None, remove a stage's entry."""
-        ledger = self._ledger()
-        ledger.pop(stage, None)
+        entries = self.entries()
+        entries.pop(stage, None)
         if entry is not None:
-            ledger[stage] = asdict(entry)
+            entries[stage] = entry
+        ledger = {name: dump(found) for name, found in entries.items()}
         write_json(self.ledger, ledger)
+        write_json(self.copy, ledger)
 
     def is_current(self, stage: str, fingerprint: str) -> bool:
-        """Whether a stage is done with these inputs."""
+        """Whether a stage is done with these inputs, and its files are there as it wrote them."""
         entry = self.entry(stage)
-        return entry is not None and entry.done and entry.fingerprint == fingerprint
+        if entry is None or not entry.done or entry.fingerprint != fingerprint:
+            return False
+        there = entry.outputs or any((self.root / name).exists() for name in OUTPUTS[stage])
+        return bool(there) and not (missing(entry, self.root) or changed(entry, self.root))
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -120,6 +163,84 @@ class RunDir:
             yield
 
 
+def read_ledger(path: Path) -> dict[str, Entry]:
+    """The entries of a ledger by stage, none where there is no file.
+
+    Raises:
+        RunDirError: it is damaged, or of another version.
+    """
+    try:
+        ledger = read_json(path) if path.exists() else {}
+    except RowsError as error:
+        raise RunDirError(f"{error}") from None
+    if not isinstance(ledger, dict):
+        raise _not_a_ledger(path)
+    return {stage: read_entry(path, found) for stage, found in ledger.items()}
+
+
+def dump(entry: Entry) -> dict[str, Any]:
+    """An entry for JSON, with a check of itself."""
+    data = asdict(entry)
+    return {**data, "check": fingerprint(data)}
+
+
+def read_entry(path: Path, found: Any) -> Entry:
+    """An entry from its JSON; fields that an earlier version did not write have their defaults.
+
+    Raises:
+        RunDirError: it is damaged, or of a later version; `path` is the file.
+    """
+    known = {item.name for item in fields(Entry)} | {"check"}
+    needed = {item.name for item in fields(Entry) if item.default is MISSING and item.default_factory is MISSING}
+    if not isinstance(found, dict) or not needed <= set(found) <= known:
+        raise _not_a_ledger(path)
+    data = {name: value for name, value in found.items() if name != "check"}
+    if found.get("check", fingerprint(data)) != fingerprint(data):
+        raise _not_a_ledger(path)
+    return Entry(**data)
+
+
+def _not_a_ledger(path: Path) -> RunDirError:
+    return RunDirError(
+        f"{path}: not a ledger of this version; if a later version wrote it, use that one; if it is damaged, move it "
+        "away and the stages run again (what is there is kept in .kept), or choose another --run-dir"
+    )
+
+
+def written(stage: str, root: Path) -> dict[str, str]:
+    """The digests of the files of a stage's outputs below `root`, by relative path.
+
+    Checkpoints are not results, and the model card and the licences are written anew with each report.
+    """
+    found = {}
+    for name in OUTPUTS[stage]:
+        place = root / name
+        for path in sorted(place.rglob("*")) if place.is_dir() else [place] if place.is_file() else []:
+            inside = path.relative_to(root)
+            hidden = any(part.startswith(".") for part in inside.parts)
+            if path.is_file() and not hidden and inside.parts[1:2] != ("checkpoints",) and not is_card(inside):
+                found[inside.as_posix()] = digest(path)
+    return found
+
+
+def is_card(inside: Path) -> bool:
+    """Whether a file of the result is one that goes along with it: the card, or the terms of the base model."""
+    return inside.parts[0] in ("adapter", "fused") and len(inside.parts) == 2 and inside.name.startswith(_CARD)
+
+
+_CARD = ("README.md", "LICENSE")
+
+
+def missing(entry: Entry, root: Path) -> list[str]:
+    """The outputs of an entry that are not there."""
+    return [name for name in entry.outputs if not (root / name).is_file()]
+
+
+def changed(entry: Entry, root: Path) -> list[str]:
+    """The outputs of an entry that are there and are not what was written."""
+    return [name for name, known in entry.outputs.items() if (root / name).is_file() and digest(root / name) != known]
+
+
 def fingerprint(inputs: dict[str, Any]) -> str:
     """A short hash of plain values."""
     return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:16]
@@ -139,9 +260,9 @@ def changes(old: dict[str, Any] | None, new: dict[str, Any]) -> list[str]:
 
 
 def remove(*paths: Path) -> None:
-    """Delete files and folders that may not exist."""
+    """Delete files and folders that may not exist; of a link, the link alone."""
     for path in paths:
-        if path.is_dir():
+        if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         else:
             path.unlink(missing_ok=True)

@@ -1,22 +1,24 @@
-"""Both sides of every benchmark of a run: which rows are current, which are put away, and measuring the rest."""
+"""Both sides of every benchmark of a run: which rows are there already, and measuring the rest."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import shutil
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from upft_mlx.adapters import AdapterSwitch
 from upft_mlx.benchmarks import Set
+from upft_mlx.digests import digest
+from upft_mlx.errors import RowsError
 from upft_mlx.events import Note, Observer, Side
 from upft_mlx.inputs import Inputs
 from upft_mlx.models import Loaded
+from upft_mlx.parallel import ranks
 from upft_mlx.recipe import Recipe
-from upft_mlx.rows import EvaluationRow, read_rows
+from upft_mlx.rows import EvaluationRow, read_rows, replacing
 from upft_mlx.rundir import Entry, RunDir, fingerprint
 from upft_mlx.stage_evaluate import Evaluator, Switch, replay
-
-KEPT = 16
-"""Files of rows that were put away: the newest so many stay."""
+from upft_mlx.versions import kept, unfinished
 
 
 class Sides:
@@ -28,10 +30,12 @@ class Sides:
         sets: Sequence[Set],
         inputs: Inputs,
         run: RunDir,
+        donors: Sequence[RunDir],
         load: Callable[[], Loaded],
         notify: Observer,
     ) -> None:
-        self._recipe, self._sets, self._inputs, self._run = recipe, sets, inputs, run
+        """`donors`: runs, this one among them, whose rows are taken where they were made from the same inputs."""
+        self._recipe, self._sets, self._inputs, self._run, self._donors = recipe, sets, inputs, run, donors
         self._load, self._notify = load, notify
         self._loaded: Loaded | None = None
         self.processed_tokens = 0
@@ -39,7 +43,7 @@ class Sides:
         self._switch: Switch = _stay
 
     def measure(self, sides: Sequence[Side], adapter: Path) -> int:
-        """Measure what is not current, both sides of a benchmark in turns on one loaded model.
+        """Measure what is not there yet, both sides of a benchmark in turns on one loaded model.
 
         Args:
             sides: "base", or "base" and "tuned".
@@ -50,10 +54,13 @@ class Sides:
         """
         if "tuned" not in sides:
             self._notify(Note("no current adapter: only the base model is evaluated"))
+        for part in self._sets if ranks().leads else ():
+            for side in sides:
+                if not self._run.rows_of(part.entry.label, side).exists():
+                    self._take_over(part, side)
+        ranks().mirror(self._run.root)
         for part in self._sets:
-            if "tuned" not in sides:
-                self._put_away(part, "tuned")
-            missing = [side for side in sides if not self._is_current(part, side)]
+            missing = [side for side in sides if not self._is_whole(part, side)]
             for side in sides:
                 if side not in missing:
                     replay(part, side, self._run, self._notify)
@@ -67,52 +74,49 @@ class Sides:
             self._loaded = self._load()
         if "tuned" in sides and not isinstance(self._switch, AdapterSwitch):
             self._switch = AdapterSwitch(self._loaded, adapter)
-        for side in sides:
-            self._begin(part, side)
         evaluator = Evaluator(self._recipe, self._loaded, part, self._run, self._notify)
         evaluator.run(sides, self._switch)
         self.processed_tokens += evaluator.processed_tokens
-        for side in sides:
-            self._run.record(side_name(part, side), Entry(self._fingerprint(part, side), done=True))
 
-    def _begin(self, part: Set, side: Side) -> None:
-        """Rows of another model, recipe or adapter are not continued; those that were put away come back."""
-        self._put_away(part, side)
-        path, kept = self._run.rows_of(part.entry.label, side), self._kept(part, side, self._fingerprint(part, side))
-        if kept.exists() and not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            kept.replace(path)
-        self._run.record(side_name(part, side), Entry(self._fingerprint(part, side)))
+    def _is_whole(self, part: Set, side: Side) -> bool:
+        """Whether every problem and sample has its row, in order."""
+        path = self._run.rows_of(part.entry.label, side)
+        places = [(problem.id, sample) for problem in part.problems for sample in range(part.entry.samples)]
+        try:
+            return path.exists() and [(r.problem_id, r.sample) for r in read_rows(path, EvaluationRow)] == places
+        except RowsError:  # a line that a kill has torn
+            return False
 
-    def _is_current(self, part: Set, side: Side) -> bool:
-        done = self._run.is_current(side_name(part, side), self._fingerprint(part, side))
-        return done and self._run.rows_of(part.entry.label, side).exists()
+    def _take_over(self, part: Set, side: Side) -> None:
+        """Copy rows that were made from the same inputs, finished or not, from wherever they are."""
+        path = self._run.rows_of(part.entry.label, side)
+        for rows in sorted(self._made(part, side), key=lambda rows: -rows.stat().st_size):
+            with replacing(path) as temporary:
+                shutil.copyfile(rows, temporary)
+            if self._is_whole(part, side):
+                return
 
-    def _fingerprint(self, part: Set, side: Side) -> str:
-        return fingerprint(self._inputs.side(part, side))
+    def _made(self, part: Set, side: Side) -> Iterator[Path]:
+        """Files of such rows that are as they were written."""
+        wanted, name = fingerprint(self._inputs.side(part, side)), f"evaluation/{part.entry.label}/{side}.jsonl"
+        for run in self._donors:
+            current = run.entry("evaluate")
+            versions = [(v.entry, v.folder) for v in (*kept(run, "evaluate"), *unfinished(run, "evaluate"))]
+            for entry, root in [*([(current, run.root)] if current else []), *versions]:
+                if (entry.inputs or {}).get(f"{part.entry.label} {side}") == wanted and _is_as_written(
+                    entry, root, name
+                ):
+                    yield root / name
+            older = run.evaluation / ".kept" / f"{part.entry.label}-{side}-{wanted}.jsonl"
+            if older.is_file():  # put aside by an earlier version
+                yield older
 
-    def _put_away(self, part: Set, side: Side) -> None:
-        """Move rows that were made with other inputs aside: a look at a subset must not cost a night's evaluation."""
-        entry, path = self._run.entry(side_name(part, side)), self._run.rows_of(part.entry.label, side)
-        if entry is not None and entry.fingerprint == self._fingerprint(part, side):
-            return
-        if entry is not None and path.exists():
-            kept = self._kept(part, side, entry.fingerprint)
-            kept.parent.mkdir(parents=True, exist_ok=True)
-            path.replace(kept)
-            for old in sorted(kept.parent.iterdir(), key=lambda file: file.stat().st_mtime)[:-KEPT]:
-                old.unlink()
-        path.unlink(missing_ok=True)
-        self._run.record(side_name(part, side), None)
 
-    def _kept(self, part: Set, side: Side, of: str) -> Path:
-        return self._run.evaluation / ".kept" / f"{part.entry.label}-{side}-{of}.jsonl"
+def _is_as_written(entry: Entry, root: Path, name: str) -> bool:
+    """Whether a file of rows is there, with its digest where the stage was finished."""
+    path = root / name
+    return path.is_file() and (not entry.done or entry.outputs.get(name, digest(path)) == digest(path))
 
 
 def _stay(_side: Side) -> None:
     """The switch of a model without an adapter."""
-
-
-def side_name(part: Set, side: Side) -> str:
-    """The ledger's name of one side's rows."""
-    return f"evaluate/{part.entry.label}/{side}"

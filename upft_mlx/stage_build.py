@@ -124,7 +124,7 @@ class _Builder:
             if number is None or problem is None:
                 raise RowsError(
                     f"{self.run.solutions}: problem {quoted(problem_id)} is not among the problems, or out of their "
-                    "order; delete the file, the stage writes it again"
+                    "order; move the file away, `upft generate` makes it again"
                 )
             if number % _EVERY == 0:
                 self.notify(Progress("build", done + number, 2 * len(self.problems), "problems"))

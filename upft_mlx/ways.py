@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from mlx.utils import tree_flatten
 
 from upft_mlx.fitting import Matrix, feedback, fit_scales, pack, round_bfloat16, round_float16, unpack
 from upft_mlx.models import Loaded
+from upft_mlx.rows import write_error
 from upft_mlx.rundir import remove
 
 DTYPES = {"bf16": mx.bfloat16, "fp16": mx.float16}
@@ -193,23 +193,19 @@ def size_of(loaded: Loaded, layers: dict[str, nn.Module], way: Way) -> int:
 
 
 def write_model(loaded: Loaded, config: dict[str, Any], folder: Path) -> None:
-    """Write a model folder beside its place and move it there when it is whole.
+    """Write a model folder, in place of one that was begun there; the caller works beside what is to be kept.
 
     Raises:
         OSError: it cannot be written.
     """
     from mlx_lm.utils import save
 
-    temporary = folder.parent / f".{folder.name}.tmp"
-    remove(temporary)
+    remove(folder)
     try:
         with contextlib.redirect_stdout(io.StringIO()):
-            save(temporary, str(loaded.path), loaded.model, loaded.tokenizer, config, donate_model=False)
-        if not loaded.trusted:  # mlx-lm copies the folder's code, which nobody has looked at
-            remove(*temporary.glob("*.py"))
-        remove(folder)
-        temporary.rename(folder)
-    except RuntimeError as error:  # MLX's word for a full or read-only disk
-        raise OSError(5, f"cannot be written ({error})", str(folder)) from None
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+            save(folder, str(loaded.path), loaded.model, loaded.tokenizer, config, donate_model=False)
+            if not loaded.trusted:  # mlx-lm copies the folder's code, which nobody has looked at
+                remove(*folder.glob("*.py"))
+    except RuntimeError as error:
+        needed = sum(array.nbytes for array in dict(tree_flatten(loaded.model.parameters())).values())
+        raise write_error(error, folder, needed) from None

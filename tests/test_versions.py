@@ -1,0 +1,531 @@
+"""What is finished is never lost: refused settings, reruns, looks, kills in the wrong moment, earlier layouts."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
+
+import pytest
+from conftest import MODEL
+from helpers_input import ONE_PROBLEM, upft, write
+from helpers_runs import RECIPE, RUN, everywhere, files, made, run_stage, shown, there
+
+from upft_mlx import pipeline, rows, stage_generate, stage_train, versions
+from upft_mlx.delivery import export
+from upft_mlx.errors import RowsError, RunDirError
+from upft_mlx.events import Event, Graded, Note, Progress
+from upft_mlx.load import load_recipe, shipped_recipes
+from upft_mlx.recipe import Recipe
+from upft_mlx.rows import read_json, write_json
+from upft_mlx.rundir import RunDir, fingerprint, remove
+
+__all__ = ["made", "there"]
+ADAPTER = RUN.adapter / "adapters.safetensors"
+
+
+# A refused setting.
+
+
+@pytest.mark.parametrize(
+    ("stage", "setting", "message"),
+    [
+        ("train", "lora.num_layers=99", "lora.num_layers: 99, but the model has 4 layers only"),
+        ("train", "lora.keys=[q_proj]", "lora.keys: no linear module 'q_proj' in the model's layers; they have mlp."),
+        ("train", "train.max_length=8", "train.max_length: 8 tokens leave no room"),
+        ("train", "train.report_to=wandb", "train.report_to: wandb is not installed"),
+        ("train", "train.learning_rate=1e+30", "lower train.learning_rate"),
+        ("generate", "prompt.chat_template_args={tools: 3}", "the chat template refuses the prompt"),
+        ("evaluate", "lora.rank=3", "evaluate would leave out the adapter, which was done with other settings"),
+        ("fuse", "publish.min_retained=1.0", "What passes, as publish.fuse"),
+    ],
+)
+@pytest.mark.usefixtures("there")
+def test_a_refused_setting_leaves_every_finished_file(stage: str, setting: str, message: str) -> None:
+    before = files(RUN.root)
+    assert message in shown(stage, "r.yaml", "--plain", "--set", setting, status=1)
+    assert files(RUN.root) == before
+    assert not list(RUN.root.glob(".work/*/adapter/adapters.safetensors"))
+    assert "skipped" in shown(stage, "r.yaml", "--plain")
+
+
+@pytest.mark.parametrize("stage", ["generate", "build", "train", "evaluate", "fuse"])
+@pytest.mark.usefixtures("there")
+def test_a_stage_that_fails_in_its_last_moment_leaves_what_was_there(
+    stage: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = files(RUN.root)
+    settings = {
+        "generate": "generate.temperature=0.9",
+        "build": "prefix.template= Go.",
+        "train": "lora.rank=3",
+        "evaluate": "evaluate.max_tokens=30",
+        "fuse": "publish.fuse=bf16",
+    }
+
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(pipeline, "finish", full)
+    assert "make room" in shown(stage, "r.yaml", "--plain", "--set", settings[stage], status=1)
+    assert files(RUN.root) == before
+    monkeypatch.undo()
+
+
+# Knowable before the first token.
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("train.report_to=wandb", "wandb is not installed"),
+        ("lora.num_layers=99", "4 layers only"),
+        ("lora.keys=[nothing]", "no linear module 'nothing'"),
+        ("train.max_length=8", "leave no room"),
+        ("publish.repo=not a name", "is not user/name"),
+        ("evaluate.benchmarks=[{name: arithmetic, label: summary.json}]", "summary.json"),
+        ("evaluate.benchmarks=[{name: arithmetic}, {name: arithmetic, label: Arithmetic}]", "Arithmetic"),
+    ],
+)
+def test_what_can_be_known_is_refused_before_anything_is_sampled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, setting: str, message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "r.yaml", RECIPE)
+    status = 2 if setting.startswith(("publish", "evaluate")) else 1
+    assert message in shown("run", "r.yaml", "--plain", "--set", setting, status=status)
+    assert not [path for path in RUN.root.rglob("*") if "solutions" in path.name]
+
+
+# Reruns.
+
+
+@pytest.mark.usefixtures("there")
+def test_a_rerun_keeps_the_version_before_and_it_can_be_put_back() -> None:
+    before = files(RUN.adapter)
+    said = shown("train", "r.yaml", "--plain", "--set", "lora.rank=3")
+    assert "train: runs again, changed: lora.rank=2; the version before will be in .kept" in said
+    assert files(RUN.adapter) != before
+    (kept,) = json.loads(shown("kept", "r", "--json"))["kept"]
+    assert kept["settings"] == ["lora.rank=2"]
+    assert kept["whole"]
+    assert kept["name"] in shown("kept", "r.yaml")
+    shown("kept", "runs/r", "--restore", kept["name"])
+    assert files(RUN.adapter) == before
+    assert read_json(RUN.recipe)["lora"]["rank"] == 2
+    (other,) = json.loads(shown("kept", "r", "--json"))["kept"]
+    assert other["settings"] == ["lora.rank=3"]
+    shown("kept", "r", "--remove", other["name"])
+    assert not RUN.kept.exists()
+    assert "no kept version" in shown("kept", "r", "--restore", "train-1", status=1)
+    assert "skipped: current" in shown("train", "r.yaml", "--plain")
+
+
+@pytest.mark.usefixtures("there")
+def test_settings_that_were_trained_before_bring_their_adapter_back_untrained(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    before = ADAPTER.read_bytes()
+    run_stage("train", "lora.rank=3")
+    monkeypatch.setattr(stage_train, "train", None)
+    assert "an earlier version comes back" in shown("train", "r.yaml", "--plain")
+    assert ADAPTER.read_bytes() == before
+    assert "an earlier version comes back" in shown("train", "r.yaml", "--plain", "--set", "lora.rank=3")
+
+
+@pytest.mark.usefixtures("there")
+def test_a_restored_adapter_brings_the_rows_that_it_was_trained_on() -> None:
+    before = {name: data for name, data in files(RUN.root).items() if not name.startswith(("eval", "fus", "fid"))}
+    pipeline.run(load_recipe("r.yaml", ["generate.temperature=0.9"]), RUN.root)
+    assert files(RUN.root)["solutions.jsonl"] != before["solutions.jsonl"]
+    name = next(version.name for version in versions.kept(RUN, "train"))
+    shown("kept", "r", "--restore", name)
+    after = files(RUN.root)
+    for path in ("solutions.jsonl", "dataset/train.jsonl", "adapter/adapters.safetensors", "metrics.jsonl"):
+        assert after[path] == before[path]
+    assert "runs/r/export/peft" in shown("export", "runs/r", "--format", "peft")
+
+
+@pytest.mark.usefixtures("there")
+def test_what_is_kept_is_bounded_and_the_oldest_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(versions.KEPT, "build", 2)
+    for template in ("a", "b", "c", "d"):
+        run_stage("build", f"prefix.template= {template}")
+    kept = [version.entry.inputs for version in versions.kept(RUN, "build")]
+    assert [inputs["prefix"]["template"] for inputs in kept if inputs] == ["c", "b"]
+
+
+@pytest.mark.usefixtures("there")
+def test_an_interrupted_training_with_other_settings_costs_no_other_one() -> None:
+    """Two trainings in turns, each continued where it was left, while the finished adapter stays in place."""
+    before = ADAPTER.read_bytes()
+
+    def interrupting(event: Event) -> None:
+        if isinstance(event, Progress) and event.stage == "train" and event.done == 2:
+            raise KeyboardInterrupt
+
+    for rank in (3, 4):
+        with pytest.raises(KeyboardInterrupt):
+            run_stage("train", f"lora.rank={rank}", notify=interrupting)
+        assert ADAPTER.read_bytes() == before
+    assert len(versions.unfinished(RUN, "train")) == 2
+    for rank in (3, 4):
+        events: list[Event] = []
+        run_stage("train", f"lora.rank={rank}", notify=events.append)
+        assert Note("training continues after step 1") in events
+    assert not RUN.work.exists()
+
+
+@pytest.mark.usefixtures("there")
+def test_the_refusal_says_what_differs_and_the_run_directory_goes_on_as_it_is() -> None:
+    shown("train", "r.yaml", "--plain", "--set", "lora.rank=3")
+    said = shown("export", "r.yaml", "--format", "peft", status=1)
+    assert "export needs the stage train, which was done with other settings (lora.rank=3)" in said
+    assert "name the folder runs/r instead of the recipe" in said
+    assert "repeat its --set" in said
+    for command, *options in (
+        *(("export", "--format", "peft"), ("evaluate", "--plain"), ("fuse", "--plain"), ("push", "--dry-run")),
+    ):
+        shown(command, "runs/r", *options)
+    assert read_json(RUN.root / "export/peft/adapter_config.json")["r"] == 3
+    assert "3 steps" in shown("show", "runs/r")
+    asked = json.loads(shown("ask", "runs/r", "2 + 2?", "--json"))
+    assert asked["adapter"] == "runs/r/adapter"
+    assert "skipped" in shown("train", "r", "--plain"), "a name in runs/ as well"
+
+
+@pytest.mark.usefixtures("there")
+def test_show_leaves_out_what_an_earlier_adapter_scored() -> None:
+    assert "tuned" in shown("show", "r")
+    run_stage("train", "lora.rank=3")
+    said = shown("show", "r")
+    assert "not shown, made from an earlier version of the stages above: evaluate, fuse" in said
+    assert json.loads(shown("show", "r", "--json"))["benchmarks"] == {}
+
+
+# Looks.
+
+
+@pytest.mark.parametrize(
+    "options", [["--limit", "2"], ["--benchmark", "own.jsonl"], ["--adapter", "other"], ["--limit", "3", "--plain"]]
+)
+def test_a_look_never_becomes_the_runs_report_or_card(there: Path, options: list[str]) -> None:
+    write(there / "own.jsonl", ONE_PROBLEM)
+    shutil.copytree(RUN.adapter, "other")
+    before = files(RUN.root)
+    facts = json.loads("{" + shown("evaluate", "r.yaml", "--json", *options).partition("{")[2])
+    after = files(RUN.root)
+    assert {name: after[name] for name in before} == before
+    report = Path(facts["files"]["report"])
+    assert report.parent.parent == RUN.looks
+    assert report.read_text().startswith("# r")
+    assert (report.parent / "report.svg").exists()
+    shown("run", "r.yaml", "--plain")
+    assert files(RUN.root)["fused/README.md"] == before["fused/README.md"]
+    assert "6 x 1" in before["fused/README.md"].decode()
+
+
+@pytest.mark.usefixtures("there")
+def test_a_look_with_another_adapter_takes_the_bases_answers_over() -> None:
+    shutil.copytree(RUN.adapter, "other")
+    events: list[Event] = []
+    run_stage("evaluate", adapter=Path("other"), look="other", notify=events.append)
+    assert {e.resumed for e in events if isinstance(e, Graded) and e.side == "base"} == {True}
+    assert {e.resumed for e in events if isinstance(e, Graded) and e.side == "tuned"} == {False}
+
+
+@pytest.mark.parametrize("option", ["--adapter", "--limit", "--run-dir"])
+@pytest.mark.usefixtures("there")
+def test_an_option_that_would_be_ignored_is_refused(option: str) -> None:
+    said = shown("evaluate", "r.yaml", option, "1", option, "2", status=2)
+    assert f"{option} is given 2 times; give it once" in said
+
+
+# Kills.
+
+
+@pytest.mark.usefixtures("there")
+def test_a_version_that_takes_its_place_can_be_killed_before_every_move(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At each rename, and each write of the ledger and the plan: all old and new files are there, and it ends well."""
+    shutil.copytree(RUN.root, "start", symlinks=True)
+    run_stage("train", "lora.rank=3")
+    new, old = files(RUN.adapter), files(RUN.kept)
+    for cut in itertools.count():
+        remove(RUN.root)
+        shutil.copytree("start", RUN.root)
+        moves = itertools.count()
+
+        def counted(real: Callable[..., Any], moves: Any = moves, cut: int = cut) -> Callable[..., Any]:
+            def move(*arguments: Any) -> Any:
+                if next(moves) == cut:
+                    raise SystemExit
+                return real(*arguments)
+
+            return move
+
+        with monkeypatch.context() as patched:
+            patched.setattr(versions, "_transfer", counted(versions._transfer))
+            patched.setattr(versions, "write_json", counted(write_json))
+            patched.setattr(RunDir, "record", counted(RunDir.record))
+            try:
+                run_stage("train", "lora.rank=3")
+            except SystemExit:
+                assert set(files(Path("start/adapter")).values()) <= everywhere(RUN.root)
+            else:
+                break
+        run_stage("train", "lora.rank=3")
+        assert files(RUN.adapter) == new, f"cut at {cut}"
+        assert files(RUN.kept) == old, f"cut at {cut}"
+    assert cut > 8
+
+
+@pytest.fixture(scope="session")
+def partial(made: Path, tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """solutions.partial.jsonl with all chunks, in the order of sampling."""
+    seen: list[bytes] = []
+
+    def arrange(source: Path, *others: Any) -> None:
+        seen.append(source.read_bytes())
+        rows.arrange(source, *others)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(stage_generate, "arrange", arrange)
+        pipeline.run_stage(load_recipe(made / "r.yaml"), tmp_path_factory.mktemp("sampled"), "generate")
+    return seen[0]
+
+
+@pytest.mark.parametrize("cut", range(0, 2000, 97))
+def test_sampling_cut_at_any_byte_continues_to_the_same_solutions(
+    made: Path, partial: bytes, tmp_path: Path, cut: int
+) -> None:
+    """Through the whole command: the memory check reads the same file before the stage does."""
+    run, entry = RunDir(tmp_path), RunDir(made / "runs/r").entry("generate")
+    assert entry is not None
+    assert len(partial) > 1000
+    write(run.work / f"generate-{entry.fingerprint}" / "solutions.partial.jsonl", partial[:cut])
+    pipeline.run_stage(load_recipe(made / "r.yaml"), tmp_path, "generate")
+    assert run.solutions.read_bytes() == (made / "runs/r/solutions.jsonl").read_bytes()
+
+
+# Links, names.
+
+
+def test_outputs_on_another_disk_stay_links(there: Path) -> None:
+    for name in ("adapter", "fused"):
+        shutil.move(RUN.root / name, there / f"disk-{name}")
+        (RUN.root / name).symlink_to(there / f"disk-{name}")
+    before = files(there / "disk-adapter")
+    pipeline.run(load_recipe("r.yaml", ["lora.rank=3"]), RUN.root)
+    assert RUN.adapter.is_symlink()
+    assert RUN.fused.is_symlink()
+    assert files(there / "disk-adapter") != before
+    assert set(before.values()) <= everywhere(RUN.kept)
+    shown("train", "r.yaml", "--plain")
+    assert files(there / "disk-adapter") == before
+
+
+def test_a_link_to_a_disk_that_is_not_there_is_refused_before_the_work(there: Path) -> None:
+    shutil.move(RUN.adapter, there / "kept-elsewhere")
+    RUN.adapter.symlink_to("/nowhere/adapter")
+    assert "is a link to /nowhere/adapter" in shown("train", "r.yaml", "--plain", "--set", "lora.rank=3", status=1)
+
+
+def test_folders_and_files_of_the_users_do_no_harm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(MODEL, tmp_path / "model")
+    write(tmp_path / "model/LICENSES/MIT.txt", "text")
+    write(tmp_path / "model/LICENSE", "terms")
+    write(tmp_path / "r.yaml", RECIPE.replace("builtin:arithmetic\nprob", "./model\nprob"))
+    pipeline.run(load_recipe("r.yaml"), RUN.root)
+    assert (RUN.fused / "LICENSE").read_text() == "terms"
+    write(tmp_path / "quickstart/recipe.json", "{}")
+    assert load_recipe("quickstart").name == "quickstart"
+    shown("preview", "quickstart", "--plain")
+    shutil.rmtree(tmp_path / "quickstart")
+    write(tmp_path / "quickstart", RECIPE.replace("limit: 10", "limit: 3"))
+    asked: list[int | None] = []
+
+    def run(recipe: Recipe, *_: Any) -> NoReturn:
+        asked.append(recipe.problems.limit)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pipeline, "run", run)
+    upft("demo")
+    upft("run", "quickstart")
+    assert asked == [load_recipe(shipped_recipes()["quickstart"]).problems.limit, 3], "the demo is the demo"
+
+
+# Exports.
+
+
+@pytest.mark.parametrize("place", ["folder", "folder/below", "file", ".", "home", "link"])
+def test_an_export_never_touches_what_is_not_its_own(there: Path, monkeypatch: pytest.MonkeyPatch, place: str) -> None:
+    monkeypatch.setenv("HOME", str(there / "home"))
+    for name in ("folder/mine.txt", "folder/below/config.json", "home/mine.txt", "file"):
+        write(there / name, "mine")
+    (there / "link").symlink_to(there / "home")
+    before = {name: data for name, data in files(there, hidden=True).items() if not name.startswith("runs/")}
+    assert f"--to {place}: " in shown("export", "r.yaml", "--format", "peft", "--to", place, status=1)
+    after = {name: data for name, data in files(there, hidden=True).items() if not name.startswith("runs/")}
+    assert after == before
+
+
+@pytest.mark.parametrize("form", ["peft", "dequantized"])
+def test_an_export_replaces_an_earlier_one_and_nothing_that_was_changed_in_it(there: Path, form: str) -> None:
+    shown("export", "r.yaml", "--format", "dequantized", "--to", "out")
+    shown("export", "r.yaml", "--format", form, "--to", "out")
+    names = {path.name for path in (there / "out").iterdir()}
+    assert ("adapter_model.safetensors" in names) == (form == "peft")
+    assert ("model.safetensors" in names) == (form == "dequantized")
+    name = "adapter_config.json" if form == "peft" else "config.json"
+    write(there / "out" / name, "{}")
+    said = shown("export", "r.yaml", "--format", form, "--to", "out", status=1)
+    assert f"{name} was changed after it was exported" in said
+    assert (there / "out" / name).read_text() == "{}"
+
+
+def test_an_export_that_is_killed_half_way_can_be_repeated(there: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown("export", "r.yaml", "--format", "peft", "--to", "out")
+    whole, move = files(there / "out", hidden=True), shutil.move
+    for cut in range(2):
+        moves = itertools.count()
+
+        def killed(source: Any, target: Any, moves: Any = moves, cut: int = cut) -> Any:
+            if next(moves) == cut:
+                write(Path(target), "half")
+                raise SystemExit
+            return move(source, target)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(shutil, "move", killed)
+            with pytest.raises(SystemExit):
+                export(load_recipe("r.yaml"), RUN.root, "peft", Path("out"))
+        shown("export", "r.yaml", "--format", "peft", "--to", "out")
+        assert files(there / "out", hidden=True) == whole
+
+
+# Runs of earlier versions.
+
+
+def as_before(run: RunDir, unfinished: str | None = None) -> None:
+    """The layout of earlier versions: no digests, an entry per side, what is not finished in the places of results."""
+    ledger = read_json(run.ledger)
+    for entry in ledger.values():
+        for name in ("outputs", "adopted", "recipe", "check"):
+            del entry[name]
+    inputs = ledger["evaluate"]["inputs"]
+    inputs.pop("train stage")
+    ledger["evaluate"]["fingerprint"] = fingerprint(inputs)
+    for name, of in inputs.items():
+        label, _, side = name.rpartition(" ")
+        ledger[f"evaluate/{label}/{side}"] = {**ledger["fuse"], "fingerprint": of, "done": True, "inputs": None}
+    if unfinished:
+        ledger[unfinished]["done"] = False
+    write_json(run.ledger, ledger)
+    run.copy.unlink()
+    assert set(ledger["train"]) == {
+        *("fingerprint", "done", "inputs", "tokens_sampled", "tokens_trained", "tokens_processed", "seconds"),
+        *("peak_memory_bytes", "detail"),
+    }, "what they wrote"
+
+
+@pytest.mark.usefixtures("there")
+def test_a_finished_run_of_an_earlier_version_is_taken_as_it_is_and_checked_from_then_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    as_before(RUN)
+    before = files(RUN.root)
+    monkeypatch.setattr(pipeline, "load", None)  # nothing is sampled or trained
+    said = shown("run", "r.yaml", "--plain")
+    assert "an earlier version made this run and kept no digests" in said
+    after = files(RUN.root)
+    for name in before.keys() - {"ledger.json", "recipe.json", "report.md", "report.svg", "fused/README.md"}:
+        assert after[name] == before[name]
+    RUN.solutions.write_bytes(before["solutions.jsonl"].replace(b"1", b"2", 1))
+    assert "solutions.jsonl: was changed" in shown("run", "r.yaml", "--plain", status=1)
+
+
+@pytest.mark.parametrize("stage", ["generate", "train", "evaluate"])
+@pytest.mark.usefixtures("there")
+def test_an_unfinished_run_of_an_earlier_version_continues(stage: str, partial: bytes) -> None:
+    whole = files(RUN.root)
+    as_before(RUN, unfinished=stage)
+    if stage == "generate":
+        RUN.partial.write_bytes(partial[:900])
+        remove(RUN.solutions)
+    if stage == "train":
+        remove(ADAPTER, RUN.adapter / "adapter_config.json", RUN.checkpoints / "step-0000003")
+    if stage == "evaluate":
+        remove(RUN.summary)
+        path = RUN.rows_of("arithmetic", "tuned")
+        path.write_bytes(path.read_bytes()[:700])
+    events: list[Event] = []
+    run_stage(stage, notify=events.append)
+    notes = [event.text for event in events if isinstance(event, Note)]
+    assert f"{stage}: continues" in notes or stage == "evaluate", "whose rows are taken over"
+    if stage == "train":
+        assert "training continues after step 2" in notes
+    if stage == "evaluate":
+        assert {e.resumed for e in events if isinstance(e, Graded)} == {True, False}
+    again = {"generate": RUN.solutions, "train": ADAPTER, "evaluate": RUN.summary}[stage]
+    assert again.read_bytes() == whole[str(again.relative_to(RUN.root))]
+    assert not RUN.partial.exists()
+
+
+@pytest.mark.usefixtures("there")
+def test_a_ledger_that_is_damaged_or_gone_is_its_copy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pipeline, "load", None)
+    whole = RUN.ledger.read_bytes()
+    for damage in (b"", whole[:-9], whole.replace(b'"tokens_trained": ', b'"tokens_trained": 1'), b"[]", None):
+        remove(RUN.ledger)
+        if damage is not None:
+            RUN.ledger.write_bytes(damage)
+        assert "its copy takes its place" in shown("run", "r.yaml", "--plain")
+        assert RUN.ledger.read_bytes() == whole
+
+
+@pytest.mark.usefixtures("there")
+def test_a_ledger_of_a_later_version_is_refused_and_stays() -> None:
+    ledger = read_json(RUN.ledger)
+    ledger["train"]["invented"] = 1
+    for path in (RUN.ledger, RUN.copy):
+        write_json(path, ledger)
+    with pytest.raises(RunDirError, match="if a later version wrote it, use that one"):
+        run_stage("train")
+    assert read_json(RUN.ledger) == ledger
+
+
+# Full disks.
+
+
+@pytest.mark.parametrize("writer", ["mlx_lm.utils.save", "mlx.core.save_safetensors"])
+@pytest.mark.usefixtures("there")
+def test_a_disk_that_is_full_for_mlxs_own_writers_is_said_to_be_full(
+    monkeypatch: pytest.MonkeyPatch, writer: str
+) -> None:
+    """They say only that a file cannot be written; how much room there is tells why."""
+
+    def full(*_: Any, **__: Any) -> None:
+        raise RuntimeError("[write] Unable to write 4096 bytes to file.")
+
+    before = files(RUN.root)
+    stage, setting = ("fuse", "publish.fuse=bf16") if writer[-4:] == "save" else ("train", "lora.rank=3")
+    monkeypatch.setattr(writer, full)
+    for free, said in ((0, "No space left on device; what is done is kept: make room, then"), (2**40, "cannot be")):
+        monkeypatch.setattr(shutil, "disk_usage", lambda _, free=free: shutil._ntuple_diskusage(2**40, 0, free))
+        assert said in shown(stage, "r.yaml", "--plain", "--set", setting, status=1)
+        assert files(RUN.root) == before
+
+
+def test_a_reader_of_a_growing_file_leaves_the_torn_line_out_and_no_other(made: Path, tmp_path: Path) -> None:
+    lines = (made / "runs/r/solutions.jsonl").read_bytes().splitlines(keepends=True)
+    torn = write(tmp_path / "torn.jsonl", lines[0] + lines[1].replace(b'"completion": "', b'"completion": "\xc3')[:-40])
+    assert len(list(rows.read_rows(torn, rows.Solution, growing=True))) == 1
+    with pytest.raises(RowsError, match=r"torn\.jsonl:2: not JSON"):
+        list(rows.read_rows(torn, rows.Solution))
+    whole = write(tmp_path / "torn.jsonl", lines[0] + lines[1][:-40] + b"\n" + lines[2])
+    with pytest.raises(RowsError, match=r"torn\.jsonl:2: not JSON"):
+        list(rows.read_rows(whole, rows.Solution, growing=True))

@@ -1,0 +1,111 @@
+"""`upft kept` and `adopt`: earlier versions of a run's stages, and files that were changed by hand."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from upft_mlx.cli_base import cli, edge, helped, quiet_libraries
+from upft_mlx.cli_complete import complete_runs
+
+if TYPE_CHECKING:
+    from upft_mlx.rundir import RunDir
+
+
+@cli.command(
+    help=helped(
+        "List the earlier versions of a run's stages, which stay when a stage runs again with other settings, and what "
+        "is begun and not finished; or restore or remove one. RUN is a folder, a name in runs/, or the recipe's file.",
+        "upft kept my-recipe.yaml",
+        "upft kept runs/my-recipe --restore train-0123456789abcdef",
+    )
+)
+@click.argument("run", shell_complete=complete_runs)
+@click.option("--restore", metavar="NAME", help="Put this version back; what is there now is kept instead.")
+@click.option("--remove", metavar="NAME", help="Delete this version for good.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+@click.option("--debug", is_flag=True, help="Show tracebacks.")
+def kept(run: str, restore: str | None, remove: str | None, as_json: bool, debug: bool) -> None:
+    """See the help."""
+    if restore and remove:
+        raise click.UsageError("give --restore or --remove, not both")
+    quiet_libraries()
+    with edge(debug=debug):
+        from upft_mlx import browse, ui, versions
+
+        found = browse.find_run(run)
+        if restore or remove:
+            with found.locked():
+                for text in versions.settle(found):
+                    ui.print_text(text)
+                if restore:
+                    versions.bring_back(found, versions.find(found, restore))
+                if remove:
+                    versions.forget(versions.find(found, remove))
+        facts = _facts(found)
+        if as_json:
+            click.echo(json.dumps(facts, indent=2, ensure_ascii=False))
+            return
+        for version in facts["kept"] + facts["unfinished"]:
+            state = "" if version["whole"] else ", damaged" if version["done"] else ", not finished"
+            other = f"; then: {', '.join(version['settings'])}" if version["settings"] else ""
+            size = f"{version['bytes'] / 1e6:.1f} MB"
+            ui.print_text(f"{version['name']}  {version['when']}  {size}{state}  {version['detail']}{other}")
+        if not facts["kept"] + facts["unfinished"]:
+            ui.print_text(f"{found.root}: no earlier versions")
+
+
+def _facts(run: RunDir) -> dict[str, Any]:
+    """The versions as plain values; of the settings, those that differ from the current version's."""
+    from upft_mlx.standing import differences
+    from upft_mlx.versions import Version, stamp, unfinished
+    from upft_mlx.versions import kept as kept_versions
+
+    def facts(version: Version) -> dict[str, Any]:
+        now = run.entry(version.stage)
+        inputs = (now.inputs if now is not None else None) or {}
+        return {
+            "name": version.name,
+            "stage": version.stage,
+            "when": stamp(version),
+            "bytes": version.size,
+            "done": version.entry.done,
+            "whole": version.is_whole,
+            "detail": version.entry.detail,
+            "settings": differences(version.entry.inputs, inputs),
+        }
+
+    return {
+        "run": str(run.root),
+        "kept": [facts(version) for version in kept_versions(run)],
+        "unfinished": [facts(version) for version in unfinished(run)],
+    }
+
+
+@cli.command(
+    help=helped(
+        "Take solutions, training rows or an adapter that you changed by hand as they are. Later stages then use them, "
+        "and the model card says that they were changed. RUN is a folder, a name in runs/, or the recipe's file.",
+        "upft adopt runs/my-recipe",
+    )
+)
+@click.argument("run", shell_complete=complete_runs)
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+@click.option("--debug", is_flag=True, help="Show tracebacks.")
+def adopt(run: str, as_json: bool, debug: bool) -> None:
+    """See the help."""
+    quiet_libraries()
+    with edge(debug=debug):
+        from upft_mlx import browse, ui, versions
+
+        found = browse.find_run(run)
+        with found.locked():
+            notes = list(versions.settle(found))
+            names = versions.adopt(found)
+        if as_json:
+            click.echo(json.dumps({"run": str(found.root), "adopted": names}, indent=2))
+            return
+        for text in [*notes, *(f"{found.root / name}: adopted; the model card will say so" for name in names)]:
+            ui.print_text(text)

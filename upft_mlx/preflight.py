@@ -1,0 +1,112 @@
+"""What can be known to fail is refused before the first token is sampled, not hours later."""
+
+from __future__ import annotations
+
+import heapq
+import importlib.util
+from collections.abc import Collection, Sequence
+from typing import Any
+
+from upft_mlx.architecture import Architecture
+from upft_mlx.errors import ModelError, RunDirError, TrainingError
+from upft_mlx.events import Note, Observer
+from upft_mlx.planner import Planner
+from upft_mlx.problems import Problem
+from upft_mlx.prompts import Renderer
+from upft_mlx.recipe import Lora, Recipe
+from upft_mlx.rundir import OUTPUTS, RunDir
+
+_RENDERED = 64
+"""The shortest questions that are rendered to see whether any row fits."""
+
+
+def refuse_early(planner: Planner, run: RunDir, due: Sequence[str], notify: Observer) -> None:
+    """Refuse stages that cannot end well, or cannot fit into this machine's memory.
+
+    Args:
+        planner: of the recipe.
+        run: where the outputs go.
+        due: the stages that are to be done.
+        notify: is told what may not be enough, or is not known.
+
+    Raises:
+        RoomError: what is needed, what there is, and what would fit.
+        UpftError: another of its kinds.
+    """
+    recipe, trains = planner.recipe, "train" in due
+    refuse_links_to_nothing(run, due)
+    if trains:
+        refuse_missing_service(recipe)
+    if trains or "generate" in due:
+        refuse_prompts(recipe, planner.tokenizer, planner.problems, trains=trains)
+    try:
+        model, rooms = planner.model, planner.rooms
+    except ModelError as error:  # a kind of model that has no plan may run all the same
+        notify(Note(f"memory is not planned: {error}"))
+        return
+    if trains:
+        refuse_adapter(recipe.lora, model)
+    rooms.refuse_too_large(recipe, tuple(stage for stage in due if stage != "fuse"))
+    peaks = rooms.peaks(recipe)
+    for line in rooms.too_large(recipe, {stage: peaks[stage] for stage in due if stage in peaks}):
+        notify(Note(f"memory may not be enough: {line}"))
+
+
+def refuse_links_to_nothing(run: RunDir, stages: Collection[str]) -> None:
+    """Refuse outputs that are links to another disk which is not there.
+
+    Raises:
+        RunDirError: names the link and where it leads.
+    """
+    for stage in stages:
+        for place in (run.root / name for name in OUTPUTS[stage]):
+            if place.is_symlink() and not place.exists():
+                raise RunDirError(
+                    f"{place}: is a link to {place.readlink()}, which does not exist; connect that disk, create the "
+                    "folder, or remove the link"
+                )
+
+
+def refuse_missing_service(recipe: Recipe) -> None:
+    """Refuse a service for metrics whose package is not installed.
+
+    Raises:
+        TrainingError: says how to install it.
+    """
+    service = recipe.train.report_to
+    if service is not None and importlib.util.find_spec(service) is None:
+        raise TrainingError(
+            f"train.report_to: {service} is not installed; `pip install {service}`, or leave the field out"
+        )
+
+
+def refuse_adapter(lora: Lora, model: Architecture) -> None:
+    """Refuse an adapter for layers or modules that the model does not have.
+
+    Raises:
+        ModelError: says what it has.
+    """
+    if lora.num_layers > model.layers:
+        raise ModelError(f"lora.num_layers: {lora.num_layers}, but the model has {model.layers} layers only")
+    for key in lora.keys or ():
+        if key not in model.modules() and not model.unusual:
+            raise ModelError(
+                f"lora.keys: no linear module {key!r} in the model's layers; they have {', '.join(model.modules())}"
+            )
+
+
+def refuse_prompts(recipe: Recipe, tokenizer: Any, problems: Sequence[Problem], *, trains: bool) -> None:
+    """Refuse prompts that the chat template does not take, or that leave no room for a completion.
+
+    Raises:
+        ModelError: the template refuses a prompt.
+        TrainingError: none fits into `train.max_length`.
+    """
+    renderer, template = Renderer(tokenizer, recipe.prompt), recipe.prefix.template_text
+    shortest = heapq.nsmallest(_RENDERED if trains else 1, problems, key=lambda problem: len(problem.question))
+    for problem in shortest:
+        if len(renderer.ids(problem.question + template)) < recipe.train.max_length or not trains:
+            return
+    raise TrainingError(
+        f"train.max_length: {recipe.train.max_length} tokens leave no room behind the prompts; raise it"
+    )

@@ -1,0 +1,388 @@
+"""What a stage makes takes its place only when it is whole, and what was there before is kept.
+
+    .work/STAGE-FINGERPRINT/    a stage at work: its files and its entry; another fingerprint has another folder
+    .kept/STAGE-FINGERPRINT/    an earlier version: its files and its entry
+
+`install` moves the old version out and the new one in. It can be cut anywhere: `settle`, the first thing that a
+command does in a run directory, takes it up again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import shutil
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from upft_mlx.errors import RunDirError
+from upft_mlx.rows import Solution, TrainingRow, read_json, read_rows, write_atomically, write_json
+from upft_mlx.rundir import (
+    OUTPUTS,
+    Entry,
+    RunDir,
+    changed,
+    dump,
+    fingerprint,
+    missing,
+    read_entry,
+    read_ledger,
+    written,
+)
+
+KEPT = {"fuse": 1}
+"""Versions of a stage that are kept; a fused model is large, and made again from its adapter in minutes."""
+_KEPT = 8
+"""Of the other stages."""
+
+
+@dataclass(frozen=True)
+class Version:
+    """One version of a stage's outputs that is kept, or one that is not finished."""
+
+    name: str
+    stage: str
+    entry: Entry
+    folder: Path
+
+    @property
+    def size(self) -> int:
+        """Bytes of its files."""
+        return sum(path.stat().st_size for path in self.folder.rglob("*") if path.is_file())
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether its files are there as the stage wrote them."""
+        return self.entry.done and bool(self.entry.outputs) and not self.damage
+
+    @property
+    def damage(self) -> list[str]:
+        """The files that are missing or not what was written."""
+        return [*missing(self.entry, self.folder), *changed(self.entry, self.folder)]
+
+
+def kept(run: RunDir, stage: str | None = None) -> list[Version]:
+    """The versions that are kept, the newest first."""
+    return _versions(run.kept, stage)
+
+
+def unfinished(run: RunDir, stage: str | None = None) -> list[Version]:
+    """What stages have begun and not finished, the newest first."""
+    return _versions(run.work, stage)
+
+
+def _versions(folder: Path, stage: str | None) -> list[Version]:
+    files = sorted(folder.glob("*/entry.json"), key=lambda file: -file.stat().st_mtime_ns)
+    found = [
+        Version(file.parent.name, file.parent.name.partition("-")[0], read_entry(file, read_json(file)), file.parent)
+        for file in files
+    ]
+    return [version for version in found if version.stage in ((stage,) if stage else OUTPUTS)]
+
+
+def find(run: RunDir, name: str) -> Version:
+    """The kept or unfinished version of this name.
+
+    Raises:
+        RunDirError: there is none; names those that there are.
+    """
+    known = {version.name: version for version in (*unfinished(run), *kept(run))}
+    if name not in known:
+        there = f"there are {', '.join(known)}" if known else "none is kept"
+        raise RunDirError(f"{run.root}: no kept version {name!r}; {there}")
+    return known[name]
+
+
+# A stage at work.
+
+
+def begun(run: RunDir, stage: str, inputs: dict[str, Any]) -> Entry:
+    """The entry of what this stage has begun with these inputs, or a fresh one."""
+    current = fingerprint(inputs)
+    file = run.work / f"{stage}-{current}" / "entry.json"
+    for other in [version for version in unfinished(run, stage) if version.folder != file.parent][_KEPT:]:
+        _discard(other.folder)
+    return read_entry(file, read_json(file)) if file.exists() else Entry(current, inputs=inputs)
+
+
+def pause(run: RunDir, stage: str, entry: Entry) -> None:
+    """Note what an unfinished stage has cost; where it has made nothing, nothing stays."""
+    folder = run.work / f"{stage}-{entry.fingerprint}"
+    if any(path.stat().st_size for path in folder.rglob("*") if path.is_file() and path.name != "entry.json"):
+        write_json(folder / "entry.json", dump(entry))
+    else:
+        _discard(folder)
+
+
+def finish(run: RunDir, stage: str, entry: Entry) -> Entry:
+    """Put what a stage has made in its place.
+
+    Returns:
+        The entry with the digests of the outputs.
+    """
+    folder = run.work / f"{stage}-{entry.fingerprint}"
+    entry = replace(entry, done=True, outputs=written(stage, folder))
+    write_json(folder / "entry.json", dump(entry))
+    install(run, folder)
+    return entry
+
+
+def install(run: RunDir, folder: Path) -> None:
+    """Move a finished version from `folder` to its place, and what is there to `.kept/`; may be repeated."""
+    stage = folder.name.partition("-")[0]
+    entry = read_entry(folder / "entry.json", read_json(folder / "entry.json"))
+    plan = read_json(folder / "install.json") or {"old": _set_aside(run, stage), "out": []}
+    old = run.kept / plan["old"]
+    write_json(folder / "install.json", plan)
+    for name in OUTPUTS[stage]:
+        new, place = folder / name, run.root / name
+        if name not in plan["out"]:
+            if _exists(place):
+                _move_out(place, old / name)
+            plan["out"].append(name)
+            write_json(folder / "install.json", plan)
+        if new.exists():
+            _transfer(new, place.resolve() if place.is_symlink() else place)
+    run.record(stage, entry)
+    _discard(folder)
+    if not any(_exists(old / name) for name in OUTPUTS[stage]):
+        _discard(old)
+    for version in kept(run, stage)[KEPT.get(stage, _KEPT) :]:
+        _discard(version.folder)
+
+
+def _set_aside(run: RunDir, stage: str) -> str:
+    """Begin a folder for the version that is there, with its entry; returns its name."""
+    entry = run.entry(stage) or Entry("unknown", detail="not in the ledger")
+    names = (f"{stage}-{entry.fingerprint}{suffix}" for suffix in ("", *(f"-{n}" for n in range(2, 10_000))))
+    name = next(name for name in names if not any(_exists(run.kept / name / output) for output in OUTPUTS[stage]))
+    write_json(run.kept / name / "entry.json", dump(entry))
+    return name
+
+
+def bring_back(run: RunDir, version: Version) -> None:
+    """Put a kept version in its place again, with the stages before it that it was made from where these are kept.
+
+    Raises:
+        RunDirError: its files are damaged.
+    """
+    if not version.is_whole:
+        what = ", ".join(version.damage) or "it was not finished"
+        raise RunDirError(f"{version.folder}: cannot be restored, not as it was written: {what}")
+    for before, wanted in made_from(version.entry).items():
+        there = run.entry(before)
+        for earlier in kept(run, before) if there is None or there.fingerprint != wanted else ():
+            if earlier.entry.fingerprint == wanted and earlier.is_whole:
+                bring_back(run, earlier)
+                break
+    folder = run.work / f"{version.stage}-{version.entry.fingerprint}"
+    _discard(folder)
+    folder.parent.mkdir(exist_ok=True)
+    version.folder.rename(folder)
+    install(run, folder)
+    if version.entry.recipe is not None:
+        write_json(run.recipe, version.entry.recipe)
+
+
+def made_from(entry: Entry) -> dict[str, str]:
+    """The stages that a stage worked on, with the fingerprint of each."""
+    found = {name.removesuffix(" stage"): of for name, of in (entry.inputs or {}).items() if name.endswith(" stage")}
+    return {stage: of for stage, of in found.items() if stage in OUTPUTS}
+
+
+def forget(version: Version) -> None:
+    """Remove a kept version."""
+    _discard(version.folder)
+
+
+def _discard(folder: Path) -> None:
+    """Remove a folder of `.work` or `.kept`, and that where it was the last."""
+    shutil.rmtree(folder, ignore_errors=True)
+    with contextlib.suppress(OSError):
+        folder.parent.rmdir()
+
+
+# Opening a run directory.
+
+
+def settle(run: RunDir) -> Iterator[str]:
+    """Take up what a killed process left and what earlier versions laid out differently; says what is worth saying."""
+    yield from _ledger_from_copy(run)
+    yield from _from_before(run)
+    for version in unfinished(run):
+        if version.entry.done:
+            install(run, version.folder)
+    for version in kept(run):
+        if not any(_exists(version.folder / name) for name in OUTPUTS[version.stage]):
+            _discard(version.folder)  # begun, and killed before the first file was moved
+
+
+def _ledger_from_copy(run: RunDir) -> Iterator[str]:
+    """A ledger that is damaged or gone is its copy; where that is no better, the error stands."""
+    try:
+        if run.ledger.exists() or not run.copy.exists():
+            run.entries()
+            return
+    except RunDirError:
+        if not run.copy.exists():
+            raise
+    read_ledger(run.copy)
+    write_atomically(run.ledger, run.copy.read_bytes())
+    yield f"{run.ledger}: was damaged or missing; its copy takes its place"
+
+
+def _from_before(run: RunDir) -> Iterator[str]:
+    """Runs of earlier versions: unfinished work in the places of results, an entry per side, no digests."""
+    entries = run.entries()
+    sides = {name: entry for name, entry in entries.items() if name.startswith("evaluate/")}
+    for stage, entry in entries.items():
+        if stage in OUTPUTS and not entry.done:
+            _to_work(run, stage, entry, sides)
+    for name in sides:
+        run.record(name, None)
+    unchecked = [stage for stage, entry in run.entries().items() if entry.done and not entry.outputs]
+    for stage in unchecked:
+        found, outputs = run.entry(stage), written(stage, run.root)
+        assert found is not None
+        run.record(stage, replace(found, outputs=outputs) if _NEEDED.get(stage, set()) <= outputs.keys() else None)
+    if unchecked:
+        yield (
+            f"an earlier version made this run and kept no digests: {', '.join(unchecked)} taken as found, and checked "
+            "from now on"
+        )
+
+
+_NEEDED = {
+    "generate": {"solutions.jsonl"},
+    "build": {"dataset/train.jsonl", "dataset/valid.jsonl"},
+    "train": {"adapter/adapters.safetensors", "adapter/adapter_config.json"},
+    "evaluate": {"evaluation/summary.json"},
+    "fuse": {"fidelity.json"},
+    "analyze": {"analysis/analysis.json"},
+}
+"""Without these a stage is not done, whatever the ledger of an earlier version says."""
+
+
+def _to_work(run: RunDir, stage: str, entry: Entry, sides: dict[str, Entry]) -> None:
+    """Unfinished outputs out of the places of results."""
+    folder = run.work / f"{stage}-{entry.fingerprint}"
+    for name, side in sides.items() if stage == "evaluate" else ():
+        label, _, which = name.removeprefix("evaluate/").rpartition("/")
+        rows = run.rows_of(label, which)
+        if rows.exists() and side.fingerprint != (entry.inputs or {}).get(f"{label} {which}"):
+            _transfer(rows, run.evaluation / ".kept" / f"{label}-{which}-{side.fingerprint}.jsonl")
+    for name in (*OUTPUTS[stage], *([run.partial.name] if stage == "generate" else [])):
+        if (run.root / name).exists():
+            _transfer(run.root / name, folder / name)
+    write_json(folder / "entry.json", dump(entry))
+    run.record(stage, None)
+
+
+# Outputs that somebody changed on purpose.
+
+ADOPTABLE = ("generate", "build", "train")
+"""Stages whose outputs may be changed by hand; what was measured is measured, or it is nothing."""
+
+
+def adopt(run: RunDir) -> list[str]:
+    """Take the outputs as they are for those that later stages use; the ledger and the model card say so.
+
+    Returns:
+        The files that had been changed.
+
+    Raises:
+        RunDirError: nothing is changed, or what was measured or fused is.
+        RowsError: a changed row is malformed.
+    """
+    found: list[str] = []
+    fingerprints: dict[str, str] = {}
+    for stage, entry in run.entries().items():
+        if stage not in ADOPTABLE and entry.done and (names := changed(entry, run.root)):
+            raise RunDirError(
+                f"{run.root / names[0]}: what `upft {stage}` found cannot be adopted; `upft {stage} {run.root}` makes "
+                "it again"
+            )
+    for stage in ADOPTABLE:
+        entry_or_none = run.entry(stage)
+        if entry_or_none is None or not (names := changed(entry_or_none, run.root)):
+            continue
+        entry = entry_or_none
+        if gone := missing(entry, run.root):
+            raise RunDirError(f"{run.root / gone[0]}: is missing; `upft {stage} {run.root}` makes it again")
+        _refuse_malformed(run, names)
+        outputs = written(stage, run.root)
+        of = fingerprint(outputs)
+        inputs = {**(entry.inputs or {}), "adopted": of}
+        inputs |= {f"{name} stage": value for name, value in fingerprints.items() if f"{name} stage" in inputs}
+        fingerprints[stage] = fingerprint(inputs)
+        run.record(stage, replace(entry, fingerprint=fingerprints[stage], inputs=inputs, outputs=outputs, adopted=of))
+        found += names
+    if not found:
+        raise RunDirError(f"{run.root}: nothing to adopt: its files are what the stages wrote")
+    return found
+
+
+def _refuse_malformed(run: RunDir, names: Sequence[str]) -> None:
+    for name in names:
+        if name.endswith(".jsonl") and name != run.metrics.name:
+            if name == run.solutions.name:
+                deque(read_rows(run.root / name, Solution), maxlen=0)
+            else:
+                deque(read_rows(run.root / name, TrainingRow), maxlen=0)
+
+
+def adopted(run: RunDir) -> dict[str, str]:
+    """The stages whose outputs were adopted, with the digest of these."""
+    return {stage: entry.adopted for stage, entry in run.entries().items() if entry.adopted}
+
+
+# Moving.
+
+
+def _exists(path: Path) -> bool:
+    return path.is_symlink() or path.exists()
+
+
+def _move_out(place: Path, target: Path) -> None:
+    """What is at `place` to `target`; where it is a link to a folder, what is in that, and the link stays."""
+    if place.is_symlink() and place.is_dir():
+        for child in place.iterdir():
+            _transfer(child, target / child.name)
+    else:
+        _transfer(place, target)
+
+
+def _transfer(source: Path, target: Path) -> None:
+    """Move a file or a folder, into a folder that is there already too; may be repeated after it was cut."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if source.is_dir() and not source.is_symlink() and target.is_dir():
+        _transfer_all(source, target)
+        return
+    try:
+        source.rename(target)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        if source.is_dir() and not source.is_symlink():
+            target.mkdir()
+            _transfer_all(source, target)
+        else:
+            beside = target.with_name(f".{target.name}.moving")
+            shutil.copy2(source, beside, follow_symlinks=False)
+            beside.replace(target)
+            source.unlink()
+
+
+def _transfer_all(source: Path, target: Path) -> None:
+    for child in sorted(source.iterdir()):
+        _transfer(child, target / child.name)
+    source.rmdir()
+
+
+def stamp(version: Version) -> str:
+    """When it was set aside, in words."""
+    return time.strftime("%Y-%m-%d %H:%M", time.localtime((version.folder / "entry.json").stat().st_mtime))
