@@ -99,7 +99,7 @@ def test_the_copies_are_no_parameters() -> None:
     assert names[0] == names[1]
 
 
-def test_other_weights_and_another_precision_are_what_is_computed_with() -> None:
+def test_other_weights_and_another_precision_are_what_is_computed_with(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fusing loads rounded scales into a model and tries it in 16 bits: a stale copy would hide what that does."""
     plain, fast = Small(4), Small(4)
     add_dense_copies(fast)
@@ -109,6 +109,11 @@ def test_other_weights_and_another_precision_are_what_is_computed_with() -> None
         model.load_weights([("first.scales", 2 * model.first.scales)], strict=False)
     assert mx.allclose(fast(x), plain(x), rtol=1e-5, atol=1e-5)
     assert not mx.allclose(fast(x), before, atol=1e-2)
+    add_dense_copies(fast)
+    with monkeypatch.context() as patch:
+        patch.setattr(mx, "quantized_matmul", lambda *_, **__: pytest.fail("not once the copies are made again"))
+        assert mx.allclose(fast(x), again := fast(x))
+    assert mx.allclose(again, plain(x), rtol=1e-5, atol=1e-5)
     half = Small(4)
     add_dense_copies(half)
     half.set_dtype(mx.float16)

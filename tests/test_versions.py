@@ -36,7 +36,6 @@ ADAPTER = RUN.adapter / "adapters.safetensors"
         ("train", "lora.num_layers=99", "lora.num_layers: 99, but the model has 4 layers only"),
         ("train", "lora.keys=[q_proj]", "lora.keys: no linear module 'q_proj' in the model's layers; they have mlp."),
         ("train", "train.max_length=8", "train.max_length: 8 tokens leave no room"),
-        ("train", "train.report_to=wandb", "train.report_to: wandb is not installed"),
         ("train", "train.learning_rate=1e+30", "lower train.learning_rate"),
         ("generate", "prompt.chat_template_args={tools: 3}", "the chat template refuses the prompt"),
         ("evaluate", "lora.rank=3", "evaluate would leave out the adapter, which was done with other settings"),

@@ -28,7 +28,7 @@ class DenseLinear(nn.QuantizedLinear):
 
     def __call__(self, x: mx.array) -> mx.array:
         """(..., inputs) to (..., outputs); as a quantized layer once its weights or the precision are others."""
-        if not _is_current(self, x):
+        if x.dtype != mx.float32 or not _is_current(self):
             plain: mx.array = super().__call__(x)  # type: ignore[no-untyped-call]
             return plain
         y = self._product(x)
@@ -43,19 +43,27 @@ class DenseHead(nn.QuantizedEmbedding):
 
     def as_linear(self, x: mx.array) -> mx.array:
         """(..., hidden) to logits (..., V)."""
-        if not hasattr(self, "_product"):
+        if not self._copied:
             self._product, self._copied = _dense_product(self), _parts(self)
-        if not _is_current(self, x):
+        if x.dtype != mx.float32 or not _is_current(self):
             plain: mx.array = super().as_linear(x)  # type: ignore[no-untyped-call]
             return plain
         return self._product(x)
 
 
-_DENSE: dict[type, type] = {nn.QuantizedLinear: DenseLinear, nn.QuantizedEmbedding: DenseHead}
+_DENSE: dict[type, type] = {
+    nn.QuantizedLinear: DenseLinear,
+    nn.QuantizedEmbedding: DenseHead,
+    DenseLinear: DenseLinear,
+    DenseHead: DenseHead,
+}
 
 
 def add_dense_copies(model: nn.Module) -> int:
     """Give the quantized layers of a model on the CPU their copies, as far as memory allows.
+
+    To be called again after weights were replaced (`set_dtype` replaces all of them): until then a layer whose arrays
+    are others than those that were copied computes with them as they are, which is right, and slow.
 
     Returns:
         How many layers compute with one; 0 on a GPU.
@@ -63,14 +71,17 @@ def add_dense_copies(model: nn.Module) -> int:
     room = dense_bytes_limit(memory_bytes())
     done = 0
     for _, layer in () if on_gpu() else model.named_modules():
-        if type(layer) in _DENSE and layer.mode == "affine" and layer.scales.dtype == mx.float32:
+        kind = _DENSE.get(type(layer))
+        if kind is not None and layer.mode == "affine" and layer.scales.dtype == mx.float32:
             # Only of float32 layers: with others the copy would change the precision.
             inputs = layer.scales.shape[1] * layer.group_size
             room -= 4 * inputs * layer.weight.shape[0]
             if room < 0:
                 break
-            layer.__class__ = _DENSE[type(layer)]
-            if isinstance(layer, DenseLinear):
+            layer.__class__ = kind
+            if isinstance(layer, DenseHead):
+                layer._copied = ()  # made at its first use as a head
+            elif not _is_current(layer):
                 layer._product, layer._copied = _dense_product(layer), _parts(layer)
             done += 1
     return done
@@ -81,8 +92,9 @@ def _parts(layer: DenseLinear | DenseHead) -> tuple[mx.array, mx.array, mx.array
     return layer.weight, layer.scales, layer.biases
 
 
-def _is_current(layer: DenseLinear | DenseHead, x: mx.array) -> bool:
-    return x.dtype == mx.float32 and all(a is b for a, b in zip(layer._copied, _parts(layer), strict=True))
+def _is_current(layer: DenseLinear | DenseHead) -> bool:
+    copied = getattr(layer, "_copied", None)
+    return copied is not None and all(a is b for a, b in zip(copied, _parts(layer), strict=True))
 
 
 def _dense_product(layer: DenseLinear | DenseHead) -> Callable[[mx.array], mx.array]:

@@ -13,6 +13,7 @@ from mlx.utils import tree_flatten, tree_unflatten
 from upft_mlx.adapters import load_adapter
 from upft_mlx.batches import Example, to_examples
 from upft_mlx.calibration import MAX_ROWS, second_moments
+from upft_mlx.cpu import add_dense_copies
 from upft_mlx.events import Note, Observer, Progress, ignore
 from upft_mlx.fidelity import MAX_PROMPTS, Comparison, Divergence, Fidelity, greedy_probes, probes, retained
 from upft_mlx.models import Loaded
@@ -35,7 +36,7 @@ class Fuser:
         """
         self.recipe, self.loaded, self.run, self._notify = recipe, loaded, run, notify
         load_adapter(loaded, run.adapter)
-        loaded.model.set_dtype(mx.float32)
+        self._in_float32()
         self.layers = {name: module for name, module in loaded.model.named_modules() if hasattr(module, "fuse")}
         arrays = dict(tree_flatten(loaded.model.parameters()))
         self._rest = [(name, array) for name, array in arrays.items() if not self._touched(name)]
@@ -87,7 +88,7 @@ class Fuser:
 
     def judge(self, way: Way) -> Fidelity:
         """What the model as it is now keeps, fused as `way` says; leaves it in float32."""
-        self.loaded.model.set_dtype(mx.float32)
+        self._in_float32()
         found, size = self._comparison.of(self.loaded.model), size_of(self.loaded, self.layers, way)
         kept = retained(found.kl, self.base.kl)
         fidelity = Fidelity(**asdict(found), fuse=way.name, retained=kept, kl_base=self.base.kl, bytes=size)
@@ -104,9 +105,13 @@ class Fuser:
         model.update_modules(tree_unflatten(fused))
         rest = [(name, _as(array, way.dtype)) for name, array in self._rest] if way.whole else self._rest
         model.load_weights(rest, strict=False)
-        model.set_dtype(mx.float32)
+        self._in_float32()
         mx.eval(model.parameters())
         self._applied = way
+
+    def _in_float32(self) -> None:
+        self.loaded.model.set_dtype(mx.float32)
+        add_dense_copies(self.loaded.model)
 
     def _fitted(self, way: Way) -> list[tuple[str, nn.Module]]:
         """The layers rounded for their outputs on training rows, as they are with the adapter on."""
