@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 from upft_mlx.notation import decimal_commas, tidy
-from upft_mlx.values import MAX_LENGTH, as_number, is_maths, key
+from upft_mlx.values import MAX_LENGTH, Number, Text, Time, is_maths, key, read
 
 __all__ = [
     *("boxed_answer", "extract_answer", "is_cut_off", "normalize_answer", "normalize_gold", "own_words"),
@@ -69,9 +69,20 @@ _MATHS = re.compile(
 _DELIMITED = re.compile(  # whatever stands between: without plain numbers around, a $ sign is no dollar
     r"\$\$(.+?)\$\$|\\\[(.+?)\\\]|\\\(([^\n]+?)\\\)|(?<!\\)\$((?:\\[^\n]|[^$\n\\])+)\$", re.S
 )
+_DENIED = re.compile(r"(?:not|never|neither|no longer|unknown)\b(?!\s+defined)|n't\b", re.I)
+_NO_ANSWER = re.compile(
+    r"(?:\b(?:not|never|neither|nor|less than|more than|greater than|fewer than)|n't)(?:\s+(?:equal(?: to)?|be))?\s+\W*$"
+    r"|\bbetween\s[^.\n]{1,40}\band\s+\W*$",
+    re.I,
+)
+_GOES_ON = re.compile(r"\s*(?:[-+*/^=:<>]|,?\s*(?:or|and|to)\b|\\[a-z])")
 _INTEGER = r"(?:\d{1,3}(?:,\d{3})+|\d+)"
 _AMOUNT = rf"(?:\\[dt]?frac\s*\{{-?\d+\}}\s*\{{\d+\}}|{_INTEGER}(?:\.\d+)?(?:/\d+(?!\.?\d))?|\.\d+)"
-_NUMBER = re.compile(rf"(?<![A-Za-z\d.,])(?:(?<![\w.)}}])-)?[$\u00a3\u20ac]?{_AMOUNT}(?:\s?(?:\\?%|percent))?", re.A)
+_CLOCK = r"\d{1,2}(?::\d\d)?\s?[ap]\.?m\b\.?|\d+(?::\d+)+"
+_NUMBER = re.compile(
+    rf"(?<![A-Za-z\d.,])(?:{_CLOCK}|(?:(?<![\w.)}}])-)?[$\u00a3\u20ac]?{_AMOUNT}(?:\s?(?:\\?%|percent))?)", re.A | re.I
+)
+_EITHER = re.compile(rf"({_NUMBER.pattern})\s+or\s+$", re.A | re.I)
 _WORD = re.compile(r"\\(?:text|mbox|mathrm|textbf)\s*\{[^{}]+\}|[A-Za-z]")
 
 
@@ -128,10 +139,10 @@ def _said_last(text: str) -> str | None:
 
 def _plain(text: str) -> str | None:
     """A plain number: all of the text, the stated one, else the last."""
-    if as_number(tidy(text)):
+    if _is_number(text):
         return text
     stated = stated_answer(text)
-    if stated and as_number(tidy(stated)):
+    if stated and _is_number(stated):
         return stated
     numbers = list(_NUMBER.finditer(text))
     return numbers[-1][0].strip() if numbers else None
@@ -218,7 +229,7 @@ def _after_hashes(text: str) -> str | None:
         value, last = mark[1].replace("**", "").strip(), not text[mark.end() :].strip()
         if last and _STATED.search(value):
             return stated_answer(value)
-        if value and (last or (len(value) <= MAX_LENGTH and as_number(tidy(value)))) and not _HEADED.match(value):
+        if value and (last or (len(value) <= MAX_LENGTH and _is_number(value))) and not _HEADED.match(value):
             return value
     return None
 
@@ -262,13 +273,20 @@ def _first_value(rest: str) -> str | None:
         return _inside(display)
     phrase = _SENTENCE_END.split(rest.splitlines()[0], maxsplit=1)[0]
     phrase = phrase.replace("**", "").replace("__", "").strip().rstrip(".").strip()
+    if _DENIED.match(phrase):
+        return None
     if whole := _MATHS.fullmatch(phrase):
         return _inside(whole)
-    if not phrase or is_maths(tidy(phrase)) or as_number(tidy(phrase)) or _WORD.fullmatch(phrase):
+    if not phrase or is_maths(tidy(phrase)) or _is_number(phrase) or _WORD.fullmatch(phrase):
         return phrase or None
-    if (number := _NUMBER.match(phrase)) and not re.match(r"\s*[-+*/=^]", phrase[number.end() :]):
+    if (number := _NUMBER.match(phrase)) and not _GOES_ON.match(phrase, number.end()):
         return number[0]
     return _last_value(phrase) or (phrase if len(phrase) <= 40 else None)
+
+
+def _is_number(text: str) -> bool:
+    """Whether a text is a number, with its unit or without."""
+    return isinstance(read(tidy(text)).value, Number)
 
 
 def _bare(text: str) -> str | None:
@@ -283,12 +301,23 @@ def _bare(text: str) -> str | None:
 
 
 def _last_value(text: str) -> str | None:
-    """The last number, or the maths between delimiters where no number follows it."""
+    """The last number, or the maths between delimiters where no number follows it; of `5 or 6` both.
+
+    A number that is denied or a bound is no answer: "is not 6", "between 5 and 6".
+    """
     numbers = list(_NUMBER.finditer(text))
     maths = [span for span in _MATHS.finditer(text) if is_maths(tidy(_inside(span)))]
     if maths and (not numbers or numbers[-1].end() <= maths[-1].end()):
-        return _inside(maths[-1])
-    return numbers[-1][0].strip() if numbers else None
+        last, value = maths[-1], _inside(maths[-1])
+    elif numbers:
+        last, value = numbers[-1], numbers[-1][0].strip()
+    else:
+        return None
+    before = text[max(0, last.start() - 60) : last.start()]
+    if _NO_ANSWER.search(before):
+        return None
+    either = _EITHER.search(before)
+    return f"{either[1]}, {value}" if either else value
 
 
 def _inside(maths: re.Match[str]) -> str:

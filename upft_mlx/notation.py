@@ -1,31 +1,40 @@
 r"""LaTeX's many ways of writing one answer, evened out (pure strings).
 
-Nothing is computed: `1/2` and `0.5` stay different here (see `values`).
+Nothing is computed: `1/2` and `0.5` stay different here (see `values`). What is marked as text stays marked, for `cat`
+is a word and `c a t` a product.
 
-    tidy(r"\$1{,}080.00")              -> "1,080.00"
-    tidy(r"\dfrac12 \text{ cm}^2")     -> r"\frac{1}{2}"
+    tidy(r"\$1{,}080.00")              -> r"1,080.00\text{dollar}"
+    tidy(r"\dfrac12 \mbox{ cm}^2")     -> r"\frac{1}{2} \text{cm}^2"
     tidy(r"x = 1 \text{ or } x = 2")   -> "x = 1, x = 2"
+    tidy("3\u00bd, \u221a2, 5\u00b0")       -> r"3\frac{1}{2}, \sqrt{2}, 5\text{degree}"
 """
 
 import re
+import unicodedata
 from collections.abc import Callable
 
-FACTORS = {"thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
-
-_SYMBOLS = str.maketrans({
-    "\u2212": "-", "\u2013": "-", "\u2014": "-", "\u00d7": r"\times ", "\u00b7": r"\cdot ", "\u00f7": "/",
-    "\u03c0": r"\pi ", "\u221e": r"\infty ", "\u2264": r"\le ", "\u2265": r"\ge ", "\u2260": r"\ne ",
-    "\u222a": r"\cup ", "\u2208": r"\in ", "\u00b1": r"\pm ", "\u00b2": "^2", "\u00b3": "^3", "\u00b0": "",
-    "\uff05": "%", "\u00a0": " ", "\u2009": " ", "\u202f": " ",
+_GREEK = {code: f"\\{unicodedata.name(chr(code)).split()[-1].lower()} " for code in range(0x3B1, 0x3CA)}
+_SYMBOLS = _GREEK | str.maketrans({
+    "\u2212": "-", "\u2010": "-", "\u2011": "-", "\u2013": "-", "\u2014": "-", "\u00d7": r"\times ", "\u00b7": r"\cdot ", "\u00f7": "/", "\u2044": "/",
+    "\u221e": r"\infty ", "\u2264": r"\le ", "\u2265": r"\ge ", "\u2260": r"\ne ", "\u222a": r"\cup ", "\u2208": r"\in ",
+    "\u00b1": r"\pm ", "\u00b0": r"^\circ ", "\u2205": r"\emptyset ", "\u211d": r"\mathbb{R}", "\u03bb": r"\lambda ", "\u2192": r"\to ",
+    "\u2032": "'", "\u2019": "'", "\u2018": "'", "\u201c": '"', "\u201d": '"', "\u3001": ", ", "\u200b": "",
 })  # fmt: skip
+_SIGNS = {"$": "dollar", "\u00a3": "pound", "\u20ac": "euro", "\u00a5": "yuan", "\u20b9": "rupee"}
+_WORDS = "zero one two three four five six seven eight nine ten eleven twelve".split()
+_SIMPLE = re.compile(r"-?\d+(?:\.\d+)?", re.A)
 
 
 def tidy(answer: str) -> str:
     """`answer` with what carries no meaning removed and variants of one notation written alike."""
-    text = answer.translate(_SYMBOLS)
+    if _SIMPLE.fullmatch(answer):
+        return answer
+    text = answer if answer.isascii() else _in_ascii(answer)
     for pattern, replacement in _REWRITES:
         text = pattern.sub(replacement, text).strip()
-    text = text.strip("*").strip().rstrip(".,;:").strip()
+    text = text.strip("*\"").strip().rstrip(".,;:").strip()
+    if text.lower() in _WORDS:
+        return str(_WORDS.index(text.lower()))
     return text[1:-1] if re.fullmatch(r"\([A-Za-z]\)", text) else text
 
 
@@ -34,52 +43,87 @@ def decimal_commas(text: str) -> str:
     return _DECIMAL_COMMA.sub(r"\1.\2", text)
 
 
-def _drop_unit(match: re.Match[str]) -> str:
-    r"""Remove `\text{ cm}^2` behind a value; keep connectives, percent, million, e and i."""
-    word = match[1].strip()
-    kept = word.lower() in {"and", "or", ",", "and,", "e", "i"}
-    if kept or word.lower().startswith(("percent", "pct", "%", "\\%", *FACTORS)):
-        return f" {word}{match[2] or ''} "
-    return " "
+def _in_ascii(text: str) -> str:
+    """Full-width digits, superscripts, fractions, roots and signs of Unicode as LaTeX writes them."""
+
+    def even(match: re.Match[str]) -> str:
+        return unicodedata.normalize("NFKC", match[0])
+
+    text = re.sub("[\u00b2\u00b3\u00b9\u2070-\u207f]+", lambda match: f"^{{{even(match)}}}", text)
+    text = re.sub("[\u2080-\u208e]+", lambda match: f"_{{{even(match)}}}", text)
+    text = re.sub("[\u00bc-\u00be\u2150-\u215e]", lambda m: r"\frac{{{}}}{{{}}}".format(*even(m).split("\u2044")), text)
+    text = unicodedata.normalize("NFKC", text.translate(_SYMBOLS)).translate(_SYMBOLS)
+    return re.sub(r"\u221a\s*(?:\(([^()]*)\)|\{([^{}]*)\}|(\d+|[a-z]))", r"\\sqrt{\1\2\3}", text)
+
+
+def _text(match: re.Match[str]) -> str:
+    r"""`\mbox{ adults, }` as `\text{adults},`; digits, formulas, single letters and connectives need no mark."""
+    inside = _JOINT.sub(", ", match["text"]).strip()
+    parts = [part.strip() for part in inside.split(",")]
+    marked = (part if not _WORDY.search(part) or _LOOSE.search(part) else rf"\text{{{part}}}" for part in parts)
+    return f" {', '.join(marked)} "
+
+
+def _currency(match: re.Match[str]) -> str:
+    """The amount, its currency behind it as a unit."""
+    return rf"{match['amount']}\text{{{_SIGNS[match['sign']]}}}"
 
 
 _DECIMAL_COMMA = re.compile(r"(?<![\d.,])(\d+),(\d{1,2}|\d{4,}|(?<=(?<!\d)0,)\d+)(?![\d,]|\.\d)")
-_TEXT = r"\\(?:text|mbox|textbf|textrm|textnormal|mathrm)\s*\{([^{}]*)\}"
-_WORD_END = r"(?![a-zA-Z])"
+_JOINT = re.compile(r",?(?:^|\s+)(?:and|or)(?:\s+|$)|,\s*(?:and|or)\s+")
+_WORDY = re.compile(r"[A-Za-z]{2}|^[b-df-hj-z]$")
+_LOOSE = re.compile(r"\d|^\(?[A-Z]\)?\W*$|^(?:percent|pct|thousand|[mbtr]+illion|dozen)")
+_END = r"(?![a-zA-Z])"
 _RULES: list[tuple[str, str | Callable[[re.Match[str]], str]]] = [
-    # delimiters, currency, boxes, backslashes doubled by JSON
-    (r"(?<!\\)\\[()\[\]]|\\?[$\u00a3\u20ac]", " "),
+    # delimiters, boxes, backslashes doubled by JSON
+    (r"(?<!\\)\\[()\[\]]", " "),
+    (r"(?<!\\)\$\$?(?=\S)([^$]*[^$\s])\$?\$(?!\d)|(?<!\\)\$ ([^$]*) \$", r" \1\2 "),
     (r"\\+(?:boxed|fbox)\s*(?=\{)", ""),
-    (rf"(?<!\\)\\\\(?=(?:[dt]?frac|sqrt|text|left|right|pi|le|ge|cup|infty){_WORD_END})", r"\\"),
+    (rf"(?<!\\)\\\\(?=(?:[dt]?frac|sqrt|text|left|right|pi|le|ge|cup|infty){_END})", r"\\"),
     # spacing and size; `\!` and `{,}` inside 1,\!000 are thousands separators
-    (rf"\\(?:left|right|[bB]igg?[lr]?){_WORD_END}\.?", ""),
+    (rf"\\(?:left|right|[bB]igg?[lr]?){_END}\.?", ""),
     (r",\s*\\!\s*(?=\d{3})|\s*\{,\s*\}\s*(?=\d{3})", ","),
     (r"(?<!\\)\\(?:displaystyle|limits|[!,;:> ])|~", " "),
-    (rf"\\q?quad{_WORD_END}", " "),
-    # fractions, roots, subscripts, matrices
-    (rf"\\[dtc]frac{_WORD_END}", r"\\frac"),
+    (rf"\\q?quad{_END}", " "),
+    # text, degrees, large numbers, currencies
+    (r"\\(?:text(?:bf|rm|normal|it)?|mbox|mathrm)\s*\{(?P<text>[^{}]*)\}", _text),
+    (r"\\(?:mathbf|bm|boldsymbol|operatorname\*?)\s*\{([^{}]*)\}", r"\1"),
+    (r"\^\s*\{?\s*\\(?:circ|degree)\s*\}?|\\degree(?![a-zA-Z])", r"\\text{degree}"),
+    (r"(?<=[\d}])\s*\\?\b(?:dozen)\b", r" \\cdot 12"),
+    (r"(?<=[\d}])\s*thousands?\b", r" \\cdot 10^{3}"),
+    (r"(?<=[\d}])\s*millions?\b", r" \\cdot 10^{6}"),
+    (r"(?<=[\d}])\s*billions?\b", r" \\cdot 10^{9}"),
+    (r"(?<=[\d}])\s*trillions?\b", r" \\cdot 10^{12}"),
+    (r"\\?(?P<sign>[$\u00a3\u20ac\u00a5\u20b9])\s*(?P<amount>-?[\d.,]*\d(?: \\cdot 10\^\{\d+\})?)", _currency),
+    (r"(?P<amount>\d)\s*\\?(?P<sign>[$\u00a3\u20ac\u00a5\u20b9])", _currency),
+    (r"\\?[$\u00a3\u20ac\u00a5\u20b9]", " "),
+    (r"\\%|(?<![a-zA-Z])(?:percent(?:age)?|pct)\b", "%"),
+    # fractions, roots, binomials, subscripts, repeating decimals, environments
+    (rf"\\[dtc]frac{_END}", r"\\frac"),
     (r"\\frac\s*(\d)\s*(\d)", r"\\frac{\1}{\2}"),
     (r"\\frac\s*(\d)\s*(?=\{)", r"\\frac{\1}"),
     (r"(\\frac\{[^{}]*\})\s*(\d)", r"\1{\2}"),
     (r"\\frac\s*\{\s*([^{}]*?)\s*\}\s*\{\s*([^{}]*?)\s*\}", r"\\frac{\1}{\2}"),
     (r"\\sqrt\s*(\d)", r"\\sqrt{\1}"),
+    (r"\\[dt]binom|\{?\s*\b([\w+-]+)\s*\\choose\s*([\w+-]+)\s*\}?", lambda m: rf"\binom{{{m[1]}}}{{{m[2]}}}" if m[1] else r"\binom"),
     (r"(?<=\w)_\s*\{\s*(\d+)\s*\}", r"_\1"),
+    (r"(?<=\.)(\d*)(?:\\(?:overline|bar|dot)\s*\{?\s*(\d+)\s*\}?|\((\d+)\))", r"\1\\overline{\2\3}"),
     (r"[\[(]\s*\\begin\{array\}\{[^{}]*\}(.*?)\\end\{array\}\s*[\])]", r"\\begin{pmatrix}\1\\end{pmatrix}"),
-    # degrees, infinity, relations
-    (r"\^\s*\{?\s*\\(?:circ|degree)\s*\}?|\\degree(?![a-zA-Z])", " "),
+    (r"\\begin\{(cases|aligned)\}([^&]*)\\end\{\1\}", lambda match: match[2].replace(r"\\", ", ")),
+    # sets, infinity, relations
+    (r"\\varnothing|\\\{\s*\\\}|^(?:\\text\{)?no (?:real )?solutions?\}?$", r"\\emptyset "),
+    (r"(?:^|(?<=\\in ))(?:(?:\\text\{)?all real(?:s| numbers)\}?\W*|\\mathbb\s*\{?R\}?)$", r"(-\\infty,\\infty)"),
     (r"(?:(?<=[\[(,;])|^)\s*\+\s*(?=\\infty)", ""),
-    (rf"\\(?:leq|leqslant|le){_WORD_END}|<=", r"\\le "),
-    (rf"\\(?:geq|geqslant|ge){_WORD_END}|>=", r"\\ge "),
-    (rf"\\(?:neq|ne){_WORD_END}|!=", r"\\ne "),
-    (rf"\\lt{_WORD_END}", "<"),
-    (rf"\\gt{_WORD_END}", ">"),
-    (rf"\\in{_WORD_END}", r"\\in "),
-    # words: units go, lists get commas
-    (rf"(?<=[^\s,;_(\{{\[=+*/^<>-])\s*{_TEXT}(\^\{{?[23]\}}?)?", _drop_unit),
-    (r"\\%|(?<![a-zA-Z])(?:percent(?:age)?|pct)\b", "%"),
-    (_TEXT, r"\1"),
-    (r"\\(?:mathbf|textit|operatorname)\s*\{([^{}]*)\}", r"\1"),
+    (rf"\\(?:leq|leqslant|le){_END}|<=", r"\\le "),
+    (rf"\\(?:geq|geqslant|ge){_END}|>=", r"\\ge "),
+    (rf"\\(?:neq|ne){_END}|!=", r"\\ne "),
+    (rf"\\lt{_END}", "<"),
+    (rf"\\gt{_END}", ">"),
+    (rf"\\in{_END}", r"\\in "),
+    (rf"\\mid{_END}|\\colon{_END}", ":"),
+    # quantities and lists get commas
+    (r"(?<=\d)\s*(?:\\text\{)?(?:remainder|rem\.?|[Rr])\}?\s*(?=\d)", " remainder "),
     (r",?\s+(?:and|or)\s+|(?<=[\d)])(?:and|or)(?=[-\d(])", ", "),
     (r"\s+", " "),
-]
-_REWRITES = [(re.compile(pattern), replacement) for pattern, replacement in _RULES]
+]  # fmt: skip
+_REWRITES = [(re.compile(pattern, re.A), replacement) for pattern, replacement in _RULES]
