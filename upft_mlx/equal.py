@@ -64,8 +64,10 @@ def correct(completion: str, gold: str, rules: Rules) -> bool:
         return _same_writing(wanted, given)
     if _equal(wanted, given, rules):
         return True
+    if "%" not in wanted + given:
+        return False
     optional = rules.percent_as_unit or _percent_behind_box(completion) or _percent_behind_box(gold)
-    return optional and "%" in wanted + given and _equal(wanted.replace("%", ""), given.replace("%", ""), rules)
+    return optional and _equal(wanted.replace("%", "").strip(), given.replace("%", "").strip(), rules)
 
 
 def _same_writing(wanted: str, given: str) -> bool:

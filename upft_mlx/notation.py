@@ -74,6 +74,7 @@ _JOINT = re.compile(r",?(?:^|\s+)(?:and|or)(?:\s+|$)|,\s*(?:and|or)\s+")
 _WORDY = re.compile(r"[A-Za-z]{2}|^[b-df-hj-z]$")
 _LOOSE = re.compile(r"\d|^\(?[A-Z]\)?\W*$|^(?:percent|pct|thousand|[mbtr]+illion|dozen)")
 _END = r"(?![a-zA-Z])"
+_QUANTITY = r"\d[\d./]*\s*(?:\\text\{[^{}]*\}|[A-Za-z]+(?![A-Za-z]))"
 _RULES: list[tuple[str, str | Callable[[re.Match[str]], str]]] = [
     # delimiters, boxes, backslashes doubled by JSON
     (r"(?<!\\)\\[()\[\]]", " "),
@@ -122,6 +123,7 @@ _RULES: list[tuple[str, str | Callable[[re.Match[str]], str]]] = [
     (rf"\\in{_END}", r"\\in "),
     (rf"\\mid{_END}|\\colon{_END}", ":"),
     # quantities and lists get commas
+    (rf"^(?:{_QUANTITY}[\s,]*(?:and\s+)?){{2,}}$", lambda match: ", ".join(re.findall(_QUANTITY, match[0]))),
     (r"(?<=\d)\s*(?:\\text\{)?(?:remainder|rem\.?|[Rr])\}?\s*(?=\d)", " remainder "),
     (r",?\s+(?:and|or)\s+|(?<=[\d)])(?:and|or)(?=[-\d(])", ", "),
     (r"\s+", " "),

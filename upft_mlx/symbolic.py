@@ -43,13 +43,14 @@ def equal(wanted: str, given: str, precision: int, *, strict: bool, allow_set_re
     parse, verify, config = load()
     try:
         parsed = [_parsed(text.replace("%", "")) for text in (wanted, given)]
-        constant = _same_constant(*(found[0] for found in parsed), precision, _places(wanted, given))
+        places = _places(wanted, given)
+        constant = _same_constant(*(found[0] for found in parsed), precision, places)
         if constant is not None:
             return constant
         options = {"strict": strict, "allow_set_relation_comp": allow_set_relation_comp, "timeout_seconds": None}
         if not verify(*parsed, float_rounding=precision, **options):
             return False
-        return not strict or _borne_out(*(found[0] for found in parsed))
+        return not strict or _borne_out(*(found[0] for found in parsed), places)
     except MemoryError:
         raise
     except Exception:  # sympy raises nearly anything on a model's text
@@ -70,21 +71,23 @@ def comparable(wanted: str, given: str) -> bool:
     return not too_costly(wanted) and not too_costly(given)
 
 
-def _same_constant(a: Any, b: Any, precision: int, places: int | None) -> bool | None:
-    """Whether two constants have the same value, to DIGITS digits or as many as a decimal has; None of other things."""
+def _same_constant(a: Any, b: Any, precision: float, places: int | None) -> bool | None:
+    """Whether two constants have one value, or one is the other rounded; None of what is no constant.
+
+    Args:
+        a: an expression.
+        b: another.
+        precision: digits behind the point from which a decimal may be rounded.
+        places: how many the longest decimal has; None: there is none, and the values are exact.
+    """
     if not all(getattr(value, "is_number", False) and getattr(value, "is_commutative", False) for value in (a, b)):
         return None
-    first, second = (complex_pair(value) for value in (a, b))
+    first, second = (value.evalf(DIGITS, maxn=4 * DIGITS).as_real_imag() for value in (a, b))
     size = max(map(abs, (*first, *second)))
     distance = max(abs(first[0] - second[0]), abs(first[1] - second[1]))
-    if places is not None and places >= precision and distance * 2 * 10**places <= 1:
-        return size * 10**places >= 1000
-    return bool(distance <= size * 10 ** -(DIGITS // 2))
-
-
-def complex_pair(value: Any) -> tuple[Any, Any]:
-    """Real and imaginary part to DIGITS digits."""
-    return value.evalf(DIGITS, maxn=4 * DIGITS).as_real_imag()  # type: ignore[no-any-return]
+    if places is not None and places >= precision and 2 * distance * 10**places <= 1:
+        return bool(size * 10**places >= 1000)
+    return bool(distance <= size / 10 ** (DIGITS // 2 if places is None else 12))
 
 
 def _places(*answers: str) -> int | None:
@@ -92,7 +95,7 @@ def _places(*answers: str) -> int | None:
     return max((len(match[1]) for answer in answers for match in _DECIMAL.finditer(answer)), default=None)
 
 
-def _borne_out(a: Any, b: Any) -> bool:
+def _borne_out(a: Any, b: Any, places: int | None) -> bool:
     """Whether two expressions have the same value at a point; True where that cannot be told."""
     from sympy import Expr, Rational
 
@@ -101,7 +104,7 @@ def _borne_out(a: Any, b: Any) -> bool:
     names = sorted(a.free_symbols | b.free_symbols, key=str)
     point = {name: Rational(7 * place + 13, 11 + 2 * place) for place, name in enumerate(names)}
     values = [value.subs(point) for value in (a, b)]
-    return _same_constant(*values, 99, None) is not False
+    return _same_constant(*values, float("inf"), places) is not False
 
 
 @lru_cache(maxsize=1024)

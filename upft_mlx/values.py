@@ -38,8 +38,9 @@ _TOKEN = re.compile(r"\s*(\d+\.?\d*|\.\d+|\\[a-z]+|[-+*/^!(){}])", re.A)
 _TIME = re.compile(
     r"(?P<hour>1?\d|2[0-3])(?::(?P<minute>[0-5]\d))?(?:\s*(?:\\text\{)?(?P<half>[ap])\.?\s*m\b\.?\}?)?", re.I | re.A
 )
-_NAME = re.compile(  # x, x_1, f(x), \theta, AB, |z|, (x, y), Area
-    r"\s*(?:(?:\\[a-z]+|\|?[A-Za-z]{1,2}\|?)(?:_\{?\w+\}?)?(?:\(\w\))?|\([A-Za-z](?:,\s*[A-Za-z])+\)"
+_ATOM = r"(?:(?:\\[a-z]+|\|?[A-Za-z]{1,2}\|?)(?:_(?:\w|\{\w+\}))?(?:\(\w\))?)"
+_NAME = re.compile(  # x, x_1, f(x), \theta, |AB|, A:B, \frac{AB}{CD}, (x, y), Area
+    rf"\s*(?:{_ATOM}(?:\s*[:/]\s*{_ATOM})*|\\frac\{{{_ATOM}\}}\{{{_ATOM}\}}|\([A-Za-z](?:,\s*[A-Za-z])+\)"
     r"|\\text\{[^{}]*\}|[A-Za-z]{3,}(?: [A-Za-z]+)*)\s*",
     re.A,
 )
@@ -116,11 +117,13 @@ def read(text: str) -> Answer:
         return Answer(name, body, number)
     if (time := _TIME.fullmatch(body)) and (time["minute"] or time["half"]):
         return Answer(name, body, _time(time))
+    bare, unit = split_unit(body)
+    if unit and (number := as_number(bare)):
+        return Answer(name, bare, number, unit)
     if group := as_group(body):
         return _compound(name, body, group) or Answer(name, body, group)
-    bare, unit = split_unit(body)
-    if unit and ((number := as_number(bare)) or is_maths(bare)):
-        return Answer(name, bare, number, unit)
+    if unit and is_maths(bare):
+        return Answer(name, bare, None, unit)
     if is_text(body):
         return Answer(name, body, as_text(body))
     return Answer(name, body.replace(r"\text{degree}", ""), None)
