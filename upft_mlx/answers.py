@@ -15,6 +15,7 @@ these wins:
 A box that is opened and never closed is an answer that was cut off: where no other is complete, there is none.
 """
 
+import html
 import re
 from collections.abc import Sequence
 from itertools import pairwise
@@ -75,7 +76,9 @@ _NO_ANSWER = re.compile(
     r"|\bbetween\s[^.\n]{1,40}\band\s+\W*$",
     re.I,
 )
-_GOES_ON = re.compile(r"\s*(?:[-+*/^=:<>]|,?\s*(?:or|and|to)\b|\\[a-z])")
+_GOES_ON = re.compile(r"\s*(?:[-+*/^=:<>]|,?\s*(?:or|and|to|remainder|rem|R)\b|\\[a-z]|,\s*\d)")
+_DATE = re.compile(r"(?:jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)[a-z]*\.?\s\d{1,2}(?:,?\s\d{4})?", re.I)
+_ENTITY = re.compile(r"&(?:lt|gt|le|ge|ne|amp|nbsp|minus|times);")
 _INTEGER = r"(?:\d{1,3}(?:,\d{3})+|\d+)"
 _AMOUNT = rf"(?:\\[dt]?frac\s*\{{-?\d+\}}\s*\{{\d+\}}|{_INTEGER}(?:\.\d+)?(?:/\d+(?!\.?\d))?|\.\d+)"
 _CLOCK = r"\d{1,2}(?::\d\d)?\s?[ap]\.?m\b\.?|\d+(?::\d+)+"
@@ -118,6 +121,7 @@ def extract_answer(completion: str, match_types: Sequence[str] = ("latex", "expr
 
 def own_words(completion: str) -> str:
     """The completion less its thoughts and less what it invents after its answer: the next question."""
+    completion = _ENTITY.sub(lambda match: html.unescape(match[0]), completion) if "&" in completion else completion
     thought, _, spoken = completion.rpartition("</think>")
     text = spoken if thought and spoken.strip() else completion
     marks = [mark.end() for mark in (_STATED.search(text), re.search("boxed|####", text)) if mark]
@@ -279,8 +283,13 @@ def _first_value(rest: str) -> str | None:
         return _inside(whole)
     if not phrase or is_maths(tidy(phrase)) or _is_number(phrase) or _WORD.fullmatch(phrase):
         return phrase or None
-    if (number := _NUMBER.match(phrase)) and not _GOES_ON.match(phrase, number.end()):
-        return number[0]
+    if number := _NUMBER.match(phrase):
+        if not _GOES_ON.match(phrase, number.end()):
+            return number[0]
+        if "=" not in phrase and len(phrase) <= 40:
+            return phrase
+    if _DATE.fullmatch(phrase):
+        return phrase
     return _last_value(phrase) or (phrase if len(phrase) <= 40 else None)
 
 

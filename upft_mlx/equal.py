@@ -18,6 +18,7 @@ MAX_PARTS = 32  # of a group; longer ones are compared as text only
 _PERCENT_BEHIND = re.compile(r"boxed\s*\{[^{}]*\}[\s$]*(?:\\?%|percent|pct)")
 _RELATION = re.compile(r"[<>]|\\begin|\\(?:le|ge|ne)(?![a-z])|(?<!\\)=")
 _BINOMIAL = re.compile(r"\\binom\{([^{}]*)\}\{([^{}]*)\}")
+_LETTER_UNIT = re.compile(r"(?<=[\d}\s])([A-Za-z])(\^\{?[23]\}?)?$", re.A)
 _VARIABLE = re.compile(r"[a-df-hj-zA-Z]")
 _COMMANDS = re.compile(r"\\[a-zA-Z]+")
 _CONTROLS = re.compile("[\x00-\x07\x0e-\x1f\x7f]")  # nobody writes these; "\\frac" in JSON may become one of the rest
@@ -91,17 +92,25 @@ def _equal(wanted: str, given: str, rules: Rules) -> bool:
         return _same_mathematics(wanted, given, rules)
     if bool(a.name) != bool(b.name) and "=" in sides(wanted)[1] + sides(given)[1]:
         return _same_mathematics(wanted, given, rules)
+    if bool(a.unit) != bool(b.unit):
+        a, b = (answer if answer.unit else _with_letter(answer) for answer in (a, b))
     if a.unit and b.unit:
         return a.unit.agrees(b.unit) and _same_value(a, b, b.unit.factor / a.unit.factor, rules)
     alone = a.unit or b.unit
     return not (alone and alone.compound) and _same_value(a, b, Fraction(1), rules)
 
 
+def _with_letter(answer: Answer) -> Answer:
+    """`5 m` with its letter as a unit: that is what it is where the other answer has one."""
+    return read(_LETTER_UNIT.sub(r"\\text{\1}\2", answer.latex)) if answer.value is None else answer
+
+
 def _same_value(a: Answer, b: Answer, factor: Fraction, rules: Rules) -> bool:
     """Whether a equals b times the factor between their units."""
     first, second = a.value, b.value
     if isinstance(first, Text) or isinstance(second, Text):
-        return as_text(a.latex) == as_text(b.latex)
+        fold = isinstance(first, Text) and isinstance(second, Text)
+        return as_text(a.latex, fold=fold) == as_text(b.latex, fold=fold)
     if isinstance(first, Time) or isinstance(second, Time):
         return _same_time(first, second)
     if isinstance(first, Number) and isinstance(second, Number):
@@ -127,7 +136,8 @@ def _same_value(a: Answer, b: Answer, factor: Fraction, rules: Rules) -> bool:
 def _same_time(a: object, b: object) -> bool:
     """Of times of day: with AM or PM, or the clock's hours, where both say it; `5 PM` may be 5."""
     if isinstance(a, Time) and isinstance(b, Time):
-        day = 24 * 60 if bool(a.half) == bool(b.half) or max(a.minutes, b.minutes) >= 13 * 60 else 12 * 60
+        alike = bool(a.half) == bool(b.half) or any(not 60 <= t.minutes < 13 * 60 for t in (a, b) if not t.half)
+        day = 24 * 60 if alike else 12 * 60
         return (a.minutes - b.minutes) % day == 0
     time, other = (a, b) if isinstance(a, Time) else (b, a)
     if not isinstance(time, Time) or not isinstance(other, Number):

@@ -13,6 +13,8 @@ import re
 import unicodedata
 from collections.abc import Callable
 
+from upft_mlx.units import KNOWN
+
 _GREEK = {code: f"\\{unicodedata.name(chr(code)).split()[-1].lower()} " for code in range(0x3B1, 0x3CA)}
 _SYMBOLS = _GREEK | str.maketrans({
     "\u2212": "-", "\u2010": "-", "\u2011": "-", "\u2013": "-", "\u2014": "-", "\u00d7": r"\times ", "\u00b7": r"\cdot ", "\u00f7": "/", "\u2044": "/",
@@ -69,12 +71,21 @@ def _currency(match: re.Match[str]) -> str:
     return rf"{match['amount']}\text{{{_SIGNS[match['sign']]}}}"
 
 
+def _quantities(match: re.Match[str]) -> str:
+    """`2 h 30 min` as a list, its words marked; products like `2x 3y` stay."""
+    parts = re.findall(_QUANTITY, match[0])
+    words = [marked or bare for _, marked, bare in parts]
+    if any(len(word) == 1 and word not in KNOWN for word in words):
+        return match[0]
+    return ", ".join(rf"{number}\text{{{word}}}" for (number, *_), word in zip(parts, words, strict=True))
+
+
 _DECIMAL_COMMA = re.compile(r"(?<![\d.,])(\d+),(\d{1,2}|\d{4,}|(?<=(?<!\d)0,)\d+)(?![\d,]|\.\d)")
 _JOINT = re.compile(r",?(?:^|\s+)(?:and|or)(?:\s+|$)|,\s*(?:and|or)\s+")
 _WORDY = re.compile(r"[A-Za-z]{2}|^[b-df-hj-z]$")
 _LOOSE = re.compile(r"\d|^\(?[A-Z]\)?\W*$|^(?:percent|pct|thousand|[mbtr]+illion|dozen)")
 _END = r"(?![a-zA-Z])"
-_QUANTITY = r"\d[\d./]*\s*(?:\\text\{[^{}]*\}|[A-Za-z]+(?![A-Za-z]))"
+_QUANTITY = r"(\d[\d./]*)\s*(?:\\text\{([^{}]*)\}|([A-Za-z]+)(?![A-Za-z]))"
 _RULES: list[tuple[str, str | Callable[[re.Match[str]], str]]] = [
     # delimiters, boxes, backslashes doubled by JSON
     (r"(?<!\\)\\[()\[\]]", " "),
@@ -112,8 +123,8 @@ _RULES: list[tuple[str, str | Callable[[re.Match[str]], str]]] = [
     (r"[\[(]\s*\\begin\{array\}\{[^{}]*\}(.*?)\\end\{array\}\s*[\])]", r"\\begin{pmatrix}\1\\end{pmatrix}"),
     (r"\\begin\{(cases|aligned)\}([^&]*)\\end\{\1\}", lambda match: match[2].replace(r"\\", ", ")),
     # sets, infinity, relations
-    (r"\\varnothing|\\\{\s*\\\}|^(?:\\text\{)?no (?:real )?solutions?\}?$", r"\\emptyset "),
-    (r"(?:^|(?<=\\in ))(?:(?:\\text\{)?all real(?:s| numbers)\}?\W*|\\mathbb\s*\{?R\}?)$", r"(-\\infty,\\infty)"),
+    (r"\\varnothing|\\\{\s*\\\}|^(?i:(?:\\text\{)?no (?:real )?solutions?\}?)$", r"\\emptyset "),
+    (r"(?:^|(?<=\\in ))(?:(?i:(?:\\text\{)?all real(?:s| numbers)\}?)\W*|\\mathbb\s*\{?R\}?)$", r"(-\\infty,\\infty)"),
     (r"(?:(?<=[\[(,;])|^)\s*\+\s*(?=\\infty)", ""),
     (rf"\\(?:leq|leqslant|le){_END}|<=", r"\\le "),
     (rf"\\(?:geq|geqslant|ge){_END}|>=", r"\\ge "),
@@ -121,10 +132,14 @@ _RULES: list[tuple[str, str | Callable[[re.Match[str]], str]]] = [
     (rf"\\lt{_END}", "<"),
     (rf"\\gt{_END}", ">"),
     (rf"\\in{_END}", r"\\in "),
+    (r"\\?\bsqrt\(([^()]*)\)", r"\\sqrt{\1}"),
+    (r"(?<![\\a-zA-Z])(?=(?:sin|cos|tan|cot|sec|csc|log|ln|pi)(?![a-zA-Z]))", r"\\"),
+    (r"\\pmod\s*\{?(\w+)\}?|\(\\?mod (\w+)\)", r"\\pmod{\1\2}"),
+    (r"(?<=\d)\s*:\s*(?=\d)", ":"),
     (rf"\\mid{_END}|\\colon{_END}", ":"),
     # quantities and lists get commas
-    (rf"^(?:{_QUANTITY}[\s,]*(?:and\s+)?){{2,}}$", lambda match: ", ".join(re.findall(_QUANTITY, match[0]))),
     (r"(?<=\d)\s*(?:\\text\{)?(?:remainder|rem\.?|[Rr])\}?\s*(?=\d)", " remainder "),
+    (rf"^(?:{_QUANTITY}[\s,]*(?:and\s+)?){{2,}}$", _quantities),
     (r",?\s+(?:and|or)\s+|(?<=[\d)])(?:and|or)(?=[-\d(])", ", "),
     (r"\s+", " "),
 ]  # fmt: skip

@@ -84,6 +84,8 @@ def _same_constant(a: Any, b: Any, precision: float, places: int | None) -> bool
         return None
     first, second = (value.evalf(DIGITS, maxn=4 * DIGITS).as_real_imag() for value in (a, b))
     size = max(map(abs, (*first, *second)))
+    if not size.is_finite:
+        return bool(a == b)
     distance = max(abs(first[0] - second[0]), abs(first[1] - second[1]))
     if places is not None and places >= precision and 2 * distance * 10**places <= 1:
         return bool(size * 10**places >= 1000)

@@ -26,7 +26,7 @@ joule: 1 J joule; 1000 kJ kilojoule
 watt: 1 W watt; 1000 kW kilowatt
 volt: 1 V volt
 """
-_KNOWN = {
+KNOWN = {
     name: (Fraction(entry.split()[0]), base)
     for base, _, entries in (line.partition(":") for line in _TABLE.split("\n") if line)
     for entry in entries.split(";")
@@ -36,7 +36,7 @@ _RATES = {"mph": "mile per hour", "kph": "km per hour", "kmh": "km per hour"}
 _POWERS = {"square": 2, "sq": 2, "cubic": 3, "cu": 3, "squared": 2, "cubed": 3}
 _IDLE = {"of", "the", "a", "an", "in", "each", "total", "and", "unit", "degree"}
 _POWER = r"(?:\s*\^\s*\{?\s*-?\d\s*\}?)?"
-_WORD = rf"(?:\\text\{{[^{{}}]*\}}|[A-Za-z]+(?![A-Za-z])\.?){_POWER}"
+_WORD = rf"(?:\\text\{{[^{{}}]*\}}|(?<![A-Za-z\\])[A-Za-z]+(?![A-Za-z])\.?){_POWER}"
 _UNIT = re.compile(rf"(?<=[\d)}}\]!|.\sia-z])(?<![a-z]\s)(?<!\\)\s*((?:{_WORD})(?:[\s/*-]*(?:\\cdot\s*)?{_WORD})*)$", re.A)
 _PART = re.compile(r"(/|[A-Za-z]+)\s*(?:\^\s*\{?\s*(-?\d))?")
 
@@ -64,13 +64,14 @@ def split_unit(text: str) -> tuple[str, Unit | None]:
     value, words = text[: match.start()].strip(), match[1]
     plain = value[-1:].isdigit() or value.endswith("%")
     bare = re.findall(r"[A-Za-z]+", re.sub(r"\\text\{[^{}]*\}|\\cdot", " ", words))
-    if not value or not all(_is_unit(word, plain) for word in bare):
+    letters = bare[1:] if bare and words.startswith(bare[0]) else bare
+    if not value or not all(_is_unit(word, plain) or (word in letters and word in KNOWN) for word in bare):
         return text, None
     return value, _unit(words)
 
 
 def _is_unit(word: str, plain: bool) -> bool:
-    known = word in _KNOWN or word in _RATES or word.lower().rstrip("s") in _KNOWN
+    known = word in KNOWN or word in _RATES or word.lower().rstrip("s") in KNOWN
     return len(word) > 1 and (known or (plain and len(word) > 2) or word in _POWERS or word in _IDLE or word == "per")
 
 
@@ -84,22 +85,22 @@ def _unit(words: str) -> Unit:
         if name in {"/", "per"}:
             sign = -1
         elif name in {"squared", "cubed"} and last:
-            factor *= _KNOWN[last][0] ** ((_POWERS[name] - 1) * sign)
-            base[_KNOWN[last][1]] += (_POWERS[name] - 1) * sign
+            factor *= KNOWN[last][0] ** ((_POWERS[name] - 1) * sign)
+            base[KNOWN[last][1]] += (_POWERS[name] - 1) * sign
         elif name in _POWERS:
             power = _POWERS[name]
-        elif name in _KNOWN and name != last:
+        elif name in KNOWN and name != last:
             exponent = sign * (int(written) if written else power)
-            factor *= _KNOWN[name][0] ** exponent
-            base[_KNOWN[name][1]] += exponent
+            factor *= KNOWN[name][0] ** exponent
+            base[KNOWN[name][1]] += exponent
             last, power = name, 1
-        elif name not in _KNOWN and name not in _IDLE:
+        elif name not in KNOWN and name not in _IDLE:
             things.add(name)
     return Unit(factor, tuple(sorted((name, power) for name, power in base.items() if power)), frozenset(things))
 
 
 def _singular(word: str) -> str:
-    if word in _KNOWN:
+    if word in KNOWN:
         return word
     small = word.lower()
-    return small if small in _KNOWN or len(small) < 3 or small.endswith("ss") else small.removesuffix("s")
+    return small if small in KNOWN or len(small) < 3 or small.endswith("ss") else small.removesuffix("s")

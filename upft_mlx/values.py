@@ -34,7 +34,7 @@ _PLAIN = re.compile(
     re.X | re.I | re.A,
 )
 _ARITHMETIC = re.compile(r"(?:[\d\s.+*/^!(){}%-]|\\(?:frac|binom|cdot|times|div|sqrt|overline)(?![a-z]))+", re.A)
-_TOKEN = re.compile(r"\s*(\d+\.?\d*|\.\d+|\\[a-z]+|[-+*/^!(){}])", re.A)
+_TOKEN = re.compile(r"\s*(\d+\.?\d*|\.\d*|\\[a-z]+|[-+*/^!(){}])", re.A)
 _TIME = re.compile(
     r"(?P<hour>1?\d|2[0-3])(?::(?P<minute>[0-5]\d))?(?:\s*(?:\\text\{)?(?P<half>[ap])\.?\s*m\b\.?\}?)?", re.I | re.A
 )
@@ -172,7 +172,7 @@ def written(text: str) -> Number | None:
 
 
 def _decimal(digits: str) -> Fraction:
-    return Fraction(re.sub(r"[, ]", "", digits).rstrip("."))
+    return Fraction(re.sub(r"[, ]", "", digits).rstrip(".") or "0")
 
 
 def _computed(text: str) -> Number | None:
@@ -423,11 +423,11 @@ def is_text(text: str) -> bool:
     return letters.lower() in _SHORT if len(letters) == 2 else not _PRODUCT.fullmatch(letters)
 
 
-def as_text(text: str) -> Text:
-    """The words of a text; digits and mathematics in it stay as they are."""
+def as_text(text: str, *, fold: bool = True) -> Text:
+    """The words of a text, in small letters if `fold`; digits and mathematics in it stay as they are."""
     bare = re.sub(r"\\text\{([^{}]*)\}", r" \1 ", text)
     words = re.sub(r"(?i)\b(?:the|an)\b|\ba (?=[a-z]{3})", " ", bare)
-    return Text(re.sub(r"[\s\"'`_-]+|(?<!\d)[.,;:!?]|[.,;:!?](?!\d)", "", words).casefold())
+    return Text(re.sub(r"[\s\"'`_-]+|(?<!\d)[.,;:!?]|[.,;:!?](?!\d)", "", words.casefold() if fold else words))
 
 
 @lru_cache(maxsize=4096)
