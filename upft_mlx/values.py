@@ -10,11 +10,14 @@ r"""What a tidied answer is: the grammar of answers (pure strings, no sympy). Wh
     expression = whatever else                       2x + 1
 """
 
+import ast
 import math
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
+from operator import add, mul, sub, truediv
 
 from upft_mlx.units import Unit, split_unit
 
@@ -34,7 +37,6 @@ _PLAIN = re.compile(
     re.X | re.I | re.A,
 )
 _ARITHMETIC = re.compile(r"(?:[\d\s.+*/^!(){}%-]|\\(?:frac|binom|cdot|times|div|sqrt|overline)(?![a-z]))+", re.A)
-_TOKEN = re.compile(r"\s*(\d+\.?\d*|\.\d*|\\[a-z]+|[-+*/^!(){}])", re.A)
 _TIME = re.compile(
     r"(?P<hour>1?\d|2[0-3])(?::(?P<minute>[0-5]\d))?(?:\s*(?:\\text\{)?(?P<half>[ap])\.?\s*m\b\.?\}?)?", re.I | re.A
 )
@@ -48,7 +50,7 @@ _FUNCTION = r"(?!(?:sin|cos|tan|cot|sec|csc|log|ln|mod)\b)"
 _PROSE = re.compile(rf"\\text|[^\W\d_]{{4,}}|(?<= ){_FUNCTION}[A-Za-z]{{2,}}|\b{_FUNCTION}[A-Za-z]{{2,}}(?= )")
 _COMMANDS = re.compile(r"\\(?:begin|end)\{\w+\}|\\(?!text\b)[A-Za-z]+|_\{[^{}]*\}")
 _PRODUCT = re.compile(r"[a-d]{2,}|[k-n]{2,}|[p-t]{2,}|[u-w]{2,}|[x-z]{2,}|[a-z][x-z]|\w")
-_SHORT = set("no on of or so up us we is in it at as an am by my he me to go do if be ok".split())
+_SHORT = re.compile("no|on|of|or|so|up|us|we|is|in|it|at|as|an|am|by|my|he|me|to|go|do|if|be|ok", re.I)
 _MATRIX = re.compile(r"\\begin\{[pbB]?matrix\}((?:(?!\\begin).)*)\\end\{[pbB]?matrix\}", re.S)
 _SIZES = re.compile(r"\s*(<|>|\\le |\\ge )\s*")
 _TURNED = {"<": ">", ">": "<", r"\le ": r"\ge ", r"\ge ": r"\le "}
@@ -176,97 +178,69 @@ def _decimal(digits: str) -> Fraction:
 
 
 def _computed(text: str) -> Number | None:
-    r"""The value of `2^{10}`, `\binom{10}{3}`, `7!/5!`, `0.\overline{36}`; None where it is not rational or too large."""
+    r"""The value of `2^{10}`, `\binom{10}{3}`, `7!/5!`, `0.\overline{36}`: read as Python reads sums of brackets.
+
+    None of what is not rational, or too large.
+    """
     if len(text) > MAX_LENGTH or not _ARITHMETIC.fullmatch(text) or "!!" in text:
         return None
-    bare = text.rstrip("% ")
-    tokens = _TOKEN.findall(bare)
-    if "".join(tokens) != re.sub(r"\s", "", bare):
-        return None
+    source = bare = text.rstrip("% ")
+    for pattern, replacement in _PYTHON:
+        source = pattern.sub(replacement, source)
     try:
-        arithmetic = _Arithmetic(tokens)
-        value = arithmetic.sum()
-    except (ArithmeticError, LookupError, ValueError, RecursionError):
+        value = _value(ast.parse(source.strip(), mode="eval").body)
+    except (SyntaxError, ArithmeticError, ValueError, TypeError, KeyError, RecursionError, MemoryError):
         return None
-    if arithmetic.tokens:
-        return None
-    percent = bare != text
-    return Number(value / 100 if percent else value, 0, percent)
+    return Number(value / 100 if bare != text else value, 0, bare != text)
 
 
-class _Arithmetic:
-    """Exact value of tokens; ValueError where there is none."""
+def _repeating(match: re.Match[str]) -> str:
+    whole, digits, repeated = match[1] or "0", match[2], match[3]
+    return f"({whole}+{int(digits + repeated) - int(digits or 0)}/{(10 ** len(repeated) - 1) * 10 ** len(digits)})"
 
-    def __init__(self, tokens: list[str]) -> None:
-        self.tokens = tokens[::-1]
 
-    def _next(self, *wanted: str) -> str:
-        return self.tokens.pop() if self.tokens and self.tokens[-1] in wanted else ""
+_PYTHON: list[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]]] = [
+    (re.compile(r"(\d*)\.(\d*)\\overline\{(\d+)\}", re.A), _repeating),
+    (re.compile(r"(\d*)\.(\d+)", re.A), lambda match: f"({match[1] or 0}{match[2]}/{10 ** len(match[2])})"),
+    (re.compile(r"(\d+)\s*\\frac\{(\d+)\}\{(\d+)\}", re.A), r"(\1+\2/\3)"),  # a mixed number
+    (re.compile(r"(?<=[\d)}])\s*(?=\\(?:frac|binom|sqrt))", re.A), "*"),
+    (re.compile(r"\\(?:cdot|times)"), "*"),
+    (re.compile(r"\\div"), "/"),
+    (re.compile(r"\\"), " "),
+    (re.compile(r"\^"), "**"),
+    (re.compile(r"\{"), "("),
+    (re.compile(r"\}"), ")"),
+    (re.compile(r"(\d+|\([^()]*\))\s*!", re.A), r"fact(\1)"),
+    (re.compile(r"(?<!\d)0+(?=\d)", re.A), ""),
+]
 
-    def sum(self) -> Fraction:
-        value = self._product()
-        while sign := self._next("+", "-"):
-            value += self._product() if sign == "+" else -self._product()
-        return value
 
-    def _product(self) -> Fraction:
-        value, divided = self._signed(), False
-        while self.tokens and self.tokens[-1] not in {"+", "-", ")", "}"}:
-            sign = self._next("*", "/", r"\cdot", r"\times", r"\div")
-            if not sign and (divided or self.tokens[-1][0] in "0123456789.^!"):
-                raise ValueError  # 1/2(3), 2 3
-            divided = divided or sign in {"/", r"\div"}
-            factor = self._signed()
-            value = value / factor if sign in {"/", r"\div"} else value * factor
-        return value
-
-    def _signed(self) -> Fraction:
-        if sign := self._next("-", "+"):
-            return -self._signed() if sign == "-" else self._signed()
-        value = self._atom()
-        while sign := self._next("^", "!"):
-            value = _power(value, self._exponent()) if sign == "^" else Fraction(math.factorial(_small(value)))
-        return value
-
-    def _exponent(self) -> Fraction:
-        """A bracket or one digit: `2^10` is meant as it is written by people, 1024."""
-        sign = -1 if self._next("-") else 1
-        value = self._atom()
-        return sign * (_power(value, self._exponent()) if self._next("^") else value)
-
-    def _atom(self) -> Fraction:
-        token = self.tokens.pop()
-        if token in {"(", "{"}:
-            value = self.sum()
-            if not self._next({"(": ")", "{": "}"}[token]):
-                raise ValueError
-            return value
-        if token in {r"\frac", r"\binom"}:
-            above, below = self._argument(), self._argument()
-            return above / below if token == r"\frac" else Fraction(math.comb(_small(above), _small(below)))
-        if token == r"\sqrt":
-            return _root(self._argument())
-        value = _decimal(token)
-        if "." in token and self._next(r"\overline"):
-            return value + self._repeated(len(token.partition(".")[2]))
-        if self.tokens and self.tokens[-1] == r"\frac":
-            return value + self._atom()  # a mixed number
-        return value
-
-    def _argument(self) -> Fraction:
-        if self.tokens[-1] != "{":
-            raise ValueError
-        return self._atom()
-
-    def _repeated(self, places: int) -> Fraction:
-        _, digits, _ = self.tokens.pop(), self.tokens.pop(), self.tokens.pop()
-        return Fraction(int(digits), (10 ** len(digits) - 1) * 10**places)
+def _value(node: ast.expr) -> Fraction:
+    """The value of Python's tree; `frac(1)(2)` is a call of a call, `2(3)` a call too, and means a product."""
+    match node:
+        case ast.Constant(int(value)):
+            return Fraction(value)
+        case ast.UnaryOp(ast.USub(), operand):
+            return -_value(operand)
+        case ast.BinOp(left, operator, right):
+            return _OPERATORS[type(operator)](_value(left), _value(right))
+        case ast.Call(ast.Call(ast.Name(name), [first]), [second]):
+            return {"frac": truediv, "binom": _choose}[name](_value(first), _value(second))
+        case ast.Call(ast.Name(name), [argument]):
+            return {"sqrt": _root, "fact": lambda value: Fraction(math.factorial(_small(value)))}[name](_value(argument))
+        case ast.Call(left, [right]):
+            return _value(left) * _value(right)
+    raise ValueError
 
 
 def _small(value: Fraction) -> int:
     if value.denominator != 1 or not 0 <= value <= MAX_FACTORIAL:
         raise ValueError
     return int(value)
+
+
+def _choose(above: Fraction, below: Fraction) -> Fraction:
+    return Fraction(math.comb(_small(above), _small(below)))
 
 
 def _power(base: Fraction, exponent: Fraction) -> Fraction:
@@ -279,10 +253,15 @@ def _power(base: Fraction, exponent: Fraction) -> Fraction:
 
 
 def _root(value: Fraction) -> Fraction:
-    root = Fraction(math.isqrt(abs(value.numerator)), math.isqrt(value.denominator))
+    root = Fraction(math.isqrt(value.numerator), math.isqrt(value.denominator))
     if root * root != value:
         raise ValueError
     return root
+
+
+_OPERATORS: dict[type[ast.operator], Callable[[Fraction, Fraction], Fraction]] = {
+    ast.Add: add, ast.Sub: sub, ast.Mult: mul, ast.Div: truediv, ast.Pow: _power,
+}  # fmt: skip
 
 
 def as_group(text: str) -> Group | None:
@@ -325,24 +304,17 @@ def is_order(group: Group) -> bool:
 
 def as_set(group: Group) -> Group | None:
     r"""The interval of `1 < x \le 2` and of `x > 1`, the union of several; None of what is no such relation."""
-    if group.kind == "{}":
-        orders = [_order(part) if _SIZES.search(part) else None for part in group.parts]
-        sets = [as_set(order) if order else None for order in orders]
-        if not all(sets):
-            return None
-        texts = (f"{found.kind[0]}{found.parts[0]},{found.parts[1]}{found.kind[1]}" for found in sets if found)
-        return Group("U", tuple(texts))
     if not is_order(group):
-        return None
-    signs = re.findall(r"<|\\l", group.kind)
-    left, right = "(" if signs[0] == "<" else "[", ")" if signs[-1] == "<" else "]"
-    if len(group.parts) == 3 and _NAME.fullmatch(group.parts[1]):
-        return Group(left + right, (group.parts[0], group.parts[2]))
-    if len(group.parts) == 2 and _NAME.fullmatch(group.parts[0]):
-        return Group("(" + right, (r"-\infty", group.parts[1]))
-    if len(group.parts) == 2 and _NAME.fullmatch(group.parts[1]):
-        return Group(left + ")", (group.parts[0], r"\infty"))
-    return None
+        sets = [as_set(order) for part in group.parts if _SIZES.search(part) and (order := _order(part))]
+        texts = [f"{s.kind[0]}{s.parts[0]},{s.parts[1]}{s.kind[1]}" for s in sets if s]
+        return Group("U", tuple(texts)) if group.kind == "{}" and len(texts) == len(group.parts) else None
+    named = [_NAME.fullmatch(part) is not None for part in group.parts]
+    brackets = ("(" if group.kind[0] == "<" else "[") + (")" if group.kind[-1] == "<" else "]")
+    if named == [False, True, False]:
+        return Group(brackets, group.parts[::2])
+    if named == [True, False]:
+        return Group("(" + brackets[1], (r"-\infty", group.parts[1]))
+    return Group(brackets[0] + ")", (group.parts[0], r"\infty")) if named == [False, True] else None
 
 
 def _unwrap(text: str) -> tuple[str, str]:
@@ -420,7 +392,7 @@ def is_text(text: str) -> bool:
         return False
     if letters.isupper():
         return True
-    return letters.lower() in _SHORT if len(letters) == 2 else not _PRODUCT.fullmatch(letters)
+    return (_SHORT.fullmatch(letters) is not None) if len(letters) == 2 else not _PRODUCT.fullmatch(letters)
 
 
 def as_text(text: str, *, fold: bool = True) -> Text:
