@@ -20,7 +20,7 @@ import re
 from collections.abc import Sequence
 from itertools import pairwise
 
-from upft_mlx.notation import decimal_commas, tidy
+from upft_mlx.notation import LABELLED, QUANTITIES, decimal_commas, tidy
 from upft_mlx.values import MAX_LENGTH, Number, Text, Time, is_maths, key, read
 
 __all__ = [
@@ -72,20 +72,23 @@ _DELIMITED = re.compile(  # whatever stands between: without plain numbers aroun
 )
 _DENIED = re.compile(r"(?:not|never|neither|no longer|unknown)\b(?!\s+defined)|n't\b", re.I)
 _NO_ANSWER = re.compile(
-    r"(?:\b(?:not|never|neither|nor|less than|more than|greater than|fewer than)|n't)(?:\s+(?:equal(?: to)?|be))?\s+\W*$"
+    r"(?:\b(?:not|never|neither|nor|cannot|less than|more than|greater than|fewer than)|n't)(?:\s+(?:equal(?: to)?|be))?\s+\W*$"
     r"|\bbetween\s[^.\n]{1,40}\band\s+\W*$",
     re.I,
 )
 _GOES_ON = re.compile(r"\s*(?:[-+*/^=:<>]|,?\s*(?:or|and|to|remainder|rem|R)\b|\\[a-z]|,\s*\d)")
+_KIND = re.compile(r"(?:the )?(?:set|interval|point|(?:ordered )?pair|triple|vector|matrix)\s+(?=[\[({\\$])", re.I)
 _DATE = re.compile(r"(?:jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)[a-z]*\.?\s\d{1,2}(?:,?\s\d{4})?", re.I)
+_TAG = re.compile(r"<(b|i|u|p|em|strong|span|code)>([^<]{0,200})</\1>")
 _ENTITY = re.compile(r"&(?:lt|gt|le|ge|ne|amp|nbsp|minus|times);")
 _INTEGER = r"(?:\d{1,3}(?:,\d{3})+|\d+)"
 _AMOUNT = rf"(?:\\[dt]?frac\s*\{{-?\d+\}}\s*\{{\d+\}}|{_INTEGER}(?:\.\d+)?(?:/\d+(?!\.?\d))?|\.\d+)"
+_COMPOUND = re.compile(r"\d[\d.]* [a-z]+,? (?:and )?\d[\d.]* [a-z]+(?! [a-z]+ \d)", re.A)
 _CLOCK = r"\d{1,2}(?::\d\d)?\s?[ap]\.?m\b\.?|\d+(?::\d+)+"
 _NUMBER = re.compile(
     rf"(?<![A-Za-z\d.,])(?:{_CLOCK}|(?:(?<![\w.)}}])-)?[$\u00a3\u20ac]?{_AMOUNT}(?:\s?(?:\\?%|percent))?)", re.A | re.I
 )
-_EITHER = re.compile(rf"({_NUMBER.pattern})\s+or\s+$", re.A | re.I)
+_EITHER = re.compile(rf"({_NUMBER.pattern})[$\s]+or[$\s]+$", re.A | re.I)
 _WORD = re.compile(r"\\(?:text|mbox|mathrm|textbf)\s*\{[^{}]+\}|[A-Za-z]")
 
 
@@ -121,7 +124,8 @@ def extract_answer(completion: str, match_types: Sequence[str] = ("latex", "expr
 
 def own_words(completion: str) -> str:
     """The completion less its thoughts and less what it invents after its answer: the next question."""
-    completion = _ENTITY.sub(lambda match: html.unescape(match[0]), completion) if "&" in completion else completion
+    if "&" in completion or "</" in completion:
+        completion = _TAG.sub(r"\2", _ENTITY.sub(lambda match: html.unescape(match[0]), completion))
     thought, _, spoken = completion.rpartition("</think>")
     text = spoken if thought and spoken.strip() else completion
     marks = [mark.end() for mark in (_STATED.search(text), re.search("boxed|####", text)) if mark]
@@ -276,20 +280,21 @@ def _first_value(rest: str) -> str | None:
     if rest.startswith(("\\[", "$$")) and (display := _MATHS.match(rest)):
         return _inside(display)
     phrase = _SENTENCE_END.split(rest.splitlines()[0], maxsplit=1)[0]
-    phrase = phrase.replace("**", "").replace("__", "").strip().rstrip(".").strip()
+    phrase = phrase.replace("**", "").replace("__", "").strip(" `").rstrip(".").strip(" `")
+    phrase = _KIND.sub("", phrase)
     if _DENIED.match(phrase):
         return None
     if whole := _MATHS.fullmatch(phrase):
         return _inside(whole)
     if not phrase or is_maths(tidy(phrase)) or _is_number(phrase) or _WORD.fullmatch(phrase):
         return phrase or None
+    if QUANTITIES.fullmatch(phrase) or LABELLED.match(phrase) or _DATE.fullmatch(phrase):
+        return phrase
     if number := _NUMBER.match(phrase):
         if not _GOES_ON.match(phrase, number.end()):
             return number[0]
         if "=" not in phrase and len(phrase) <= 40:
             return phrase
-    if _DATE.fullmatch(phrase):
-        return phrase
     return _last_value(phrase) or (phrase if len(phrase) <= 40 else None)
 
 
@@ -325,6 +330,9 @@ def _last_value(text: str) -> str | None:
     before = text[max(0, last.start() - 60) : last.start()]
     if _NO_ANSWER.search(before):
         return None
+    together = _COMPOUND.search(text[max(0, last.start() - 60) : last.end() + 20])
+    if together and (unit := read(tidy(together[0])).unit) and unit.compound:
+        return together[0]
     either = _EITHER.search(before)
     return f"{either[1]}, {value}" if either else value
 

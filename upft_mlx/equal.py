@@ -9,7 +9,7 @@ from fractions import Fraction
 
 from upft_mlx import symbolic, values
 from upft_mlx.answers import extract_answer, normalize_gold
-from upft_mlx.notation import decimal_commas, tidy
+from upft_mlx.notation import LABELLED, decimal_commas, tidy
 from upft_mlx.values import MAX_LENGTH, Answer, Group, Number, Text, Time, as_number, as_text, key, read, sides
 
 MAX_NESTING = 30  # brackets inside brackets; no answer of MATH has more than 5
@@ -87,6 +87,10 @@ def _equal(wanted: str, given: str, rules: Rules) -> bool:
     """Whether two tidied answers are equal; names (`x =`) and units count only where both have one."""
     if wanted == given:
         return True
+    if bool(label := LABELLED.match(wanted)) != bool(other := LABELLED.match(given)):
+        choice, text, answer = (label, wanted, given) if label else (other, given, wanted)
+        letter = choice[1] or choice[2]
+        return answer == letter if re.fullmatch("[A-J]", answer) else _equal(text[choice.end():], answer, rules)
     a, b = read(wanted), read(given)
     if a.name and b.name and a.name != b.name:
         return _same_mathematics(wanted, given, rules)

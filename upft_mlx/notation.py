@@ -22,7 +22,8 @@ _SYMBOLS = _GREEK | str.maketrans({
     "\u00b1": r"\pm ", "\u00b0": r"^\circ ", "\u2205": r"\emptyset ", "\u211d": r"\mathbb{R}", "\u03bb": r"\lambda ", "\u2192": r"\to ",
     "\u2032": "'", "\u2019": "'", "\u2018": "'", "\u201c": '"', "\u201d": '"', "\u3001": ", ", "\u200b": "",
 })  # fmt: skip
-_SIGNS = {"$": "dollar", "\u00a3": "pound", "\u20ac": "euro", "\u00a5": "yuan", "\u20b9": "rupee"}
+_SIGNS = {"$": "dollar", "\u00a2": "cent", "\u00a3": "pound", "\u20ac": "euro", "\u00a5": "yuan", "\u20b9": "rupee"}
+_SIGN = "[{}]".format("".join(_SIGNS))
 _WORDS = "zero one two three four five six seven eight nine ten eleven twelve".split()
 _SIMPLE = re.compile(r"-?\d+(?:\.\d+)?", re.A)
 
@@ -34,7 +35,7 @@ def tidy(answer: str) -> str:
     text = answer if answer.isascii() else _in_ascii(answer)
     for pattern, replacement in _REWRITES:
         text = pattern.sub(replacement, text).strip()
-    text = text.strip("*\"").strip().rstrip(".,;:").strip()
+    text = text.strip("*`\"").strip().rstrip(".,;:").strip()
     if text.lower() in _WORDS:
         return str(_WORDS.index(text.lower()))
     return text[1:-1] if re.fullmatch(r"\([A-Za-z]\)", text) else text
@@ -69,6 +70,11 @@ def _text(match: re.Match[str]) -> str:
 def _currency(match: re.Match[str]) -> str:
     """The amount, its currency behind it as a unit."""
     return rf"{match['amount']}\text{{{_SIGNS[match['sign']]}}}"
+
+
+def _lines(match: re.Match[str]) -> str:
+    """The lines of an environment as a list."""
+    return (match[1] or match[2]).replace("&", "").replace(r"\\", ", ")
 
 
 def _quantities(match: re.Match[str]) -> str:
@@ -106,9 +112,13 @@ _RULES: list[tuple[str, str | Callable[[re.Match[str]], str]]] = [
     (r"(?<=[\d}])\s*millions?\b", r" \\cdot 10^{6}"),
     (r"(?<=[\d}])\s*billions?\b", r" \\cdot 10^{9}"),
     (r"(?<=[\d}])\s*trillions?\b", r" \\cdot 10^{12}"),
-    (r"\\?(?P<sign>[$\u00a3\u20ac\u00a5\u20b9])\s*(?P<amount>-?[\d.,]*\d(?: \\cdot 10\^\{\d+\})?)", _currency),
-    (r"(?P<amount>\d)\s*\\?(?P<sign>[$\u00a3\u20ac\u00a5\u20b9])", _currency),
-    (r"\\?[$\u00a3\u20ac\u00a5\u20b9]", " "),
+    (r"\bUSD?\s*\\?\$|\bUSD\s*(?=\d)", "$"),
+    (rf"\\?(?P<sign>{_SIGN})\s*(?P<amount>-?[\d.,]*\d(?: \\cdot 10\^\{{\d+\}})?)", _currency),
+    (rf"(?P<amount>\d)\s*\\?(?P<sign>{_SIGN})", _currency),
+    (rf"\\?{_SIGN}", " "),
+    (r"^(?:negative|minus) (?=\d)", "-"),
+    (r"(?<=\d)\s*x\s*(?=10\s*\^)", r"\\times "),
+    (r"^([A-Z])\s*(?=\([^()]*,[^()]*\)$)", r"\1="),
     (r"\\%|(?<![a-zA-Z])(?:percent(?:age)?|pct)\b", "%"),
     # fractions, roots, binomials, subscripts, repeating decimals, environments
     (rf"\\[dtc]frac{_END}", r"\\frac"),
@@ -118,10 +128,11 @@ _RULES: list[tuple[str, str | Callable[[re.Match[str]], str]]] = [
     (r"\\frac\s*\{\s*([^{}]*?)\s*\}\s*\{\s*([^{}]*?)\s*\}", r"\\frac{\1}{\2}"),
     (r"\\sqrt\s*(\d)", r"\\sqrt{\1}"),
     (r"\\[dt]binom|\{?\s*\b([\w+-]+)\s*\\choose\s*([\w+-]+)\s*\}?", lambda m: rf"\binom{{{m[1]}}}{{{m[2]}}}" if m[1] else r"\binom"),
-    (r"(?<=\w)_\s*\{\s*(\d+)\s*\}", r"_\1"),
+    (r"(?<=[\dA-F])_\s*(\d+)|_\s*(\d)|_\s*\{\s*(\w+)\s*\}", r"_{\1\2\3}"),
+    (r"\\[lr]angle(?![a-z])", lambda match: "()"[match[0] == r"\rangle"]),
     (r"(?<=\.)(\d*)(?:\\(?:overline|bar|dot)\s*\{?\s*(\d+)\s*\}?|\((\d+)\))", r"\1\\overline{\2\3}"),
     (r"[\[(]\s*\\begin\{array\}\{[^{}]*\}(.*?)\\end\{array\}\s*[\])]", r"\\begin{pmatrix}\1\\end{pmatrix}"),
-    (r"\\begin\{(cases|aligned)\}([^&]*)\\end\{\1\}", lambda match: match[2].replace(r"\\", ", ")),
+    (r"\\begin\{cases\}([^&]*)\\end\{cases\}|\\begin\{aligned\}(.*)\\end\{aligned\}", _lines),
     # sets, infinity, relations
     (r"\\varnothing|\\\{\s*\\\}|^(?i:(?:\\text\{)?no (?:real )?solutions?\}?)$", r"\\emptyset "),
     (r"(?:^|(?<=\\in ))(?:(?i:(?:\\text\{)?all real(?:s| numbers)\}?)\W*|\\mathbb\s*\{?R\}?)$", r"(-\\infty,\\infty)"),
@@ -143,4 +154,7 @@ _RULES: list[tuple[str, str | Callable[[re.Match[str]], str]]] = [
     (r",?\s+(?:and|or)\s+|(?<=[\d)])(?:and|or)(?=[-\d(])", ", "),
     (r"\s+", " "),
 ]  # fmt: skip
+QUANTITIES = re.compile(rf"(?:{_QUANTITY}[\s,]*(?:and\s+)?){{2,}}", re.A)
+LABELLED = re.compile(r"(?:\(([A-J])\)\s*|([A-J])[).:]\s+)(?=[\w$\\(-])")
+r"""A choice with what it says: `(A) 5`, `B) \pi`."""
 _REWRITES = [(re.compile(pattern, re.A), replacement) for pattern, replacement in _RULES]

@@ -31,6 +31,7 @@ _EXPONENT = re.compile(r"(?:\^|\*\*)\s*\{?\s*-?(\d+)", re.A)
 _BRACKET_POWER = re.compile(r"[)}\]]\s*(?:\^|\*\*)")
 _BASED = re.compile(r"\d[A-F]*\s*_")  # 52_8: Math-Verify drops the base
 _LABELS = re.compile(r"\\[a-zA-Z]+\s*\{?\s*[A-Z]{2}")  # \overrightarrow{AB} is not BA
+_IMAGINARY = re.compile(r"(?<![a-zA-Z\\])i(?![a-zA-Z])(?!.*\\sum)")
 _DECIMAL = re.compile(r"\d*\.(\d+)")
 
 
@@ -115,9 +116,14 @@ def _borne_out(a: Any, b: Any, places: int | None) -> bool:
 
 @lru_cache(maxsize=1024)
 def _parsed(text: str) -> Any:
+    from sympy import Expr, I, Symbol
+
     parse, _, config = load()
     options = {"extraction_config": [config], "fallback_mode": "no_fallback", "parsing_timeout": None}
-    return parse(rf"\boxed{{{text}}}", **options)
+    found = parse(rf"\boxed{{{text}}}", **options)
+    if found and _IMAGINARY.search(text) and isinstance(found[0], Expr):
+        return [found[0].subs(Symbol("i"), I), *found[1:]]
+    return found
 
 
 @lru_cache(maxsize=1)

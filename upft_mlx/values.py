@@ -40,7 +40,7 @@ _ARITHMETIC = re.compile(r"(?:[\d\s.+*/^!(){}%-]|\\(?:frac|binom|cdot|times|div|
 _TIME = re.compile(
     r"(?P<hour>1?\d|2[0-3])(?::(?P<minute>[0-5]\d))?(?:\s*(?:\\text\{)?(?P<half>[ap])\.?\s*m\b\.?\}?)?", re.I | re.A
 )
-_ATOM = r"(?:(?:\\[a-z]+|\|?[A-Za-z]{1,2}\|?)(?:_(?:\w|\{\w+\}))?(?:\(\w\))?)"
+_ATOM = r"(?:(?:\\[a-z]+(?: ?[A-Z]{1,4}(?![A-Za-z]))?|\|?[A-Za-z]{1,2}\|?)(?:_(?:\w|\{\w+\}))?(?:\(\w\))?)"
 _NAME = re.compile(  # x, x_1, f(x), \theta, |AB|, A:B, \frac{AB}{CD}, (x, y), Area
     rf"\s*(?:{_ATOM}(?:\s*[:/]\s*{_ATOM})*|\\frac\{{{_ATOM}\}}\{{{_ATOM}\}}|\([A-Za-z](?:,\s*[A-Za-z])+\)"
     r"|\\text\{[^{}]*\}|[A-Za-z]{3,}(?: [A-Za-z]+)*)\s*",
@@ -345,7 +345,9 @@ def _split(text: str, *separators: str) -> tuple[str, ...]:
 def elements(text: str) -> tuple[str, ...]:
     """The elements of a list: between semicolons where there are any, else between commas."""
     parts = _split(text, ";")
-    return parts if len(parts) > 1 else _split(text, ",")
+    if len(parts) > 1:
+        return parts
+    return _split(text, ", " if ", " in text and re.search(r"\d,\d{3}(?!\d)", text) else ",")
 
 
 def _both_signs(parts: tuple[str, ...]) -> tuple[str, ...]:
