@@ -116,13 +116,13 @@ def _borne_out(a: Any, b: Any, places: int | None) -> bool:
 
 @lru_cache(maxsize=1024)
 def _parsed(text: str) -> Any:
-    from sympy import Expr, I, Symbol
+    from sympy import Expr, I
 
     parse, _, config = load()
     options = {"extraction_config": [config], "fallback_mode": "no_fallback", "parsing_timeout": None}
     found = parse(rf"\boxed{{{text}}}", **options)
     if found and _IMAGINARY.search(text) and isinstance(found[0], Expr):
-        return [found[0].subs(Symbol("i"), I), *found[1:]]
+        return [found[0].subs({name: I for name in found[0].free_symbols if name.name == "i"}), *found[1:]]
     return found
 
 
