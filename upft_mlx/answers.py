@@ -31,6 +31,7 @@ __all__ = [
 TAIL = 2000  # characters at the end of a completion in which an unmarked answer is looked for
 STATED_LINES = 3  # non-blank lines at the end in which "the answer is" counts
 JOINT_LENGTH = 60  # characters at most between two boxes of one list
+LONGEST = 1_000_000  # characters of a text that are looked at, the last ones
 MARKS = 50  # of the lines that begin with ####, the last so many are looked at
 
 _BRACES = re.compile(r"(?P<box>\\{1,4}(?:boxed|fbox|framebox)\s*\{)|\\.|[{}]", re.S)
@@ -124,6 +125,7 @@ def extract_answer(completion: str, match_types: Sequence[str] = ("latex", "expr
 
 def own_words(completion: str) -> str:
     """The completion less its thoughts and less what it invents after its answer: the next question."""
+    completion = completion[-LONGEST:]
     if "&" in completion or "</" in completion:
         completion = _TAG.sub(r"\2", _ENTITY.sub(lambda match: html.unescape(match[0]), completion))
     thought, _, spoken = completion.rpartition("</think>")
@@ -175,7 +177,7 @@ def normalize_gold(text: str) -> str:
 
     A bare answer comes back as it is, less the $ signs around it.
     """
-    bare = text.strip()
+    bare = text[-LONGEST:].strip()
     marked = boxed_answer(bare) or _after_hashes(bare)
     if marked is None and (len(bare) > MAX_LENGTH / 2 or "\n" in bare):
         marked = extract_answer(bare)
