@@ -90,7 +90,7 @@ def _equal(wanted: str, given: str, rules: Rules) -> bool:
     if bool(label := LABELLED.match(wanted)) != bool(other := LABELLED.match(given)):
         choice, text, answer = (label, wanted, given) if label else (other, given, wanted)
         letter = choice[1] or choice[2]
-        return answer == letter if re.fullmatch("[A-J]", answer) else _equal(text[choice.end():], answer, rules)
+        return answer == letter if re.fullmatch("[A-J]", answer) else _equal(text[choice.end() :], answer, rules)
     a, b = read(wanted), read(given)
     if a.name and b.name and a.name != b.name:
         return _same_mathematics(wanted, given, rules)

@@ -30,6 +30,7 @@ _CHOSEN = re.compile(
     r"|\b(?:option|choice|answer)\s+\(?([A-J])\)?\s+is\s+(?:the\s+)?(?:correct|right|best)"
     r"|\b(?:choose|chose|select|pick)\s+(?:(?:option|choice)\s+)?\(?([A-J])\b"
 )
+_ANOTHER = re.compile(r"[\s).:]*(?:,|;|&|/|and|or)\s*(?:(?:and|or)\s+)?\(?[A-J]\)?(?=\s*(?:$|[,.;)&/]|and\b|or\b))")
 
 
 @dataclass(frozen=True)
@@ -94,12 +95,13 @@ def chosen_letter(completion: str) -> str | None:
     for found in (boxed, stated_answer(text)):
         if letter := _leading_letter(found):
             return letter
-    if chosen := list(_CHOSEN.finditer(text[-TAIL:])):
+    chosen = list(_CHOSEN.finditer(text[-TAIL:]))
+    if chosen and not _ANOTHER.match(text[-TAIL:], chosen[-1].end()):
         return next(group for group in chosen[-1].groups() if group).upper()
     return _leading_letter(text[-TAIL:].rstrip().rpartition("\n")[2])
 
 
 def _leading_letter(text: str | None) -> str | None:
     """`C`, `(C)`, `C) 42`, `Option C: 42`, `\\text{C. 42}`; a sentence that begins with "A" is none."""
-    match = _LETTER.match(_COMMANDS.sub("", text[:MAX_LENGTH])) if text else None
-    return match[1].upper() if match else None
+    match = _LETTER.match(plain := _COMMANDS.sub("", text[:MAX_LENGTH])) if text else None
+    return match[1].upper() if match and not _ANOTHER.match(plain, match.end()) else None

@@ -2,7 +2,7 @@
 
 A worker says "ready", then reads questions and writes verdicts, a JSON line each. One that does not answer in time, or
 dies, is replaced. Workers start at the first need. They end with this process, however it ends: a thread of theirs
-watches the pipe, and the system ends one that is too busy to notice after CPU_SECONDS.
+watches the pipe, and the system ends one that is too busy to notice.
 """
 
 from __future__ import annotations
@@ -29,8 +29,10 @@ SECONDS = 5.0
 """Time that an answer may take, the start of a worker that replaces another included; most take a millisecond."""
 CPU_SECONDS = 2.5
 """Processor time of a worker for one answer."""
-WAIT_SECONDS = 3.0
-"""Time after which a worker that has not answered is killed."""
+WAIT_SECONDS = 4.5
+"""Time after which a worker that has not answered is killed, its start included."""
+LEAST_SECONDS = 1.0
+"""Time that remains for the answer if the start was slow."""
 START_SECONDS = 120.0
 """Time after which a worker that has not started is given up: sympy takes a second to load, on a busy machine more."""
 MEMORY_BYTES = 512 << 20
@@ -101,13 +103,13 @@ class _Worker:
 
     def verdict(self, question: object) -> bool | None:
         """The answer to a question; None, and the worker ends, where it has none within the bounds."""
-        answer = None
+        answer, deadline = None, time.monotonic() + WAIT_SECONDS
         try:
             self._ready = self._ready or self._heard(START_SECONDS) == "ready"
             if self._ready:
                 self._input.write(json.dumps(question).encode() + b"\n")
                 self._input.flush()
-                answer = self._heard(WAIT_SECONDS)
+                answer = self._heard(max(LEAST_SECONDS, deadline - time.monotonic()))
         except OSError:
             pass
         finally:
@@ -151,8 +153,8 @@ def serve() -> None:
     os.dup2(2, 1)  # what a library prints must not come between
     with suppress(OSError, ValueError):
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, resource.RLIM_INFINITY))
-    symbolic.load()
     symbolic.here = True
+    symbolic.load()
     questions: queue.SimpleQueue[str] = queue.SimpleQueue()
     threading.Thread(target=_listen, args=(questions,), daemon=True).start()
     answer: object = "ready"
@@ -160,12 +162,18 @@ def serve() -> None:
         answers.write(json.dumps(answer) + "\n")
         answers.flush()
         completion, gold, rules = json.loads(questions.get())
-        signal.setitimer(signal.ITIMER_PROF, CPU_SECONDS)  # its signal ends the process, C code or not
+        signal.setitimer(signal.ITIMER_PROF, CPU_SECONDS)  # these signals end the process, C code or not
+        signal.setitimer(signal.ITIMER_REAL, WAIT_SECONDS)
         try:
-            answer = correct(completion, gold, Rules(**{**rules, "match_types": rules["match_types"] and tuple(rules["match_types"])}))
+            answer = correct(
+                completion,
+                gold,
+                Rules(**{**rules, "match_types": rules["match_types"] and tuple(rules["match_types"])}),
+            )
         except Exception:  # of memory, for example
             answer = None
         signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.setitimer(signal.ITIMER_REAL, 0)
 
 
 def _listen(questions: queue.SimpleQueue[str]) -> None:

@@ -35,7 +35,7 @@ def tidy(answer: str) -> str:
     text = answer if answer.isascii() else _in_ascii(answer)
     for pattern, replacement in _REWRITES:
         text = pattern.sub(replacement, text).strip()
-    text = text.strip("*`\"").strip().rstrip(".,;:").strip()
+    text = text.strip('*`"').strip().rstrip(".,;:").strip()
     if text.lower() in _WORDS:
         return str(_WORDS.index(text.lower()))
     return text[1:-1] if re.fullmatch(r"\([A-Za-z]\)", text) else text

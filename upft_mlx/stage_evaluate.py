@@ -180,7 +180,9 @@ class Evaluator:
         tasks = [Task(text, str(p.answer), entry.grader, entry.percent_as_unit) for text, (p, _) in pairs]
         verdicts = grade_all(tasks)
         if given_up := sum(verdict.gave_up for verdict in verdicts):
-            self._notify(Note(f"{entry.label}: {given_up} answers took too long to grade ({SECONDS:g} s) and count as wrong"))
+            self._notify(
+                Note(f"{entry.label}: {given_up} answers took too long to grade ({SECONDS:g} s) and count as wrong")
+            )
         parts = zip(asked, completions, texts, verdicts, strict=True)
         return [_row(entry, problem, sample, *rest) for (problem, sample), *rest in parts]
 

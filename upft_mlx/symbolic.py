@@ -134,7 +134,8 @@ def load() -> tuple[Any, Any, Any]:
     for module in ("parser", "grader"):  # both warn that their timeouts are off, and of what they gave up
         logging.getLogger(f"math_verify.{module}").setLevel(logging.CRITICAL)
     config = LatexExtractionConfig(boxed_match_priority=0)
-    parse(r"\boxed{x}", [config], parsing_timeout=None)  # the first one builds the parser's tables
+    first, second = (parse(rf"\boxed{{{text}}}", [config], parsing_timeout=None) for text in ("(x+1)^2", "x^2+2x+1"))
+    verify(first, second, timeout_seconds=None)  # the first time takes a second: tables are built, modules loaded
     return parse, verify, config
 
 

@@ -99,7 +99,8 @@ def regrading(facts: dict[str, Any], glyphs: Glyphs) -> Iterator[RenderableType]
             graders = " and ".join(map(str, found["graders"]))
             change = f"{100 * found['accuracy']:.1f} % {glyphs.arrow} {100 * found['regraded']:.1f} %"
             yield Text(f"{glyphs.line(label)} {side}: {change}", "bold").append(
-                f"  {len(found['changed'])} of {found['rows']} rows change (graded by version {graders or 'none'})", "dim"
+                f"  {len(found['changed'])} of {found['rows']} rows change (graded by version {graders or 'none'})",
+                "dim",
             )
             for row in found["changed"]:
                 yield _changed(row, glyphs)
@@ -114,7 +115,9 @@ def _changed(row: dict[str, Any], glyphs: Glyphs) -> Text:
     sign, style = (glyphs.done, "green") if row["correct_now"] else (glyphs.wrong, "red")
     answer = answers[0] if answers[0] == answers[1] else f"{answers[0]} {glyphs.arrow} {answers[1]}"
     gold = glyphs.line(row["gold"])[:ANSWER]
-    return Text("  ").append(f"{sign} {answer}", style).append(f"  gold {gold}  {glyphs.line(row['problem_id'])}{sample}")
+    return (
+        Text("  ").append(f"{sign} {answer}", style).append(f"  gold {gold}  {glyphs.line(row['problem_id'])}{sample}")
+    )
 
 
 def detail(item: Seen, glyphs: Glyphs) -> Iterator[RenderableType]:

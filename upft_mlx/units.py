@@ -1,7 +1,7 @@
 r"""Units behind a value, and what agrees: `5 cm` is `0.05 m`, not `5 km`; `40 cents` is `\$0.40`; `5 apples` is `5`.
 
-    split_unit(r"15 \text{cm}^2")      -> ("15", Unit(1/10000, (("metre", 2),)))
-    split_unit("18 red eggs per day")  -> ("18", Unit(1, (), {"red", "egg", "per", "day"}))   things: words to compare
+split_unit(r"15 \text{cm}^2")      -> ("15", Unit(1/10000, (("metre", 2),)))
+split_unit("18 red eggs per day")  -> ("18", Unit(1, (), {"red", "egg", "per", "day"}))   things: words to compare
 """
 
 import re
@@ -37,7 +37,9 @@ _POWERS = {"square": 2, "sq": 2, "cubic": 3, "cu": 3, "squared": 2, "cubed": 3}
 _IDLE = {"of", "the", "a", "an", "in", "each", "total", "and", "unit", "degree"}
 _POWER = r"(?:\s*\^\s*\{?\s*-?\d\s*\}?)?"
 _WORD = rf"(?:\\text\{{[^{{}}]*\}}|(?<![A-Za-z\\])[A-Za-z]+(?![A-Za-z])\.?){_POWER}"
-_UNIT = re.compile(rf"(?<=[\d)}}\]!|.\sia-z])(?<![a-z]\s)(?<!\\)\s*((?:{_WORD})(?:[\s/*-]*(?:\\cdot\s*)?{_WORD})*)$", re.A)
+_UNIT = re.compile(
+    rf"(?<=[\d)}}\]!|.\sia-z])(?<![a-z]\s)(?<!\\)\s*((?:{_WORD})(?:[\s/*-]*(?:\\cdot\s*)?{_WORD})*)$", re.A
+)
 _PART = re.compile(r"(/|[A-Za-z]+)\s*(?:\^\s*\{?\s*(-?\d))?")
 
 

@@ -1,13 +1,13 @@
 r"""What a tidied answer is: the grammar of answers (pure strings, no sympy). What `notation.tidy` returns is read.
 
-    answer    = [name "="] value [unit]              x = 5 cm
-    value     = number | time | group | text | expression
-    number    = what has an exact value              1,080.5   3 1/2   0.\overline{36}   2^{10}   \binom{10}{3}   50%
-    time      = hour[:minute] [AM | PM]              12:30 PM
-    group     = tuple, interval, set, list, union    (3, 1/2]   {1, 2}   1, 2   A \cup B   a \pm b
-              | matrix, ratio, order of size         \begin{pmatrix}..   1:2   a < b \le c
-    text      = words, Roman numerals, labels        \text{cat}   no   IX   AAS   3 remainder 2
-    expression = whatever else                       2x + 1
+answer    = [name "="] value [unit]              x = 5 cm
+value     = number | time | group | text | expression
+number    = what has an exact value              1,080.5   3 1/2   0.\overline{36}   2^{10}   \binom{10}{3}   50%
+time      = hour[:minute] [AM | PM]              12:30 PM
+group     = tuple, interval, set, list, union    (3, 1/2]   {1, 2}   1, 2   A \cup B   a \pm b
+          | matrix, ratio, order of size         \begin{pmatrix}..   1:2   a < b \le c
+text      = words, Roman numerals, labels        \text{cat}   no   IX   AAS   3 remainder 2
+expression = whatever else                       2x + 1
 """
 
 import ast
@@ -227,7 +227,9 @@ def _value(node: ast.expr) -> Fraction:
         case ast.Call(ast.Call(ast.Name(name), [first]), [second]):
             return {"frac": truediv, "binom": _choose}[name](_value(first), _value(second))
         case ast.Call(ast.Name(name), [argument]):
-            return {"sqrt": _root, "fact": lambda value: Fraction(math.factorial(_small(value)))}[name](_value(argument))
+            return {"sqrt": _root, "fact": lambda value: Fraction(math.factorial(_small(value)))}[name](
+                _value(argument)
+            )
         case ast.Call(left, [right]):
             return _value(left) * _value(right)
     raise ValueError
