@@ -60,6 +60,7 @@ KINDS: dict[str, tuple[list[tuple[str, str]], list[tuple[str, str]]]] = {
         ("40\xa2", r"\$0.40"), ("40\xa2", "40"), (r"US\$5", "5"), ("5 USD", r"\$5"), ("USD 5", "5"),
         (r"\$1,000", "1000"), (r"\$-5", "-5"), (r"-\$5", "-5"), ("$10.5$", "10.50"), (r"\$0.05", "5 cents"),
         ("\xa35", "5"),
+        ("18 square units", r"18\text{ cm}^2"), ("18 units", "18 cm"), ("5 m^2", r"5 \text{ m}^2"),
     ], [
         ("7 nickels and 4 dimes", "4 nickels and 7 dimes"), ("2 hours 30 minutes", "30 hours 2 minutes"),
         ("2 hours 30 minutes", "150"), ("2 hours 30 minutes", "2 hours 20 minutes"), ("2 hours", "2 minutes"),
@@ -75,6 +76,8 @@ KINDS: dict[str, tuple[list[tuple[str, str]], list[tuple[str, str]]]] = {
         ("10 boys and 12 girls", "12 boys and 10 girls"), ("5 ml", r"5 \text{ L}"), (r"\text{5 m}", r"\text{5 km}"),
         ("3 years", "3 months"), ("50 pounds", "50 ounces"), (r"\$5.52", "5 dollars and 25 cents"),
         (r"\$1,000", "100"), (r"\$5 \text{ million}", "5"),
+        ("12 square units", "12 degrees"), ("40 points", r"40^\circ"), ("20 sq units", r"\$20"), (r"6^{\circ}", "6z"),
+        (r"20^\circ", "9 + 11i"), (r"\text{A,C,F}", r"\text{ACF}"), ("12 square units", "12 units"),
     ]),
     "numbers": ([
         (r"\frac{1}{2^{99}}", "2^{-99}"), ("2^{100}", "1267650600228229401496703205376"), ("10!", "3628800"),

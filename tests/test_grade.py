@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers_answers import KINDS, STATED
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-
-from helpers_answers import KINDS, STATED
 
 from upft_mlx import symbolic
 from upft_mlx.grade import extract_answer, is_correct, normalize_answer, normalize_gold

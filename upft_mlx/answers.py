@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 from upft_mlx.notation import LABELLED, QUANTITIES, decimal_commas, tidy
-from upft_mlx.values import MAX_LENGTH, Number, Text, Time, is_maths, key, read
+from upft_mlx.values import MAX_LENGTH, Number, is_maths, key, read
 
 __all__ = [
     *("boxed_answer", "extract_answer", "is_cut_off", "normalize_answer", "normalize_gold", "own_words"),
@@ -73,7 +73,7 @@ _DELIMITED = re.compile(  # whatever stands between: without plain numbers aroun
 )
 _DENIED = re.compile(r"(?:not|never|neither|no longer|unknown)\b(?!\s+defined)|n't\b", re.I)
 _NO_ANSWER = re.compile(
-    r"(?:\b(?:not|never|neither|nor|cannot|less than|more than|greater than|fewer than)|n't)(?:\s+(?:equal(?: to)?|be))?\s+\W*$"
+    r"(?:\b(?:not|never|neither|nor|cannot|(?:less|more|greater|fewer) than)|n't)(?:\s+(?:equal(?: to)?|be))?\s+\W*$"
     r"|\bbetween\s[^.\n]{1,40}\band\s+\W*$",
     re.I,
 )

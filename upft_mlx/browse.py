@@ -160,9 +160,9 @@ def regraded(run: RunDir, benchmarks: Sequence[str] = ()) -> dict[str, Any]:
         benchmarks: labels; empty: all.
 
     Returns:
-        `grader` (this version's) and, by benchmark and side, `graders` (those of the rows), `rows`, `accuracy`, the new
-        one in `regraded`, and the rows in `changed` with `answer_now` and `correct_now`. A private set, whose completions
-        are not stored, is `withheld`.
+        `grader` (this version's) and, by benchmark and side, `graders` (those of the rows), `rows`, `accuracy`, the
+        new one in `regraded`, and in `changed` the rows with `answer_now` and `correct_now`. A private set, whose
+        completions are not stored, is `withheld`.
 
     Raises:
         RunDirError: no such benchmark.

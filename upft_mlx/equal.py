@@ -18,7 +18,7 @@ MAX_PARTS = 32  # of a group; longer ones are compared as text only
 _PERCENT_BEHIND = re.compile(r"boxed\s*\{[^{}]*\}[\s$]*(?:\\?%|percent|pct)")
 _RELATION = re.compile(r"[<>]|\\begin|\\(?:le|ge|ne)(?![a-z])|(?<!\\)=")
 _BINOMIAL = re.compile(r"\\binom\{([^{}]*)\}\{([^{}]*)\}")
-_LETTER_UNIT = re.compile(r"(?<=[\d}\s])([A-Za-z])(\^\{?[23]\}?)?$", re.A)
+_LETTER_UNIT = re.compile(r"(-?[\d.,/]*\d\s*)([mgshlNJWV])(\^\{?[23]\}?)?", re.A)
 _VARIABLE = re.compile(r"[a-df-hj-zA-Z]")
 _COMMANDS = re.compile(r"\\[a-zA-Z]+")
 _CONTROLS = re.compile("[\x00-\x07\x0e-\x1f\x7f]")  # nobody writes these; "\\frac" in JSON may become one of the rest
@@ -45,7 +45,7 @@ def correct(completion: str, gold: str, rules: Rules) -> bool:
     """Whether the completion's answer equals the gold one.
 
     Raises:
-        symbolic.Costly: it takes Math-Verify, and this process is no worker.
+        symbolic.CostlyError: it takes Math-Verify, and this process is no worker.
     """
     types = rules.match_types
     answer = completion if types is None else extract_answer(completion, types)
@@ -87,10 +87,11 @@ def _equal(wanted: str, given: str, rules: Rules) -> bool:
     """Whether two tidied answers are equal; names (`x =`) and units count only where both have one."""
     if wanted == given:
         return True
-    if bool(label := LABELLED.match(wanted)) != bool(other := LABELLED.match(given)):
-        choice, text, answer = (label, wanted, given) if label else (other, given, wanted)
-        letter = choice[1] or choice[2]
-        return answer == letter if re.fullmatch("[A-J]", answer) else _equal(text[choice.end() :], answer, rules)
+    labels = [(label, other) for label, other in ((wanted, given), (given, wanted)) if LABELLED.match(label)]
+    if len(labels) == 1:
+        [(text, other)] = labels
+        _, one, another, rest = LABELLED.split(text, maxsplit=1)
+        return other == (one or another) if re.fullmatch("[A-J]", other) else _equal(rest, other, rules)
     a, b = read(wanted), read(given)
     if a.name and b.name and a.name != b.name:
         return _same_mathematics(wanted, given, rules)
@@ -106,7 +107,8 @@ def _equal(wanted: str, given: str, rules: Rules) -> bool:
 
 def _with_letter(answer: Answer) -> Answer:
     """`5 m` with its letter as a unit: that is what it is where the other answer has one."""
-    return read(_LETTER_UNIT.sub(r"\\text{\1}\2", answer.latex)) if answer.value is None else answer
+    match = _LETTER_UNIT.fullmatch(answer.latex)
+    return read(rf"{match[1]}\text{{{match[2]}}}{match[3] or ''}") if match else answer
 
 
 def _same_value(a: Answer, b: Answer, factor: Fraction, rules: Rules) -> bool:
@@ -114,6 +116,8 @@ def _same_value(a: Answer, b: Answer, factor: Fraction, rules: Rules) -> bool:
     first, second = a.value, b.value
     if isinstance(first, Text) or isinstance(second, Text):
         fold = isinstance(first, Text) and isinstance(second, Text)
+        if not fold and first is not None and second is not None:
+            return False
         return as_text(a.latex, fold=fold) == as_text(b.latex, fold=fold)
     if isinstance(first, Time) or isinstance(second, Time):
         return _same_time(first, second)
@@ -215,11 +219,11 @@ def _same_mathematics(wanted: str, given: str, rules: Rules) -> bool:
     """Equality of two expressions by Math-Verify.
 
     Raises:
-        symbolic.Costly: this process is no worker.
+        symbolic.CostlyError: this process is no worker.
     """
     if not symbolic.comparable(wanted, given):
         return False
     if not symbolic.here:
-        raise symbolic.Costly
+        raise symbolic.CostlyError
     options = {"strict": rules.strict, "allow_set_relation_comp": rules.allow_set_relation_comp}
     return symbolic.equal(wanted, given, rules.precision, **options)

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from upft_mlx import symbolic
 from upft_mlx.answers import extract_answer, normalize_answer, normalize_gold
 from upft_mlx.equal import Rules, correct
-from upft_mlx.grading import GaveUp, ask
+from upft_mlx.grading import GaveUpError, ask
 
 __all__ = ["VERSION", "Rules", "extract_answer", "is_correct", "judge", "normalize_answer", "normalize_gold"]
 
@@ -39,7 +39,7 @@ def is_correct(
     rules = Rules(percent_as_unit, types, 6 if precision is None else precision, strict, bool(allow_set_relation_comp))
     try:
         return judge(completion, gold, rules)
-    except GaveUp:
+    except GaveUpError:
         return False
 
 
@@ -47,11 +47,11 @@ def judge(completion: str, gold: str, rules: Rules) -> bool:
     """Whether the completion's answer is right; a worker decides where that takes Math-Verify.
 
     Raises:
-        GaveUp: it takes too much time or memory.
+        GaveUpError: it takes too much time or memory.
     """
     try:
         return correct(completion, gold, rules)
-    except symbolic.Costly:
+    except symbolic.CostlyError:
         return ask(completion, gold, rules)
     except RecursionError:
         return False

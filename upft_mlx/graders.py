@@ -15,7 +15,7 @@ from typing import Literal
 from upft_mlx.answers import TAIL, boxed_answer, extract_answer, is_cut_off, own_words, stated_answer
 from upft_mlx.equal import Rules
 from upft_mlx.grade import judge
-from upft_mlx.grading import GaveUp
+from upft_mlx.grading import GaveUpError
 from upft_mlx.notation import tidy
 from upft_mlx.units import split_unit
 from upft_mlx.values import MAX_LENGTH, written
@@ -66,7 +66,7 @@ def grade(task: Task) -> Verdict:
         return Verdict(answer, answer is not None and _same_integer(answer, task.gold))
     try:
         return Verdict(answer, judge(task.completion, task.gold, Rules(task.percent_as_unit)))
-    except GaveUp:
+    except GaveUpError:
         return Verdict(answer, correct=False, gave_up=True)
 
 

@@ -31,7 +31,7 @@ CPU_SECONDS = 2.5
 """Processor time of a worker for one answer."""
 WAIT_SECONDS = 4.5
 """Time after which a worker that has not answered is killed, its start included."""
-LEAST_SECONDS = 1.0
+LEAST_SECONDS = 2.5
 """Time that remains for the answer if the start was slow."""
 START_SECONDS = 120.0
 """Time after which a worker that has not started is given up: sympy takes a second to load, on a busy machine more."""
@@ -44,7 +44,7 @@ _WATCHED = sys.platform == "darwin"
 _CODE = "import sys; sys.path[:] = {path!r}; from upft_mlx.grading import serve; serve()"
 
 
-class GaveUp(Exception):
+class GaveUpError(Exception):
     """A comparison took too much time or memory."""
 
 
@@ -52,7 +52,7 @@ def ask(completion: str, gold: str, rules: Rules) -> bool:
     """A worker's verdict on whether the completion's answer is right; where none can start, this process decides.
 
     Raises:
-        GaveUp: there is none within the bounds.
+        GaveUpError: there is none within the bounds.
     """
     idle = _idle(os.getpid())
     try:
@@ -63,7 +63,7 @@ def ask(completion: str, gold: str, rules: Rules) -> bool:
     verdict = worker.verdict([completion, gold, asdict(rules)])
     if verdict is None:
         idle.append(_Worker())  # loads sympy until it is needed
-        raise GaveUp
+        raise GaveUpError
     idle.append(worker)
     return verdict
 

@@ -17,14 +17,15 @@ from upft_mlx.units import KNOWN
 
 _GREEK = {code: f"\\{unicodedata.name(chr(code)).split()[-1].lower()} " for code in range(0x3B1, 0x3CA)}
 _SYMBOLS = _GREEK | str.maketrans({
-    "\u2212": "-", "\u2010": "-", "\u2011": "-", "\u2013": "-", "\u2014": "-", "\u00d7": r"\times ", "\u00b7": r"\cdot ", "\u00f7": "/", "\u2044": "/",
-    "\u221e": r"\infty ", "\u2264": r"\le ", "\u2265": r"\ge ", "\u2260": r"\ne ", "\u222a": r"\cup ", "\u2208": r"\in ",
-    "\u00b1": r"\pm ", "\u00b0": r"^\circ ", "\u2205": r"\emptyset ", "\u211d": r"\mathbb{R}", "\u03bb": r"\lambda ", "\u2192": r"\to ",
-    "\u2032": "'", "\u2019": "'", "\u2018": "'", "\u201c": '"', "\u201d": '"', "\u3001": ", ", "\u200b": "",
+    **dict.fromkeys("\u2010\u2011\u2012\u2013\u2014\u2212", "-"), **dict.fromkeys("\u00f7\u2044", "/"), "\u200b": "",
+    "\u00d7": r"\times ", "\u00b7": r"\cdot ", "\u00b1": r"\pm ", "\u00b0": r"^\circ ", "\u03bb": r"\lambda ",
+    "\u2264": r"\le ", "\u2265": r"\ge ", "\u2260": r"\ne ", "\u2208": r"\in ", "\u222a": r"\cup ",
+    "\u221e": r"\infty ", "\u2205": r"\emptyset ", "\u211d": r"\mathbb{R}",
+    "\u2018": "'", "\u2019": "'", "\u201c": '"', "\u201d": '"',
 })  # fmt: skip
 _SIGNS = {"$": "dollar", "\u00a2": "cent", "\u00a3": "pound", "\u20ac": "euro", "\u00a5": "yuan", "\u20b9": "rupee"}
 _SIGN = "[{}]".format("".join(_SIGNS))
-_WORDS = "zero one two three four five six seven eight nine ten eleven twelve".split()
+_WORDS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"]
 _SIMPLE = re.compile(r"-?\d+(?:\.\d+)?", re.A)
 
 
@@ -127,7 +128,8 @@ _RULES: list[tuple[str, str | Callable[[re.Match[str]], str]]] = [
     (r"(\\frac\{[^{}]*\})\s*(\d)", r"\1{\2}"),
     (r"\\frac\s*\{\s*([^{}]*?)\s*\}\s*\{\s*([^{}]*?)\s*\}", r"\\frac{\1}{\2}"),
     (r"\\sqrt\s*(\d)", r"\\sqrt{\1}"),
-    (r"\\[dt]binom|\{?\s*\b([\w+-]+)\s*\\choose\s*([\w+-]+)\s*\}?", lambda m: rf"\binom{{{m[1]}}}{{{m[2]}}}" if m[1] else r"\binom"),
+    (r"\\[dt]binom", r"\\binom"),
+    (r"\{?\s*\b([\w+-]+)\s*\\choose\s*([\w+-]+)\s*\}?", r"\\binom{\1}{\2}"),
     (r"(?<=[\dA-F])_\s*(\d+)|_\s*(\d)|_\s*\{\s*(\w+)\s*\}", r"_{\1\2\3}"),
     (r"\\[lr]angle(?![a-z])", lambda match: "()"[match[0] == r"\rangle"]),
     (r"(?<=\.)(\d*)(?:\\(?:overline|bar|dot)\s*\{?\s*(\d+)\s*\}?|\((\d+)\))", r"\1\\overline{\2\3}"),

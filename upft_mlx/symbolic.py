@@ -45,24 +45,24 @@ def equal(wanted: str, given: str, precision: int, *, strict: bool, allow_set_re
         strict: whether names of variables count.
         allow_set_relation_comp: whether a relation may equal a gold set.
     """
-    parse, verify, config = load()
+    _, verify, _ = load()
     try:
-        parsed = [_parsed(text.replace("%", "")) for text in (wanted, given)]
+        first, second = parsed = [_parsed(text.replace("%", "")) for text in (wanted, given)]
         places = _places(wanted, given)
-        constant = _same_constant(*(found[0] for found in parsed), precision, places)
+        constant = _same_constant(first[0], second[0], precision, places)
         if constant is not None:
             return constant
         options = {"strict": strict, "allow_set_relation_comp": allow_set_relation_comp, "timeout_seconds": None}
         if not verify(*parsed, float_rounding=precision, **options):
             return False
-        return not strict or _borne_out(*(found[0] for found in parsed), places)
+        return not strict or _borne_out(first[0], second[0], places)
     except MemoryError:
         raise
     except Exception:  # sympy raises nearly anything on a model's text
         return False
 
 
-class Costly(Exception):
+class CostlyError(Exception):
     """The comparison takes Math-Verify, and so a worker."""
 
 
@@ -110,8 +110,7 @@ def _borne_out(a: Any, b: Any, places: int | None) -> bool:
         return True
     names = sorted(a.free_symbols | b.free_symbols, key=str)
     point = {name: Rational(7 * place + 13, 11 + 2 * place) for place, name in enumerate(names)}
-    values = [value.subs(point) for value in (a, b)]
-    return _same_constant(*values, float("inf"), places) is not False
+    return _same_constant(a.subs(point), b.subs(point), float("inf"), places) is not False
 
 
 @lru_cache(maxsize=1024)

@@ -25,6 +25,8 @@ newton: 1 N newton
 joule: 1 J joule; 1000 kJ kilojoule
 watt: 1 W watt; 1000 kW kilowatt
 volt: 1 V volt
+degree: 1 degree deg
+unit: 1 unit
 """
 KNOWN = {
     name: (Fraction(entry.split()[0]), base)
@@ -34,7 +36,7 @@ KNOWN = {
 }
 _RATES = {"mph": "mile per hour", "kph": "km per hour", "kmh": "km per hour"}
 _POWERS = {"square": 2, "sq": 2, "cubic": 3, "cu": 3, "squared": 2, "cubed": 3}
-_IDLE = {"of", "the", "a", "an", "in", "each", "total", "and", "unit", "degree"}
+_IDLE = {"of", "the", "a", "an", "in", "each", "total", "and"}
 _POWER = r"(?:\s*\^\s*\{?\s*-?\d\s*\}?)?"
 _WORD = rf"(?:\\text\{{[^{{}}]*\}}|(?<![A-Za-z\\])[A-Za-z]+(?![A-Za-z])\.?){_POWER}"
 _UNIT = re.compile(
@@ -55,6 +57,8 @@ class Unit:
 
     def agrees(self, other: "Unit") -> bool:
         """Whether values of the two can be compared: `red apples` are apples, and metres no square metres."""
+        if "unit" in dict(self.base + other.base):  # square units are square metres
+            return sum(power for _, power in self.base) == sum(power for _, power in other.base)
         return self.base == other.base and (self.things <= other.things or other.things <= self.things)
 
 

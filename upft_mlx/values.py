@@ -223,13 +223,11 @@ def _value(node: ast.expr) -> Fraction:
         case ast.UnaryOp(ast.USub(), operand):
             return -_value(operand)
         case ast.BinOp(left, operator, right):
-            return _OPERATORS[type(operator)](_value(left), _value(right))
+            return _FUNCTIONS[type(operator).__name__](_value(left), _value(right))
         case ast.Call(ast.Call(ast.Name(name), [first]), [second]):
-            return {"frac": truediv, "binom": _choose}[name](_value(first), _value(second))
+            return _FUNCTIONS[name](_value(first), _value(second))
         case ast.Call(ast.Name(name), [argument]):
-            return {"sqrt": _root, "fact": lambda value: Fraction(math.factorial(_small(value)))}[name](
-                _value(argument)
-            )
+            return _FUNCTIONS[name](_value(argument))
         case ast.Call(left, [right]):
             return _value(left) * _value(right)
     raise ValueError
@@ -239,10 +237,6 @@ def _small(value: Fraction) -> int:
     if value.denominator != 1 or not 0 <= value <= MAX_FACTORIAL:
         raise ValueError
     return int(value)
-
-
-def _choose(above: Fraction, below: Fraction) -> Fraction:
-    return Fraction(math.comb(_small(above), _small(below)))
 
 
 def _power(base: Fraction, exponent: Fraction) -> Fraction:
@@ -261,13 +255,21 @@ def _root(value: Fraction) -> Fraction:
     return root
 
 
-_OPERATORS: dict[type[ast.operator], Callable[[Fraction, Fraction], Fraction]] = {
-    ast.Add: add, ast.Sub: sub, ast.Mult: mul, ast.Div: truediv, ast.Pow: _power,
-}  # fmt: skip
+_FUNCTIONS: dict[str, Callable[..., Fraction]] = {
+    "Add": add,
+    "Sub": sub,
+    "Mult": mul,
+    "Div": truediv,
+    "Pow": _power,
+    "frac": truediv,
+    "sqrt": _root,
+    "binom": lambda above, below: Fraction(math.comb(_small(above), _small(below))),
+    "fact": lambda value: Fraction(math.factorial(_small(value))),
+}
 
 
 def as_group(text: str) -> Group | None:
-    r"""The parts of a tuple, interval, set, list, union, matrix, ratio, order or `a \pm b`; None for a single answer."""
+    r"""The parts of a tuple, interval, set, list, union, matrix, ratio, order or `a \pm b`; None of one answer."""
     if matrix := _MATRIX.fullmatch(text):
         rows = [row for row in matrix[1].split(r"\\") if row.strip()]
         return Group(f"M{len(rows)}", tuple(cell.strip() for row in rows for cell in row.split("&")))
