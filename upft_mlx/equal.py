@@ -100,7 +100,8 @@ def _equal(wanted: str, given: str, rules: Rules) -> bool:
     if bool(a.unit) != bool(b.unit):
         a, b = (answer if answer.unit else _with_letter(answer) for answer in (a, b))
     if a.unit and b.unit:
-        return a.unit.agrees(b.unit) and _same_value(a, b, b.unit.factor / a.unit.factor, rules)
+        factor = a.unit.within(b.unit)
+        return factor is not None and _same_value(a, b, factor, rules)
     alone = a.unit or b.unit
     return not (alone and alone.compound) and _same_value(a, b, Fraction(1), rules)
 

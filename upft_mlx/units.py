@@ -4,6 +4,8 @@ split_unit(r"15 \text{cm}^2")      -> ("15", Unit(1/10000, (("metre", 2),)))
 split_unit("18 red eggs per day")  -> ("18", Unit(1, (), {"red", "egg", "per", "day"}))   things: words to compare
 """
 
+from __future__ import annotations
+
 import re
 from collections import Counter
 from dataclasses import dataclass
@@ -55,11 +57,15 @@ class Unit:
     compound: bool = False
     """Whether the value is made of several quantities, so that no number of it stands alone."""
 
-    def agrees(self, other: "Unit") -> bool:
-        """Whether values of the two can be compared: `red apples` are apples, and metres no square metres."""
-        if "unit" in dict(self.base + other.base):  # square units are square metres
-            return sum(power for _, power in self.base) == sum(power for _, power in other.base)
-        return self.base == other.base and (self.things <= other.things or other.things <= self.things)
+    def within(self, other: Unit) -> Fraction | None:
+        """How many of this unit are one of the other; None where they differ in kind, like apples and metres.
+
+        `red apples` are apples; square metres are square units.
+        """
+        if "unit" in dict(self.base + other.base):
+            return Fraction(1) if sum(dict(self.base).values()) == sum(dict(other.base).values()) else None
+        things = self.things <= other.things or other.things <= self.things
+        return other.factor / self.factor if things and self.base == other.base else None
 
 
 def split_unit(text: str) -> tuple[str, Unit | None]:
