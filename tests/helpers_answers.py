@@ -17,6 +17,7 @@ KINDS: dict[str, tuple[list[tuple[str, str]], list[tuple[str, str]]]] = {
         (r"\text{2 red and 3 blue}", r"\text{2 red, 3 blue}"), ("Monday", r"\text{Monday}"), ("the 3rd", "3rd"),
         (r"\text{cannot be determined}", "Cannot be determined"), ("infinitely many", r"\text{infinitely many}"),
         (r"\text{a circle}", r"\text{circle}"), ("2nd", r"\text{2nd}"), (r"\text{True}", "true"),
+        (r"\text{non-negative}", "nonnegative"), ("3/4/2021", "3/4/2021"),
     ], [
         ("AAS", "ASA"), ("IX", "XI"), ("HHT", "HTH"), ("cat", "act"), ("no", "on"), ("No", r"\text{yes}"),
         (r"\mathrm{IX}", r"\text{XI}"), ("VI", "IV"), (r"\textbf{tea}", r"\text{eat}"), ("SSA", r"\text{SAS}"),
@@ -33,6 +34,7 @@ KINDS: dict[str, tuple[list[tuple[str, str]], list[tuple[str, str]]]] = {
         ("possible", r"\text{not possible}"), ("line $y=x$", "line $y=-x$"),
         (r"\text{right triangle}", r"\text{right}"), ("none", "0"), (r"\text{The answer is yes}", "no"),
         ("5 is odd", "odd"),
+        ("slope is -2", "slope is 2"), ("3/4/2021", "6/8/2021"), (r"\text{non-real}", r"\text{real}"),
     ]),
     "quantities": ([
         ("7 nickels and 4 dimes", "4 dimes and 7 nickels"),

@@ -40,6 +40,7 @@ _ARITHMETIC = re.compile(r"(?:[\d\s.+*/^!(){}%-]|\\(?:frac|binom|cdot|times|div|
 _TIME = re.compile(
     r"(?P<hour>1?\d|2[0-3])(?::(?P<minute>[0-5]\d))?(?:\s*(?:\\text\{)?(?P<half>[ap])\.?\s*m\b\.?\}?)?", re.I | re.A
 )
+_DATE = re.compile(r"\d{1,2}/\d{1,2}/\d{4}", re.A)
 _ATOM = r"(?:(?:\\[a-z]+(?: ?[A-Z]{1,4}(?![A-Za-z]))?|\|?[A-Za-z]{1,2}\|?)(?:_(?:\w|\{\w+\}))?(?:\(\w\))?)"
 _NAME = re.compile(  # x, x_1, f(x), \theta, |AB|, A:B, \frac{AB}{CD}, (x, y), Area
     rf"\s*(?:{_ATOM}(?:\s*[:/]\s*{_ATOM})*|\\frac\{{{_ATOM}\}}\{{{_ATOM}\}}|\([A-Za-z](?:,\s*[A-Za-z])+\)"
@@ -112,6 +113,8 @@ class Answer:
 @lru_cache(maxsize=4096)
 def read(text: str) -> Answer:
     """The answer that a tidied text is."""
+    if _DATE.fullmatch(text):
+        return Answer("", text, as_text(text))
     if number := as_number(text):
         return Answer("", text, number)
     name, body = sides(text)
@@ -404,8 +407,8 @@ def is_text(text: str) -> bool:
 def as_text(text: str, *, fold: bool = True) -> Text:
     """The words of a text, in small letters if `fold`; digits and mathematics in it stay as they are."""
     bare = re.sub(r"\\text\{([^{}]*)\}", r" \1 ", text)
-    words = re.sub(r"(?i)\b(?:the|an)\b|\ba (?=[a-z]{3})", " ", bare)
-    return Text(re.sub(r"[\s\"'`_-]+|(?<!\d)[.,;:!?]|[.,;:!?](?!\d)", "", words.casefold() if fold else words))
+    words = re.sub(r"(?i)\b(?:the|an)\b|\ba (?=[a-z]{3})|(?<=[a-z])-(?=[a-z])", " ", bare)
+    return Text(re.sub(r"[\s\"'`_]+|(?<!\d)[.,;:!?]|[.,;:!?](?!\d)", "", words.casefold() if fold else words))
 
 
 @lru_cache(maxsize=4096)
