@@ -228,6 +228,7 @@ KINDS: dict[str, tuple[list[tuple[str, str]], list[tuple[str, str]]]] = {
         ("f(x)=0", "f(x)=x,f(x)=0"), (r"\{x : x>2\}", r"\{x : x>3\}"), ("f(x)=x+1", "f(x)=x-1"),
         ("f(x)=2x", "g(x)=2x"), ("2k+1", "2k"), ("AB=5", "CD=5"), (r"\triangle ABC", r"\triangle ABD"),
         (r"\vec{a}", r"\vec{b}"), (r"\angle A", r"\angle B"),
+        ("x+10^{-20}", "x"), ("x+10^{-20}", "x+10^{-21}"),
     ]),
 }  # fmt: skip
 """Kind: right pairs (the answer in a box, the gold), wrong ones."""

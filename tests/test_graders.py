@@ -145,6 +145,7 @@ def test_a_worker_that_fails_costs_its_answer_and_is_replaced(
             ask(failure, "1", Rules())
     assert time.monotonic() - start < grading.SECONDS
     assert first.returncode is not None
+    assert len(sabotaged) == 1, "the next one is being started"
     assert ask(*SYMBOLIC, Rules())
     assert not ask(SYMBOLIC[0], "z^2 + 6z + 4", Rules())
     assert len(sabotaged) == 1
@@ -238,8 +239,10 @@ def test_workers_end_with_their_parent_however_it_ends(end: signal.Signals, busy
 def test_a_fork_has_workers_of_its_own() -> None:
     code = (
         "import os; from upft_mlx import grading; from upft_mlx.equal import Rules\n"
-        f"pair = {SYMBOLIC!r}; assert grading.ask(*pair, Rules()); child = os.fork()\n"
-        "assert all(grading.ask(*pair, Rules()) and not grading.ask(pair[0], 'z', Rules()) for _ in range(50))\n"
+        f"pair = {SYMBOLIC!r}; assert grading.ask(*pair, Rules())\n"
+        "first = grading._idle(os.getpid())[0].process.pid; child = os.fork()\n"
+        "assert grading.ask(*pair, Rules()) and not grading.ask(pair[0], 'z', Rules())\n"
+        "assert (grading._idle(os.getpid())[0].process.pid == first) == (child != 0)\n"
         "assert child == 0 or os.waitpid(child, 0)[1] == 0\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)

@@ -27,8 +27,6 @@ from upft_mlx.equal import Rules, correct
 
 SECONDS = 5.0
 """Time that an answer may take, the start of a worker that replaces another included; most take a millisecond."""
-CPU_SECONDS = 2.5
-"""Processor time of a worker for one answer."""
 WAIT_SECONDS = 4.5
 """Time after which a worker that has not answered is killed, its start included."""
 LEAST_SECONDS = 2.5
@@ -162,8 +160,7 @@ def serve() -> None:
         answers.write(json.dumps(answer) + "\n")
         answers.flush()
         completion, gold, rules = json.loads(questions.get())
-        signal.setitimer(signal.ITIMER_PROF, CPU_SECONDS)  # these signals end the process, C code or not
-        signal.setitimer(signal.ITIMER_REAL, WAIT_SECONDS)
+        signal.setitimer(signal.ITIMER_REAL, WAIT_SECONDS)  # its signal ends the process, C code or not
         try:
             answer = correct(
                 completion,
@@ -172,7 +169,6 @@ def serve() -> None:
             )
         except Exception:  # of memory, for example
             answer = None
-        signal.setitimer(signal.ITIMER_PROF, 0)
         signal.setitimer(signal.ITIMER_REAL, 0)
 
 
