@@ -27,7 +27,7 @@ from upft_mlx.equal import Rules, correct
 
 SECONDS = 5.0
 """Time that an answer may take, the start of a worker that replaces another included; most take a millisecond."""
-WAIT_SECONDS = 4.5
+WAIT_SECONDS = 4.0
 """Time after which a worker that has not answered is killed, its start included."""
 LEAST_SECONDS = 2.5
 """Time that remains for the answer if the start was slow."""
