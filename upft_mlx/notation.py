@@ -133,6 +133,8 @@ _RULES: list[tuple[str, str | Callable[[re.Match[str]], str]]] = [
     (r"(?<=[\dA-F])_\s*(\d+)|_\s*(\d)|_\s*\{\s*(\w+)\s*\}", r"_{\1\2\3}"),
     (r"\\[lr]angle(?![a-z])", lambda match: "()"[match[0] == r"\rangle"]),
     (r"(?<=\.)(\d*)(?:\\(?:overline|bar|dot)\s*\{?\s*(\d+)\s*\}?|\((\d+)\))", r"\1\\overline{\2\3}"),
+    (r"(?<=\.)(\d*?)(\d+?)\2\2+\s*(?:\.\.\.|\\[lc]?dots)$", r"\1\\overline{\2}"),
+    (r"^(?:12 )?noon$", "12:00 pm"),
     (r"[\[(]\s*\\begin\{array\}\{[^{}]*\}(.*?)\\end\{array\}\s*[\])]", r"\\begin{pmatrix}\1\\end{pmatrix}"),
     (r"\\begin\{cases\}([^&]*)\\end\{cases\}|\\begin\{aligned\}(.*)\\end\{aligned\}", _lines),
     # sets, infinity, relations

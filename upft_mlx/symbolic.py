@@ -30,7 +30,9 @@ _HEAVY = re.compile(
 _EXPONENT = re.compile(r"(?:\^|\*\*)\s*\{?\s*-?(\d+)", re.A)
 _BRACKET_POWER = re.compile(r"[)}\]]\s*(?:\^|\*\*)")
 _BASED = re.compile(r"\d[A-F]*\s*_")  # 52_8: Math-Verify drops the base
-_LABELS = re.compile(r"\\[a-zA-Z]+\s*\{?\s*[A-Z]{2}")  # \overrightarrow{AB} is not BA
+_UNREAD = re.compile(  # Math-Verify loses order and primes of \overrightarrow{AB}, \frac{dy}{dx}, f'(x)
+    r"\\[a-zA-Z]+\s*\{?\s*[A-Z]{2}|\\frac\{d[a-z]?\}\{d[a-z]|'"
+)
 _IMAGINARY = re.compile(r"(?<![a-zA-Z\\])i(?![a-zA-Z])(?!.*\\sum)")
 _DECIMAL = re.compile(r"\d*\.(\d+)")
 
@@ -71,7 +73,7 @@ def comparable(wanted: str, given: str) -> bool:
     if not is_maths(wanted) or not is_maths(given) or ("%" in wanted) != ("%" in given):
         return False
     both = f"{wanted} {given}"
-    if _BASED.search(both) or _LABELS.search(both) or _other_case(wanted, given):
+    if _BASED.search(both) or _UNREAD.search(both) or _other_case(wanted, given):
         return False
     return not too_costly(wanted) and not too_costly(given)
 
@@ -94,7 +96,7 @@ def _same_constant(a: Any, b: Any, precision: float, places: int | None) -> bool
     distance = max(abs(first[0] - second[0]), abs(first[1] - second[1]))
     if places is not None and places >= precision and 2 * distance * 10**places <= 1:
         return bool(size * 10**places >= 1000)
-    return bool(distance <= size / 10 ** (DIGITS // 2 if places is None else 12))
+    return bool(distance <= size / 10 ** (DIGITS - 10 if places is None else 12))
 
 
 def _places(*answers: str) -> int | None:

@@ -41,7 +41,7 @@ _TIME = re.compile(
     r"(?P<hour>1?\d|2[0-3])(?::(?P<minute>[0-5]\d))?(?:\s*(?:\\text\{)?(?P<half>[ap])\.?\s*m\b\.?\}?)?", re.I | re.A
 )
 _DATE = re.compile(r"\d{1,2}/\d{1,2}/\d{4}", re.A)
-_ATOM = r"(?:(?:\\[a-z]+(?: ?[A-Z]{1,4}(?![A-Za-z]))?|\|?[A-Za-z]{1,2}\|?)(?:_(?:\w|\{\w+\}))?(?:\(\w\))?)"
+_ATOM = r"(?:(?:\\[a-z]+(?: ?[A-Z]{1,4}(?![A-Za-z]))?|\|?[A-Za-z]{1,2}'*\|?)(?:_(?:\w|\{\w+\}))?(?:\(\w\))?)"
 _NAME = re.compile(  # x, x_1, f(x), \theta, |AB|, A:B, \frac{AB}{CD}, (x, y), Area
     rf"\s*(?:{_ATOM}(?:\s*[:/]\s*{_ATOM})*|\\frac\{{{_ATOM}\}}\{{{_ATOM}\}}|\([A-Za-z](?:,\s*[A-Za-z])+\)"
     r"|\\text\{[^{}]*\}|[A-Za-z]{3,}(?: [A-Za-z]+)*)\s*",
