@@ -10,20 +10,15 @@ text      = words, Roman numerals, labels        \text{cat}   no   IX   AAS   3 
 expression = whatever else                       2x + 1
 """
 
-import ast
-import math
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
-from operator import add, mul, sub, truediv
 
+from upft_mlx.exact import exact
 from upft_mlx.units import Unit, split_unit
 
 MAX_LENGTH = 400  # characters; a longer answer is compared as text only
-MAX_BITS = 20_000  # of a number that is worked out exactly
-MAX_FACTORIAL = 1000
 
 _DECIMAL = r"(?:(?:\d{1,3}(?:,\d{3})+|\d{1,3}(?:\ \d{3})+|\d+)(?:\.\d*)?|\.\d+)"
 _INTEGER = re.compile(r"-?\d+", re.A)
@@ -36,7 +31,6 @@ _PLAIN = re.compile(
     )(?:\s*(?P<percent>%))?""",
     re.X | re.I | re.A,
 )
-_ARITHMETIC = re.compile(r"(?:[\d\s.+*/^!(){}%-]|\\(?:frac|binom|cdot|times|div|sqrt|overline)(?![a-z]))+", re.A)
 _TIME = re.compile(
     r"(?P<hour>1?\d|2[0-3])(?::(?P<minute>[0-5]\d))?(?:\s*(?:\\text\{)?(?P<half>[ap])\.?\s*m\b\.?\}?)?", re.I | re.A
 )
@@ -154,8 +148,12 @@ def _time(match: re.Match[str]) -> Time:
 
 
 def as_number(text: str) -> Number | None:
-    """The exact number: written out (`written`), or worked out from what has only numbers in it."""
-    return written(text) or _computed(text)
+    """The exact number: written out (`written`), or worked out from what has only numbers in it (`exact`)."""
+    if (number := written(text)) or len(text) > MAX_LENGTH:
+        return number
+    bare = text.rstrip("% ")
+    percent, value = bare != text, exact(bare)
+    return None if value is None else Number(value / 100 if percent else value, 0, percent)
 
 
 def written(text: str) -> Number | None:
@@ -178,97 +176,6 @@ def written(text: str) -> Number | None:
 
 def _decimal(digits: str) -> Fraction:
     return Fraction(re.sub(r"[, ]", "", digits).rstrip(".") or "0")
-
-
-def _computed(text: str) -> Number | None:
-    r"""The value of `2^{10}`, `\binom{10}{3}`, `7!/5!`, `0.\overline{36}`: read as Python reads sums of brackets.
-
-    None of what is not rational, or too large.
-    """
-    if len(text) > MAX_LENGTH or not _ARITHMETIC.fullmatch(text) or "!!" in text:
-        return None
-    source = bare = text.rstrip("% ")
-    for pattern, replacement in _PYTHON:
-        source = pattern.sub(replacement, source)
-    try:
-        value = _value(ast.parse(source.strip(), mode="eval").body)
-    except (SyntaxError, ArithmeticError, ValueError, TypeError, KeyError, RecursionError, MemoryError):
-        return None
-    return Number(value / 100 if bare != text else value, 0, bare != text)
-
-
-def _repeating(match: re.Match[str]) -> str:
-    whole, digits, repeated = match[1] or "0", match[2], match[3]
-    return f"({whole}+{int(digits + repeated) - int(digits or 0)}/{(10 ** len(repeated) - 1) * 10 ** len(digits)})"
-
-
-_PYTHON: list[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]]] = [
-    (re.compile(r"(\d*)\.(\d*)\\overline\{(\d+)\}", re.A), _repeating),
-    (re.compile(r"(\d*)\.(\d+)", re.A), lambda match: f"({match[1] or 0}{match[2]}/{10 ** len(match[2])})"),
-    (re.compile(r"(\d+)\s*\\frac\{(\d+)\}\{(\d+)\}", re.A), r"(\1+\2/\3)"),  # a mixed number
-    (re.compile(r"(?<=[\d)}])\s*(?=\\(?:frac|binom|sqrt))", re.A), "*"),
-    (re.compile(r"\\(?:cdot|times)"), "*"),
-    (re.compile(r"\\div"), "/"),
-    (re.compile(r"\\"), " "),
-    (re.compile(r"\^"), "**"),
-    (re.compile(r"\{"), "("),
-    (re.compile(r"\}"), ")"),
-    (re.compile(r"(\d+|\([^()]*\))\s*!", re.A), r"fact(\1)"),
-    (re.compile(r"(?<!\d)0+(?=\d)", re.A), ""),
-]
-
-
-def _value(node: ast.expr) -> Fraction:
-    """The value of Python's tree; `frac(1)(2)` is a call of a call, `2(3)` a call too, and means a product."""
-    match node:
-        case ast.Constant(int(value)):
-            return Fraction(value)
-        case ast.UnaryOp(ast.USub(), operand):
-            return -_value(operand)
-        case ast.BinOp(left, operator, right):
-            return _FUNCTIONS[type(operator).__name__](_value(left), _value(right))
-        case ast.Call(ast.Call(ast.Name(name), [first]), [second]):
-            return _FUNCTIONS[name](_value(first), _value(second))
-        case ast.Call(ast.Name(name), [argument]):
-            return _FUNCTIONS[name](_value(argument))
-        case ast.Call(left, [right]):
-            return _value(left) * _value(right)
-    raise ValueError
-
-
-def _small(value: Fraction) -> int:
-    if value.denominator != 1 or not 0 <= value <= MAX_FACTORIAL:
-        raise ValueError
-    return int(value)
-
-
-def _power(base: Fraction, exponent: Fraction) -> Fraction:
-    if exponent.denominator == 2:
-        base, exponent = _root(base), 2 * exponent
-    size = max(base.numerator.bit_length(), base.denominator.bit_length())
-    if exponent.denominator != 1 or size * abs(exponent) > MAX_BITS or base == exponent == 0:
-        raise ValueError
-    return Fraction(base ** int(exponent))
-
-
-def _root(value: Fraction) -> Fraction:
-    root = Fraction(math.isqrt(value.numerator), math.isqrt(value.denominator))
-    if root * root != value:
-        raise ValueError
-    return root
-
-
-_FUNCTIONS: dict[str, Callable[..., Fraction]] = {
-    "Add": add,
-    "Sub": sub,
-    "Mult": mul,
-    "Div": truediv,
-    "Pow": _power,
-    "frac": truediv,
-    "sqrt": _root,
-    "binom": lambda above, below: Fraction(math.comb(_small(above), _small(below))),
-    "fact": lambda value: Fraction(math.factorial(_small(value))),
-}
 
 
 def as_group(text: str) -> Group | None:
