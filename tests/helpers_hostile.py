@@ -124,3 +124,43 @@ def hostile(count: int, seed: int = 0) -> list[str]:
     """So many answers, the kinds in turn; none of them gives GOLD."""
     rng = random.Random(seed)
     return [KINDS[index % len(KINDS)](rng) for index in range(count)]
+
+
+GOLDS = [
+    *(
+        "2^{1000}",
+        r"\frac{x+1}{y-2}",
+        r"\sqrt{x}+\sin x",
+        "x^2-5x+6=0",
+        r"\log_3 x",
+        r"(1,\sqrt2)",
+        r"\{1,\sqrt{x},y\}",
+    ),
+    *(r"\binom{1000}{500}", "100!", r"\text{yes}", "x<5", r"e^{x^{2}}", r"x_1=\sqrt2, x_2=\sqrt3", "42"),
+]
+
+
+def _costly(rng: random.Random) -> str:
+    """What the grader does not refuse at once."""
+    n = rng.randint(2, 60)
+    answers = [
+        *(
+            rf"\log_{{{n}}} x",
+            rf"\frac{{x^{{{n}}}-1}}{{x-1}}",
+            rf"{n}^{{x}}={n + 1}^{{y}}",
+            rf"x^{{{n}}}+y^{{{n}}}={n}^{{{n}}}",
+        ),
+        *(rf"\tan(\tan(\tan(x^{{{n}}})))", "+".join(rf"\frac{{1}}{{x+{k}}}" for k in range(20)), "x" * 100_000),
+        rf"{n}^{{{n}}}" + r" + \frac{a}{b} + \sqrt{c}" * 5000,
+    ]
+    return rf"\boxed{{{rng.choice(answers)}}}"
+
+
+def hostile_pairs(count: int, seed: int = 0) -> list[tuple[str, str]]:
+    """So many pairs of a completion and a gold, one or both hostile; none of them equal."""
+    rng = random.Random(seed)
+    texts = hostile(count, seed + 1)
+    golds = [rng.choice(GOLDS) if place % 5 else _costly(rng) for place in range(count)]
+    return [
+        (text if place % 2 else _costly(rng), gold) for place, (text, gold) in enumerate(zip(texts, golds, strict=True))
+    ]

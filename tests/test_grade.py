@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers_answers import KINDS, STATED
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from upft_mlx import grade, symbolic
+from upft_mlx import symbolic
 from upft_mlx.grade import extract_answer, is_correct, normalize_answer, normalize_gold
 
 EXTRACTED = [
@@ -109,6 +110,21 @@ def test_other_answers_are_wrong(answer: str, gold: str) -> None:
     assert not is_correct(rf"Thus it is $\boxed{{{answer}}}$.", gold)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_answers_of_each_kind(kind: str) -> None:
+    right, wrong = KINDS[kind]
+    refused = [pair for pair in right if not is_correct(rf"So it is $\boxed{{{pair[0]}}}$.", pair[1])]
+    accepted = [pair for pair in wrong if is_correct(rf"So it is $\boxed{{{pair[0]}}}$.", pair[1])]
+    assert (refused, accepted) == ([], [])
+
+
+def test_answers_that_stand_in_sentences() -> None:
+    right, wrong = STATED
+    refused = [pair for pair in right if not is_correct(*pair)]
+    accepted = [pair for pair in wrong if is_correct(*pair)]
+    assert (refused, accepted) == ([], [])
+
+
 @pytest.mark.parametrize(
     ("text", "gold"),
     [
@@ -186,6 +202,7 @@ def test_fractions_are_compared_exactly(a: Any, b: Any) -> None:
     assert is_correct(text, str(b)) == (a == b)
 
 
+@settings(deadline=None)
 @given(st.integers(0, 10**9))
 def test_thousands_separators_and_cents_change_nothing(n: int) -> None:
     for text in (f"{n:,}", f"${n:,}.00", f"{n} apples", f"The answer is {n:,}.", f"so there are {n:,}", f"#### {n:,}"):
@@ -226,29 +243,6 @@ def test_what_the_benchmarks_ask_for_is_not_refused(answer: str) -> None:
     assert not symbolic.too_costly(answer)
 
 
-def test_a_comparison_that_exceeds_the_allowance_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert is_correct(r"\boxed{(z+1)(z+5)}", "z^2 + 6z + 5")
-    for name, value in (("CALLS", 50), ("SECONDS", 0.0)):
-        with monkeypatch.context() as patch:
-            patch.setattr(symbolic, name, value)
-            grade._symbolic.cache_clear()
-            symbolic._parsed.cache_clear()
-            assert not is_correct(r"\boxed{(z+1)(z+5)}", "z^2 + 6z + 5")
-        assert is_correct(r"\boxed{(z+1)(z+5)}", "z^2 + 6z + 5"), "what was given up is not remembered"
-    assert sys.getprofile() is None
-
-
-def test_a_profiler_is_left_alone() -> None:
-    seen = []
-    sys.setprofile(lambda *event: seen.append(event[1]))
-    try:
-        assert is_correct(r"\boxed{(w+1)(w+7)}", "w^2 + 8w + 7")
-        assert sys.getprofile() is not None
-    finally:
-        sys.setprofile(None)
-    assert seen
-
-
 def read(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
@@ -264,6 +258,12 @@ def test_math500s_gold_answers_and_solutions_are_right(shared: Path) -> None:
         assert normalize_gold(row["solution"]) == row["answer"]
         assert is_correct(rf"\boxed{{{row['answer']}}}", row["answer"])
         assert is_correct(f"The answer is ${row['answer']}$.", row["solution"])
+
+
+def test_pairs_from_public_reports(shared: Path) -> None:
+    rows = read(shared / "data" / "grading" / "answer_pairs.jsonl")
+    wrong = [row["id"] for row in rows if is_correct(row["completion"], row["gold"]) != row["correct"]]
+    assert (len(rows), wrong) == (131, [])
 
 
 def test_labelled_cases_of_other_graders(shared: Path) -> None:

@@ -16,6 +16,7 @@ from conftest import MODEL
 from helpers_input import assert_fails, upft, write
 from test_sides import write_adapter
 
+from upft_mlx.grade import VERSION
 from upft_mlx.narrow import narrowed, recipe_for_model
 from upft_mlx.rows import EvaluationRow, read_rows
 
@@ -145,6 +146,35 @@ def test_show_lists_every_row(measured: Path) -> None:
     assert text.count("arithmetic evaluation-") == 24
     signs = sum(row.correct for side in ("base", "tuned") for row in rows(measured, side))
     assert text.count("✓") == signs
+
+
+def test_show_grades_stored_rows_again_and_writes_nothing(measured: Path, folder: Path) -> None:
+    run = folder / "run"
+    shutil.copytree(measured, run)
+    assert {row.grader for row in rows(run, "base")} == {VERSION}
+    path = run / "evaluation" / "arithmetic" / "base.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    old = [
+        {**line, "correct": not line["correct"] if place in (3, 7) else line["correct"]}
+        for place, line in enumerate(lines)
+    ]
+    for line in old:
+        del line["grader"]  # as the first version wrote them
+    path.write_text("".join(json.dumps(line) + "\n" for line in old))
+    before = path.read_bytes()
+    facts = json.loads(upft("show", run, "--grade", "--json").stdout)
+    found = facts["benchmarks"]["arithmetic"]
+    assert facts["grader"] == VERSION
+    assert found["base"]["graders"] == [1]
+    assert [row["problem_id"] for row in found["base"]["changed"]] == [lines[3]["problem_id"], lines[7]["problem_id"]]
+    assert [row["correct_now"] for row in found["base"]["changed"]] == [lines[3]["correct"], lines[7]["correct"]]
+    assert found["base"]["regraded"] == sum(line["correct"] for line in lines) / 24
+    assert found["tuned"]["changed"] == []
+    text = upft("show", run, "--grade").stdout
+    assert "2 of 24 rows change (graded by version 1)" in text
+    assert all(line["problem_id"] in text for line in (lines[3], lines[7]))
+    assert path.read_bytes() == before
+    assert_fails(upft("show", run, "--grade", "--benchmark", "gsm8k"), 1, "no benchmark 'gsm8k'")
 
 
 def test_show_has_one_problem_whole(measured: Path) -> None:

@@ -228,15 +228,14 @@ def test_a_missing_adapter_is_refused(recipe: Recipe, tmp_path: Path) -> None:
 def test_answers_that_cannot_be_graded_in_time_are_wrong_and_said_to_be(
     make_recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Slow:
-        def grade(self, tasks: list[Task]) -> list[Verdict]:
-            return [Verdict(None, correct=False, gave_up=True) for _ in tasks]
+    def slow(tasks: list[Task]) -> list[Verdict]:
+        return [Verdict(None, correct=False, gave_up=True) for _ in tasks]
 
-    monkeypatch.setattr(stage_evaluate, "shared_pool", Slow)
+    monkeypatch.setattr(stage_evaluate, "grade_all", slow)
     recipe = make_recipe(evaluate={"benchmarks": [{"name": "arithmetic", "limit": 4}]})
     _, events = evaluated(recipe, tmp_path / "run")
     notes = [event.text for event in events if isinstance(event, Note)]
-    assert f"arithmetic: 4 answers took over {grading.SECONDS:g} s to grade and count as wrong" in notes
+    assert f"arithmetic: 4 answers took too long to grade ({grading.SECONDS:g} s) and count as wrong" in notes
 
 
 # Kills.

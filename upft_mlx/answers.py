@@ -15,12 +15,13 @@ these wins:
 A box that is opened and never closed is an answer that was cut off: where no other is complete, there is none.
 """
 
+import html
 import re
 from collections.abc import Sequence
 from itertools import pairwise
 
-from upft_mlx.notation import decimal_commas, tidy
-from upft_mlx.values import MAX_LENGTH, as_number, is_maths, key
+from upft_mlx.notation import LABELLED, QUANTITIES, decimal_commas, tidy
+from upft_mlx.values import MAX_LENGTH, Number, is_maths, key, read
 
 __all__ = [
     *("boxed_answer", "extract_answer", "is_cut_off", "normalize_answer", "normalize_gold", "own_words"),
@@ -30,6 +31,7 @@ __all__ = [
 TAIL = 2000  # characters at the end of a completion in which an unmarked answer is looked for
 STATED_LINES = 3  # non-blank lines at the end in which "the answer is" counts
 JOINT_LENGTH = 60  # characters at most between two boxes of one list
+LONGEST = 1_000_000  # characters of a text that are looked at, the last ones
 MARKS = 50  # of the lines that begin with ####, the last so many are looked at
 
 _BRACES = re.compile(r"(?P<box>\\{1,4}(?:boxed|fbox|framebox)\s*\{)|\\.|[{}]", re.S)
@@ -69,9 +71,25 @@ _MATHS = re.compile(
 _DELIMITED = re.compile(  # whatever stands between: without plain numbers around, a $ sign is no dollar
     r"\$\$(.+?)\$\$|\\\[(.+?)\\\]|\\\(([^\n]+?)\\\)|(?<!\\)\$((?:\\[^\n]|[^$\n\\])+)\$", re.S
 )
+_DENIED = re.compile(r"(?:not|never|neither|no longer|unknown)\b(?!\s+defined)|n't\b", re.I)
+_NO_ANSWER = re.compile(
+    r"(?:\b(?:not|never|neither|nor|cannot|(?:less|more|greater|fewer) than)|n't)(?:\s+(?:equal(?: to)?|be))?\s+\W*$"
+    r"|\bbetween\s[^.\n]{1,40}\band\s+\W*$",
+    re.I,
+)
+_GOES_ON = re.compile(r"\s*(?:[-+*/^=:<>]|,?\s*(?:or|and|to|remainder|rem|R)\b|\\[a-z]|,\s*\d)")
+_KIND = re.compile(r"(?:the )?(?:set|interval|point|(?:ordered )?pair|triple|vector|matrix)\s+(?=[\[({\\$])", re.I)
+_DATE = re.compile(r"(?:jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)[a-z]*\.?\s\d{1,2}(?:,?\s\d{4})?", re.I)
+_TAG = re.compile(r"<(b|i|u|p|em|strong|span|code)>([^<]{0,200})</\1>")
+_ENTITY = re.compile(r"&(?:lt|gt|le|ge|ne|amp|nbsp|minus|times);")
 _INTEGER = r"(?:\d{1,3}(?:,\d{3})+|\d+)"
 _AMOUNT = rf"(?:\\[dt]?frac\s*\{{-?\d+\}}\s*\{{\d+\}}|{_INTEGER}(?:\.\d+)?(?:/\d+(?!\.?\d))?|\.\d+)"
-_NUMBER = re.compile(rf"(?<![A-Za-z\d.,])(?:(?<![\w.)}}])-)?[$\u00a3\u20ac]?{_AMOUNT}(?:\s?(?:\\?%|percent))?", re.A)
+_COMPOUND = re.compile(r"\d[\d.]* [a-z]+,? (?:and )?\d[\d.]* [a-z]+(?! [a-z]+ \d)", re.A)
+_CLOCK = r"\d{1,2}(?::\d\d)?\s?[ap]\.?m\b\.?|\d+(?::\d+)+"
+_NUMBER = re.compile(
+    rf"(?<![A-Za-z\d.,])(?:{_CLOCK}|(?:(?<![\w.)}}])-)?[$\u00a3\u20ac]?{_AMOUNT}(?:\s?(?:\\?%|percent))?)", re.A | re.I
+)
+_EITHER = re.compile(rf"({_NUMBER.pattern})[$\s]+or[$\s]+$", re.A | re.I)
 _WORD = re.compile(r"\\(?:text|mbox|mathrm|textbf)\s*\{[^{}]+\}|[A-Za-z]")
 
 
@@ -107,6 +125,9 @@ def extract_answer(completion: str, match_types: Sequence[str] = ("latex", "expr
 
 def own_words(completion: str) -> str:
     """The completion less its thoughts and less what it invents after its answer: the next question."""
+    completion = completion[-LONGEST:]
+    if "&" in completion or "</" in completion:
+        completion = _TAG.sub(r"\2", _ENTITY.sub(lambda match: html.unescape(match[0]), completion))
     thought, _, spoken = completion.rpartition("</think>")
     text = spoken if thought and spoken.strip() else completion
     marks = [mark.end() for mark in (_STATED.search(text), re.search("boxed|####", text)) if mark]
@@ -128,10 +149,10 @@ def _said_last(text: str) -> str | None:
 
 def _plain(text: str) -> str | None:
     """A plain number: all of the text, the stated one, else the last."""
-    if as_number(tidy(text)):
+    if _is_number(text):
         return text
     stated = stated_answer(text)
-    if stated and as_number(tidy(stated)):
+    if stated and _is_number(stated):
         return stated
     numbers = list(_NUMBER.finditer(text))
     return numbers[-1][0].strip() if numbers else None
@@ -156,7 +177,7 @@ def normalize_gold(text: str) -> str:
 
     A bare answer comes back as it is, less the $ signs around it.
     """
-    bare = text.strip()
+    bare = text[-LONGEST:].strip()
     marked = boxed_answer(bare) or _after_hashes(bare)
     if marked is None and (len(bare) > MAX_LENGTH / 2 or "\n" in bare):
         marked = extract_answer(bare)
@@ -218,7 +239,7 @@ def _after_hashes(text: str) -> str | None:
         value, last = mark[1].replace("**", "").strip(), not text[mark.end() :].strip()
         if last and _STATED.search(value):
             return stated_answer(value)
-        if value and (last or (len(value) <= MAX_LENGTH and as_number(tidy(value)))) and not _HEADED.match(value):
+        if value and (last or (len(value) <= MAX_LENGTH and _is_number(value))) and not _HEADED.match(value):
             return value
     return None
 
@@ -261,14 +282,27 @@ def _first_value(rest: str) -> str | None:
     if rest.startswith(("\\[", "$$")) and (display := _MATHS.match(rest)):
         return _inside(display)
     phrase = _SENTENCE_END.split(rest.splitlines()[0], maxsplit=1)[0]
-    phrase = phrase.replace("**", "").replace("__", "").strip().rstrip(".").strip()
+    phrase = phrase.replace("**", "").replace("__", "").strip(" `").rstrip(".").strip(" `")
+    phrase = _KIND.sub("", phrase)
+    if _DENIED.match(phrase):
+        return None
     if whole := _MATHS.fullmatch(phrase):
         return _inside(whole)
-    if not phrase or is_maths(tidy(phrase)) or as_number(tidy(phrase)) or _WORD.fullmatch(phrase):
+    if not phrase or is_maths(tidy(phrase)) or _is_number(phrase) or _WORD.fullmatch(phrase):
         return phrase or None
-    if (number := _NUMBER.match(phrase)) and not re.match(r"\s*[-+*/=^]", phrase[number.end() :]):
-        return number[0]
+    if QUANTITIES.fullmatch(phrase) or LABELLED.match(phrase) or _DATE.fullmatch(phrase):
+        return phrase
+    if number := _NUMBER.match(phrase):
+        if not _GOES_ON.match(phrase, number.end()):
+            return number[0]
+        if "=" not in phrase and len(phrase) <= 40:
+            return phrase
     return _last_value(phrase) or (phrase if len(phrase) <= 40 else None)
+
+
+def _is_number(text: str) -> bool:
+    """Whether a text is a number, with its unit or without."""
+    return isinstance(read(tidy(text)).value, Number)
 
 
 def _bare(text: str) -> str | None:
@@ -283,12 +317,26 @@ def _bare(text: str) -> str | None:
 
 
 def _last_value(text: str) -> str | None:
-    """The last number, or the maths between delimiters where no number follows it."""
+    """The last number, or the maths between delimiters where no number follows it; of `5 or 6` both.
+
+    A number that is denied or a bound is no answer: "is not 6", "between 5 and 6".
+    """
     numbers = list(_NUMBER.finditer(text))
     maths = [span for span in _MATHS.finditer(text) if is_maths(tidy(_inside(span)))]
     if maths and (not numbers or numbers[-1].end() <= maths[-1].end()):
-        return _inside(maths[-1])
-    return numbers[-1][0].strip() if numbers else None
+        last, value = maths[-1], _inside(maths[-1])
+    elif numbers:
+        last, value = numbers[-1], numbers[-1][0].strip()
+    else:
+        return None
+    before = text[max(0, last.start() - 60) : last.start()]
+    if _NO_ANSWER.search(before):
+        return None
+    together = _COMPOUND.search(text[max(0, last.start() - 60) : last.end() + 20])
+    if together and (unit := read(tidy(together[0])).unit) and unit.compound:
+        return together[0]
+    either = _EITHER.search(before)
+    return f"{either[1]}, {value}" if either else value
 
 
 def _inside(maths: re.Match[str]) -> str:

@@ -13,6 +13,8 @@ from pydantic import ValidationError
 from upft_mlx.benchmarks import Entry, load_benchmark, resolve
 from upft_mlx.errors import RunDirError, UpftError
 from upft_mlx.escape import quoted
+from upft_mlx.grade import VERSION
+from upft_mlx.graders import Task, grade_all
 from upft_mlx.load import load_recipe
 from upft_mlx.recipe import Recipe
 from upft_mlx.report import STAGES, collect
@@ -153,15 +155,19 @@ def seen(run: RunDir, benchmarks: Sequence[str] = (), *, only_flips: bool = Fals
         RunDirError: no such benchmark, nothing has been measured, or the rows were changed since.
     """
     _refuse_changed(run, "evaluate")
-    recipe = recipe_of(run)
-    entries = {entry.label: entry for entry in resolve(recipe.evaluate)}
+    seed, found = recipe_of(run).seed, list[Seen]()
+    for entry in _entries(run, benchmarks):
+        questions = _questions(entry, seed)
+        found += _flips(entry.label, run, questions) if only_flips else _all(entry.label, run, questions)
+    return found
+
+
+def _entries(run: RunDir, benchmarks: Sequence[str]) -> list[Entry]:
+    """The benchmarks of these labels, all of the run where there are none."""
+    entries = {entry.label: entry for entry in resolve(recipe_of(run).evaluate)}
     if unknown := [label for label in benchmarks if label not in entries]:
         raise RunDirError(f"{run.root}: no benchmark {quoted(unknown[0])}; this run has {', '.join(entries) or 'none'}")
-    found: list[Seen] = []
-    for label in benchmarks or entries:
-        questions = _questions(entries[label], recipe.seed)
-        found += _flips(label, run, questions) if only_flips else _all(label, run, questions)
-    return found
+    return [entries[label] for label in benchmarks or entries]
 
 
 def of_problem(items: Sequence[Seen], problem_id: str) -> list[Seen]:
@@ -176,6 +182,48 @@ def of_problem(items: Sequence[Seen], problem_id: str) -> list[Seen]:
         hint = f"; did you mean {', '.join(near)}?" if near else ""
         raise RunDirError(f"no problem {quoted(problem_id)} among the rows{hint}")
     return found
+
+
+def regraded(run: RunDir, benchmarks: Sequence[str] = ()) -> dict[str, Any]:
+    """What changes when the rows on the disk are graded again by this version's grader; nothing is written.
+
+    Args:
+        run: the run.
+        benchmarks: labels; empty: all.
+
+    Returns:
+        `grader` (this version's) and, by benchmark and side, `graders` (those of the rows), `rows`, `accuracy`, the
+        new one in `regraded`, and in `changed` the rows with `answer_now` and `correct_now`. A private set, whose
+        completions are not stored, is `withheld`.
+
+    Raises:
+        RunDirError: no such benchmark.
+    """
+    found: dict[str, Any] = {"grader": VERSION, "benchmarks": {}, "withheld": []}
+    for entry in _entries(run, benchmarks):
+        sides = {side: path for side in SIDES if (path := run.rows_of(entry.label, side)).exists()}
+        if entry.private:
+            found["withheld"] += [entry.label] if sides else []
+            continue
+        found["benchmarks"][entry.label] = {side: _regraded(entry, path) for side, path in sides.items()}
+    return found
+
+
+def _regraded(entry: Entry, path: Path) -> dict[str, Any]:
+    rows = list(read_rows(path, EvaluationRow))
+    verdicts = grade_all([Task(row.completion, row.gold, entry.grader, entry.percent_as_unit) for row in rows])
+    pairs = list(zip(rows, verdicts, strict=True))
+    return {
+        "graders": sorted({row.grader for row in rows}),
+        "rows": len(rows),
+        "accuracy": sum(row.correct for row in rows) / max(1, len(rows)),
+        "regraded": sum(verdict.correct for verdict in verdicts) / max(1, len(rows)),
+        "changed": [
+            {**asdict(row), "answer_now": verdict.answer, "correct_now": verdict.correct}
+            for row, verdict in pairs
+            if row.correct != verdict.correct
+        ],
+    }
 
 
 def _questions(entry: Entry, seed: int) -> dict[str, str]:

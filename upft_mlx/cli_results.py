@@ -83,6 +83,7 @@ def _pushed(facts: dict[str, Any]) -> str:
         "folder, a name in runs/, or the recipe's file.",
         "upft show quickstart",
         "upft show quickstart --flips",
+        "upft show quickstart --grade",
         "upft show my-recipe.yaml --problem evaluation-0007",
     )
 )
@@ -90,11 +91,19 @@ def _pushed(facts: dict[str, Any]) -> str:
 @click.option("--flips", is_flag=True, help="What is right on one side and wrong on the other.")
 @click.option("--rows", is_flag=True, help="Every problem and sample.")
 @click.option("--problem", metavar="ID", help="One problem: question, gold answer and the completions.")
+@click.option("--grade", is_flag=True, help="Grade the rows again: what this version's grader changes. Writes nothing.")
 @click.option("--benchmark", "benchmarks", multiple=True, metavar="NAME", help="Only this one; may be repeated.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 @click.option("--debug", is_flag=True, help="Show tracebacks.")
 def show(
-    run: str, flips: bool, rows: bool, problem: str | None, benchmarks: Sequence[str], as_json: bool, debug: bool
+    run: str,
+    flips: bool,
+    rows: bool,
+    problem: str | None,
+    grade: bool,
+    benchmarks: Sequence[str],
+    as_json: bool,
+    debug: bool,
 ) -> None:
     """See the help."""
     quiet_libraries()
@@ -102,6 +111,10 @@ def show(
         from upft_mlx import browse, ui
 
         found = browse.find_run(run)
+        if grade:
+            facts = browse.regraded(found, benchmarks)
+            click.echo(json.dumps(facts, indent=2, ensure_ascii=False)) if as_json else ui.print_regraded(facts)
+            return
         if not (flips or rows or problem):
             facts = browse.facts_of(found)
             if as_json:

@@ -5,14 +5,20 @@ integer    AIME: an integer, written out; `073` is 73, `\frac{146}{2}` and 73.5 
 choice     a letter: `\boxed{C}`, "the answer is (C)", "C) 42 m/s" in the last line
 """
 
+import os
 import re
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Literal
 
 from upft_mlx.answers import TAIL, boxed_answer, extract_answer, is_cut_off, own_words, stated_answer
-from upft_mlx.grade import is_correct
+from upft_mlx.equal import Rules
+from upft_mlx.grade import judge
+from upft_mlx.grading import GaveUpError
 from upft_mlx.notation import tidy
-from upft_mlx.values import MAX_LENGTH, as_number
+from upft_mlx.units import split_unit
+from upft_mlx.values import MAX_LENGTH, written
 
 Grader = Literal["maths", "integer", "choice"]
 LETTERS = "ABCDEFGHIJ"
@@ -24,6 +30,7 @@ _CHOSEN = re.compile(
     r"|\b(?:option|choice|answer)\s+\(?([A-J])\)?\s+is\s+(?:the\s+)?(?:correct|right|best)"
     r"|\b(?:choose|chose|select|pick)\s+(?:(?:option|choice)\s+)?\(?([A-J])\b"
 )
+_ANOTHER = re.compile(r"[\s).:]*(?:,|;|&|/|and|or)\s*(?:(?:and|or)\s+)?\(?[A-J]\)?(?=\s*(?:$|[,.;)&/]|and\b|or\b))")
 
 
 @dataclass(frozen=True)
@@ -57,14 +64,23 @@ def grade(task: Task) -> Verdict:
     answer = extract_answer(task.completion)
     if task.grader == "integer":
         return Verdict(answer, answer is not None and _same_integer(answer, task.gold))
-    return Verdict(answer, is_correct(task.completion, task.gold, percent_as_unit=task.percent_as_unit))
+    try:
+        return Verdict(answer, judge(task.completion, task.gold, Rules(task.percent_as_unit)))
+    except GaveUpError:
+        return Verdict(answer, correct=False, gave_up=True)
+
+
+def grade_all(tasks: Sequence[Task]) -> list[Verdict]:
+    """The verdicts on the tasks, in their order; several workers compare at a time."""
+    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as threads:
+        return list(threads.map(grade, tasks))
 
 
 def _same_integer(answer: str, gold: str) -> bool:
     r"""Whether both are the same integer; `m + n = 73` is 73, a value to be worked out is none."""
     if len(answer) > MAX_LENGTH:
         return False
-    given, wanted = (as_number(tidy(text).rpartition("=")[2].strip()) for text in (answer, gold))
+    given, wanted = (written(split_unit(tidy(text).rpartition("=")[2].strip())[0]) for text in (answer, gold))
     if given is None or wanted is None or given.percent or r"\frac" in answer or "/" in answer:
         return False
     return given.value == wanted.value
@@ -79,12 +95,13 @@ def chosen_letter(completion: str) -> str | None:
     for found in (boxed, stated_answer(text)):
         if letter := _leading_letter(found):
             return letter
-    if chosen := list(_CHOSEN.finditer(text[-TAIL:])):
+    chosen = list(_CHOSEN.finditer(text[-TAIL:]))
+    if chosen and not _ANOTHER.match(text[-TAIL:], chosen[-1].end()):
         return next(group for group in chosen[-1].groups() if group).upper()
     return _leading_letter(text[-TAIL:].rstrip().rpartition("\n")[2])
 
 
 def _leading_letter(text: str | None) -> str | None:
     """`C`, `(C)`, `C) 42`, `Option C: 42`, `\\text{C. 42}`; a sentence that begins with "A" is none."""
-    match = _LETTER.match(_COMMANDS.sub("", text[:MAX_LENGTH])) if text else None
-    return match[1].upper() if match else None
+    match = _LETTER.match(plain := _COMMANDS.sub("", text[:MAX_LENGTH])) if text else None
+    return match[1].upper() if match and not _ANOTHER.match(plain, match.end()) else None

@@ -1,7 +1,8 @@
-"""Grading in processes of its own: no answer can take longer than its time, and none can crash a run.
+"""Workers: processes that compare what takes sympy; no answer takes more than its time and its memory.
 
-A worker reads tasks and writes verdicts, a JSON line each. One that does not answer in time, or dies, is replaced, and
-its answer is wrong. Workers are started at the first need and end with this process, by whatever it ends.
+A worker says "ready", then reads questions and writes verdicts, a JSON line each. One that does not answer in time, or
+dies, is replaced. Workers start at the first need. They end with this process, however it ends: a thread of theirs
+watches the pipe, and the system ends one that is too busy to notice.
 """
 
 from __future__ import annotations
@@ -9,185 +10,177 @@ from __future__ import annotations
 import atexit
 import json
 import os
+import queue
 import resource
 import select
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections import deque
-from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from functools import cache
-from typing import IO
 
 from upft_mlx import symbolic
-from upft_mlx.graders import Task, Verdict, grade
+from upft_mlx.equal import Rules, correct
 
 SECONDS = 5.0
-"""Time that an answer may take; most take less than a millisecond."""
+"""Time that an answer may take, the start of a worker that replaces another included; most take a millisecond."""
+WAIT_SECONDS = 4.0
+"""Time after which a worker that has not answered is killed, its start included."""
+LEAST_SECONDS = 2.5
+"""Time that remains for the answer if the start was slow."""
 START_SECONDS = 120.0
-"""Time that a worker may take to start, or to load sympy: it is not charged to an answer."""
-MEMORY_BYTES = 8 << 30
-"""Address space of a worker, where the system limits it."""
-CPU_SECONDS = 60
-"""Time after which the system ends a worker that works on one answer and whose parent is gone."""
+"""Time after which a worker that has not started is given up: sympy takes a second to load, on a busy machine more."""
+MEMORY_BYTES = 512 << 20
+"""Memory of a worker."""
+POLL_SECONDS = 0.2
+"""macOS does not limit a process's memory, so this process looks at it so often."""
+_WATCHED = sys.platform == "darwin"
 
 _CODE = "import sys; sys.path[:] = {path!r}; from upft_mlx.grading import serve; serve()"
-_GAVE_UP = Verdict(None, correct=False, gave_up=True)
 
 
-class GraderPool:
-    """Worker processes that grade."""
+class GaveUpError(Exception):
+    """A comparison took too much time or memory."""
 
-    def __init__(self, workers: int | None = None, seconds: float = SECONDS) -> None:
-        self._size = workers or min(4, os.cpu_count() or 1)
-        self._seconds = seconds
-        self._idle: list[_Worker] = []
 
-    def grade(self, tasks: Sequence[Task]) -> list[Verdict]:
-        """The verdicts on the tasks, in their order; where no worker can be started, this process grades."""
-        verdicts = [_GAVE_UP] * len(tasks)
-        waiting = deque(enumerate(tasks))
-        busy: dict[_Worker, int] = {}
-        try:
-            while waiting or busy:
-                while waiting and len(busy) < self._size:
-                    index, task = waiting.popleft()
-                    worker = self._sent(task)
-                    if worker is None:
-                        verdicts[index] = grade(task)
-                    else:
-                        busy[worker] = index
-                for worker, verdict in _finished(list(busy)) if busy else ():
-                    verdicts[busy.pop(worker)] = verdict
-                    if worker.alive:
-                        self._idle.append(worker)
-        finally:
-            for worker in busy:  # interrupted: what they still answer belongs to nobody
-                worker.end()
-        return verdicts
+def ask(completion: str, gold: str, rules: Rules) -> bool:
+    """A worker's verdict on whether the completion's answer is right; where none can start, this process decides.
 
-    def _sent(self, task: Task) -> _Worker | None:
-        """The worker that has the task now; one that died while idle is replaced."""
-        while self._idle:
-            if (worker := self._idle.pop()).send(task):
-                return worker
-        try:
-            worker = _Worker(self._seconds)
-        except OSError:
-            return None
-        return worker if worker.send(task) else None
+    Raises:
+        GaveUpError: there is none within the bounds.
+    """
+    idle = _idle(os.getpid())
+    try:
+        worker = _taken(idle)
+    except OSError:
+        symbolic.here = True
+        return correct(completion, gold, rules)
+    verdict = worker.verdict([completion, gold, asdict(rules)])
+    if verdict is None:
+        idle.append(_Worker())  # loads sympy until it is needed
+        raise GaveUpError
+    idle.append(worker)
+    return verdict
 
-    def close(self) -> None:
-        """End the workers."""
-        while self._idle:
-            self._idle.pop().end()
+
+def _taken(idle: list[_Worker]) -> _Worker:
+    """A worker that has nothing to do and has not died meanwhile, else a new one."""
+    with suppress(IndexError):
+        while (worker := idle.pop()).process.poll() is not None:
+            worker.end()
+        return worker
+    return _Worker()
 
 
 @cache
-def shared_pool() -> GraderPool:
-    """The pool of this process, which ends with it."""
-    pool = GraderPool()
-    atexit.register(pool.close)
-    return pool
+def _idle(process: int) -> list[_Worker]:
+    """The workers of this process that have nothing to do; a fork has its own."""
+    workers: list[_Worker] = []
 
+    def close() -> None:
+        while os.getpid() == process and workers:
+            workers.pop().end()
 
-def _finished(workers: Sequence[_Worker]) -> list[tuple[_Worker, Verdict]]:
-    """Wait for one worker at least that is done, dead or out of time."""
-    patience = max(0.0, min(worker.deadline for worker in workers) - time.monotonic())
-    heard = select.select(workers, [], [], patience)[0]
-    found = [(worker, verdict) for worker in heard if (verdict := worker.receive())]
-    late = [worker for worker in workers if worker not in heard and time.monotonic() >= worker.deadline]
-    for worker in late:
-        worker.end()
-    return [*found, *((worker, _GAVE_UP) for worker in late)]
+    atexit.register(close)
+    return workers
 
 
 class _Worker:
-    """One process and what is known of it."""
+    """One process and the pipes to it."""
 
-    def __init__(self, seconds: float) -> None:
-        self._seconds, self._buffer = seconds, b""
-        command = [sys.executable, "-c", _CODE.format(path=sys.path)]
-        self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
-        )
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._input, self._output = self._process.stdin, self._process.stdout
-        self._started, self.alive = False, True
-        self.deadline = time.monotonic() + START_SECONDS
+    def __init__(self) -> None:
+        command, pipe = [sys.executable, "-c", _CODE.format(path=sys.path)], subprocess.PIPE
+        self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL)
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self._input, self._output = self.process.stdin, self.process.stdout
+        self._ready = False
 
-    def fileno(self) -> int:
-        """For select."""
-        return self._output.fileno()
-
-    def send(self, task: Task) -> bool:
-        """Whether the worker takes the task; it ends where it does not."""
-        self.deadline = time.monotonic() + (self._seconds if self._started else START_SECONDS)
+    def verdict(self, question: object) -> bool | None:
+        """The answer to a question; None, and the worker ends, where it has none within the bounds."""
+        answer, deadline = None, time.monotonic() + WAIT_SECONDS
         try:
-            self._input.write(json.dumps(asdict(task)).encode() + b"\n")
-            self._input.flush()
+            self._ready = self._ready or self._heard(START_SECONDS) == "ready"
+            if self._ready:
+                self._input.write(json.dumps(question).encode() + b"\n")
+                self._input.flush()
+                answer = self._heard(max(LEAST_SECONDS, deadline - time.monotonic()))
         except OSError:
-            self.end()
-            return False
-        return True
+            pass
+        finally:
+            if not isinstance(answer, bool):  # an interruption too: what it still answers belongs to nobody
+                self.end()
+        return answer if isinstance(answer, bool) else None
 
-    def receive(self) -> Verdict | None:
-        """The verdict if it is there by now; a worker that is gone gave up."""
-        data = os.read(self.fileno(), 1 << 20)
-        if not data:
-            self.end()
-            return _GAVE_UP
-        *lines, self._buffer = (self._buffer + data).split(b"\n")
-        for line in lines:
-            message = json.loads(line)
-            if isinstance(message, dict):
-                return Verdict(**message)
-            self._started = True
-            self.deadline = time.monotonic() + (START_SECONDS if message == "loading" else self._seconds)
-        return None
+    def _heard(self, seconds: float) -> object:
+        """The next line, None where there is none in that time or the memory is exceeded."""
+        deadline, line = time.monotonic() + seconds, b""
+        while not line.endswith(b"\n"):
+            left = deadline - time.monotonic()
+            if left <= 0 or (_WATCHED and _resident(self.process.pid) > MEMORY_BYTES):
+                return None
+            if select.select([self._output], [], [], min(left, POLL_SECONDS) if _WATCHED else left)[0]:
+                data = os.read(self._output.fileno(), 4096)
+                if not data:
+                    return None
+                line += data
+        return json.loads(line)
 
     def end(self) -> None:
         """Kill the process."""
-        self.alive = False
-        self._process.kill()
-        self._process.wait()
-        with suppress(OSError):
-            self._input.close()
-        self._output.close()
+        self.process.kill()
+        self.process.wait()
+        for pipe in (self._input, self._output):
+            with suppress(OSError):
+                pipe.close()
+
+
+def _resident(process: int) -> int:
+    """Bytes of memory that a process holds, 0 where that cannot be told."""
+    done = subprocess.run(["ps", "-o", "rss=", "-p", str(process)], capture_output=True, text=True, check=False)
+    return 1024 * int(done.stdout.strip() or 0)
 
 
 def serve() -> None:
-    """What a worker does: a line "ready", then a verdict for each task, until its parent is gone."""
+    """What a worker does until its parent is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # what a library prints must not come between
     with suppress(OSError, ValueError):
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, resource.RLIM_INFINITY))
-    symbolic.on_load = lambda word: _say(answers, word)
-    _say(answers, "ready")
-    for line in sys.stdin:
-        _limit_cpu()
-        _say(answers, asdict(_graded(Task(**json.loads(line)))))
+    symbolic.here = True
+    symbolic.load()
+    questions: queue.SimpleQueue[str] = queue.SimpleQueue()
+    threading.Thread(target=_listen, args=(questions,), daemon=True).start()
+    answer: object = "ready"
+    while True:
+        answers.write(json.dumps(answer) + "\n")
+        answers.flush()
+        completion, gold, rules = json.loads(questions.get())
+        signal.setitimer(signal.ITIMER_REAL, WAIT_SECONDS)  # its signal ends the process, C code or not
+        try:
+            answer = correct(
+                completion,
+                gold,
+                Rules(**{**rules, "match_types": rules["match_types"] and tuple(rules["match_types"])}),
+            )
+        except Exception:  # of memory, for example
+            answer = None
+        signal.setitimer(signal.ITIMER_REAL, 0)
 
 
-def _graded(task: Task) -> Verdict:
-    try:
-        return grade(task)
-    except (Exception, symbolic.Spent):  # of memory, for example
-        return _GAVE_UP
-
-
-def _say(answers: IO[str], message: object) -> None:
-    answers.write(json.dumps(message) + "\n")
-    answers.flush()
-
-
-def _limit_cpu() -> None:
-    usage = resource.getrusage(resource.RUSAGE_SELF)
-    limit = int(usage.ru_utime + usage.ru_stime) + CPU_SECONDS
-    with suppress(OSError, ValueError):
-        resource.setrlimit(resource.RLIMIT_CPU, (limit, resource.getrlimit(resource.RLIMIT_CPU)[1]))
+def _listen(questions: queue.SimpleQueue[str]) -> None:
+    """Hand on what the parent asks; end the process when the parent is gone, even if a copy of it holds the pipe."""
+    parent, rest = os.getppid(), b""
+    while os.getppid() == parent:
+        if select.select([0], [], [], 1.0)[0]:
+            data = os.read(0, 1 << 20)
+            if not data:
+                break
+            *lines, rest = (rest + data).split(b"\n")
+            for line in lines:
+                questions.put(line.decode())
+    os._exit(0)

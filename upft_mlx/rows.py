@@ -76,6 +76,8 @@ class EvaluationRow:
     tokens: int
     """Length of the completion, without EOS."""
     finish_reason: FinishReason
+    grader: int = 1
+    """Version of the grader (`grade.VERSION`); rows that name none are from version 1."""
 
 
 @dataclass(frozen=True)

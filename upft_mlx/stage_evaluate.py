@@ -15,9 +15,9 @@ from pathlib import Path
 from upft_mlx.benchmarks import QUESTION, Entry, Set
 from upft_mlx.decoding import Completion, OnStep, Request
 from upft_mlx.events import EvaluationStarted, Graded, Note, Observer, Progress, Side, ignore
-from upft_mlx.grade import normalize_answer
-from upft_mlx.graders import Task, Verdict
-from upft_mlx.grading import SECONDS, shared_pool
+from upft_mlx.grade import VERSION, normalize_answer
+from upft_mlx.graders import Task, Verdict, grade_all
+from upft_mlx.grading import SECONDS
 from upft_mlx.models import Loaded
 from upft_mlx.parallel import mine, ranks, rounds
 from upft_mlx.problems import Problem
@@ -167,14 +167,16 @@ class Evaluator:
         return self._samplers[side]
 
     def _rows(self, asked: Sequence[tuple[Problem, int]], completions: Sequence[Completion]) -> list[EvaluationRow]:
-        """The rows of these problems and samples; all are graded at once, by other processes."""
+        """The rows of these problems and samples; all are graded at once."""
         entry = self._part.entry
         texts = [self._loaded.tokenizer.decode(completion.ids) for completion in completions]
         pairs = zip(texts, asked, strict=True)
         tasks = [Task(text, str(p.answer), entry.grader, entry.percent_as_unit) for text, (p, _) in pairs]
-        verdicts = shared_pool().grade(tasks)
+        verdicts = grade_all(tasks)
         if given_up := sum(verdict.gave_up for verdict in verdicts):
-            self._notify(Note(f"{entry.label}: {given_up} answers took over {SECONDS:g} s to grade and count as wrong"))
+            self._notify(
+                Note(f"{entry.label}: {given_up} answers took too long to grade ({SECONDS:g} s) and count as wrong")
+            )
         parts = zip(asked, completions, texts, verdicts, strict=True)
         return [_row(entry, problem, sample, *rest) for (problem, sample), *rest in parts]
 
@@ -210,6 +212,7 @@ def _row(
         correct=verdict.correct,
         tokens=len(completion.ids),
         finish_reason=completion.finish_reason,
+        grader=VERSION,
     )
 
 

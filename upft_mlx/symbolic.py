@@ -1,139 +1,142 @@
-r"""Equality of two expressions by Math-Verify, within an allowance of work (sympy is loaded at the first need).
+r"""Equality of two expressions by Math-Verify, past what it gets wrong (sympy is loaded at the first need).
 
-Math-Verify's own timeouts are signals and work in the main thread alone, so it is called without them. Instead,
-what could take long is refused (`too_costly`), its calls of functions are counted, and the clock is looked at while
-counting. Whoever must be sure that nothing outlives the clock, C code included, grades in another process
-(`graders.GraderPool`).
+What could take long is refused (`too_costly`); whatever else takes long, or much memory, is the business of the process
+that asks: `grading` asks in one that can be killed.
 """
 
 import logging
 import re
-import sys
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
 from functools import lru_cache
 from itertools import accumulate
-from types import FrameType
 from typing import Any
 
-from upft_mlx.values import MAX_LENGTH
+from upft_mlx.values import MAX_LENGTH, is_maths
 
-CALLS = 1_000_000
-"""Python calls that one parse or one comparison may take; MATH's answers need 0.2 million."""
-SECONDS = 4.0
-"""Time that the comparison of one answer may take in all; it takes milliseconds."""
 MAX_DEPTH = 8  # brackets inside brackets
 MAX_EXPONENT = 100
 MAX_NUMERIC_EXPONENT = 9999  # where there is no letter and no function: 2^{4950}
-MAX_BRACKET_EXPONENT = 10  # of a bracket, which may have to be expanded
+DIGITS = 40  # to which constants are worked out
+
+here = False
+"""Whether this process is one that may ask Math-Verify: a worker, which can be killed."""
 
 _HEAVY = re.compile(
-    r"\\(?:int|iint|oint|prod|lim|binom|choose|cdots|ldots|dots)(?![a-z])|!!|[)}\]]\s*!|\d{3,}\s*!|\d{40,}"
+    r"\\(?:int|iint|oint|prod|lim|cdots|ldots|dots)(?![a-z])|!!|[)}\]]\s*!|\d{3,}\s*!|\d{40,}|\\binom\{[^{}]*\d{4}"
+    r"|\\sum.*(?:\\sum|\d{3})|\d{3}.*\\sum"
+    r"|(?:\^|\*\*|\\exp)\s*(?:[{(](?:[^{}()]|\{[^{}]*\})*|\d+|\w)\s*(?:\^|\*\*)"  # towers
+    r"|\\exp[^a-z]*\d{3}|(?:\^|\*\*)\s*\{[^{}]*\{[^{}]*\d{3}"
+    r"|[)}\]]\s*(?:\^|\*\*)\s*\{?\s*(?:1[1-9]|[2-9]\d|\d{3})"  # powers of brackets
 )
-_POWER = re.compile(r"(?P<bracket>[)}\]])?\s*(?:\^|\*\*|\\exp(?![a-z]))\s*")
+_EXPONENT = re.compile(r"(?:\^|\*\*)\s*\{?\s*-?(\d+)", re.A)
+_BRACKET_POWER = re.compile(r"[)}\]]\s*(?:\^|\*\*)")
+_BASED = re.compile(r"\d[A-F]*\s*_")  # 52_8: Math-Verify drops the base
+_UNREAD = re.compile(  # Math-Verify loses order and primes of \overrightarrow{AB}, \frac{dy}{dx}, f'(x)
+    r"\\[a-zA-Z]+\s*\{?\s*[A-Z]{2}|\\frac\{d[a-z]?\}\{d[a-z]|'"
+)
+_IMAGINARY = re.compile(r"(?<![a-zA-Z\\])i(?![a-zA-Z])(?!.*\\sum)")
+_DECIMAL = re.compile(r"\d*\.(\d+)")
 
 
-on_load: Callable[[str], object] = str
-"""Called with "loading" before sympy is loaded and with "loaded" behind it: that takes seconds, once."""
-
-
-class Spent(BaseException):
-    """The allowance is used up. No Exception: sympy and Math-Verify swallow those."""
-
-
-_deadline: ContextVar[float] = ContextVar("deadline", default=float("inf"))
-
-
-@contextmanager
-def allowance(seconds: float | None = None) -> Iterator[None]:
-    """What happens inside is to end within `seconds` (unset: SECONDS); one that is running already goes on."""
-    if _deadline.get() < float("inf"):
-        yield
-        return
-    token = _deadline.set(time.monotonic() + (SECONDS if seconds is None else seconds))
-    try:
-        yield
-    finally:
-        _deadline.reset(token)
-
-
-def check() -> None:
-    """Look at the clock.
-
-    Raises:
-        Spent: the allowance's time is over.
-    """
-    if time.monotonic() > _deadline.get():
-        raise Spent
-
-
-def verified(wanted: str, given: str, **options: Any) -> bool:
-    """Math-Verify's verdict on two tidied answers; what it cannot read is unequal.
+def equal(wanted: str, given: str, precision: int, *, strict: bool, allow_set_relation_comp: bool) -> bool:
+    """Whether Math-Verify holds two tidied answers equal and their values bear it out; what it cannot read is unequal.
 
     Args:
         wanted: the gold answer.
         given: the model's.
-        options: of `math_verify.verify`.
-
-    Raises:
-        Spent: it took too long.
+        precision: see `equal.Rules`, like the rest.
+        strict: whether names of variables count.
+        allow_set_relation_comp: whether a relation may equal a gold set.
     """
-    _, verify, _ = _math_verify()
+    _, verify, _ = load()
     try:
-        return bool(_counted(verify, _parsed(wanted), _parsed(given), timeout_seconds=None, **options))
+        first, second = parsed = [_parsed(text.replace("%", "")) for text in (wanted, given)]
+        places = _places(wanted, given)
+        constant = _same_constant(first[0], second[0], precision, places)
+        if constant is not None:
+            return constant
+        options = {"strict": strict, "allow_set_relation_comp": allow_set_relation_comp, "timeout_seconds": None}
+        if not verify(*parsed, float_rounding=precision, **options):
+            return False
+        return not strict or _borne_out(first[0], second[0], places)
+    except MemoryError:
+        raise
     except Exception:  # sympy raises nearly anything on a model's text
         return False
 
 
+class CostlyError(Exception):
+    """The comparison takes Math-Verify, and so a worker."""
+
+
+def comparable(wanted: str, given: str) -> bool:
+    """Whether Math-Verify can be trusted with these, and not for long."""
+    if not is_maths(wanted) or not is_maths(given) or ("%" in wanted) != ("%" in given):
+        return False
+    both = f"{wanted} {given}"
+    if _BASED.search(both) or _UNREAD.search(both) or _other_case(wanted, given):
+        return False
+    return not too_costly(wanted) and not too_costly(given)
+
+
+def _same_constant(a: Any, b: Any, precision: float, places: int | None) -> bool | None:
+    """Whether two constants have one value, or one is the other rounded; None of what is no constant.
+
+    Args:
+        a: an expression.
+        b: another.
+        precision: digits behind the point from which a decimal may be rounded.
+        places: how many the longest decimal has; None: there is none, and the values are exact.
+    """
+    if not all(getattr(value, "is_number", False) and getattr(value, "is_commutative", False) for value in (a, b)):
+        return None
+    first, second = (value.evalf(DIGITS, maxn=4 * DIGITS).as_real_imag() for value in (a, b))
+    size = max(map(abs, (*first, *second)))
+    if not size.is_finite:
+        return bool(a == b)
+    distance = max(abs(first[0] - second[0]), abs(first[1] - second[1]))
+    if places is not None and places >= precision and 2 * distance * 10**places <= 1:
+        return bool(size * 10**places >= 1000)
+    return bool(distance <= size / 10 ** (DIGITS - 10 if places is None else 12))
+
+
+def _places(*answers: str) -> int | None:
+    """Digits behind the point of the longest decimal in the answers."""
+    return max((len(match[1]) for answer in answers for match in _DECIMAL.finditer(answer)), default=None)
+
+
+def _borne_out(a: Any, b: Any, places: int | None) -> bool:
+    """Whether two expressions have the same value at a point; True where that cannot be told."""
+    from sympy import Expr, Rational
+
+    if not isinstance(a, Expr) or not isinstance(b, Expr):
+        return True
+    names = sorted(a.free_symbols | b.free_symbols, key=str)
+    point = {name: Rational(7 * place + 13, 11 + 2 * place) for place, name in enumerate(names)}
+    return _same_constant(a.subs(point), b.subs(point), float("inf"), places) is not False
+
+
 @lru_cache(maxsize=1024)
 def _parsed(text: str) -> Any:
-    parse, _, config = _math_verify()
+    from sympy import Expr, I
+
+    parse, _, config = load()
     options = {"extraction_config": [config], "fallback_mode": "no_fallback", "parsing_timeout": None}
-    return _counted(parse, rf"\boxed{{{text}}}", **options)
-
-
-def _counted(function: Callable[..., Any], *args: Any, **options: Any) -> Any:
-    """`function`'s result, or Spent raised inside it after CALLS calls of functions or at the deadline.
-
-    This thread's profiling hook counts them: that works in any thread, and a grade hardly depends on the machine's
-    speed. Where somebody else profiles, nothing is counted.
-    """
-    if sys.getprofile() is not None:
-        return function(*args, **options)
-    left = CALLS
-    check()
-
-    def count(_frame: FrameType, event: str, _argument: Any) -> None:
-        nonlocal left
-        if event == "call":
-            left -= 1
-            if left < 0:
-                raise Spent
-            if left % 512 == 0:
-                check()
-
-    sys.setprofile(count)
-    try:
-        return function(*args, **options)
-    finally:
-        sys.setprofile(None)
+    found = parse(rf"\boxed{{{text}}}", **options)
+    if found and _IMAGINARY.search(text) and isinstance(found[0], Expr):
+        return [found[0].subs({name: I for name in found[0].free_symbols if name.name == "i"}), *found[1:]]
+    return found
 
 
 @lru_cache(maxsize=1)
-def _math_verify() -> tuple[Any, Any, Any]:
-    """`parse`, `verify`, the extraction; loading them, which takes seconds, is not charged to the answer."""
-    start = time.monotonic()
-    on_load("loading")
+def load() -> tuple[Any, Any, Any]:
+    """`parse`, `verify` and what to extract."""
     from math_verify import LatexExtractionConfig, parse, verify
 
     for module in ("parser", "grader"):  # both warn that their timeouts are off, and of what they gave up
         logging.getLogger(f"math_verify.{module}").setLevel(logging.CRITICAL)
     config = LatexExtractionConfig(boxed_match_priority=0)
-    parse(r"\boxed{x}", [config], parsing_timeout=None)  # the first one builds the parser's tables
-    _deadline.set(_deadline.get() + time.monotonic() - start)
-    on_load("loaded")
+    first, second = (parse(rf"\boxed{{{text}}}", [config], parsing_timeout=None) for text in ("(x+1)^2", "x^2+2x+1"))
+    verify(first, second, timeout_seconds=None)  # the first time takes a second: tables are built, modules loaded
     return parse, verify, config
 
 
@@ -141,32 +144,18 @@ def too_costly(answer: str) -> bool:
     """Whether an expression could keep sympy busy: towers and high powers, factorials, sums, deep nesting."""
     if len(answer) > MAX_LENGTH or _HEAVY.search(answer) or max(depths(answer), default=0) > MAX_DEPTH:
         return True
-    if answer.count(r"\sum") > 1 or (r"\sum" in answer and re.search(r"\d{3}", answer)):
-        return True
     numeric = not re.search("[a-zA-Z]", re.sub(r"\\(?:frac|cdot|times)", "", answer))
-    powers = list(_POWER.finditer(answer))
-    if sum(bool(power["bracket"]) for power in powers) > 4:
-        return True
-    return any(_too_high(power, numeric) for power in powers)
-
-
-def _too_high(power: re.Match[str], numeric: bool) -> bool:
-    """Whether a power has a power or a large number in its exponent."""
-    exponent = _argument(power.string[power.end() :])
-    limit = MAX_NUMERIC_EXPONENT if numeric else MAX_EXPONENT
-    limit = MAX_BRACKET_EXPONENT if power["bracket"] else limit
-    return "^" in exponent or any(int(digits) > limit for digits in re.findall(r"\d+", exponent, re.A))
-
-
-def _argument(text: str) -> str:
-    """The bracket at the start of `text` up to its end, else a number or one character."""
-    open_at = depths(text)
-    if open_at[:1] != [1]:
-        number = re.match(r"-?\d+", text, re.A)
-        return number[0] if number else text[:1]
-    return text[: open_at.index(0)] if 0 in open_at else text
+    highest = max((int(digits) for digits in _EXPONENT.findall(answer)), default=0)
+    return len(_BRACKET_POWER.findall(answer)) > 4 or highest > (MAX_NUMERIC_EXPONENT if numeric else MAX_EXPONENT)
 
 
 def depths(text: str) -> list[int]:
     """How many brackets are open after each character."""
     return list(accumulate((character in "([{") - (character in ")]}") for character in text))
+
+
+def _other_case(a: str, b: str) -> bool:
+    """Math-Verify reads capital letters as small ones, which makes R equal r."""
+    letters = [set(re.findall("[A-Za-z]", re.sub(r"\\[A-Za-z]+", "", text))) for text in (a, b)]
+    lowered = [{letter.lower() for letter in found} for found in letters]
+    return letters[0] != letters[1] and lowered[0] == lowered[1]

@@ -28,7 +28,7 @@ from upft_mlx.ui_live import LiveView
 from upft_mlx.ui_pager import paged
 from upft_mlx.ui_plain import PlainView
 from upft_mlx.ui_plan import print_plan
-from upft_mlx.ui_show import Seen, detail, listing
+from upft_mlx.ui_show import Seen, detail, listing, regrading
 from upft_mlx.ui_summary import file_lines, summary
 from upft_mlx.ui_tables import print_analysis, print_comparison, print_recipes
 from upft_mlx.ui_text import glyphs_for, wrapped
@@ -116,6 +116,15 @@ def print_seen(items: Sequence[Seen], *, only_flips: bool, whole: bool, console:
     glyphs = glyphs_for(console.encoding)
     parts = [part for item in items for part in detail(item, glyphs)] if whole else []
     parts = parts or list(listing(items, glyphs, console.width, only_flips=only_flips))
+    with paged(console, parts):
+        for part in parts:
+            console.print(part)
+
+
+def print_regraded(facts: dict[str, Any], console: Console | None = None) -> None:
+    """Print what another grader changes (`browse.regraded`), through a pager where that is long."""
+    console = console or open_console()
+    parts = list(regrading(facts, glyphs_for(console.encoding)))
     with paged(console, parts):
         for part in parts:
             console.print(part)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 from rich.console import RenderableType
 from rich.rule import Rule
@@ -90,6 +90,34 @@ def _answer(row: EvaluationRow | None, glyphs: Glyphs) -> Text:
     sign, style = (glyphs.done, "green") if row.correct else (glyphs.wrong, "red")
     answer = "none found" if row.answer is None else glyphs.line(row.answer)[:ANSWER]
     return Text(f"{sign} {answer}", style)
+
+
+def regrading(facts: dict[str, Any], glyphs: Glyphs) -> Iterator[RenderableType]:
+    """What another grader changes: a line per benchmark and side, a line per row whose verdict is another."""
+    for label, sides in facts["benchmarks"].items():
+        for side, found in sides.items():
+            graders = " and ".join(map(str, found["graders"]))
+            change = f"{100 * found['accuracy']:.1f} % {glyphs.arrow} {100 * found['regraded']:.1f} %"
+            yield Text(f"{glyphs.line(label)} {side}: {change}", "bold").append(
+                f"  {len(found['changed'])} of {found['rows']} rows change (graded by version {graders or 'none'})",
+                "dim",
+            )
+            for row in found["changed"]:
+                yield _changed(row, glyphs)
+    for label in facts["withheld"]:
+        yield Text(f"{glyphs.line(label)}: private, its completions are not stored and cannot be graded again", "dim")
+    yield Text(f"this version's grader: {facts['grader']}; nothing was written", "dim")
+
+
+def _changed(row: dict[str, Any], glyphs: Glyphs) -> Text:
+    answers = [glyphs.line(answer or "none found")[:ANSWER] for answer in (row["answer"], row["answer_now"])]
+    sample = f" #{row['sample']}" if row["sample"] else ""
+    sign, style = (glyphs.done, "green") if row["correct_now"] else (glyphs.wrong, "red")
+    answer = answers[0] if answers[0] == answers[1] else f"{answers[0]} {glyphs.arrow} {answers[1]}"
+    gold = glyphs.line(row["gold"])[:ANSWER]
+    return (
+        Text("  ").append(f"{sign} {answer}", style).append(f"  gold {gold}  {glyphs.line(row['problem_id'])}{sample}")
+    )
 
 
 def detail(item: Seen, glyphs: Glyphs) -> Iterator[RenderableType]:
