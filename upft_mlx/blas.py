@@ -47,6 +47,8 @@ class Blas:
     is_fast: bool = True
     trouble: str = ""
     """Why there is no fast one; empty where there is, or none was wanted."""
+    path: str = ""
+    """Of the library that was loaded."""
 
     def __str__(self) -> str:
         """What a run records: its numbers repeat bit by bit with the same library, kernel and threads."""
@@ -305,5 +307,5 @@ def _describe(library: ctypes.CDLL, path: str) -> Blas:
             continue
         config.restype = core.restype = ctypes.c_char_p
         version = config().decode().split()
-        return Blas(f"OpenBLAS {version[1]} ({core().decode()})", int(threads()))
-    return Blas(Path(path).name)
+        return Blas(f"OpenBLAS {version[1]} ({core().decode()})", int(threads()), path=path)
+    return Blas(Path(path).name, path=path)
