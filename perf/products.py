@@ -38,7 +38,8 @@ def rate(operations: int, run: Callable[[], mx.array]) -> float:
 def main() -> None:
     """A line per shape."""
     print(
-        f"mlx {metadata.version('mlx')}; {platform.machine()}, {os.cpu_count()} cores; {mx.default_device()}; {blas.used()}"
+        f"mlx {metadata.version('mlx')}; {platform.machine()}, {os.cpu_count()} cores; {mx.default_device()}; "
+        f"{blas.used()}"
     )
     print(
         f"{'rows x inputs x outputs':>24}  forward: dense NN, dense NT, 4 bits   backward: dense NN, dense NT, 4 bits"
@@ -59,7 +60,8 @@ def main() -> None:
         rates = [rate(2 * rows * inputs * outputs, run) for run in runs]
         name = f"{rows} x {inputs} x {outputs}"
         print(
-            f"{name:>24}  {rates[0]:17.1f} {rates[1]:9.1f} {rates[2]:7.1f} {rates[3]:20.1f} {rates[4]:9.1f} {rates[5]:7.1f}"
+            f"{name:>24}  {rates[0]:17.1f} {rates[1]:9.1f} {rates[2]:7.1f} "
+            f"{rates[3]:20.1f} {rates[4]:9.1f} {rates[5]:7.1f}"
         )
 
 
