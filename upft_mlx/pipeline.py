@@ -190,6 +190,9 @@ class Pipeline:
             self.inputs.adopted = adopted(self.run)
             if not self.measured.recipe.exists():
                 self.describe()
+            threads = str(read_json(self.measured.recipe).get("versions", {}).get("blas_threads", ""))
+            if threads.isdigit():  # as the run began
+                blas.use_threads(int(threads))
             if limits := limit_memory():
                 self.notify(Note(limits))
             ranks().agree({**self.inputs.everything(), "versions": versions()})
@@ -425,7 +428,8 @@ class Pipeline:
 def versions() -> dict[str, str]:
     """Of this package and those that a run's numbers depend on."""
     packages = ("mlx", "mlx-lm", "transformers", "datasets", "math-verify")
-    return {"upft-mlx": __version__, **{name: metadata.version(name) for name in packages}, "blas": str(blas.used())}
+    products = {"blas": blas.used().name, "blas_threads": str(blas.used().threads)}
+    return {"upft-mlx": __version__, **{name: metadata.version(name) for name in packages}, **products}
 
 
 @contextmanager
