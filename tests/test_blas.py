@@ -38,6 +38,16 @@ def test_a_fresh_python_computes_with_it_many_times_faster() -> None:
 
 
 @LINUX
+@pytest.mark.parametrize(("told", "name"), [({}, "OpenBLAS 0.3"), ({"UPFT_BLAS": "none"}, "MLX's own")])
+def test_the_doctor_names_it_with_its_rate(told: dict[str, str], name: str) -> None:
+    code = "import sys; sys.argv = ['upft', 'doctor', '--json']; from upft_mlx.__main__ import main; main()"
+    findings = {finding["name"]: finding for finding in json.loads(run(code, **told))["findings"]}
+    value = findings["matrix products"]["value"]
+    assert value.startswith(name)
+    assert float(value.split(", ")[-1].removesuffix(" GFLOP/s")) > 0
+
+
+@LINUX
 def test_threads_are_those_of_the_environment_which_stays_as_it_was() -> None:
     left = "; import os; print(os.environ.get('OPENBLAS_NUM_THREADS'))"
     idle = "import os; os.getloadavg = lambda: (LOAD, 9, 9); "
