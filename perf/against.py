@@ -6,7 +6,7 @@ of the commands, loading included, and for the test suite its wall time.
 
   step      two training steps on SmolLM2-135M-Instruct at 4 bits: 8 GSM8K prefixes with prompts, LoRA on all layers
   sampling  prefixes of 16 tokens for 8 GSM8K questions with the same model
-  evaluate  4 GSM8K questions, 32 tokens each, the base model alone
+  evaluate  16 GSM8K questions, 32 tokens each, the base model alone
   demo      `upft demo`
   tests     `python -m pytest`; only when asked for
 
@@ -114,7 +114,7 @@ def recipe_of(model: Path | None) -> dict[str, object]:
         "train": {"steps": 2, "batch_size": 8, "learning_rate": 1e-4, "valid_ratio": 0, "checkpoint_every": 100},
         "evaluate": {
             "max_tokens": 32,
-            "benchmarks": [{"name": "gsm8k", "path": str(data / "gsm8k_test.jsonl"), "limit": 4}],
+            "benchmarks": [{"name": "gsm8k", "path": str(data / "gsm8k_test.jsonl"), "limit": 16}],
         },
     }
 
