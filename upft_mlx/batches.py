@@ -7,7 +7,8 @@ first token is shared by all rows of the run:
     tokens  [[5, 6, 7, 0, 0, 0, 0, 0]]   the inputs after them; the last id is never one; padded to a multiple of 8
     rows    [1, 2, 0, 0, ...]            where in the flattened tokens the logits are read
     targets [7, 8, 0, 0, ...]            what stands one further on
-    weights [0.5, 0.5, 0, 0, ...]        1 / (supervised ids of the sequence * sequences of the step); 0 on padding
+    weights [0.5, 0.5, 0, 0, ...]        1 / (supervised ids of the sequence * sequences of the step); 0 on padding;
+                                         an EOS after a prefix may weigh less (`prefix.eos_weight`)
 
 A step's sequences may be spread over several batches (micro-batches, or ranks): the weights are those of the whole
 step, so losses and gradients add up to it whatever the split.
@@ -17,7 +18,7 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -40,6 +41,8 @@ class Example:
     id: str
     ids: list[int]
     start: int
+    last: float = 1.0
+    """Weight of the last id beside the other supervised ones, which have 1 each."""
 
     @property
     def supervised(self) -> int:
@@ -78,13 +81,20 @@ class Counts:
         return Counts(**{name: value + getattr(other, name) for name, value in asdict(self).items()})
 
 
-def to_examples(rows: Sequence[TrainingRow], max_length: int) -> list[Example]:
-    """Rows cut to `max_length` tokens at the end; those left without any supervised id are left out."""
+def to_examples(
+    rows: Sequence[TrainingRow], max_length: int, last_weight: Callable[[TrainingRow], float] = lambda row: 1.0
+) -> list[Example]:
+    """Rows cut to `max_length` tokens at the end; those left without any supervised id are left out.
+
+    `last_weight` says what a row's last id weighs, where it is not cut off.
+    """
     examples = []
     for row in rows:
-        ids = [*row.prompt_ids, *row.completion_ids][:max_length]
+        whole = [*row.prompt_ids, *row.completion_ids]
+        ids = whole[:max_length]
         if len(ids) > len(row.prompt_ids) > 0:
-            examples.append(Example(row.id, ids, len(row.prompt_ids)))
+            last = last_weight(row) if len(ids) == len(whole) else 1.0
+            examples.append(Example(row.id, ids, len(row.prompt_ids), last))
     return examples
 
 
@@ -140,7 +150,8 @@ def make_batch(examples: Sequence[Example], shared: int = 0, of: int | None = No
         first = index * length - shared - 1
         rows += range(first + example.start, first + len(example.ids))
         targets += example.ids[example.start :]
-        weights += [1 / (example.supervised * (of or len(examples)))] * example.supervised
+        unit = 1 / ((example.supervised - 1 + example.last) * (of or len(examples)))
+        weights += [unit] * (example.supervised - 1) + [unit * example.last]
     padding = _round_up(len(rows), PAD_ROWS) - len(rows)
     return Batch(
         shared=np.array(examples[0].ids[:shared], np.int32),

@@ -123,9 +123,7 @@ def _evaluate(draft: Draft) -> Iterator[str]:
     yield "  benchmarks:"
     for number, (name, value) in enumerate(draft.benchmark.items()):
         yield f"    {' ' if number else '-'} {name}: {scalar(value)}"
-    if draft.benchmark["name"] != "gsm8k" and not draft.model.boxed:
-        yield "      # to ask for answers where the grader looks first:"
-        yield '      # prompt: "{question}\\nPlease reason step by step, and put your final answer within \\\\boxed{}."'
+    yield "      # asked in the same words as the training problems; prompt.instruction changes both"
 
 
 def _field(name: str, value: Any, why: str | None = None, indent: str = "  ") -> str:

@@ -22,6 +22,7 @@ from upft_mlx.economy import economy
 from upft_mlx.errors import ModelError, RunDirError
 from upft_mlx.events import Note, Observer, Side, StageDone, StageSkipped, StageStarted, ignore
 from upft_mlx.inputs import Inputs, dated
+from upft_mlx.instruction import differing, instructed
 from upft_mlx.models import Loaded, find_model, load, load_tokenizer
 from upft_mlx.parallel import ranks
 from upft_mlx.planner import Planner
@@ -136,12 +137,13 @@ class Pipeline:
         self.run, self.adapter = RunDir(ranks().workplace(Path(run_dir))), adapter
         self.notify = notify if ranks().leads else ignore
         self.power = PowerWatch(self.notify)
-        entries = resolve(recipe.evaluate)
+        resolve(recipe.evaluate)  # names that are wrong are refused before anything is read
         self.model_path = find_model(recipe)
         self.problems = problems_of(recipe)
         check_problems(recipe, self.problems)
-        self.sets = [Set(entry, load_benchmark(entry, recipe.seed)) for entry in entries]
-        self.recipe = self._settled(dated(recipe, self.model_path, self.run))
+        recipe = instructed(dated(recipe, self.model_path, self.run), self.model_path, self.problems)
+        self.sets = [Set(entry, load_benchmark(entry, recipe.seed)) for entry in resolve(recipe.evaluate)]
+        self.recipe = self._settled(recipe)
         self.inputs = Inputs(self.recipe, self.model_path, self.problems, self.sets, adapter)
 
     def _settled(self, recipe: Recipe) -> Recipe:
@@ -293,6 +295,8 @@ class Pipeline:
 
         def work() -> Outcome:
             announce(self.sets, self.notify)
+            for line in differing([part.entry for part in self.sets], self.recipe.prompt):
+                self.notify(Note(line))
             sides = Sides(self.recipe, self.sets, self.inputs, self.run, self._load, self.notify)
             tokens = sides.measure(self._sides(), self.adapter or self.run.adapter)
             write_json(self.run.summary, summarize(self.sets, self.run))

@@ -16,8 +16,9 @@ from upft_mlx.benchmarks import QUESTION, Entry, load_benchmark, resolve
 from upft_mlx.browse import settled_by
 from upft_mlx.errors import UpftError
 from upft_mlx.inputs import Inputs, dated
+from upft_mlx.instruction import differing, instructed, user_turn
 from upft_mlx.models import find_model, load_tokenizer
-from upft_mlx.prefix import check_problems
+from upft_mlx.prefix import check_problems, last_weight
 from upft_mlx.preview_rows import Found, Rows
 from upft_mlx.prompts import Renderer
 from upft_mlx.recipe import Recipe
@@ -25,7 +26,7 @@ from upft_mlx.rows import TrainingRow
 from upft_mlx.rules import rules
 from upft_mlx.rundir import RunDir, fingerprint
 from upft_mlx.spool import problems_of
-from upft_mlx.stage_evaluate import WITHHELD, user_turn
+from upft_mlx.stage_evaluate import WITHHELD
 
 EXAMPLES = 3
 """Rows that are shown where nobody says how many."""
@@ -95,6 +96,7 @@ def preview(recipe: Recipe, run_dir: str | Path, *, rows: int = EXAMPLES, proble
         "eos_ids": looked_at.eos_ids,
         "special_ids": looked_at.special,
         "prompts": list(looked_at.prompts(problem)),
+        "prompts_differ": differing(looked_at.entries, looked_at.recipe.prompt),
         "rows": looked_at.shown(found),
         "rules": [asdict(rule) for rule in rules(looked_at.recipe, len(looked_at.problems))],
     }
@@ -105,11 +107,12 @@ class _Preview:
 
     def __init__(self, recipe: Recipe, run: RunDir) -> None:
         path = find_model(recipe, weights=False)
-        self.recipe = recipe = dated(recipe, path, run)
-        self._entries = resolve(recipe.evaluate)
-        tokenizer = load_tokenizer(path, trust_remote_code=recipe.trust_remote_code)
+        resolve(recipe.evaluate)  # names that are wrong are refused before anything is read
         self.problems = problems_of(recipe)
         check_problems(recipe, self.problems)
+        self.recipe = recipe = instructed(dated(recipe, path, run), path, self.problems)
+        self.entries = resolve(recipe.evaluate)
+        tokenizer = load_tokenizer(path, trust_remote_code=recipe.trust_remote_code)
         self._renderer = Renderer(tokenizer, recipe.prompt)
         self.eos_ids = sorted({*tokenizer.eos_token_ids, self._renderer.end_of_turn})
         self.special = sorted({*tokenizer.all_special_ids, *tokenizer.get_added_vocab().values()})
@@ -123,13 +126,13 @@ class _Preview:
     def prompts(self, problem: str | None) -> Iterator[dict[str, Any]]:
         """The sampling prompt of one problem, and for each benchmark that of one of its own."""
         asked = self.problems[self.rows.number_of(problem) if problem is not None else 0]
-        yield {"use": "sampling", "problem_id": asked.id, **self._rendered(asked.question)}
-        for entry in self._entries:
+        yield {"use": "sampling", "problem_id": asked.id, **self._rendered(self._renderer.turn(asked.question))}
+        for entry in self.entries:
             yield {"use": "evaluation", "benchmark": entry.label, **self._evaluation(entry, problem)}
 
     def _evaluation(self, entry: Entry, problem: str | None) -> dict[str, Any]:
         """A benchmark's prompt; one that cannot be read has the place of the question in it."""
-        turn = user_turn(entry, self._renderer)
+        turn = user_turn(entry, self.recipe.prompt)
         try:
             problems = load_benchmark(entry, self.recipe.seed)
         except UpftError as error:
@@ -152,7 +155,8 @@ class _Preview:
     def _shown(self, row: TrainingRow, place: str, shared: int) -> dict[str, Any]:
         """One row, in a batch of its own."""
         whole = len(row.prompt_ids) + len(row.completion_ids)
-        examples = to_examples([row], self.recipe.train.max_length)
+        prefix, limit = self.recipe.prefix, self.recipe.train.max_length
+        examples = to_examples([row], limit, lambda one: last_weight(one, prefix))
         marks = marked(make_batch(examples, shared))[0] if examples else _left_out(row, self.recipe.train.max_length)
         about = {name: getattr(row, name) for name in ("id", "problem_id", "sample", "kind", "prompt", "completion")}
         cut = max(0, whole - self.recipe.train.max_length)

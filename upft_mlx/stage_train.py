@@ -39,6 +39,7 @@ from upft_mlx.interrupt import deferred_interrupt
 from upft_mlx.loss import choose_modes, make_loss, scalar, to_arrays, value_and_grad
 from upft_mlx.models import Loaded
 from upft_mlx.parallel import ranks
+from upft_mlx.prefix import last_weight
 from upft_mlx.recipe import Recipe, Train
 from upft_mlx.reporting import reporter
 from upft_mlx.rows import TrainingRow, read_rows, write_atomically, write_json
@@ -220,12 +221,12 @@ def train(recipe: Recipe, loaded: Loaded, run: RunDir, notify: Observer = ignore
         KeyboardInterrupt: Ctrl-C; the step in hand is finished and saved before.
     """
     settings = recipe.train
-    examples = _examples(run.train, settings.max_length, notify)
+    examples = _examples(run.train, recipe, notify)
     if not examples:
         raise TrainingError(
             f"{run.train}: no row has a completion within train.max_length: {settings.max_length} tokens"
         )
-    valid = _examples(run.valid, settings.max_length, notify)
+    valid = _examples(run.valid, recipe, notify)
     adapter_config = add_lora(loaded, recipe.lora, derive_seed("lora", recipe.seed))
     loaded.model.train()
     shared = shared_length([*examples, *valid])
@@ -250,9 +251,9 @@ def train(recipe: Recipe, loaded: Loaded, run: RunDir, notify: Observer = ignore
     return position
 
 
-def _examples(path: Path, max_length: int, notify: Observer) -> list[Example]:
+def _examples(path: Path, recipe: Recipe, notify: Observer) -> list[Example]:
     rows = list(read_rows(path, TrainingRow))
-    examples = to_examples(rows, max_length)
+    examples = to_examples(rows, recipe.train.max_length, lambda row: last_weight(row, recipe.prefix))
     if len(examples) < len(rows):
         notify(Note(f"{path.name}: {len(rows) - len(examples)} rows have no room for a completion in train.max_length"))
     return examples
