@@ -24,6 +24,8 @@ from upft_mlx.batches import (
     steps_per_epoch,
     to_examples,
 )
+from upft_mlx.prefix import last_weight
+from upft_mlx.recipe import Prefix
 from upft_mlx.rows import TrainingRow
 
 
@@ -191,3 +193,25 @@ def test_where_no_size_is_given_as_many_sequences_pass_as_have_512_tokens_togeth
     assert shapes == [(4, 120), (2, 120), (1, 600)]
     assert [batch.tokens.shape for batch in split(rows[1:6], None, shared=1)] == [(4, 120), (1, 120)]
     assert sum(float(batch.weights.sum()) for batch in split(rows, None)) == pytest.approx(1)
+
+
+def test_the_last_id_may_weigh_less_and_the_row_weighs_the_same() -> None:
+    """Weights 1, 1 and 0.5 of a row beside a whole one: 0.4, 0.4 and 0.2 of half the step."""
+    rows = [row([4, 5], [7, 8, 9]), row([4, 5], [7])]
+    examples = to_examples(rows, 99, lambda one: 0.5 if len(one.completion_ids) == 3 else 1.0)
+    (batch,) = split(examples, 2)
+    assert batch.weights[:4].tolist() == pytest.approx([0.5, 0.2, 0.2, 0.1])
+    assert to_examples(rows, 4, lambda one: 0.5)[0].last == 1.0, "what is cut off weighs nothing"
+
+
+@pytest.mark.parametrize(
+    ("kind", "ids", "eos", "weight"),
+    [
+        ("prefix", [1, 2, 3], True, 0.25),
+        ("prefix", [1, 2], True, 1.0),  # ended before t: its own EOS
+        ("prefix", [1, 2, 3], False, 1.0),
+        ("structure", [1, 2, 3], True, 1.0),
+    ],
+)
+def test_only_an_eos_after_a_prefix_is_weighed(kind: str, ids: list[int], eos: bool, weight: float) -> None:
+    assert last_weight(row([4], ids, kind), Prefix(length=2, eos=eos, eos_weight=0.25)) == weight
