@@ -24,7 +24,6 @@ from upft_mlx.batches import (
     steps_per_epoch,
     to_examples,
 )
-from upft_mlx.prefix import last_weight
 from upft_mlx.recipe import Prefix
 from upft_mlx.rows import TrainingRow
 
@@ -198,10 +197,12 @@ def test_where_no_size_is_given_as_many_sequences_pass_as_have_512_tokens_togeth
 def test_the_last_id_may_weigh_less_and_the_row_weighs_the_same() -> None:
     """Weights 1, 1 and 0.5 of a row beside a whole one: 0.4, 0.4 and 0.2 of half the step."""
     rows = [row([4, 5], [7, 8, 9]), row([4, 5], [7])]
-    examples = to_examples(rows, 99, lambda one: 0.5 if len(one.completion_ids) == 3 else 1.0)
+    prefix = Prefix(length=2, eos=True, eos_weight=0.5)
+    examples = to_examples(rows, 99, prefix)
+    assert [example.eos for example in examples] == [True, False]
     (batch,) = split(examples, 2)
     assert batch.weights[:4].tolist() == pytest.approx([0.5, 0.2, 0.2, 0.1])
-    assert to_examples(rows, 4, lambda one: 0.5)[0].last == 1.0, "what is cut off weighs nothing"
+    assert to_examples(rows, 4, prefix)[0].last == 1.0, "what is cut off weighs nothing"
 
 
 @pytest.mark.parametrize(
@@ -214,4 +215,6 @@ def test_the_last_id_may_weigh_less_and_the_row_weighs_the_same() -> None:
     ],
 )
 def test_only_an_eos_after_a_prefix_is_weighed(kind: str, ids: list[int], eos: bool, weight: float) -> None:
-    assert last_weight(row([4], ids, kind), Prefix(length=2, eos=eos, eos_weight=0.25)) == weight
+    prefix = Prefix(length=2, eos=eos, eos_weight=0.25)
+    (example,) = to_examples([row([4], ids, kind)], 99, prefix)
+    assert (example.last, example.kind, example.eos) == (weight, kind, weight < 1)

@@ -18,12 +18,14 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
 import numpy.typing as npt
 
+from upft_mlx.prefix import has_eos
+from upft_mlx.recipe import Prefix
 from upft_mlx.rows import TrainingRow
 
 PAD_TOKENS = 8
@@ -43,6 +45,10 @@ class Example:
     start: int
     last: float = 1.0
     """Weight of the last id beside the other supervised ones, which have 1 each."""
+    kind: str = ""
+    """Of the row: prefix, structure or full."""
+    eos: bool = False
+    """Whether the last id is an EOS that `prefix.eos` put after a prefix."""
 
     @property
     def supervised(self) -> int:
@@ -81,20 +87,19 @@ class Counts:
         return Counts(**{name: value + getattr(other, name) for name, value in asdict(self).items()})
 
 
-def to_examples(
-    rows: Sequence[TrainingRow], max_length: int, last_weight: Callable[[TrainingRow], float] = lambda row: 1.0
-) -> list[Example]:
+def to_examples(rows: Sequence[TrainingRow], max_length: int, prefix: Prefix | None = None) -> list[Example]:
     """Rows cut to `max_length` tokens at the end; those left without any supervised id are left out.
 
-    `last_weight` says what a row's last id weighs, where it is not cut off.
+    With the recipe's `prefix`, an EOS that it puts after a prefix has the weight that it gives it.
     """
     examples = []
     for row in rows:
         whole = [*row.prompt_ids, *row.completion_ids]
         ids = whole[:max_length]
         if len(ids) > len(row.prompt_ids) > 0:
-            last = last_weight(row) if len(ids) == len(whole) else 1.0
-            examples.append(Example(row.id, ids, len(row.prompt_ids), last))
+            eos = prefix is not None and has_eos(row, prefix) and len(ids) == len(whole)
+            last = prefix.eos_weight if prefix is not None and eos else 1.0
+            examples.append(Example(row.id, ids, len(row.prompt_ids), last, row.kind, eos))
     return examples
 
 

@@ -30,7 +30,8 @@ from upft_mlx.prefix import check_problems, wanted
 from upft_mlx.recipe import Recipe
 from upft_mlx.report import STAGES, collect, markdown
 from upft_mlx.rooms import has_auto, this_machine
-from upft_mlx.rows import read_json, write_atomically, write_json
+from upft_mlx.row_loss import cut_solutions
+from upft_mlx.rows import Solution, read_json, read_rows, write_atomically, write_json
 from upft_mlx.rundir import Entry, RunDir, changes, fingerprint, remove
 from upft_mlx.sides import Sides, side_name
 from upft_mlx.spool import problems_of
@@ -269,16 +270,23 @@ class Pipeline:
 
         def work() -> Outcome:
             tokenizer = load_tokenizer(self.model_path, trust_remote_code=self.recipe.trust_remote_code)
-            return Outcome(str(build(self.recipe, tokenizer, self.problems, self.run, self.notify)))
+            built = build(self.recipe, tokenizer, self.problems, self.run, self.notify)
+            if (cut := cut_solutions(read_rows(self.run.solutions, Solution))).cut:
+                self.notify(Note(str(cut)))
+            return Outcome(str(built))
 
         self._stage("build", "the training rows", work)
 
     def train(self) -> None:
         """dataset/ to adapter/."""
+        from upft_mlx.movement import measure
         from upft_mlx.stage_train import train
 
         def work() -> Outcome:
-            position = train(self.recipe, self._load(), self.run, self.notify)
+            loaded = self._load()
+            position = train(self.recipe, loaded, self.run, self.notify)
+            if ranks().leads:
+                measure(self.recipe, loaded, self.problems, self.sets, self.run, self.notify)
             kept = position.best_step if self._saves_best(position.best_loss) else position.step
             detail = f"{position.step:,} steps, {position.trained_tokens:,} supervised tokens, "
             detail += f"{position.padding:.1%} padding, step {kept:,} kept"
@@ -420,7 +428,8 @@ class Pipeline:
             return entry
         if entry is not None and entry.fingerprint != current:
             self.notify(Note(f"{stage}: runs again, changed: {', '.join(changes(entry.inputs, inputs))}"))
-        remove(*self._outputs(stage), *([self.run.partial] if stage == "generate" else []))
+        beside = {"generate": [self.run.partial], "train": [self.run.likelihood, self.run.movement]}
+        remove(*self._outputs(stage), *beside.get(stage, []))
         fresh = Entry(current, inputs=inputs)
         self.run.record(stage, fresh)
         return fresh

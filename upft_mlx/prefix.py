@@ -134,11 +134,6 @@ def prefix_ids(solution: Solution, prefix: Prefix, eos_id: int) -> list[int]:
     return [*ids, _stop_id(solution, eos_id) if whole else eos_id] if prefix.eos or ended else ids
 
 
-def last_weight(row: TrainingRow, prefix: Prefix) -> float:
-    """The weight of a row's last id beside its others: `prefix.eos_weight` for an EOS after a prefix, else 1."""
-    return prefix.eos_weight if has_eos(row, prefix) else 1.0
-
-
 def has_eos(row: TrainingRow, prefix: Prefix) -> bool:
     """Whether a row ends with an EOS that stands after its prefix because `prefix.eos` says so."""
     return row.kind == "prefix" and prefix.eos and len(row.completion_ids) > prefix.length

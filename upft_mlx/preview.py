@@ -18,7 +18,7 @@ from upft_mlx.errors import UpftError
 from upft_mlx.inputs import Inputs, dated
 from upft_mlx.instruction import differing, instructed, user_turn
 from upft_mlx.models import find_model, load_tokenizer
-from upft_mlx.prefix import check_problems, last_weight
+from upft_mlx.prefix import check_problems
 from upft_mlx.preview_rows import Found, Rows
 from upft_mlx.prompts import Renderer
 from upft_mlx.recipe import Recipe
@@ -156,7 +156,7 @@ class _Preview:
         """One row, in a batch of its own."""
         whole = len(row.prompt_ids) + len(row.completion_ids)
         prefix, limit = self.recipe.prefix, self.recipe.train.max_length
-        examples = to_examples([row], limit, lambda one: last_weight(one, prefix))
+        examples = to_examples([row], limit, prefix)
         marks = marked(make_batch(examples, shared))[0] if examples else _left_out(row, self.recipe.train.max_length)
         about = {name: getattr(row, name) for name in ("id", "problem_id", "sample", "kind", "prompt", "completion")}
         cut = max(0, whole - self.recipe.train.max_length)

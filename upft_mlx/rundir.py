@@ -53,6 +53,8 @@ class RunDir:
         self.adapter = self.root / "adapter"
         self.checkpoints = self.root / "adapter" / "checkpoints"
         self.metrics = self.root / "metrics.jsonl"
+        self.likelihood = self.root / "likelihood.json"
+        self.movement = self.root / "movement.json"
         self.evaluation = self.root / "evaluation"
         self.summary = self.root / "evaluation" / "summary.json"
         self.analysis = self.root / "analysis"
