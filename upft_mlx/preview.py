@@ -1,7 +1,7 @@
 """What a recipe asks and trains, shown before anything is sampled or trained: prompts, rows, rules.
 
-Only the tokenizer is loaded. What of a row is supervised is read from the arrays that the trainer gets (`batches.py`),
-not worked out a second time.
+Only the tokenizer is loaded, unless the model's view of the rows is asked for. What of a row is supervised is read from
+the arrays that the trainer gets (`batches.py`), not worked out a second time.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 from upft_mlx.batches import Batch, make_batch, shared_length, to_examples
 from upft_mlx.benchmarks import QUESTION, Entry, load_benchmark, resolve
 from upft_mlx.browse import settled_by
-from upft_mlx.errors import UpftError
+from upft_mlx.errors import RunDirError, UpftError
 from upft_mlx.inputs import Inputs, dated
 from upft_mlx.instruction import differing, instructed, user_turn
 from upft_mlx.models import find_model, load_tokenizer
@@ -71,7 +71,9 @@ def _marked(inputs: list[int], trained: dict[int, tuple[int, float]], shared: in
     )
 
 
-def preview(recipe: Recipe, run_dir: str | Path, *, rows: int = EXAMPLES, problem: str | None = None) -> dict[str, Any]:
+def preview(
+    recipe: Recipe, run_dir: str | Path, *, rows: int = EXAMPLES, problem: str | None = None, model: bool = False
+) -> dict[str, Any]:
     """The prompts, some training rows and the rules of a recipe, as plain values; nothing is written.
 
     Args:
@@ -79,8 +81,10 @@ def preview(recipe: Recipe, run_dir: str | Path, *, rows: int = EXAMPLES, proble
         run_dir: its rows are shown if they are current, else its solutions, else made-up completions.
         rows: at most so many rows, of both kinds where there are two.
         problem: the id of the one to show.
+        model: load the model as well, and say what it thinks of the rows.
 
     Raises:
+        RunDirError: `model`, and the run has no solutions of this recipe yet.
         ProblemsError: there is no such problem, or it trains no row.
         UpftError: one of its kinds, as the stages raise them.
     """
@@ -98,6 +102,7 @@ def preview(recipe: Recipe, run_dir: str | Path, *, rows: int = EXAMPLES, proble
         "prompts": list(looked_at.prompts(problem)),
         "prompts_differ": differing(looked_at.entries, looked_at.recipe.prompt),
         "rows": looked_at.shown(found),
+        "base_view": looked_at.base_view() if model else None,
         "rules": [asdict(rule) for rule in rules(looked_at.recipe, len(looked_at.problems))],
     }
 
@@ -111,7 +116,7 @@ class _Preview:
         self.problems = problems_of(recipe)
         check_problems(recipe, self.problems)
         self.recipe = recipe = instructed(dated(recipe, path, run), path, self.problems)
-        self.entries = resolve(recipe.evaluate)
+        self.entries, self._run = resolve(recipe.evaluate), run
         tokenizer = load_tokenizer(path, trust_remote_code=recipe.trust_remote_code)
         self._renderer = Renderer(tokenizer, recipe.prompt)
         self.eos_ids = sorted({*tokenizer.eos_token_ids, self._renderer.end_of_turn})
@@ -140,6 +145,18 @@ class _Preview:
         asked = next((p for p in problems if p.id == problem), problems[0])
         question = WITHHELD if entry.private else asked.question
         return {"problem_id": asked.id, **self._rendered(turn.replace(QUESTION, question))}
+
+    def base_view(self) -> dict[str, Any]:
+        """What the model thinks of the rows that will train."""
+        from upft_mlx.base_view import base_view
+
+        rows, recipe = list(self.rows.training()), self.recipe
+        if not rows:
+            raise RunDirError(
+                f"{self._run.root}: no solutions of this recipe yet, and made-up rows would say nothing; "
+                "run `upft generate` first"
+            )
+        return base_view(recipe, to_examples(rows, recipe.train.max_length, recipe.prefix))
 
     def _rendered(self, user: str) -> dict[str, Any]:
         ids = self._renderer.ids(user)

@@ -16,6 +16,7 @@ from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from upft_mlx.row_loss import in_words
 from upft_mlx.ui_console import open_console
 from upft_mlx.ui_pager import paged
 from upft_mlx.ui_text import Glyphs, glyphs_for
@@ -76,6 +77,10 @@ class _View:
             yield from self._why(row)
             yield self._row(row)
         yield Text()
+        if (view := self._facts.get("base_view")) is not None:
+            yield self._rule("what the model thinks of the rows before training")
+            yield from (Text(line) for line in in_words(view))
+            yield Text()
         yield self._rule("rules of this recipe")
         yield from self._rules()
 
