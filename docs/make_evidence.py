@@ -223,9 +223,9 @@ how the rules compare there, not what they do for a real model.
 
 {problems} problems, t = {length}, two epochs. Evaluation at T = 0.7, three samples per problem. Settings (template with
 an EOS after the prefix, or neither; share p of structure rows; learning rate) were chosen with {choose} seeds on {half}
-evaluation problems; reported are {seeds} seeds on {half} others. The question is asked bare throughout. Differences are paired with the base model by problem and seed; intervals
-are 95 %, over problems and seeds (`upft_mlx/crossed.py`). Sampled tokens are those for training. "Share of RFT" is
-the rule's difference divided by that of RFT.
+evaluation problems; reported are {seeds} seeds on {half} others. The question is asked bare throughout. Differences are
+paired with the base model by problem and seed; intervals are 95 %, over problems and seeds (`upft_mlx/crossed.py`).
+Sampled tokens are those for training. "Share of RFT" is the rule's difference divided by that of RFT.
 """
 
 
