@@ -76,7 +76,7 @@ def test_a_prefix_and_a_structure_row_weigh_the_same() -> None:
 
 def test_truncation_cuts_completions_and_leaves_out_rows_without_any() -> None:
     rows = [row([1, 2, 3], [4, 5, 6]), row([1, 2, 3, 4, 5], [6]), row([1], [])]
-    assert to_examples(rows, max_length=5) == [Example("r", [1, 2, 3, 4, 5], start=3)]
+    assert to_examples(rows, max_length=5) == [Example("r", [1, 2, 3, 4, 5], start=3, kind="prefix")]
 
 
 def test_eos_is_supervised_when_it_is_among_the_completion_ids() -> None:

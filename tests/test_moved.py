@@ -12,7 +12,7 @@ import mlx.core as mx
 import pytest
 from conftest import MODEL
 
-from upft_mlx import pipeline
+from upft_mlx import pipeline, stage_train
 from upft_mlx.adapters import add_lora, load_adapter
 from upft_mlx.benchmarks import Set, load_benchmark, resolve
 from upft_mlx.decoding import Request, Sampling
@@ -195,7 +195,9 @@ def test_prompts_are_held_out_where_something_is(make_recipe: MakeRecipe, loaded
     assert (source, len(prompts)) == ("training prompts (none is held out)", 16)
 
 
-def test_report_view_and_verdict_say_how_far_it_moved(make_recipe: MakeRecipe, tmp_path: Path) -> None:
+def test_report_view_and_verdict_say_how_far_it_moved(
+    make_recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """At this learning rate nothing is left of how the model answered."""
     recipe = make_recipe(
         prefix={"eos": True, "structure_ratio": 0.0}, train={"learning_rate": 0.05, "steps": 12, "save": "last"}
@@ -218,3 +220,8 @@ def test_report_view_and_verdict_say_how_far_it_moved(make_recipe: MakeRecipe, t
         assert f"- {line}" in report
     again = make_recipe(prefix={"eos": True, "structure_ratio": 0.0}, train={"learning_rate": 1e-6})
     assert pipeline.Pipeline(again, tmp_path).report()["training"]["movement"] is None, "it was another adapter's"
+    monkeypatch.setattr(stage_train, "train", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        pipeline.run_stage(again, tmp_path, "train")
+    assert not RunDir(tmp_path).movement.exists()
+    assert not RunDir(tmp_path).likelihood.exists()
