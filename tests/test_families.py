@@ -34,7 +34,7 @@ MODES = {
     "micro-batches of 1, checkpointed": (Modes(share=False, checkpoint=True), 1),
 }
 TOLERANCE = 1e-5
-"""Relative, of the gradient: a BLAS adds up in another order than the oracle's products; faults move it by 1e-4 and more."""
+"""Relative, of the gradient: a BLAS adds up in an order of its own; faults move it by 1e-4 and more."""
 
 
 def gradient(model: nn.Module, modes: Modes, size: int | None = None) -> tuple[float, dict[str, Any]]:
