@@ -1,4 +1,4 @@
-"""`upft preview`: what a recipe asks and trains, before it costs anything."""
+"""`upft preview`: the prompts and training rows of a recipe, before a run."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from upft_mlx.escape import to_json
 
 @cli.command(
     help=helped(
-        "Show what RECIPE asks and what it trains, before it costs anything: the exact prompts of sampling and "
-        "evaluation, some training rows token by token with what is supervised and what is masked, and the rules in "
-        "plain sentences. Only the tokenizer is loaded. Rows are the run's own where it has some.",
+        "Show what RECIPE asks and trains on, before a run: the exact prompts of sampling and evaluation, some "
+        "training rows token by token (supervised and masked), and the rules in plain sentences. Only the tokenizer is "
+        "loaded. If the run has rows, they are shown.",
         "upft preview quickstart",
         "upft preview my-recipe.yaml --rows 6 --set prefix.length=8",
         "upft preview quickstart --problem upft-0007",
@@ -23,7 +23,7 @@ from upft_mlx.escape import to_json
 )
 @recipe_argument
 @click.option("--rows", type=click.IntRange(min=1), default=3, show_default=True, metavar="N", help="Rows to show.")
-@click.option("--problem", metavar="ID", help="The prompt and the rows of this problem.")
+@click.option("--problem", metavar="ID", help="Show the prompt and the rows of this problem.")
 @common
 def preview(
     recipe: str,

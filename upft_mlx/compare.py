@@ -36,7 +36,7 @@ def compare(recipe: Recipe, run_dir: str | Path, notify: Observer = ignore) -> d
 
     Raises:
         RecipeError: the recipe has no benchmark to compare on.
-        UpftError: one of its kinds; what is done is kept.
+        UpftError: one of its kinds; progress is saved.
     """
     if not recipe.evaluate.benchmarks:
         raise RecipeError("evaluate.benchmarks: empty; a comparison needs something to measure")

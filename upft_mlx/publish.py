@@ -233,7 +233,7 @@ def _explained(error: BaseException, repo: str) -> Exception:
         return error
     root = _root(error)
     status = _status(root)
-    again = "what is uploaded is kept, the same command continues"
+    again = "progress saved; run the same command to continue"
     if isinstance(root, HFValidationError):
         return RecipeError(f"publish.repo: {repo!r}: not a name that the Hub allows: {_text(root)}")
     if status is None:
