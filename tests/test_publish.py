@@ -136,7 +136,7 @@ def test_409_a_change_by_somebody_else_at_the_same_time(hub: UploadHub, fused: P
 
 def test_500_that_lasts(hub: UploadHub, fused: Path) -> None:
     hub.faults["/api/repos/create"] = [500] * 4
-    refused(OURS, fused, "the Hub has a fault; progress saved; run the same command to continue (HTTP 500)")
+    refused(OURS, fused, "the Hub has a problem; progress saved; run the same command to continue (HTTP 500)")
 
 
 def test_an_address_with_a_signature_is_told_without_it(hub: UploadHub, fused: Path) -> None:

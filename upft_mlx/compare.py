@@ -102,7 +102,7 @@ def run_cell(
         method: its name in the results; `base` is evaluated as it is.
         folder: its run directory.
         donors: runs to take over from what was made from the same inputs.
-        notify: is told of everything.
+        notify: receives progress events.
     """
     pipeline = Pipeline(recipe, folder, notify)
     pipeline.donors = donors

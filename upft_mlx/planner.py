@@ -241,7 +241,7 @@ class Counts:
 
 
 def count(recipe: Recipe, problems: int, rooms: Rooms, solutions: Solutions) -> Counts:
-    """What a recipe samples and trains on with `count` problems."""
+    """What a recipe samples and trains on, for this number of problems."""
     full, prefix = rooms.kinds(recipe)
     samples = recipe.generate.samples
     held = len(valid_numbers(range(problems), recipe.train.valid_ratio, recipe.seed)) / problems
