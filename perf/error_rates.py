@@ -21,7 +21,7 @@ RUNS = 4000
 
 @cache
 def counted(ups: int, downs: int, n: int) -> PairedDifference:
-    """Of so many problems gained and lost among n."""
+    """The paired difference with `ups` problems gained and `downs` lost among n."""
     base = [0.0] * ups + [1.0] * (n - ups)
     return paired_difference(base, [1.0] * ups + [0.0] * downs + [1.0] * (n - ups - downs))
 

@@ -308,7 +308,7 @@ def test_a_full_disk_is_named_and_the_same_command_continues_when_there_is_room(
     write(folder / "r.yaml", SMALL)
     with files_at_most(500):
         shown = upft("generate", "r.yaml")
-    assert_fails(shown, 1, "runs/r", "File too large; what is done is kept: make room, then run the same command")
+    assert_fails(shown, 1, "runs/r", "File too large; progress saved: make room, then run the same command")
     assert not list((folder / "runs/r").glob(".*tmp*"))
     assert upft("generate", "r.yaml").exit_code == 0
     solutions = (folder / "runs/r/solutions.jsonl").read_text()

@@ -233,7 +233,7 @@ def run_minimal(folder: Path, *options: str) -> click.testing.Result:
 
 def test_an_interruption_is_status_130_and_says_how_to_continue(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fail_with(KeyboardInterrupt(), monkeypatch)
-    assert_fails(run_minimal(folder), 130, "interrupted; what is done is kept, the same command continues")
+    assert_fails(run_minimal(folder), 130, "interrupted; progress saved; run the same command to continue")
 
 
 def test_an_interruption_of_a_real_stage_keeps_what_is_done(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -252,7 +252,7 @@ def test_an_interruption_of_a_real_stage_keeps_what_is_done(folder: Path, monkey
     text = MINIMAL + "prefix: {length: 2, structure_ratio: 0}\ngenerate: {batch_size: 1}\n"
     text = text.replace("limit: 4", "limit: 40")
     recipe = write(folder / "r.yaml", text)
-    assert_fails(upft("generate", recipe), 130, "interrupted", "the same command continues")
+    assert_fails(upft("generate", recipe), 130, "interrupted", "run the same command to continue")
     lines = next(folder.glob("runs/r/.work/*/solutions.partial.jsonl")).read_text().splitlines()
     assert 0 < len(lines) < 40
     monkeypatch.setattr(Sampler, "sample", real)

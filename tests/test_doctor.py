@@ -81,7 +81,7 @@ def test_a_mac_that_is_fine_has_no_trouble() -> None:
 def test_linux_leaves_out_what_only_macos_has() -> None:
     lines = found(linux())
     assert lines["system"].value == "Linux"
-    assert lines["working set"].value == "not macOS: MLX computes on the CPU"
+    assert lines["working set"].value == "not macOS: MLX runs on the CPU"
     assert lines["source"].value == "not macOS"
     assert not {"low power mode", "sleep", "heat"} & lines.keys()
     assert troubles(linux()) == {}

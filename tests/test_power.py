@@ -94,7 +94,8 @@ def test_a_run_says_once_that_it_is_on_battery_and_goes_on(
         run.generate()
         run.build()
     assert [text for text in notes(told) if "battery" in text] == [
-        "on battery (76 %): plug in for a long run; what is done is kept if it runs empty, the same command continues"
+        "on battery (76 %): plug in for a long run; "
+        "if it runs empty, progress is saved; run the same command to continue"
     ]
 
 

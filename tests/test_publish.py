@@ -136,7 +136,7 @@ def test_409_a_change_by_somebody_else_at_the_same_time(hub: UploadHub, fused: P
 
 def test_500_that_lasts(hub: UploadHub, fused: Path) -> None:
     hub.faults["/api/repos/create"] = [500] * 4
-    refused(OURS, fused, "the Hub has a fault; what is uploaded is kept, the same command continues (HTTP 500)")
+    refused(OURS, fused, "the Hub has a problem; progress saved; run the same command to continue (HTTP 500)")
 
 
 def test_an_address_with_a_signature_is_told_without_it(hub: UploadHub, fused: Path) -> None:
@@ -172,7 +172,7 @@ def test_500_that_passes_is_survived(hub: UploadHub, fused: Path) -> None:
 def test_a_hub_that_is_not_there(fused: Path, hub: UploadHub, monkeypatch: pytest.MonkeyPatch) -> None:
     with upload_hub() as gone:
         monkeypatch.setattr(constants, "ENDPOINT", gone.endpoint)
-    refused(OURS, fused, "the Hub cannot be reached", "the same command continues", kind=OfflineError)
+    refused(OURS, fused, "the Hub cannot be reached", "run the same command to continue", kind=OfflineError)
 
 
 def test_the_network_switched_off(hub: UploadHub, fused: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -78,12 +78,12 @@ def load_adapter(loaded: Loaded, adapter: Path) -> None:
         read_header(adapter / "adapters.safetensors")  # mlx itself takes what it says for true
         arrays = mx.load(str(adapter / "adapters.safetensors"))
     except Exception as error:  # whatever mlx and mlx-lm make of damaged files
-        raise ModelError(f"{adapter}: cannot be put on {loaded.path}: {reason(error)}") from error
+        raise ModelError(f"{adapter}: does not fit this model, {loaded.path}: {reason(error)}") from error
     shapes = {name: array.shape for name, array in dict(tree_flatten(loaded.model.parameters())).items()}
     assert isinstance(arrays, dict)
     for name, array in arrays.items():
         if ".lora_" not in name or shapes.get(name) != array.shape:
-            raise ModelError(f"{adapter}: {name} {array.shape} does not fit {loaded.path}; it is of another model")
+            raise ModelError(f"{adapter}: {name} {array.shape} does not fit {loaded.path}; it belongs to another model")
     loaded.model.load_weights(list(arrays.items()), strict=False)
     loaded.model.eval()
     mx.eval(loaded.model.parameters())
@@ -95,11 +95,11 @@ def _lora_config(loaded: Loaded, adapter: Path) -> dict[str, Any]:
         config = json_object(adapter / "adapter_config.json")
         kind = config.get("fine_tune_type", "lora")
     except Exception as error:  # it is missing, damaged, or no mapping
-        raise ModelError(f"{adapter}: cannot be put on {loaded.path}: {reason(error)}") from error
+        raise ModelError(f"{adapter}: does not fit this model, {loaded.path}: {reason(error)}") from error
     if kind != "lora":
         raise ModelError(
-            f"{adapter}: fine_tune_type is {quoted(kind)}, and only a LoRA adapter can be taken off and put on; write "
-            "it into the model with `mlx_lm fuse`, and give that folder as the model"
+            f"{adapter}: fine_tune_type is {quoted(kind)}, but only a LoRA adapter can be switched on and off; fuse "
+            "it into the model with `mlx_lm fuse`, and use that folder as the model"
         )
     return config
 

@@ -27,7 +27,7 @@ def run(recipe: Recipe, run_dir: str | Path | None = None, notify: Observer = ig
     Args:
         recipe: the recipe.
         run_dir: where the run is kept; None: runs/NAME.
-        notify: is told what happens.
+        notify: receives progress events.
 
     Returns:
         The facts of the run, as in report.md.
@@ -52,7 +52,7 @@ def plan(
     Args:
         recipe: the recipe.
         run_dir: solutions that are there already say how long solutions are; None: runs/NAME.
-        notify: is told when the calibration begins.
+        notify: receives a note when the calibration begins.
         mac: plan for a Mac with so many GB of memory instead of this machine.
         calibrates: whether the model may be loaded, about ten seconds, where this machine's speed is not known yet.
 
@@ -103,7 +103,7 @@ def evaluate(
     Args:
         recipe: the recipe.
         run_dir: where the run is kept; None: runs/NAME.
-        notify: is told what happens.
+        notify: receives progress events.
         adapter: the folder of one to measure instead of the run's own; what is found is kept apart, in
             looks/ADAPTER.
 
@@ -121,7 +121,7 @@ def fuse(recipe: Recipe, run_dir: str | Path | None = None, notify: Observer = i
     Args:
         recipe: the recipe.
         run_dir: where the run is kept; None: runs/NAME.
-        notify: is told what happens.
+        notify: receives progress events.
         force: fuse even if less than `publish.min_retained` is kept.
 
     Raises:

@@ -94,7 +94,7 @@ class Asker:
 
         Args:
             conversations: the turns of each side, the user's and its own alternately, the user's last.
-            on_text: is told of the answers as they grow.
+            on_text: receives the answers as they grow.
 
         Returns:
             The answers of the sides that began.

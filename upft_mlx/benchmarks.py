@@ -78,8 +78,8 @@ SOURCES: dict[str, dict[str, str]] = {
     "gpqa": _GPQA_SOURCE,
     "gpqa-freeform": _GPQA_SOURCE,
 }
-"""Where the problems are; a recipe's `path` or `dataset` takes the place of all of it. The revisions and columns are
-those that public code pins and reads; the Hub itself could not be asked when they were written down (November 2026)."""
+"""Where the problems are; a recipe's `path` or `dataset` replaces all of it. Public code pins these revisions and
+reads these columns; they were written without access to the Hub (November 2026)."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ class Entry:
     percent_as_unit: bool = False
     """See `grade.Rules`."""
     private: bool = False
-    """Whether no text of the set may be written down or shown."""
+    """Whether the set's text must not be stored or shown."""
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,7 @@ class Set:
 
     @property
     def completions(self) -> int:
-        """Completions per side."""
+        """Completions of base, and as many of tuned."""
         return len(self.problems) * self.entry.samples
 
 
@@ -144,7 +144,7 @@ def _unknown(benchmark: Benchmark) -> str:
     hint = f"did you mean {near[0]!r}? " if near else ""
     return (
         f"evaluate.benchmarks: {quoted(benchmark.name)}: unknown benchmark; {hint}known: {', '.join(KNOWN)}; "
-        "or give your own with `path` (a local file) or `dataset` (a Hub id)"
+        "or name your own with `path` (a local file) or `dataset` (a Hub id)"
     )
 
 
@@ -176,7 +176,7 @@ _GIVEN = (
 
 
 def load_benchmark(entry: Entry, seed: int = 0) -> list[Problem]:
-    """The problems of a benchmark; their answers in the bare form that is compared, options behind their questions.
+    """The problems of a benchmark, with answers in the bare form that is compared and options after the questions.
 
     Args:
         entry: the benchmark.
@@ -210,7 +210,7 @@ def _load(entry: Entry) -> list[Problem]:
 
 
 def _subset(entry: Entry, problems: Sequence[Problem]) -> list[Problem]:
-    """The problems of the levels and subjects that are asked for."""
+    """The problems with the wanted levels and subjects."""
     everything = problems
     for field, wanted in entry.subset:
         values = {str(value) for problem in everything if (value := getattr(problem, field)) is not None}
@@ -220,12 +220,14 @@ def _subset(entry: Entry, problems: Sequence[Problem]) -> list[Problem]:
             raise ProblemsError(f"benchmark {entry.label}: subset {field}={sorted(unknown)[0]}: {there}")
         problems = [p for p in problems if str(getattr(p, field)).casefold() in names]
     if not problems:
-        raise ProblemsError(f"benchmark {entry.label}: no problem is of the subset {dict(entry.subset)}; ask for less")
+        raise ProblemsError(
+            f"benchmark {entry.label}: no problem is in the subset {dict(entry.subset)}; remove a condition"
+        )
     return list(problems)
 
 
 def _with_options(entry: Entry, problem: Problem, seed: int) -> Problem:
-    """A multiple choice: options behind the question and a letter for the answer; one that has a letter already stays.
+    """A multiple choice: options after the question, and a letter as the answer; a problem that has a letter stays.
 
     The order depends on the seed and the problem alone, so that a limit or a subset changes none.
     """
@@ -235,7 +237,7 @@ def _with_options(entry: Entry, problem: Problem, seed: int) -> Problem:
         if len(letter) != 1 or letter not in LETTERS:
             raise ProblemsError(
                 f"benchmark {entry.label}: problem {problem.id}: grader choice needs wrong answers (name their columns "
-                "with `wrong_answers`), or a letter as answer"
+                "with `wrong_answers`), or a letter as the answer"
             )
         return replace(problem, answer=letter)
     options = [right, *(answer.strip() for answer in problem.wrong_answers)][: len(LETTERS)]

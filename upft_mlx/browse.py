@@ -41,7 +41,7 @@ class Seen:
     problem_id: str
     sample: int
     question: str | None
-    """None where the problems are not to be found any more."""
+    """None if the problems are no longer available."""
     gold: str
     base: EvaluationRow | None
     tuned: EvaluationRow | None
@@ -55,8 +55,8 @@ def find_run(name: str) -> RunDir:
     """A run by its folder, by its name in `runs/`, or by the recipe file that made it.
 
     Raises:
-        RecipeError: the recipe file is none.
-        RunDirError: there is none; names those that there are.
+        RecipeError: not a recipe file.
+        RunDirError: there is no such run; names the existing ones.
     """
     for path in (Path(name), Path("runs") / name):
         if (path / "recipe.json").is_file():
@@ -149,7 +149,7 @@ def seen(run: RunDir, benchmarks: Sequence[str] = (), *, only_flips: bool = Fals
     Args:
         run: the run.
         benchmarks: labels; empty: all.
-        only_flips: only what is right on one side and wrong on the other.
+        only_flips: only problems where base and tuned disagree.
 
     Raises:
         RunDirError: no such benchmark, nothing has been measured, or the rows were changed since.

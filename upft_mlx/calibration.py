@@ -56,7 +56,7 @@ def second_moments(
         layers: those to watch, by name.
         examples: calibration rows.
         width: of a layer's inputs.
-        on_pass: is told how many layers are done.
+        on_pass: receives the number of finished layers.
     """
     names, done = list(layers), 0
     while done < len(names):

@@ -1,4 +1,4 @@
-"""The numbers of a new recipe, from what is known of model and data. Pure; each has its reason beside it."""
+"""The numbers of a new recipe, chosen from the facts about model and data. Pure; each has its reason next to it."""
 
 from __future__ import annotations
 
@@ -14,38 +14,38 @@ from upft_mlx.recipe import Lora
 from upft_mlx.rooms import MARGIN, another_mac
 
 _SMALL_SET = 1000
-"""Problems up to which the paper's settings for LIMO (817) are taken."""
+"""Maximum number of problems for which the paper's settings for LIMO (817) are used."""
 _CHARACTERS = 2.5
-"""Per token, few on purpose: formulas have many tokens."""
+"""Characters per token, low on purpose: formulas have many tokens."""
 _MAC = another_mac(16)
-"""What a recipe should fit on if its model does: the file is the same on every machine that it is written on."""
+"""The Mac a recipe should fit on if its model does. Fixed, so that the file is the same on every machine."""
 
 
 @dataclass(frozen=True)
 class Choices:
-    """What `upft new` writes down, and why."""
+    """What `upft new` writes, and why."""
 
     thinks: bool
     """Whether solutions begin with a long thought."""
     enable_thinking: bool | None
-    """The chat template's switch; None where there is none."""
+    """The chat template's switch; None if it has none."""
     length: int
     """`prefix.length` (tokens)."""
     structure_ratio: float
     epochs: int
     max_tokens: int
-    """Of a full solution."""
+    """`generate.max_tokens` of a full solution."""
     max_length: int | None
-    """`train.max_length` (tokens); None: the default has room."""
+    """`train.max_length` (tokens); None: the default is enough."""
     trained_together: int
     """`train.batch_size` (sequences)."""
     grad_checkpoint: bool
     step_bytes: int | None
-    """Of a step with the longest row, without checkpointing; None: not known from the model's shape."""
+    """Peak bytes of a step with the longest row, without checkpointing; None: unknown."""
     fuse: str
     """`publish.fuse`."""
     fuse_bytes: int | None
-    """Of fusing in 16 bits, which `auto` comes to at worst; None: not known."""
+    """Peak bytes of fusing in 16 bits, the worst case of `auto`; None: unknown."""
 
 
 def choose(model: ModelFacts, data: DataFacts, trained: int | None, *, thinking: bool) -> Choices:
@@ -78,12 +78,12 @@ def choose(model: ModelFacts, data: DataFacts, trained: int | None, *, thinking:
 
 
 def _within(context: int | None, tokens: int) -> int:
-    """At most half of what the model can hold."""
+    """At most half of the model's context."""
     return min(tokens, max(1, context // 2)) if context else tokens
 
 
 def _step_bytes(shape: Architecture | None, longest: int, supervised: int) -> int | None:
-    """Peak of a step that has a row with a full solution, passed alone."""
+    """Peak bytes of a step with one full-solution row, run through the model alone."""
     if shape is None:
         return None
     row = TrainingPass(sequences=1, tokens=longest, shared=0, rows=supervised, accumulates=True)
@@ -95,5 +95,5 @@ def _fuse_bytes(shape: Architecture | None) -> int | None:
 
 
 def _fits(peak: int | None) -> bool:
-    """On a Mac with 16 GB; what is not known is taken to fit, `upft plan` knows better."""
+    """Whether it fits on a Mac with 16 GB; an unknown size counts as fitting, and `upft plan` checks it later."""
     return peak is None or peak <= MARGIN * _MAC.bytes

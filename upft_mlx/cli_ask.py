@@ -23,8 +23,9 @@ if TYPE_CHECKING:
 @cli.command(
     help=helped(
         "Ask base and tuned the same question and see both answers side by side. TARGET is a recipe, a run directory "
-        "or a run in runs/; with --model there is none. Without QUESTION a terminal asks for one after the other (an "
-        "empty line ends), else the question is what stdin holds. Base answers first, then tuned, on one loaded model.",
+        "or a run in runs/; leave it out with --model. Without QUESTION, a terminal asks for questions (press Enter "
+        "on an empty line to quit); otherwise the question comes from stdin. Base answers first, then tuned, on one "
+        "loaded model.",
         'upft ask quickstart "Mia has 4 pens and gets 3 more. How many?"',
         "upft ask my-recipe.yaml --chat",
         'upft ask --model my-model --adapter my-adapter "What is 7 times 8?"',
@@ -33,8 +34,8 @@ if TYPE_CHECKING:
 @click.argument("target", required=False, shell_complete=complete_targets)
 @click.argument("question", required=False)
 @click.option("--model", metavar="PATH_OR_ID", help="Ask this model instead of a recipe's.")
-@click.option("--adapter", type=click.Path(path_type=Path), help="Tuned is this adapter.  [default: the run's]")
-@click.option("--chat", is_flag=True, help="Keep the conversation: each question follows those before it.")
+@click.option("--adapter", type=click.Path(path_type=Path), help="Use this adapter as tuned.  [default: the run's]")
+@click.option("--chat", is_flag=True, help="Keep the conversation: each question follows the earlier ones.")
 @click.option(
     "--temperature",
     type=click.FloatRange(0, 5),
@@ -44,7 +45,10 @@ if TYPE_CHECKING:
     help="Sampling temperature; 0 is greedy.",
 )
 @click.option(
-    "--max-tokens", type=click.IntRange(min=1), metavar="N", help="Limit of an answer.  [default: evaluate.max_tokens]"
+    "--max-tokens",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Maximum tokens per answer.  [default: evaluate.max_tokens]",
 )
 @common
 def ask(
@@ -70,7 +74,7 @@ def ask(
     elif target is None:
         raise click.UsageError("give a recipe or a run before the question, or a model with --model")
     if chat and (as_json or not sys.stdin.isatty()):
-        raise click.UsageError("--chat needs a terminal, and goes without --json")
+        raise click.UsageError("--chat needs a terminal and does not work with --json")
     question = _given(target, question, as_json=as_json)
     with prepared(target, overrides, offline=offline, debug=debug, model=model) as recipe:
         from upft_mlx.rundir import RunDir
@@ -97,7 +101,7 @@ def ask(
 
 
 def _given(target: str | None, question: str | None, *, as_json: bool) -> str | None:
-    """The question on the command line, else what stdin holds; None where a terminal is to ask."""
+    """The question from the command line or from stdin; None if a terminal should ask."""
     if question is None and not sys.stdin.isatty():
         question = sys.stdin.read()
     if question is None:
@@ -105,13 +109,13 @@ def _given(target: str | None, question: str | None, *, as_json: bool) -> str | 
             raise click.UsageError("--json needs a QUESTION")
         return None
     if not question.strip():
-        first = f" behind {target!r}, which is read as recipe or run" if target else ""
+        first = f" after {target!r}, which is read as a recipe or run" if target else ""
         raise click.UsageError(f"the question is empty; give one as the last argument{first}, or on stdin")
     return question.strip()
 
 
 def _trained(recipe: Recipe, run: RunDir) -> Path | None:
-    """The run's adapter; what there is to know about it goes to stderr."""
+    """The run's adapter; a note about it goes to stderr."""
     from upft_mlx.ask import trained
     from upft_mlx.ui_ask import print_note
 
@@ -139,7 +143,7 @@ def _asker(
 
 
 def _answered(asker: Asker, question: str, *, silent: bool, plain: bool) -> dict[Side, Answer]:
-    """The answers to one question, shown as they grow unless only the result counts."""
+    """The answers to one question, shown as they grow unless `silent`."""
     from upft_mlx.ask import Conversation
     from upft_mlx.ui_ask import open_answers
 
@@ -151,13 +155,13 @@ def _answered(asker: Asker, question: str, *, silent: bool, plain: bool) -> dict
 
 
 def _talk(asker: Asker, recipe: Recipe, adapter: Path | None, question: str | None, *, keep: bool, plain: bool) -> None:
-    """Question after question, until an empty line; `question` is the first if it is given."""
+    """Ask question after question until an empty line, beginning with `question` if it is given."""
     from upft_mlx.ask import Conversation
     from upft_mlx.ui_ask import open_answers, print_note, read_question
 
     tuned = "" if adapter is None else f", tuned with {adapter}"
-    each = "the conversation is kept" if keep else "each question stands alone, --chat keeps the conversation"
-    print_note(f"{recipe.model}{tuned}\n{each}; an empty line ends")
+    each = "the conversation is kept" if keep else "each question is separate; --chat keeps the conversation"
+    print_note(f"{recipe.model}{tuned}\n{each}; press Enter on an empty line to quit")
     conversation = Conversation(asker, keep=keep)
     question = question or read_question()
     while question is not None:

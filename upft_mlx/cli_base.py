@@ -1,6 +1,6 @@
-"""What all commands share: the group, the common options, and the edge where errors become messages and statuses.
+"""What all commands share: the group, the common options, and the edge that turns errors into messages and statuses.
 
-Whatever is slow to import (pydantic, Rich, MLX) is imported inside the functions: `upft --help` answers at once.
+Slow modules (pydantic, Rich, MLX) are imported inside the functions, so that `upft --help` answers at once.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 
 _COMMON = (
-    click.option("--run-dir", type=click.Path(path_type=Path), help="Where the run is kept.  [default: runs/NAME]"),
+    click.option("--run-dir", type=click.Path(path_type=Path), help="Folder of the run.  [default: runs/NAME]"),
     click.option(
         "--set",
         "overrides",
@@ -39,7 +39,7 @@ _COMMON = (
         shell_complete=complete_fields,
         help="Change a field of the recipe; may be repeated.",
     ),
-    click.option("--offline", is_flag=True, help="Use no network; what is missing is an error."),
+    click.option("--offline", is_flag=True, help="Use no network; missing files are an error."),
     click.option("--plain", is_flag=True, help="Print lines instead of a live view."),
     click.option("--json", "as_json", is_flag=True, help="Print the result as JSON."),
     click.option("--debug", is_flag=True, help="Show tracebacks."),
@@ -47,7 +47,7 @@ _COMMON = (
 
 
 recipe_argument = click.argument("recipe", shell_complete=complete_targets)
-"""RECIPE of a command: a file, a shipped name, or a run as it stands; the shell completes all."""
+"""RECIPE of a command: a file, a shipped name, or a run; the shell completes all three."""
 
 
 def common(command: Command) -> Command:
@@ -68,8 +68,8 @@ def helped(text: str, *examples: str) -> str:
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     help=helped(
         "Unsupervised Prefix Fine-Tuning on a Mac: sample the first tokens of one solution per problem, "
-        "fine-tune on those alone, measure base against tuned, fuse. RECIPE is a YAML file, the name of a shipped "
-        "recipe, or a run directory with its own settings; `upft COMMAND --help` has the options of a command.",
+        "fine-tune on them alone, measure base against tuned, and fuse. RECIPE is a YAML file, the name of a shipped "
+        "recipe, or a run directory with its own settings. `upft COMMAND --help` shows the options of a command.",
         "upft demo",
         "upft run my-recipe.yaml --set prefix.length=8",
     ),
@@ -104,7 +104,7 @@ def run_other(
     as_json: bool,
     debug: bool,
 ) -> None:
-    """Run what is no stage: lines, and the Hub client's own bars where there is a terminal."""
+    """Run a command that is not a stage: prints lines, and on a terminal the Hub client's own progress bars."""
     with prepared(name, overrides, offline=offline, debug=debug) as recipe:
         from upft_mlx import ui
 
@@ -129,7 +129,7 @@ def prepared(
     model: str | None = None,
     narrow: dict[str, Any] | None = None,
 ) -> Iterator[Recipe]:
-    """The recipe, with the ranks joined, the network off where it is to be, and errors turned into messages."""
+    """The recipe, with the ranks joined, the network off if asked, and errors turned into messages."""
     quiet_libraries()
     sets = [f"--set {text}" for text in overrides]
     fetch = " ".join(["upft fetch", name, *sets]) if name else f"hf download {model}"
@@ -138,19 +138,19 @@ def prepared(
         from upft_mlx.models import go_offline, is_offline
 
         machine.check()
-        if offline or is_offline():  # each library has a switch of its own
+        if offline or is_offline():  # each library has its own switch
             go_offline()
         from upft_mlx.narrow import narrowed, recipe_for_model
         from upft_mlx.parallel import ranks
         from upft_mlx.targets import recipe_for
 
-        ranks()  # first, so that what goes wrong on one rank is heard by all
+        ranks()  # first, so that all ranks hear of an error on one
         recipe = recipe_for_model(str(model), overrides) if name is None else recipe_for(name, overrides)
         yield narrowed(recipe, **narrow) if narrow is not None and any(narrow.values()) else recipe
 
 
 def folder_of(name: str | None, recipe: Recipe, run_dir: Path | None) -> Path:
-    """Where the run is: the folder that `--run-dir` names, the run that was named, or the one of the recipe's name."""
+    """The run's folder: `--run-dir`, the run that was named, or runs/NAME of the recipe."""
     from upft_mlx.targets import run_for
 
     return run_dir or run_for(name, recipe).root
@@ -166,7 +166,7 @@ def quiet_libraries() -> None:
 
 @contextmanager
 def writing_to(run_dir: Path) -> Iterator[None]:
-    """Name the run directory in errors that name no file, such as those of a full disk."""
+    """Name the run directory in errors that name no file, such as a full disk."""
     try:
         yield
     except OSError as error:
@@ -179,12 +179,12 @@ def writing_to(run_dir: Path) -> Iterator[None]:
 def edge(*, debug: bool, fetch: str = "upft fetch") -> Iterator[None]:
     """Turn errors into one message and an exit status: 1 failed, 2 recipe or usage, 130 interrupted.
 
-    `fetch` is the command that downloads what the recipe needs.
+    `fetch` is the command that downloads the recipe's model and data.
     """
     try:
         yield
     except KeyboardInterrupt:
-        _fail(130, "interrupted; what is done is kept, the same command continues")
+        _fail(130, "interrupted; progress saved; run the same command to continue")
     except UpftError as error:
         if debug:
             raise
@@ -194,7 +194,7 @@ def edge(*, debug: bool, fetch: str = "upft fetch") -> Iterator[None]:
             raise
         where = f"{error.filename}: " if error.filename else ""
         room = "make room, then " if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else ""
-        _fail(1, f"{where}{error.strerror or error}; what is done is kept: {room}run the same command again")
+        _fail(1, f"{where}{error.strerror or error}; progress saved: {room}run the same command again")
     except ImportError as error:
         if debug or (error.name or "").startswith("upft_mlx"):
             raise
@@ -205,7 +205,7 @@ def edge(*, debug: bool, fetch: str = "upft fetch") -> Iterator[None]:
         if debug:
             raise
         what = f"unexpected {type(error).__name__}: {one_line(str(error), 1000)}"
-        _fail(1, f"{what}; run again with --debug and report what it shows")
+        _fail(1, f"{what}; run again with --debug and report the output")
 
 
 def _fail(status: int, message: str) -> None:

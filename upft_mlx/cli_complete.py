@@ -1,4 +1,4 @@
-"""What the shell completes: recipes, runs and the fields that `--set` takes; and the scripts that make it ask."""
+"""Shell completion of recipes, runs and `--set` fields, and the scripts that install it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _RECIPES = (".yaml", ".yml")
 
 
 def complete_recipes(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """Names of shipped recipes, and YAML files and the folders on the way to them."""
+    """Names of shipped recipes, YAML files and folders."""
     from upft_mlx.load import shipped_recipes
 
     names = [name for name in shipped_recipes() if name.startswith(incomplete)]
@@ -19,7 +19,7 @@ def complete_recipes(context: click.Context, parameter: click.Parameter, incompl
 
 
 def complete_runs(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """Names of the runs in runs/, and the folders and recipe files that stand for one."""
+    """Names of the runs in runs/, run folders and recipe files."""
     runs = sorted(path.parent.name for path in Path("runs").glob("*/recipe.json"))
     names = [name for name in runs if name.startswith(incomplete)]
     return [CompletionItem(value) for value in (*names, *_paths(incomplete))]
@@ -39,7 +39,7 @@ def complete_fields(context: click.Context, parameter: click.Parameter, incomple
 
 
 def _paths(incomplete: str) -> list[str]:
-    """The recipes and folders (with a slash) that a path can be completed to, hidden ones only where asked for."""
+    """Recipes and folders (with a slash) that complete a path; hidden ones only if it begins with a dot."""
     head, slash, name = incomplete.rpartition("/")
     try:
         entries = sorted(Path(head + slash).expanduser().iterdir())
@@ -76,7 +76,7 @@ SHELLS = tuple(_SHELLS)
 
 
 def script(shell: str) -> str:
-    """What a shell must read to complete `upft`, with the command that makes it do so always."""
+    """The script that a shell reads to complete `upft`, with the command that installs it."""
     kind, (theirs, ours), install = _SHELLS[shell]
     text = kind.source_template.replace(theirs, ours)
     names = {"complete_func": "_upft_completion", "complete_var": "_UPFT_COMPLETE", "prog_name": "upft"}

@@ -1,4 +1,4 @@
-"""The list of commands in `upft --help`: in the order in which they are needed, each told in one whole line."""
+"""The list of commands in `upft --help`: in the order in which they are needed, each on one whole line."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ import click
 
 SECTIONS: dict[str, dict[str, str]] = {
     "Begin": {
-        "demo": "The whole method on an embedded tiny model, offline.",
-        "doctor": "Is this machine fit, and does it compute right?",
-        "recipes": "The recipes that ship, and for which Mac.",
+        "demo": "Run the whole method on a tiny embedded model, offline.",
+        "doctor": "Can your machine run it, and are its results correct?",
+        "recipes": "List the shipped recipes, and for which Mac.",
         "new": "Write a recipe for your model and questions.",
-        "completion": "Let the shell complete commands, recipes and fields.",
+        "completion": "Complete commands, recipes and fields in your shell.",
     },
     "Before a run": {
         "fetch": "Download the model and the datasets.",
-        "plan": "Tokens, memory, disk and time that it will take.",
-        "preview": "The exact prompts, and which tokens train.",
+        "plan": "Estimate tokens, memory, disk and time.",
+        "preview": "Show exact prompts, and which tokens are trained on.",
     },
     "Run": {
-        "run": "All stages; continues what was interrupted.",
+        "run": "Run all stages; continues after an interruption.",
         "generate": "Stage 1: sample the solutions.",
         "build": "Stage 2: turn them into training rows.",
         "train": "Stage 3: train the adapter.",
@@ -26,16 +26,16 @@ SECTIONS: dict[str, dict[str, str]] = {
         "fuse": "Stage 5: write the adapter into the weights.",
     },
     "Afterwards": {
-        "show": "The report, the flips, one problem.",
-        "ask": "Your question to base and tuned, side by side.",
-        "kept": "Earlier versions of a stage: list, restore, remove.",
-        "adopt": "Take files that you changed by hand as they are.",
-        "export": "For PEFT, or without quantization.",
-        "push": "Upload to the Hugging Face Hub, with a model card.",
+        "show": "Show the report, the flips, or one problem.",
+        "ask": "Ask base and tuned a question, side by side.",
+        "kept": "List, restore or remove earlier versions of a stage.",
+        "adopt": "Accept files that you changed by hand.",
+        "export": "Export for PEFT, or without quantization.",
+        "push": "Upload to the Hugging Face Hub with a model card.",
     },
     "Choose settings": {
-        "analyze": "How long may a prefix be on this model?",
-        "compare": "Methods side by side, over several seeds.",
+        "analyze": "Find out how long a prefix this model supports.",
+        "compare": "Compare methods over several seeds.",
     },
 }
 """What each command does, by section. A line fits beside its name on 80 columns."""
@@ -51,7 +51,7 @@ class Once(click.Command):
             for option in given:
                 single = isinstance(option, click.Option) and not (option.multiple or option.is_flag or option.count)
                 if single and given.count(option) > 1:
-                    raise click.UsageError(f"{option.opts[-1]} is given {given.count(option)} times; give it once")
+                    raise click.UsageError(f"{option.opts[-1]} was given {given.count(option)} times; give it once")
         return super().parse_args(context, args)
 
 

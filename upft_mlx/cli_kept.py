@@ -16,14 +16,14 @@ if TYPE_CHECKING:
 
 @cli.command(
     help=helped(
-        "List the earlier versions of a run's stages, which stay when a stage runs again with other settings, and what "
-        "is begun and not finished; or restore or remove one. RUN is a folder, a name in runs/, or the recipe's file.",
+        "List, restore or remove earlier versions of a run's stages, and unfinished stages. An earlier version is kept "
+        "when a stage runs again with other settings. RUN is a folder, a name in runs/, or the recipe's file.",
         "upft kept my-recipe.yaml",
         "upft kept runs/my-recipe --restore train-0123456789abcdef",
     )
 )
 @click.argument("run", shell_complete=complete_runs)
-@click.option("--restore", metavar="NAME", help="Put this version back; what is there now is kept instead.")
+@click.option("--restore", metavar="NAME", help="Put this version back; the current one is kept instead.")
 @click.option("--remove", metavar="NAME", help="Delete this version for good.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 @click.option("--debug", is_flag=True, help="Show tracebacks.")
@@ -58,7 +58,7 @@ def kept(run: str, restore: str | None, remove: str | None, as_json: bool, debug
 
 
 def _facts(run: RunDir) -> dict[str, Any]:
-    """The versions as plain values; of the settings, those that differ from the current version's."""
+    """The versions as plain values, with the settings that differ from the current version's."""
     from upft_mlx.standing import differences
     from upft_mlx.versions import Version, stamp, unfinished
     from upft_mlx.versions import kept as kept_versions
@@ -86,8 +86,8 @@ def _facts(run: RunDir) -> dict[str, Any]:
 
 @cli.command(
     help=helped(
-        "Take solutions, training rows or an adapter that you changed by hand as they are. Later stages then use them, "
-        "and the model card says that they were changed. RUN is a folder, a name in runs/, or the recipe's file.",
+        "Accept solutions, training rows or an adapter that you changed by hand. Later stages then use them, and the "
+        "model card says that they were changed. RUN is a folder, a name in runs/, or the recipe's file.",
         "upft adopt runs/my-recipe",
     )
 )

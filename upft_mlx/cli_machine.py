@@ -1,4 +1,4 @@
-"""`upft doctor` and `completion`: what this machine and its shell can do."""
+"""`upft doctor` and `upft completion`: the machine and its shell."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 @cli.command(
     help=helped(
-        "Check this machine: chip, memory, macOS, packages, Hub login (never the token), disk, power and sleep, and a "
-        "known-answer test of the loss on this device. Status 1 if something is an error.",
+        "Check your machine: chip, memory, macOS, packages, Hub login (never the token), disk, power and sleep, and a "
+        "known-answer test of the loss on this device. The exit status is 1 if there is an error.",
         "upft doctor",
         "upft doctor --json",
     )
@@ -50,7 +50,7 @@ def doctor(as_json: bool, debug: bool) -> None:
 
 @cli.command(
     help=helped(
-        "Print the script that lets a shell complete upft's commands, options, recipes, runs and --set fields. Its "
+        "Print the script with which a shell completes upft's commands, options, recipes, runs and --set fields. Its "
         "last line says how to install it.",
         'eval "$(upft completion zsh)"',
         "upft completion fish > ~/.config/fish/completions/upft.fish",

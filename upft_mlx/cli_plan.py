@@ -14,17 +14,17 @@ from upft_mlx.escape import to_json
 
 @cli.command(
     help=helped(
-        "Say what RECIPE will cost, before anything is loaded: tokens to sample and train (and what SFT and RFT would "
-        "take), peak memory of each stage against this machine, disk, and time. The time needs a calibration of about "
-        "ten seconds with the model, which is kept for the next time.",
+        "Estimate what RECIPE will cost, before anything is loaded: tokens to sample and train on (also for SFT and "
+        "RFT), peak memory of each stage against your machine, disk, and time. To estimate the time, the model runs a "
+        "short trial of about ten seconds; its result is kept.",
         "upft plan my-recipe.yaml",
         "upft plan qwen2.5-math-7b-math12k --mac 16",
         "upft plan my-recipe.yaml --set train.micro_batch_size=auto --no-calibration",
     )
 )
 @recipe_argument
-@click.option("--mac", type=click.FloatRange(min=1), metavar="GB", help="Plan for a Mac with so much memory.")
-@click.option("--no-calibration", is_flag=True, help="Load nothing; without an earlier calibration no time is told.")
+@click.option("--mac", type=click.FloatRange(min=1), metavar="GB", help="Plan for a Mac with this much memory.")
+@click.option("--no-calibration", is_flag=True, help="Load nothing; no time estimate unless calibrated before.")
 @common
 def plan(
     recipe: str,

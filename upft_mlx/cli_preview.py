@@ -1,4 +1,4 @@
-"""`upft preview`: what a recipe asks and trains, before it costs anything."""
+"""`upft preview`: the prompts and training rows of a recipe, before a run."""
 
 from __future__ import annotations
 

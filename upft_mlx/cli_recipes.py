@@ -1,4 +1,4 @@
-"""`upft recipes`, `new` and `fetch`: what there is before a run."""
+"""`upft recipes`, `new` and `fetch`: the commands before a run."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 @cli.command(
     help=helped(
-        "Download what RECIPE needs from the Hugging Face Hub; says first how much room it takes. Afterwards every "
-        "command runs with --offline.",
+        "Download what RECIPE needs from the Hugging Face Hub; shows first how much disk space it takes. Afterwards "
+        "every command works with --offline.",
         "upft fetch my-recipe.yaml",
     )
 )
@@ -33,13 +33,13 @@ def fetch(recipe: str, **options: Any) -> None:
 
         return fetch(loaded, notify)
 
-    run_other(recipe, work, lambda facts: "complete; --offline now runs every command of this recipe", **options)
+    run_other(recipe, work, lambda facts: "complete; every command for this recipe now works with --offline", **options)
 
 
 @cli.command(
     help=helped(
-        "List the shipped recipes: for which Mac, how long, which model on which problems. With a NAME, print that "
-        "recipe, to read or to copy.",
+        "List the shipped recipes: for which Mac, how long they take, which model and problems. With a NAME, print "
+        "that recipe to read or copy.",
         "upft recipes",
         "upft recipes quickstart > my-recipe.yaml",
     )
@@ -68,7 +68,7 @@ def _list_recipes(*, as_json: bool) -> None:
 
 
 def _print_recipe(name: str, *, as_json: bool) -> None:
-    """The text as it ships, or what it resolves to."""
+    """Print the shipped text, or the resolved recipe as JSON."""
     from upft_mlx.load import find_shipped, load_recipe
 
     path = find_shipped(name)
@@ -78,8 +78,8 @@ def _print_recipe(name: str, *, as_json: bool) -> None:
 @cli.command(
     help=helped(
         "Write a recipe for MODEL (a folder or a Hub id) and DATASET (a .jsonl, .csv or .parquet file, or a Hub id): "
-        "finds the columns, holds a part of a local file out to measure with, chooses the numbers, and says why beside "
-        "each.",
+        "finds the columns, sets part of a local file aside as test questions, chooses the numbers, and says why next "
+        "to each.",
         "upft new my-model my-questions.jsonl",
         "upft new my-model openai/gsm8k --config main --output my-recipe.yaml",
     )
@@ -89,19 +89,19 @@ def _print_recipe(name: str, *, as_json: bool) -> None:
 @click.option(
     "--output", "-o", type=click.Path(path_type=Path), help="The recipe's file.  [default: the dataset's name]"
 )
-@click.option("--question", metavar="COLUMN", help="The question's column, where it has no usual name.")
-@click.option("--answer", metavar="COLUMN", help="The answer's column, where it has no usual name.")
+@click.option("--question", metavar="COLUMN", help="The question's column, if it has an unusual name.")
+@click.option("--answer", metavar="COLUMN", help="The answer's column, if it has an unusual name.")
 @click.option("--config", help="The Hub dataset's configuration.")
 @click.option("--split", help="The Hub dataset's split.  [default: train]")
 @click.option(
     "--holdout",
     type=click.IntRange(min=0),
     metavar="N",
-    help="Problems of a local file to hold out.  [default: a fifth of those with an answer, at most 200]",
+    help="Test questions to set aside from a local file.  [default: a fifth of those with an answer, at most 200]",
 )
-@click.option("--thinking", is_flag=True, help="Let a model think that can be switched; else it is switched off.")
-@click.option("--force", is_flag=True, help="Overwrite files that are there.")
-@click.option("--offline", is_flag=True, help="Use no network; what is missing is an error.")
+@click.option("--thinking", is_flag=True, help="Keep thinking on if the model can switch it; the default is off.")
+@click.option("--force", is_flag=True, help="Overwrite existing files.")
+@click.option("--offline", is_flag=True, help="Use no network; missing files are an error.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 @click.option("--debug", is_flag=True, help="Show tracebacks.")
 def new(offline: bool, as_json: bool, debug: bool, **wishes: Any) -> None:
@@ -111,7 +111,7 @@ def new(offline: bool, as_json: bool, debug: bool, **wishes: Any) -> None:
     with edge(debug=debug):
         from upft_mlx.models import go_offline, is_offline
 
-        if offline or is_offline():  # each library has a switch of its own
+        if offline or is_offline():  # each library has its own switch
             go_offline()
         from upft_mlx.new import Wish, facts, new_recipe
         from upft_mlx.new_text import told

@@ -26,10 +26,14 @@ if TYPE_CHECKING:
     )
 )
 @recipe_argument
-@click.option("--format", "form", type=click.Choice(["peft", "dequantized"]), required=True, help="What to write.")
-@click.option("--to", type=click.Path(path_type=Path), help="The folder.  [default: RUN/export/FORMAT]")
+@click.option("--format", "form", type=click.Choice(["peft", "dequantized"]), required=True, help="Format to write.")
+@click.option("--to", type=click.Path(path_type=Path), help="Output folder.  [default: RUN/export/FORMAT]")
 @click.option(
-    "--dtype", type=click.Choice(["bf16", "fp16"]), default="bf16", show_default=True, help="Of a dequantized model."
+    "--dtype",
+    type=click.Choice(["bf16", "fp16"]),
+    default="bf16",
+    show_default=True,
+    help="Type of a dequantized model.",
 )
 @common
 def export(recipe: str, form: str, to: Path | None, dtype: str, **options: Any) -> None:
@@ -46,13 +50,13 @@ def export(recipe: str, form: str, to: Path | None, dtype: str, **options: Any) 
 @cli.command(
     help=helped(
         "Upload the result with its model card to publish.repo on the Hugging Face Hub, private unless the recipe says "
-        "otherwise. Continues where it was cut.",
+        "otherwise. Continues an interrupted upload.",
         "upft push my-recipe.yaml --dry-run",
         "upft push my-recipe.yaml --set publish.repo=user/name",
     )
 )
 @recipe_argument
-@click.option("--dry-run", is_flag=True, help="Show exactly what would go up; upload nothing.")
+@click.option("--dry-run", is_flag=True, help="Show exactly what would be uploaded; upload nothing.")
 @common
 def push(recipe: str, dry_run: bool, **options: Any) -> None:
     """See the help."""
@@ -66,9 +70,9 @@ def push(recipe: str, dry_run: bool, **options: Any) -> None:
 
 
 def _pushed(facts: dict[str, Any]) -> str:
-    """What went up, or would."""
+    """What was uploaded, or would be."""
     kind = "private" if facts["private"] else "public"
-    where = facts["repo"] or "a repository that is not named yet (--set publish.repo=user/name)"
+    where = facts["repo"] or "a repository without a name yet (--set publish.repo=user/name)"
     head = f"{facts['url']}: uploaded" if "url" in facts else f"would upload to {where}"
     lines = [f"{head} ({kind}), {len(facts['files'])} files, {facts['bytes'] / 1e6:.1f} MB:"]
     lines += [f"  {file['bytes']:>15,}  {file['path']}" for file in facts["files"]]
@@ -79,8 +83,8 @@ def _pushed(facts: dict[str, Any]) -> str:
 
 @cli.command(
     help=helped(
-        "Show what is in a run directory: its report, or problem by problem what base and tuned answered. RUN is a "
-        "folder, a name in runs/, or the recipe's file.",
+        "Show the report of a run, or the answers of base and tuned problem by problem. RUN is a folder, a name in "
+        "runs/, or the recipe's file.",
         "upft show quickstart",
         "upft show quickstart --flips",
         "upft show quickstart --grade",
@@ -88,11 +92,13 @@ def _pushed(facts: dict[str, Any]) -> str:
     )
 )
 @click.argument("run", shell_complete=complete_runs)
-@click.option("--flips", is_flag=True, help="What is right on one side and wrong on the other.")
-@click.option("--rows", is_flag=True, help="Every problem and sample.")
+@click.option("--flips", is_flag=True, help="Problems where base and tuned disagree.")
+@click.option("--rows", is_flag=True, help="All problems and samples.")
 @click.option("--problem", metavar="ID", help="One problem: question, gold answer and the completions.")
-@click.option("--grade", is_flag=True, help="Grade the rows again: what this version's grader changes. Writes nothing.")
-@click.option("--benchmark", "benchmarks", multiple=True, metavar="NAME", help="Only this one; may be repeated.")
+@click.option(
+    "--grade", is_flag=True, help="Grade the rows again and show what this version's grader changes. Writes nothing."
+)
+@click.option("--benchmark", "benchmarks", multiple=True, metavar="NAME", help="Only this benchmark; may be repeated.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 @click.option("--debug", is_flag=True, help="Show tracebacks.")
 def show(
@@ -122,7 +128,7 @@ def show(
                 return
             ui.print_summary(facts)
             if stale := browse.earlier_stages(found):
-                ui.print_text(f"not shown, made from an earlier version of the stages above: {', '.join(stale)}")
+                ui.print_text(f"not shown, made with an earlier version of the stages above: {', '.join(stale)}")
             return
         items = browse.seen(found, benchmarks, only_flips=flips)
         if problem is not None:

@@ -31,7 +31,7 @@ def demo(**options: Any) -> None:
 @cli.command(
     name="run",
     help=helped(
-        "Run all stages of RECIPE. What is done and current is skipped; what was interrupted is continued.",
+        "Run all stages of RECIPE. Current stages are skipped; interrupted stages continue.",
         "upft run quickstart",
         "upft run my-recipe.yaml --run-dir runs/try-2 --set train.learning_rate=5e-5",
     ),
@@ -64,8 +64,8 @@ _stage_command("train", "Train the LoRA adapter on dataset/; continues from the 
 
 @cli.command(
     help=helped(
-        "Write the adapter into the weights: fused/, a folder that mlx-lm loads. Refuses what would lose the training, "
-        "and says what keeps it.",
+        "Write the adapter into the weights: fused/, a folder that mlx-lm loads. Refuses formats that would lose the "
+        "training, and says which keep it.",
         "upft fuse quickstart",
         "upft fuse quickstart --set publish.fuse=mixed",
     )
@@ -83,9 +83,9 @@ def fuse(recipe: str, force: bool, **options: Any) -> None:
 @cli.command(
     help=helped(
         "Measure base and, once there is an adapter, tuned on the benchmarks of RECIPE; or, without a recipe, any "
-        "model that mlx-lm loads. BENCHMARK is a known one (arithmetic, gsm8k, math500, aime2024, aime2025, gpqa, "
-        "gpqa-freeform) or a local file with questions and answers. With --benchmark, --limit, --subset or --adapter "
-        "the result is shown and kept apart, in RUN/looks: the run's own evaluation stays.",
+        "model that mlx-lm loads. BENCHMARK is a built-in one (arithmetic, gsm8k, math500, aime2024, aime2025, gpqa, "
+        "gpqa-freeform) or a local file with questions and answers. With --benchmark, --limit, --subset or --adapter, "
+        "the result is shown and saved separately in RUN/looks; the run's own evaluation does not change.",
         "upft evaluate quickstart",
         "upft evaluate my-recipe.yaml --limit 50 --subset level=5",
         "upft evaluate --model my-model --adapter my-adapter --benchmark gsm8k --benchmark my-test.jsonl",
@@ -98,7 +98,7 @@ def fuse(recipe: str, force: bool, **options: Any) -> None:
     "--benchmark",
     "benchmarks",
     multiple=True,
-    help="Which to measure; may be repeated.  [default: RECIPE's, else arithmetic]",
+    help="Benchmark to measure; may be repeated.  [default: RECIPE's, or arithmetic]",
 )
 @click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Only the first N problems of each benchmark.")
 @click.option("--subset", multiple=True, metavar="FIELD=VALUE", help="Only this level or subject; may be repeated.")
@@ -126,7 +126,7 @@ def evaluate(
 
 
 def _look(adapter: Path | None, benchmarks: Sequence[str], limit: int | None, subset: Sequence[str]) -> str:
-    """A folder's name for an evaluation that is not the run's own: readable, and another for other options."""
+    """The folder's name for an evaluation that is not the run's own: readable, and different for other options."""
     foreign = None if adapter is None else adapter.resolve()
     shown = [*(Path(name).stem for name in benchmarks), *([f"limit-{limit}"] if limit else []), *subset]
     shown += [f"adapter-{foreign.name}"] if foreign else []
@@ -148,7 +148,7 @@ def _run(
     narrow: dict[str, Any] | None = None,
     **extra: Any,
 ) -> None:
-    """Run a stage, or all, in a live view; `extra` are options of the stage's own."""
+    """Run a stage, or all, in a live view; `extra` holds the stage's own options."""
     with prepared(name, overrides, offline=offline, debug=debug, model=model, narrow=narrow) as recipe:
         _execute(recipe, folder_of(name, recipe, run_dir), stage, plain=plain, as_json=as_json, **extra)
 

@@ -1,4 +1,4 @@
-"""`upft analyze` and `upft compare`: what they find is a table of its own, not a run's report."""
+"""`upft analyze` and `upft compare`: each prints its own table, not a run's report."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def _study_command(what: str, text: str, *examples: str) -> None:
 
 _study_command(
     "analyze",
-    "Measure how long a prefix may be on RECIPE's model and problems: prefix self-consistency and prefix accuracy, "
-    "as tables, JSON and curves, and a recommended prefix.length. Continues where it stopped.",
+    "Measure how long a prefix RECIPE's model and problems support: prefix self-consistency and prefix accuracy as "
+    "tables, JSON and curves, and a recommended prefix.length. Continues where it stopped.",
     "upft analyze quickstart",
     "upft analyze my-recipe.yaml --set analyze.problems=50",
 )
@@ -33,7 +33,7 @@ _study_command(
 
 _study_command(
     "compare",
-    "Run base and the methods of RECIPE's compare section over several seeds with the same evaluation: accuracy "
+    "Run base and the methods in RECIPE's compare section over several seeds with the same evaluation. Shows accuracy "
     "with intervals, tokens, time and memory as a table, figures and JSON. Continues where it stopped.",
     "upft compare quickstart",
     "upft compare my-recipe.yaml --set compare.seeds=5 --set 'compare.methods=[upft, upft:majority_answer]'",
@@ -50,7 +50,7 @@ def _study(
     as_json: bool,
     debug: bool,
 ) -> None:
-    """`upft analyze` and `upft compare`: what they find is a table of its own, not a run's report."""
+    """`upft analyze` and `upft compare`: each prints its own table, not a run's report."""
     with prepared(name, overrides, offline=offline, debug=debug) as recipe:
         from upft_mlx import ui
         from upft_mlx.compare import compare

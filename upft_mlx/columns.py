@@ -1,4 +1,4 @@
-"""Which column of a dataset holds what: named by the recipe, else found by the usual names. Pure."""
+"""Which column of a dataset holds what: named by the recipe, or found by the usual names. Pure."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ ID_COLUMNS = ("id", "unique_id", "problem_id", "Record ID")
 LEVEL_COLUMNS = ("level",)
 SUBJECT_COLUMNS = ("subject", "type", "High-level domain")
 WRONG_COLUMNS = ("Incorrect Answer 1", "Incorrect Answer 2", "Incorrect Answer 3")
-"""GPQA's; elsewhere columns are taken by these names in any case."""
+"""GPQA's columns; in other datasets the names match in upper and lower case."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def _refuse_missing(where: str, row: dict[str, Any], column: str | None, field: 
 
 
 def _first(names: Sequence[str], row: dict[str, Any]) -> str | None:
-    """The first of the names that is a column, as it is written there; else in capitals or small letters."""
+    """The first of the names that is a column: an exact match, or else one that ignores upper and lower case."""
     lowered = {str(column).lower(): column for column in reversed(row)}
     return next((name for name in names if name in row), None) or next(
         (lowered[name.lower()] for name in names if name.lower() in lowered), None

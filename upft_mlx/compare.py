@@ -36,7 +36,7 @@ def compare(recipe: Recipe, run_dir: str | Path, notify: Observer = ignore) -> d
 
     Raises:
         RecipeError: the recipe has no benchmark to compare on.
-        UpftError: one of its kinds; what is done is kept.
+        UpftError: one of its kinds; progress is saved.
     """
     if not recipe.evaluate.benchmarks:
         raise RecipeError("evaluate.benchmarks: empty; a comparison needs something to measure")
@@ -102,7 +102,7 @@ def run_cell(
         method: its name in the results; `base` is evaluated as it is.
         folder: its run directory.
         donors: runs to take over from what was made from the same inputs.
-        notify: is told of everything.
+        notify: receives progress events.
     """
     pipeline = Pipeline(recipe, folder, notify)
     pipeline.donors = donors

@@ -1,4 +1,4 @@
-"""What a dataset holds, and splitting it into problems to train on and problems to measure with."""
+"""The contents of a dataset, and splitting it into training problems and test questions."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from upft_mlx.problems import SUFFIXES, Problem, first_rows, load_problems, prob
 from upft_mlx.recipe import Problems
 
 _LOOKED_AT = 100
-"""Rows of a Hub dataset that are looked at, and of any on which the columns are decided."""
+"""Number of rows to read from a Hub dataset, and on which the columns of any dataset are decided."""
 _PROSE = 80
-"""Characters of an answer from which on it is a text rather than a number or a formula."""
+"""Longer answers (characters) are texts rather than numbers or formulas."""
 _LETTER = re.compile(r"\(?[A-J]\)?\.?")
 
 
@@ -31,9 +31,9 @@ class DataFacts:
     question: str
     """The column."""
     answer: str | None
-    """The column, where there is one."""
+    """The column, if there is one."""
     rows: int | None
-    """None where the Hub does not say."""
+    """None if the Hub does not say."""
     seen: list[Problem] = field(repr=False)
     """All problems of a file, the first ones of a Hub dataset."""
     splits: tuple[str, ...] = ()
@@ -46,17 +46,17 @@ class DataFacts:
 
     @property
     def mean_length(self) -> float:
-        """Of the questions seen (characters)."""
+        """Mean length of the questions seen (characters)."""
         return sum(len(problem.question) for problem in self.seen) / len(self.seen)
 
     @property
     def longest(self) -> int:
-        """Of the questions seen (characters)."""
+        """Length of the longest question seen (characters)."""
         return max(len(problem.question) for problem in self.seen)
 
 
 def data_facts(source: Problems) -> DataFacts:
-    """Look at a local file, all of it, or at the first rows of a Hub dataset.
+    """Read a whole local file, or the first rows of a Hub dataset.
 
     Raises:
         ProblemsError: it is missing, empty or malformed, or no column holds questions.
@@ -114,16 +114,16 @@ def _columns(rows: Sequence[Located], source: Problems) -> Columns:
 
 @dataclass(frozen=True)
 class Split:
-    """Problems to train on and problems to measure with, no question in both."""
+    """Training problems and test questions; no question is in both."""
 
     train: list[Problem]
     test: list[Problem]
     repeated: int
-    """Rows whose question stands in an earlier row too."""
+    """Number of rows whose question is also in an earlier row."""
 
 
 def hold_out(problems: Sequence[Problem], count: int | None, seed: int = 0) -> Split:
-    """Set problems with an answer aside, drawn with a seed; rows with the same question stay together.
+    """Set test questions aside, drawn with a seed from the problems with an answer; equal questions stay together.
 
     Args:
         problems: all of them.
@@ -141,7 +141,7 @@ def hold_out(problems: Sequence[Problem], count: int | None, seed: int = 0) -> S
     if wanted > len(testable) or (wanted and wanted >= len(groups)):
         raise ProblemsError(
             f"--holdout {wanted}: {len(groups)} different questions, {len(testable)} of them with an answer; "
-            "hold out fewer, so that some are left to train on"
+            "set fewer aside, so that some are left to train on"
         )
     drawn = random.Random(f"holdout/{seed}").sample(range(len(testable)), wanted)
     test = [testable[number][0] for number in sorted(drawn)]
@@ -160,6 +160,6 @@ def all_letters(problems: Sequence[Problem]) -> bool:
 
 
 def hard_to_grade(problems: Sequence[Problem]) -> list[Problem]:
-    """The problems whose answer is a text of several words, which no grader here compares by meaning."""
+    """The problems whose answer is a text of several words, which no grader compares by meaning."""
     bare = ((problem, normalize_gold(str(problem.answer))) for problem in problems)
     return [problem for problem, gold in bare if len(gold) > _PROSE or (len(gold.split()) > 3 and "\\" not in gold)]

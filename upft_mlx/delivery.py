@@ -27,7 +27,7 @@ def export(
         form: `peft` or `dequantized`.
         to: the folder; None: RUN/export/FORM.
         dtype: of a dequantized model, `bf16` or `fp16`.
-        notify: is told.
+        notify: receives progress events.
 
     Raises:
         RunDirError: there is no current adapter.

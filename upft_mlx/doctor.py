@@ -1,7 +1,7 @@
-"""What `upft doctor` looks at: the machine, packages, Hub, disk, power, and what this device computes.
+"""What `upft doctor` checks: the machine, packages, Hub, disk, power, and the results of this device.
 
-Each finding is a line: what it is, ok, a warning or an error, and for the last two what to do. Nothing is changed, the
-network is not used, and of a Hub login only that and where it is there is told.
+Each finding is one line: ok, a warning or an error, and for the last two what to do. Nothing is changed and the
+network is not used. For the Hub, it reports only whether and where a login exists.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ Status = Literal["ok", "warning", "error"]
 PACKAGES = ("mlx", "mlx-lm", "transformers", "datasets", "huggingface-hub")
 GIB = 2**30
 FEW_BYTES = 10 * 10**9
-"""Less free disk than this is worth a warning: a 7B model in 4 bits and what is fused of it take 8 to 9 GB."""
+"""Less free disk space than this gets a warning: a 7B model in 4 bits and its fused copy take 8 to 9 GB."""
 LITTLE_MEMORY = 7 * GIB
 """Less than a Mac with 8 GB has."""
 _WRONG = (
-    "this is not the known answer, so results of this device cannot be trusted; upgrade mlx and mlx-lm, and report it "
-    "with the output of `upft doctor --json`"
+    "this is not the known answer, so you cannot trust results from this device; upgrade mlx and mlx-lm, and report "
+    "it with the output of `upft doctor --json`"
 )
 
 
@@ -44,7 +44,7 @@ class Finding:
     value: str
     status: Status = "ok"
     advice: str = ""
-    """What to do; empty where it is ok."""
+    """What to do; empty if it is ok."""
 
     def dump(self) -> dict[str, Any]:
         """For JSON."""
@@ -55,8 +55,8 @@ def examine(source: Source | None = None, folder: Path | None = None) -> Iterato
     """All findings, one after the other; the last ones take a second or two.
 
     Args:
-        source: the machine, this one unless another is given.
-        folder: where runs would be kept, the working directory unless another is given.
+        source: the machine; default: this one.
+        folder: where runs would be kept; default: the working directory.
     """
     source = source or here()
     machine = look(source)
@@ -77,11 +77,11 @@ def examine(source: Source | None = None, folder: Path | None = None) -> Iterato
 
 
 def _safely(group: str, look_at: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:
-    """What fails is what the user is looking for: a line of its own, and the others follow."""
+    """A check that fails gets its own line, and the others still run."""
     try:
         yield from look_at()
     except Exception as error:
-        advice = "reinstall the package that it names, or report it with `upft doctor --json`"
+        advice = "reinstall the package it names, or report it with `upft doctor --json`"
         yield Finding(group, "check", f"fails: {type(error).__name__}: {error}", "error", advice)
 
 
@@ -102,7 +102,7 @@ def _memory(machine: Machine, *, usable: bool) -> Iterator[Finding]:
     size = machine.memory_bytes
     text = f"{size / GIB:.1f} GiB" if size else "unknown"
     little = size is not None and size < LITTLE_MEMORY
-    advice = "room for the smallest models only (0.5B in 4 bits)" if little else ""
+    advice = "only the smallest models fit (0.5B in 4 bits)" if little else ""
     yield Finding("machine", "memory", text, "warning" if little else "ok", advice)
     if usable:
         yield _working_set(machine)
@@ -116,13 +116,13 @@ def _working_set(machine: Machine) -> Finding:
         share = f", {size / machine.memory_bytes:.0%} of the memory" if machine.memory_bytes else ""
         return Finding("machine", "working set", f"{size / GIB:.1f} GiB on Metal{share}")
     if not machine.is_mac:
-        return Finding("machine", "working set", "not macOS: MLX computes on the CPU")
-    advice = "MLX computes on the CPU, many times slower; is this a virtual machine?"
+        return Finding("machine", "working set", "not macOS: MLX runs on the CPU")
+    advice = "MLX runs on the CPU, many times slower; is this a virtual machine?"
     return Finding("machine", "working set", "Metal is not available", "warning", advice)
 
 
 def _blas() -> Iterator[Finding]:
-    """What MLX's matrix products run on, and their rate."""
+    """The library for MLX's matrix products, and their speed."""
     from upft_mlx import blas
     from upft_mlx.selftest import gigaflops
 
@@ -153,7 +153,7 @@ def _packages() -> Iterator[Finding]:
 
 
 def _requirements() -> dict[str, SpecifierSet]:
-    """The versions of other packages that this one needs here."""
+    """The versions of other packages that this one needs on this machine."""
     from packaging.requirements import Requirement
 
     try:
@@ -171,7 +171,7 @@ def _hub() -> Iterator[Finding]:
     if get_token() is None:
         yield Finding("hub", "login", "none: needed for private models and `upft push`")
     else:
-        yield Finding("hub", "login", f"a token is there ({where})")
+        yield Finding("hub", "login", f"found a token ({where})")
     if constants.is_offline_mode():
         yield Finding("hub", "network", "off (HF_HUB_OFFLINE)")
     yield _disk("cache", Path(constants.HF_HUB_CACHE), "hub")
@@ -186,20 +186,20 @@ def _token_place(file: Path) -> str:
 
 
 def _disk(name: str, folder: Path, group: str = "disk") -> Finding:
-    """Free room in a folder, which may not be there yet, and whether it can be written."""
+    """Free disk space in a folder that may not exist yet, and whether it is writable."""
     place = folder
     while not place.exists() and place != place.parent:
         place = place.parent
     try:
         free = shutil.disk_usage(place).free
     except OSError as error:
-        return Finding(group, name, str(folder), "error", f"it cannot be read: {error.strerror}")
+        return Finding(group, name, str(folder), "error", f"cannot be read: {error.strerror}")
     value = f"{folder}, {free / 1e9:.1f} GB free"
-    other = "keep the cache elsewhere with HF_HOME=DIR" if group == "hub" else "keep runs elsewhere with --run-dir DIR"
+    other = "put the cache elsewhere with HF_HOME=DIR" if group == "hub" else "put runs elsewhere with --run-dir DIR"
     if not os.access(place, os.W_OK):
         return Finding(group, name, value, "error", f"{place} cannot be written; {other}")
     if free < FEW_BYTES:
-        return Finding(group, name, value, "warning", f"little for a model and a run; make room, or {other}")
+        return Finding(group, name, value, "warning", f"not much for a model and a run; make room, or {other}")
     return Finding(group, name, value)
 
 

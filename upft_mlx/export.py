@@ -33,7 +33,7 @@ def export_peft(run: RunDir, model: Path, base: str, folder: Path) -> str:
     Args:
         run: has the adapter.
         model: the folder that it was trained on, to check the modules' names.
-        base: what PEFT is told to load below the adapter.
+        base: the model that PEFT loads below the adapter.
         folder: is written.
 
     Returns:
@@ -109,7 +109,7 @@ def export_dequantized(
         run: has the adapter and the rows.
         folder: is written.
         dtype: `bf16` or `fp16`.
-        notify: is told what the rounding to it costs.
+        notify: receives a note with the cost of rounding to it.
         questions: to measure on beside the validation rows.
 
     Returns:

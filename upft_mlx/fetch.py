@@ -1,4 +1,4 @@
-"""Everything that a recipe needs from the Hub, downloaded once: afterwards it runs without a network."""
+"""Download once everything that a recipe needs from the Hub; afterwards it runs without a network."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from upft_mlx.problems import load_problems
 from upft_mlx.recipe import Recipe
 
 _ROOM = 500 * 10**6
-"""Bytes that stay free beside what is downloaded."""
+"""Bytes that must stay free besides the download."""
 
 
 @dataclass(frozen=True)
@@ -29,13 +29,13 @@ class Repository:
     name: str
     revision: str | None
     commit: str | None
-    """What the revision is now; None where the Hub does not say."""
+    """The commit of the revision; None if the Hub does not say."""
     bytes: int | None
-    """Still to be downloaded; of a dataset at most, its converted copy included. None where the Hub does not say."""
+    """Bytes still to download; an upper limit for a dataset, with its converted copy. None if the Hub does not say."""
 
 
 def fetch(recipe: Recipe, notify: Observer = ignore) -> dict[str, Any]:
-    """Download the recipe's model and datasets, and say first how much room they take.
+    """Download the recipe's model and datasets; say first how much disk space they take.
 
     Returns:
         What there is now, as plain values.
@@ -75,7 +75,7 @@ def _repositories(recipe: Recipe, entries: list[Entry]) -> list[Repository]:
 
 
 def _ask(kind: str, name: str, revision: str | None) -> Repository:
-    """What the Hub says about a repository; the download says what is wrong where it says nothing."""
+    """What the Hub says about a repository; if it says nothing, the download names the error."""
     from huggingface_hub import HfApi, try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError, HTTPError  # type: ignore[attr-defined]
 
@@ -93,11 +93,11 @@ def _ask(kind: str, name: str, revision: str | None) -> Repository:
 
 
 def _check_room(repositories: list[Repository], notify: Observer) -> None:
-    """Say what is downloaded and where to, and refuse what does not fit."""
+    """Say what is downloaded and where, and refuse a download that does not fit."""
     from huggingface_hub import constants
 
     if not repositories:
-        notify(Note("fetch: everything is here already"))
+        notify(Note("fetch: everything is already downloaded"))
         return
     cache = Path(constants.HF_HUB_CACHE)
     free = disk_usage(next(folder for folder in (cache, *cache.parents) if folder.is_dir())).free

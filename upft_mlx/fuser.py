@@ -1,4 +1,4 @@
-"""An adapter on its base model, and what each way of fusing it keeps of its effect."""
+"""An adapter on its base model, and how much of its effect each format keeps."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from upft_mlx.ways import Way, fused_layer, input_size, size_of, ways
 
 
 class Fuser:
-    """One adapter on one base model, and the ways to fuse it."""
+    """One adapter on one base model, and the formats to fuse it in."""
 
     def __init__(
         self, recipe: Recipe, loaded: Loaded, run: RunDir, questions: Sequence[str] = (), notify: Observer = ignore
     ) -> None:
-        """Put the adapter on and note what the model says with it and without.
+        """Load the adapter and record the model's outputs with and without it.
 
         Measured in float32 on every device: 16-bit activations round by more than a small update moves them.
         """
@@ -55,7 +55,7 @@ class Fuser:
         return any(".".join(parts[:length]) in self.layers for length in range(1, len(parts)))
 
     def _probes(self, questions: Sequence[str]) -> tuple[list[Example], list[Example]]:
-        """Validation rows (the first training rows where none are held out), and greedy completions of prompts."""
+        """Validation rows (the first training rows if none are held out), and greedy completions of prompts."""
         found = list(read_rows(self.run.valid, TrainingRow)) or list(read_rows(self.run.train, TrainingRow))
         prompts = [row.prompt_ids for row in found]
         if questions:
@@ -79,15 +79,15 @@ class Fuser:
     # Measuring.
 
     def measure(self, way: Way) -> Fidelity | None:
-        """What a way keeps; None where the model cannot be computed with it. Leaves the model fused, in float32."""
+        """How much a format keeps; None if the model overflows in it. Leaves the model fused, in float32."""
         self.apply(way)
         if way.whole and not self._finite(way):
-            self._notify(Note(f"{way.name}: this model's activations overflow in it; not used"))
+            self._notify(Note(f"{way.name}: this model's activations overflow in this format; not used"))
             return None
         return self.judge(way)
 
     def judge(self, way: Way) -> Fidelity:
-        """What the model as it is now keeps, fused as `way` says; leaves it in float32."""
+        """How much the current model, fused as `way`, keeps; leaves it in float32."""
         self._in_float32()
         found, size = self._comparison.of(self.loaded.model), size_of(self.loaded, self.layers, way)
         kept = retained(found.kl, self.base.kl)
@@ -97,7 +97,7 @@ class Fuser:
         return fidelity
 
     def apply(self, way: Way) -> None:
-        """Put the fused layers into the model in place of the adapters; float32 holds every way's values exactly."""
+        """Put the fused layers into the model instead of the adapters; float32 holds every format's values exactly."""
         if self._applied == way:
             return
         model = self.loaded.model
@@ -114,13 +114,14 @@ class Fuser:
         add_dense_copies(self.loaded.model)
 
     def _fitted(self, way: Way) -> list[tuple[str, nn.Module]]:
-        """The layers rounded for their outputs on training rows, as they are with the adapter on."""
+        """The layers, rounded to preserve their outputs on training rows with the adapter on."""
         model, total = self.loaded.model, len(self.layers)
         model.update_modules(tree_unflatten(list(self.layers.items())))
         model.load_weights(self._rest, strict=False)
         rows = to_examples(list(read_rows(self.run.train, TrainingRow)), self.recipe.train.max_length)
-        kept = f"rounded so that the outputs on {min(len(rows), MAX_ROWS)} training rows stay"
-        self._notify(Note(f"fuse: tries {way.name}: {kept}"))
+        count = min(len(rows), MAX_ROWS)
+        outputs = f"the outputs on {count} training row{'' if count == 1 else 's'}"
+        self._notify(Note(f"fuse: trying {way.name}: rounding that preserves {outputs}"))
 
         def on_pass(done: int) -> None:
             self._notify(Progress("fuse", done, total, "layers"))
@@ -129,14 +130,14 @@ class Fuser:
         return [(name, fused_layer(self.layers[name], way, found)) for name, found in moments]
 
     def _finite(self, way: Way) -> bool:
-        """Whether the model can be computed in a 16-bit type that is not its own: float16 ends at 65504."""
+        """Whether the model works in a 16-bit type that is not its own: float16 ends at 65504."""
         self.loaded.model.set_dtype(way.dtype)
         finite = self._comparison.is_finite(self.loaded.model)
         self.loaded.model.set_dtype(mx.float32)
         return finite
 
     def adapter(self) -> Fidelity:
-        """The adapter itself, not fused: what the others are compared with."""
+        """The adapter itself, not fused: the reference for the others."""
         size = (self.run.adapter / "adapters.safetensors").stat().st_size
         return Fidelity(
             kl=0.0,

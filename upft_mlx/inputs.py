@@ -26,7 +26,7 @@ from upft_mlx.rows import read_json
 from upft_mlx.rundir import RunDir, fingerprint
 
 UNREAD = ("keep", "report_to", "checkpoint_every")
-"""Fields of `train` that change no weight and no metric: how many checkpoints there are, and who else is told."""
+"""Fields of `train` that change no weight and no metric: the number of checkpoints, and where else metrics go."""
 
 
 def dated(recipe: Recipe, model_path: Path, run: RunDir) -> Recipe:

@@ -33,17 +33,17 @@ class Prompts:
     mean: float
     """Tokens, the shared ones included."""
     longest: tuple[int, ...]
-    """Tokens of the longest ones, in descending order."""
+    """Lengths of the longest prompts (tokens), in descending order."""
     shared: int
     """Tokens that all of them begin with."""
 
     def first(self, count: int) -> list[int]:
-        """Tokens of the so many longest ones."""
+        """Lengths of the `count` longest prompts (tokens)."""
         return first(self.longest, count)
 
 
 def first(known: Sequence[int], count: int) -> list[int]:
-    """The first so many; beyond those that are known all are like the last of them."""
+    """The first `count` values; beyond the known ones, all are like the last."""
     return [known[min(number, len(known) - 1)] for number in range(count)]
 
 
@@ -55,7 +55,7 @@ class Solutions:
     """Tokens, without EOS."""
     longest: int
     trained: tuple[int, ...]
-    """Tokens of the longest ones that ended before max_tokens, in descending order: those cut there are not trained."""
+    """Lengths of the longest solutions that ended before max_tokens, in descending order: only those are trained on."""
     finished: float
     """Share that ends before max_tokens."""
     how: str
@@ -111,7 +111,7 @@ def measure_solutions(
 
 
 def _of_run(run: RunDir, limit: int) -> Solutions | None:
-    """Those that the run has sampled already."""
+    """The lengths of the solutions that the run has sampled already."""
     begun = [version.folder / run.partial.name for version in unfinished(run, "generate")]
     path = next((path for path in (run.solutions, *begun, run.partial) if path.exists()), None)
     lengths: list[tuple[int, bool]] = []
@@ -121,11 +121,15 @@ def _of_run(run: RunDir, limit: int) -> Solutions | None:
                 lengths.append((min(limit, len(solution.completion_ids)), solution.finish_reason == "stop"))
     except RowsError:
         return None  # a plan must not fail on what the stage itself will look at
-    return of_lengths(lengths, f"measured on {len(lengths)} full solutions of this run") if lengths else None
+    return (
+        of_lengths(lengths, f"measured on {len(lengths)} full solution{'' if len(lengths) == 1 else 's'} of this run")
+        if lengths
+        else None
+    )
 
 
 def of_lengths(lengths: Sequence[tuple[int, bool]], how: str) -> Solutions:
-    """What (tokens, whether it ended before max_tokens) of some solutions say of all."""
+    """The lengths of all solutions, estimated from some (tokens, whether it ended before max_tokens)."""
     counts, ended = [count for count, _ in lengths], sorted((count for count, end in lengths if end), reverse=True)
     return Solutions(
         mean=sum(counts) / len(counts),

@@ -1,4 +1,4 @@
-"""What kind of machine this is, and on which upft cannot run: facts from `platform` and from macOS's own commands.
+"""The kind of machine, and the ones upft cannot run on: facts from `platform` and from macOS's own commands.
 
 Nothing newer than Python 3.9, which Apple ships, and nothing that must be installed: `python3 -m upft_mlx` in a clone
 says what is missing before anything is there. All facts come through `Source`, so that tests can be any machine.
@@ -21,7 +21,7 @@ from upft_mlx.errors import MachineError
 
 OLDEST_PYTHON = (3, 10)
 OLDEST_MACOS = 14
-"""Of MLX's wheels since 0.30 (their names on PyPI begin with macosx_14_0_arm64)."""
+"""The oldest macOS of MLX's wheels since 0.30 (their names on PyPI begin with macosx_14_0_arm64)."""
 ASK_SECONDS = 5
 _APPLES = ("/Library/Developer/CommandLineTools/", "/Applications/Xcode", "/usr/bin/python3")
 
@@ -33,15 +33,15 @@ class Source:
     system: str
     """`Darwin`, `Linux` or `Windows`."""
     architecture: str
-    """Of this Python, not of the processor."""
+    """This Python's architecture, not the processor's."""
     python: tuple[int, ...]
     executable: str
     ask: Callable[..., str | None]
-    """What a command prints; None where it is missing or fails."""
+    """A command's output; None if it is missing or fails."""
 
 
 def ask(*command: str) -> str | None:
-    """What a command prints, None where it is not there, fails or hangs."""
+    """A command's output; None if it is missing, fails or hangs."""
     path = f"{os.environ.get('PATH', '')}:/usr/bin:/usr/sbin"  # sysctl is missing in the PATH of some editors
     environment = {**os.environ, "PATH": path, "LC_ALL": "C", "SYSTEM_VERSION_COMPAT": "0"}
     try:
@@ -76,18 +76,18 @@ class Machine:
     chip: str | None = None
     memory_bytes: int | None = None
     macos: str | None = None
-    """Its version; None elsewhere."""
+    """The version of macOS; None elsewhere."""
     translated: bool = False
     """An Intel Python under Rosetta, on Apple silicon."""
 
     @property
     def is_mac(self) -> bool:
-        """Whether the facts of macOS are there to be asked for."""
+        """Whether this is macOS."""
         return self.system == "Darwin"
 
 
 def look(source: Source | None = None) -> Machine:
-    """The facts of a machine, this one unless another is given."""
+    """The facts of a machine, by default this one."""
     source = source or here()
     python = ".".join(map(str, source.python))
     common = (source.system, source.architecture, python, source.executable)
@@ -139,12 +139,12 @@ def python_refusal(source: Source | None = None) -> str | None:
     if tuple(source.python[:2]) >= OLDEST_PYTHON:
         return None
     apples = source.system == "Darwin" and source.executable.startswith(_APPLES)
-    which = "the one of Apple's developer tools" if apples else source.executable
+    which = "from Apple's developer tools" if apples else source.executable
     wanted = ".".join(map(str, OLDEST_PYTHON))
     ways = "`brew install python@3.12`, python.org's installer or `uv python install 3.12`"
     return (
-        f"upft needs Python {wanted} or later, and this is Python {'.'.join(map(str, source.python))} ({which}); "
-        f"install one ({ways if source.system == 'Darwin' else 'your system, or `uv python install 3.12`'}) and make "
+        f"upft needs Python {wanted} or later, but this is Python {'.'.join(map(str, source.python))} ({which}); "
+        f"install one ({ways if source.system == 'Darwin' else 'your system, or `uv python install 3.12`'}) and create "
         "the environment with it: `python3.12 -m venv .venv && .venv/bin/pip install .`"
     )
 
@@ -153,26 +153,26 @@ def refusal(machine: Machine | None = None) -> str | None:
     """Why MLX cannot run on this machine; None if it can."""
     machine = machine or look()
     if machine.system not in ("Darwin", "Linux"):
-        return f"upft runs on Apple silicon and on Linux, and this is {machine.system}"
+        return f"upft runs on Apple silicon and on Linux, but this is {machine.system}"
     if not machine.is_mac:
         return None
     if machine.translated:
         return (
-            f"this Python ({machine.executable}) is made for Intel and runs under Rosetta; MLX needs one for "
-            "Apple silicon: open a Terminal that is not set to use Rosetta, and make the environment "
+            f"this Python ({machine.executable}) is built for Intel and runs under Rosetta; MLX needs one for "
+            "Apple silicon: open a Terminal that is not set to use Rosetta, and create the environment "
             "again with a Python that prints arm64 for `python3 -c 'import platform; print(platform.machine())'` "
             "(Homebrew in /opt/homebrew, python.org's installer, uv)"
         )
     if machine.architecture != "arm64":
         return (
-            f"this Mac has an Intel processor ({machine.chip or machine.architecture}), and MLX runs on Apple silicon "
-            "only (M1 and later); use such a Mac, or Linux"
+            f"this Mac has an Intel processor ({machine.chip or machine.architecture}), but MLX runs only on Apple "
+            "silicon (M1 and later); use such a Mac, or Linux"
         )
     version = machine.macos or ""
     major = version.partition(".")[0]
     if major.isdigit() and int(major) < OLDEST_MACOS:
         return (
-            f"this is macOS {version}, and MLX needs macOS {OLDEST_MACOS} or later; update it in System Settings, "
+            f"this is macOS {version}, but MLX needs macOS {OLDEST_MACOS} or later; update it in System Settings, "
             "General, Software Update"
         )
     return None
@@ -189,7 +189,7 @@ def mlx_refusal(source: Source | None = None) -> str | None:
 
 
 def import_refusal(error: ImportError, source: Source | None = None) -> str:
-    """What to do about a package that is not there or cannot be loaded."""
+    """What to do about a package that is missing or cannot be loaded."""
     source = source or here()
     name = (error.name or "mlx").partition(".")[0]
     if name in ("libmlx", "mlx"):
@@ -203,11 +203,11 @@ def import_refusal(error: ImportError, source: Source | None = None) -> str:
         if sys.prefix != sys.base_prefix:  # in an environment
             return f"{missing}; `{pip} {clone}` installs it"
         environment = f"cd {clone} && {source.executable} -m venv .venv && .venv/bin/pip install ."
-        return f"{missing}; `{environment}` makes an environment with it, and the command is then .venv/bin/upft"
+        return f"{missing}; `{environment}` creates an environment with it, with the command .venv/bin/upft"
     reason = " ".join(str(error).split())
     return (
-        f"the package {name} is installed and cannot be loaded ({reason}); "
-        f"`{pip} --force-reinstall --no-cache-dir '{name}'` installs it anew"
+        f"the package {name} is installed but cannot be loaded ({reason}); "
+        f"`{pip} --force-reinstall --no-cache-dir '{name}'` reinstalls it"
     )
 
 
@@ -219,7 +219,7 @@ def pip_install(executable: str) -> str:
 
 
 def check() -> None:
-    """Refuse a machine on which nothing can be computed, before anything else is said about the work.
+    """Refuse a machine on which upft cannot run, before any other message.
 
     Raises:
         MachineError: says what to do.

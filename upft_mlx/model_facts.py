@@ -1,4 +1,4 @@
-"""What a model's small files say of it, with no weights read: size, quantization, whether it thinks.
+"""What a model's small files say about it, without reading weights: size, quantization, whether it thinks.
 
 config.json, tokenizer_config.json or chat_template.jinja, model.safetensors.index.json
 """
@@ -21,24 +21,24 @@ Thinking = Literal["switch", "always", "never"]
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """A model as far as its small files tell."""
+    """The facts about a model in its small files."""
 
     kind: str
     """Its `model_type`."""
     parameters: int | None
-    """Computed from the shape; None where there is none."""
+    """Computed from the shape; None if there is none."""
     bits: int | None
-    """Of its quantized weights; None: not quantized."""
+    """Bits of its quantized weights; None: not quantized."""
     bytes: int | None
-    """Of its weights on the disk; None where neither files nor shape tell."""
+    """Bytes of its weights on disk; None if neither files nor shape say."""
     context: int | None
     """Longest sequence (tokens)."""
     thinking: Thinking
-    """`switch`: its chat template has `enable_thinking`; `always`: it thinks without being asked; `never`."""
+    """`switch`: its chat template has `enable_thinking`; `always`: it always thinks; `never`: it never does."""
     boxed: bool
-    r"""Whether its chat template asks for a `\boxed` answer by itself."""
+    r"""Whether its chat template already asks for a `\boxed` answer."""
     shape: Architecture | None = None
-    """As config.json tells it; None where that is not the shape of a dense transformer."""
+    """The shape in config.json; None if it is not a dense transformer."""
 
 
 def model_facts(name: str) -> ModelFacts:
@@ -54,7 +54,7 @@ def model_facts(name: str) -> ModelFacts:
 
 
 def read_model_facts(folder: Path, name: str) -> ModelFacts:
-    """The facts in a folder; `name` is what errors call it.
+    """The facts in a folder; errors call it `name`.
 
     Raises:
         ModelError: a file is malformed, or there is no chat template.
@@ -78,7 +78,7 @@ def read_model_facts(folder: Path, name: str) -> ModelFacts:
 
 
 def chat_template(folder: Path) -> str:
-    """The chat template of a model folder, empty where it has none."""
+    """The chat template of a model folder, empty if it has none."""
     file = folder / "chat_template.jinja"
     if file.is_file():
         return bounded(file, TEMPLATE_BYTES).decode("utf-8", errors="replace")
@@ -91,7 +91,7 @@ def chat_template(folder: Path) -> str:
 
 
 def thinking(template: str) -> Thinking:
-    """What a chat template says of thinking.
+    """What a chat template says about thinking.
 
     A template with `enable_thinking` can switch it. One that opens `<think>` in the generation prompt, or that cuts
     what stands before `</think>` out of earlier turns, belongs to a model that always thinks.
@@ -103,7 +103,7 @@ def thinking(template: str) -> Thinking:
 
 
 def dense_shape(config: dict[str, Any]) -> Architecture | None:
-    """The shape of a dense transformer; None for other kinds, of which config.json does not tell the weights."""
+    """The shape of a dense transformer; None for other kinds, whose weights config.json does not describe."""
     try:
         found = from_config(config)
     except ModelError:
@@ -120,7 +120,7 @@ def _bits(config: dict[str, Any]) -> int | None:
 
 
 def _bytes(folder: Path) -> int | None:
-    """Of the weights: of the files, else what their index says."""
+    """Bytes of the weights: from the files, or from their index."""
     if files := sum(file.stat().st_size for file in folder.glob("model*.safetensors")):
         return files
     index = folder / "model.safetensors.index.json"

@@ -36,7 +36,7 @@ def narrowed(
     Args:
         recipe: the recipe.
         benchmarks: names of known benchmarks or local files, instead of the recipe's; empty: the recipe's.
-        limit: the first so many problems of each benchmark.
+        limit: maximum number of problems of each benchmark, from the first.
         subset: `level=5`, `subject=algebra`; several values of one field are all taken.
 
     Raises:

@@ -1,4 +1,4 @@
-"""A recipe for a model and a dataset of one's own: looked at, split, written down with comments."""
+"""Write a recipe for your model and dataset: inspect both, split the data, and write the file with comments."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 @dataclass(frozen=True)
 class Wish:
-    """What the command line asks for."""
+    """The options of the command line."""
 
     model: str
     dataset: str
@@ -38,25 +38,25 @@ class Wish:
     config: str | None = None
     split: str | None = None
     holdout: int | None = None
-    """Problems to hold out; None: as many as is sensible."""
+    """Number of test questions to set aside; None: a sensible number."""
     thinking: bool = False
     force: bool = False
 
 
 @dataclass(frozen=True)
 class Draft:
-    """All that the recipe's text is made from."""
+    """Everything that the recipe's text is made from."""
 
     path: Path
-    """Of the recipe."""
+    """The recipe's path."""
     model_name: str
-    """As the recipe names it."""
+    """The model's name in the recipe."""
     hub: bool
     """Whether something must be downloaded before a run."""
     model: ModelFacts
     data: DataFacts
     parts: Split | None
-    """Where problems are held out."""
+    """The two parts of a dataset with test questions set aside."""
     benchmark: dict[str, Any]
     """The entry of `evaluate.benchmarks`."""
     choices: Choices
@@ -64,24 +64,24 @@ class Draft:
 
     @property
     def files(self) -> dict[str, list[Problem]]:
-        """What is written beside the recipe, by name."""
+        """The files written next to the recipe, by name."""
         stem = self.path.stem
         return {f"{stem}-train.jsonl": self.parts.train, f"{stem}-test.jsonl": self.parts.test} if self.parts else {}
 
     @property
     def data_path(self) -> str:
-        """A local dataset that is not split, as the recipe names it."""
+        """The path in the recipe of a local dataset that is not split."""
         return relative(Path(str(self.data.source.path)), self.path.absolute().parent)
 
     @property
     def next_commands(self) -> list[str]:
-        """What to run now."""
+        """The commands to run next."""
         path = shlex.quote(str(self.path))
         return [f"upft plan {path}", *([f"upft fetch {path}"] if self.hub else []), f"upft run {path}"]
 
 
 def new_recipe(wish: Wish) -> Draft:
-    """Look at model and data and write the recipe, and the two parts of a dataset that is split.
+    """Inspect model and data; write the recipe, and both parts of a dataset that is split.
 
     Raises:
         UpftError: one of its kinds: model or data cannot be used, or a file is there already. Nothing is written then.
@@ -107,11 +107,11 @@ def new_recipe(wish: Wish) -> Draft:
 
 @contextmanager
 def _in_the_commands_terms() -> Iterator[None]:
-    """There is no recipe yet that could be fetched or changed: say instead what can be done."""
+    """Reword errors, because there is no recipe yet to fetch or change."""
     try:
         yield
     except (OfflineError, ModelError) as error:
-        text = re.sub(r"`upft fetch` downloads it, or set .*", "leave the network on, or name what is here", str(error))
+        text = re.sub(r"`upft fetch` downloads it, or set .*", "leave the network on, or name a local one", str(error))
         text = text.replace("set `model` to a local folder", "name a local folder")
         raise type(error)(text.replace("set model to a folder", "name a folder")) from None
 
@@ -123,11 +123,11 @@ def _output(wish: Wish) -> Path:
         path = path.with_name(f"{path.name}.yaml")
     if not _NAME.fullmatch(path.stem):
         raise RecipeError(
-            f"--output {path}: the file's name becomes the run's: letters, digits, `.`, `_` and `-` only, "
-            "a letter or digit first"
+            f"--output {path}: the file's name becomes the run's name: use only letters, digits, `.`, `_` and `-`, "
+            "with a letter or digit first"
         )
     if not path.absolute().parent.is_dir():
-        raise RecipeError(f"--output {path}: the folder {path.parent} is not there; make it first")
+        raise RecipeError(f"--output {path}: the folder {path.parent} does not exist; create it first")
     return path
 
 
@@ -138,16 +138,16 @@ def _source(wish: Wish) -> Problems:
         return Problems(dataset=wish.dataset, config=wish.config, split=split, question=question, answer=answer)
     for option in ("config", "split"):
         if getattr(wish, option) is not None:
-            raise RecipeError(f"--{option}: {wish.dataset} is a file; only datasets on the Hub have one")
+            raise RecipeError(f"--{option}: {wish.dataset} is a file; only datasets on the Hub have this option")
     return Problems(path=str(Path(wish.dataset).expanduser()), question=question, answer=answer)
 
 
 def _parts(wish: Wish, data: DataFacts) -> Split | None:
-    """A local dataset in two, where it has answers."""
+    """Both parts of a local dataset that has answers."""
     if data.source.path is None:
         if wish.holdout:
             raise RecipeError(
-                f"--holdout {wish.holdout}: only local files are split; evaluate on a split of its own, or download it"
+                f"--holdout {wish.holdout}: only local files are split; evaluate on one of its splits, or download it"
             )
         return None
     if wish.holdout == 0 or (wish.holdout is None and not data.answered):
@@ -157,7 +157,7 @@ def _parts(wish: Wish, data: DataFacts) -> Split | None:
 
 
 def _benchmark(data: DataFacts, parts: Split | None, stem: str) -> tuple[dict[str, Any], list[str]]:
-    """What to evaluate on: problems held out, a Hub dataset's test split, else GSM8K."""
+    """What to evaluate on: the test questions, a Hub dataset's test split, or GSM8K."""
     if parts:
         options = all_letters(parts.test) or all(problem.wrong_answers for problem in parts.test)
         grader = {"grader": "choice"} if options else {}
@@ -170,7 +170,7 @@ def _benchmark(data: DataFacts, parts: Split | None, stem: str) -> tuple[dict[st
         columns = {"question": data.question, "answer": data.answer}
         entry = {"name": f"{stem}-test", **place, **columns, "limit": 200}
         return {key: value for key, value in entry.items() if value is not None}, _graded(data.answered)
-    why = "it has no answers" if not data.answered else "none of its problems are held out"
+    why = "it has no answers" if not data.answered else "none of its questions were set aside"
     return {"name": "gsm8k", "limit": 200}, [f"evaluates on GSM8K, not on your data: {why}"]
 
 
@@ -180,25 +180,26 @@ def _graded(problems: list[Problem]) -> list[str]:
         return []
     return [
         f"{len(hard)} of {len(problems)} answers are texts, not numbers or formulas (first: id {hard[0].id}): the "
-        "grader compares what is written, so a right answer in other words counts as wrong"
+        "grader compares the text, so a right answer in other words counts as wrong"
     ]
 
 
 def _small(parts: Split | None) -> list[str]:
     if parts and len(parts.test) < 100:
-        return [f"{len(parts.test)} problems to measure with: only large differences will show"]
+        count = f"{len(parts.test)} test question{'' if len(parts.test) == 1 else 's'}"
+        return [f"{count}: only large differences will show"]
     return []
 
 
 def _model_name(name: str, folder: Path) -> str:
-    """As the recipe names it: a Hub id, an embedded model, or a folder relative to the recipe's."""
+    """The model's name in the recipe: a Hub id, an embedded model, or a folder relative to the recipe's."""
     if name in BUILTIN or is_hub_model(name):
         return name
     return relative(Path(name), folder.absolute())
 
 
 def relative(path: Path, folder: Path) -> str:
-    """A path as a recipe in `folder` names it: relative where it is near, else absolute."""
+    """A path as a recipe in `folder` names it: relative if it is near, otherwise absolute."""
     near = os.path.relpath(path.expanduser().resolve(), folder.resolve())
     return str(path.expanduser().resolve()) if near.startswith("../../..") else f"./{near}" if near[0] != "." else near
 
@@ -207,14 +208,14 @@ def _refuse_overwriting(draft: Draft, *, force: bool) -> None:
     paths = [draft.path, *(draft.path.parent / name for name in draft.files)]
     source = draft.data.source.path
     if source is not None and Path(source).resolve() in [path.resolve() for path in paths]:
-        raise ProblemsError(f"{source}: would be overwritten by what is written; choose another --output")
+        raise ProblemsError(f"{source}: would be overwritten by the output; choose another --output")
     there = [str(path) for path in paths if path.exists()]
     if there and not force:
-        raise RecipeError(f"{', '.join(there)}: there already; choose another --output, or overwrite with --force")
+        raise RecipeError(f"{', '.join(there)}: exists already; choose another --output, or overwrite with --force")
 
 
 def _line(problem: Problem) -> str:
-    """A row with everything that is known of a problem, under names that are found by themselves."""
+    """A row with everything known about a problem, under names that are recognized."""
     known = {
         name: value
         for name, value in asdict(problem).items()

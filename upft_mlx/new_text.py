@@ -23,14 +23,14 @@ class _Field:
 
     name: str
     value: Any
-    """A text, number or truth value; a mapping of those stands in braces, a list of mappings below the name."""
+    """A text, number or truth value; a mapping of those is written in braces, a list of mappings below the name."""
     why: str | None = None
     before: str | None = None
     """A comment above it."""
 
 
 def recipe_text(draft: Draft) -> str:
-    """The recipe as YAML, with the reason for each number beside it.
+    """The recipe as YAML, with the reason next to each number.
 
     Values go through the YAML library, reasons through `one_line`, and the whole is read back: no name in a stranger's
     folder can add a field.
@@ -44,7 +44,7 @@ def recipe_text(draft: Draft) -> str:
     text = "\n\n".join(parts) + "\n"
     chosen = {name: {field.name: field.value for field in fields} for name, fields in sections.items()}
     if read_yaml(text)[0] != {"model": draft.model_name, **chosen}:
-        raise RecipeError(f"{draft.path}: {quoted(draft.model_name)}: cannot be written into a recipe; rename it")
+        raise RecipeError(f"{draft.path}: {quoted(draft.model_name)}: cannot be written to a recipe; rename it")
     return text
 
 
@@ -70,13 +70,16 @@ def _header(draft: Draft) -> Iterator[str]:
     yield f"# {title}, written by `upft new`; every number can be changed."
     yield "#"
     numbers = (
-        "the paper's where a line says so, else this tool's defaults; none was measured on this model and these "
+        "the paper's if a line says so, otherwise this tool's defaults; none was measured on this model and these "
         "problems. `upft analyze` measures the prefix length, `upft compare` the methods"
     )
     size = f"{_size(model.bytes)} of weights" if model.bytes else "weights of unknown size"
     for key, value in (
         ("command", f"upft run {name}"),
-        ("Mac", f"{size}, and room for sampling and training; `upft plan {name} --mac 16` says whether 16 GB do"),
+        (
+            "Mac",
+            f"{size}, plus memory for sampling and training; `upft plan {name} --mac 16` says whether 16 GB are enough",
+        ),
         ("time", "not measured"),
         ("numbers", numbers),
     ):
@@ -88,7 +91,7 @@ def _smaller(draft: Draft) -> str:
     size = draft.model.bytes or 0
     if draft.model.bits is not None or size <= 2e9:
         return ""
-    why = f"the weights are not quantized; this makes them {_size(size * 4.5 / 16)} in memory"
+    why = f"the weights are not quantized; with this they take {_size(size * 4.5 / 16)} of memory"
     return f"\n# quantize: {{bits: 4}}  # {why}"
 
 
@@ -97,16 +100,16 @@ def _sections(draft: Draft) -> Iterator[tuple[str, list[_Field]]]:
     yield "problems", list(_problems(draft))
     if chosen.enable_thinking is not None:
         args = {"enable_thinking": chosen.enable_thinking}
-        why = "the chat template has this switch; the same in sampling, training and evaluation"
+        why = "the chat template has this switch; sampling, training and evaluation use the same value"
         yield "prompt", [_Field("chat_template_args", args, before=why)]
-    limit = "tokens of a full solution; a longer one is left out"
+    limit = "tokens of a full solution; longer ones are left out"
     together = "sequences at a time: as many as fit"
     yield "generate", [_Field("max_tokens", chosen.max_tokens, limit), _Field("batch_size", "auto", together)]
     yield "prefix", list(_prefix(draft))
     yield "train", list(_train(draft))
     yield "evaluate", list(_evaluate(draft))
     if chosen.fuse != "auto":
-        why = f"6 or 8 bits; to try 16 as well takes {_size(chosen.fuse_bytes or 0)}"
+        why = f"6 or 8 bits; trying 16 bits as well takes {_size(chosen.fuse_bytes or 0)}"
         yield "publish", [_Field("fuse", chosen.fuse, why)]
 
 
@@ -114,7 +117,7 @@ def _problems(draft: Draft) -> Iterator[_Field]:
     data, source = draft.data, draft.data.source
     if draft.parts:
         name = next(iter(draft.files))
-        yield _Field("path", name, f"{len(draft.parts.train):,} problems; {len(draft.parts.test):,} held out")
+        yield _Field("path", name, f"{len(draft.parts.train):,} problems; {len(draft.parts.test):,} set aside")
         return  # the columns have the usual names there
     said = f"{data.rows:,} rows" if data.rows is not None else "the Hub does not say how many rows"
     if source.path is not None:
@@ -131,10 +134,10 @@ def _problems(draft: Draft) -> Iterator[_Field]:
 
 def _prefix(draft: Draft) -> Iterator[_Field]:
     chosen = draft.choices
-    why = "the paper's for a model that thinks (R1-Distill)" if chosen.thinks else "the paper: 8 to 32 are alike"
+    why = "the paper's for a thinking model (R1-Distill)" if chosen.thinks else "in the paper, 8 to 32 are alike"
     yield _Field("length", chosen.length, f"tokens; {why}")
     small = "the paper's for its smallest set (LIMO, 817)" if chosen.structure_ratio == 0.3 else "the paper's"
-    yield _Field("structure_ratio", chosen.structure_ratio, f"share trained on a full solution; {small}")
+    yield _Field("structure_ratio", chosen.structure_ratio, f"share of problems with a full solution; {small}")
 
 
 def _train(draft: Draft) -> Iterator[_Field]:
@@ -152,7 +155,7 @@ def _train(draft: Draft) -> Iterator[_Field]:
 def _evaluate(draft: Draft) -> Iterator[_Field]:
     chosen = draft.choices
     if chosen.thinks:
-        yield _Field("temperature", 0.6, "models that think repeat themselves when greedy")
+        yield _Field("temperature", 0.6, "thinking models repeat themselves when greedy")
     yield _Field("max_tokens", chosen.max_tokens, "a longer answer counts as wrong; the report says how many")
     yield _Field("batch_size", "auto")
     asked = "asked in the same words as the training problems; prompt.instruction changes both"
@@ -186,20 +189,20 @@ _THINKING = {
 
 
 def told(draft: Draft) -> str:
-    """What was found, chosen and written, for people."""
+    """A summary of what was found, chosen and written."""
     data, chosen = draft.data, draft.choices
-    rows = f"{data.rows:,} rows" if data.rows is not None else f"rows not counted, looked at {len(data.seen)}"
-    answers = f"{len(data.answered):,} of {len(data.seen):,}" + (" looked at" if data.source.path is None else "")
+    rows = f"{data.rows:,} rows" if data.rows is not None else f"rows not counted, read {len(data.seen)}"
+    answers = f"{len(data.answered):,} of {len(data.seen):,}" + (" read" if data.source.path is None else "")
     found = f"{rows}; question in `{data.question}` ({data.mean_length:,.0f} characters on average), "
     found += f"answers in `{data.answer}` ({answers})" if data.answer is not None else "no answers"
     lines = [("model", f"{draft.model_name}: {_model_said(draft)}; {_THINKING[draft.model.thinking]}")]
     lines += [("problems", found)]
     if draft.parts:
-        lines += [("held out", f"{len(draft.parts.test):,} to measure with, {len(draft.parts.train):,} to train on")]
+        lines += [("split", f"{len(draft.parts.train):,} to train on, {len(draft.parts.test):,} test questions")]
         if draft.parts.repeated:
-            lines += [("", f"{draft.parts.repeated:,} rows repeat a question; none is in both parts")]
+            lines += [("", f"{draft.parts.repeated:,} rows repeat a question; no question is in both parts")]
     said = " (thinking off)" if chosen.enable_thinking is False else " (thinking on)" if chosen.enable_thinking else ""
-    lines += [("chosen", f"prefix.length {chosen.length}, solutions up to {chosen.max_tokens:,} tokens{said}")]
+    lines += [("chosen", f"prefix.length {chosen.length}, solutions of at most {chosen.max_tokens:,} tokens{said}")]
     lines += [("note", warning) for warning in draft.warnings]
     lines += [("wrote", ", ".join([str(draft.path), *(str(draft.path.parent / name) for name in draft.files)]))]
     lines += [("next" if number == 0 else "", command) for number, command in enumerate(draft.next_commands)]

@@ -1,4 +1,4 @@
-"""What a recipe will cost: tokens, memory, disk and time, before anything is loaded.
+"""Estimate what a recipe will cost: tokens, memory, disk and time, before anything is loaded.
 
 Shapes come from config.json and the headers of the weights, lengths from the data. Only the time, and the length of
 full solutions, need a calibration (`speed.py`), which loads the model once.
@@ -27,14 +27,14 @@ from upft_mlx.rundir import RunDir
 from upft_mlx.speed import Speed
 
 _ROW_BYTES = 12
-"""Of a token in a JSONL row: its id and its text, about."""
+"""Bytes of a token in a JSONL row, about: its id and its text."""
 _CHECKPOINT_COPIES = 3
-"""Of the adapter in a checkpoint: itself and AdamW's moments."""
+"""Copies of the adapter in a checkpoint: itself and AdamW's moments."""
 
 
 @dataclass
 class Planner:
-    """A recipe with its data, its model's shapes and the machine; `recipe` has numbers where it had `auto`."""
+    """A recipe with its data, its model's shapes and the machine; `recipe` has numbers instead of `auto`."""
 
     recipe: Recipe
     model_path: Path
@@ -48,7 +48,7 @@ class Planner:
     def of(
         cls, recipe: Recipe, problems: Sequence[Problem], budget: Budget | None = None, run: RunDir | None = None
     ) -> Planner:
-        """Find what a plan needs; the model's weights need not be here.
+        """Find what a plan needs; the model's weights need not be on this machine.
 
         Raises:
             UpftError: one of its kinds, as a run would raise it.
@@ -60,12 +60,12 @@ class Planner:
         return cls(recipe, path, problems, sets, budget or this_machine(), run).settled()
 
     def settled(self) -> Planner:
-        """The same with numbers in place of `auto`."""
+        """The same with numbers instead of `auto`."""
         self.recipe = self.rooms.settle(self.recipe)
         return self
 
     def with_speed(self, speed: Speed) -> Planner:
-        """The same, knowing how fast this machine is, and how long full solutions are."""
+        """The same with the speed of this machine and the length of full solutions."""
         return Planner(self.recipe, self.model_path, self.problems, self.sets, self.budget, self.run, speed)
 
     @cached_property
@@ -80,13 +80,13 @@ class Planner:
 
     @cached_property
     def solutions(self) -> Solutions:
-        """What full solutions are like."""
+        """The lengths of full solutions."""
         sampled = self.speed.solutions if self.speed else None
         return measure_solutions(self.recipe, self.problems, self.tokenizer, self.run, sampled)
 
     @cached_property
     def rooms(self) -> Rooms:
-        """What memory depends on."""
+        """Everything that memory depends on."""
         renderer = Renderer(self.tokenizer, self.recipe.prompt)
         count, template = len(self.problems), self.recipe.prefix.template_text
         plain = measure_prompts(count, lambda n: renderer.turn(self.problems[n].question), renderer)
@@ -110,7 +110,7 @@ class Planner:
         return count(self.recipe, len(self.problems), self.rooms, self.solutions)
 
     def tokens(self) -> dict[str, Any]:
-        """Of this recipe, of SFT and of RFT with 16 samples on the same problems."""
+        """The tokens of this recipe, and of SFT and RFT with 16 samples on the same problems."""
         mine, many = self.counts, len(self.problems)
         sampled = mine.prefixes * self.recipe.prefix.length + mine.full * self.solutions.mean
         assumed = self.solutions.how if mine.full else "prefixes alone"
@@ -125,7 +125,7 @@ class Planner:
 
     @property
     def _trained_share(self) -> float:
-        """Of the problems, without those held out for the validation loss."""
+        """The share of problems that are not held out for the validation loss."""
         many = len(self.problems)
         held = len(valid_numbers(range(many), self.recipe.train.valid_ratio, self.recipe.seed))
         return 1 - held / many
@@ -138,7 +138,7 @@ class Planner:
 
     @property
     def _passes(self) -> float:
-        """Times that a row is trained."""
+        """How often each row is trained on."""
         settings = self.recipe.train
         if settings.steps is None:
             return settings.epochs or 1
@@ -147,7 +147,7 @@ class Planner:
     # Disk.
 
     def disk(self) -> dict[str, float]:
-        """Bytes that a run writes, and those that must be downloaded first."""
+        """Bytes that a run writes, and bytes to download first."""
         adapter = 4 * self.model.adapter_numbers(self.recipe.lora)
         tokens = self.tokens()["this"]
         kept = 2 + _CHECKPOINT_COPIES * (self.recipe.train.keep + 1)  # adapter/, the best, checkpoints and the next one
@@ -175,7 +175,7 @@ class Planner:
     # Time.
 
     def seconds(self) -> dict[str, float] | None:
-        """Of the stages that compute; None without a calibration."""
+        """Seconds of the stages that compute; None without a calibration."""
         if self.speed is None:
             return None
         speed, mine = self.speed, self.counts
@@ -229,22 +229,22 @@ def _field(recipe: Recipe, name: str) -> Any:
 
 @dataclass(frozen=True)
 class Counts:
-    """Expected numbers; shares of problems make them fractions."""
+    """Expected numbers; they can be fractions because they include shares of problems."""
 
     prefixes: float
-    """To sample."""
+    """Prefixes to sample."""
     full: float
     """Full solutions to sample."""
     rows: float
-    """To train in an epoch."""
+    """Rows to train on in an epoch."""
     trained_tokens: float
-    """Supervised, in an epoch."""
+    """Supervised tokens in an epoch."""
     row_tokens: float
-    """Of the rows, without the shared ones, in an epoch."""
+    """Tokens of the rows in an epoch, without the shared ones."""
 
 
 def count(recipe: Recipe, problems: int, rooms: Rooms, solutions: Solutions) -> Counts:
-    """What a recipe samples and trains on so many problems."""
+    """What a recipe samples and trains on, for this number of problems."""
     full, prefix = rooms.kinds(recipe)
     samples = recipe.generate.samples
     held = len(valid_numbers(range(problems), recipe.train.valid_ratio, recipe.seed)) / problems

@@ -1,4 +1,4 @@
-"""`upft plan`: a plan of a recipe on this machine or another one, with a calibration where that is possible."""
+"""`upft plan`: plan a recipe for this machine or another one, with a calibration if possible."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ def plan_recipe(
 
     Args:
         recipe: may have `auto` in it.
-        run_dir: solutions that are there already say how long solutions are.
-        notify: is told when the calibration begins.
-        mac: plan for a Mac with so many GB of memory instead of this machine; then there is no time to tell.
-        calibrates: whether the model may be loaded where no calibration is known.
+        run_dir: its solutions, if any, show how long solutions are.
+        notify: receives a note when the calibration begins.
+        mac: plan for a Mac with this much memory (GB) instead of this machine; then there is no time estimate.
+        calibrates: whether the model may be loaded if there is no calibration yet.
 
     Raises:
         UpftError: one of its kinds, as a run would raise it.
@@ -44,12 +44,12 @@ def plan_recipe(
 
 
 def _with_speed(planner: Planner, notify: Observer, *, calibrates: bool) -> Planner:
-    """The planner with what is known of this machine, or can be found out without taking too much memory."""
+    """The planner with the speed of this machine, known or measured without taking too much memory."""
     recipe = planner.recipe
     key = key_of(recipe, model_hash(planner.model_path), len(planner.problems), versions())
     speed = known(key)
     if speed is None and calibrates and not planner.rooms.too_large(recipe):
-        notify(Note("calibrating this machine with the model, about ten seconds; --no-calibration leaves it out"))
+        notify(Note("timing a short trial, about ten seconds; --no-calibration skips it"))
         speed = calibrate(recipe, planner.model_path, planner.problems)
         keep(key, speed)
     return planner if speed is None else planner.with_speed(speed)

@@ -28,7 +28,7 @@ class Power:
     """Idle time until the Mac sleeps; 0: never."""
     power_nap: bool | None = None
     speed_limit: int | None = None
-    """Of the CPU, in percent, because of heat."""
+    """The CPU's limit because of heat (percent)."""
     thermal_level: int | None = None
     """Index into THERMAL_LEVELS."""
 
@@ -42,13 +42,13 @@ class Power:
         return None
 
     def concerns(self) -> dict[str, str]:
-        """What speaks against a long run now, by kind."""
+        """Reasons against a long run now, by kind."""
         found = {}
         if self.on_battery:
             left = f" ({self.charge} %)" if self.charge is not None else ""
             found["battery"] = (
-                f"on battery{left}: plug in for a long run; what is done is kept if it runs empty, the same command "
-                "continues"
+                f"on battery{left}: plug in for a long run; if it runs empty, progress is saved; run the same command "
+                "to continue"
             )
         if self.low_power_mode:
             found["low power mode"] = (
@@ -56,14 +56,14 @@ class Power:
             )
         if self.heat:
             found["heat"] = (
-                f"heat slows this Mac down ({self.heat}): give it air and a hard surface; what it computes stays the "
-                "same, it only takes longer"
+                f"heat slows this Mac down ({self.heat}): give it air and a hard surface; the results stay the same, "
+                "but take longer"
             )
         return found
 
 
 def read_power(source: Source | None = None) -> Power | None:
-    """The power of a Mac, this one unless another is given; None on other systems."""
+    """The power state of a Mac, by default this one; None on other systems."""
     source = source or here()
     if source.system != "Darwin":
         return None

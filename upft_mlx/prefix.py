@@ -50,7 +50,7 @@ def check_problems(recipe: Recipe, problems: Sequence[Problem]) -> None:
     ratio, count = recipe.prefix.structure_ratio, len(problems)
     if recipe.method == "structure_only" and round(ratio * count) == 0:
         raise ProblemsError(
-            f"structure_only: a share of {ratio} of {count} problems is none; raise prefix.structure_ratio or "
+            f"structure_only: {ratio} of {count} problems rounds to zero; raise prefix.structure_ratio or "
             "problems.limit"
         )
 

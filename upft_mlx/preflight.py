@@ -27,7 +27,7 @@ def refuse_early(planner: Planner, run: RunDir, due: Sequence[str], notify: Obse
         planner: of the recipe.
         run: where the outputs go.
         due: the stages that are to be done.
-        notify: is told what may not be enough, or is not known.
+        notify: receives notes on what may not be enough or is unknown.
 
     Raises:
         RoomError: what is needed, what there is, and what would fit.

@@ -25,21 +25,21 @@ from upft_mlx.hub_data import Located, Source, first_line, hub_rows
 
 SUFFIXES = (".jsonl", ".parquet", ".csv")
 _HEAD = 100
-"""Rows on which the columns are decided."""
+"""Number of rows on which the columns are decided."""
 
 
 @dataclass(frozen=True)
 class Problem:
-    """A question and, where known, its answer as the dataset states it."""
+    """A question and, if known, its answer as the dataset states it."""
 
     id: str
     question: str
     answer: str | None = None
     level: str | None = None
-    """How hard it is, where the dataset says it: `5` (also of `Level 5`)."""
+    """How hard it is, if the dataset says so: `5` (also from `Level 5`)."""
     subject: str | None = None
     wrong_answers: tuple[str, ...] = ()
-    """Where the dataset has them: the other options of a multiple choice."""
+    """The other options of a multiple choice, if the dataset has them."""
 
 
 def load_problems(
@@ -89,7 +89,7 @@ def stream_problems(source: Source, *, builtin: str | None = None) -> Iterator[P
     if repeated := _first_repeated(digests):
         (first, _), (where, problem) = (_numbered(source, builtin, number) for number in repeated)
         raise ProblemsError(
-            f"{where}: the id {quoted(problem.id)} is taken (by {first}); ids tell rows apart, make them differ"
+            f"{where}: the id {quoted(problem.id)} is already used (by {first}); give each row its own id"
         )
 
 
@@ -103,13 +103,13 @@ def problems_of(rows: Iterable[Located], source: Source) -> list[Problem]:
 
 
 def _numbered(source: Source, builtin: str | None, number: int) -> tuple[str, Problem]:
-    """Where a problem stands, and the problem; the source is read again, since this is for an error only."""
+    """A problem's place, and the problem; reads the source again, because only an error needs this."""
     _, rows = _open(source, builtin)
     return next(itertools.islice(_problems(rows, _named_columns(source)), number, None))
 
 
 def _first_repeated(digests: array[int]) -> tuple[int, int] | None:
-    """The numbers of two rows with the same digest; of all such pairs the one whose second row comes first."""
+    """The numbers of two rows with the same digest: of all such pairs, the one whose second row comes first."""
     import numpy as np
 
     values = np.frombuffer(digests, np.int64)
@@ -220,7 +220,7 @@ def _named_columns(source: Source) -> Columns:
 
 
 def _problems(rows: Iterable[Located], named: Columns) -> Iterator[tuple[str, Problem]]:
-    """Rows as problems; what optional columns there are is decided on the first rows, of which some may lack them."""
+    """Rows as problems. The first rows decide which optional columns exist; some of them may lack a column."""
     rows = iter(rows)
     head = list(itertools.islice(rows, _HEAD))
     if not head:
@@ -245,7 +245,7 @@ def _problem(where: str, row: dict[str, Any], index: int, columns: Columns) -> P
 
 
 def _tag(row: dict[str, Any], column: str | None) -> str:
-    """A level or a subject as a text; empty where the row has none."""
+    """A level or a subject as a text; empty if the row has none."""
     value = row.get(column) if column else None
     return str(value).strip() if isinstance(value, (str, int, float)) else ""
 
@@ -285,4 +285,4 @@ def _refuse_surrogates(where: str, problem: Problem) -> None:
         f"{problem.id}{problem.question}{problem.answer}".encode()
     except UnicodeEncodeError as error:
         half = error.object[error.start]
-        raise ProblemsError(f"{where}: {half!r} is half of a surrogate pair; mend the text") from None
+        raise ProblemsError(f"{where}: {half!r} is half of a surrogate pair; fix the text") from None

@@ -1,4 +1,4 @@
-"""Publishing a run's result on the Hugging Face Hub: what goes up, and the upload.
+"""Publishing a run's result on the Hugging Face Hub: the files, and the upload.
 
 Only files that a model folder needs and the model card are ever uploaded: no solutions, no evaluation rows, nothing
 else of the run directory. Uploads go through huggingface_hub, which continues what was cut: what the Hub has already is
@@ -34,7 +34,7 @@ ALLOWED = (
 _PLAIN = re.compile(r"[\w.+-]+")
 """Names that mean themselves where the Hub's client takes them for patterns."""
 WAITS = (1.0, 4.0, 15.0, 60.0)
-"""Seconds before each new try after a dropped connection or a fault of the Hub's."""
+"""Seconds before each retry after a dropped connection or an error of the Hub."""
 _SECRETS = {
     b"hf_": rb"hf_[A-Za-z0-9]{30,}",
     b"gh": rb"gh[opsur]_[A-Za-z0-9]{36}",
@@ -50,7 +50,7 @@ Result = TypeVar("Result")
 
 
 def files_to_push(folder: Path) -> list[Path]:
-    """The files of a folder that are uploaded, those and no others.
+    """The files of a folder that are uploaded, and no others.
 
     Raises:
         PublishError: one of them holds an access token, or leads out of the folder.
@@ -62,7 +62,7 @@ def files_to_push(folder: Path) -> list[Path]:
     found = [path for path in listed if path.is_symlink() or not path.is_dir()]
     for path in found:
         if path.is_symlink() or not path.is_file():
-            raise PublishError(f"{path}: is not a plain file and will not be uploaded; remove it, or fuse again")
+            raise PublishError(f"{path}: is not a plain file, so it will not be uploaded; remove it, or fuse again")
         _refuse_secrets(path, own, path.stat().st_mtime_ns)
     return found
 
@@ -73,33 +73,33 @@ def _is_allowed(name: str) -> bool:
 
 
 def refuse_unknown(folder: Path, known: Container[str]) -> None:
-    """Refuse files that would be uploaded and that neither the run nor the card wrote.
+    """Refuse files that would be uploaded although neither the run nor the card wrote them.
 
     Raises:
         PublishError: there is one.
     """
     for path in files_to_push(folder):
         if path.name not in known:
-            raise PublishError(f"{path}: was not made by this run and will not be uploaded; move it away")
+            raise PublishError(f"{path}: was not made by this run, so it will not be uploaded; move it away")
 
 
 @lru_cache
 def _refuse_secrets(path: Path, own: bytes, changed: int) -> None:
-    """Look through every byte, whatever the file is called: weights have a header with texts, too; 5 s per GB."""
+    """Search every byte of every file: weights also have a header with texts; 5 s per GB."""
     before = b""
     with path.open("rb") as file:
         while chunk := file.read(_CHUNK):
             part = before + chunk
             if (own and own in part) or any(_holds(part, start, whole) for start, whole in _SECRETS.items()):
                 raise PublishError(
-                    f"{path}: holds an access token or a private key and will not be uploaded; take it out of the "
-                    "recipe or of the model's folder, and fuse again"
+                    f"{path}: contains an access token or a private key, so it will not be uploaded; remove it from "
+                    "the recipe or the model's folder, and fuse again"
                 )
             before = part[-_OVERLAP:]
 
 
 def _holds(part: bytes, start: bytes, whole: bytes) -> bool:
-    """Whether a secret is in it; the beginning is looked for first, which takes a tenth of the time."""
+    """Whether it contains a secret; looking for the beginning first takes a tenth of the time."""
     place = part.find(start)
     while place >= 0:
         if re.compile(whole).match(part, place):
@@ -151,7 +151,7 @@ def require_repo(publish: Publish) -> str:
 
 
 def _ensure_repo(api: HfApi, repo: str, publish: Publish, notify: Observer) -> None:
-    """Create the repository, or make sure that the existing one is meant."""
+    """Create the repository, or check that the existing one is ours."""
     from huggingface_hub.errors import HfHubHTTPError
 
     try:
@@ -165,12 +165,12 @@ def _ensure_repo(api: HfApi, repo: str, publish: Publish, notify: Observer) -> N
     names = {file.rfilename for file in info.siblings or []}
     if names - {".gitattributes"} and "upft_mlx" not in (info.tags or []):
         raise PublishError(
-            f"publish.repo: {repo}: the name is taken, by something that upft did not put there; choose another name"
+            f"publish.repo: {repo}: the repository exists, and upft did not create its files; choose another name"
         )
     if publish.private and not info.private:
         raise PublishError(
-            f"publish.repo: {repo}: exists and is public, but publish.private is true; set publish.private: false if "
-            "it shall stay public, or choose another name"
+            f"publish.repo: {repo}: exists and is public, but publish.private is true; set publish.private: false "
+            "to keep it public, or choose another name"
         )
 
 
@@ -186,7 +186,7 @@ def _upload(api: HfApi, repo: str, folder: Path, files: Sequence[Path]) -> None:
 
 
 def _attempts(work: Callable[[], Result], repo: str, notify: Observer) -> Result:
-    """Do it, again after connections that dropped and faults of the Hub's.
+    """Call the function; retry after dropped connections and errors of the Hub.
 
     Raises:
         PublishError: the Hub refuses, or its faults last.
@@ -198,7 +198,7 @@ def _attempts(work: Callable[[], Result], repo: str, notify: Observer) -> Result
         except Exception as error:  # whatever client, transport and transfer library raise
             if isinstance(error, PublishError) or not _passes(error) or wait is None:
                 raise _explained(error, repo) from None
-            notify(Note(f"push: {_text(error)}; trying again in {wait:.0f} s"))
+            notify(Note(f"push: {_text(error)}; retrying in {wait:.0f} s"))
             time.sleep(wait)
     raise AssertionError("unreachable")
 
@@ -216,7 +216,7 @@ def _root(error: BaseException) -> BaseException:
 
 
 def _passes(error: BaseException) -> bool:
-    """Whether it may go well next time."""
+    """Whether a retry may succeed."""
     from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]  # of the client's HTTP library
 
     root = _root(error)
@@ -233,9 +233,9 @@ def _explained(error: BaseException, repo: str) -> Exception:
         return error
     root = _root(error)
     status = _status(root)
-    again = "what is uploaded is kept, the same command continues"
+    again = "progress saved; run the same command to continue"
     if isinstance(root, HFValidationError):
-        return RecipeError(f"publish.repo: {repo!r}: not a name that the Hub allows: {_text(root)}")
+        return RecipeError(f"publish.repo: {repo!r}: the Hub does not allow this name: {_text(root)}")
     if status is None:
         if _passes(error):
             return OfflineError(f"push: the Hub cannot be reached ({_text(root)}); {again}")
@@ -245,9 +245,9 @@ def _explained(error: BaseException, repo: str) -> Exception:
         403: f"your token may not write to {repo.partition('/')[0]}; use one with write access, or another name",
         404: f"no such user or organisation as {repo.partition('/')[0]}, or no such repository; check publish.repo",
         409: "somebody else changed the repository at the same time; run the same command again",
-        429: f"the Hub wants fewer requests; wait some minutes, {again}",
+        429: f"the Hub limits the number of requests; wait a few minutes; {again}",
     }
-    text = known.get(status, f"the Hub has a fault; {again}" if status >= 500 else _text(root))
+    text = known.get(status, f"the Hub has a problem; {again}" if status >= 500 else _text(root))
     return PublishError(f"publish.repo: {repo}: {text} (HTTP {status})")
 
 
@@ -258,7 +258,7 @@ def _text(error: BaseException) -> str:
 
 
 def listing(publish: Publish, folder: Path) -> dict[str, Any]:
-    """What `upft push` would upload, as plain values."""
+    """The files that `upft push` would upload, as plain values."""
     files = [{"path": path.name, "bytes": path.stat().st_size} for path in files_to_push(folder)]
     return {
         "repo": publish.repo,

@@ -40,7 +40,7 @@ def _as_subset(value: object) -> object:
 
 
 AUTO = 0
-"""What `auto` is in the code: `rooms.settle` puts a number there before anything is sampled or trained."""
+"""The code's value for `auto`: `rooms.settle` replaces it with a number before anything is sampled or trained."""
 
 
 def _as_sequences(value: object) -> object:
@@ -108,11 +108,11 @@ class Problems(Section):
     question: str | None = None
     """The question's column; unset: question, problem, query or prompt."""
     answer: str | None = None
-    """The answer's column; unset: answer or solution where there is one."""
+    """The answer's column; unset: answer or solution, if there is one."""
     limit: Count | None = None
-    """At most so many problems, taken after the shuffle."""
+    """Maximum number of problems, taken after the shuffle."""
     shuffle: bool = False
-    """Shuffle with the recipe's seed before the limit is taken."""
+    """Shuffle with the recipe's seed before applying the limit."""
 
     @model_validator(mode="after")
     def _one_source(self) -> Problems:
@@ -151,19 +151,19 @@ class Generate(Section):
     temperature: Annotated[float, Field(ge=0.0, le=5.0)] = 0.6
     """Sampling temperature; 0 is greedy."""
     top_p: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
-    """Nucleus share; unset: the model's generation_config, else 1."""
+    """Nucleus share; unset: the model's generation_config, or 1."""
     top_k: Annotated[int, Field(ge=0)] | None = None
-    """Most likely tokens kept, 0 for all; unset: the model's generation_config, else 0."""
+    """Number of most likely tokens kept, 0 for all; unset: the model's generation_config, or 0."""
     samples: Count = 1
-    """Solutions per problem: more than one for method rft and for a `prefix.selection` that chooses among them."""
+    """Solutions per problem; more than one only for method rft, or for a `prefix.selection` that chooses among them."""
     keep: Count = 4
-    """At most so many correct solutions kept per problem (method rft)."""
+    """Maximum number of correct solutions kept per problem (method rft)."""
     max_tokens: Count = 1024
-    """Limit of a full solution (tokens)."""
+    """Maximum length of a full solution (tokens)."""
     stop: Strings = ()
-    """Texts at which a solution ends, before the text."""
+    """Texts that end a solution; the text itself is not included."""
     batch_size: Sequences = 32
-    """Sequences decoded together; `auto`: as many as fit into memory, at most 64."""
+    """Sequences decoded together; `auto`: as many as fit in memory, at most 64."""
 
     @model_validator(mode="after")
     def _stop_says_something(self) -> Generate:
@@ -182,7 +182,7 @@ class Prefix(Section):
     length: Count = 16
     """Prefix length t (tokens); 8 to 32 are within noise in the paper."""
     structure_ratio: Share = 0.1
-    """Share p of the problems that is trained on one full, unverified solution."""
+    """Share p of the problems for which the model is trained on one full, unchecked solution instead of a prefix."""
     template: str = "paper"
     """The text appended to the question on prefix rows: `paper`, `none`, or a text of your own."""
     eos: bool = False
@@ -191,10 +191,10 @@ class Prefix(Section):
     eos_weight: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
     """Weight of that EOS beside the sampled tokens of its row, which have 1 each."""
     selection: Selection = "first"
-    """Which of a problem's samples trains. `first`: the only one (the paper). `consensus`: one with the most
-    frequent prefix. `majority_answer`: one whose full solution has the majority's answer. `confidence`: the full
-    solution with the highest mean log-probability; `longest`: the longest one, as its control. `label`: one with the
-    right answer."""
+    """Which sample to train on. `first`: the only one (the paper). `consensus`: one with the most frequent prefix.
+    `majority_answer`: one whose full solution has the majority's answer. `confidence`: the full solution with the
+    highest mean log-probability. `longest`: the longest full solution, as the control for `confidence`. `label`: one
+    with the right answer."""
     drop_cjk: bool = False
     """Drop solutions with Chinese, Japanese or Korean characters (the reference code's filter)."""
     require_boxed: bool = False
@@ -227,7 +227,7 @@ class Lora(Section):
     num_layers: Annotated[int, Field(ge=-1)] = -1
     """Layers with an adapter, counted from the last; -1: all."""
     keys: Strings | None = None
-    """Modules inside a layer, for example `self_attn.q_proj`; unset: all linear ones."""
+    """Modules inside a layer, for example `self_attn.q_proj`; unset: all linear modules."""
 
     @model_validator(mode="after")
     def _something_to_train(self) -> Lora:
@@ -242,20 +242,20 @@ class Train(Section):
     """The optimizer and its schedule (AdamW)."""
 
     epochs: Count | None = None
-    """Passes over all rows (1 where neither `epochs` nor `steps` is given)."""
+    """Passes over all rows; 1 if neither `epochs` nor `steps` is given."""
     steps: Count | None = None
     """Optimizer steps, instead of epochs."""
     batch_size: Sequences = 16
-    """Sequences per optimizer step; `auto`: the paper's 64, less where that would be fewer than 20 steps an epoch."""
+    """Sequences per optimizer step; `auto`: the paper's 64, or less if an epoch would have fewer than 20 steps."""
     micro_batch_size: Sequences | None = None
-    """Sequences passed at a time, to save memory; the step is the same. Unset: as many as have 512 tokens together;
-    `auto`: as many as fit into memory."""
+    """Sequences run through the model at a time, to save memory; the step is the same. Unset: micro-batches of up to
+    512 tokens; `auto`: as many sequences as fit in memory."""
     grad_checkpoint: bool = False
-    """Compute the layers again in the backward pass instead of keeping what they computed: less memory, more time."""
+    """Compute the layers again in the backward pass instead of storing activations: less memory, more time."""
     learning_rate: Annotated[float, Field(gt=0.0)] = 1e-4
     """Peak learning rate; the paper's 1e-6 is for full fine-tuning, LoRA needs more."""
     schedule: Literal["constant", "cosine"] = "constant"
-    """What follows the warm-up."""
+    """Learning rate schedule after the warm-up."""
     warmup_ratio: Share = 0.03
     """Share of the steps with a linearly rising learning rate."""
     weight_decay: Annotated[float, Field(ge=0.0)] = 0.0
@@ -266,9 +266,9 @@ class Train(Section):
     ] = (0.9, 0.95)
     """AdamW's decay rates of the two moments."""
     clip_norm: Annotated[float, Field(gt=0.0)] | None = 1.0
-    """Limit of the gradient's global norm; null: none."""
+    """Maximum global norm of the gradient; null: no limit."""
     max_length: Annotated[int, Field(ge=2)] = 2048
-    """Longest row (tokens); longer completions are cut there."""
+    """Maximum length of a row (tokens); longer completions are cut."""
     valid_ratio: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.05
     """Share of the problems held out for the validation loss; 0: none."""
     report_every: Count = 10
@@ -278,9 +278,9 @@ class Train(Section):
     checkpoint_every: Count = 50
     """Steps between two checkpoints."""
     keep: Count = 2
-    """Checkpoints kept."""
+    """Number of checkpoints kept."""
     save: Literal["best", "last"] = "best"
-    """Which weights `adapter/` holds: the best validation loss's or the last step's."""
+    """Which weights go to `adapter/`: those with the best validation loss, or those of the last step."""
     report_to: Literal["wandb", "swanlab"] | None = None
     """Also send the metrics to Weights & Biases or SwanLab, which must be installed; unset: `metrics.jsonl` alone."""
 
@@ -292,10 +292,10 @@ class Train(Section):
 
 
 class Benchmark(Section):
-    """One evaluation set; what is unset comes from the benchmark, then from `evaluate`."""
+    """One evaluation set; unset fields come from the benchmark, then from `evaluate`."""
 
     name: str
-    """A known benchmark, or any name together with `path` or `dataset`."""
+    """A built-in benchmark, or any name together with `path` or `dataset`."""
     label: str | None = None
     """The name in the results; unset: `name`."""
     path: str | None = None
@@ -313,29 +313,29 @@ class Benchmark(Section):
     answer: str | None = None
     """The answer's column."""
     level: str | None = None
-    """The difficulty's column; unset: level where there is one."""
+    """The difficulty's column; unset: level, if there is one."""
     subject: str | None = None
-    """The subject's column; unset: subject, type or High-level domain where there is one."""
+    """The subject's column; unset: subject, type or High-level domain, if there is one."""
     wrong_answers: Strings | None = None
-    """The columns with wrong answers (`grader: choice`), which become options A, B, C, ... with the right one, in an
-    order drawn with the recipe's seed; unset: Incorrect Answer 1 to 3 where they are there."""
+    """The columns with wrong answers (`grader: choice`). They become options A, B, C, ... together with the right
+    answer, in an order drawn with the recipe's seed; unset: Incorrect Answer 1 to 3, if they exist."""
     grader: Literal["maths", "integer", "choice"] | None = None
-    """What is right: equality of `maths`, an `integer` written out, or the letter of a `choice`; unset: the
-    benchmark's own, else maths."""
+    """How answers are graded: as equal `maths`, as an `integer`, or as the letter of a `choice`; unset: the
+    benchmark's own, or maths."""
     prompt: str | None = None
     """The user turn, with `{question}` in it, where it shall differ from `prompt.instruction`; unset: the same."""
     private: bool | None = None
-    """Keep all text of the set out of rows, reports and screens; unset: so for GPQA, as its authors ask."""
+    """Keep all text of the set out of rows, reports and screens; unset: true for GPQA, as its authors ask."""
     subset: Subset = Field(default_factory=dict)
     """Only problems of this level or subject, for example `{level: [4, 5]}`."""
     limit: Count | None = None
-    """The first so many problems, of the subset where there is one."""
+    """Maximum number of problems, from the first; counted within the subset if there is one."""
     samples: Count | None = None
     """Completions per problem."""
     temperature: Annotated[float, Field(ge=0.0, le=5.0)] | None = None
     """Sampling temperature; 0 is greedy."""
     max_tokens: Count | None = None
-    """Limit of a completion (tokens)."""
+    """Maximum length of a completion (tokens)."""
 
     @model_validator(mode="after")
     def _one_source(self) -> Benchmark:
@@ -351,24 +351,24 @@ def _as_benchmark(value: object) -> object:
 
 
 class Evaluate(Section):
-    """What base and tuned are measured on."""
+    """The benchmarks for base and tuned."""
 
     benchmarks: Annotated[
         tuple[Annotated[Benchmark, BeforeValidator(_as_benchmark)], ...], BeforeValidator(_as_tuple)
     ] = ()
-    """Names, or mappings."""
+    """Names of benchmarks, or mappings with the fields below."""
     samples: Count = 1
     """Completions per problem."""
     temperature: Annotated[float, Field(ge=0.0, le=5.0)] = 0.0
     """Sampling temperature; 0 is greedy."""
     max_tokens: Count = 1024
-    """Limit of a completion (tokens)."""
+    """Maximum length of a completion (tokens)."""
     limit: Count | None = None
-    """The first so many problems of each benchmark."""
+    """Maximum number of problems of each benchmark, from the first."""
     subset: Subset = Field(default_factory=dict)
-    """Only problems of this level or subject, for benchmarks that set none themselves."""
+    """Only problems of this level or subject, for benchmarks without a subset of their own."""
     batch_size: Sequences = 32
-    """Sequences decoded together; `auto`: as many as fit into memory, at most 64."""
+    """Sequences decoded together; `auto`: as many as fit in memory, at most 64."""
 
     @model_validator(mode="after")
     def _labels_differ_and_samples_vary(self) -> Evaluate:
@@ -392,16 +392,16 @@ class Evaluate(Section):
 
 
 class Publish(Section):
-    """The fused model, and where it goes."""
+    """The fused model, and where it is published."""
 
     fuse: Literal["auto", "base", "mixed", "bf16", "fp16", "adapter"] = "auto"
-    """Weights of the touched layers: `base` (the base's own bits), `mixed` (6 or 8 bits, the other layers as they are),
-    `bf16`, `fp16`; `adapter` does not fuse. `auto` is the smallest of the first four that keeps the adapter's effect,
-    decided by measuring."""
+    """Format of the layers with an adapter: `base` (the base's own bits), `mixed` (6 or 8 bits; other layers do not
+    change), `bf16` or `fp16`. `adapter` does not fuse. `auto` measures, and chooses the smallest of the first four that
+    keeps the adapter's effect."""
     min_retained: Share = 0.9
-    """Least share of the adapter's effect that fusing must keep, else it is refused; 0: fuse whatever is kept."""
+    """Minimum share of the adapter's effect that fusing must keep; below it, fusing is refused. 0: always fuse."""
     repo: str | None = None
-    """Where `upft push` uploads to: `user/name` on the Hugging Face Hub."""
+    """The repository for `upft push`: `user/name` on the Hugging Face Hub."""
     private: bool = True
     """Whether a repository that `upft push` creates is private."""
 
@@ -413,8 +413,8 @@ class Publish(Section):
         )
         if not allowed:
             raise ValueError(
-                f"repo: {repo!r} is not user/name as the Hub allows it: letters, digits, `-`, `_` and `.`, none of the "
-                "last three at the ends, no `--` and no `..`, 96 characters at most"
+                f"repo: {repo!r} is not a user/name that the Hub allows: letters, digits, `-`, `_` and `.`, none of "
+                "the last three at the ends, no `--` and no `..`, at most 96 characters"
             )
         return self
 
@@ -424,17 +424,17 @@ def _known_methods(value: tuple[str, ...]) -> tuple[str, ...]:
         method, _, selection = name.partition(":")
         if method not in get_args(Method) or (selection and selection not in get_args(Selection)):
             raise ValueError(
-                f"{name!r}: expected one of {', '.join(get_args(Method))}, or with a selection behind it: "
+                f"{name!r}: expected one of {', '.join(get_args(Method))}, or one with a selection after it: "
                 f"upft:{', upft:'.join(get_args(Selection)[1:])}"
             )
     if len(set(value)) < len(value):
-        raise ValueError("a method stands there twice")
+        raise ValueError("a method is listed twice")
     return value
 
 
 def _ascending(value: tuple[int, ...]) -> tuple[int, ...]:
     if not value or list(value) != sorted(set(value)):
-        raise ValueError("needs lengths in ascending order, each once")
+        raise ValueError("needs lengths in ascending order, without repeats")
     return value
 
 
@@ -442,7 +442,7 @@ class Analyze(Section):
     """What `upft analyze` samples."""
 
     problems: Count = 100
-    """At most so many problems, from the first."""
+    """Maximum number of problems, from the first."""
     samples: Annotated[int, Field(ge=2)] = 64
     """Prefixes per problem for the prefix self-consistency (the paper: 1000)."""
     lengths: Annotated[
@@ -450,20 +450,20 @@ class Analyze(Section):
     ] = (0, 1, 2, 4, 6, 8, 12, 16, 24, 32, 48, 64)
     """Prefix lengths (tokens)."""
     trajectories: Annotated[int, Field(ge=2)] = 16
-    """Full solutions per problem, of which a right and a wrong one are taken."""
+    """Full solutions per problem; one right and one wrong solution are used."""
     rollout_problems: Count = 50
-    """At most so many problems with rollouts, of those with both a right and a wrong solution."""
+    """Maximum number of problems with rollouts, among those with both a right and a wrong solution."""
     rollouts: Count = 8
     """Continuations of each prefix (the paper: 32)."""
 
 
 class Compare(Section):
-    """What `upft compare` runs beside the base model."""
+    """What `upft compare` runs besides the base model."""
 
     methods: Annotated[tuple[str, ...], BeforeValidator(_as_tuple), AfterValidator(_known_methods)] = (
         *("sft", "rft", "upft", "upft:label", "structure_only"),
     )
-    """Methods, with a selection after a colon: `upft:majority_answer`."""
+    """Methods; a selection follows after a colon: `upft:majority_answer`."""
     seeds: Count = 3
     """Runs of each method; run number k has the recipe's `seed` + k."""
     samples: Annotated[int, Field(ge=2)] = 16
@@ -482,13 +482,13 @@ class Recipe(Section):
     quantize: Quantize | None = None
     """Quantize an unquantized model after loading."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
-    """Everything random derives from it."""
+    """All randomness derives from this seed."""
     method: Method = "upft"
-    """`upft` (the paper), or what it is compared with."""
+    """`upft` (the paper), or a method to compare with."""
     trust_remote_code: bool = False
-    """Run Python code that a model folder brings along."""
+    """Run Python code from the model folder."""
     problems: Problems
-    """The problems to sample solutions of."""
+    """The problems to sample solutions for."""
     prompt: Prompt = Prompt()
     """System turn and chat template."""
     generate: Generate = Generate()
@@ -528,7 +528,7 @@ class Recipe(Section):
         selection = self.prefix.selection
         if self.method in ("rft", "structure_only") and selection != "first":
             raise ValueError(
-                f"prefix.selection: {selection} with method {self.method}, which has a rule of its own; "
+                f"prefix.selection: {selection} with method {self.method}, which has its own rule; "
                 "remove it, or set method: upft or sft"
             )
         if self.method == "sft" and selection == "consensus":

@@ -1,4 +1,4 @@
-"""Does a recipe fit into this machine's memory? Peak memory by stage, what `auto` is, and what would fit instead."""
+"""Does a recipe fit in memory? Peak memory by stage, the values of `auto`, and what would fit instead."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from upft_mlx.memory import Device, SamplingLoad, TrainingPass, fusing_peak, sam
 from upft_mlx.recipe import AUTO, Recipe
 
 MARGIN = 0.85
-"""Of the budget that `auto` fills: the formulas are right to about 15 %."""
+"""Share of the budget that `auto` fills: the formulas are right to about 15 %."""
 MAX_DECODED = 64
-"""Most sequences that `auto` decodes together."""
+"""Maximum number of sequences that `auto` decodes together."""
 PAPER_BATCH, MIN_STEPS = 64, 20
-"""What `train.batch_size: auto` starts from, and the steps an epoch should have at least."""
+"""The largest `train.batch_size: auto`, and the minimum number of steps in an epoch."""
 
 
 @dataclass(frozen=True)
@@ -34,17 +34,17 @@ class Budget:
 
 
 def this_machine() -> Budget:
-    """Metal's working set, elsewhere three quarters of the memory; or what UPFT_MEMORY_GB says.
+    """Metal's working set, elsewhere three quarters of the memory; UPFT_MEMORY_GB overrides both.
 
     Raises:
-        RoomError: UPFT_MEMORY_GB is no number above 0.
+        RoomError: UPFT_MEMORY_GB is not a number above 0.
     """
     total = memory_bytes()
     if told := os.environ.get("UPFT_MEMORY_GB"):
         return Budget(_told_bytes(told), "UPFT_MEMORY_GB", Device(on_gpu(), total))
     size = working_set_bytes()
     if size is not None:
-        return Budget(size, "the working set of this Mac", Device(is_gpu=True, memory_bytes=total))
+        return Budget(size, "this Mac's working set", Device(is_gpu=True, memory_bytes=total))
     return Budget(total * 3 // 4, "three quarters of this machine's memory", Device(on_gpu(), total))
 
 
@@ -92,11 +92,11 @@ class Rooms:
         return found
 
     def _is_quantized(self, recipe: Recipe) -> bool:
-        """Whether a layer with an adapter is; else there is no way of fusing but with 16 bits."""
+        """Whether a layer with an adapter is quantized; if not, fusing is possible only in 16 bits."""
         return any(matrix.stored for matrix in self.model.adapted(recipe.lora))
 
     def _generate(self, recipe: Recipe) -> float:
-        """Of full solutions or of prefixes, whichever take more."""
+        """Peak bytes of sampling full solutions or prefixes, whichever is larger."""
         batch, samples = recipe.generate.batch_size, recipe.generate.samples
         full, prefix = self.kinds(recipe)
         loads = []
@@ -111,7 +111,7 @@ class Rooms:
         return max(sampling_peak(self.model, load, self.budget.device) for load in loads)
 
     def kinds(self, recipe: Recipe) -> tuple[int, int]:
-        """Problems of which full solutions are sampled, and prefixes."""
+        """The number of problems sampled as full solutions, and as prefixes."""
         count = self.prompts.count
         if recipe.samples_full:
             return count, 0
@@ -140,7 +140,7 @@ class Rooms:
         )
 
     def _passes(self, recipe: Recipe) -> Iterator[TrainingPass]:
-        """Those of the batch with the longest rows, and of a batch of the longest prefix rows."""
+        """The rows of the batch with the longest rows, and of a batch of the longest prefix rows."""
         settings = recipe.train
         shared = 0 if recipe.lora.dropout or settings.grad_checkpoint else self.trained.shared
         long, short = self._longest_rows(recipe)
@@ -173,7 +173,7 @@ class Rooms:
     # What `auto` is.
 
     def settle(self, recipe: Recipe) -> Recipe:
-        """The recipe with numbers in place of `auto`."""
+        """The recipe with numbers instead of `auto`."""
         for section, field, sizes in (
             ("generate", "batch_size", _halves(MAX_DECODED)),
             ("evaluate", "batch_size", _halves(MAX_DECODED)),
@@ -186,7 +186,7 @@ class Rooms:
         return recipe
 
     def _largest(self, recipe: Recipe, section: str, field: str, sizes: list[int]) -> Recipe:
-        """The first of these sizes with which the stage fits, else the last."""
+        """The first of these sizes with which the stage fits, or the last."""
         for size in sizes:
             tried = changed(recipe, {f"{section}.{field}": size})
             if field == "batch_size" and section == "train":
@@ -215,12 +215,12 @@ class Rooms:
     # What does not fit.
 
     def too_large(self, recipe: Recipe, peaks: dict[str, float] | None = None) -> list[str]:
-        """The stages that take more than there is, in words, each with what would fit."""
+        """A message for each stage that does not fit, with a change that would fit."""
         lines = []
         for stage, peak in (peaks or self.peaks(recipe)).items():
             if peak > self.budget.bytes:
                 lines.append(
-                    f"{stage} needs about {gigabytes(peak)}, and {self.budget.what} is {gigabytes(self.budget.bytes)}; "
+                    f"{stage} needs about {gigabytes(peak)}, but {self.budget.what} is {gigabytes(self.budget.bytes)}; "
                     f"{self._advice(stage, recipe)}"
                 )
         return lines
@@ -229,18 +229,18 @@ class Rooms:
         """Refuse what would not fit even if the formulas were 15 % too high.
 
         Raises:
-            RoomError: the stages, what they need, what there is and what would fit.
+            RoomError: the stages, the memory they need, the limit, and what would fit.
         """
         peaks = {stage: peak * MARGIN for stage, peak in self.peaks(recipe).items() if stage in stages}
         over = {stage: peak / MARGIN for stage, peak in peaks.items() if peak > self.budget.bytes}
         if over:
             lines = self.too_large(recipe, over)
             raise RoomError(
-                "\n".join([*lines, "if you know that it fits: UPFT_MEMORY_GB=N takes N GB for what there is"])
+                "\n".join([*lines, "if you know that it fits: UPFT_MEMORY_GB=N sets the memory limit to N GB"])
             )
 
     def _advice(self, stage: str, recipe: Recipe) -> str:
-        """The first of the usual remedies with which the stage fits."""
+        """The first usual remedy with which the stage fits."""
         for fields in _remedies(stage, recipe, quantized=self._is_quantized(recipe)):
             tried = changed(recipe, fields)
             peak = self.peaks(tried)[stage]
@@ -248,8 +248,8 @@ class Rooms:
                 sets = " ".join(f"--set {name}={_yaml(value)}" for name, value in fields.items())
                 return f"it would take {gigabytes(peak)} with {sets}"
         if stage == "fuse":
-            return "it is not needed with --set publish.fuse=adapter, which makes the adapter the result"
-        return "nothing of batch sizes, checkpointing and lengths is enough: take a smaller or more quantized model"
+            return "--set publish.fuse=adapter skips fusing and makes the adapter the result"
+        return "no batch size, checkpointing or length fits: use a smaller or more quantized model"
 
 
 def _remedies(stage: str, recipe: Recipe, *, quantized: bool) -> Iterator[dict[str, Any]]:
@@ -280,7 +280,7 @@ def changed(recipe: Recipe, fields: dict[str, Any]) -> Recipe:
 
 
 def has_auto(recipe: Recipe) -> bool:
-    """Whether a field is to be chosen for this machine."""
+    """Whether a field is `auto`."""
     sizes = (recipe.generate.batch_size, recipe.evaluate.batch_size, recipe.train.batch_size)
     return AUTO in (*sizes, recipe.train.micro_batch_size)
 
@@ -303,5 +303,5 @@ def _yaml(value: Any) -> str:
 
 
 def gigabytes(size: float) -> str:
-    """`12.3 GB` (10^9 bytes), or MB where it is less."""
+    """`12.3 GB` (10^9 bytes), or MB below 1 GB."""
     return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"

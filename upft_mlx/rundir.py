@@ -159,7 +159,7 @@ class RunDir:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
                 raise RunDirError(
-                    f"{self.root}: another upft process works in this run directory; wait for it, or choose "
+                    f"{self.root}: another upft process is using this folder; wait for it, or choose "
                     "another with --run-dir"
                 ) from None
             yield

@@ -24,7 +24,7 @@ from upft_mlx.rundir import RunDir, remove
 from upft_mlx.ways import Way, config_of, write_model
 
 KEPT = 0.95
-"""Least retained effect of what `auto` takes, unless no way keeps so much."""
+"""Minimum retained effect of the format that `auto` chooses, unless none keeps this much."""
 
 
 def fuse(
@@ -36,18 +36,18 @@ def fuse(
     questions: Sequence[str] = (),
     force: bool = False,
 ) -> Fidelity:
-    """Write fused/ (not where `publish.fuse` is `adapter`) and fidelity.json.
+    """Write fused/ (unless `publish.fuse` is `adapter`) and fidelity.json.
 
     Args:
         recipe: its `publish` says how.
         loaded: the base model.
         run: has the adapter and the rows.
-        notify: is told.
-        questions: of the evaluation; with the validation rows, what is measured on.
+        notify: receives progress events.
+        questions: the evaluation's, measured on together with the validation rows.
         force: fuse even if less than `publish.min_retained` is kept.
 
     Raises:
-        FuseError: too little is kept, with the ways that would pass; or the way asked for does not exist.
+        FuseError: too little is kept (names the formats that pass), or the format asked for does not exist.
     """
     fuser = Fuser(recipe, loaded, run, questions, notify)
     chosen = _choose(fuser, _asked(fuser))
@@ -64,7 +64,7 @@ def fuse(
 
 
 def _asked(fuser: Fuser) -> list[Way]:
-    """The ways that `publish.fuse` allows, smallest first."""
+    """The formats that `publish.fuse` allows, smallest first."""
     asked = fuser.recipe.publish.fuse
     if asked == "adapter":
         return []
@@ -73,14 +73,13 @@ def _asked(fuser: Fuser) -> list[Way]:
         families = ", ".join(dict.fromkeys(way.family for way in fuser.ways))
         bits = next(way.width for way in fuser.ways if way.name == "base")
         raise FuseError(
-            f"publish.fuse: {asked}: makes no sense where the base has {bits} bits; set it to auto, {families} "
-            "or adapter"
+            f"publish.fuse: {asked}: has no effect when the base has {bits} bits; set it to auto, {families} or adapter"
         )
     return found
 
 
 def _choose(fuser: Fuser, asked: Sequence[Way]) -> Fidelity:
-    """The smallest that keeps the effect, else the one that keeps most; the adapter itself where nothing is asked."""
+    """The smallest that keeps the effect, or the one that keeps most; the adapter itself if nothing is asked."""
     if not asked:
         return fuser.adapter()
     for way in asked:
@@ -90,12 +89,12 @@ def _choose(fuser: Fuser, asked: Sequence[Way]) -> Fidelity:
         if found is not None and found.retained >= max(KEPT, fuser.recipe.publish.min_retained):
             return found
     if not fuser.measured:
-        raise FuseError(f"publish.fuse: {asked[0].name}: this model cannot be computed in it; set it to auto")
+        raise FuseError(f"publish.fuse: {asked[0].name}: this model overflows in it; set it to auto")
     return max(fuser.measured.values(), key=lambda found: found.retained)
 
 
 def _needs_no_try(fuser: Fuser, way: Way) -> bool:
-    """Whether fitting, which takes minutes for a large model, is not worth it: nearest keeps enough, or nothing.
+    """Whether to skip fitting, which takes minutes for a large model: nearest rounding keeps enough, or nothing.
 
     Where nearest rounding ended below 0, fitted rounding ended below 0.8 in all that was measured (docs/fusing.md). The
     base's own bits are another matter: there fitting keeps the codes, which nearest rounding does not.
@@ -109,7 +108,7 @@ def _needs_no_try(fuser: Fuser, way: Way) -> bool:
 
 
 def _refuse(fuser: Fuser, chosen: Fidelity) -> NoReturn:
-    """Say what would pass."""
+    """Name the formats that pass."""
     least = fuser.recipe.publish.min_retained
     room = _has_room_for_16_bits(fuser)
     for way in fuser.ways:
@@ -118,14 +117,14 @@ def _refuse(fuser: Fuser, chosen: Fidelity) -> NoReturn:
     passing = [found for found in (*fuser.measured.values(), fuser.adapter()) if found.retained >= least]
     raise FuseError(
         f"fusing as {chosen.fuse} keeps {chosen.retained:.1%} of the adapter's effect (publish.min_retained: "
-        f"{least:.0%}). What passes, as publish.fuse: {'; '.join(map(_shown, passing))}"
-        f"{'' if room else '; 16 bits were not tried, there is no room to measure them here'}. To fuse all the same: "
+        f"{least:.0%}). These values of publish.fuse pass: {'; '.join(map(_shown, passing))}"
+        f"{'' if room else '; 16 bits were not tried because measuring them does not fit in memory'}. To fuse anyway: "
         "`upft fuse --force`, or publish.min_retained: 0"
     )
 
 
 def _has_room_for_16_bits(fuser: Fuser) -> bool:
-    """Whether measuring them would fit; a refusal must not end for want of memory, and what is not known is tried."""
+    """Whether measuring 16 bits fits in memory; a refusal must not run out of memory. If unknown, it is tried."""
     try:
         shape = read_architecture(fuser.loaded.path, fuser.recipe.quantize)
     except ModelError:
@@ -141,7 +140,7 @@ def _shown(found: Fidelity) -> str:
 
 
 def _save(fuser: Fuser, chosen: Fidelity) -> None:
-    """Write fused/, its weights in the types that they were measured in."""
+    """Write fused/ with its weights in the types in which they were measured."""
     way = next(way for way in fuser.ways if way.name == chosen.fuse)
     fuser.apply(way)
     loaded = fuser.loaded

@@ -115,7 +115,7 @@ def _group(scores: Sequence[Sequence[bool]]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Flip:
-    """A completion that is right on one side and wrong on the other."""
+    """A completion on which base and tuned disagree."""
 
     benchmark: str
     base: EvaluationRow

@@ -104,12 +104,12 @@ def print_next(run_dir: Path, *, flips: bool, console: Console | None = None) ->
 
 
 def print_seen(items: Sequence[Seen], *, only_flips: bool, whole: bool, console: Console | None = None) -> None:
-    """Print problems as both sides answered them, through a pager where they do not fit on the terminal.
+    """Print problems with the answers of base and tuned, through a pager if they do not fit on the terminal.
 
     Args:
         items: the problems.
-        only_flips: whether they are all right on one side and wrong on the other.
-        whole: question and completions of each instead of a line.
+        only_flips: whether base and tuned disagree on all of them.
+        whole: print the question and completions of each instead of one line.
         console: where to, instead of stdout.
     """
     console = console or open_console()
@@ -122,7 +122,7 @@ def print_seen(items: Sequence[Seen], *, only_flips: bool, whole: bool, console:
 
 
 def print_regraded(facts: dict[str, Any], console: Console | None = None) -> None:
-    """Print what another grader changes (`browse.regraded`), through a pager where that is long."""
+    """Print what another grader changes (`browse.regraded`), through a pager if it is long."""
     console = console or open_console()
     parts = list(regrading(facts, glyphs_for(console.encoding)))
     with paged(console, parts):

@@ -1,4 +1,4 @@
-"""A plan on the screen: tokens against other methods, memory against the machine, disk and time."""
+"""A plan on the screen: tokens compared with other methods, memory with the machine, disk and time."""
 
 from __future__ import annotations
 
@@ -38,17 +38,17 @@ def _parameters(number: int) -> str:
 
 def _work(facts: dict[str, Any]) -> str:
     settings = facts["settings"]
-    passes = settings["train.micro_batch_size"] or "as many as have 512 tokens"
-    size = settings["train.batch_size"]
-    sequences = "1 sequence" if size == 1 else f"{size} sequences ({passes} at a time)"
+    passes, size = settings["train.micro_batch_size"], settings["train.batch_size"]
+    micro = f"{passes} at a time" if passes else "micro-batches of up to 512 tokens"
+    sequences = "1 sequence" if size == 1 else f"{size} sequences ({micro})"
     return (
-        f"{facts['problems']:,} problems, {facts['steps']:,} steps of {sequences}, "
-        f"{settings['generate.batch_size']} decoded together"
+        f"{facts['problems']:,} problem{'' if facts['problems'] == 1 else 's'}, {facts['steps']:,} "
+        f"step{'' if facts['steps'] == 1 else 's'} of {sequences}, {settings['generate.batch_size']} decoded together"
     )
 
 
 def _tokens(facts: dict[str, Any]) -> Table:
-    table = table_of("tokens", "to sample", "this recipe's share", "to train", "its share")
+    table = table_of("tokens", "sampled", "this recipe's share", "trained on", "its share")
     mine = facts["tokens"]["this"]
     for name, row in facts["tokens"].items():
         cells = []
@@ -61,7 +61,7 @@ def _tokens(facts: dict[str, Any]) -> Table:
 
 def _memory(facts: dict[str, Any]) -> Table:
     found = facts["memory"]
-    table = table_of("peak memory of", "about", "of what there is")
+    table = table_of("peak memory of", "about", "of the limit")
     for stage, peak in found["peak_bytes"].items():
         share = peak / found["budget_bytes"]
         table.add_row(stage, memory(peak), Text(f"{share:.0%}", "red" if share > 1 else ""))
@@ -88,10 +88,10 @@ def _time(facts: dict[str, Any]) -> Table:
 def _remarks(facts: dict[str, Any]) -> list[str]:
     found = facts["memory"]
     solutions = facts["solution_tokens"]
-    lines = ["", f"a full solution has {solutions['mean']:,.0f} tokens in the mean: {solutions['how']}"]
+    lines = ["", f"a full solution averages {solutions['mean']:,.0f} tokens ({solutions['how']})"]
     if facts["seconds"] is None:
         why = "" if facts["model_is_here"] else ": fetch the model first"
-        lines.append(f"time: not known without a calibration on this machine{why}")
+        lines.append(f"time: no estimate without a calibration on this machine{why}")
     lines += [f"does not fit: {line}" for line in found["too_large"]]
     if not found["too_large"]:
         lines.append("fits: every stage stays below what there is (the formulas are right to about 15 %)")

@@ -21,7 +21,7 @@ SHORTEST_QUESTION = 12
 
 
 class Seen(Protocol):
-    """A problem as both sides answered it (`browse.Seen`)."""
+    """A problem with the answers of base and tuned (`browse.Seen`)."""
 
     @property
     def benchmark(self) -> str: ...  # noqa: D102
@@ -42,7 +42,7 @@ class Seen(Protocol):
 def listing(items: Sequence[Seen], glyphs: Glyphs, width: int, *, only_flips: bool) -> Iterator[RenderableType]:
     """A line per problem and sample, wrong to right first in a list of flips."""
     if not items:
-        yield Text("no flips: base and tuned are right and wrong on the same" if only_flips else "no rows yet")
+        yield Text("no flips: base and tuned agree on every problem" if only_flips else "no rows yet")
         return
     groups = _by_direction(items, glyphs) if only_flips else [("", items)]
     for title, group in groups:
@@ -50,7 +50,7 @@ def listing(items: Sequence[Seen], glyphs: Glyphs, width: int, *, only_flips: bo
             yield Text(f"{title}: {len(group)}", "bold")
         yield _table(group, glyphs, width)
         yield Text()
-    yield Text("upft show RUN --problem ID shows one with question and both completions", "dim")
+    yield Text("upft show RUN --problem ID shows one problem with both completions", "dim")
 
 
 def _by_direction(items: Sequence[Seen], glyphs: Glyphs) -> list[tuple[str, list[Seen]]]:
@@ -61,7 +61,7 @@ def _by_direction(items: Sequence[Seen], glyphs: Glyphs) -> list[tuple[str, list
 
 
 def _table(items: Sequence[Seen], glyphs: Glyphs, width: int) -> Table:
-    """A line each; the question has what room is left."""
+    """One line each; the question takes the rest of the line."""
     rows = [
         (Text(_place(i, glyphs)), Text(glyphs.line(i.gold)[:ANSWER]), _answer(i.base, glyphs), _answer(i.tuned, glyphs))
         for i in items
@@ -93,7 +93,7 @@ def _answer(row: EvaluationRow | None, glyphs: Glyphs) -> Text:
 
 
 def regrading(facts: dict[str, Any], glyphs: Glyphs) -> Iterator[RenderableType]:
-    """What another grader changes: a line per benchmark and side, a line per row whose verdict is another."""
+    """What another grader changes: a line per benchmark and side, and a line per row that changes."""
     for label, sides in facts["benchmarks"].items():
         for side, found in sides.items():
             graders = " and ".join(map(str, found["graders"]))
@@ -105,7 +105,9 @@ def regrading(facts: dict[str, Any], glyphs: Glyphs) -> Iterator[RenderableType]
             for row in found["changed"]:
                 yield _changed(row, glyphs)
     for label in facts["withheld"]:
-        yield Text(f"{glyphs.line(label)}: private, its completions are not stored and cannot be graded again", "dim")
+        yield Text(
+            f"{glyphs.line(label)}: private; its completions are not stored, so they cannot be graded again", "dim"
+        )
     yield Text(f"this version's grader: {facts['grader']}; nothing was written", "dim")
 
 
@@ -121,9 +123,9 @@ def _changed(row: dict[str, Any], glyphs: Glyphs) -> Text:
 
 
 def detail(item: Seen, glyphs: Glyphs) -> Iterator[RenderableType]:
-    """One problem whole."""
+    """One whole problem."""
     yield Rule(_place(item, glyphs), align="left", characters="-" if glyphs.encoding == "ascii" else "\u2500")
-    yield Text(glyphs.lines(item.question or "(the question is not to be found any more)"))
+    yield Text(glyphs.lines(item.question or "(the question is no longer available)"))
     yield Text(f"\ngold  {glyphs.line(item.gold)}", "bold")
     for side, row in (("base", item.base), ("tuned", item.tuned)):
         if row is not None:

@@ -82,8 +82,8 @@ def print_recipes(rows: Sequence[dict[str, str]], *, console: Console | None = N
     cells = [_recipe_cells(row) for row in rows]
     console.print(_recipe_table(cells) if console.width >= _WIDE else _recipe_lines(cells))
     console.print()
-    console.print(Text("upft recipes NAME shows one, with where its numbers are from."), soft_wrap=True)
-    console.print(Text("upft recipes NAME > my-recipe.yaml makes it yours to change."), soft_wrap=True)
+    console.print(Text("upft recipes NAME shows one, with the source of its numbers."), soft_wrap=True)
+    console.print(Text("upft recipes NAME > my-recipe.yaml makes a copy that you can change."), soft_wrap=True)
 
 
 def _recipe_cells(row: dict[str, str]) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""What a view knows of an evaluation: counts that grow, and the answers given last. No Rich here."""
+"""What a view knows about an evaluation: growing counts and the latest answers. No Rich here."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ class Answers:
         self._pairs: deque[Pair] = deque(maxlen=RECENT)
         self._benchmark = ""
         self.flips: deque[Pair] = deque(maxlen=RECENT)
-        """What was right on one side and wrong on the other, the newest last."""
+        """Pairs on which base and tuned disagree, the newest last."""
 
     def add(self, event: Graded) -> None:
         """Take an answer; those of an earlier process are only remembered for the other side."""

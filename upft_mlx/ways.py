@@ -1,4 +1,4 @@
-"""Ways to write an adapter's update into the weights: the bits of the touched layers, and how they are rounded."""
+"""Formats for fused weights: the bits of the layers with an adapter, and how they are rounded."""
 
 from __future__ import annotations
 
@@ -24,27 +24,27 @@ MIXED_BITS = (6, 8)
 
 @dataclass(frozen=True)
 class Way:
-    """What becomes of the touched layers, those with an adapter."""
+    """The format of the layers with an adapter."""
 
     name: str
-    """`base`, `mixed-6`, `mixed-8`, `bf16` or `fp16`, with `-fitted` where that is so."""
+    """`base`, `mixed-6`, `mixed-8`, `bf16` or `fp16`, with `-fitted` for fitted rounding."""
     dtype: mx.Dtype
-    """Of their weights or, where these are quantized, scales."""
+    """The type of their weights or, if quantized, of their scales."""
     bits: int | None = None
     """Bits of their weights; None: not quantized."""
     whole: bool = False
-    """Whether every other floating weight becomes `dtype` as well."""
+    """Whether every other floating-point weight becomes `dtype` as well."""
     fitted: bool = False
-    """Whether the rounding keeps the layers' outputs (see `fitting`) instead of each weight."""
+    """Whether the rounding preserves the layers' outputs (see `fitting`) instead of each weight."""
 
     @property
     def width(self) -> int:
-        """Bits per weight, scales aside: what ways are tried in the order of."""
+        """Bits per weight without scales: the sort key for trying formats."""
         return self.bits or 8 * self.dtype.size
 
     @property
     def second_name(self) -> str | None:
-        """Of `base` where that is not quantized: its type's."""
+        """The alias of an unquantized `base`: its dtype."""
         return next((name for name, dtype in DTYPES.items() if self.bits is None and dtype == self.dtype), None)
 
     @property
@@ -54,7 +54,7 @@ class Way:
 
 
 def ways(loaded: Loaded, layers: dict[str, nn.Module]) -> list[Way]:
-    """All ways for a model with an adapter on `layers`."""
+    """All formats for a model with an adapter on `layers`."""
     own, quantized = loaded.dtype, base_bits(layers)
     result = [Way("base", own, quantized)]
     if quantized is not None:
@@ -73,7 +73,7 @@ def ways(loaded: Loaded, layers: dict[str, nn.Module]) -> list[Way]:
 
 
 def can_be_fitted(layer: nn.Module) -> bool:
-    """Whether a layer is a plain matrix, quantized as `fitting` knows it or not at all."""
+    """Whether a layer is a plain matrix, unquantized or quantized in a way that `fitting` supports."""
     inner = inner_layer(layer)
     return isinstance(inner, nn.Linear) or (isinstance(inner, nn.QuantizedLinear) and inner.mode == "affine")
 
@@ -84,7 +84,7 @@ def input_size(layer: nn.Module) -> int:
 
 
 def base_bits(layers: dict[str, nn.Module]) -> int | None:
-    """The fewest bits of the layers under the adapters; None where they are not quantized."""
+    """The smallest number of bits of the layers under the adapters; None if they are not quantized."""
     bits = [inner.bits for layer in layers.values() if hasattr(inner := inner_layer(layer), "bits")]
     return min(bits) if bits else None
 
@@ -133,7 +133,7 @@ def _round_with_feedback(fused: nn.Module, wanted: Matrix, way: Way, moments: li
 
 
 def _with_fitted_scales(layer: nn.Module, way: Way, moments: list[Matrix]) -> nn.Module:
-    """The base's own codes, its scales and biases moved by as much of the update as they can hold."""
+    """The base's own codes, with scales and biases moved by as much of the update as they can represent."""
     inner = inner_layer(layer)
     delta = np.array(((layer.scale * layer.lora_b.T) @ layer.lora_a.T).astype(mx.float32))
     codes = unpack(np.array(inner.weight), inner.bits)
@@ -193,7 +193,7 @@ def size_of(loaded: Loaded, layers: dict[str, nn.Module], way: Way) -> int:
 
 
 def write_model(loaded: Loaded, config: dict[str, Any], folder: Path) -> None:
-    """Write a model folder, in place of one that was begun there; the caller works beside what is to be kept.
+    """Write a model folder, replacing an unfinished one; the caller must write next to a folder that is to be kept.
 
     Raises:
         OSError: it cannot be written.

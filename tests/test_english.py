@@ -1,0 +1,109 @@
+"""Old wording does not come back: stiff or private English that was replaced in the program and its pages."""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+BY_OTHERS = ("rules.py", "stage_train.py")
+"""Their notes on training still have two of the sentences."""
+OLD = (
+    "with the model itself",
+    "tokens of full solutions are trained",
+    "installation that says nothing",
+    "this machine is fit",
+    "questions out to measure with",
+    "of a row trains",
+    "none can stop a run",
+    "what rounding keeps",
+    "has not been seen yet",
+    "stands the 95 % interval",
+    "is no witness",
+    "is no new knowledge",
+    "is no check of",
+    "are no independent problems",
+    "is pointed out, and runs",
+    "loading included; build and fuse come on top",
+    "belongs into",
+    "that all prompts begin with are passed",
+    "adapter/ holds step",
+    "rounded so that the outputs",
+    "no difference shown between",
+    "no-calibration leaves it out",
+    "tokens in the mean",
+    "below what there is",
+    "no time is told",
+    "works in this run directory",
+    "cannot be put on",
+    "what is done is kept",
+    "the same command continues",
+    "an empty line ends",
+    "right on one side and wrong on the other",
+    "as many as have 512 tokens",
+    "compute right",
+    "for what there is",
+    "nothing of batch sizes",
+    "stands there twice",
+    "of a problem's samples trains",
+    "so many problems",
+    "mend the text",
+    "if it shall",
+    "overwritten by what is written",
+    "is not there; make it first",
+    "is of another model",
+    "not to be found any more",
+    "problems is none",
+    "makes no sense where",
+    "recipe file is none",
+    "what ways are tried in the order of",
+    "Of `base` where that is not quantized",
+    "the so many longest",
+    "only that and where it is there",
+    "taken for not there",
+    "how often a solution gets right",
+    "tries less else",
+    "Put what helped into",
+    "is told",
+)
+
+
+def pattern(words: str) -> re.Pattern[str]:
+    """These words in order, with any whitespace, or the end and the beginning of a string in the code, between them."""
+    return re.compile(r"(?:\s|\"\s+f?\")+".join(map(re.escape, words.split())), re.IGNORECASE)
+
+
+@cache
+def texts() -> dict[Path, str]:
+    """All that users and readers of the code see: the package, recipes, pages and their generators."""
+    files = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]
+    files += [path for folder in ("upft_mlx", "docs", "recipes", "perf") for path in (ROOT / folder).rglob("*.*")]
+    kept = [path for path in files if path.suffix in (".md", ".py", ".yaml") and path.name not in BY_OTHERS]
+    return {path: path.read_text(encoding="utf-8") for path in kept}
+
+
+@pytest.mark.parametrize("words", OLD)
+def test_old_wording_is_gone(words: str) -> None:
+    found = [
+        f"{path.relative_to(ROOT)}:{text.count(chr(10), 0, hit.start()) + 1}"
+        for path, text in texts().items()
+        for hit in pattern(words).finditer(text)
+    ]
+    assert found == []
+
+
+def test_wording_is_found_across_lines_and_strings() -> None:
+    assert len(texts()) > 100
+    assert pattern("what is done is kept").search("error; What is\n    done is kept")
+    assert pattern("what is done is kept").search('f"error; what is "\n        f"done is kept"')
+    assert not pattern("what is done is kept").search("what is kept is done")
+
+
+def test_no_docstring_starts_with_a_bare_genitive_in_what_users_read() -> None:
+    """The fields of a recipe, and the modules of the commands, are read as help."""
+    modules = [path for path in texts() if path.name == "recipe.py" or path.name.startswith("cli_")]
+    assert len(modules) > 5
+    assert [path.name for path in modules if re.search(r'"""Of ', path.read_text(encoding="utf-8"))] == []
