@@ -188,8 +188,8 @@ def _shared(recipe: Recipe) -> str:
         why = "lora.dropout" if recipe.lora.dropout else "train.grad_checkpoint"
         return f"With {why} every row passes its whole prompt."
     return (
-        "The tokens that all prompts begin with are passed once per batch, where a trial before training shows that to "
-        "be exact for the model; the loss is the same."
+        "The tokens that all prompts share at their start are computed once per batch, where a trial before training "
+        "shows that to be exact for the model; the loss is the same."
     )
 
 
