@@ -46,7 +46,7 @@ class Answer(Protocol):
 
 
 class View(Protocol):
-    """Is told of answers as they grow."""
+    """Receives answers as they grow."""
 
     def __call__(self, answer: Answer) -> None: ...  # noqa: D102
 
