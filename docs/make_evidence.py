@@ -65,7 +65,7 @@ RULES = (
 )
 RFT = RULES[-1].name
 PREFIX_SETTINGS = {
-    "template, p = 0.1, lr 1e-3": ({"structure_ratio": 0.1}, 1e-3),
+    "template, p = 0.1, lr 1e-3": ({"structure_ratio": 0.1, "eos": True}, 1e-3),
     "no template, p = 0.3, lr 1e-3": ({"structure_ratio": 0.3, "template": "none", "eos": False}, 1e-3),
     "no template, p = 0.3, lr 3e-4": ({"structure_ratio": 0.3, "template": "none", "eos": False}, 3e-4),
 }
@@ -88,6 +88,7 @@ def recipe(model: Path, rule: Rule | None, setting: str, seed: int, work: Path) 
             "seed": seed,
             "method": rule.method if rule else "upft",
             "problems": {"builtin": "arithmetic", "limit": PROBLEMS},
+            "prompt": {"instruction": "{question}"},
             "generate": {"max_tokens": 64, "batch_size": 128, "samples": rule.samples if rule else 1},
             "prefix": {"length": LENGTH, "selection": rule.selection if rule else "first", **prefix},
             "train": {"epochs": 2, "learning_rate": rate, "valid_ratio": 0.0, "save": "last"},
@@ -220,11 +221,11 @@ how the rules compare there, not what they do for a real model.
 - careless: the same model taught the voices in other shares; the commonest one is careless. Same lengths. What most
   samples agree on is often wrong there: the world in which choosing without labels should fail, if it can.
 
-{problems} problems, t = {length}, two epochs. Evaluation at T = 0.7, three samples per problem. Settings (template and
-EOS or none, share p of structure rows, learning rate) were chosen with {choose} seeds on {half} evaluation problems;
-reported are {seeds} seeds on {half} others. Differences are paired with the base model by problem and seed; intervals
-are 95 %, over problems and seeds (`upft_mlx/crossed.py`). Sampled tokens are those for training. "Share of RFT" is
-the rule's difference divided by that of RFT.
+{problems} problems, t = {length}, two epochs. Evaluation at T = 0.7, three samples per problem. Settings (template with
+an EOS after the prefix, or neither; share p of structure rows; learning rate) were chosen with {choose} seeds on {half}
+evaluation problems; reported are {seeds} seeds on {half} others. The question is asked bare throughout. Differences are
+paired with the base model by problem and seed; intervals are 95 %, over problems and seeds (`upft_mlx/crossed.py`).
+Sampled tokens are those for training. "Share of RFT" is the rule's difference divided by that of RFT.
 """
 
 

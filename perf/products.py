@@ -1,7 +1,7 @@
-"""Rates of matrix products on this device, in GFLOP/s, at the shapes of a training step: python perf/products.py
+"""Rates of matrix products on this device, in GFLOP/s: python perf/products.py
 
-What upft_mlx/cpu.py rests on: with MLX's CPU backend on x86, a dense product in the layout NN is more than twice as
-fast as a product with a quantized matrix, but for the one of the backward pass.
+What upft_mlx/cpu.py rests on. Shapes are those of SmolLM2-135M's layers and head, from one row (a decoding step) to a
+training batch, and of small models. UPFT_BLAS=none measures MLX's own BLAS.
 """
 
 from __future__ import annotations
@@ -12,9 +12,17 @@ import time
 from collections.abc import Callable
 from importlib import metadata
 
+# isort: off
+from upft_mlx import blas  # before MLX, whose import loads the library
 import mlx.core as mx
 
-SHAPES = ((960, 128, 704), (960, 704, 128), (960, 128, 128), (64, 128, 704), (160, 128, 8832))
+# isort: on
+
+SHAPES = (
+    *((rows, 576, 1536) for rows in (1, 8, 32, 256, 960)),
+    *((rows, 576, 49152) for rows in (1, 32, 128)),
+    *((960, 704, 128), (960, 128, 704)),
+)
 """Rows, inputs, outputs."""
 
 
@@ -29,8 +37,13 @@ def rate(operations: int, run: Callable[[], mx.array]) -> float:
 
 def main() -> None:
     """A line per shape."""
-    print(f"mlx {metadata.version('mlx')}; {platform.machine()}, {os.cpu_count()} cores; {mx.default_device()}")
-    print(f"{'rows x inputs x outputs':>24}  forward: dense NN, dense NT, 4 bits   backward: dense NN, 4 bits")
+    print(
+        f"mlx {metadata.version('mlx')}; {platform.machine()}, {os.cpu_count()} cores; {mx.default_device()}; "
+        f"{blas.used()}"
+    )
+    print(
+        f"{'rows x inputs x outputs':>24}  forward: dense NN, dense NT, 4 bits   backward: dense NN, dense NT, 4 bits"
+    )
     for rows, inputs, outputs in SHAPES:
         x, gradient = mx.random.normal((rows, inputs)), mx.random.normal((rows, outputs))
         weight = mx.random.normal((outputs, inputs))
@@ -41,11 +54,15 @@ def main() -> None:
             lambda x=x, w=weight: x @ w.T,
             lambda x=x, p=parts: mx.quantized_matmul(x, *p, transpose=True, group_size=64, bits=4),
             lambda g=gradient, w=weight: g @ w,
+            lambda g=gradient, w=transposed: g @ w.T,
             lambda g=gradient, p=parts: mx.quantized_matmul(g, *p, transpose=False, group_size=64, bits=4),
         ]
         rates = [rate(2 * rows * inputs * outputs, run) for run in runs]
         name = f"{rows} x {inputs} x {outputs}"
-        print(f"{name:>24}  {rates[0]:17.1f} {rates[1]:9.1f} {rates[2]:7.1f} {rates[3]:20.1f} {rates[4]:7.1f}")
+        print(
+            f"{name:>24}  {rates[0]:17.1f} {rates[1]:9.1f} {rates[2]:7.1f} "
+            f"{rates[3]:20.1f} {rates[4]:9.1f} {rates[5]:7.1f}"
+        )
 
 
 if __name__ == "__main__":

@@ -10,7 +10,8 @@ Both in one process on one model, in turns; a short run of each before is not co
 The tokens of both are compared. Peak memory is MLX's, the model included. Greedy, so that tokens can be compared; at a
 temperature both draw from the same logits.
 
-The model comes from make_qwen.py and the questions from the data folder that UPFT_SHARED names (default ../shared).
+The model comes from make_qwen.py, or with --shape smollm2 from make_smollm2.py, and the questions from the data
+folder that UPFT_SHARED names (default ../shared).
 """
 
 from __future__ import annotations
@@ -36,8 +37,9 @@ LENGTH = 16
 
 def prepare(work: Path, options: argparse.Namespace) -> list[str]:
     """model/ and the questions."""
-    make = [sys.executable, str(SHARED / "bin" / "make_qwen.py"), str(work / "model"), "--shape", options.shape]
-    subprocess.run(make, check=True, stdout=subprocess.DEVNULL)
+    real = options.shape == "smollm2"
+    make = [sys.executable, str(SHARED / "bin" / ("make_smollm2.py" if real else "make_qwen.py")), str(work / "model")]
+    subprocess.run([*make, *([] if real else ["--shape", options.shape])], check=True, stdout=subprocess.DEVNULL)
     with (SHARED / "data" / "benchmarks" / "gsm8k_train.jsonl").open(encoding="utf-8") as lines:
         return [str(json.loads(next(lines))["question"]) for _ in range(options.prompts)]
 
@@ -135,10 +137,12 @@ def main() -> None:
     options = parser.parse_args()
     if not SHARED.is_dir():
         raise SystemExit(f"{SHARED}: not there; set UPFT_SHARED to the folder with make_qwen.py and the questions")
+    from upft_mlx import blas
     from upft_mlx.models import load
 
     versions = {name: metadata.version(name) for name in ("upft-mlx", "mlx", "mlx-lm")}
     machine = {"python": platform.python_version(), "machine": platform.machine(), "cores": os.cpu_count()}
+    machine["blas"] = str(blas.used())
     print("; ".join(f"{key} {value}" for key, value in {**versions, **machine, "shape": options.shape}.items()))
     results = {}
     with tempfile.TemporaryDirectory() as folder:

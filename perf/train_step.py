@@ -18,7 +18,9 @@ the model and belong to no sequence.
 `ours` also measures what is left to gain: the matrix products that one of its steps cannot do without are timed one by
 one at their real shapes and set against that step (see `products`); the time outside of mx.eval is what Python takes.
 
-The models come from make_qwen.py and the questions from the data folder that UPFT_SHARED names (default ../shared).
+All run on the BLAS that ours loads (LD_PRELOAD), one thread each. The models come from make_qwen.py, or, with
+--shape smollm2, SmolLM2-135M-Instruct at 4 bits from make_smollm2.py, and the questions from the data folder that
+UPFT_SHARED names (default ../shared).
 An environment for unsloth-zoo, which is LGPL and imported by nothing here:
 
   python3.11 -m venv U && U/bin/pip install 'unsloth-zoo>=2026.10' mlx-lm 'mlx[cpu]'
@@ -42,6 +44,8 @@ from importlib import metadata
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, TextIO
+
+from upft_mlx import blas
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = Path(os.environ.get("UPFT_SHARED", ROOT.parent / "shared"))
@@ -405,28 +409,20 @@ def flop(key: tuple[Any, ...]) -> int:
     return total
 
 
-def timed(key: tuple[Any, ...], quantization: dict[str, int] | None) -> float:
+def timed(key: tuple[Any, ...]) -> float:
     """CPU seconds of one product at its real shape and type, the mean of three after a first.
 
-    A layer's forward product is with its dense copy, head and backward with the quantized weights (upft_mlx/cpu.py).
+    Frozen matrices compute with their dense copies (upft_mlx/cpu.py).
     """
     import mlx.core as mx
 
     kind, *sizes = key
     if kind in ("forward", "backward", "head"):
         rows, into, out = sizes
-        weight = mx.random.normal((out, into))
+        weight = mx.random.normal((into, out))
         x = mx.random.normal((1, rows, out if kind == "backward" else into))
-        if quantization and kind != "forward":
-            parts = mx.quantize(weight, **quantization)
-            mx.eval(parts)
-            run = lambda: mx.quantized_matmul(x, *parts, transpose=kind == "head", **quantization)  # noqa: E731
-        elif quantization:
-            dense = mx.contiguous(weight.T)
-            mx.eval(dense)
-            run = lambda: x @ dense  # noqa: E731
-        else:
-            run = lambda: x @ (weight if kind == "backward" else weight.T)  # noqa: E731
+        mx.eval(weight, x)
+        run = lambda: x @ (weight.T if kind == "backward" else weight)  # noqa: E731
     else:
         *stack, rows, into, out = sizes
         a, b = mx.random.normal((*stack, rows, into)), mx.random.normal((*stack, into, out))
@@ -454,14 +450,13 @@ def left_to_gain(rows: Path, options: argparse.Namespace, loaded: Any) -> dict[s
     batches = split(part, None, stepper.shared)
     for batch in batches:
         needed.update(products(config, *batch.tokens.shape, stepper.shared, len(batch.rows)))
-    quantization = config.get("quantization") and {k: config["quantization"][k] for k in ("group_size", "bits")}
     stepper.step(part, RATE, 0)
     step, alone = [], []
     for seed in range(3):
         begin = cpu()
         stepper.step(part, RATE, seed)
         step.append(cpu() - begin)
-        alone.append(sum(timed(key, quantization) * count for key, count in needed.items()))
+        alone.append(sum(timed(key) * count for key, count in needed.items()))
     gflop = sum(flop(key) * count for key, count in needed.items()) / 1e9
     shapes = [list(batch.tokens.shape) for batch in batches]
     return {"step": sum(step) / 3, "products": sum(alone) / 3, "gflop": gflop, "shapes": shapes}
@@ -476,8 +471,9 @@ def prepare(work: Path, options: argparse.Namespace) -> None:
     from upft_mlx.prompts import Renderer
     from upft_mlx.recipe import PAPER_TEMPLATE, Prompt
 
-    make = [sys.executable, str(SHARED / "bin" / "make_qwen.py"), str(work / "model"), "--shape", options.shape]
-    subprocess.run(make, check=True, stdout=subprocess.DEVNULL)
+    real = options.shape == "smollm2"
+    make = [sys.executable, str(SHARED / "bin" / ("make_smollm2.py" if real else "make_qwen.py")), str(work / "model")]
+    subprocess.run([*make, *([] if real else ["--shape", options.shape])], check=True, stdout=subprocess.DEVNULL)
     tokenizer = load_tokenizer(work / "model")
     renderer = Renderer(tokenizer, Prompt())
     rows, texts, data = [], [], []
@@ -508,6 +504,8 @@ class Runner:
             command += [f"--{option.replace('_', '-')}", str(getattr(options, option))]
         self.errors = (work / f"errors of {name}").open("w+")
         environment = {**os.environ, "TMPDIR": str(cache), "HF_HUB_OFFLINE": "1", "PYTHONWARNINGS": "ignore"}
+        if (used := blas.used()).path:  # all on the same BLAS, whatever they would load by themselves
+            environment |= {"LD_PRELOAD": used.path, "OPENBLAS_NUM_THREADS": str(used.threads)}
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors, text=True, env=environment
         )
@@ -622,6 +620,7 @@ def main() -> None:
         raise SystemExit(f"--steps {options.steps}: not a multiple of --turn {options.turn}")
     versions = {name: metadata.version(name) for name in ("upft-mlx", "mlx", "mlx-lm")}
     machine = {"python": platform.python_version(), "machine": platform.machine(), "cores": os.cpu_count()}
+    machine["blas"] = str(blas.used())
     shape = {key: getattr(options, key) for key in ("shape", "steps", "batch", "micro_batch")}
     print("; ".join(f"{key} {value}" for key, value in {**versions, **machine, **shape}.items()))
     results = race(options)

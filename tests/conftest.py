@@ -12,6 +12,7 @@ import pytest
 from upft_mlx.models import Loaded, load
 from upft_mlx.recipe import Recipe
 
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # before MLX is imported; other work may run beside the tests
 ROOT = Path(__file__).resolve().parent.parent
 MODEL = ROOT / "upft_mlx" / "demo" / "model"
 

@@ -66,7 +66,7 @@ REFUSED: dict[str, tuple[str, str | None, int, tuple[str, ...]]] = {
         ("r.yaml:3: lora.dropout: 1.0: should be less than 1",),
     ),
     "eos without a template": (
-        MINIMAL + "prefix: {template: none}\n",
+        MINIMAL + "prefix: {template: none, eos: true}\n",
         None,
         2,
         ("r.yaml:3: prefix: eos: true with template: none", "set eos: false, or a template"),

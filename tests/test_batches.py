@@ -24,6 +24,7 @@ from upft_mlx.batches import (
     steps_per_epoch,
     to_examples,
 )
+from upft_mlx.recipe import Prefix
 from upft_mlx.rows import TrainingRow
 
 
@@ -75,7 +76,7 @@ def test_a_prefix_and_a_structure_row_weigh_the_same() -> None:
 
 def test_truncation_cuts_completions_and_leaves_out_rows_without_any() -> None:
     rows = [row([1, 2, 3], [4, 5, 6]), row([1, 2, 3, 4, 5], [6]), row([1], [])]
-    assert to_examples(rows, max_length=5) == [Example("r", [1, 2, 3, 4, 5], start=3)]
+    assert to_examples(rows, max_length=5) == [Example("r", [1, 2, 3, 4, 5], start=3, kind="prefix")]
 
 
 def test_eos_is_supervised_when_it_is_among_the_completion_ids() -> None:
@@ -191,3 +192,29 @@ def test_where_no_size_is_given_as_many_sequences_pass_as_have_512_tokens_togeth
     assert shapes == [(4, 120), (2, 120), (1, 600)]
     assert [batch.tokens.shape for batch in split(rows[1:6], None, shared=1)] == [(4, 120), (1, 120)]
     assert sum(float(batch.weights.sum()) for batch in split(rows, None)) == pytest.approx(1)
+
+
+def test_the_last_id_may_weigh_less_and_the_row_weighs_the_same() -> None:
+    """Weights 1, 1 and 0.5 of a row beside a whole one: 0.4, 0.4 and 0.2 of half the step."""
+    rows = [row([4, 5], [7, 8, 9]), row([4, 5], [7])]
+    prefix = Prefix(length=2, eos=True, eos_weight=0.5)
+    examples = to_examples(rows, 99, prefix)
+    assert [example.eos for example in examples] == [True, False]
+    (batch,) = split(examples, 2)
+    assert batch.weights[:4].tolist() == pytest.approx([0.5, 0.2, 0.2, 0.1])
+    assert to_examples(rows, 4, prefix)[0].last == 1.0, "what is cut off weighs nothing"
+
+
+@pytest.mark.parametrize(
+    ("kind", "ids", "eos", "weight"),
+    [
+        ("prefix", [1, 2, 3], True, 0.25),
+        ("prefix", [1, 2], True, 1.0),  # ended before t: its own EOS
+        ("prefix", [1, 2, 3], False, 1.0),
+        ("structure", [1, 2, 3], True, 1.0),
+    ],
+)
+def test_only_an_eos_after_a_prefix_is_weighed(kind: str, ids: list[int], eos: bool, weight: float) -> None:
+    prefix = Prefix(length=2, eos=eos, eos_weight=0.25)
+    (example,) = to_examples([row([4], ids, kind)], 99, prefix)
+    assert (example.last, example.kind, example.eos) == (weight, kind, weight < 1)

@@ -12,16 +12,14 @@ from typing import Any
 import pytest
 
 from upft_mlx import pipeline
-from upft_mlx.benchmarks import BOXED, KNOWN, LETTER, QUESTION, SOURCES, Entry, load_benchmark, resolve
+from upft_mlx.benchmarks import KNOWN, SOURCES, Entry, load_benchmark, resolve
 from upft_mlx.browse import seen
 from upft_mlx.errors import ProblemsError, RecipeError
 from upft_mlx.events import Event, Graded
-from upft_mlx.models import Loaded
 from upft_mlx.problems import Problem
-from upft_mlx.prompts import Renderer
-from upft_mlx.recipe import Evaluate, Prompt, Recipe
+from upft_mlx.recipe import Evaluate, Recipe
 from upft_mlx.rundir import RunDir
-from upft_mlx.stage_evaluate import WITHHELD, user_turn
+from upft_mlx.stage_evaluate import WITHHELD
 
 MakeRecipe = Callable[..., Recipe]
 MATH = [
@@ -62,12 +60,10 @@ def write_csv(path: Path, rows: list[dict[str, Any]]) -> str:
     return str(path)
 
 
-def test_every_known_benchmark_has_a_source_and_a_prompt() -> None:
+def test_every_known_benchmark_has_a_source() -> None:
     assert KNOWN.keys() == SOURCES.keys()
     assert {"gsm8k", "math500", "aime2024", "aime2025", "gpqa", "gpqa-freeform", "arithmetic"} == KNOWN.keys()
     for name, source in SOURCES.items():
-        entry = entry_of(name=name)
-        assert QUESTION in entry.prompt
         if name != "arithmetic":
             assert re.fullmatch("[0-9a-f]{40}", source["revision"]), "a branch would change under the numbers"
     assert {name for name in KNOWN if entry_of(name=name).private} == {"gpqa", "gpqa-freeform"}
@@ -75,18 +71,9 @@ def test_every_known_benchmark_has_a_source_and_a_prompt() -> None:
     assert entry_of(name="gpqa").grader == "choice"
 
 
-def test_the_prompts_are_these() -> None:
-    box = "{question}\nPlease reason step by step, and put your final answer within \\boxed{}."
-    assert {name: entry_of(name=name).prompt for name in KNOWN} == {
-        "arithmetic": "{question}",
-        "gsm8k": box,
-        "math500": box,
-        "aime2024": box,
-        "aime2025": box,
-        "gpqa": "{question}\nPlease reason step by step, and put the letter of your answer within \\boxed{}.",
-        "gpqa-freeform": box,
-    }
-    assert entry_of(name="mine", path="x.jsonl").prompt == QUESTION
+def test_no_known_benchmark_has_a_prompt_of_its_own() -> None:
+    """They are asked as the recipe's problems are (test_instruction.py)."""
+    assert {entry_of(name=name).prompt for name in KNOWN} == {None}
 
 
 def test_a_recipe_overrides_prompt_grader_and_privacy() -> None:
@@ -94,17 +81,6 @@ def test_a_recipe_overrides_prompt_grader_and_privacy() -> None:
     assert (entry.prompt, entry.grader, entry.private) == ("Q: {question}\nA:", "maths", False)
     with pytest.raises(ValueError, match=r"has no \{question\} in it"):
         Evaluate.model_validate({"benchmarks": [{"name": "gsm8k", "prompt": "Solve it."}]})
-
-
-def test_a_chat_template_that_asks_for_a_box_is_not_asked_again(loaded: Loaded) -> None:
-    plain = Renderer(loaded.tokenizer, Prompt())
-    asking = Renderer(loaded.tokenizer, Prompt(system="Put your final answer within \\boxed{}."))
-    maths, choice = entry_of(name="gsm8k"), entry_of(name="gpqa")
-    own = entry_of(name="gsm8k", prompt="{question} Put it into \\boxed{}.")
-    assert (user_turn(maths, plain), user_turn(choice, plain)) == (BOXED, LETTER)
-    assert user_turn(maths, asking) == QUESTION
-    assert user_turn(choice, asking) == LETTER, "the template does not ask for a letter"
-    assert user_turn(own, asking) == own.prompt
 
 
 def test_original_formats_are_read(tmp_path: Path) -> None:

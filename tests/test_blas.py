@@ -38,11 +38,38 @@ def test_a_fresh_python_computes_with_it_many_times_faster() -> None:
 
 
 @LINUX
+@pytest.mark.parametrize(("told", "name"), [({}, "OpenBLAS 0.3"), ({"UPFT_BLAS": "none"}, "MLX's own")])
+def test_the_doctor_names_it_with_its_rate(told: dict[str, str], name: str) -> None:
+    code = "import sys; sys.argv = ['upft', 'doctor', '--json']; from upft_mlx.__main__ import main; main()"
+    findings = {finding["name"]: finding for finding in json.loads(run(code, **told))["findings"]}
+    value = findings["matrix products"]["value"]
+    assert value.startswith(name)
+    assert float(value.split(", ")[-1].removesuffix(" GFLOP/s")) > 0
+
+
+@LINUX
 def test_threads_are_those_of_the_environment_which_stays_as_it_was() -> None:
     left = "; import os; print(os.environ.get('OPENBLAS_NUM_THREADS'))"
-    one, two = (run(SHOW + left, **told).splitlines() for told in ({}, {"OPENBLAS_NUM_THREADS": "2"}))
-    assert ("1 thread" in one[0], one[1]) == (True, "None")
+    idle = "import os; os.getloadavg = lambda: (LOAD, 9, 9); "
+    for load, threads in ((0.1, min(2, len(os.sched_getaffinity(0)))), (0.9, 1)):
+        name, told = run(idle.replace("LOAD", str(load)) + SHOW + left).splitlines()
+        assert f"{threads} thread" in name, "two where the machine is idle"
+        assert told == "None"
+    assert "1 thread" in run("import os; os.getloadavg = lambda: (0, 0, 0); " + SHOW, MLX_RANK="0")
+    two = run(SHOW + left, OPENBLAS_NUM_THREADS="2").splitlines()
     assert ("2 threads" in two[0], two[1]) == (os.cpu_count() != 1, "2")
+
+
+@LINUX
+def test_a_run_that_is_continued_computes_with_the_threads_that_it_began_with(tmp_path: Path) -> None:
+    code = (
+        "from upft_mlx import blas, load_recipe, generate\n"
+        "recipe = load_recipe('quickstart', ['problems.limit=8', 'prefix.structure_ratio=0'])\n"
+        f"generate(recipe, {str(tmp_path / 'run')!r})\nprint(blas.used().threads)"
+    )
+    assert run(code, OPENBLAS_NUM_THREADS="2").split() == run(code, OPENBLAS_NUM_THREADS="1").split() == ["2"]
+    versions = json.loads((tmp_path / "run" / "recipe.json").read_text())["versions"]
+    assert (versions["blas"].startswith("OpenBLAS"), versions["blas_threads"]) == (True, "2")
 
 
 @LINUX
@@ -133,7 +160,7 @@ def test_on_macos_and_with_an_mlx_for_gpus_no_library_is_loaded(
     monkeypatch.setattr(sys, "platform", platform)
     monkeypatch.setattr(blas, "_version", lambda name: "1" if name in packages else None)
     monkeypatch.setattr(blas, "_load", lambda: pytest.fail("a library was loaded"))
-    monkeypatch.delitem(sys.modules, "mlx.core")
+    monkeypatch.delitem(sys.modules, "mlx.core", raising=False)
     monkeypatch.setattr(sys, "meta_path", list(sys.meta_path))
     before = list(sys.meta_path)
     blas.load_before_mlx()

@@ -49,7 +49,7 @@ def test_rows_hold_the_rendered_prompt_and_exactly_the_sampled_ids(
     (prefix, structure), valid, _ = made(recipe, loaded, tmp_path, sampled)
     renderer = Renderer(loaded.tokenizer, Prompt())
     assert prefix.prompt_ids == renderer.ids(PROBLEMS[0].question + PAPER_TEMPLATE)
-    assert prefix.completion_ids == [*sampled[0].completion_ids[:3], loaded.eos_id]
+    assert prefix.completion_ids == sampled[0].completion_ids[:3]
     assert structure.prompt_ids == renderer.ids(PROBLEMS[drawn].question)
     assert structure.completion_ids == [*sampled[1].completion_ids, loaded.eos_id]
     assert (prefix.kind, structure.kind) == ("prefix", "structure")

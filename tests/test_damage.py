@@ -141,7 +141,7 @@ def test_a_missing_file_is_not_pushed_around(there: Path) -> None:
         push(load_recipe(there / "r.yaml"), RUN.root, dry_run=True)
 
 
-@pytest.mark.parametrize("name", ["vocab.txt", "model-extra.safetensors", "modeling.py"])
+@pytest.mark.parametrize("name", ["vocab.txt", "model-00002-of-00002.safetensors", "modeling.py"])
 def test_a_file_that_the_run_did_not_make_is_not_pushed(there: Path, name: str) -> None:
     write(RUN.fused / name, "mine")
     with pytest.raises(PublishError, match=rf"{name}: was not made by this run"):

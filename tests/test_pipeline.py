@@ -17,10 +17,11 @@ from conftest import MODEL
 from helpers_kill import finish, killed_at, lines_in, newest_step
 
 from upft_mlx import pipeline
-from upft_mlx.benchmarks import load_benchmark, resolve
+from upft_mlx.benchmarks import BOXED, load_benchmark, resolve
 from upft_mlx.errors import ProblemsError, RunDirError
 from upft_mlx.events import Event, Graded, Note, StageDone, StageSkipped, StageStarted
 from upft_mlx.graders import Task, grade
+from upft_mlx.instruction import instructed
 from upft_mlx.narrow import narrowed, recipe_for_model
 from upft_mlx.recipe import Recipe
 from upft_mlx.report import verdict
@@ -107,7 +108,8 @@ def test_recipe_json_holds_the_resolved_recipe_versions_and_hashes(finished: Pat
     data = json.loads((finished / "recipe.json").read_text())
     assert data.pop("versions").keys() >= {"upft-mlx", "mlx", "mlx-lm", "python"}
     assert data.pop("hashes").keys() == {"model", "problems", "benchmarks"}
-    assert Recipe.model_validate(data) == recipe_with()
+    assert data["prompt"]["instruction"] == BOXED
+    assert Recipe.model_validate(data) == instructed(recipe_with(), MODEL)
 
 
 def test_summary_json_has_the_contracts_fields_and_agrees_with_the_rows(finished: Path) -> None:

@@ -75,7 +75,8 @@ def test_without_a_calibration_nothing_is_loaded_and_no_weights_are_needed(
     folder = tmp_path / "model"
     shutil.copytree(MODEL, folder, ignore=shutil.ignore_patterns("*.safetensors"))
     monkeypatch.setattr(speed, "load", lambda *_, **__: pytest.fail("loaded"))
-    found = plan_recipe(recipe(model=str(folder)), tmp_path / "run")
+    bare = {"instruction": "{question}"}
+    found = plan_recipe(recipe(model=str(folder), prompt=bare), tmp_path / "run")
     assert not found["model_is_here"]
     assert found["seconds"] is None
     whole = plan_recipe(recipe(), tmp_path / "run", calibrates=False)
@@ -87,7 +88,9 @@ def test_prefix_tokens_are_exact_and_the_others_say_what_is_assumed(tmp_path: Pa
     found = plan_recipe(recipe(prefix={"length": 8, "structure_ratio": 0.0}), tmp_path, calibrates=False)
     this = found["tokens"]["this"]
     assert this["tokens_sampled"] == 200 * 8
-    assert this["tokens_trained"] == 190 * 9, "a twentieth is held out; EOS is trained"
+    assert this["tokens_trained"] == 190 * 8, "a twentieth is held out"
+    eos = plan_recipe(recipe(prefix={"length": 8, "structure_ratio": 0.0, "eos": True}), tmp_path, calibrates=False)
+    assert eos["tokens"]["this"]["tokens_trained"] == 190 * 9
     assert this["how"] == "prefixes alone"
     assert found["tokens"]["rft"]["tokens_sampled"] == 16 * 200 * 32, "half of max_tokens"
     assert found["tokens"]["sft"]["tokens_trained"] == 190 * 33
@@ -113,7 +116,7 @@ def test_solutions_that_a_run_has_already_count(tmp_path: Path) -> None:
     found = plan_recipe(recipe(prefix={"structure_ratio": 0.5}), tmp_path, calibrates=False)
     assert found["solution_tokens"] == {"mean": 30.0, "how": "measured on 3 full solutions of this run"}
     assert found["tokens"]["this"]["tokens_sampled"] == 100 * 8 + 100 * 30
-    trained = 95 * 9 + 95 * (2 / 3) * 31
+    trained = 95 * 8 + 95 * (2 / 3) * 31
     assert found["tokens"]["this"]["tokens_trained"] == pytest.approx(trained), (
         "those cut at max_tokens are not trained"
     )

@@ -35,6 +35,9 @@ class WordRenderer:
     def ids(self, user: str) -> list[int]:
         return [100, len(user.split()), 101]
 
+    def turn(self, question: str) -> str:
+        return question
+
     def text(self, ids: list[int]) -> str:
         return " ".join(map(str, ids))
 
@@ -92,7 +95,7 @@ def row(recipe: Recipe, sampled: Solution, *, structure: bool = False) -> Any:
 
 
 def test_prefix_rows_carry_the_template_in_the_user_turn(make_recipe: MakeRecipe) -> None:
-    made = row(make_recipe(prefix={"length": 2}), solution([7, 8, 9]))
+    made = row(make_recipe(prefix={"length": 2, "eos": True}), solution([7, 8, 9]))
     assert made.prompt == "How many apples are left?" + PAPER_TEMPLATE
     assert made.prompt_ids == [100, 5 + len(PAPER_TEMPLATE.split()), 101]
     assert made.completion_ids == [7, 8, EOS]
@@ -114,7 +117,7 @@ def test_full_rows_of_sft_are_called_full(make_recipe: MakeRecipe) -> None:
 
 def test_a_full_solution_that_was_sampled_to_choose_trains_its_prefix(make_recipe: MakeRecipe) -> None:
     made = row(make_recipe(prefix={"length": 2}), solution([7, 8, 9], kind="full", finish="stop"))
-    assert (made.kind, made.completion_ids) == ("prefix", [7, 8, EOS])
+    assert (made.kind, made.completion_ids) == ("prefix", [7, 8])
 
 
 def test_the_template_is_the_papers_to_the_letter() -> None:

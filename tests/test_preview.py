@@ -127,7 +127,7 @@ def test_the_rows_of_a_run_are_shown_as_the_trainer_supervises_them(make_recipe:
     assert {row["shared"] for row in facts["rows"]} == {shared_length(examples)} == {3}
     for shown in facts["rows"]:
         assert shown["place"] in ("train.jsonl", "valid.jsonl")
-        assert shown["ids"][-1] == EOS
+        assert (shown["ids"][-1] == EOS) == (shown["kind"] != "prefix")
         assert EOS in facts["eos_ids"]
         assert ("Please provide the initial step" in shown["prompt"]) == (shown["kind"] == "prefix")
 
@@ -165,7 +165,7 @@ def test_without_a_run_made_up_rows_of_both_kinds_are_shown_and_said_to_be(
     assert len(kinds) == count
     assert set(kinds) == ({"prefix"} if count == 1 else {"prefix", "structure"})
     for row in facts["rows"]:
-        assert sum(row["supervised"]) == 6 + 1 if row["kind"] == "prefix" else sum(row["supervised"]) > 7
+        assert sum(row["supervised"]) == 6 if row["kind"] == "prefix" else sum(row["supervised"]) > 7
     assert not (tmp_path / "nothing").exists()
 
 
@@ -195,7 +195,7 @@ def test_a_dataset_s_own_solution_stands_in_where_it_is_one(make_recipe: MakeRec
 @pytest.mark.parametrize("length", [1, 16, 128, 700])
 def test_a_made_up_prefix_is_as_long_as_a_prefix_is(make_recipe: MakeRecipe, tmp_path: Path, length: int) -> None:
     facts = preview(make_recipe(prefix={"length": length, "structure_ratio": 0.0}), tmp_path, rows=1)
-    assert sum(facts["rows"][0]["supervised"]) == length + 1
+    assert sum(facts["rows"][0]["supervised"]) == length
 
 
 def test_every_method_shows_its_own_kind_of_row(make_recipe: MakeRecipe, tmp_path: Path) -> None:
@@ -212,9 +212,9 @@ def test_rows_that_are_cut_or_have_no_room_say_so(make_recipe: MakeRecipe, tmp_p
     assert (whole["cut"], whole["trains"]) == (0, True)
     cut = preview(make_recipe(prefix={"structure_ratio": 0.0}, train={"max_length": prompt + 2}), tmp_path, rows=1)
     (row,) = cut["rows"]
-    assert (row["ids"], row["cut"], row["trains"]) == (whole["ids"][: prompt + 2], 5, True)
+    assert (row["ids"], row["cut"], row["trains"]) == (whole["ids"][: prompt + 2], 4, True)
     assert row["supervised"] == [False] * prompt + [True] * 2
-    assert "cut by 5 tokens" in shown(cut)
+    assert "cut by 4 tokens" in shown(cut)
     none = preview(make_recipe(prefix={"structure_ratio": 0.0}, train={"max_length": prompt}), tmp_path, rows=1)
     (row,) = none["rows"]
     assert (row["trains"], any(row["supervised"])) == (False, False)
@@ -331,7 +331,9 @@ def test_no_weights_are_loaded_or_even_needed(
     monkeypatch.setattr(mlx_lm.utils, "load_model", refuse)
     folder = Path(shutil.copytree(MODEL, tmp_path / "model"))
     (folder / "model.safetensors").unlink()
-    assert preview(make_recipe(model=str(folder)), tmp_path)["rows"] == preview(make_recipe(), tmp_path)["rows"]
+    bare = {"instruction": "{question}"}
+    found = preview(make_recipe(model=str(folder), prompt=bare), tmp_path)
+    assert found["rows"] == preview(make_recipe(), tmp_path)["rows"]
 
 
 # Rules.
@@ -350,9 +352,11 @@ def rule(recipe: Recipe, name: str, count: int = 256) -> str:
         ({"method": "structure_only"}, "structure_ratio", ["that is 51", "The other 205 are left out"]),
         ({"method": "structure_only"}, "template", []),
         ({}, "template", [PAPER_TEMPLATE, "in training only"]),
-        ({"prefix": {"template": "none", "eos": False}}, "template", ["No task template"]),
-        ({}, "eos", ["An EOS after the prefix is trained"]),
-        ({"prefix": {"eos": False}}, "eos", ["No EOS is trained"]),
+        ({"prefix": {"template": "none"}}, "template", ["No task template"]),
+        ({"prefix": {"eos": True}}, "eos", ["An EOS after the prefix is trained", "counts 1 times"]),
+        ({"prefix": {"eos": True, "eos_weight": 0.25}}, "eos", ["counts 0.25 times"]),
+        ({}, "eos", ["No EOS is trained"]),
+        ({"prompt": {"instruction": "Q: {question}"}}, "prompt", ['The user turn is "Q: {question}".']),
         ({}, "length", ["first 6 tokens"]),
         ({"prefix": {"length": 1}}, "length", ["first 1 token as"]),
         ({}, "selection", ["first sample"]),
@@ -408,8 +412,9 @@ def shown(facts: dict[str, Any], *, plain: bool = True, **options: Any) -> str:
 
 def facts_of(*rows: dict[str, Any]) -> dict[str, Any]:
     about = {"id": "a/0", "kind": "prefix", "place": "", "trains": True, "cut": 0}
-    rows = tuple({**about, "weights": [0.0] * len(row["ids"]), **row} for row in rows)
-    return {"note": "a note", "special_ids": [1, 2], "eos_ids": [2], "prompts": [], "rows": list(rows), "rules": []}
+    rows = tuple({**about, "weights": [float(s) for s in row["supervised"]], **row} for row in rows)
+    empty: dict[str, Any] = {"prompts": [], "prompts_differ": [], "rules": []}
+    return {"note": "a note", "special_ids": [1, 2], "eos_ids": [2], "rows": list(rows), **empty}
 
 
 ROW = {
@@ -426,6 +431,8 @@ def test_without_colour_marks_say_what_is_supervised_and_where_tokens_end() -> N
     assert "prefix  a/0  3 masked (1 shared), 3 supervised at 1/3 each, 3 padding" in lines
     assert lines[lines.index("<s>‖Hi¦↵") + 1] == "« a»«b»«</s> EOS»□□□"
     assert "\x1b" not in "".join(lines)
+    weighed = shown(facts_of({**ROW, "weights": [0, 0, 0, 0.4, 0.4, 0.2]}))
+    assert "3 supervised at 0.4 each, EOS 0.2, 3 padding" in weighed
 
 
 def test_a_terminal_without_colours_gets_the_marks_too(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -483,7 +490,7 @@ def test_the_command_prints_a_page_or_json(folder: Path) -> None:
         assert part in page.stdout
     result = upft("preview", "quickstart", "--rows", "2", "--json", "--set", "prefix.length=5")
     facts = json.loads(result.stdout)
-    assert [sum(row["supervised"]) for row in facts["rows"] if row["kind"] == "prefix"] == [6]
+    assert [sum(row["supervised"]) for row in facts["rows"] if row["kind"] == "prefix"] == [5]
     assert not (folder / "runs").exists()
 
 

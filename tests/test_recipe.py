@@ -45,7 +45,8 @@ def test_a_recipe_states_only_what_differs(tmp_path: Path) -> None:
     recipe = load(tmp_path, MINIMAL)
     assert recipe.name == "r"
     assert recipe.prefix.length == 16
-    assert recipe.prefix.eos is True
+    assert recipe.prefix.eos is False
+    assert recipe.prefix.eos_weight == 1.0
     assert recipe.prefix.template_text == PAPER_TEMPLATE
     assert recipe.prefix.structure_ratio == 0.1
     assert recipe.generate.temperature == 0.6
@@ -245,7 +246,7 @@ def test_an_override_whose_value_is_not_yaml_is_refused(tmp_path: Path, value: s
         ("train.learning_rat=1", ("--set: train.learning_rat: unknown field", "'learning_rate'")),
         ("lora={rnk: 3}", ("--set: lora.rnk: unknown field", "'rank'")),
         ("lora.rank.x=3", ("--set: lora.rank: ",)),
-        ("prefix.template=none", ("--set: prefix: eos: true with template: none", "set eos: false")),
+        ("prefix={template: none, eos: true}", ("--set: prefix: eos: true with template: none", "set eos: false")),
         ("problems.path=~nobody-here/x.jsonl", ("--set: problems.path: '~nobody-here/x.jsonl'",)),
     ],
 )
@@ -332,9 +333,9 @@ WRONG = {
     "name that is no file name": ("name: a/b", "3: name: 'a/b': should be letters, digits"),
     # combinations
     "epochs and steps": ("train: {epochs: 1, steps: 2}", "3: train: give epochs or steps, not both"),
-    "eos without a template": ("prefix: {template: none}", "3: prefix: eos: true with template: none"),
-    "eos without a template, what to do": ("prefix: {template: none}", "set eos: false, or a template"),
-    "eos with an empty template": ("prefix: {template: ''}", "set eos: false, or a template"),
+    "eos without a template": ("prefix: {template: none, eos: true}", "3: prefix: eos: true with template: none"),
+    "eos without a template, what to do": ("prefix: {template: none, eos: true}", "set eos: false, or a template"),
+    "eos with an empty template": ("prefix: {template: '', eos: true}", "set eos: false, or a template"),
     "no layers": ("lora: {num_layers: 0}", "3: lora: num_layers: 0 would train nothing; use -1"),
     "no modules": ("lora: {keys: []}", "3: lora: keys: [] would train nothing; leave keys out"),
     "samples without rft": (

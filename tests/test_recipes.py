@@ -19,6 +19,7 @@ from upft_mlx.benchmarks import SOURCES, load_benchmark, resolve
 from upft_mlx.catalogue import catalogue
 from upft_mlx.errors import ProblemsError
 from upft_mlx.headers import KEYS, read_header
+from upft_mlx.instruction import instructed, user_turn
 from upft_mlx.lengths import Prompts, Solutions
 from upft_mlx.load import load_recipe, shipped_recipes
 from upft_mlx.models import BUILTIN, load_tokenizer
@@ -335,19 +336,20 @@ def assert_rows(recipe: Recipe, rows: list[TrainingRow], made: dict[str, Solutio
         assert len(row.prompt_ids) > 5
         sampled = solution.completion_ids[: p.length] if row.kind == "prefix" else solution.completion_ids
         assert row.completion_ids[: len(sampled)] == sampled
-        assert len(row.completion_ids) == len(sampled) + 1  # EOS
+        assert len(row.completion_ids) == len(sampled) + (p.eos or row.kind == "structure")
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_its_benchmarks_load_and_its_prompts_render(name: str) -> None:
     recipe = load_recipe(name)
+    recipe = instructed(recipe, MODEL)
     renderer = Renderer(load_tokenizer(MODEL), recipe.prompt)
     entries = resolve(recipe.evaluate)
     assert entries
     for entry in entries:
         problems = load_benchmark(entry, recipe.seed)
         assert len(problems) == min(entry.limit or ROWS, ROWS) or entry.builtin
-        assert renderer.ids(entry.prompt.replace("{question}", problems[0].question))
+        assert renderer.ids(user_turn(entry, recipe.prompt).replace("{question}", problems[0].question))
 
 
 def test_the_questions_and_answers_are_read_from_the_columns_that_hold_them() -> None:

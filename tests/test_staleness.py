@@ -67,6 +67,7 @@ TABLE: list[tuple[str, Any, str]] = [
     *((f"problems.{name}", "other", "") for name in ("path", "config", "split", "revision", "question", "answer")),
     *((f"problems.{name}", value, "") for name, value in (("limit", 2), ("shuffle", True))),  # the problems count
     ("prompt.system", "Be brief.", EVERYTHING),
+    ("prompt.instruction", "{question}!", EVERYTHING),
     ("prompt.chat_template_args", {"enable_thinking": True}, EVERYTHING),
     ("prompt.date", "2025-03-09", EVERYTHING),
     ("generate.temperature", 0.5, f"{SAMPLING} analyze"),
@@ -80,7 +81,8 @@ TABLE: list[tuple[str, Any, str]] = [
     ("prefix.length", 9, SAMPLING),
     ("prefix.structure_ratio", 0.5, SAMPLING),
     ("prefix.template", "none", ROWS),
-    ("prefix.eos", False, ROWS),
+    ("prefix.eos", True, ROWS),
+    ("prefix.eos_weight", 0.5, ROWS),
     ("prefix.selection", "confidence", SAMPLING),
     ("prefix.drop_cjk", True, ROWS),
     ("prefix.require_boxed", True, ROWS),
@@ -161,7 +163,6 @@ TABLE: list[tuple[str, Any, str]] = [
 TOGETHER = {
     "generate.samples": RFT,
     "generate.keep": RFT,
-    "prefix.template": {**UPFT, "prefix": {"eos": False}},
     "prefix.selection": CHOOSES,
     "evaluate.samples": {**UPFT, "evaluate": {**UPFT["evaluate"], "temperature": 0.7}},
     "evaluate.benchmarks.samples": {**UPFT, "evaluate": {**UPFT["evaluate"], "temperature": 0.7}},
@@ -307,6 +308,8 @@ def test_a_run_of_the_version_before_continues_its_sampling_and_builds_its_rows_
         "prefix": {name: dump["prefix"][name] for name in ("length", "structure_ratio")},
     }
     assert "eos" in inputs.build()
+    bare = Inputs(recipe_with(UPFT, "prompt.instruction", "{question}"), MODEL, PROBLEMS, ())
+    assert bare.generate() == inputs.generate()
     thinking = write_tokenizer(tmp_path, FAMILIES["Qwen3"])
     assert "enable_thinking" in Inputs(recipe_with(UPFT), thinking, PROBLEMS, ()).generate()
     said = recipe_with(UPFT, "prompt.chat_template_args", {"enable_thinking": True})

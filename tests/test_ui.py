@@ -151,6 +151,7 @@ def test_plain_lines_of_a_run() -> None:
             Note("training continues after step 10"),
             trained(20, valid_loss=1.75),
             trained(30, loss=1.25),
+            trained(40, loss=3.0, fixed_loss=0.75),
             StageDone("train", "", 125.0),
         ]
     ) == [
@@ -163,6 +164,7 @@ def test_plain_lines_of_a_run() -> None:
         "note: training continues after step 10",
         f"train: step 20/100  loss 1.5000  valid loss 1.7500  {NUMBERS}",
         f"train: step 30/100  loss 1.2500  {NUMBERS}",
+        f"train: step 40/100  loss 0.7500 on fixed rows  of batches 3.0000  {NUMBERS}",
         "✓ train  (2 min 05 s)",
     ]
 
@@ -351,6 +353,15 @@ def test_training_shows_metrics_and_the_curve() -> None:
     assert "\nloss 1.0000 · valid loss 2.2500 (step 2)\n" in text
     assert "\nlearning rate 1.00e-05 · 256 tokens/s · peak 3.2 GB\n" in text
     assert "loss 3.000 █▅▃▁ 1.000" in text
+
+
+def test_the_curve_is_that_of_the_fixed_rows_whatever_the_batches_say() -> None:
+    view = watched(StageStarted("train", "a LoRA adapter"), Progress("train", 10, 100, "steps"))
+    for step, (loss, fixed) in enumerate([(0.5, 4.0), (9.0, 3.0), (1.0, 2.0)], start=1):
+        view(trained(step, loss, fixed_loss=fixed))
+    text = "\n".join(frame(view))
+    assert "loss 4.000 █▅▁ 2.000" in text
+    assert "\nloss 2.0000 on fixed rows · of batches 1.0000\n" in text
 
 
 def evaluation(benchmarks: int = 1, expected: int = 256) -> LiveView:

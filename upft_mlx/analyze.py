@@ -65,7 +65,7 @@ class _Analyzer:
         g = recipe.generate
         self.sampler = Sampler(loaded, sampling_for(loaded, g.temperature, g.batch_size, g.top_p, g.top_k, g.stop))
         renderer = Renderer(loaded.tokenizer, recipe.prompt)
-        self.prompts = [renderer.ids(problem.question) for problem in problems]
+        self.prompts = [renderer.asked(problem.question) for problem in problems]
         self.by_id = {problem.id: number for number, problem in enumerate(problems)}
 
     def prefixes(self) -> None:

@@ -18,6 +18,7 @@ from upft_mlx.browse import recipe_of, settled_by
 from upft_mlx.decoding import Request
 from upft_mlx.events import Side
 from upft_mlx.inputs import UNREAD
+from upft_mlx.instruction import as_run
 from upft_mlx.interrupt import deferred_interrupt
 from upft_mlx.models import Loaded
 from upft_mlx.prompts import Renderer
@@ -115,7 +116,9 @@ class Asker:
     def _stream(self, side: Side, turns: Sequence[str], stop: Callable[[], bool]) -> Iterator[Answer]:
         """The answer after each token, its text some times per second; the last one says how it ended."""
         key = f"{self._asked}/{turns[-1]}"
-        request = Request(self._renderer.conversation(turns), self.max_tokens, key=key)
+        first, *others = turns  # the instruction goes around the first question, what follows is a conversation
+        prompt = self._renderer.conversation([self._renderer.turn(first), *others])
+        request = Request(prompt, self.max_tokens, key=key)
         self._switch(side)
         start = due = time.perf_counter()
         ids: list[int] = []
@@ -169,7 +172,7 @@ def _why_stale(recipe: Recipe, run: RunDir) -> str | None:
 
     Fingerprints would say it exactly, but they need the problems, and a question should not wait for these.
     """
-    recipe, made, entry = settled_by(recipe, run), recipe_of(run).dump(), run.entry("train")
+    recipe, made, entry = as_run(settled_by(recipe, run), run), recipe_of(run).dump(), run.entry("train")
     known = (entry.inputs if entry is not None else None) or {}
     old = {name: made[name] for name in _TRAINED_WITH} | {
         name: known[name] for name in ("lora", "train") if name in known

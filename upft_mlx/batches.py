@@ -7,7 +7,8 @@ first token is shared by all rows of the run:
     tokens  [[5, 6, 7, 0, 0, 0, 0, 0]]   the inputs after them; the last id is never one; padded to a multiple of 8
     rows    [1, 2, 0, 0, ...]            where in the flattened tokens the logits are read
     targets [7, 8, 0, 0, ...]            what stands one further on
-    weights [0.5, 0.5, 0, 0, ...]        1 / (supervised ids of the sequence * sequences of the step); 0 on padding
+    weights [0.5, 0.5, 0, 0, ...]        1 / (supervised ids of the sequence * sequences of the step); 0 on padding;
+                                         an EOS after a prefix may weigh less (`prefix.eos_weight`)
 
 A step's sequences may be spread over several batches (micro-batches, or ranks): the weights are those of the whole
 step, so losses and gradients add up to it whatever the split.
@@ -23,6 +24,8 @@ from dataclasses import asdict, dataclass
 import numpy as np
 import numpy.typing as npt
 
+from upft_mlx.prefix import has_eos
+from upft_mlx.recipe import Prefix
 from upft_mlx.rows import TrainingRow
 
 PAD_TOKENS = 8
@@ -40,6 +43,12 @@ class Example:
     id: str
     ids: list[int]
     start: int
+    last: float = 1.0
+    """Weight of the last id beside the other supervised ones, which have 1 each."""
+    kind: str = ""
+    """Of the row: prefix, structure or full."""
+    eos: bool = False
+    """Whether the last id is an EOS that `prefix.eos` put after a prefix."""
 
     @property
     def supervised(self) -> int:
@@ -78,13 +87,19 @@ class Counts:
         return Counts(**{name: value + getattr(other, name) for name, value in asdict(self).items()})
 
 
-def to_examples(rows: Sequence[TrainingRow], max_length: int) -> list[Example]:
-    """Rows cut to `max_length` tokens at the end; those left without any supervised id are left out."""
+def to_examples(rows: Sequence[TrainingRow], max_length: int, prefix: Prefix | None = None) -> list[Example]:
+    """Rows cut to `max_length` tokens at the end; those left without any supervised id are left out.
+
+    With the recipe's `prefix`, an EOS that it puts after a prefix has the weight that it gives it.
+    """
     examples = []
     for row in rows:
-        ids = [*row.prompt_ids, *row.completion_ids][:max_length]
+        whole = [*row.prompt_ids, *row.completion_ids]
+        ids = whole[:max_length]
         if len(ids) > len(row.prompt_ids) > 0:
-            examples.append(Example(row.id, ids, len(row.prompt_ids)))
+            eos = prefix is not None and has_eos(row, prefix) and len(ids) == len(whole)
+            last = prefix.eos_weight if prefix is not None and eos else 1.0
+            examples.append(Example(row.id, ids, len(row.prompt_ids), last, row.kind, eos))
     return examples
 
 
@@ -140,7 +155,8 @@ def make_batch(examples: Sequence[Example], shared: int = 0, of: int | None = No
         first = index * length - shared - 1
         rows += range(first + example.start, first + len(example.ids))
         targets += example.ids[example.start :]
-        weights += [1 / (example.supervised * (of or len(examples)))] * example.supervised
+        unit = 1 / ((example.supervised - 1 + example.last) * (of or len(examples)))
+        weights += [unit] * (example.supervised - 1) + [unit * example.last]
     padding = _round_up(len(rows), PAD_ROWS) - len(rows)
     return Batch(
         shared=np.array(examples[0].ids[:shared], np.int32),

@@ -1,8 +1,6 @@
 """The evaluation sets: where they are, their columns, their prompt, their grader, and what the recipe says about them.
 
-The prompts stand here and nowhere else. Each is the user turn, which the model's own chat template wraps; a recipe's
-`prompt` takes its place. Where the chat template asks for a `\\boxed` answer by itself, as Qwen2.5-Math's does, the
-question is not followed by the same request again (`evaluate`).
+A benchmark is asked as the recipe's training problems are (`prompt.instruction`), unless its entry sets a `prompt`.
 """
 
 from __future__ import annotations
@@ -23,11 +21,10 @@ from upft_mlx.recipe import Benchmark, Evaluate
 
 QUESTION = "{question}"
 BOXED = "{question}\nPlease reason step by step, and put your final answer within \\boxed{}."
-"""What Qwen2.5-Math, DeepSeek-R1 and most maths models were trained with."""
+"""The instruction that Qwen2.5-Math, DeepSeek-R1 and most maths models were trained with."""
 LETTER = "{question}\nPlease reason step by step, and put the letter of your answer within \\boxed{}."
 
-_MATHS = {"prompt": BOXED}
-_AIME = {"prompt": BOXED, "grader": "integer"}
+_AIME = {"grader": "integer"}
 _GPQA = {"private": True}
 _GPQA_SOURCE = {
     "dataset": "Idavidrein/gpqa",
@@ -39,15 +36,15 @@ _GPQA_SOURCE = {
 }
 
 KNOWN: dict[str, dict[str, Any]] = {
-    "arithmetic": {"prompt": QUESTION},
-    "gsm8k": {**_MATHS, "percent_as_unit": True},
-    "math500": {**_MATHS, "percent_as_unit": True},
+    "arithmetic": {},
+    "gsm8k": {"percent_as_unit": True},
+    "math500": {"percent_as_unit": True},
     "aime2024": _AIME,
     "aime2025": _AIME,
-    "gpqa": {**_GPQA, "prompt": LETTER, "grader": "choice"},
-    "gpqa-freeform": {**_GPQA, "prompt": BOXED},
+    "gpqa": {**_GPQA, "grader": "choice"},
+    "gpqa-freeform": _GPQA,
 }
-"""How each benchmark is asked and graded, wherever its problems come from. GSM8K's and MATH's golds omit the percent
+"""How each benchmark is graded, wherever its problems come from. GSM8K's and MATH's golds drop the percent
 sign (in GSM8K's test about 17 of 1319): there `60%` is `60`. `gpqa-freeform` is GPQA-Diamond without its options, as in
 the UPFT paper."""
 
@@ -107,11 +104,9 @@ class Entry:
     subject: str | None = None
     wrong_answers: tuple[str, ...] | None = None
     subset: tuple[tuple[str, tuple[str, ...]], ...] = ()
-    """("level" or "subject", the wanted values)."""
-    prompt: str = QUESTION
-    """The user turn, with `{question}` in it."""
-    own_prompt: bool = False
-    """Whether the recipe has a prompt: then it is used as it is."""
+    """("level" or "subject", the values that are taken)."""
+    prompt: str | None = None
+    """The user turn, with `{question}` in it; None: the recipe's."""
     grader: Grader = "maths"
     percent_as_unit: bool = False
     """See `grade.Rules`."""
@@ -170,7 +165,6 @@ def _entry(benchmark: Benchmark, evaluate: Evaluate) -> Entry:
         max_tokens=either("max_tokens"),
         limit=either("limit"),
         subset=tuple(sorted((benchmark.subset or evaluate.subset).items())),
-        own_prompt=benchmark.prompt is not None,
         **settings,
     )
 

@@ -22,8 +22,8 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +35,8 @@ PREFIX = "scipy_"
 SYMBOLS = ("cblas_sgemm", "cblas_dgemm", "cblas_cgemm")
 """What MLX's matrix products call."""
 SYSTEM = "libopenblas.so.0"
+IDLE_LOAD = 0.5
+"""The load of the last minute below which the machine is taken to be idle."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,8 @@ class Blas:
     is_fast: bool = True
     trouble: str = ""
     """Why there is no fast one; empty where there is, or none was wanted."""
+    path: str = ""
+    """Of the library that was loaded."""
 
     def __str__(self) -> str:
         """What a run records: its numbers repeat bit by bit with the same library, kernel and threads."""
@@ -56,6 +60,8 @@ class Blas:
 MLXS_OWN = "MLX's own"
 """The name where nothing was loaded: the reference BLAS of the Linux wheel, Accelerate on a Mac."""
 _used = Blas(MLXS_OWN, is_fast=False)
+_set_threads: Callable[[int], None] | None = None
+"""OpenBLAS's own function for it."""
 
 
 def used() -> Blas:
@@ -254,15 +260,34 @@ def _made_global(path: str) -> Blas:
     return blas
 
 
+def default_threads() -> int:
+    """Two where two cores are idle now, else one.
+
+    Measured on two cores (docs/performance.md): two threads take 0.73 of the time of one where nothing else runs. They
+    spin while they wait, so beside other work they take 1.9 times as long. Several ranks each have one.
+    """
+    if "MLX_RANK" in os.environ or len(os.sched_getaffinity(0)) < 2:
+        return 1
+    return 2 if os.getloadavg()[0] < IDLE_LOAD else 1
+
+
+def use_threads(threads: int) -> None:
+    """Compute with as many threads from now on, as a run that is continued did: then its numbers repeat bit by bit."""
+    global _used
+    if used().is_fast and _used.threads != threads and _set_threads is not None:
+        _set_threads(threads)
+        _used = replace(_used, threads=threads)
+
+
 def _with_threads(path: str) -> ctypes.CDLL:
-    """Load with one thread unless the user says otherwise: OpenBLAS starts its threads while it is loaded.
+    """Load with as many threads as the user says, or by default: OpenBLAS starts them while it is loaded.
 
     The environment is as before afterwards, for NumPy's and SciPy's own copies.
     """
     import ctypes
 
     told = os.environ.get("OPENBLAS_NUM_THREADS")
-    os.environ["OPENBLAS_NUM_THREADS"] = told or os.environ.get("OMP_NUM_THREADS") or "1"
+    os.environ["OPENBLAS_NUM_THREADS"] = told or os.environ.get("OMP_NUM_THREADS") or str(default_threads())
     try:
         return ctypes.CDLL(path, mode=ctypes.RTLD_LOCAL)
     finally:
@@ -296,8 +321,10 @@ def _describe(library: ctypes.CDLL, path: str) -> Blas:
     """Name, kernel and threads of an OpenBLAS; the file's name of anything else."""
     import ctypes
 
+    global _set_threads
     for prefix in (PREFIX, ""):
         try:
+            _set_threads = getattr(library, f"{prefix}openblas_set_num_threads")
             config, core, threads = (
                 getattr(library, f"{prefix}openblas_get_{what}") for what in ("config", "corename", "num_threads")
             )
@@ -305,5 +332,5 @@ def _describe(library: ctypes.CDLL, path: str) -> Blas:
             continue
         config.restype = core.restype = ctypes.c_char_p
         version = config().decode().split()
-        return Blas(f"OpenBLAS {version[1]} ({core().decode()})", int(threads()))
-    return Blas(Path(path).name)
+        return Blas(f"OpenBLAS {version[1]} ({core().decode()})", int(threads()), path=path)
+    return Blas(Path(path).name, path=path)

@@ -264,12 +264,13 @@ def _use(recipe: Recipe, base: Base, fuse: str) -> str:
         quantized = "The base must be quantized first, as in training: `mlx_lm convert -q`. "
         before = quantized if recipe.quantize else ""
         return f"{before}With [mlx-lm](https://github.com/ml-explore/mlx-lm):\n\n{fenced(commands, 'sh')}"
-    system = " Evaluated with the system turn of the recipe below." if recipe.prompt.system else ""
+    asked = recipe.prompt.system or recipe.prompt.instruction not in (None, "{question}")
+    prompt = " Trained and evaluated with the system turn and instruction of the recipe above." if asked else ""
     return (
         "With [mlx-lm](https://github.com/ml-explore/mlx-lm), no other code needed:\n\n```sh\n"
         f'python -m mlx_lm generate --model {name} --prompt "..."\npython -m mlx_lm server --model {name}\n```\n\n'
         "transformers does not read MLX's quantized weights. `upft export RECIPE --format dequantized` writes a folder "
-        f"that it loads, `--format peft` the adapter for PEFT.{system.replace('below', 'above')}"
+        f"that it loads, `--format peft` the adapter for PEFT.{prompt}"
     )
 
 

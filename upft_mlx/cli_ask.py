@@ -132,10 +132,11 @@ def _asker(
     from upft_mlx.ask import Asker
     from upft_mlx.device import limit_memory
     from upft_mlx.inputs import dated
+    from upft_mlx.instruction import as_run, instructed
     from upft_mlx.models import find_model, load
 
     path = find_model(recipe)
-    recipe = recipe if run is None else dated(recipe, path, run)
+    recipe = instructed(recipe if run is None else as_run(dated(recipe, path, run), run), path)
     limit_memory()
     loaded = load(path, quantize=recipe.quantize, trust_remote_code=recipe.trust_remote_code)
     return Asker(recipe, loaded, adapter, temperature=temperature, max_tokens=max_tokens)

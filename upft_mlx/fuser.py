@@ -61,7 +61,7 @@ class Fuser:
         if questions:
             renderer = Renderer(self.loaded.tokenizer, self.recipe.prompt)
             spread = questions[:: max(1, len(questions) // MAX_PROMPTS)]  # over all benchmarks
-            prompts = [renderer.ids(question) for question in spread[:MAX_PROMPTS]]
+            prompts = [renderer.asked(question) for question in spread[:MAX_PROMPTS]]
         return probes(to_examples(found, self.recipe.train.max_length)), greedy_probes(self.loaded, prompts)
 
     @contextlib.contextmanager

@@ -162,6 +162,8 @@ class Inputs:
         prompt = self._dump["prompt"]
         if prompt["date"] is None:
             prompt = _without(prompt, "date")
+        if prompt["instruction"] in (None, "{question}"):  # the bare question, as older versions asked it
+            prompt = _without(prompt, "instruction")
         left = "enable_thinking" in self._template and "enable_thinking" not in prompt["chat_template_args"]
         return {"prompt": prompt, **({"enable_thinking": "the template's own"} if left else {})}
 

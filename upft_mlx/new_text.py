@@ -158,12 +158,8 @@ def _evaluate(draft: Draft) -> Iterator[_Field]:
         yield _Field("temperature", 0.6, "thinking models repeat themselves when greedy")
     yield _Field("max_tokens", chosen.max_tokens, "a longer answer counts as wrong; the report says how many")
     yield _Field("batch_size", "auto")
-    boxed = (
-        "asks for answers where the grader looks first:\n"
-        'prompt: "{question}\\nPlease reason step by step, and put your final answer within \\\\boxed{}."'
-    )
-    asked = draft.benchmark["name"] != "gsm8k" and not draft.model.boxed
-    yield _Field("benchmarks", [draft.benchmark], boxed if asked else None)
+    asked = "asked in the same words as the training problems; prompt.instruction changes both"
+    yield _Field("benchmarks", [draft.benchmark], asked)
 
 
 def _data_name(draft: Draft) -> str:

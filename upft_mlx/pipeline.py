@@ -23,6 +23,7 @@ from upft_mlx.errors import RunDirError
 from upft_mlx.events import Note, Observer, StageDone, StageSkipped, StageStarted, ignore
 from upft_mlx.gate import terms
 from upft_mlx.inputs import Inputs, dated
+from upft_mlx.instruction import differing, instructed
 from upft_mlx.models import Loaded, find_model, load, load_tokenizer
 from upft_mlx.parallel import ranks
 from upft_mlx.planner import Planner
@@ -31,7 +32,8 @@ from upft_mlx.preflight import refuse_early
 from upft_mlx.recipe import Recipe
 from upft_mlx.report import STAGES, collect, markdown
 from upft_mlx.rooms import has_auto, this_machine
-from upft_mlx.rows import read_json, write_atomically, write_json
+from upft_mlx.row_loss import cut_solutions
+from upft_mlx.rows import Solution, read_json, read_rows, write_atomically, write_json
 from upft_mlx.rundir import Entry, RunDir, fingerprint
 from upft_mlx.sides import Sides
 from upft_mlx.spool import problems_of
@@ -152,12 +154,13 @@ class Pipeline:
         self.power = PowerWatch(self.notify)
         self.donors: Sequence[RunDir] = ()
         """Other runs whose answers are taken over where they were made from the same inputs."""
-        entries = resolve(recipe.evaluate)
+        resolve(recipe.evaluate)  # names that are wrong are refused before anything is read
         self.model_path = find_model(recipe)
         self.problems = problems_of(recipe)
         check_problems(recipe, self.problems)
-        self.sets = [Set(entry, load_benchmark(entry, recipe.seed)) for entry in entries]
-        self.recipe = self._settled(dated(recipe, self.model_path, self.run))
+        recipe = instructed(dated(recipe, self.model_path, self.run), self.model_path, self.problems)
+        self.sets = [Set(entry, load_benchmark(entry, recipe.seed)) for entry in resolve(recipe.evaluate)]
+        self.recipe = self._settled(recipe)
         self.inputs = Inputs(self.recipe, self.model_path, self.problems, self.sets, adapter)
         self.standing = Standing(self.run, self.measured, self.inputs, foreign=adapter is not None)
 
@@ -190,6 +193,9 @@ class Pipeline:
             self.inputs.adopted = adopted(self.run)
             if not self.measured.recipe.exists():
                 self.describe()
+            threads = str(read_json(self.measured.recipe).get("versions", {}).get("blas_threads", ""))
+            if threads.isdigit():  # as the run began
+                blas.use_threads(int(threads))
             if limits := limit_memory():
                 self.notify(Note(limits))
             ranks().agree({**self.inputs.everything(), "versions": versions()})
@@ -245,16 +251,23 @@ class Pipeline:
 
         def work(run: RunDir) -> Outcome:
             tokenizer = load_tokenizer(self.model_path, trust_remote_code=self.recipe.trust_remote_code)
-            return Outcome(str(build(self.recipe, tokenizer, self.problems, run, self.notify)))
+            built = build(self.recipe, tokenizer, self.problems, run, self.notify)
+            if (cut := cut_solutions(read_rows(self.run.solutions, Solution))).cut:
+                self.notify(Note(str(cut)))
+            return Outcome(str(built))
 
         self._stage("build", "the training rows", work)
 
     def train(self) -> None:
         """dataset/ to adapter/."""
+        from upft_mlx.movement import measure
         from upft_mlx.stage_train import train
 
         def work(run: RunDir) -> Outcome:
-            position = train(self.recipe, self._load(), run, self.notify)
+            loaded = self._load()
+            position = train(self.recipe, loaded, run, self.notify)
+            if ranks().leads:
+                measure(self.recipe, loaded, self.problems, self.sets, run, self.notify)
             kept = position.best_step if self._saves_best(position.best_loss) else position.step
             detail = f"{position.step:,} steps, {position.trained_tokens:,} supervised tokens, "
             detail += f"{position.padding:.1%} padding, step {kept:,} kept"
@@ -271,6 +284,8 @@ class Pipeline:
 
         def work(run: RunDir) -> Outcome:
             announce(self.sets, self.notify)
+            for line in differing([part.entry for part in self.sets], self.recipe.prompt):
+                self.notify(Note(line))
             donors = [*dict.fromkeys((self.measured, self.run)), *self.donors]
             sides = Sides(self.recipe, self.sets, self.inputs, run, donors, self._load, self.notify)
             tokens = sides.measure(self.standing.sides(), self.adapter or self.run.adapter)
@@ -425,7 +440,8 @@ class Pipeline:
 def versions() -> dict[str, str]:
     """Of this package and those that a run's numbers depend on."""
     packages = ("mlx", "mlx-lm", "transformers", "datasets", "math-verify")
-    return {"upft-mlx": __version__, **{name: metadata.version(name) for name in packages}, "blas": str(blas.used())}
+    products = {"blas": blas.used().name, "blas_threads": str(blas.used().threads)}
+    return {"upft-mlx": __version__, **{name: metadata.version(name) for name in packages}, **products}
 
 
 @contextmanager

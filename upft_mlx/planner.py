@@ -15,6 +15,7 @@ from typing import Any
 from upft_mlx.architecture import Architecture, read_architecture
 from upft_mlx.benchmarks import QUESTION, Set, load_benchmark, resolve
 from upft_mlx.economy import KEEP, SAMPLES, Cost
+from upft_mlx.instruction import differing, instructed, user_turn
 from upft_mlx.lengths import Prompts, Solutions, measure_prompts, measure_solutions
 from upft_mlx.models import find_model, load_tokenizer
 from upft_mlx.prefix import check_problems, valid_numbers
@@ -24,7 +25,6 @@ from upft_mlx.recipe import Recipe
 from upft_mlx.rooms import Budget, Rooms, this_machine
 from upft_mlx.rundir import RunDir
 from upft_mlx.speed import Speed
-from upft_mlx.stage_evaluate import user_turn
 
 _ROW_BYTES = 12
 """Bytes of a token in a JSONL row, about: its id and its text."""
@@ -54,8 +54,10 @@ class Planner:
             UpftError: one of its kinds, as a run would raise it.
         """
         check_problems(recipe, problems)
+        path = find_model(recipe, weights=False)
+        recipe = instructed(recipe, path, problems)
         sets = [Set(entry, load_benchmark(entry, recipe.seed)) for entry in resolve(recipe.evaluate)]
-        return cls(recipe, find_model(recipe, weights=False), problems, sets, budget or this_machine(), run).settled()
+        return cls(recipe, path, problems, sets, budget or this_machine(), run).settled()
 
     def settled(self) -> Planner:
         """The same with numbers instead of `auto`."""
@@ -87,8 +89,8 @@ class Planner:
         """Everything that memory depends on."""
         renderer = Renderer(self.tokenizer, self.recipe.prompt)
         count, template = len(self.problems), self.recipe.prefix.template_text
-        plain = measure_prompts(count, lambda n: self.problems[n].question, renderer)
-        trained = measure_prompts(count, lambda n: self.problems[n].question + template, renderer)
+        plain = measure_prompts(count, lambda n: renderer.turn(self.problems[n].question), renderer)
+        trained = measure_prompts(count, lambda n: renderer.turn(self.problems[n].question + template), renderer)
         asked = self._asked(renderer)
         return Rooms(self.model, plain, trained, self.solutions, asked, self.budget)
 
@@ -96,7 +98,7 @@ class Planner:
         """The prompts of all benchmarks together."""
         turns = []
         for part in self.sets:
-            turn = user_turn(part.entry, renderer)
+            turn = user_turn(part.entry, self.recipe.prompt)
             turns += [turn.replace(QUESTION, problem.question) for problem in part.problems]
         return measure_prompts(len(turns), turns.__getitem__, renderer) if turns else None
 
@@ -213,6 +215,7 @@ class Planner:
             },
             "disk_bytes": {name: round(size) for name, size in self.disk().items()},
             "seconds": self.seconds(),
+            "prompts_differ": differing([part.entry for part in self.sets], self.recipe.prompt),
         }
 
 

@@ -96,16 +96,16 @@ def training_row(
 ) -> TrainingRow:
     """The row that a solution trains.
 
-    Prefix rows: the question with the task template as prompt; the first `prefix.length` sampled ids, never
-    re-tokenised text, as completion; then EOS if `prefix.eos` says so, or if the solution itself ended there.
-    Structure and full rows: the plain question; the whole solution with its EOS.
+    Prefix rows: the prompt of sampling with the task template behind the question; the first `prefix.length` sampled
+    ids, never re-tokenised text, as completion; then EOS if `prefix.eos` says so, or if the solution itself ended
+    there. Structure and full rows: the prompt of sampling; the whole solution with its EOS.
     EOS is the token that ended the solution, where one did; else `eos_id`, which ends a turn in the chat template.
     """
     if kind == "prefix":
-        prompt = problem.question + recipe.prefix.template_text
+        prompt = renderer.turn(problem.question + recipe.prefix.template_text)
         ids = prefix_ids(solution, recipe.prefix, eos_id)
     else:
-        prompt = problem.question
+        prompt = renderer.turn(problem.question)
         ids = [*solution.completion_ids, _stop_id(solution, eos_id)]
     return TrainingRow(
         id=f"{problem.id}/{solution.sample}",
@@ -132,6 +132,11 @@ def prefix_ids(solution: Solution, prefix: Prefix, eos_id: int) -> list[int]:
     whole = solution.finish_reason == "stop" and len(solution.completion_ids) <= prefix.length
     ended = whole and len(ids) < prefix.length
     return [*ids, _stop_id(solution, eos_id) if whole else eos_id] if prefix.eos or ended else ids
+
+
+def has_eos(row: TrainingRow, prefix: Prefix) -> bool:
+    """Whether a row ends with an EOS that stands after its prefix because `prefix.eos` says so."""
+    return row.kind == "prefix" and prefix.eos and len(row.completion_ids) > prefix.length
 
 
 def _stop_id(solution: Solution, eos_id: int) -> int:

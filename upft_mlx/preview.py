@@ -1,7 +1,7 @@
 """What a recipe asks and trains, shown before anything is sampled or trained: prompts, rows, rules.
 
-Only the tokenizer is loaded. What of a row is supervised is read from the arrays that the trainer gets (`batches.py`),
-not worked out a second time.
+Only the tokenizer is loaded, unless the model's view of the rows is asked for. What of a row is supervised is read from
+the arrays that the trainer gets (`batches.py`), not worked out a second time.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ from typing import Any
 from upft_mlx.batches import Batch, make_batch, shared_length, to_examples
 from upft_mlx.benchmarks import QUESTION, Entry, load_benchmark, resolve
 from upft_mlx.browse import settled_by
-from upft_mlx.errors import UpftError
+from upft_mlx.errors import RunDirError, UpftError
 from upft_mlx.inputs import Inputs, dated
+from upft_mlx.instruction import differing, instructed, user_turn
 from upft_mlx.models import find_model, load_tokenizer
 from upft_mlx.prefix import check_problems
 from upft_mlx.preview_rows import Found, Rows
@@ -25,7 +26,7 @@ from upft_mlx.rows import TrainingRow
 from upft_mlx.rules import rules
 from upft_mlx.rundir import RunDir
 from upft_mlx.spool import problems_of
-from upft_mlx.stage_evaluate import WITHHELD, user_turn
+from upft_mlx.stage_evaluate import WITHHELD
 from upft_mlx.standing import Standing
 from upft_mlx.versions import adopted
 
@@ -72,7 +73,9 @@ def _marked(inputs: list[int], trained: dict[int, tuple[int, float]], shared: in
     )
 
 
-def preview(recipe: Recipe, run_dir: str | Path, *, rows: int = EXAMPLES, problem: str | None = None) -> dict[str, Any]:
+def preview(
+    recipe: Recipe, run_dir: str | Path, *, rows: int = EXAMPLES, problem: str | None = None, model: bool = False
+) -> dict[str, Any]:
     """The prompts, some training rows and the rules of a recipe, as plain values; nothing is written.
 
     Args:
@@ -80,8 +83,10 @@ def preview(recipe: Recipe, run_dir: str | Path, *, rows: int = EXAMPLES, proble
         run_dir: its rows are shown if they are current, else its solutions, else made-up completions.
         rows: at most so many rows, of both kinds where there are two.
         problem: the id of the one to show.
+        model: load the model as well, and say what it thinks of the rows.
 
     Raises:
+        RunDirError: `model`, and the run has no solutions of this recipe yet.
         ProblemsError: there is no such problem, or it trains no row.
         UpftError: one of its kinds, as the stages raise them.
     """
@@ -97,7 +102,9 @@ def preview(recipe: Recipe, run_dir: str | Path, *, rows: int = EXAMPLES, proble
         "eos_ids": looked_at.eos_ids,
         "special_ids": looked_at.special,
         "prompts": list(looked_at.prompts(problem)),
+        "prompts_differ": differing(looked_at.entries, looked_at.recipe.prompt),
         "rows": looked_at.shown(found),
+        "base_view": looked_at.base_view() if model else None,
         "rules": [asdict(rule) for rule in rules(looked_at.recipe, len(looked_at.problems))],
     }
 
@@ -107,11 +114,12 @@ class _Preview:
 
     def __init__(self, recipe: Recipe, run: RunDir) -> None:
         path = find_model(recipe, weights=False)
-        self.recipe = recipe = dated(recipe, path, run)
-        self._entries = resolve(recipe.evaluate)
-        tokenizer = load_tokenizer(path, trust_remote_code=recipe.trust_remote_code)
+        resolve(recipe.evaluate)  # names that are wrong are refused before anything is read
         self.problems = problems_of(recipe)
         check_problems(recipe, self.problems)
+        self.recipe = recipe = instructed(dated(recipe, path, run), path, self.problems)
+        self.entries, self._run = resolve(recipe.evaluate), run
+        tokenizer = load_tokenizer(path, trust_remote_code=recipe.trust_remote_code)
         self._renderer = Renderer(tokenizer, recipe.prompt)
         self.eos_ids = sorted({*tokenizer.eos_token_ids, self._renderer.end_of_turn})
         self.special = sorted({*tokenizer.all_special_ids, *tokenizer.get_added_vocab().values()})
@@ -124,13 +132,13 @@ class _Preview:
     def prompts(self, problem: str | None) -> Iterator[dict[str, Any]]:
         """The sampling prompt of one problem, and for each benchmark that of one of its own."""
         asked = self.problems[self.rows.number_of(problem) if problem is not None else 0]
-        yield {"use": "sampling", "problem_id": asked.id, **self._rendered(asked.question)}
-        for entry in self._entries:
+        yield {"use": "sampling", "problem_id": asked.id, **self._rendered(self._renderer.turn(asked.question))}
+        for entry in self.entries:
             yield {"use": "evaluation", "benchmark": entry.label, **self._evaluation(entry, problem)}
 
     def _evaluation(self, entry: Entry, problem: str | None) -> dict[str, Any]:
         """A benchmark's prompt; one that cannot be read has the place of the question in it."""
-        turn = user_turn(entry, self._renderer)
+        turn = user_turn(entry, self.recipe.prompt)
         try:
             problems = load_benchmark(entry, self.recipe.seed)
         except UpftError as error:
@@ -138,6 +146,18 @@ class _Preview:
         asked = next((p for p in problems if p.id == problem), problems[0])
         question = WITHHELD if entry.private else asked.question
         return {"problem_id": asked.id, **self._rendered(turn.replace(QUESTION, question))}
+
+    def base_view(self) -> dict[str, Any]:
+        """What the model thinks of the rows that will train."""
+        from upft_mlx.base_view import base_view
+
+        rows, recipe = list(self.rows.training()), self.recipe
+        if not rows:
+            raise RunDirError(
+                f"{self._run.root}: no solutions of this recipe yet, and made-up rows would say nothing; "
+                "run `upft generate` first"
+            )
+        return base_view(recipe, to_examples(rows, recipe.train.max_length, recipe.prefix))
 
     def _rendered(self, user: str) -> dict[str, Any]:
         ids = self._renderer.ids(user)
@@ -153,7 +173,8 @@ class _Preview:
     def _shown(self, row: TrainingRow, place: str, shared: int) -> dict[str, Any]:
         """One row, in a batch of its own."""
         whole = len(row.prompt_ids) + len(row.completion_ids)
-        examples = to_examples([row], self.recipe.train.max_length)
+        prefix, limit = self.recipe.prefix, self.recipe.train.max_length
+        examples = to_examples([row], limit, prefix)
         marks = marked(make_batch(examples, shared))[0] if examples else _left_out(row, self.recipe.train.max_length)
         about = {name: getattr(row, name) for name in ("id", "problem_id", "sample", "kind", "prompt", "completion")}
         cut = max(0, whole - self.recipe.train.max_length)

@@ -81,6 +81,13 @@ class Rows:
         made = self._from_solutions() if self._source == "solutions" else self._made_up(self._spread(count))
         return Found(self._source, _pick(self._enough(made, count), count), self._outline())
 
+    def training(self) -> Iterator[TrainingRow]:
+        """The rows that train: the dataset's, else those that building will make; none where nothing is sampled."""
+        if self._source == "dataset":
+            yield from read_rows(self._run.train, TrainingRow)
+        elif self._source == "solutions":
+            yield from (row for row, _ in self._from_solutions())
+
     def of(self, problem_id: str) -> Found:
         """All rows of one problem.
 

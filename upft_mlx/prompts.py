@@ -53,6 +53,14 @@ class Renderer:
         """
         return self.conversation([user])
 
+    def turn(self, question: str) -> str:
+        """The user turn that asks a question: `prompt.instruction` around it."""
+        return (self._prompt.instruction or "{question}").replace("{question}", question)
+
+    def asked(self, question: str) -> list[int]:
+        """The ids of the prompt that asks a question; sampling, training and evaluation all use this one."""
+        return self.ids(self.turn(question))
+
     def conversation(self, turns: Sequence[str]) -> list[int]:
         """The same for several turns, the user's and the assistant's alternately, the first and the last the user's."""
         return self._encoded(self._checked(self._rendered(turns, self._content), turns[-1]))

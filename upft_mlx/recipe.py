@@ -128,10 +128,21 @@ class Prompt(Section):
 
     system: str | None = None
     """The system turn; unset: what the model's chat template does by itself."""
+    instruction: str | None = None
+    """The user turn, with `{question}` in it; unset: the question and a request for the answer in `\\boxed{}` (for the
+    letter where all answers are letters), or the question alone where the chat template or system turn asks already."""
     chat_template_args: dict[str, bool | int | str] = Field(default_factory=dict)
     """Extra arguments of the chat template, for example `enable_thinking: false`; unset: what it does by itself."""
     date: Annotated[str, BeforeValidator(_as_day)] | None = None
     """The day that a chat template prints where it prints one; unset: the day on which the run began."""
+
+    @model_validator(mode="after")
+    def _asks_the_question(self) -> Prompt:
+        if self.instruction is not None and "{question}" not in self.instruction:
+            raise ValueError(
+                f"instruction: {self.instruction!r} has no {{question}} in it, so the model would not be asked"
+            )
+        return self
 
 
 class Generate(Section):
@@ -174,8 +185,11 @@ class Prefix(Section):
     """Share p of the problems for which the model is trained on one full, unchecked solution instead of a prefix."""
     template: str = "paper"
     """The text appended to the question on prefix rows: `paper`, `none`, or a text of your own."""
-    eos: bool = True
-    """Train an EOS after the prefix; needs a template, which makes stopping there a fair answer."""
+    eos: bool = False
+    """Train an EOS after the prefix, as the paper's reference code does; needs a template, which makes stopping there a
+    fair answer. The model sampled none there, so it may take most of the loss: the report says how much."""
+    eos_weight: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    """Weight of that EOS beside the sampled tokens of its row, which have 1 each."""
     selection: Selection = "first"
     """Which sample to train on. `first`: the only one (the paper). `consensus`: one with the most frequent prefix.
     `majority_answer`: one whose full solution has the majority's answer. `confidence`: the full solution with the
@@ -309,7 +323,7 @@ class Benchmark(Section):
     """How answers are graded: as equal `maths`, as an `integer`, or as the letter of a `choice`; unset: the
     benchmark's own, or maths."""
     prompt: str | None = None
-    """The user turn, with `{question}` in it; unset: the benchmark's own, or the question alone."""
+    """The user turn, with `{question}` in it, where it shall differ from `prompt.instruction`; unset: the same."""
     private: bool | None = None
     """Keep all text of the set out of rows, reports and screens; unset: true for GPQA, as its authors ask."""
     subset: Subset = Field(default_factory=dict)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from upft_mlx import economy, escape
+from upft_mlx import economy, escape, training_report
 from upft_mlx.recipe import Recipe
 from upft_mlx.rows import read_json
 from upft_mlx.rundir import RunDir
@@ -24,6 +24,7 @@ def collect(recipe: Recipe, run: RunDir, current: Sequence[str]) -> dict[str, An
     entries = [(stage, run.entry(stage)) for stage in STAGES if stage in current]
     benchmarks = read_json(run.summary)["benchmarks"] if "evaluate" in current else {}
     fidelity = read_json(run.fidelity) if "fuse" in current else None
+    training = training_report.training_facts(run, current)
     return {
         "name": recipe.name,
         "model": recipe.model,
@@ -43,7 +44,8 @@ def collect(recipe: Recipe, run: RunDir, current: Sequence[str]) -> dict[str, An
         ],
         "benchmarks": benchmarks,
         "fidelity": fidelity,
-        "verdict": verdict(benchmarks),
+        "training": training,
+        "verdict": [*verdict(benchmarks), *training_report.warnings(training)],
         "files": {
             **({"adapter": str(run.adapter)} if "train" in current else {}),
             **({"fused": str(run.fused)} if fidelity and fidelity["fuse"] != "adapter" else {}),
@@ -114,6 +116,7 @@ def markdown(report: dict[str, Any]) -> str:
         _benchmark_table(report["benchmarks"]),
         *_group_tables(report["benchmarks"]),
         "Accuracy with its 95 % interval. The difference is tuned - base on the same problems.",
+        *(training_report.markdown(report["training"]) if "training" in report else []),
         "## What it took",
         _stage_table(report["stages"]),
         *_economy(report.get("economy")),

@@ -54,7 +54,7 @@ class TrainingRow:
     sample: int
     kind: Literal["prefix", "structure", "full"]
     prompt: str
-    """The user turn's text: the question and, on prefix rows, the template."""
+    """The user turn's text: the question, on prefix rows with the template, and the instruction around both."""
     completion: str
     prompt_ids: list[int]
     """The rendered prompt with system turn and generation prompt."""

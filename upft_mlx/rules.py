@@ -54,6 +54,8 @@ def _prompt(recipe: Recipe) -> str:
     text = "The model's own chat template renders every prompt, the same way in sampling, training and evaluation; "
     own = "the recipe sets no system turn, so it is the template's own where it has one"
     text += own if system is None else f"the system turn is {_quoted(system)}"
+    if recipe.prompt.instruction is not None:
+        text += f". The user turn is {_quoted(recipe.prompt.instruction)}"
     if extra:
         text += ", with " + ", ".join(f"{name}: {to_json(value, indent=None)}" for name, value in sorted(extra.items()))
     if recipe.prompt.date is not None:
@@ -70,7 +72,7 @@ def _sampling(recipe: Recipe) -> str:
         what = f"the first {tokens(prefix.length)} of a solution, or for structure rows {full}"
     per = "One sample" if generate.samples == 1 else f"{generate.samples} samples"
     how = "greedy" if generate.temperature == 0 else f"temperature {generate.temperature:g}, {_cuts(recipe)}"
-    text = f"The plain question is asked. {per} per problem ({how}): {what}."
+    text = f"The question is asked without the task template. {per} per problem ({how}): {what}."
     if generate.stop:
         text += f" It also ends before {' or '.join(map(_quoted, generate.stop))}."
     return text
@@ -96,8 +98,9 @@ def _structure(recipe: Recipe, count: int) -> str:
     ratio, drawn = recipe.prefix.structure_ratio, len(structure_numbers(count, recipe.prefix.structure_ratio, 0))
     rest = "are left out" if recipe.method == "structure_only" else "give prefix rows"
     return (
-        f"A share of {ratio:g} of {count:,} problems, that is {drawn:,}, gives structure rows: the plain question, the "
-        f"whole solution, its EOS. They are drawn with the seed {recipe.seed}. The other {count - drawn:,} {rest}."
+        f"A share of {ratio:g} of {count:,} problems, that is {drawn:,}, gives structure rows: the prompt of "
+        f"sampling, the whole solution, its EOS. They are drawn with the seed {recipe.seed}. "
+        f"The other {count - drawn:,} {rest}."
     )
 
 
@@ -111,16 +114,19 @@ def _length(recipe: Recipe) -> str:
 def _template(recipe: Recipe) -> str:
     text = recipe.prefix.template_text
     if not text:
-        return "No task template: prefix rows have the plain question."
+        return "No task template: prefix rows have the prompt of sampling."
     return (
         f"On prefix rows the question is followed by the task template {_quoted(text)}. It is used in training only: "
-        "neither sampling nor evaluation sees it, and structure rows have the plain question."
+        "neither sampling nor evaluation sees it, and structure rows have the prompt of sampling."
     )
 
 
 def _eos(recipe: Recipe) -> str:
     if recipe.prefix.eos:
-        return "An EOS after the prefix is trained: the template makes it fair to stop there."
+        weight = f"counts {recipe.prefix.eos_weight:g} times as much as a sampled token"
+        return (
+            f"An EOS after the prefix is trained, though the model sampled none there: it teaches to stop. It {weight}."
+        )
     return "No EOS is trained after a prefix, unless the solution itself ended within it."
 
 

@@ -26,7 +26,7 @@ from upft_mlx.rows import own_file, read_json, write_json
 OUTPUTS = {
     "generate": ("solutions.jsonl",),
     "build": ("dataset",),
-    "train": ("adapter", "metrics.jsonl"),
+    "train": ("adapter", "metrics.jsonl", "likelihood.json", "movement.json"),
     "evaluate": ("evaluation",),
     "fuse": ("fused", "fidelity.json"),
     "analyze": ("analysis",),
@@ -35,7 +35,7 @@ OUTPUTS = {
 _PATHS = {
     "generate": ("solutions", "partial"),
     "build": ("train", "valid"),
-    "train": ("adapter", "checkpoints", "metrics"),
+    "train": ("adapter", "checkpoints", "metrics", "likelihood", "movement"),
     "evaluate": ("evaluation", "summary"),
     "fuse": ("fused", "fidelity"),
     "analyze": ("analysis",),
@@ -83,6 +83,8 @@ class RunDir:
         self.adapter = self.root / "adapter"
         self.checkpoints = self.root / "adapter" / "checkpoints"
         self.metrics = self.root / "metrics.jsonl"
+        self.likelihood = self.root / "likelihood.json"
+        self.movement = self.root / "movement.json"
         self.evaluation = self.root / "evaluation"
         self.summary = self.root / "evaluation" / "summary.json"
         self.analysis = self.root / "analysis"

@@ -138,7 +138,7 @@ def _requests(recipe: Recipe, loaded: Loaded, problems: Sequence[Problem], limit
     from upft_mlx.decoding import Request
 
     renderer = Renderer(loaded.tokenizer, recipe.prompt)
-    return [Request(renderer.ids(problem.question), limit) for problem in problems]
+    return [Request(renderer.asked(problem.question), limit) for problem in problems]
 
 
 def _sampler(recipe: Recipe, loaded: Loaded) -> Any:
@@ -190,7 +190,7 @@ def _train(recipe: Recipe, loaded: Loaded, problems: Sequence[Problem], prefixes
     renderer, settings = Renderer(loaded.tokenizer, recipe.prompt), recipe.train
     examples = []
     for problem, ids in zip(problems, prefixes, strict=True):
-        prompt = renderer.ids(problem.question + recipe.prefix.template_text)
+        prompt = renderer.asked(problem.question + recipe.prefix.template_text)
         row = [*prompt, *ids, loaded.eos_id][: settings.max_length]
         examples.append(Example(problem.id, row, min(len(prompt), len(row) - 1)))
     shared = shared_length(examples)

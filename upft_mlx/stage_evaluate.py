@@ -18,6 +18,7 @@ from upft_mlx.events import EvaluationStarted, Graded, Note, Observer, Progress,
 from upft_mlx.grade import VERSION, normalize_answer
 from upft_mlx.graders import Task, Verdict, grade_all
 from upft_mlx.grading import SECONDS
+from upft_mlx.instruction import user_turn
 from upft_mlx.models import Loaded
 from upft_mlx.parallel import mine, ranks, rounds
 from upft_mlx.problems import Problem
@@ -68,7 +69,7 @@ class Evaluator:
         self._recipe, self._loaded, self._part, self._run, self._notify = recipe, loaded, part, run, notify
         self._sampling = sampling_for(loaded, part.entry.temperature, recipe.evaluate.batch_size)
         self._renderer = Renderer(loaded.tokenizer, recipe.prompt)
-        self._prompt = user_turn(part.entry, self._renderer)
+        self._prompt = user_turn(part.entry, recipe.prompt)
         self._plan = Plan(part.problems, part.entry.samples, recipe.evaluate.batch_size)
         self._samplers: dict[Side, Sampler] = {}
         """One of each side: what prompts share has other keys and values with the adapter on."""
@@ -179,13 +180,6 @@ class Evaluator:
             )
         parts = zip(asked, completions, texts, verdicts, strict=True)
         return [_row(entry, problem, sample, *rest) for (problem, sample), *rest in parts]
-
-
-def user_turn(entry: Entry, renderer: Renderer) -> str:
-    r"""The user turn with `{question}` in it: the question alone where the chat template asks for `\boxed` itself."""
-    if entry.own_prompt or "boxed" not in entry.prompt:
-        return entry.prompt
-    return QUESTION if "boxed" in renderer.text(renderer.ids("?")) and entry.grader != "choice" else entry.prompt
 
 
 def replay(part: Set, side: Side, run: RunDir, notify: Observer) -> None:

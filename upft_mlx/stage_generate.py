@@ -184,9 +184,9 @@ class _Generator:
         ]
 
     def _request(self, problem: Problem, item: Wanted) -> Request:
-        """Sampling always uses the plain question: the task template is for training only."""
+        """Sampling never has the task template, which is for training only."""
         limit = self.recipe.prefix.length if item.kind == "prefix" else self.recipe.generate.max_tokens
-        return Request(self.renderer.ids(problem.question), limit, item.samples, problem.id)
+        return Request(self.renderer.asked(problem.question), limit, item.samples, problem.id)
 
     def _solution(self, problem: Problem, item: Wanted, sample: int, completion: Completion) -> Solution:
         return Solution(

@@ -41,9 +41,11 @@ from upft_mlx.models import Loaded
 from upft_mlx.parallel import ranks
 from upft_mlx.recipe import Recipe, Train
 from upft_mlx.reporting import reporter
+from upft_mlx.row_loss import FIXED, MEASURED, as_metrics, drawn, in_words, taken_apart
 from upft_mlx.rows import TrainingRow, read_rows, write_atomically, write_json
 from upft_mlx.rundir import RunDir
 from upft_mlx.sampler import derive_seed
+from upft_mlx.token_loss import token_losses
 
 _SUMS = ("steps", "loss", "examples", "supervised_tokens", "processed_tokens", "padding_tokens", "seconds")
 
@@ -106,7 +108,7 @@ class Stepper:
         """
         self.model, self.micro_batch_size = model, settings.micro_batch_size
         modes, reasons = choose_modes(model, dropout=dropout, checkpoint=settings.grad_checkpoint)
-        self.shared = shared if modes.share else 0
+        self.modes, self.shared = modes, shared if modes.share else 0
         for reason in reasons:
             notify(Note(reason))
         self.optimizer = optimizer(settings)
@@ -189,6 +191,10 @@ class Stepper:
         self.model.train()
         return scalar(ranks().sum(total))
 
+    def token_losses(self, examples: Sequence[Example]) -> list[list[float]]:
+        """Nats of each supervised id of each example, without dropout; each rank computes all of them."""
+        return token_losses(self.model, examples, self.modes, self.shared)
+
     def arrays(self) -> dict[str, mx.array]:
         """The optimizer's state by name."""
         return dict(tree_flatten(self.optimizer.state))
@@ -220,12 +226,12 @@ def train(recipe: Recipe, loaded: Loaded, run: RunDir, notify: Observer = ignore
         KeyboardInterrupt: Ctrl-C; the step in hand is finished and saved before.
     """
     settings = recipe.train
-    examples = _examples(run.train, settings.max_length, notify)
+    examples = _examples(run.train, recipe, notify)
     if not examples:
         raise TrainingError(
             f"{run.train}: no row has a completion within train.max_length: {settings.max_length} tokens"
         )
-    valid = _examples(run.valid, settings.max_length, notify)
+    valid = _examples(run.valid, recipe, notify)
     adapter_config = add_lora(loaded, recipe.lora, derive_seed("lora", recipe.seed))
     loaded.model.train()
     shared = shared_length([*examples, *valid])
@@ -233,8 +239,10 @@ def train(recipe: Recipe, loaded: Loaded, run: RunDir, notify: Observer = ignore
     if stepper.shared:
         notify(Note(f"the {stepper.shared} tokens that all prompts begin with are passed once per batch"))
     position = _continue(stepper, run, notify)
+    if position.step == 0:
+        _look_at_rows(recipe, stepper, examples, run, notify)
     total = total_steps(settings, len(examples))
-    loop = _Loop(recipe, stepper, run, notify, position, total, valid)
+    loop = _Loop(recipe, stepper, run, notify, position, total, valid, examples)
     stream = steps_from(examples, settings.batch_size, recipe.seed, position.step)
     notify(Progress("train", position.step, total, "steps"))
     with deferred_interrupt() as interrupt:
@@ -250,9 +258,9 @@ def train(recipe: Recipe, loaded: Loaded, run: RunDir, notify: Observer = ignore
     return position
 
 
-def _examples(path: Path, max_length: int, notify: Observer) -> list[Example]:
+def _examples(path: Path, recipe: Recipe, notify: Observer) -> list[Example]:
     rows = list(read_rows(path, TrainingRow))
-    examples = to_examples(rows, max_length)
+    examples = to_examples(rows, recipe.train.max_length, recipe.prefix)
     if len(examples) < len(rows):
         notify(Note(f"{path.name}: {len(rows) - len(examples)} rows have no room for a completion in train.max_length"))
     return examples
@@ -273,6 +281,21 @@ def _continue(stepper: Stepper, run: RunDir, notify: Observer) -> Position:
     return position
 
 
+def _look_at_rows(recipe: Recipe, stepper: Stepper, examples: Sequence[Example], run: RunDir, notify: Observer) -> None:
+    """Write likelihood.json: what the base, whose adapter is still zero, thinks of the rows; and the fixed rows' loss.
+
+    The fixed rows are among those measured.
+    """
+    measured = drawn(examples, MEASURED, recipe.seed)
+    nats = dict(zip((e.id for e in measured), stepper.token_losses(measured), strict=True))
+    fixed = drawn(examples, FIXED, recipe.seed)
+    found = taken_apart(measured, list(nats.values()), examples)
+    at_start = as_metrics(taken_apart(fixed, [nats[e.id] for e in fixed], examples))
+    write_json(run.likelihood, {**found, "fixed": at_start})
+    for line in in_words(found):
+        notify(Note(f"before training, {line}"))
+
+
 class _Loop:
     """What happens around a step."""
 
@@ -285,9 +308,11 @@ class _Loop:
         position: Position,
         total: int,
         valid: Sequence[Example],
+        examples: Sequence[Example],
     ) -> None:
         self.recipe, self.settings, self.stepper, self.run = recipe, recipe.train, stepper, run
         self.notify, self.position, self.total, self.valid = notify, position, total, valid
+        self.examples, self.fixed = examples, drawn(examples, FIXED, recipe.seed)
         self.report = reporter(recipe, run) if ranks().leads else None
         if not position.window:
             position.window = dict.fromkeys(_SUMS, 0.0)
@@ -346,6 +371,7 @@ class _Loop:
             "tokens_per_second": window["supervised_tokens"] / window["seconds"],
             "peak_memory_bytes": mx.get_peak_memory(),
         }
+        line |= as_metrics(taken_apart(self.fixed, self.stepper.token_losses(self.fixed), self.examples))
         if valid_loss is not None:
             line["valid_loss"] = valid_loss
         with self.run.metrics.open("a") as file:

@@ -16,6 +16,7 @@ from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from upft_mlx.row_loss import in_words
 from upft_mlx.ui_console import open_console
 from upft_mlx.ui_pager import paged
 from upft_mlx.ui_text import Glyphs, glyphs_for
@@ -67,6 +68,7 @@ class _View:
     def parts(self) -> Iterator[RenderableType]:
         for _, group in itertools.groupby(self._facts["prompts"], lambda prompt: (prompt["use"], prompt["ids"])):
             yield from self._prompt(list(group))
+        yield from (Text(f"note: {self._glyphs.line(line)}", "yellow") for line in self._facts["prompts_differ"])
         yield self._rule(f"training rows: {self._facts['note']}")
         yield self._legend()
         for row in self._facts["rows"]:
@@ -75,6 +77,10 @@ class _View:
             yield from self._why(row)
             yield self._row(row)
         yield Text()
+        if (view := self._facts.get("base_view")) is not None:
+            yield self._rule("what the model thinks of the rows before training")
+            yield from (Text(line) for line in in_words(view))
+            yield Text()
         yield self._rule("rules of this recipe")
         yield from self._rules()
 
@@ -125,7 +131,9 @@ class _View:
         shared = f" ({row['shared']} shared)" if row["shared"] else ""
         numbers = [f"{masked} masked{shared}"]
         if supervised:
-            numbers += [f"{supervised} supervised at 1/{supervised} each", f"{row['padding']} padding"]
+            weights = [weight for weight in row["weights"] if weight]
+            each = f"1/{supervised} each" if len(set(weights)) == 1 else f"{weights[0]:.3g} each, EOS {weights[-1]:.3g}"
+            numbers += [f"{supervised} supervised at {each}", f"{row['padding']} padding"]
         place = f"  {row['place']}" if row["place"] else ""
         head = Text().append(row["kind"], "bold").append(f"  {self._glyphs.line(row['id'])}{place}  ")
         return head.append(", ".join(numbers), "dim")

@@ -141,7 +141,8 @@ class State:
 
     def _trained(self, event: Trained) -> None:
         self.metrics, self.total_steps = event.metrics, event.total_steps
-        self.losses.append(float(event.metrics["loss"]))
+        # A batch's loss depends on which rows are in it: their order would draw the curve.
+        self.losses.append(float(event.metrics.get("fixed_loss", event.metrics["loss"])))
         if "valid_loss" in event.metrics:
             self.valid = (int(event.metrics["step"]), float(event.metrics["valid_loss"]))
 
@@ -162,8 +163,10 @@ def permanent_line(event: Event, glyphs: Glyphs) -> str | None:
 
 def training_numbers(metrics: dict[str, float | int], valid: str) -> list[str]:
     """The latest line of metrics.jsonl in words; `valid` stands where it has a validation loss to show."""
+    fixed = [f"loss {metrics['fixed_loss']:.4f} on fixed rows"] if "fixed_loss" in metrics else []
     return [
-        f"loss {metrics['loss']:.4f}",
+        *fixed,
+        f"{'of batches' if fixed else 'loss'} {metrics['loss']:.4f}",
         *([valid] if valid else []),
         f"learning rate {metrics['learning_rate']:.2e}",
         rate(metrics["tokens_per_second"]),

@@ -10,6 +10,7 @@ from rich.console import RenderableType
 from rich.table import Column, Table
 from rich.text import Text
 
+from upft_mlx import training_report
 from upft_mlx.report import outcome
 from upft_mlx.ui_text import Glyphs, accuracy, count, duration, memory, p_value, percent, points
 
@@ -31,6 +32,9 @@ def summary(report: dict[str, Any], glyphs: Glyphs) -> Iterator[RenderableType]:
     if report.get("verdict"):
         yield Text()
         yield from (Text(line(text)) for text in report["verdict"])
+    if report.get("training") and (told := training_report.lines(report["training"])):
+        yield Text()
+        yield from (Text(line(text), "dim") for text in told)
 
 
 def _stages(stages: list[dict[str, Any]], glyphs: Glyphs) -> Table:

@@ -1,0 +1,141 @@
+"""CPU time of this checkout against another commit's: python perf/against.py [--commit 4af643a] [--rounds 1] [PART ...]
+
+Both sides run the same `upft` commands on the same files in turns, each in processes of its own, in one environment:
+this one's. The other commit is checked out beside it for the time of the comparison. What is reported is the CPU time
+of the commands, loading included, and for the test suite its wall time.
+
+  step      two training steps on SmolLM2-135M-Instruct at 4 bits: 8 GSM8K prefixes with prompts, LoRA on all layers
+  sampling  prefixes of 16 tokens for 8 GSM8K questions with the same model
+  evaluate  16 GSM8K questions, 32 tokens each, the base model alone
+  demo      `upft demo`
+  tests     `python -m pytest`; only when asked for
+
+The model is made by shared/bin/make_smollm2.py, or is the folder that UPFT_SMOLLM2 names.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+SHARED = Path(os.environ.get("UPFT_SHARED", ROOT.parent / "shared"))
+PARTS = ("step", "sampling", "evaluate", "demo", "tests")
+SETTINGS = ("prefix.eos=true", "prefix.template=paper")
+"""The same rows on both sides: the defaults have changed since."""
+
+
+def main() -> None:
+    """Print a line per part."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("parts", nargs="*", choices=[*PARTS, []], metavar="PART")
+    parser.add_argument("--commit", default="4af643a")
+    parser.add_argument("--rounds", type=int, default=1)
+    options = parser.parse_args()
+    parts = options.parts or [part for part in PARTS if part != "tests"]
+    print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}")
+    print(f"this checkout: {blas(ROOT)}; {options.commit}: {options.rounds} rounds in turns, medians")
+    with tempfile.TemporaryDirectory() as folder, checkout(options.commit, Path(folder) / "other") as other:
+        work = Path(folder)
+        model = model_folder(work) if {"step", "sampling", "evaluate"} & set(parts) else None
+        for part in parts:
+            costs: dict[Path, list[float]] = {ROOT: [], other: []}
+            for number in range(options.rounds):
+                for side in (ROOT, other) if number % 2 == 0 else (other, ROOT):
+                    costs[side].append(measure(part, side, model, work / f"{part}-{number}-{side.name}"))
+            ours, theirs = (statistics.median(costs[side]) for side in (ROOT, other))
+            unit = "s wall" if part == "tests" else "CPU s"
+            print(f"{part:9} {ours:8.1f} {unit} against {theirs:8.1f}: {theirs / ours:5.1f} times less", flush=True)
+
+
+@contextmanager
+def checkout(commit: str, folder: Path) -> Iterator[Path]:
+    """The other commit's files, for a while."""
+    subprocess.run(["git", "-C", ROOT, "worktree", "add", "-q", "--detach", folder, commit], check=True)
+    try:
+        yield folder
+    finally:
+        subprocess.run(["git", "-C", ROOT, "worktree", "remove", "--force", folder], check=True)
+
+
+def model_folder(work: Path) -> Path:
+    """SmolLM2's folder."""
+    if made := os.environ.get("UPFT_SMOLLM2"):
+        return Path(made)
+    subprocess.run([sys.executable, SHARED / "bin" / "make_smollm2.py", work / "smollm2"], check=True)
+    return work / "smollm2"
+
+
+def blas(side: Path) -> str:
+    """What matrix products run on."""
+    code = "from upft_mlx import blas; print(blas.used())"
+    return run(side, ["-c", code])[1].strip()
+
+
+def measure(part: str, side: Path, model: Path | None, work: Path) -> float:
+    """What a part costs on one side."""
+    work.mkdir()
+    if part == "tests":
+        begin = time.perf_counter()
+        run(side, ["-m", "pytest", "-q", "-p", "no:cacheprovider"], cwd=side)
+        return time.perf_counter() - begin
+    if part == "demo":
+        return run(side, ["-m", "upft_mlx", "demo", "--plain", "--run-dir", str(work / "run")])[0]
+    recipe = work / "recipe.json"
+    recipe.write_text(json.dumps(recipe_of(model)))
+    command = ["-m", "upft_mlx", "STAGE", str(recipe), "--run-dir", str(work / "run")]
+    command += [f"--set={setting}" for setting in SETTINGS]
+    costs = {}
+    for stage in {"sampling": ["generate"], "evaluate": ["evaluate"], "step": ["generate", "build", "train"]}[part]:
+        command[2] = stage
+        costs[stage] = run(side, [*command, "--plain"])[0]
+    return costs[stage]
+
+
+def recipe_of(model: Path | None) -> dict[str, object]:
+    """A small run on real questions."""
+    data = SHARED / "data" / "benchmarks"
+    return {
+        "model": str(model),
+        "problems": {"path": str(data / "gsm8k_train.jsonl"), "limit": 8},
+        "generate": {"max_tokens": 64, "batch_size": 8},
+        "prefix": {"length": 16, "structure_ratio": 0},
+        "train": {"steps": 2, "batch_size": 8, "learning_rate": 1e-4, "valid_ratio": 0, "checkpoint_every": 100},
+        "evaluate": {
+            "max_tokens": 32,
+            "benchmarks": [{"name": "gsm8k", "path": str(data / "gsm8k_test.jsonl"), "limit": 16}],
+        },
+    }
+
+
+def run(side: Path, arguments: list[str], cwd: Path | None = None) -> tuple[float, str]:
+    """CPU seconds of a Python on one side, and what it printed."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    environment = {**os.environ, "PYTHONPATH": str(side), "UPFT_SHARED": str(SHARED)}
+    done = subprocess.run(
+        [sys.executable, *arguments],
+        cwd=cwd or side,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode and "pytest" not in arguments:
+        sys.exit(f"{side.name}: {' '.join(arguments)}: {done.stdout[-2000:]}{done.stderr[-2000:]}")
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, done.stdout
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,95 @@
+r"""One prompt for all uses: the user turn around a question, in sampling, training, evaluation, analyze and ask.
+
+`prompt.instruction` is that turn, with `{question}` in it. Where a recipe leaves it unset it is settled here, once,
+before anything is rendered: what the grader's kind needs (an answer in `\boxed{}`, or the letter of a choice), unless
+the chat template or the system turn asks for a `\boxed{}` answer already, as Qwen2.5-Math's does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from upft_mlx.benchmarks import BOXED, LETTER, QUESTION, Entry, resolve
+from upft_mlx.graders import LETTERS
+from upft_mlx.model_facts import chat_template
+from upft_mlx.models import BUILTIN, load_tokenizer
+from upft_mlx.problems import Problem
+from upft_mlx.prompts import Renderer
+from upft_mlx.recipe import Prompt, Recipe
+from upft_mlx.rows import read_json
+from upft_mlx.rundir import RunDir
+
+
+def instructed(recipe: Recipe, model_path: Path, problems: Sequence[Problem] = ()) -> Recipe:
+    """The recipe with an instruction; as it is where it sets one itself.
+
+    A benchmark of the other kind, such as a multiple choice beside problems with numbers for answers, gets the
+    instruction of its own kind: the problems' would ask for something that its grader does not look for.
+
+    Args:
+        recipe: the recipe.
+        model_path: the model's folder, for its chat template.
+        problems: those that are trained on: letters as answers make them multiple choices.
+
+    Raises:
+        RecipeError: unknown benchmarks.
+        ModelError: the model's tokenizer cannot be loaded, or its template refuses the prompt.
+    """
+    if recipe.prompt.instruction is not None:
+        return recipe
+    plain = recipe.model in BUILTIN or _asks_already(recipe, model_path)
+    of_kind = {False: QUESTION if plain else BOXED, True: LETTER}
+    choice = _all_letters(problems)
+    data: dict[str, Any] = recipe.model_dump()
+    data["prompt"]["instruction"] = of_kind[choice]
+    for benchmark, entry in zip(data["evaluate"]["benchmarks"], resolve(recipe.evaluate), strict=True):
+        if entry.prompt is None and (entry.grader == "choice") != choice:
+            benchmark["prompt"] = of_kind[not choice]
+    return Recipe.model_validate(data)
+
+
+def as_run(recipe: Recipe, run: RunDir) -> Recipe:
+    """The recipe with the run's instruction where it sets none: for those who do not look at the problems."""
+    made = read_json(run.recipe)
+    prompt = made.get("prompt") if isinstance(made, dict) else None
+    known = prompt.get("instruction") if isinstance(prompt, dict) else None
+    if recipe.prompt.instruction is not None or known is None:
+        return recipe
+    data: dict[str, Any] = recipe.model_dump()
+    data["prompt"]["instruction"] = known
+    return Recipe.model_validate(data)
+
+
+def user_turn(entry: Entry, prompt: Prompt) -> str:
+    """The user turn of a benchmark, with `{question}` in it: its own where it has one, else the recipe's."""
+    return entry.prompt or prompt.instruction or QUESTION
+
+
+def differing(entries: Sequence[Entry], prompt: Prompt) -> list[str]:
+    """A line for each benchmark that is asked in other words than the training problems."""
+    return [
+        f"{entry.label}: asked with a prompt of its own, {entry.prompt!r}; sampling and training use "
+        f"{prompt.instruction or QUESTION!r}"
+        for entry in entries
+        if user_turn(entry, prompt) != (prompt.instruction or QUESTION)
+    ]
+
+
+def _asks_already(recipe: Recipe, model_path: Path) -> bool:
+    r"""Whether a prompt asks for a `\boxed` answer before the question says anything."""
+    if "boxed" not in chat_template(model_path) + (recipe.prompt.system or ""):
+        return False  # the usual case: no tokenizer needs to be loaded
+    renderer = Renderer(load_tokenizer(model_path, trust_remote_code=recipe.trust_remote_code), recipe.prompt)
+    return "boxed" in renderer.text(renderer.ids("?"))
+
+
+def _all_letters(problems: Sequence[Problem]) -> bool:
+    """Whether every answer is the letter of an option; looks no further than the first that is not."""
+    return bool(problems) and all(_is_letter(problem.answer) for problem in problems)
+
+
+def _is_letter(answer: str | None) -> bool:
+    letter = (answer or "").strip("(). ").upper()
+    return len(letter) == 1 and letter in LETTERS

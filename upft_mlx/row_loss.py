@@ -1,0 +1,163 @@
+"""What a model thinks of the training rows: nats by kind and position, and what of the loss comes from where. Pure.
+
+The loss of a run is the mean over rows of the weighted mean over a row's supervised ids (`batches.py`). Here it is
+taken apart: into the sampled tokens of prefix rows, the EOS behind them where `prefix.eos` trains one, and the rows
+with whole solutions. Only some rows of each kind are measured; each kind counts as many times as the dataset has it.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from upft_mlx.batches import Example
+from upft_mlx.rows import Solution
+
+MEASURED = {"prefix": 48, "structure": 16, "full": 32}
+"""Rows of each kind that say what the base thinks before the first step."""
+FIXED = {"prefix": 16, "structure": 4, "full": 8}
+"""Of these, the rows whose loss is measured again at each report: a small set that stays the same."""
+POSITIONS = 32
+"""Positions that are told apart at most."""
+MOST = 0.5
+"""Share of the loss above which a kind is named."""
+EOS = "EOS"
+
+
+def drawn(examples: Sequence[Example], counts: dict[str, int], seed: int) -> list[Example]:
+    """At most so many examples of each kind, drawn with the seed; fewer are the first of more."""
+    order = list(examples)
+    random.Random(f"measured/{seed}").shuffle(order)
+    found: list[Example] = []
+    for kind, count in counts.items():
+        found += [example for example in order if example.kind == kind][:count]
+    return found
+
+
+def taken_apart(examples: Sequence[Example], nats: Sequence[Sequence[float]], of: Sequence[Example]) -> dict[str, Any]:
+    """The loss by kind.
+
+    Args:
+        examples: the rows that were measured.
+        nats: of each row, the negative log-likelihood of each supervised id.
+        of: all rows, of which these were drawn.
+
+    Returns:
+        `loss`; `kinds` with `rows`, `measured`, `nats_per_token` (mean over rows), `first_token` and `by_position` of
+        each kind, the EOS after a prefix left out; `eos` (nats, None where none is trained); `share` of the loss by
+        kind and EOS; `most`, the one with over half of it, None where there is none.
+    """
+    totals = Counter(example.kind for example in of)
+    known = {example.kind for example in examples}
+    rows = sum(count for kind, count in totals.items() if kind in known)
+    kinds: dict[str, Any] = {}
+    parts: dict[str, float] = {}
+    ends: list[float] = []
+    for kind in sorted(known, key=list(MEASURED).index):
+        mine = [_Row(e, list(n)) for e, n in zip(examples, nats, strict=True) if e.kind == kind]
+        own = [row.own for row in mine if row.own]
+        weight = totals[kind] / rows / len(mine)
+        parts[kind] = weight * sum(row.of_own for row in mine)
+        if eos := [row.nats[-1] for row in mine if row.example.eos]:
+            ends += eos
+            parts[EOS] = parts.get(EOS, 0.0) + weight * sum(row.of_eos for row in mine)
+        positions = range(min(POSITIONS, max(map(len, own), default=0)))
+        kinds[kind] = {
+            "rows": totals[kind],
+            "measured": len(mine),
+            "nats_per_token": _mean([_mean(tokens) for tokens in own]),
+            "first_token": _mean([tokens[0] for tokens in own]),
+            "by_position": [_mean([tokens[i] for tokens in own if len(tokens) > i]) for i in positions],
+        }
+    loss = sum(parts.values())
+    share = {name: part / loss if loss else 0.0 for name, part in parts.items()}
+    most = next((name for name, part in share.items() if part > MOST), None) if len(share) > 1 else None
+    eos_nats = _mean(ends) if ends else None
+    return {"loss": loss, "kinds": kinds, "eos": eos_nats, "share": share, "most": most}
+
+
+@dataclass(frozen=True)
+class _Row:
+    """A measured row, and what it adds to the mean over its ids."""
+
+    example: Example
+    nats: list[float]
+
+    @property
+    def own(self) -> list[float]:
+        """Of the ids that the model sampled."""
+        return self.nats[:-1] if self.example.eos else self.nats
+
+    @property
+    def of_eos(self) -> float:
+        return self.example.last * self.nats[-1] / self._weights if self.example.eos else 0.0
+
+    @property
+    def of_own(self) -> float:
+        last = 1.0 if self.example.eos else self.example.last
+        own = self.own
+        return (sum(own[:-1]) + last * own[-1]) / self._weights if own else 0.0
+
+    @property
+    def _weights(self) -> float:
+        return len(self.nats) - 1 + self.example.last
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values) if values else 0.0
+
+
+def as_metrics(found: dict[str, Any]) -> dict[str, float]:
+    """A loss taken apart as fields of a line of metrics.jsonl: the whole, nats per token by kind, nats of EOS."""
+    line = {"fixed_loss": found["loss"]}
+    line |= {f"fixed_loss_{kind}": of["nats_per_token"] for kind, of in found["kinds"].items()}
+    return line if found["eos"] is None else {**line, "fixed_loss_eos": found["eos"]}
+
+
+def in_words(found: dict[str, Any]) -> list[str]:
+    """A line for each kind, one for EOS, and one for what has most of the loss."""
+    lines = []
+    for kind, of in found["kinds"].items():
+        lines.append(
+            f"{kind} rows: {of['nats_per_token']:.2f} nats per token, {of['first_token']:.2f} for the first; "
+            f"{found['share'][kind]:.0%} of the loss ({of['measured']} of {of['rows']:,} rows measured)"
+        )
+    if found["eos"] is not None:
+        lines.append(f"EOS after a prefix: {found['eos']:.2f} nats; {found['share'][EOS]:.0%} of the loss")
+    if (most := found["most"]) == EOS:
+        why = "training would mostly teach to stop after a prefix; set prefix.eos: false, or a smaller eos_weight"
+        lines.append(f"over half of the loss is that EOS: {why}")
+    elif most is not None:
+        lines.append(f"over half of the loss comes from {most} rows")
+    return lines
+
+
+@dataclass(frozen=True)
+class Cut:
+    """Full solutions, and those that reached `generate.max_tokens` and train nothing."""
+
+    full: int
+    cut: int
+    mean_kept: float
+    """Tokens of those that ended."""
+    mean_all: float
+    """Tokens of all as far as they were sampled: the cut ones would have been longer."""
+
+    def __str__(self) -> str:
+        what = f"{self.cut:,} of {self.full:,} full solutions reached generate.max_tokens and train nothing"
+        if self.cut == self.full:
+            return what
+        return f"{what}: those that do have {self.mean_kept:.0f} tokens on average, all at least {self.mean_all:.0f}"
+
+
+def cut_solutions(solutions: Iterable[Solution]) -> Cut:
+    """How many full solutions were cut, and what their absence does to the mean length."""
+    kept: list[int] = []
+    cut: list[int] = []
+    for solution in solutions:
+        if solution.kind == "full":
+            (cut if solution.finish_reason == "length" else kept).append(len(solution.completion_ids))
+    return Cut(len(kept) + len(cut), len(cut), _mean(kept), _mean([*kept, *cut]))

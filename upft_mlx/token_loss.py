@@ -1,0 +1,36 @@
+"""The negative log-likelihood of each supervised id, by a forward pass without gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from upft_mlx.batches import Example, split
+from upft_mlx.loss import Modes, supervised_logits, to_arrays
+
+
+def token_losses(model: nn.Module, examples: Sequence[Example], modes: Modes, shared: int = 0) -> list[list[float]]:
+    """Nats of each supervised id of each example.
+
+    Args:
+        model: as it is now; dropout is off while it is asked.
+        examples: rows.
+        modes: how the model computes its logits.
+        shared: the first so many tokens are equal in all examples; 0 where the modes do not share.
+    """
+    order = sorted(range(len(examples)), key=lambda index: len(examples[index].ids))
+    nats: list[float] = []
+    training = model.training
+    model.eval()
+    for batch in split([examples[index] for index in order], None, shared) if examples else []:
+        count = int((batch.weights > 0).sum())
+        shared_ids, tokens, rows, targets, _ = to_arrays(batch)
+        logits = supervised_logits(model, shared_ids, tokens, rows[:count], modes).astype(mx.float32)  # (N, V)
+        found: list[float] = nn.losses.cross_entropy(logits, targets[:count]).tolist()  # type: ignore[assignment]
+        nats += found
+    model.train(training)
+    parts = iter(nats)
+    by_index = {index: [next(parts) for _ in range(examples[index].supervised)] for index in order}
+    return [by_index[index] for index in range(len(examples))]

@@ -1,0 +1,85 @@
+"""What training looked like: the base's view of the rows, the loss on fixed rows, how far the model moved."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from upft_mlx import moved
+from upft_mlx.row_loss import cut_solutions, in_words
+from upft_mlx.rows import Solution, read_json, read_rows
+from upft_mlx.rundir import RunDir
+
+LINES = 12
+"""Of the table of losses at most, evenly spaced; the first and the last are always there."""
+
+
+def training_facts(run: RunDir, current: Sequence[str]) -> dict[str, Any]:
+    """From the files of the stages that are current; None or empty where there is nothing to say."""
+    trained = "train" in current
+    cut = cut_solutions(read_rows(run.solutions, Solution)) if "build" in current and run.solutions.exists() else None
+    return {
+        "base_view": read_json(run.likelihood) if trained else None,
+        "losses": list(_losses(run)) if trained else [],
+        "movement": read_json(run.movement) if trained else None,
+        "cut_solutions": None if cut is None or not cut.cut else {**vars(cut), "text": str(cut)},
+    }
+
+
+def _losses(run: RunDir) -> Iterator[dict[str, Any]]:
+    """The loss on the fixed rows, before training and at each report, with the validation loss where there is one."""
+    before = read_json(run.likelihood)
+    if before is not None:
+        yield {"step": 0, **before["fixed"]}
+    for text in run.metrics.read_text(encoding="utf-8").splitlines() if run.metrics.exists() else ():
+        line = json.loads(text)
+        yield {name: value for name, value in line.items() if name.startswith("fixed_loss") or name in _BESIDE}
+
+
+_BESIDE = ("step", "valid_loss")
+
+
+def warnings(facts: dict[str, Any]) -> list[str]:
+    """Lines for the verdict."""
+    return moved.warnings(facts["movement"]) if facts["movement"] is not None else []
+
+
+def lines(facts: dict[str, Any]) -> list[str]:
+    """What the view says at the end of a run."""
+    found = [] if facts["movement"] is None else [moved.in_words(facts["movement"])]
+    return [*found, *([facts["cut_solutions"]["text"]] if facts["cut_solutions"] else [])]
+
+
+def markdown(facts: dict[str, Any]) -> list[str]:
+    """The sections of report.md."""
+    parts: list[str] = []
+    if (view := facts["base_view"]) is not None:
+        shown = [*in_words(view), *(_positions(kind, of) for kind, of in view["kinds"].items())]
+        parts += ["## What the base thinks of the training rows", "\n".join(f"- {line}" for line in shown)]
+    if facts["cut_solutions"]:
+        parts += [f"{facts['cut_solutions']['text']}."]
+    if facts["losses"]:
+        about = "The same few training rows at each report, so that neither their order nor a batch draws the curve."
+        parts += ["## Loss while training", _table(facts["losses"]), f"{about} In nats; the parts are per token."]
+    if facts["movement"] is not None:
+        parts += ["## How far the model moved", moved.markdown(facts["movement"])]
+    return parts
+
+
+def _positions(kind: str, of: dict[str, Any]) -> str:
+    return f"{kind} rows, nats by position: {', '.join(f'{value:.2g}' for value in of['by_position'])}"
+
+
+def _table(losses: Sequence[dict[str, Any]]) -> str:
+    names = [name for name in dict.fromkeys(name for line in losses for name in line) if name != "step"]
+    names.sort(key=lambda name: name == "valid_loss")
+    heads = [name.removeprefix("fixed_loss").strip("_") or "fixed rows" for name in names]
+    heads = [{"eos": "EOS", "valid_loss": "validation"}.get(head, head) for head in heads]
+    step = -(-len(losses) // LINES)
+    chosen = [line for place, line in enumerate(losses) if place % step == 0 or place == len(losses) - 1]
+    rows = [f"| step | {' | '.join(heads)} |", "|---" * (len(names) + 1) + "|"]
+    for line in chosen:
+        cells = [f"{line[name]:.3f}" if name in line else "" for name in names]
+        rows.append(f"| {line['step']} | {' | '.join(cells)} |")
+    return "\n".join(rows)
