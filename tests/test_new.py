@@ -521,7 +521,7 @@ def test_what_less_memory_costs_stands_beside_it(folder: Path, monkeypatch: pyte
     assert re.search(
         r"grad_checkpoint: true +# long rows: more time; without it a step takes up to \d\d\.\d GB\n", text
     )
-    assert re.search(r"fuse: mixed +# 6 or 8 bits; to try 16 as well takes \d\d\.\d GB\n", text)
+    assert re.search(r"fuse: mixed +# 6 or 8 bits; trying 16 bits as well takes \d\d\.\d GB\n", text)
     assert "`upft plan my.yaml --mac 16` says" in text
 
 
@@ -541,7 +541,7 @@ def test_large_unquantized_models_are_told_how_to_become_small(folder: Path, mon
     write(folder / "large" / "model-a.safetensors", b"")  # the shape says how large it is
     new_recipe(Wish("large", "my.jsonl"))
     assert (
-        "# quantize: {bits: 4}  # the weights are not quantized; this makes them 2.1 GB in memory"
+        "# quantize: {bits: 4}  # the weights are not quantized; with this they take 2.1 GB of memory"
         in (folder / "my.yaml").read_text()
     )
 

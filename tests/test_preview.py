@@ -377,7 +377,7 @@ def rule(recipe: Recipe, name: str, count: int = 256) -> str:
         ({"train": {"max_length": 99}}, "max_length", ["cut at 99 tokens"]),
         ({}, "weighting", ["the 4 rows of a step"]),
         ({}, "shared", ["passed once per batch"]),
-        ({"lora": {"dropout": 0.1}}, "shared", ["With lora.dropout every row passes its whole prompt"]),
+        ({"lora": {"dropout": 0.1}}, "shared", ["With lora.dropout, the whole prompt of every row"]),
         ({}, "prompt", ["it is the template's own where it has one."]),
         ({"prompt": {"system": "Be brief."}}, "prompt", ['the system turn is "Be brief."']),
         ({"prompt": {"chat_template_args": {"enable_thinking": False}}}, "prompt", ["with enable_thinking: false"]),

@@ -236,7 +236,7 @@ FAULTS: dict[str, tuple[str | bytes, str]] = {
     ),
     "id that is taken": (
         row(id="x", question="a"),
-        ":3: the id 'x' is already used (by {file}:2); ids tell rows apart",
+        ":3: the id 'x' is already used (by {file}:2); give each row its own id",
     ),
 }
 

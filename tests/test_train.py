@@ -145,11 +145,11 @@ def test_the_best_validation_loss_is_kept_or_the_last_step(
     position = train(make_recipe(train=settings), load(MODEL), run, note)
     assert (position.best_step, position.best_loss) == (2, 1.0)
     assert_same(mx.load(str(run.adapter / "adapters.safetensors")), adapters[1])
-    assert notes[-1] == "adapter/ holds step 2, the best validation loss (1.0000)"
+    assert notes[-1] == "saved step 2 (best validation loss, 1.0000)"
     shutil.rmtree(run.adapter)
     train(make_recipe(train={**settings, "save": "last"}), load(MODEL), run, note)
     assert_same(mx.load(str(run.adapter / "adapters.safetensors")), adapters[5])
-    assert notes[-1] == "adapter/ holds the last step (3)"
+    assert notes[-1] == "saved the last step (3)"
 
 
 def assert_same(found: Any, expected: dict[str, mx.array]) -> None:
@@ -619,7 +619,7 @@ def test_modes_that_are_off_are_noted_with_the_reason(make_recipe: MakeRecipe, r
             notes.append(event.text)
 
     train(make_recipe(train={"steps": 1}), load(MODEL), run, note)
-    assert notes[0] == "the 3 tokens that all prompts begin with are passed once per batch"
+    assert notes[0] == "shared 3-token start computed once per batch"
     shutil.rmtree(run.adapter)
     notes.clear()
     train(make_recipe(train={"steps": 1}, lora={"dropout": 0.1}), load(MODEL), run, note)

@@ -237,7 +237,7 @@ def train(recipe: Recipe, loaded: Loaded, run: RunDir, notify: Observer = ignore
     shared = shared_length([*examples, *valid])
     stepper = Stepper(loaded.model, settings, shared=shared, dropout=recipe.lora.dropout > 0, notify=notify)
     if stepper.shared:
-        notify(Note(f"the {stepper.shared} tokens that all prompts begin with are passed once per batch"))
+        notify(Note(f"shared {stepper.shared}-token start computed once per batch"))
     position = _continue(stepper, run, notify)
     if position.step == 0:
         _look_at_rows(recipe, stepper, examples, run, notify)
@@ -408,7 +408,7 @@ def _finish(
     write_json(run.adapter / "adapter_config.json", config)
     save_safetensors(run.adapter / "adapters.safetensors", arrays)
     if use_best:
-        text = f"adapter/ holds step {position.best_step}, the best validation loss ({position.best_loss:.4f})"
+        text = f"saved step {position.best_step} (best validation loss, {position.best_loss:.4f})"
     else:
-        text = f"adapter/ holds the last step ({position.step})"
+        text = f"saved the last step ({position.step})"
     notify(Note(text))

@@ -94,7 +94,7 @@ def _remarks(facts: dict[str, Any]) -> list[str]:
         lines.append(f"time: no estimate without a calibration on this machine{why}")
     lines += [f"does not fit: {line}" for line in found["too_large"]]
     if not found["too_large"]:
-        lines.append("fits: every stage stays below what there is (the formulas are right to about 15 %)")
+        lines.append("every stage fits in memory (the formulas are right to about 15 %)")
     lines += [f"note: {line}" for line in facts["prompts_differ"]]
     lines += [f"the memory formulas were not measured for {what}" for what in found["not_measured_for"]]
     return lines
