@@ -144,7 +144,7 @@ REFUSED: dict[str, tuple[str, str | None, int, tuple[str, ...]]] = {
         MODEL_ONLY + "method: structure_only\nproblems: {path: q.jsonl}\n",
         ONE_PROBLEM,
         1,
-        ("structure_only: a share of 0.1 of 1 problems is none", "raise prefix.structure_ratio"),
+        ("structure_only: a share of 0.1 of 1 problems rounds to zero", "raise prefix.structure_ratio"),
     ),
     "unknown benchmark": (
         MINIMAL + "evaluate: {benchmarks: [gsm8]}\n",
@@ -271,7 +271,7 @@ def test_a_run_directory_in_use_is_named(folder: Path) -> None:
     write(folder / "r.yaml", MINIMAL)
     with RunDir("runs/r").locked():
         shown = upft("run", "r.yaml")
-    assert_fails(shown, 1, "runs/r: another upft process works in this run directory; wait for it, or choose")
+    assert_fails(shown, 1, "runs/r: another upft process is using this folder; wait for it, or choose")
 
 
 @pytest.mark.usefixtures("nothing_loads")

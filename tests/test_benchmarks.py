@@ -131,7 +131,7 @@ def test_a_subset_that_is_not_there_says_what_is(tmp_path: Path) -> None:
         load_benchmark(entry_of(name="m", path=path, subset={"level": 7}))
     with pytest.raises(ProblemsError, match=r"benchmark arithmetic: subset level=5: its problems have no level"):
         load_benchmark(entry_of(name="arithmetic", subset={"level": 5}))
-    with pytest.raises(ProblemsError, match="no problem is of the subset"):
+    with pytest.raises(ProblemsError, match="no problem is in the subset"):
         load_benchmark(entry_of(name="m", path=path, subset={"level": 1, "subject": "Geometry"}))
 
 

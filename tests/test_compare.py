@@ -90,7 +90,7 @@ def test_a_cell_is_the_recipe_with_method_selection_samples_and_seed(
 
 
 @pytest.mark.parametrize(
-    ("methods", "message"), [(["dpo"], "'dpo': expected one of upft"), (["upft", "upft"], "stands there twice")]
+    ("methods", "message"), [(["dpo"], "'dpo': expected one of upft"), (["upft", "upft"], "is listed twice")]
 )
 def test_unknown_methods_are_refused_with_those_that_are_known(
     make_recipe: MakeRecipe, methods: list[str], message: str

@@ -252,7 +252,7 @@ def test_the_examples_and_tables_of_the_page_on_own_data_are_what_the_code_does(
 
 def test_the_answers_that_the_page_on_own_data_names_are_graded_right() -> None:
     text = (ROOT / "docs" / "own-data.md").read_text(encoding="utf-8")
-    [sentence] = re.findall(r"The grader compares values, not words: (.*?)\. The", text, re.DOTALL)
+    [sentence] = re.findall(r"The grader compares values, not words: (.*?)\.\s+The", text, re.DOTALL)
     answers = re.findall(r"`([^`]+)`", sentence)
     assert len(answers) > 6
     for answer in answers:

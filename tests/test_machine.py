@@ -194,7 +194,7 @@ def old_python() -> str | None:
 def test_a_real_python_3_9_gets_the_message_and_no_traceback() -> None:
     done = subprocess.run([str(old_python()), "-m", "upft_mlx", "run", "x"], cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr.startswith("Error: upft needs Python 3.10 or later, and this is Python 3.9.")
+    assert done.stderr.startswith("Error: upft needs Python 3.10 or later, but this is Python 3.9.")
     assert done.stderr.count("\n") == 1
 
 

@@ -63,7 +63,7 @@ def test_fifty_questions_become_a_recipe_that_runs_to_a_fused_model(folder: Path
     plan, command = made.stdout.splitlines()[-2:]
     assert plan.split() == ["next", "upft", "plan", "my-questions.yaml"]
     planned = upft(*plan.split()[2:], "--no-calibration", "--mac", "8")
-    assert "fits: every stage" in planned.stdout, planned.stderr
+    assert "every stage fits in memory" in planned.stdout, planned.stderr
     assert command.split() == ["upft", "run", "my-questions.yaml"]
     few = ["problems.limit=12", "evaluate.limit=4", "generate.max_tokens=16", "evaluate.max_tokens=16", "train.steps=2"]
     sets = [part for change in [*few, "train.epochs=null"] for part in ("--set", change)]
@@ -162,7 +162,7 @@ def test_answers_in_prose_are_pointed_out(folder: Path) -> None:
     write(folder / "my.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
     made = upft("new", "my-model", "my.jsonl").stdout
     assert "4 of 4 answers are texts, not numbers or formulas (first: id " in made
-    assert "4 problems to measure with: only large differences will show" in made
+    assert "4 test questions: only large differences will show" in made
 
 
 def test_every_line_of_the_recipe_has_its_reason_and_the_numbers_are_the_chosen_ones(folder: Path) -> None:
@@ -247,12 +247,12 @@ def test_paths_are_relative_where_they_are_near(folder: Path, path: str, expecte
             ["--holdout 1: 1 different questions, 0 of them"],
         ),
         (["my-model", "my.jsonl", "--thinking"], 2, ["--thinking: the model's chat template has no `enable_thinking`"]),
-        (["my-model", "my.jsonl", "-o", "no/x.yaml"], 2, ["--output no/x.yaml: the folder no is not there"]),
+        (["my-model", "my.jsonl", "-o", "no/x.yaml"], 2, ["--output no/x.yaml: the folder no does not exist"]),
         (["my-model", "my.jsonl", "-o", "_x.yaml"], 2, ["--output _x.yaml: the file's name becomes the run's"]),
         (["no-model", "my.jsonl"], 2, ["'no-model': neither a folder nor a Hub id"]),
         (["bare-model", "my.jsonl"], 1, ["bare-model: has no chat template; use an instruct model"]),
-        (["no/model", "my.jsonl", "--offline"], 1, ["model no/model: not on this machine", "or name what is here"]),
-        (["my-model", "no/data", "--offline"], 1, ["dataset no/data: not on this machine", "or name what is here"]),
+        (["no/model", "my.jsonl", "--offline"], 1, ["model no/model: not on this machine", "or name a local one"]),
+        (["my-model", "no/data", "--offline"], 1, ["dataset no/data: not on this machine", "or name a local one"]),
     ],
 )
 def test_what_cannot_be_used_is_said(folder: Path, arguments: list[str], status: int, parts: list[str]) -> None:
@@ -277,7 +277,7 @@ def test_nothing_is_overwritten_without_force(folder: Path) -> None:
     write(folder / "my.jsonl", questions())
     write(folder / "my-test.jsonl", "mine")
     failed = upft("new", "my-model", "my.jsonl")
-    assert_fails(failed, 2, "my-test.jsonl: there already; choose another --output, or overwrite with --force")
+    assert_fails(failed, 2, "my-test.jsonl: exists already; choose another --output, or overwrite with --force")
     assert not (folder / "my.yaml").exists()
     assert upft("new", "my-model", "my.jsonl", "--force").exit_code == 0
     assert (folder / "my-test.jsonl").read_text() != "mine"
@@ -286,9 +286,7 @@ def test_nothing_is_overwritten_without_force(folder: Path) -> None:
 def test_the_dataset_itself_is_never_overwritten(folder: Path) -> None:
     write(folder / "my-train.jsonl", questions())
     arguments = ("new", "my-model", "my-train.jsonl", "--output", "my.yaml", "--force")
-    assert_fails(
-        upft(*arguments), 1, "my-train.jsonl: would be overwritten by what is written; choose another --output"
-    )
+    assert_fails(upft(*arguments), 1, "my-train.jsonl: would be overwritten by the output; choose another --output")
     assert (folder / "my-train.jsonl").read_text() == questions()
 
 
@@ -307,7 +305,7 @@ def test_hub_ids_are_looked_at_without_downloading_weights_or_filling_the_cache(
         )
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
-    assert "answers in `solution` (100 of 100 looked at)" in done.stdout
+    assert "answers in `solution` (100 of 100 read)" in done.stdout
     assert "next      upft plan data.yaml\n          upft fetch data.yaml\n" in done.stdout
     assert not [line for line in hub.asked if "model.safetensors " in line]
     assert not list(guard.rglob("config.json"))
@@ -523,7 +521,7 @@ def test_what_less_memory_costs_stands_beside_it(folder: Path, monkeypatch: pyte
     assert re.search(
         r"grad_checkpoint: true +# long rows: more time; without it a step takes up to \d\d\.\d GB\n", text
     )
-    assert re.search(r"fuse: mixed +# 6 or 8 bits; to try 16 as well takes \d\d\.\d GB\n", text)
+    assert re.search(r"fuse: mixed +# 6 or 8 bits; trying 16 bits as well takes \d\d\.\d GB\n", text)
     assert "`upft plan my.yaml --mac 16` says" in text
 
 
@@ -543,7 +541,7 @@ def test_large_unquantized_models_are_told_how_to_become_small(folder: Path, mon
     write(folder / "large" / "model-a.safetensors", b"")  # the shape says how large it is
     new_recipe(Wish("large", "my.jsonl"))
     assert (
-        "# quantize: {bits: 4}  # the weights are not quantized; this makes them 2.1 GB in memory"
+        "# quantize: {bits: 4}  # the weights are not quantized; with this they take 2.1 GB of memory"
         in (folder / "my.yaml").read_text()
     )
 
@@ -659,5 +657,5 @@ def test_no_name_in_a_strangers_model_or_data_adds_a_field_to_the_recipe(folder:
 def test_a_recipe_that_does_not_read_back_is_not_written(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(folder / "my.jsonl", questions())
     monkeypatch.setattr("upft_mlx.new_text.yaml_scalar", lambda value: f"{value}1")
-    assert_fails(upft("new", "my-model", "my.jsonl"), 2, "cannot be written into a recipe")
+    assert_fails(upft("new", "my-model", "my.jsonl"), 2, "cannot be written to a recipe")
     assert not list(folder.glob("*.yaml"))

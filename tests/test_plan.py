@@ -292,7 +292,7 @@ def test_a_model_that_cannot_be_planned_runs_all_the_same(tmp_path: Path) -> Non
 def test_who_knows_better_can_say_what_there_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     given = recipe(problems={"limit": 4}, evaluate={"benchmarks": []})
     monkeypatch.setenv("UPFT_MEMORY_GB", "0.001")
-    with pytest.raises(RoomError, match=r"and UPFT_MEMORY_GB is 1 MB.*\n.*UPFT_MEMORY_GB=N"):
+    with pytest.raises(RoomError, match=r"but UPFT_MEMORY_GB is 1 MB.*\n.*UPFT_MEMORY_GB=N"):
         pipeline.run_stage(given, tmp_path / "run", "generate")
     monkeypatch.setenv("UPFT_MEMORY_GB", "8.5")
     pipeline.run_stage(given, tmp_path / "run", "generate")
@@ -313,7 +313,13 @@ def test_macs_give_the_gpu_two_thirds_or_three_quarters() -> None:
 def test_the_command_prints_tables_or_json(tmp_path: Path) -> None:
     shown = CliRunner().invoke(cli, ["plan", "quickstart", "--no-calibration", "--run-dir", str(tmp_path)])
     assert shown.exit_code == 0, shown.output
-    for words in ("to sample", "RFT, 16 full solutions", "peak memory of", "fits: every stage", "not known without"):
+    for words in (
+        "trained on",
+        "RFT, 16 full solutions",
+        "peak memory of",
+        "every stage fits in memory",
+        "no estimate without",
+    ):
         assert words in shown.output
     asked = CliRunner().invoke(cli, ["plan", "quickstart", "--mac", "8", "--json", "--run-dir", str(tmp_path)])
     facts = json.loads(asked.stdout)

@@ -236,7 +236,7 @@ FAULTS: dict[str, tuple[str | bytes, str]] = {
     ),
     "id that is taken": (
         row(id="x", question="a"),
-        ":3: the id 'x' is taken (by {file}:2); ids tell rows apart",
+        ":3: the id 'x' is already used (by {file}:2); give each row its own id",
     ),
 }
 
@@ -256,7 +256,7 @@ def test_a_malformed_line_in_the_middle_is_named(tmp_path: Path, case: str) -> N
 
 
 def test_an_id_that_equals_the_number_of_a_row_without_one_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ProblemsError, match=r"q\.jsonl:2: the id '1' is taken \(by .*q\.jsonl:1\)"):
+    with pytest.raises(ProblemsError, match=r"q\.jsonl:2: the id '1' is already used \(by .*q\.jsonl:1\)"):
         jsonl(tmp_path, row(id="1", question="a?") + row(question="b?"))
 
 
@@ -356,7 +356,7 @@ def test_a_malformed_csv_row_is_named_by_its_first_line(tmp_path: Path, content:
             {"question": ["a?"], "answer": [float("nan")]},
             ": row 1: answer: expected text or a number, found NaN",
         ),
-        ({"id": [1, 1], "question": ["a?", "b?"]}, ": row 2: the id '1' is taken (by "),
+        ({"id": [1, 1], "question": ["a?", "b?"]}, ": row 2: the id '1' is already used (by "),
     ],
 )
 def test_a_malformed_parquet_row_is_named(tmp_path: Path, columns: dict[str, list[Any]], part: str) -> None:

@@ -125,7 +125,7 @@ def test_404_an_owner_that_does_not_exist(hub: UploadHub, fused: Path) -> None:
 
 def test_409_a_name_that_holds_something_else(hub: UploadHub, fused: Path) -> None:
     hub.repos["user/tuned"] = {"README.md": b"---\ntags: [mine]\n---\n", "model.safetensors": b"precious"}
-    refused(OURS, fused, "publish.repo: user/tuned: the name is taken", "choose another name")
+    refused(OURS, fused, "publish.repo: user/tuned: the repository exists", "choose another name")
     assert hub.repos["user/tuned"]["model.safetensors"] == b"precious"
 
 
@@ -150,7 +150,7 @@ def test_429_is_waited_for_and_told_when_it_lasts(hub: UploadHub, fused: Path) -
     push(OURS, fused)
     assert set(hub.repos["user/tuned"]) == UP | {".gitattributes"}
     hub.faults["/commit/"] = [429] * 4
-    refused(OURS, fused, "the Hub wants fewer requests; wait some minutes", "(HTTP 429)")
+    refused(OURS, fused, "the Hub limits the number of requests; wait a few minutes", "(HTTP 429)")
     assert hub.faults["/commit/"] == []
 
 
@@ -166,7 +166,7 @@ def test_500_that_passes_is_survived(hub: UploadHub, fused: Path) -> None:
     seen: list[Event] = []
     push(OURS, fused, seen.append)
     assert set(hub.repos["user/tuned"]) == UP | {".gitattributes"}
-    assert sum(isinstance(event, Note) and "trying again" in event.text for event in seen) == 2
+    assert sum(isinstance(event, Note) and "retrying" in event.text for event in seen) == 2
 
 
 def test_a_hub_that_is_not_there(fused: Path, hub: UploadHub, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -190,7 +190,7 @@ def test_a_recipe_without_a_name_for_it(fused: Path) -> None:
     ["tuned", "user/", "/tuned", "user/a/b", "user/a--b", "user/a..b", "user/-a", "user/a.", "us er/a", "user/a.git"],
 )
 def test_a_bad_name_is_refused_with_the_recipe(repo: str) -> None:
-    with pytest.raises(ValueError, match="is not user/name as the Hub allows it"):
+    with pytest.raises(ValueError, match="is not a user/name that the Hub allows"):
         Publish(repo=repo)
 
 
@@ -242,7 +242,7 @@ def test_a_file_with_a_token_is_not_uploaded(
     hub: UploadHub, fused: Path, monkeypatch: pytest.MonkeyPatch, secret: str
 ) -> None:
     write(fused / "config.json", json.dumps({"note": f"use {secret} here"}))
-    refused(OURS, fused, "config.json: holds an access token or a private key and will not be uploaded")
+    refused(OURS, fused, "config.json: contains an access token or a private key, so it will not be uploaded")
     assert hub.repos == {}
 
 

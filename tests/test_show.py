@@ -200,7 +200,7 @@ def test_questions_that_are_gone_cost_only_themselves(folder: Path, measured: Pa
     (folder / "own.jsonl").unlink()
     shown = upft("show", "own", "--problem", "0")
     assert shown.exit_code == 0, shown.stderr
-    assert "not to be found any more" in shown.stdout
+    assert "no longer available" in shown.stdout
 
 
 def test_a_run_is_found_by_name_and_its_absence_names_the_others(folder: Path, measured: Path) -> None:

@@ -149,7 +149,7 @@ def test_the_best_validation_loss_is_kept_or_the_last_step(
     shutil.rmtree(run.adapter)
     train(make_recipe(train={**settings, "save": "last"}), load(MODEL), run, note)
     assert_same(mx.load(str(run.adapter / "adapters.safetensors")), adapters[5])
-    assert notes[-1] == "adapter/ holds the last step (3)"
+    assert notes[-1] == "saved the last step (3)"
 
 
 def assert_same(found: Any, expected: dict[str, mx.array]) -> None:

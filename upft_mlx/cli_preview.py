@@ -13,10 +13,10 @@ from upft_mlx.escape import to_json
 
 @cli.command(
     help=helped(
-        "Show what RECIPE asks and what it trains, before it costs anything: the exact prompts of sampling and "
-        "evaluation, some training rows token by token with what is supervised and what is masked, and the rules in "
-        "plain sentences. Only the tokenizer is loaded. Rows are the run's own where it has some. With --model the "
-        "model is loaded as well, and tells how likely it finds the rows that it sampled: nats per token, by kind.",
+        "Show what RECIPE asks and trains on, before a run: the exact prompts of sampling and evaluation, some "
+        "training rows token by token (supervised and masked), and the rules in plain sentences. If the run has rows, "
+        "they are shown. Only the tokenizer is loaded; with --model the model is loaded as well, to measure how likely "
+        "it finds the rows that it sampled: nats per token, by kind.",
         "upft preview quickstart",
         "upft preview my-recipe.yaml --rows 6 --set prefix.length=8",
         "upft preview quickstart --problem upft-0007",
@@ -25,8 +25,8 @@ from upft_mlx.escape import to_json
 )
 @recipe_argument
 @click.option("--rows", type=click.IntRange(min=1), default=3, show_default=True, metavar="N", help="Rows to show.")
-@click.option("--problem", metavar="ID", help="The prompt and the rows of this problem.")
-@click.option("--model", "with_model", is_flag=True, help="Load the model and measure what it thinks of the rows.")
+@click.option("--problem", metavar="ID", help="Show the prompt and the rows of this problem.")
+@click.option("--model", "with_model", is_flag=True, help="Load the model and measure how likely it finds the rows.")
 @common
 def preview(
     recipe: str,

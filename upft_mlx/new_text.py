@@ -137,7 +137,7 @@ def _prefix(draft: Draft) -> Iterator[_Field]:
     why = "the paper's for a thinking model (R1-Distill)" if chosen.thinks else "in the paper, 8 to 32 are alike"
     yield _Field("length", chosen.length, f"tokens; {why}")
     small = "the paper's for its smallest set (LIMO, 817)" if chosen.structure_ratio == 0.3 else "the paper's"
-    yield _Field("structure_ratio", chosen.structure_ratio, f"share of problems with a full solution; {small}")
+    yield _Field("structure_ratio", chosen.structure_ratio, f"share with a full solution; {small}")
 
 
 def _train(draft: Draft) -> Iterator[_Field]:

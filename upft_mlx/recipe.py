@@ -124,17 +124,17 @@ class Problems(Section):
 
 
 class Prompt(Section):
-    """What surrounds a question; the same in sampling, training and evaluation."""
+    """The text around a question; the same in sampling, training and evaluation."""
 
     system: str | None = None
-    """The system turn; unset: what the model's chat template does by itself."""
+    """The system turn; unset: the default of the model's chat template."""
     instruction: str | None = None
     """The user turn, with `{question}` in it; unset: the question and a request for the answer in `\\boxed{}` (for the
-    letter where all answers are letters), or the question alone where the chat template or system turn asks already."""
+    letter if all answers are letters), or the question alone if the chat template or system turn already asks for it."""
     chat_template_args: dict[str, bool | int | str] = Field(default_factory=dict)
-    """Extra arguments of the chat template, for example `enable_thinking: false`; unset: what it does by itself."""
+    """Extra arguments for the chat template, for example `enable_thinking: false`; unset: the template's defaults."""
     date: Annotated[str, BeforeValidator(_as_day)] | None = None
-    """The day that a chat template prints where it prints one; unset: the day on which the run began."""
+    """The date that some chat templates print; unset: the day on which the run began."""
 
     @model_validator(mode="after")
     def _asks_the_question(self) -> Prompt:

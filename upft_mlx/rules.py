@@ -186,10 +186,10 @@ def _weighting(recipe: Recipe) -> str:
 def _shared(recipe: Recipe) -> str:
     if recipe.lora.dropout or recipe.train.grad_checkpoint:
         why = "lora.dropout" if recipe.lora.dropout else "train.grad_checkpoint"
-        return f"With {why} every row passes its whole prompt."
+        return f"With {why}, the whole prompt of every row runs through the model."
     return (
-        "The tokens that all prompts share at their start are computed once per batch, where a trial before training "
-        "shows that to be exact for the model; the loss is the same."
+        "The start that all prompts share is computed once per batch, if a trial before training shows that this is "
+        "exact for the model; the loss is the same."
     )
 
 

@@ -410,5 +410,5 @@ def _finish(
     if use_best:
         text = f"saved step {position.best_step} (best validation loss, {position.best_loss:.4f})"
     else:
-        text = f"adapter/ holds the last step ({position.step})"
+        text = f"saved the last step ({position.step})"
     notify(Note(text))
