@@ -193,7 +193,7 @@ def told(draft: Draft) -> str:
     """What was found, chosen and written, for people."""
     data, chosen = draft.data, draft.choices
     rows = f"{data.rows:,} rows" if data.rows is not None else f"rows not counted, looked at {len(data.seen)}"
-    answers = f"{len(data.answered):,} of {len(data.seen):,}" + (" looked at" if data.source.path is None else "")
+    answers = f"{data.answered:,} of {len(data.seen):,}" + (" looked at" if data.source.path is None else "")
     found = f"{rows}; question in `{data.question}` ({data.mean_length:,.0f} characters on average), "
     found += f"answers in `{data.answer}` ({answers})" if data.answer is not None else "no answers"
     lines = [("model", f"{draft.model_name}: {_model_said(draft)}; {_THINKING[draft.model.thinking]}")]

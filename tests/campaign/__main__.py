@@ -1,8 +1,8 @@
 """`python -m tests.campaign`: runs the parts, notes each case as a line of JSON, and goes on where it was cut.
 
-    python -m tests.campaign                              everything
-    python -m tests.campaign --part faults --minutes 10   a part, in an order drawn with --seed
-    python -m tests.campaign --table                      what was tried and what failed, as the table in docs/campaign.md
+python -m tests.campaign                              everything
+python -m tests.campaign --part faults --minutes 10   a part, in an order drawn with --seed
+python -m tests.campaign --table                      what was tried and what failed, as the table in docs/campaign.md
 """
 
 from __future__ import annotations
@@ -40,9 +40,7 @@ def main() -> int:
     return table(options.out)
 
 
-def run(
-    part: str, cases: Iterator[tuple[str, Callable[[], str]]], out: Path, deadline: float, most: int
-) -> None:
+def run(part: str, cases: Iterator[tuple[str, Callable[[], str]]], out: Path, deadline: float, most: int) -> None:
     """The cases that have no line yet, until the time is up."""
     done, ran, failed = {line["case"] for line in lines(out) if line["part"] == part}, 0, 0
     for key, case in cases:

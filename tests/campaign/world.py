@@ -177,7 +177,7 @@ def comparable(path: Path) -> bytes:
 def leftovers(folder: Path) -> list[str]:
     """Hidden files that a finished command leaves and should not."""
     known = {".lock", ".ledger.json", ".kept"}
-    hidden = [path for path in folder.glob("runs/**/.*") if path.name not in known and ".kept" not in path.parts]
+    hidden = [path for path in folder.rglob("*") if path.name.startswith(".") and path.name not in known]
     return [str(path.relative_to(folder)) for path in hidden]
 
 
