@@ -195,8 +195,8 @@ def kernel_refusal(error: Exception) -> str | None:
     if not any(sign in text for sign in ("[Compile::eval_cpu]", "Could not load C++ shared library", f"[{folder}")):
         return None
     return (
-        f"MLX cannot compile its kernels in {folder} ({text[:60]} ... {text[-120:]}); what is done is kept: install g++ "
-        "or make room there, or name another folder with TMPDIR, then run the same command again"
+        f"MLX cannot compile its kernels in {folder} ({text[:60]} ... {text[-120:]}); what is done is kept: install "
+        "g++ or make room there, or name another folder with TMPDIR, then run the same command again"
     )
 
 

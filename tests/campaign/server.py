@@ -21,6 +21,7 @@ from typing import Any
 def work(job: dict[str, Any], library: ctypes.CDLL | None) -> None:
     """In the fork: the command, with the fault armed."""
     os.setsid()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background processes ignore
     os.chdir(job["cwd"])
     folder = Path(job["out"])
     for descriptor, name in ((0, os.devnull), (1, folder / "stdout"), (2, folder / "stderr")):
@@ -36,10 +37,13 @@ def work(job: dict[str, Any], library: ctypes.CDLL | None) -> None:
     main()
 
 
-def waited(pid: int, seconds: float) -> int | None:
+def waited(pid: int, seconds: float, signals: list[tuple[float, int]]) -> int | None:
     """The exit status of a process, minus the signal that ended it; None where it took too long and was ended."""
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
+    start = time.monotonic()
+    while time.monotonic() < start + seconds:
+        while signals and time.monotonic() > start + signals[0][0]:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signals.pop(0)[1])
         found, status = os.waitpid(pid, os.WNOHANG)
         if found:
             return os.waitstatus_to_exitcode(status)
@@ -67,7 +71,7 @@ def serve() -> None:
         pid = os.fork()
         if pid == 0:
             return work(job, library)
-        print(json.dumps(waited(pid, job["seconds"])), file=answers, flush=True)
+        print(json.dumps(waited(pid, job["seconds"], job["signals"])), file=answers, flush=True)
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(pid, signal.SIGKILL)  # what it left behind
     return None

@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,7 +47,8 @@ COMMANDS: dict[str, list[str]] = {
 QUESTIONS = "".join(json.dumps({"question": f"{n} + 1?", "answer": str(n + 1)}) + "\n" for n in range(9))
 BAD = re.compile(r"Traceback|unexpected |Exception ignored|Segmentation|core dumped|terminate called")
 CLOCK = re.compile(
-    rb'"(seconds|tokens_per_second|peak_memory_bytes|check|created|when|time|saved)": [^,}\n]+|[\d.,]+ (s|min|h|GB|MB|tokens/s)\b'
+    rb'"(seconds|tokens_per_second|peak_memory_bytes|check|created|when|time|saved)": [^,}\n]+'
+    rb"|[\d.,]+ (s|min|h|GB|MB|tokens/s)\b"
 )
 VOLATILE = {"ledger.json", ".ledger.json", "install.json", "entry.json", ".lock", "report.md", "report.svg"}
 """What times stand in, or a digest of them, and what is drawn from them at each command."""
@@ -84,8 +86,20 @@ class Server:
         assert self.process.stdout is not None
         assert self.process.stdout.readline() == "ready\n"
 
-    def run(self, cwd: Path, arguments: list[str], *, at: int = -1, errno: int = 0, how: int = 0) -> Done:
-        """One command; `at` 0 counts the points, -1 does nothing, and another number fails that point."""
+    def run(
+        self,
+        cwd: Path,
+        arguments: list[str],
+        *,
+        at: int = -1,
+        errno: int = 0,
+        how: int = 0,
+        signals: Sequence[tuple[float, int]] = (),
+    ) -> Done:
+        """One command; `at` 0 counts the points, -1 does nothing, and another number fails that point.
+
+        `signals` are sent to it: seconds after its start, and the number.
+        """
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         home = cwd / "home"
@@ -106,6 +120,7 @@ class Server:
             "errno": errno,
             "how": how,
             "seconds": 120,
+            "signals": list(signals),
         }
         self.process.stdin.write(json.dumps(job) + "\n")
         self.process.stdin.flush()
