@@ -192,7 +192,8 @@ def mlx_refusal(source: Source | None = None) -> str | None:
 def kernel_refusal(error: Exception) -> str | None:
     """What to do where MLX's CPU backend, which compiles with g++ in the temporary folder, cannot; else None."""
     folder, text = Path(tempfile.gettempdir()) / "mlx", " ".join(str(error).split())
-    if not any(sign in text for sign in ("[Compile::eval_cpu]", "Could not load C++ shared library", f"[{folder}")):
+    signs = ("[Compile::eval_cpu]", "Could not load C++ shared library", "filesystem error:")
+    if not any(sign in text for sign in signs):
         return None
     return (
         f"MLX cannot compile its kernels in {folder} ({text[:60]} ... {text[-120:]}); what is done is kept: install "

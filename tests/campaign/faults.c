@@ -104,7 +104,9 @@ FOPEN(fopen) FOPEN(fopen64)
     if (armed) { path_of(fd, where); \
         switch (point("write", where)) { \
         case 1: return -1; \
-        case 2: (void)!(half); errno = error_number; return -1; \
+        case 2: { /* as on a full disk: a part is taken, and the call for the rest fails */ \
+            ssize_t taken = half; wanted = count + 1, how = ONCE, errno = error_number; \
+            return taken > 0 ? taken : -1; } \
         case 3: (void)!(call); kill(getpid(), SIGKILL); \
         case 4: (void)!(half); kill(getpid(), SIGKILL); } } \
     errno = kept; return call; } while (0)

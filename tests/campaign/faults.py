@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 import random
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from .world import BAD, COMMANDS, Done, Server, arguments, begin, contents, everything, fresh, leftovers
@@ -43,14 +43,15 @@ KINDS = {
 class Faults:
     """States before each command, and what an undisturbed run of it leaves."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, names: Iterable[str] = tuple(COMMANDS)) -> None:
+        """Run the commands of these names once, one after the other."""
         self.folder = folder
         self.server = Server(folder / "server")
         self.before: dict[str, Path] = {}
         self.expected: dict[str, dict[str, bytes]] = {}
         self.points: dict[str, list[str]] = {}
         state = begin(folder / "state")
-        for name in COMMANDS:
+        for name in names:
             self.before[name] = fresh(state, folder / "before" / name)
             case = fresh(state, folder / "case")
             counted = self.server.run(case, arguments(name, case), at=0)

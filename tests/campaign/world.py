@@ -130,9 +130,7 @@ class Server:
 
     def close(self) -> None:
         """End it."""
-        assert self.process.stdin is not None
-        self.process.stdin.close()
-        self.process.wait()
+        self.process.communicate()
 
 
 PLAIN = {"generate", "build", "train", "evaluate", "fuse", "run", "export", "push"}
