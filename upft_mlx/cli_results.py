@@ -113,7 +113,7 @@ def show(
         found = browse.find_run(run)
         if grade:
             facts = browse.regraded(found, benchmarks)
-            click.echo(json.dumps(facts, indent=2, ensure_ascii=False)) if as_json else ui.print_regraded(facts)
+            click.echo(to_json(facts)) if as_json else ui.print_regraded(facts)
             return
         if not (flips or rows or problem):
             facts = browse.facts_of(found)

@@ -7,7 +7,6 @@ import tempfile
 import weakref
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import fields
 from typing import overload
 
 from upft_mlx.problems import Problem, chosen, stream_problems
@@ -15,9 +14,6 @@ from upft_mlx.recipe import Recipe
 
 _IN_MEMORY = 1 << 20
 """Bytes of problems that need no file."""
-
-
-_FIELDS = tuple(field.name for field in fields(Problem))
 
 
 class Spool(Sequence[Problem]):
@@ -30,7 +26,7 @@ class Spool(Sequence[Problem]):
         self._places = array("q")
         for problem in problems:
             self._places.append(self._file.tell())
-            self._file.write(json.dumps([getattr(problem, name) for name in _FIELDS]).encode() + b"\n")
+            self._file.write(json.dumps(vars(problem)).encode() + b"\n")
 
     def take(self, limit: int | None, shuffle: int | None) -> None:
         """Keep at most `limit` problems, after a shuffle with the seed `shuffle`."""
@@ -48,8 +44,8 @@ class Spool(Sequence[Problem]):
         if isinstance(index, slice):
             return [self[number] for number in range(*index.indices(len(self)))]
         self._file.seek(self._places[index])
-        *values, wrong = json.loads(self._file.readline())
-        return Problem(*values, tuple(wrong))
+        values = json.loads(self._file.readline())
+        return Problem(**{**values, "wrong_answers": tuple(values["wrong_answers"])})
 
     def __iter__(self) -> Iterator[Problem]:
         return (self[number] for number in range(len(self)))

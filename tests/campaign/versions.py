@@ -47,7 +47,7 @@ def tried(python: str, end: str, folder: Path) -> str:
     own = place / "bin" / "python"
     pins = place / "pins.txt"
     pins.write_text("\n".join(lower_bounds()) + "\n" if end == "oldest" else "")
-    install = [own, "-m", "pip", "install", "-q", "-c", pins, ROOT]
+    install: list[str | Path] = [own, "-m", "pip", "install", "-q", "-c", pins, ROOT]
     done = subprocess.run(install, capture_output=True, text=True, check=False)
     if done.returncode:
         return f"failed to install: {' '.join(done.stderr.split())[-400:]}"
