@@ -20,7 +20,7 @@ from upft_mlx import __main__, machine, pipeline
 from upft_mlx.machine import Source, ask, import_refusal, look, mlx_refusal, pip_install, python_refusal, refusal
 
 __all__ = ["on"]
-BEFORE_INSTALLATION = ("__init__", "__main__", "machine", "errors")
+BEFORE_INSTALLATION = ("__init__", "_version", "__main__", "machine", "errors")
 """What runs before Python's version is known to be right and before anything is installed."""
 
 
@@ -178,7 +178,7 @@ def test_what_runs_first_is_python_3_9_and_the_standard_library(module: str) -> 
         names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
         for name in names:
             known = name.split(".")[0] in sys.stdlib_module_names
-            assert known or name in ("upft_mlx", "upft_mlx.errors"), name
+            assert known or name in ("upft_mlx", "upft_mlx._version", "upft_mlx.errors"), name
 
 
 def old_python() -> str | None:

@@ -6,6 +6,8 @@ import os
 import sys
 from typing import TYPE_CHECKING, Any
 
+from upft_mlx._version import __version__
+
 # MLX computes a graph in breadth up to this width, 20 if unset. With 20 gradient checkpointing saves little or nothing:
 # the layers that are computed again all are so before the first is used. 1 costs no time (docs/log.md). MLX reads it
 # once, at its first evaluation.
@@ -20,7 +22,6 @@ if TYPE_CHECKING:
     from upft_mlx.api import build, evaluate, fuse, generate, plan, run, train
     from upft_mlx.load import load_recipe
 
-__version__ = "0.1.0"
 __all__ = ["__version__", "build", "evaluate", "fuse", "generate", "load_recipe", "plan", "run", "train"]
 
 _MODULES = {"load_recipe": "load"}

@@ -15,7 +15,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from upft_mlx import __version__
+from upft_mlx._version import __version__
 from upft_mlx.machine import Machine, Source, here, look, mlx_refusal, pip_install, refusal
 from upft_mlx.power import THERMAL_LEVELS, Power, read_power
 

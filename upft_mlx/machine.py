@@ -17,7 +17,7 @@ from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 
-from upft_mlx import __version__
+from upft_mlx._version import __version__
 from upft_mlx.errors import MachineError
 
 OLDEST_PYTHON = (3, 10)
