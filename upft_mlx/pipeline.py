@@ -10,11 +10,10 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from upft_mlx import __version__, blas
+from upft_mlx import blas
 from upft_mlx.benchmarks import Set, load_benchmark, resolve
 from upft_mlx.card import base_of, model_card
 from upft_mlx.device import PowerWatch, awake, limit_memory
@@ -34,7 +33,7 @@ from upft_mlx.report import STAGES, collect, markdown
 from upft_mlx.rooms import has_auto, this_machine
 from upft_mlx.row_loss import cut_solutions
 from upft_mlx.rows import Solution, read_json, read_rows, write_atomically, write_json
-from upft_mlx.rundir import Entry, RunDir, fingerprint
+from upft_mlx.rundir import Entry, RunDir, fingerprint, versions
 from upft_mlx.sides import Sides
 from upft_mlx.spool import problems_of
 from upft_mlx.stage_build import build
@@ -437,13 +436,6 @@ class Pipeline:
             self.notify(Note(f"{stage}: runs again, changed: {different}; the version before will be in .kept"))
 
 
-def versions() -> dict[str, str]:
-    """Of this package and those that a run's numbers depend on."""
-    packages = ("mlx", "mlx-lm", "transformers", "datasets", "math-verify")
-    products = {"blas": blas.used().name, "blas_threads": str(blas.used().threads)}
-    return {"upft-mlx": __version__, **{name: metadata.version(name) for name in packages}, **products}
-
-
 @contextmanager
 def _together() -> Iterator[None]:
     """What ends one rank ends the others."""
@@ -454,4 +446,4 @@ def _together() -> Iterator[None]:
         raise
 
 
-__all__ = ["STAGES", "Pipeline", "run", "run_analysis", "run_stage", "versions"]
+__all__ = ["STAGES", "Pipeline", "run", "run_analysis", "run_stage"]

@@ -16,9 +16,11 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import MISSING, asdict, dataclass, field, fields
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from upft_mlx import __version__, blas
 from upft_mlx.digests import digest
 from upft_mlx.errors import RowsError, RunDirError
 from upft_mlx.rows import own_file, read_json, write_json
@@ -268,3 +270,10 @@ def remove(*paths: Path) -> None:
             shutil.rmtree(path)
         else:
             path.unlink(missing_ok=True)
+
+
+def versions() -> dict[str, str]:
+    """Of this package and those that a run's numbers depend on."""
+    packages = ("mlx", "mlx-lm", "transformers", "datasets", "math-verify")
+    products = {"blas": blas.used().name, "blas_threads": str(blas.used().threads)}
+    return {"upft-mlx": __version__, **{name: metadata.version(name) for name in packages}, **products}
