@@ -11,7 +11,7 @@ from helpers_input import write
 from helpers_runs import RUN, files, made, run_stage, shown, there
 
 from upft_mlx import checkpoints, digests, pipeline
-from upft_mlx.delivery import push
+from upft_mlx.api import push
 from upft_mlx.errors import PublishError, RowsError, RunDirError, TrainingError
 from upft_mlx.load import load_recipe
 from upft_mlx.recipe import Recipe

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from huggingface_hub import metadata_load
 
-from upft_mlx.delivery import push
+from upft_mlx.api import push
 from upft_mlx.errors import FuseError, RunDirError
 from upft_mlx.pipeline import run, run_stage
 from upft_mlx.recipe import Recipe

@@ -15,7 +15,7 @@ from helpers_input import ONE_PROBLEM, upft, write
 from helpers_runs import RECIPE, RUN, everywhere, files, made, run_stage, shown, there
 
 from upft_mlx import pipeline, rows, stage_generate, stage_train, versions
-from upft_mlx.delivery import export
+from upft_mlx.api import export
 from upft_mlx.errors import RowsError, RunDirError
 from upft_mlx.events import Event, Graded, Note, Progress
 from upft_mlx.load import load_recipe, shipped_recipes

@@ -40,9 +40,9 @@ def export(recipe: str, form: str, to: Path | None, dtype: str, **options: Any) 
     """See the help."""
 
     def work(loaded: Recipe, run_dir: Path, notify: Observer) -> dict[str, Any]:
-        from upft_mlx import delivery
+        from upft_mlx import api
 
-        return delivery.export(loaded, run_dir, form, to, dtype, notify)
+        return api.export(loaded, run_dir, form, to, dtype, notify)
 
     run_other(recipe, work, lambda facts: f"{facts['folder']}: {facts['detail']}", **options)
 
@@ -62,9 +62,9 @@ def push(recipe: str, dry_run: bool, **options: Any) -> None:
     """See the help."""
 
     def work(loaded: Recipe, run_dir: Path, notify: Observer) -> dict[str, Any]:
-        from upft_mlx import delivery
+        from upft_mlx import api
 
-        return delivery.push(loaded, run_dir, notify, dry_run=dry_run)
+        return api.push(loaded, run_dir, notify, dry_run=dry_run)
 
     run_other(recipe, work, _pushed, **options)
 
