@@ -14,9 +14,9 @@ import pytest
 from upft_mlx import analyze as analyze_module
 from upft_mlx import grade
 from upft_mlx.analysis import Trial, figure, markdown, prefix_accuracy, recommend, self_consistency, summarize
+from upft_mlx.analyze import run_analysis
 from upft_mlx.events import Event, Note, Progress
 from upft_mlx.models import Loaded
-from upft_mlx.pipeline import run_analysis
 from upft_mlx.recipe import Analyze, Recipe
 from upft_mlx.rows import Rollout, Solution, read_rows
 from upft_mlx.rundir import RunDir

@@ -111,7 +111,7 @@ def asked_of(monkeypatch: pytest.MonkeyPatch, recipe: Recipe, run: Path, stage: 
     with monkeypatch.context() as patch:
         patch.setattr(module.Sampler, "sample", sample)
         with pytest.raises(StoppedError):
-            pipeline.run_analysis(recipe, run) if stage == "analyze" else pipeline.run_stage(recipe, run, stage)
+            analyze.run_analysis(recipe, run) if stage == "analyze" else pipeline.run_stage(recipe, run, stage)
     return prompts[0]
 
 

@@ -14,19 +14,59 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from upft_mlx.analysis import Trial, summarize
+from upft_mlx.analysis import Trial, figure, markdown, summarize
 from upft_mlx.decoding import Completion, Request
 from upft_mlx.events import Note, Observer, Progress, ignore
 from upft_mlx.grade import is_correct
 from upft_mlx.models import Loaded
+from upft_mlx.parallel import ranks
+from upft_mlx.pipeline import Outcome, Pipeline
 from upft_mlx.problems import Problem
 from upft_mlx.prompts import Renderer
 from upft_mlx.recipe import Recipe
-from upft_mlx.rows import Rollout, Row, Solution, append_chunk, read_rows, resume
+from upft_mlx.rows import (
+    Rollout,
+    Row,
+    Solution,
+    append_chunk,
+    read_json,
+    read_rows,
+    resume,
+    write_atomically,
+    write_json,
+)
 from upft_mlx.rundir import RunDir
 from upft_mlx.sampler import Sampler, sampling_for, summing
 
 CHUNK_BATCHES = 4
+
+
+def run_analysis(recipe: Recipe, run_dir: str | Path, notify: Observer = ignore) -> dict[str, Any]:
+    """The prefix statistics of the recipe's model and problems.
+
+    Returns:
+        The content of analysis/analysis.json.
+
+    Raises:
+        UpftError: one of its kinds; what was sampled is kept.
+    """
+
+    def work(run: RunDir) -> Outcome:
+        found, processed = analyze(pipeline.recipe, pipeline.load(), pipeline.problems, run, pipeline.notify)
+        write_json(run.analysis / "analysis.json", found)
+        write_atomically(run.analysis / "curves.svg", figure(found))
+        write_atomically(run.analysis / "analysis.md", f"# {pipeline.recipe.name}\n\n{markdown(found)}")
+        length = found["recommended"]["length"]
+        detail = "no prefix.length recommended" if length is None else f"recommended prefix.length {length}"
+        return Outcome(detail, tokens_sampled=found["tokens_sampled"], tokens_processed=processed)
+
+    pipeline = Pipeline(recipe, run_dir, notify)
+    pipeline.standing.remade = "analyze"
+    with pipeline.opened():
+        if ranks().leads:
+            pipeline.stage("analyze", f"prefixes of {pipeline.recipe.model}", work)
+    found: dict[str, Any] = read_json(pipeline.run.analysis / "analysis.json")
+    return found
 
 
 def analyze(

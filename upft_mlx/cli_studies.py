@@ -53,8 +53,8 @@ def _study(
     """`upft analyze` and `upft compare`: each prints its own table, not a run's report."""
     with prepared(name, overrides, offline=offline, debug=debug) as recipe:
         from upft_mlx import ui
+        from upft_mlx.analyze import run_analysis
         from upft_mlx.compare import compare
-        from upft_mlx.pipeline import run_analysis
 
         root = folder_of(name, recipe, run_dir)
         work = {"analyze": run_analysis, "compare": compare}[what]

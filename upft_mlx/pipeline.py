@@ -96,23 +96,6 @@ def run_stage(
         return pipeline.report()
 
 
-def run_analysis(recipe: Recipe, run_dir: str | Path, notify: Observer = ignore) -> dict[str, Any]:
-    """The prefix statistics of the recipe's model and problems.
-
-    Returns:
-        The content of analysis/analysis.json.
-
-    Raises:
-        UpftError: one of its kinds; what was sampled is kept.
-    """
-    pipeline = Pipeline(recipe, run_dir, notify)
-    pipeline.standing.remade = "analyze"
-    with pipeline.opened():
-        pipeline.analyze()
-    found: dict[str, Any] = read_json(pipeline.run.analysis / "analysis.json")
-    return found
-
-
 @dataclass(frozen=True)
 class Outcome:
     """What a stage gives the ledger."""
@@ -237,13 +220,13 @@ class Pipeline:
         """Problems to solutions.jsonl."""
 
         def work(run: RunDir) -> Outcome:
-            made = generate(self.recipe, self._load(), self.problems, asked, run, self.notify)
+            made = generate(self.recipe, self.load(), self.problems, asked, run, self.notify)
             detail = f"{made.solutions:,} solutions ({made.full:,} full), {made.tokens_sampled:,} tokens"
             return Outcome(detail, tokens_sampled=made.tokens_sampled, tokens_processed=made.tokens_processed)
 
         asked = wanted(self.recipe, len(self.problems))
         solutions = sum(item.samples for item in asked)
-        self._stage("generate", f"{solutions} solutions of {self.recipe.model}", work)
+        self.stage("generate", f"{solutions} solutions of {self.recipe.model}", work)
 
     def build(self) -> None:
         """solutions.jsonl to dataset/."""
@@ -255,7 +238,7 @@ class Pipeline:
                 self.notify(Note(str(cut)))
             return Outcome(str(built))
 
-        self._stage("build", "the training rows", work)
+        self.stage("build", "the training rows", work)
 
     def train(self) -> None:
         """dataset/ to adapter/."""
@@ -263,7 +246,7 @@ class Pipeline:
         from upft_mlx.stage_train import train
 
         def work(run: RunDir) -> Outcome:
-            loaded = self._load()
+            loaded = self.load()
             position = train(self.recipe, loaded, run, self.notify)
             if ranks().leads:
                 measure(self.recipe, loaded, self.problems, self.sets, run, self.notify)
@@ -273,7 +256,7 @@ class Pipeline:
             processed = position.processed_tokens
             return Outcome(detail, tokens_trained=position.trained_tokens, tokens_processed=processed)
 
-        self._stage("train", "a LoRA adapter", work)
+        self.stage("train", "a LoRA adapter", work)
 
     def _saves_best(self, best_loss: float | None) -> bool:
         return self.recipe.train.save == "best" and best_loss is not None
@@ -286,7 +269,7 @@ class Pipeline:
             for line in differing([part.entry for part in self.sets], self.recipe.prompt):
                 self.notify(Note(line))
             donors = [*dict.fromkeys((self.measured, self.run)), *self.donors]
-            sides = Sides(self.recipe, self.sets, self.inputs, run, donors, self._load, self.notify)
+            sides = Sides(self.recipe, self.sets, self.inputs, run, donors, self.load, self.notify)
             tokens = sides.measure(self.standing.sides(), self.adapter or self.run.adapter)
             write_json(run.summary, summarize(self.sets, run))
             completions = sum(part.completions for part in self.sets)
@@ -296,36 +279,19 @@ class Pipeline:
         if not self.sets:
             self.notify(StageSkipped("evaluate", "evaluate.benchmarks is empty"))
             return
-        self._stage("evaluate", ", ".join(part.entry.label for part in self.sets), work)
+        self.stage("evaluate", ", ".join(part.entry.label for part in self.sets), work)
 
     def fuse(self, *, force: bool = False) -> None:
         """adapter/ into fused/; `force`: even if too little is kept."""
         from upft_mlx.stage_fuse import fuse
 
         def work(run: RunDir) -> Outcome:
-            kept = fuse(self.recipe, self._load(), run, self.notify, questions=self.questions, force=force)
+            kept = fuse(self.recipe, self.load(), run, self.notify, questions=self.questions, force=force)
             detail = f"{kept.fuse}, {kept.bytes / 1e6:.1f} MB, keeps {kept.retained:.1%} of the adapter's effect"
             return Outcome(detail)
 
         if ranks().leads:  # there is nothing in it to share
-            self._stage("fuse", "the adapter into the weights", work)
-
-    def analyze(self) -> None:
-        """Prefix statistics of the base model into analysis/."""
-        from upft_mlx.analysis import figure, markdown
-        from upft_mlx.analyze import analyze
-
-        def work(run: RunDir) -> Outcome:
-            found, processed = analyze(self.recipe, self._load(), self.problems, run, self.notify)
-            write_json(run.analysis / "analysis.json", found)
-            write_atomically(run.analysis / "curves.svg", figure(found))
-            write_atomically(run.analysis / "analysis.md", f"# {self.recipe.name}\n\n{markdown(found)}")
-            length = found["recommended"]["length"]
-            detail = "no prefix.length recommended" if length is None else f"recommended prefix.length {length}"
-            return Outcome(detail, tokens_sampled=found["tokens_sampled"], tokens_processed=processed)
-
-        if ranks().leads:
-            self._stage("analyze", f"prefixes of {self.recipe.model}", work)
+            self.stage("fuse", "the adapter into the weights", work)
 
     def take_over(self, donor: RunDir) -> None:
         """Take over another run's solutions where they were made from the same inputs, with what they cost."""
@@ -377,10 +343,11 @@ class Pipeline:
             self.notify(Note(str(error)))
             return False
 
-    def _load(self) -> Loaded:
+    def load(self) -> Loaded:
+        """The recipe's model."""
         return load(self.model_path, quantize=self.recipe.quantize, trust_remote_code=self.recipe.trust_remote_code)
 
-    def _stage(self, stage: str, what: str, work: Callable[[RunDir], Outcome]) -> None:
+    def stage(self, stage: str, what: str, work: Callable[[RunDir], Outcome]) -> None:
         """Do a stage unless it is current; what it makes takes its place when it is whole, whatever happens."""
         shared = stage not in ("fuse", "analyze")
         if shared:
@@ -446,4 +413,4 @@ def _together() -> Iterator[None]:
         raise
 
 
-__all__ = ["STAGES", "Pipeline", "run", "run_analysis", "run_stage"]
+__all__ = ["STAGES", "Outcome", "Pipeline", "run", "run_stage"]
