@@ -135,7 +135,7 @@ def greedy(recipe: Recipe, models: Models, work: Path, adapter: Path, count: int
     """How many completions and answers at T = 0 are those of `mlx_lm.generate`."""
     from mlx_lm import generate
 
-    from upft_mlx.grade import extract_answer
+    from upft_mlx.grade.correct import extract_answer
 
     run_stage(with_benchmark(recipe, work), work / "greedy", "evaluate", adapter=adapter)
     questions = [json.loads(line)["question"] for line in (work / "problems.jsonl").open(encoding="utf-8")]

@@ -21,7 +21,7 @@ FORMS = [
 def measure(folder: str, count: int) -> float:
     """Seconds of processor time for so many answers, half of them right, with the package in that folder."""
     sys.path.insert(0, folder)
-    from upft_mlx.grade import is_correct
+    from upft_mlx.grade.correct import is_correct
 
     rng, pairs = random.Random(1), []
     for place in range(count):

@@ -12,10 +12,10 @@ from xml.etree import ElementTree
 import pytest
 
 from upft_mlx import analyze as analyze_module
-from upft_mlx import grade
 from upft_mlx.analysis import Trial, figure, markdown, prefix_accuracy, recommend, self_consistency, summarize
 from upft_mlx.analyze import run_analysis
 from upft_mlx.events import Event, Note, Progress
+from upft_mlx.grade import correct
 from upft_mlx.models import Loaded
 from upft_mlx.recipe import Analyze, Recipe
 from upft_mlx.rows import Rollout, Solution, read_rows
@@ -240,7 +240,7 @@ def test_rollouts_continue_the_prefix_and_are_graded_with_it(
     recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     graded: list[str] = []
-    original = grade.is_correct
+    original = correct.is_correct
 
     def is_correct(completion: str, gold: str) -> bool:
         graded.append(completion)

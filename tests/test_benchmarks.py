@@ -236,7 +236,7 @@ def test_the_hub_is_asked_for_the_pinned_revision(name: str, monkeypatch: pytest
 
 def test_equal_withheld_answers_stay_equal_for_the_majority() -> None:
     from upft_mlx.decoding import Completion
-    from upft_mlx.graders import Verdict
+    from upft_mlx.grade.graders import Verdict
     from upft_mlx.stage_evaluate import _row
 
     entry, problem = entry_of(name="gpqa-freeform"), Problem("p", "canary?", "canary gold")
@@ -256,7 +256,7 @@ def test_unknown_benchmarks_are_named_together_with_the_nearest() -> None:
 
 
 def test_the_shipped_golds_are_graded_right_by_their_own_grader(shared: Path) -> None:
-    from upft_mlx.graders import Task, grade
+    from upft_mlx.grade.graders import Task, grade
 
     aime = load_benchmark(entry_of(name="aime2024", path=str(shared / "data/benchmarks/aime2024.jsonl")))
     assert len(aime) == 30

@@ -13,8 +13,8 @@ from helpers_answers import KINDS, STATED
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from upft_mlx import symbolic
-from upft_mlx.grade import extract_answer, is_correct, normalize_answer, normalize_gold
+from upft_mlx.grade import symbolic
+from upft_mlx.grade.correct import extract_answer, is_correct, normalize_answer, normalize_gold
 
 EXTRACTED = [
     (r"First \boxed{3}, no: \boxed{\frac{1}{2}}.", r"\frac{1}{2}"), (r"\boxed{5} and then \boxed{6", "5"),

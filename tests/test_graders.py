@@ -13,11 +13,11 @@ from collections.abc import Iterator
 import pytest
 from helpers_hostile import GOLD, hostile, hostile_pairs
 
-from upft_mlx import grading, symbolic
-from upft_mlx.equal import Rules
-from upft_mlx.grade import is_correct
-from upft_mlx.graders import Task, Verdict, chosen_letter, grade, grade_all
-from upft_mlx.grading import GaveUpError, ask
+from upft_mlx.grade import symbolic, workers
+from upft_mlx.grade.correct import is_correct
+from upft_mlx.grade.equal import Rules
+from upft_mlx.grade.graders import Task, Verdict, chosen_letter, grade, grade_all
+from upft_mlx.grade.workers import GaveUpError, ask
 
 CHOICES = [
     (r"so it is $\boxed{C}$.", "C"), (r"\boxed{\text{(B)}}", "B"), (r"\boxed{\textbf{(D)}\ 42}", "D"),
@@ -75,7 +75,7 @@ def test_500_hostile_answers_are_wrong_and_cost_seconds_at_most() -> None:
         if number % 4 == 0:  # of every kind: there are nine, in turn
             assert not grade(Task(text, GOLD, "integer")).correct
             assert grade(Task(text, "C", "choice")).answer != "C"
-    assert worst < grading.SECONDS
+    assert worst < workers.SECONDS
 
 
 @pytest.mark.slow
@@ -85,17 +85,17 @@ def test_500_hostile_pairs_are_answered_in_time_and_memory() -> None:
         start = time.perf_counter()
         assert not is_correct(completion, gold), (completion[:200], gold[:200])
         worst = max(worst, time.perf_counter() - start)
-    assert worst < grading.SECONDS
+    assert worst < workers.SECONDS
     for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN):
         most = resource.getrusage(who).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-        assert most < grading.MEMORY_BYTES
+        assert most < workers.MEMORY_BYTES
 
 
 def test_what_ran_for_minutes_is_answered_at_once() -> None:
     start = time.perf_counter()
     assert not is_correct(r"\boxed{\log_3 x}", "2^{1000}")
     assert not is_correct(r"\boxed{\log_3 x = y}", "2^{1000}")
-    assert time.perf_counter() - start < grading.SECONDS
+    assert time.perf_counter() - start < workers.SECONDS
 
 
 # The workers.
@@ -104,7 +104,7 @@ def test_what_ran_for_minutes_is_answered_at_once() -> None:
 SABOTAGED = """
 import os, sys, time
 sys.path[:] = {path!r}
-from upft_mlx import grading
+from upft_mlx.grade import workers
 def correct(completion, gold, rules, real=grading.correct):
     if completion == "hang": time.sleep(600)
     if completion == "spin": sum(iter(int, 1))
@@ -122,11 +122,11 @@ FAILURES = ("hang", "spin", "compute", "die", "hoard", "raise")
 
 
 @pytest.fixture
-def sabotaged(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[grading._Worker]]:
+def sabotaged(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[workers._Worker]]:
     """Workers that can be told to fail; those that are idle."""
-    monkeypatch.setattr(grading, "_CODE", SABOTAGED)
-    idle: list[grading._Worker] = []
-    monkeypatch.setattr(grading, "_idle", lambda process: idle)
+    monkeypatch.setattr(workers, "_CODE", SABOTAGED)
+    idle: list[workers._Worker] = []
+    monkeypatch.setattr(workers, "_idle", lambda process: idle)
     yield idle
     for worker in idle:
         worker.end()
@@ -134,17 +134,17 @@ def sabotaged(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[grading._Worker]
 
 @pytest.mark.parametrize("failure", FAILURES)
 def test_a_worker_that_fails_costs_its_answer_and_is_replaced(
-    sabotaged: list[grading._Worker], failure: str, monkeypatch: pytest.MonkeyPatch
+    sabotaged: list[workers._Worker], failure: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert ask(*SYMBOLIC, Rules())
     first = sabotaged[0].process
     start = time.monotonic()
     with monkeypatch.context() as patch:
-        patch.setattr(grading, "WAIT_SECONDS", 1.0)
-        patch.setattr(grading, "LEAST_SECONDS", 1.0)
+        patch.setattr(workers, "WAIT_SECONDS", 1.0)
+        patch.setattr(workers, "LEAST_SECONDS", 1.0)
         with pytest.raises(GaveUpError):
             ask(failure, "1", Rules())
-    assert time.monotonic() - start < grading.SECONDS
+    assert time.monotonic() - start < workers.SECONDS
     assert first.returncode is not None
     assert len(sabotaged) == 1, "the next one is being started"
     assert ask(*SYMBOLIC, Rules())
@@ -156,19 +156,19 @@ def test_a_grader_says_that_it_gave_up_and_the_plain_function_says_wrong(monkeyp
     def give_up(*_: object) -> bool:
         raise GaveUpError
 
-    monkeypatch.setattr("upft_mlx.grade.ask", give_up)
+    monkeypatch.setattr("upft_mlx.grade.correct.ask", give_up)
     assert grade(Task(*SYMBOLIC)) == Verdict("(z+1)(z+5)", correct=False, gave_up=True)
     assert not is_correct(*SYMBOLIC)
 
 
-def test_what_a_library_prints_and_odd_texts_do_not_come_between(sabotaged: list[grading._Worker]) -> None:
+def test_what_a_library_prints_and_odd_texts_do_not_come_between(sabotaged: list[workers._Worker]) -> None:
     for text in ("print", "\ud800\x00\n\r\u2028"):
         assert not ask(text, "5", Rules())
     assert ask(*SYMBOLIC, Rules(precision=5, match_types=("latex",)))
     assert len(sabotaged) == 1
 
 
-def test_a_worker_that_died_while_idle_is_replaced(sabotaged: list[grading._Worker]) -> None:
+def test_a_worker_that_died_while_idle_is_replaced(sabotaged: list[workers._Worker]) -> None:
     assert ask(*SYMBOLIC, Rules())
     sabotaged[0].process.kill()
     sabotaged[0].process.wait()
@@ -176,18 +176,18 @@ def test_a_worker_that_died_while_idle_is_replaced(sabotaged: list[grading._Work
 
 
 def test_memory_is_bounded_where_the_system_does_not_limit_it(
-    sabotaged: list[grading._Worker], monkeypatch: pytest.MonkeyPatch
+    sabotaged: list[workers._Worker], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(grading, "_WATCHED", True)
+    monkeypatch.setattr(workers, "_WATCHED", True)
     assert ask(*SYMBOLIC, Rules())
-    assert 2**24 < grading._resident(sabotaged[0].process.pid) < grading.MEMORY_BYTES
-    monkeypatch.setattr(grading, "MEMORY_BYTES", 2**24)
+    assert 2**24 < workers._resident(sabotaged[0].process.pid) < workers.MEMORY_BYTES
+    monkeypatch.setattr(workers, "MEMORY_BYTES", 2**24)
     with pytest.raises(GaveUpError):
         ask(*SYMBOLIC, Rules())
 
 
 def test_an_interruption_leaves_no_answer_behind_for_the_next_question(
-    sabotaged: list[grading._Worker], monkeypatch: pytest.MonkeyPatch
+    sabotaged: list[workers._Worker], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def interrupt(*_: object) -> object:
         raise KeyboardInterrupt
@@ -195,7 +195,7 @@ def test_an_interruption_leaves_no_answer_behind_for_the_next_question(
     assert ask(*SYMBOLIC, Rules())
     process = sabotaged[0].process
     with monkeypatch.context() as patch:
-        patch.setattr(grading._Worker, "_heard", interrupt)
+        patch.setattr(workers._Worker, "_heard", interrupt)
         with pytest.raises(KeyboardInterrupt):
             ask(*SYMBOLIC, Rules())
     assert process.returncode is not None
@@ -204,7 +204,7 @@ def test_an_interruption_leaves_no_answer_behind_for_the_next_question(
 
 def test_where_no_worker_can_be_started_this_process_compares(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", "/nowhere/python")
-    monkeypatch.setattr(grading, "_idle", lambda process: [])
+    monkeypatch.setattr(workers, "_idle", lambda process: [])
     monkeypatch.setattr(symbolic, "here", False)
     assert is_correct(*SYMBOLIC)
 
@@ -215,7 +215,7 @@ def test_where_no_worker_can_be_started_this_process_compares(monkeypatch: pytes
 )
 def test_workers_end_with_their_parent_however_it_ends(end: signal.Signals, busy: str) -> None:
     code = (
-        f"from upft_mlx import grading; from upft_mlx.equal import Rules; import os; grading._CODE = {SABOTAGED!r}\n"
+        f"from upft_mlx.grade import workers; from upft_mlx.grade.equal import Rules; import os; grading._CODE = {SABOTAGED!r}\n"
         f"grading.ask({SYMBOLIC[0]!r}, {SYMBOLIC[1]!r}, Rules())\n"
         "print(grading._idle(os.getpid())[0].process.pid, flush=True)\n"
         f"input() if {busy == 'idle'} else grading.ask({busy!r}, '1', Rules())\n"
@@ -239,7 +239,7 @@ def test_workers_end_with_their_parent_however_it_ends(end: signal.Signals, busy
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
 def test_a_fork_has_workers_of_its_own() -> None:
     code = (
-        "import os; from upft_mlx import grading; from upft_mlx.equal import Rules\n"
+        "import os; from upft_mlx.grade import workers; from upft_mlx.grade.equal import Rules\n"
         f"pair = {SYMBOLIC!r}; assert grading.ask(*pair, Rules())\n"
         "first = grading._idle(os.getpid())[0].process.pid; child = os.fork()\n"
         "assert grading.ask(*pair, Rules()) and not grading.ask(pair[0], 'z', Rules())\n"

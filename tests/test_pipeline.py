@@ -20,7 +20,7 @@ from upft_mlx import pipeline
 from upft_mlx.benchmarks import BOXED, load_benchmark, resolve
 from upft_mlx.errors import ProblemsError, RunDirError
 from upft_mlx.events import Event, Graded, Note, StageDone, StageSkipped, StageStarted
-from upft_mlx.graders import Task, grade
+from upft_mlx.grade.graders import Task, grade
 from upft_mlx.instruction import instructed
 from upft_mlx.narrow import narrowed, recipe_for_model
 from upft_mlx.recipe import Recipe

@@ -12,12 +12,13 @@ import pytest
 from conftest import MODEL
 from helpers_kill import kill_again_and_again, lines_in
 
-from upft_mlx import grading, pipeline, stage_evaluate
+from upft_mlx import pipeline, stage_evaluate
 from upft_mlx.adapters import AdapterSwitch, add_lora, load_adapter
 from upft_mlx.checkpoints import save_safetensors
 from upft_mlx.errors import ModelError
 from upft_mlx.events import EvaluationStarted, Event, Graded, Note, Progress
-from upft_mlx.graders import Task, Verdict
+from upft_mlx.grade import workers
+from upft_mlx.grade.graders import Task, Verdict
 from upft_mlx.load import load_recipe
 from upft_mlx.models import Loaded, load
 from upft_mlx.narrow import narrowed
@@ -235,7 +236,7 @@ def test_answers_that_cannot_be_graded_in_time_are_wrong_and_said_to_be(
     recipe = make_recipe(evaluate={"benchmarks": [{"name": "arithmetic", "limit": 4}]})
     _, events = evaluated(recipe, tmp_path / "run")
     notes = [event.text for event in events if isinstance(event, Note)]
-    assert f"arithmetic: 4 answers took too long to grade ({grading.SECONDS:g} s) and count as wrong" in notes
+    assert f"arithmetic: 4 answers took too long to grade ({workers.SECONDS:g} s) and count as wrong" in notes
 
 
 # Kills.

@@ -17,7 +17,7 @@ from typing import Any, Literal
 from upft_mlx.analysis import Trial, figure, markdown, summarize
 from upft_mlx.decoding import Completion, Request
 from upft_mlx.events import Note, Observer, Progress, ignore
-from upft_mlx.grade import is_correct
+from upft_mlx.grade.correct import is_correct
 from upft_mlx.models import Loaded
 from upft_mlx.parallel import ranks
 from upft_mlx.pipeline import Outcome, Pipeline

@@ -14,8 +14,8 @@ from typing import Any
 
 from upft_mlx.errors import ProblemsError, RecipeError
 from upft_mlx.escape import quoted
-from upft_mlx.grade import normalize_gold
-from upft_mlx.graders import LETTERS, Grader
+from upft_mlx.grade.correct import normalize_gold
+from upft_mlx.grade.graders import LETTERS, Grader
 from upft_mlx.problems import Problem, load_problems
 from upft_mlx.recipe import Benchmark, Evaluate
 

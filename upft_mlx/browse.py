@@ -13,8 +13,8 @@ from pydantic import ValidationError
 from upft_mlx.benchmarks import Entry, load_benchmark, resolve
 from upft_mlx.errors import RunDirError, UpftError
 from upft_mlx.escape import quoted
-from upft_mlx.grade import VERSION
-from upft_mlx.graders import Task, grade_all
+from upft_mlx.grade.correct import VERSION
+from upft_mlx.grade.graders import Task, grade_all
 from upft_mlx.load import load_recipe
 from upft_mlx.recipe import Recipe
 from upft_mlx.report import STAGES, collect

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import numpy as np
 
-from upft_mlx.answers import normalize_gold
 from upft_mlx.columns import Columns, find_columns
 from upft_mlx.errors import ProblemsError
 from upft_mlx.escape import quoted
+from upft_mlx.grade.answers import normalize_gold
 from upft_mlx.hub_data import Located, look
 from upft_mlx.problems import SUFFIXES, Problem, first_rows, problems_of, stream_problems
 from upft_mlx.recipe import Problems

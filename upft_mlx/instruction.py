@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from upft_mlx.benchmarks import BOXED, LETTER, QUESTION, Entry, resolve
-from upft_mlx.graders import LETTERS
+from upft_mlx.grade.graders import LETTERS
 from upft_mlx.model_facts import chat_template
 from upft_mlx.models import BUILTIN, load_tokenizer
 from upft_mlx.problems import Problem

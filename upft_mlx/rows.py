@@ -77,7 +77,7 @@ class EvaluationRow:
     """Length of the completion, without EOS."""
     finish_reason: FinishReason
     grader: int = 1
-    """Version of the grader (`grade.VERSION`); rows that name none are from version 1."""
+    """Version of the grader (`correct.VERSION`); rows that name none are from version 1."""
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 
-from upft_mlx.grade import extract_answer, is_correct, normalize_answer
+from upft_mlx.grade.correct import extract_answer, is_correct, normalize_answer
 from upft_mlx.prefix import why_dropped
 from upft_mlx.problems import Problem
 from upft_mlx.recipe import Recipe

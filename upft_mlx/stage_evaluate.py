@@ -15,9 +15,9 @@ from pathlib import Path
 from upft_mlx.benchmarks import QUESTION, Entry, Set
 from upft_mlx.decoding import Completion, OnStep, Request
 from upft_mlx.events import EvaluationStarted, Graded, Note, Observer, Progress, Side, ignore
-from upft_mlx.grade import VERSION, normalize_answer
-from upft_mlx.graders import Task, Verdict, grade_all
-from upft_mlx.grading import SECONDS
+from upft_mlx.grade.correct import VERSION, normalize_answer
+from upft_mlx.grade.graders import Task, Verdict, grade_all
+from upft_mlx.grade.workers import SECONDS
 from upft_mlx.instruction import user_turn
 from upft_mlx.models import Loaded
 from upft_mlx.parallel import mine, ranks, rounds

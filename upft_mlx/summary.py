@@ -19,7 +19,7 @@ from typing import Any
 
 from upft_mlx.benchmarks import Entry, Set
 from upft_mlx.events import Side
-from upft_mlx.grade import normalize_answer
+from upft_mlx.grade.correct import normalize_answer
 from upft_mlx.problems import Problem
 from upft_mlx.rows import EvaluationRow, read_rows
 from upft_mlx.rundir import RunDir

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
 
-from upft_mlx.exact import exact
-from upft_mlx.units import Unit, split_unit
+from upft_mlx.grade.exact import exact
+from upft_mlx.grade.units import Unit, split_unit
 
 MAX_LENGTH = 400  # characters; a longer answer is compared as text only
 

@@ -20,8 +20,8 @@ import re
 from collections.abc import Sequence
 from itertools import pairwise
 
-from upft_mlx.notation import LABELLED, QUANTITIES, decimal_commas, tidy
-from upft_mlx.values import MAX_LENGTH, Number, is_maths, key, read
+from upft_mlx.grade.notation import LABELLED, QUANTITIES, decimal_commas, tidy
+from upft_mlx.grade.values import MAX_LENGTH, Number, is_maths, key, read
 
 __all__ = [
     *("boxed_answer", "extract_answer", "is_cut_off", "normalize_answer", "normalize_gold", "own_words"),

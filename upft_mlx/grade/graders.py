@@ -12,13 +12,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Literal
 
-from upft_mlx.answers import TAIL, boxed_answer, extract_answer, is_cut_off, own_words, stated_answer
-from upft_mlx.equal import Rules
-from upft_mlx.grade import judge
-from upft_mlx.grading import GaveUpError
-from upft_mlx.notation import tidy
-from upft_mlx.units import split_unit
-from upft_mlx.values import MAX_LENGTH, written
+from upft_mlx.grade.answers import TAIL, boxed_answer, extract_answer, is_cut_off, own_words, stated_answer
+from upft_mlx.grade.correct import judge
+from upft_mlx.grade.equal import Rules
+from upft_mlx.grade.notation import tidy
+from upft_mlx.grade.units import split_unit
+from upft_mlx.grade.values import MAX_LENGTH, written
+from upft_mlx.grade.workers import GaveUpError
 
 Grader = Literal["maths", "integer", "choice"]
 LETTERS = "ABCDEFGHIJ"

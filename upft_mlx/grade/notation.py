@@ -13,7 +13,7 @@ import re
 import unicodedata
 from collections.abc import Callable
 
-from upft_mlx.units import KNOWN
+from upft_mlx.grade.units import KNOWN
 
 _GREEK = {code: f"\\{unicodedata.name(chr(code)).split()[-1].lower()} " for code in range(0x3B1, 0x3CA)}
 _SYMBOLS = _GREEK | str.maketrans({

@@ -10,7 +10,7 @@ from functools import lru_cache
 from itertools import accumulate
 from typing import Any
 
-from upft_mlx.values import MAX_LENGTH, is_maths
+from upft_mlx.grade.values import MAX_LENGTH, is_maths
 
 MAX_DEPTH = 8  # brackets inside brackets
 MAX_EXPONENT = 100

@@ -7,10 +7,10 @@ import re
 from dataclasses import dataclass
 from fractions import Fraction
 
-from upft_mlx import symbolic, values
-from upft_mlx.answers import extract_answer, normalize_gold
-from upft_mlx.notation import LABELLED, decimal_commas, tidy
-from upft_mlx.values import MAX_LENGTH, Answer, Group, Number, Text, Time, as_number, as_text, key, read, sides
+from upft_mlx.grade import symbolic, values
+from upft_mlx.grade.answers import extract_answer, normalize_gold
+from upft_mlx.grade.notation import LABELLED, decimal_commas, tidy
+from upft_mlx.grade.values import MAX_LENGTH, Answer, Group, Number, Text, Time, as_number, as_text, key, read, sides
 
 MAX_NESTING = 30  # brackets inside brackets; no answer of MATH has more than 5
 MAX_PARTS = 32  # of a group; longer ones are compared as text only

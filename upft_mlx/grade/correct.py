@@ -9,10 +9,10 @@ Where an answer stands is found by `answers`, what it is by `values`, what is eq
 
 from collections.abc import Sequence
 
-from upft_mlx import symbolic
-from upft_mlx.answers import extract_answer, normalize_answer, normalize_gold
-from upft_mlx.equal import Rules, correct
-from upft_mlx.grading import GaveUpError, ask
+from upft_mlx.grade import symbolic
+from upft_mlx.grade.answers import extract_answer, normalize_answer, normalize_gold
+from upft_mlx.grade.equal import Rules, correct
+from upft_mlx.grade.workers import GaveUpError, ask
 
 __all__ = ["VERSION", "Rules", "extract_answer", "is_correct", "judge", "normalize_answer", "normalize_gold"]
 
@@ -33,7 +33,7 @@ def is_correct(
     r"""Whether the answer of `completion` equals `gold`, which may be in its data set's own format.
 
     `10\%` equals `10\%` and `0.1`, not `10`. The options are those of `Rules`. Never raises; no answer is a wrong one,
-    and so is one that cannot be compared within `grading.SECONDS` and `grading.MEMORY_BYTES`.
+    and so is one that cannot be compared within `workers.SECONDS` and `workers.MEMORY_BYTES`.
     """
     types = None if match_types is None else tuple(match_types)
     rules = Rules(percent_as_unit, types, 6 if precision is None else precision, strict, bool(allow_set_relation_comp))

@@ -22,8 +22,8 @@ from contextlib import suppress
 from dataclasses import asdict
 from functools import cache
 
-from upft_mlx import symbolic
-from upft_mlx.equal import Rules, correct
+from upft_mlx.grade import symbolic
+from upft_mlx.grade.equal import Rules, correct
 
 SECONDS = 5.0
 """Time that an answer may take, the start of a worker that replaces another included; most take a millisecond."""
@@ -39,7 +39,7 @@ POLL_SECONDS = 0.2
 """macOS does not limit a process's memory, so this process looks at it so often."""
 _WATCHED = sys.platform == "darwin"
 
-_CODE = "import sys; sys.path[:] = {path!r}; from upft_mlx.grading import serve; serve()"
+_CODE = "import sys; sys.path[:] = {path!r}; from upft_mlx.grade.workers import serve; serve()"
 
 
 class GaveUpError(Exception):
