@@ -24,7 +24,7 @@ from typing import Any
 from upft_mlx.compare import run_cell
 from upft_mlx.comparison import Cell, summarize
 from upft_mlx.demo import world as demo
-from upft_mlx.recipe import Recipe
+from upft_mlx.recipe.schema import Recipe
 from upft_mlx.rows import TrainingRow, write_rows
 from upft_mlx.rundir import RunDir
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from upft_mlx.architecture import Architecture, from_config
 from upft_mlx.lengths import Prompts, Solutions
-from upft_mlx.recipe import Recipe
+from upft_mlx.recipe.schema import Recipe
 from upft_mlx.rooms import MARGIN, Rooms, another_mac, changed
 
 GB = 1e9

@@ -8,13 +8,13 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
-from upft_mlx.recipe import Benchmark, Quantize, Recipe
+from upft_mlx.recipe.schema import Benchmark, Quantize, Recipe
 
 HEADER = """# Recipe fields
 
 A recipe is a YAML file. It states only what differs from these defaults; unknown fields are errors. On the command
 line, `--set section.field=value` changes one field. Paths are relative to the recipe's folder. Written from the
-docstrings of `upft_mlx/recipe.py` by `docs/make_recipe_page.py`; do not edit.
+docstrings of `upft_mlx/recipe/schema.py` by `docs/make_recipe_page.py`; do not edit.
 """
 
 

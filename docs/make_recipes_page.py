@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from upft_mlx.catalogue import Shipped, catalogue
+from upft_mlx.recipe.catalogue import Shipped, catalogue
 
 HEADER = """# Shipped recipes
 

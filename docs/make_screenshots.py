@@ -14,8 +14,8 @@ from typing import Any
 from rich.console import Console
 
 from upft_mlx.events import Event, Graded
-from upft_mlx.load import load_recipe
 from upft_mlx.pipeline import Pipeline
+from upft_mlx.recipe.load import load_recipe
 from upft_mlx.ui import picture
 from upft_mlx.ui_live import LiveView
 

@@ -100,7 +100,7 @@ def export(work: Path, family: str) -> str:
     from upft_mlx.checkpoints import save_safetensors
     from upft_mlx.export import export_dequantized, export_peft
     from upft_mlx.models import load
-    from upft_mlx.recipe import Lora, Quantize, Recipe
+    from upft_mlx.recipe.schema import Lora, Quantize, Recipe
     from upft_mlx.rows import TrainingRow, write_json, write_rows
     from upft_mlx.rundir import RunDir
 

@@ -29,7 +29,7 @@ def measure(folder: Path, compiled: bool) -> list[float]:
     from upft_mlx.adapters import add_lora
     from upft_mlx.batches import Example
     from upft_mlx.models import load
-    from upft_mlx.recipe import Lora, Quantize, Train
+    from upft_mlx.recipe.schema import Lora, Quantize, Train
     from upft_mlx.stage_train import Stepper
 
     loaded = load(folder, quantize=Quantize(bits=8, group_size=32) if folder == EMBEDDED else None)

@@ -32,7 +32,7 @@ from upft_mlx.demo.world import problems as make_problems
 from upft_mlx.models import Loaded, find_model, load
 from upft_mlx.pipeline import run_stage
 from upft_mlx.prompts import Renderer
-from upft_mlx.recipe import Prompt, Recipe
+from upft_mlx.recipe.schema import Prompt, Recipe
 from upft_mlx.rows import EvaluationRow, read_rows
 
 TEMPERATURE, MAX_TOKENS = 0.7, 64

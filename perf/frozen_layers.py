@@ -27,7 +27,7 @@ def stepper(folder: Path, adapted: int, dropped: int):
     """The step of a model without its first `dropped` layers, with LoRA on the last `adapted`."""
     from upft_mlx.adapters import add_lora
     from upft_mlx.models import load
-    from upft_mlx.recipe import Lora, Train
+    from upft_mlx.recipe.schema import Lora, Train
     from upft_mlx.stage_train import Stepper
 
     loaded = load(folder)

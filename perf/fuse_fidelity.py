@@ -22,7 +22,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "upft_mlx"
 
 def recipe_of(arguments: argparse.Namespace, rate: float) -> Any:
     """The same for all rates but the rate."""
-    from upft_mlx.recipe import Recipe
+    from upft_mlx.recipe.schema import Recipe
 
     embedded = arguments.model is None
     return Recipe.model_validate(

@@ -33,7 +33,7 @@ def question(number: int) -> str:
 
 def recipe(stage: str, folder: Path) -> Any:
     """The quickstart's model; prefixes only for generate."""
-    from upft_mlx.recipe import Recipe
+    from upft_mlx.recipe.schema import Recipe
 
     ratio = 0.0 if stage == "generate" else 0.1
     prefix = {"length": 4 if stage == "generate" else 16, "structure_ratio": ratio}

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from upft_mlx import memory
 from upft_mlx.architecture import Architecture, from_config
 from upft_mlx.memory import Device, SamplingLoad, TrainingPass
-from upft_mlx.recipe import Lora, Quantize, Train
+from upft_mlx.recipe.schema import Lora, Quantize, Train
 
 GROUP = 32
 TRAINING = {"h": 128, "L": 4, "i": 352, "H": 4, "K": 2, "V": 1024, "B": 8, "T": 64, "P": 16, "t": 16, "micro": 16}

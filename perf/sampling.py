@@ -51,7 +51,7 @@ def ours(loaded: Any, questions: list[str], samples: int, options: argparse.Name
     from upft_mlx.decoding import Request, Sampling
     from upft_mlx.prefix import Wanted
     from upft_mlx.prompts import Renderer
-    from upft_mlx.recipe import Prompt
+    from upft_mlx.recipe.schema import Prompt
     from upft_mlx.sampler import Sampler
     from upft_mlx.stage_generate import Plan
 
@@ -71,7 +71,7 @@ def mlx_lm(loaded: Any, questions: list[str], samples: int, options: argparse.Na
     from mlx_lm.generate import batch_generate
 
     from upft_mlx.prompts import Renderer
-    from upft_mlx.recipe import Prompt
+    from upft_mlx.recipe.schema import Prompt
 
     renderer = Renderer(loaded.tokenizer, Prompt())
     prompts = [renderer.ids(question) for question in questions for _ in range(samples)]

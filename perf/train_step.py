@@ -172,7 +172,7 @@ class Stopwatch:
 
 def recipe(options: argparse.Namespace) -> Any:
     """Our recipe: the defaults but for the size of the batch."""
-    from upft_mlx.recipe import Recipe
+    from upft_mlx.recipe.schema import Recipe
 
     settings = {"batch_size": options.batch, "steps": options.steps, "learning_rate": RATE, "betas": list(BETAS)}
     whole = options.contestant == "ours whole"
@@ -469,7 +469,7 @@ def prepare(work: Path, options: argparse.Namespace) -> None:
     """model/, rows.jsonl (token ids), texts.jsonl (rendered prompts), data/ (as mlx-lm takes it)."""
     from upft_mlx.models import load_tokenizer
     from upft_mlx.prompts import Renderer
-    from upft_mlx.recipe import PAPER_TEMPLATE, Prompt
+    from upft_mlx.recipe.schema import PAPER_TEMPLATE, Prompt
 
     real = options.shape == "smollm2"
     make = [sys.executable, str(SHARED / "bin" / ("make_smollm2.py" if real else "make_qwen.py")), str(work / "model")]

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from upft_mlx.models import Loaded, load
-from upft_mlx.recipe import Recipe
+from upft_mlx.recipe.schema import Recipe
 
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # before MLX is imported; other work may run beside the tests
 ROOT = Path(__file__).resolve().parent.parent

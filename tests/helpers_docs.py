@@ -21,8 +21,8 @@ from pydantic import BaseModel
 from upft_mlx.benchmarks import resolve
 from upft_mlx.cli import cli
 from upft_mlx.errors import UpftError
-from upft_mlx.load import load_recipe, shipped_recipes
-from upft_mlx.recipe import Recipe
+from upft_mlx.recipe.load import load_recipe, shipped_recipes
+from upft_mlx.recipe.schema import Recipe
 
 NOT_A_RECIPE = "<!-- not a recipe -->"
 """Stands on the line before a yaml block that is something else."""

@@ -15,7 +15,7 @@ from mlx.utils import tree_flatten, tree_map
 from upft_mlx.adapters import add_lora
 from upft_mlx.batches import Example
 from upft_mlx.models import Loaded
-from upft_mlx.recipe import Lora
+from upft_mlx.recipe.schema import Lora
 
 VOCABULARY = 90
 

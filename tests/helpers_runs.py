@@ -11,7 +11,7 @@ import pytest
 from helpers_input import upft, write
 
 from upft_mlx import pipeline
-from upft_mlx.load import load_recipe
+from upft_mlx.recipe.load import load_recipe
 from upft_mlx.rundir import RunDir
 
 RECIPE = """\

@@ -17,7 +17,7 @@ from upft_mlx.analyze import run_analysis
 from upft_mlx.events import Event, Note, Progress
 from upft_mlx.grade import correct
 from upft_mlx.models import Loaded
-from upft_mlx.recipe import Analyze, Recipe
+from upft_mlx.recipe.schema import Analyze, Recipe
 from upft_mlx.rows import Rollout, Solution, read_rows
 from upft_mlx.rundir import RunDir
 

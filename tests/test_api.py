@@ -17,7 +17,7 @@ import upft_mlx
 from upft_mlx import api, build, evaluate, fuse, generate, load_recipe, run, train
 from upft_mlx.errors import RunDirError
 from upft_mlx.events import Event, StageDone
-from upft_mlx.recipe import Recipe
+from upft_mlx.recipe.schema import Recipe
 
 __all__ = ["no_network"]
 pytestmark = pytest.mark.usefixtures("no_network")

@@ -18,7 +18,7 @@ from upft_mlx.errors import ModelError
 from upft_mlx.memory import Device, weight_bytes
 from upft_mlx.model_files import read_header
 from upft_mlx.models import load
-from upft_mlx.recipe import Lora, Quantize
+from upft_mlx.recipe.schema import Lora, Quantize
 
 SHAPES: list[dict[str, Any]] = [{}, {"tie_word_embeddings": False}, {"num_key_value_heads": 4, "vocab_size": 1024}]
 

@@ -29,7 +29,7 @@ from upft_mlx.decoding import Request, Sampling
 from upft_mlx.events import Side
 from upft_mlx.models import Loaded, load
 from upft_mlx.prompts import Renderer
-from upft_mlx.recipe import Prompt, Recipe
+from upft_mlx.recipe.schema import Prompt, Recipe
 from upft_mlx.rows import EvaluationRow, read_rows
 from upft_mlx.sampler import Sampler
 from upft_mlx.ui_ask import open_answers

@@ -24,7 +24,7 @@ from upft_mlx.batches import (
     steps_per_epoch,
     to_examples,
 )
-from upft_mlx.recipe import Prefix
+from upft_mlx.recipe.schema import Prefix
 from upft_mlx.rows import TrainingRow
 
 

@@ -17,7 +17,7 @@ from upft_mlx.browse import seen
 from upft_mlx.errors import ProblemsError, RecipeError
 from upft_mlx.events import Event, Graded
 from upft_mlx.problems import Problem
-from upft_mlx.recipe import Evaluate, Recipe
+from upft_mlx.recipe.schema import Evaluate, Recipe
 from upft_mlx.rundir import RunDir
 from upft_mlx.stage_evaluate import WITHHELD
 

@@ -13,7 +13,7 @@ from upft_mlx.models import Loaded
 from upft_mlx.prefix import structure_numbers
 from upft_mlx.problems import Problem
 from upft_mlx.prompts import Renderer
-from upft_mlx.recipe import PAPER_TEMPLATE, Prompt, Recipe
+from upft_mlx.recipe.schema import PAPER_TEMPLATE, Prompt, Recipe
 from upft_mlx.rows import Solution, TrainingRow, read_rows, write_rows
 from upft_mlx.rundir import RunDir
 from upft_mlx.stage_build import build

@@ -13,7 +13,7 @@ from helpers_input import write
 from huggingface_hub import ModelCard, ModelCardData
 
 from upft_mlx.card import Base, base_of, card_data, model_card
-from upft_mlx.recipe import Recipe
+from upft_mlx.recipe.schema import Recipe
 
 MakeRecipe = Callable[..., Recipe]
 BASE = Base("org/base-4bit", "org/base-4bit", {"license": "other", "license_name": "qwen", "license_link": "LICENSE"})

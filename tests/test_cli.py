@@ -30,8 +30,8 @@ from upft_mlx import __version__
 from upft_mlx.cli import cli
 from upft_mlx.cli_group import SECTIONS
 from upft_mlx.errors import TrainingError
-from upft_mlx.load import shipped_recipes
-from upft_mlx.recipe import Recipe
+from upft_mlx.recipe.load import shipped_recipes
+from upft_mlx.recipe.schema import Recipe
 
 __all__ = ["no_network"]
 pytestmark = pytest.mark.usefixtures("no_network")
@@ -354,7 +354,7 @@ import time
 from upft_mlx.errors import UpftError
 from upft_mlx.models import find_model
 from upft_mlx.problems import load_problems
-from upft_mlx.recipe import Problems, Recipe
+from upft_mlx.recipe.schema import Problems; from upft_mlx.recipe import Recipe
 time.sleep = lambda seconds: None
 
 def show(action):

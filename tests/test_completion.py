@@ -17,8 +17,8 @@ from helpers_input import upft, write
 from upft_mlx import cli_complete
 from upft_mlx.cli import cli
 from upft_mlx.errors import RecipeError
-from upft_mlx.load import field_names, load_recipe, shipped_recipes
-from upft_mlx.recipe import Recipe
+from upft_mlx.recipe.load import field_names, load_recipe, shipped_recipes
+from upft_mlx.recipe.schema import Recipe
 
 
 def completed(*words: str) -> list[str]:

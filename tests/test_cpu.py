@@ -16,7 +16,7 @@ from upft_mlx.adapters import add_lora
 from upft_mlx.blas import Blas
 from upft_mlx.cpu import DenseHead, DenseLinear, add_dense_copies
 from upft_mlx.models import load
-from upft_mlx.recipe import Lora, Quantize
+from upft_mlx.recipe.schema import Lora, Quantize
 from upft_mlx.trial import same_logits
 
 

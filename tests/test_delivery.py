@@ -12,7 +12,7 @@ from huggingface_hub import metadata_load
 from upft_mlx.api import push
 from upft_mlx.errors import FuseError, RunDirError
 from upft_mlx.pipeline import run, run_stage
-from upft_mlx.recipe import Recipe
+from upft_mlx.recipe.schema import Recipe
 
 MakeRecipe = Callable[..., Recipe]
 SMALL: dict[str, Any] = {

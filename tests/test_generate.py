@@ -18,7 +18,7 @@ from upft_mlx.events import Event, Progress
 from upft_mlx.models import Loaded, load
 from upft_mlx.prefix import Wanted, wanted
 from upft_mlx.problems import Problem, load_problems
-from upft_mlx.recipe import Recipe
+from upft_mlx.recipe.schema import Recipe
 from upft_mlx.rows import Solution, TrainingRow, read_rows
 from upft_mlx.rundir import RunDir
 from upft_mlx.sampler import Sampler

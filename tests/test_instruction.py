@@ -20,7 +20,7 @@ from upft_mlx.models import load, load_tokenizer
 from upft_mlx.planner import Planner
 from upft_mlx.preview import preview
 from upft_mlx.problems import load_problems
-from upft_mlx.recipe import PAPER_TEMPLATE, Prompt, Recipe
+from upft_mlx.recipe.schema import PAPER_TEMPLATE, Prompt, Recipe
 from upft_mlx.rundir import RunDir
 from upft_mlx.sampler import Sampler
 

@@ -19,7 +19,7 @@ from upft_mlx.adapters import add_lora, load_adapter
 from upft_mlx.errors import ModelError, OfflineError, RecipeError, UpftError
 from upft_mlx.models import Loaded, find_model, load, load_tokenizer, model_hash
 from upft_mlx.prompts import Renderer
-from upft_mlx.recipe import Lora, Prompt, Quantize, Recipe
+from upft_mlx.recipe.schema import Lora, Prompt, Quantize, Recipe
 
 __all__ = ["no_network"]
 pytestmark = pytest.mark.usefixtures("no_network")

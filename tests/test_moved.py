@@ -23,7 +23,7 @@ from upft_mlx.moved import Answered, in_words, markdown, opening, summarize, war
 from upft_mlx.movement import held_out, movement
 from upft_mlx.problems import Problem
 from upft_mlx.prompts import Renderer
-from upft_mlx.recipe import Recipe
+from upft_mlx.recipe.schema import Recipe
 from upft_mlx.rows import TrainingRow, write_rows
 from upft_mlx.rundir import RunDir
 from upft_mlx.sampler import sample_chunk

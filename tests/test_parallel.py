@@ -22,8 +22,8 @@ from conftest import MODEL
 
 from upft_mlx import pipeline
 from upft_mlx.errors import RankError
-from upft_mlx.load import load_recipe
 from upft_mlx.parallel import Ranks, _hosts, _launched, joined, mine, ranks, rounds
+from upft_mlx.recipe.load import load_recipe
 
 SMALL = (
     "problems.limit=30",
@@ -272,7 +272,7 @@ from upft_mlx.adapters import adapter_weights, add_lora
 from upft_mlx.batches import Example, shared_length
 from upft_mlx.models import load
 from upft_mlx.parallel import ranks
-from upft_mlx.recipe import Lora, Train
+from upft_mlx.recipe.schema import Lora, Train
 from upft_mlx.stage_train import Stepper
 from pathlib import Path
 def steps(dtype, model, file):

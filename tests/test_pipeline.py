@@ -22,8 +22,8 @@ from upft_mlx.errors import ProblemsError, RunDirError
 from upft_mlx.events import Event, Graded, Note, StageDone, StageSkipped, StageStarted
 from upft_mlx.grade.graders import Task, grade
 from upft_mlx.instruction import instructed
-from upft_mlx.narrow import narrowed, recipe_for_model
-from upft_mlx.recipe import Recipe
+from upft_mlx.recipe.override import narrowed, recipe_for_model
+from upft_mlx.recipe.schema import Recipe
 from upft_mlx.report import verdict
 from upft_mlx.rows import EvaluationRow, TrainingRow, read_rows
 from upft_mlx.rundir import RunDir, changes, remove

@@ -22,7 +22,7 @@ from upft_mlx.memory import Device, fusing_peak
 from upft_mlx.models import Loaded
 from upft_mlx.planning import plan_recipe
 from upft_mlx.prompts import Renderer
-from upft_mlx.recipe import Lora, Prompt, Recipe
+from upft_mlx.recipe.schema import Lora, Prompt, Recipe
 from upft_mlx.rooms import Budget, another_mac
 from upft_mlx.rundir import RunDir
 

@@ -24,7 +24,7 @@ from upft_mlx import device, pipeline
 from upft_mlx.events import Event, Note
 from upft_mlx.machine import Source
 from upft_mlx.power import Power, read_power
-from upft_mlx.recipe import Recipe
+from upft_mlx.recipe.schema import Recipe
 
 __all__ = ["on"]
 

@@ -22,7 +22,7 @@ from upft_mlx.prefix import (
     why_dropped,
 )
 from upft_mlx.problems import Problem
-from upft_mlx.recipe import PAPER_TEMPLATE, Prefix, Recipe
+from upft_mlx.recipe.schema import PAPER_TEMPLATE, Prefix, Recipe
 from upft_mlx.rows import Solution
 
 EOS = 2

@@ -27,7 +27,7 @@ from upft_mlx.models import load_tokenizer
 from upft_mlx.prefix import structure_numbers
 from upft_mlx.preview import Marked, marked, preview
 from upft_mlx.prompts import Renderer
-from upft_mlx.recipe import PAPER_TEMPLATE, Prompt, Recipe
+from upft_mlx.recipe.schema import PAPER_TEMPLATE, Prompt, Recipe
 from upft_mlx.rows import TrainingRow, read_rows
 from upft_mlx.rules import rules
 from upft_mlx.rundir import RunDir

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from upft_mlx.errors import ProblemsError
 from upft_mlx.problems import Problem, load_problems
-from upft_mlx.recipe import Benchmark, Problems
+from upft_mlx.recipe.schema import Benchmark, Problems
 
 
 def read(path: Path, *, limit: int | None = None, shuffle: int | None = None, **columns: Any) -> list[Problem]:

@@ -16,7 +16,7 @@ from upft_mlx import publish
 from upft_mlx.errors import OfflineError, PublishError, RecipeError
 from upft_mlx.events import Event, Note
 from upft_mlx.publish import files_to_push, listing, push
-from upft_mlx.recipe import Publish
+from upft_mlx.recipe.schema import Publish
 
 __all__ = ["no_network"]
 pytestmark = [

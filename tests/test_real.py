@@ -24,7 +24,7 @@ from upft_mlx.models import load
 from upft_mlx.pipeline import run_stage
 from upft_mlx.preview import preview
 from upft_mlx.prompts import Renderer
-from upft_mlx.recipe import Lora, Recipe, Train
+from upft_mlx.recipe.schema import Lora, Recipe, Train
 from upft_mlx.rows import Solution, TrainingRow, read_rows
 from upft_mlx.rundir import RunDir
 from upft_mlx.sampler import Sampler, sampling_for

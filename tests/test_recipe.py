@@ -12,8 +12,8 @@ from pydantic import ValidationError
 
 from upft_mlx import load_recipe
 from upft_mlx.errors import RecipeError
-from upft_mlx.load import shipped_recipes
-from upft_mlx.recipe import PAPER_TEMPLATE, Recipe
+from upft_mlx.recipe.load import shipped_recipes
+from upft_mlx.recipe.schema import PAPER_TEMPLATE, Recipe
 
 
 def load(folder: Path, text: str, *overrides: str) -> Recipe:

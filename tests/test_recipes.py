@@ -16,18 +16,18 @@ from conftest import MODEL, ROOT
 from helpers_input import assert_fails, upft
 
 from upft_mlx.benchmarks import SOURCES, load_benchmark, resolve
-from upft_mlx.catalogue import catalogue
 from upft_mlx.errors import ProblemsError
-from upft_mlx.headers import KEYS, read_header
 from upft_mlx.instruction import instructed, user_turn
 from upft_mlx.lengths import Prompts, Solutions
-from upft_mlx.load import load_recipe, shipped_recipes
 from upft_mlx.models import BUILTIN, load_tokenizer
 from upft_mlx.planning import plan_recipe
 from upft_mlx.prefix import check_problems, structure_numbers, wanted
 from upft_mlx.problems import Problem, load_problems
 from upft_mlx.prompts import Renderer
-from upft_mlx.recipe import AUTO, Recipe
+from upft_mlx.recipe.catalogue import catalogue
+from upft_mlx.recipe.headers import KEYS, read_header
+from upft_mlx.recipe.load import load_recipe, shipped_recipes
+from upft_mlx.recipe.schema import AUTO, Recipe
 from upft_mlx.rooms import MARGIN, Rooms, another_mac, changed
 from upft_mlx.rows import Solution, TrainingRow, read_rows, rows_writer
 from upft_mlx.rundir import RunDir

@@ -12,7 +12,7 @@ import pytest
 from mlx_lm.tuner import callbacks
 
 from upft_mlx.errors import TrainingError
-from upft_mlx.recipe import Recipe
+from upft_mlx.recipe.schema import Recipe
 from upft_mlx.reporting import reporter
 from upft_mlx.rundir import RunDir
 

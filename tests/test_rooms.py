@@ -19,7 +19,7 @@ from upft_mlx.models import load, load_tokenizer
 from upft_mlx.prefix import wanted
 from upft_mlx.problems import Problem
 from upft_mlx.prompts import Renderer
-from upft_mlx.recipe import Recipe
+from upft_mlx.recipe.schema import Recipe
 from upft_mlx.rooms import Rooms, changed, this_machine
 from upft_mlx.rundir import RunDir
 from upft_mlx.stage_build import build

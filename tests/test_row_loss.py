@@ -19,7 +19,7 @@ from upft_mlx.events import Note
 from upft_mlx.loss import Modes, make_loss, scalar, to_arrays
 from upft_mlx.models import Loaded
 from upft_mlx.preview import preview
-from upft_mlx.recipe import Recipe
+from upft_mlx.recipe.schema import Recipe
 from upft_mlx.row_loss import EOS, FIXED, MEASURED, Cut, as_metrics, cut_solutions, drawn, in_words, taken_apart
 from upft_mlx.rows import Solution, TrainingRow, read_rows
 from upft_mlx.rundir import RunDir

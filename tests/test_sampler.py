@@ -24,7 +24,7 @@ from upft_mlx.loss import scalar
 from upft_mlx.models import Loaded
 from upft_mlx.prefill import Prefill, shared_length
 from upft_mlx.prompts import Renderer
-from upft_mlx.recipe import Prompt
+from upft_mlx.recipe.schema import Prompt
 from upft_mlx.sampler import Sampler, chunks, derive_seed, sample_chunk, sampling_for
 
 QUESTIONS = ["Ann has 3 apples and buys 4 more.", "Tom has 9 pens.", "There are 5 boxes with 6 eggs each. How many?"]

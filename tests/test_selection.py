@@ -9,7 +9,7 @@ import pytest
 from pydantic import ValidationError
 
 from upft_mlx.problems import Problem
-from upft_mlx.recipe import Recipe
+from upft_mlx.recipe.schema import Recipe
 from upft_mlx.rows import Solution
 from upft_mlx.selection import choose
 

@@ -22,7 +22,7 @@ from mlx_lm.generate import generate
 from mlx_lm.utils import load as mlx_lm_load
 
 from upft_mlx.models import load
-from upft_mlx.recipe import Recipe
+from upft_mlx.recipe.schema import Recipe
 from upft_mlx.rundir import RunDir
 from upft_mlx.stage_fuse import fuse
 

@@ -17,7 +17,7 @@ from helpers_input import assert_fails, upft, write
 from test_sides import write_adapter
 
 from upft_mlx.grade.correct import VERSION
-from upft_mlx.narrow import narrowed, recipe_for_model
+from upft_mlx.recipe.override import narrowed, recipe_for_model
 from upft_mlx.rows import EvaluationRow, read_rows
 
 

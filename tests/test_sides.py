@@ -19,10 +19,10 @@ from upft_mlx.errors import ModelError
 from upft_mlx.events import EvaluationStarted, Event, Graded, Note, Progress
 from upft_mlx.grade import workers
 from upft_mlx.grade.graders import Task, Verdict
-from upft_mlx.load import load_recipe
 from upft_mlx.models import Loaded, load
-from upft_mlx.narrow import narrowed
-from upft_mlx.recipe import Lora, Quantize, Recipe
+from upft_mlx.recipe.load import load_recipe
+from upft_mlx.recipe.override import narrowed
+from upft_mlx.recipe.schema import Lora, Quantize, Recipe
 from upft_mlx.rows import EvaluationRow, read_rows, write_json
 from upft_mlx.rundir import RunDir
 

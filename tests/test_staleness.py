@@ -29,7 +29,7 @@ from upft_mlx.models import load, model_hash
 from upft_mlx.pipeline import run_stage
 from upft_mlx.prefix import wanted
 from upft_mlx.problems import Problem
-from upft_mlx.recipe import Recipe, Section
+from upft_mlx.recipe.schema import Recipe, Section
 from upft_mlx.rundir import RunDir, fingerprint
 from upft_mlx.stage_build import build
 from upft_mlx.stage_evaluate import Evaluator

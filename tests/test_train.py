@@ -32,7 +32,7 @@ from upft_mlx.interrupt import deferred_interrupt
 from upft_mlx.loss import scalar
 from upft_mlx.models import load
 from upft_mlx.parallel import Ranks
-from upft_mlx.recipe import Lora, Quantize, Recipe, Train
+from upft_mlx.recipe.schema import Lora, Quantize, Recipe, Train
 from upft_mlx.rows import TrainingRow, read_rows, write_rows
 from upft_mlx.rundir import RunDir
 from upft_mlx.stage_train import Stepper, learning_rate, total_steps, train

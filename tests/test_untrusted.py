@@ -23,10 +23,10 @@ from upft_mlx.card import base_of
 from upft_mlx.errors import ModelError, PublishError, RunDirError
 from upft_mlx.figures import Row, intervals
 from upft_mlx.gate import terms
-from upft_mlx.load import load_recipe
 from upft_mlx.models import find_model, load, load_tokenizer
 from upft_mlx.publish import files_to_push
-from upft_mlx.recipe import Recipe
+from upft_mlx.recipe.load import load_recipe
+from upft_mlx.recipe.schema import Recipe
 from upft_mlx.rows import Solution, append_chunk, resume
 from upft_mlx.rundir import RunDir
 from upft_mlx.ways import write_model

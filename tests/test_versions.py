@@ -18,8 +18,8 @@ from upft_mlx import pipeline, rows, stage_generate, stage_train, versions
 from upft_mlx.api import export
 from upft_mlx.errors import RowsError, RunDirError
 from upft_mlx.events import Event, Graded, Note, Progress
-from upft_mlx.load import load_recipe, shipped_recipes
-from upft_mlx.recipe import Recipe
+from upft_mlx.recipe.load import load_recipe, shipped_recipes
+from upft_mlx.recipe.schema import Recipe
 from upft_mlx.rows import read_json, write_json
 from upft_mlx.rundir import RunDir, fingerprint, remove
 

@@ -20,11 +20,11 @@ if sys.platform == "linux":
 
 if TYPE_CHECKING:
     from upft_mlx.api import build, evaluate, fuse, generate, plan, run, train
-    from upft_mlx.load import load_recipe
+    from upft_mlx.recipe.load import load_recipe
 
 __all__ = ["__version__", "build", "evaluate", "fuse", "generate", "load_recipe", "plan", "run", "train"]
 
-_MODULES = {"load_recipe": "load"}
+_MODULES = {"load_recipe": "recipe.load"}
 """Where the public functions are that are not in `api`."""
 
 

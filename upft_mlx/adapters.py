@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import mlx.core as mx
     import mlx.nn as nn
 
-    from upft_mlx.recipe import Lora
+    from upft_mlx.recipe.schema import Lora
 
 
 def add_lora(loaded: Loaded, lora: Lora, seed: int) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from upft_mlx.figures import Panel, Point, Series, curves
-from upft_mlx.recipe import Analyze
+from upft_mlx.recipe.schema import Analyze
 from upft_mlx.stats import mean_interval, paired_difference
 
 LONGEST = 32

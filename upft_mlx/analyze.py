@@ -23,7 +23,7 @@ from upft_mlx.parallel import ranks
 from upft_mlx.pipeline import Outcome, Pipeline
 from upft_mlx.problems import Problem
 from upft_mlx.prompts import Renderer
-from upft_mlx.recipe import Recipe
+from upft_mlx.recipe.schema import Recipe
 from upft_mlx.rows import (
     Rollout,
     Row,

@@ -24,7 +24,7 @@ from upft_mlx.models import load
 from upft_mlx.pipeline import Pipeline
 from upft_mlx.publish import listing, refuse_unknown, require_repo
 from upft_mlx.publish import push as upload
-from upft_mlx.recipe import Recipe
+from upft_mlx.recipe.schema import Recipe
 from upft_mlx.rundir import remove
 
 Facts = dict[str, Any]

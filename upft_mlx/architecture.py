@@ -12,7 +12,7 @@ from typing import Any
 from upft_mlx.errors import ModelError
 from upft_mlx.escape import one_line
 from upft_mlx.model_files import BYTES, Tensor, json_object, read_header
-from upft_mlx.recipe import Lora, Quantize
+from upft_mlx.recipe.schema import Lora, Quantize
 
 _FLOATS = ("F64", "F32", "F16", "BF16")
 _LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.(.+)$")

@@ -22,7 +22,7 @@ from upft_mlx.instruction import as_run
 from upft_mlx.interrupt import deferred_interrupt
 from upft_mlx.models import Loaded
 from upft_mlx.prompts import Renderer
-from upft_mlx.recipe import Recipe
+from upft_mlx.recipe.schema import Recipe
 from upft_mlx.rundir import RunDir, changed, changes
 from upft_mlx.sampler import Sampler, sampling_for
 

@@ -25,7 +25,7 @@ import numpy as np
 import numpy.typing as npt
 
 from upft_mlx.prefix import has_eos
-from upft_mlx.recipe import Prefix
+from upft_mlx.recipe.schema import Prefix
 from upft_mlx.rows import TrainingRow
 
 PAD_TOKENS = 8

@@ -17,7 +17,7 @@ from upft_mlx.escape import quoted
 from upft_mlx.grade.correct import normalize_gold
 from upft_mlx.grade.graders import LETTERS, Grader
 from upft_mlx.problems import Problem, load_problems
-from upft_mlx.recipe import Benchmark, Evaluate
+from upft_mlx.recipe.schema import Benchmark, Evaluate
 
 QUESTION = "{question}"
 BOXED = "{question}\nPlease reason step by step, and put your final answer within \\boxed{}."

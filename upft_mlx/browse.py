@@ -15,8 +15,8 @@ from upft_mlx.errors import RunDirError, UpftError
 from upft_mlx.escape import quoted
 from upft_mlx.grade.correct import VERSION
 from upft_mlx.grade.graders import Task, grade_all
-from upft_mlx.load import load_recipe
-from upft_mlx.recipe import Recipe
+from upft_mlx.recipe.load import load_recipe
+from upft_mlx.recipe.schema import Recipe
 from upft_mlx.report import STAGES, collect
 from upft_mlx.rows import EvaluationRow, read_json, read_rows
 from upft_mlx.rundir import RunDir, changed

@@ -16,9 +16,9 @@ from upft_mlx.errors import ModelError
 from upft_mlx.escape import code, fenced, markdown, one_line
 from upft_mlx.model_files import bounded
 from upft_mlx.models import HUB_ID, is_hub_model
-from upft_mlx.recipe import Recipe
+from upft_mlx.recipe.safe_yaml import read_yaml, to_yaml
+from upft_mlx.recipe.schema import Recipe
 from upft_mlx.report import outcome
-from upft_mlx.safe_yaml import read_yaml, to_yaml
 
 _HEAD = re.compile(r"\A\ufeff?---[ \t]*\r?\n(.*?)\r?\n---[ \t]*(?:\r?\n|\Z)", re.DOTALL)
 _HEAD_CHARACTERS = 128 * 1024

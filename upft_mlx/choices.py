@@ -10,7 +10,7 @@ from upft_mlx.data_facts import DataFacts
 from upft_mlx.errors import RecipeError
 from upft_mlx.memory import TrainingPass, fusing_peak, training_peak
 from upft_mlx.model_facts import ModelFacts
-from upft_mlx.recipe import Lora
+from upft_mlx.recipe.schema import Lora
 from upft_mlx.rooms import MARGIN, another_mac
 
 _SMALL_SET = 1000

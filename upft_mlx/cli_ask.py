@@ -16,7 +16,7 @@ from upft_mlx.escape import to_json
 if TYPE_CHECKING:
     from upft_mlx.ask import Answer, Asker
     from upft_mlx.events import Side
-    from upft_mlx.recipe import Recipe
+    from upft_mlx.recipe.schema import Recipe
     from upft_mlx.rundir import RunDir
 
 

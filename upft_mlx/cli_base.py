@@ -24,7 +24,7 @@ from upft_mlx.hub_attempts import tell_attempts_once
 
 if TYPE_CHECKING:
     from upft_mlx.events import Observer
-    from upft_mlx.recipe import Recipe
+    from upft_mlx.recipe.schema import Recipe
 
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -141,8 +141,8 @@ def prepared(
         machine.check()
         if offline or is_offline():  # each library has its own switch
             go_offline()
-        from upft_mlx.narrow import narrowed, recipe_for_model
         from upft_mlx.parallel import ranks
+        from upft_mlx.recipe.override import narrowed, recipe_for_model
         from upft_mlx.targets import recipe_for
 
         ranks()  # first, so that all ranks hear of an error on one

@@ -13,7 +13,7 @@ from upft_mlx.escape import to_json
 
 if TYPE_CHECKING:
     from upft_mlx.events import Observer
-    from upft_mlx.recipe import Recipe
+    from upft_mlx.recipe.schema import Recipe
 
 
 @cli.command(
@@ -56,7 +56,7 @@ def recipes(name: str | None, as_json: bool) -> None:
 
 
 def _list_recipes(*, as_json: bool) -> None:
-    from upft_mlx.catalogue import catalogue
+    from upft_mlx.recipe.catalogue import catalogue
 
     rows = [item.facts() for item in catalogue()]
     if as_json:
@@ -69,7 +69,7 @@ def _list_recipes(*, as_json: bool) -> None:
 
 def _print_recipe(name: str, *, as_json: bool) -> None:
     """Print the shipped text, or the resolved recipe as JSON."""
-    from upft_mlx.load import find_shipped, load_recipe
+    from upft_mlx.recipe.load import find_shipped, load_recipe
 
     path = find_shipped(name)
     click.echo(to_json(load_recipe(path).dump()) if as_json else path.read_text(encoding="utf-8"), nl=as_json)

@@ -14,7 +14,7 @@ from upft_mlx.escape import to_json
 
 if TYPE_CHECKING:
     from upft_mlx.events import Observer
-    from upft_mlx.recipe import Recipe
+    from upft_mlx.recipe.schema import Recipe
 
 
 @cli.command(

@@ -16,14 +16,14 @@ from upft_mlx.escape import to_json
 
 if TYPE_CHECKING:
     from upft_mlx.events import Observer
-    from upft_mlx.recipe import Recipe
+    from upft_mlx.recipe.schema import Recipe
 
 
 @cli.command(help=helped("Run the quickstart recipe: embedded model and problems, offline, in minutes.", "upft demo"))
 @common
 def demo(**options: Any) -> None:
     """See the help."""
-    from upft_mlx.load import shipped_recipes
+    from upft_mlx.recipe.load import shipped_recipes
 
     _run(str(shipped_recipes()["quickstart"]), None, **options)  # whatever lies about under that name
 

@@ -21,7 +21,7 @@ from upft_mlx.events import Note, Observer, ignore
 from upft_mlx.inputs import dated
 from upft_mlx.models import find_model
 from upft_mlx.pipeline import Pipeline
-from upft_mlx.recipe import Recipe
+from upft_mlx.recipe.schema import Recipe
 from upft_mlx.rows import EvaluationRow, read_json, read_rows, write_atomically, write_json
 from upft_mlx.rundir import RunDir, fingerprint, versions
 

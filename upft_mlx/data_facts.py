@@ -17,7 +17,7 @@ from upft_mlx.escape import quoted
 from upft_mlx.grade.answers import normalize_gold
 from upft_mlx.hub_data import Located, look
 from upft_mlx.problems import SUFFIXES, Problem, first_rows, problems_of, stream_problems
-from upft_mlx.recipe import Problems
+from upft_mlx.recipe.schema import Problems
 from upft_mlx.spool import Part, Spool
 
 _LOOKED_AT = 100

@@ -14,7 +14,7 @@ from upft_mlx.events import Note, Observer, ignore
 from upft_mlx.hub_data import Source
 from upft_mlx.models import FILES, find_model, is_hub_model, is_offline, load_tokenizer
 from upft_mlx.problems import load_problems
-from upft_mlx.recipe import Recipe
+from upft_mlx.recipe.schema import Recipe
 
 _ROOM = 500 * 10**6
 """Bytes that must stay free besides the download."""

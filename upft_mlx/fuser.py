@@ -18,7 +18,7 @@ from upft_mlx.events import Note, Observer, Progress, ignore
 from upft_mlx.fidelity import MAX_PROMPTS, Comparison, Divergence, Fidelity, greedy_probes, probes, retained
 from upft_mlx.models import Loaded
 from upft_mlx.prompts import Renderer
-from upft_mlx.recipe import Recipe
+from upft_mlx.recipe.schema import Recipe
 from upft_mlx.rows import TrainingRow, read_rows
 from upft_mlx.rundir import RunDir
 from upft_mlx.ways import Way, fused_layer, input_size, size_of, ways

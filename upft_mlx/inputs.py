@@ -21,7 +21,7 @@ from upft_mlx.model_facts import chat_template
 from upft_mlx.models import model_hash
 from upft_mlx.problems import Problem
 from upft_mlx.prompts import PRINTS_DATE
-from upft_mlx.recipe import Recipe
+from upft_mlx.recipe.schema import Recipe
 from upft_mlx.rows import read_json
 from upft_mlx.rundir import RunDir, fingerprint
 

@@ -17,7 +17,7 @@ from upft_mlx.model_facts import chat_template
 from upft_mlx.models import BUILTIN, load_tokenizer
 from upft_mlx.problems import Problem
 from upft_mlx.prompts import Renderer
-from upft_mlx.recipe import Prompt, Recipe
+from upft_mlx.recipe.schema import Prompt, Recipe
 from upft_mlx.rows import read_json
 from upft_mlx.rundir import RunDir
 

@@ -12,7 +12,7 @@ from upft_mlx.batches import shared_length
 from upft_mlx.errors import RowsError
 from upft_mlx.problems import Problem
 from upft_mlx.prompts import Renderer
-from upft_mlx.recipe import Recipe
+from upft_mlx.recipe.schema import Recipe
 from upft_mlx.rows import Solution, read_rows
 from upft_mlx.rundir import RunDir
 from upft_mlx.versions import unfinished

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from upft_mlx.architecture import Architecture, Matrix
 from upft_mlx.device import dense_bytes_limit
-from upft_mlx.recipe import Lora
+from upft_mlx.recipe.schema import Lora
 
 CACHE_STEP = 256
 """Tokens by which mlx-lm's key-value caches grow."""

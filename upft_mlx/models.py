@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     import mlx.core as mx
     import mlx.nn as nn
 
-    from upft_mlx.recipe import Quantize, Recipe
+    from upft_mlx.recipe.schema import Quantize, Recipe
 
 BUILTIN = {"builtin:arithmetic": "model"}
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+\Z", re.ASCII)

@@ -19,7 +19,7 @@ from upft_mlx.models import Loaded
 from upft_mlx.moved import Answered, in_words, summarize
 from upft_mlx.problems import Problem
 from upft_mlx.prompts import Renderer
-from upft_mlx.recipe import Recipe
+from upft_mlx.recipe.schema import Recipe
 from upft_mlx.rows import TrainingRow, read_rows, write_json
 from upft_mlx.rundir import RunDir
 from upft_mlx.sampler import chunks, sample_chunk

@@ -21,7 +21,7 @@ from upft_mlx.model_facts import ModelFacts, model_facts
 from upft_mlx.models import BUILTIN, is_hub_model
 from upft_mlx.new_text import recipe_text
 from upft_mlx.problems import Problem
-from upft_mlx.recipe import Problems
+from upft_mlx.recipe.schema import Problems
 from upft_mlx.rows import replacing, write_atomically
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from upft_mlx.errors import RecipeError
 from upft_mlx.escape import one_line, quoted
-from upft_mlx.safe_yaml import read_yaml, yaml_scalar
+from upft_mlx.recipe.safe_yaml import read_yaml, yaml_scalar
 
 if TYPE_CHECKING:
     from upft_mlx.new import Draft

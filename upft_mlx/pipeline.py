@@ -28,7 +28,7 @@ from upft_mlx.parallel import ranks
 from upft_mlx.planner import Planner
 from upft_mlx.prefix import check_problems, wanted
 from upft_mlx.preflight import refuse_early
-from upft_mlx.recipe import Recipe
+from upft_mlx.recipe.schema import Recipe
 from upft_mlx.report import STAGES, collect, markdown
 from upft_mlx.rooms import has_auto, this_machine
 from upft_mlx.row_loss import cut_solutions

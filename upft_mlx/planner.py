@@ -21,7 +21,7 @@ from upft_mlx.models import find_model, load_tokenizer
 from upft_mlx.prefix import check_problems, valid_numbers
 from upft_mlx.problems import Problem
 from upft_mlx.prompts import Renderer
-from upft_mlx.recipe import Recipe
+from upft_mlx.recipe.schema import Recipe
 from upft_mlx.rooms import Budget, Rooms, this_machine
 from upft_mlx.rundir import RunDir
 from upft_mlx.speed import Speed

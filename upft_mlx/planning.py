@@ -8,7 +8,7 @@ from typing import Any
 from upft_mlx.events import Note, Observer, ignore
 from upft_mlx.models import model_hash
 from upft_mlx.planner import Planner
-from upft_mlx.recipe import Recipe
+from upft_mlx.recipe.schema import Recipe
 from upft_mlx.rooms import another_mac
 from upft_mlx.rundir import RunDir, versions
 from upft_mlx.speed import calibrate, keep, key_of, known

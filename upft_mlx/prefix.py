@@ -16,7 +16,7 @@ from typing import Literal
 from upft_mlx.errors import ProblemsError
 from upft_mlx.problems import Problem
 from upft_mlx.prompts import Renderer
-from upft_mlx.recipe import Prefix, Recipe
+from upft_mlx.recipe.schema import Prefix, Recipe
 from upft_mlx.rows import Solution, TrainingRow
 
 RowKind = Literal["prefix", "structure", "full"]

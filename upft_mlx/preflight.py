@@ -13,7 +13,7 @@ from upft_mlx.events import Note, Observer
 from upft_mlx.planner import Planner
 from upft_mlx.problems import Problem
 from upft_mlx.prompts import Renderer
-from upft_mlx.recipe import Lora, Recipe
+from upft_mlx.recipe.schema import Lora, Recipe
 from upft_mlx.rundir import OUTPUTS, RunDir
 
 _RENDERED = 64

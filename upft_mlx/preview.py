@@ -21,7 +21,7 @@ from upft_mlx.models import find_model, load_tokenizer
 from upft_mlx.prefix import check_problems
 from upft_mlx.preview_rows import Found, Rows
 from upft_mlx.prompts import Renderer
-from upft_mlx.recipe import Recipe
+from upft_mlx.recipe.schema import Recipe
 from upft_mlx.rows import TrainingRow
 from upft_mlx.rules import rules
 from upft_mlx.rundir import RunDir

@@ -14,7 +14,7 @@ from upft_mlx.escape import quoted
 from upft_mlx.prefix import RowKind, row_kind, structure_numbers, training_row
 from upft_mlx.problems import Problem
 from upft_mlx.prompts import Renderer
-from upft_mlx.recipe import Recipe
+from upft_mlx.recipe.schema import Recipe
 from upft_mlx.rows import Solution, TrainingRow, read_rows
 from upft_mlx.rundir import RunDir
 from upft_mlx.selection import choose

@@ -13,7 +13,7 @@ from functools import cached_property
 from typing import Any
 
 from upft_mlx.errors import ModelError
-from upft_mlx.recipe import Prompt
+from upft_mlx.recipe.schema import Prompt
 
 PRINTS_DATE = "strftime_now"
 """What a chat template calls to print the date."""

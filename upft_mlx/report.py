@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from upft_mlx import economy, escape, training_report
-from upft_mlx.recipe import Recipe
+from upft_mlx.recipe.schema import Recipe
 from upft_mlx.rows import read_json
 from upft_mlx.rundir import RunDir
 from upft_mlx.stats import ALPHA, drift

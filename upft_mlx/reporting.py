@@ -8,7 +8,7 @@ from typing import Any
 
 from upft_mlx.errors import TrainingError
 from upft_mlx.models import reason
-from upft_mlx.recipe import Recipe
+from upft_mlx.recipe.schema import Recipe
 from upft_mlx.rundir import RunDir
 
 Report = Callable[[Mapping[str, Any]], None]

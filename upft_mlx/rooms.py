@@ -14,7 +14,7 @@ from upft_mlx.device import memory_bytes, on_gpu, working_set_bytes
 from upft_mlx.errors import RoomError
 from upft_mlx.lengths import Prompts, Solutions, first
 from upft_mlx.memory import Device, SamplingLoad, TrainingPass, fusing_peak, sampling_peak, training_peak
-from upft_mlx.recipe import AUTO, Recipe
+from upft_mlx.recipe.schema import AUTO, Recipe
 
 MARGIN = 0.85
 """Share of the budget that `auto` fills: the formulas are right to about 15 %."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from upft_mlx.escape import to_json
 from upft_mlx.prefix import structure_numbers, valid_numbers
-from upft_mlx.recipe import Recipe
+from upft_mlx.recipe.schema import Recipe
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from upft_mlx.events import Note, Observer, Side
 from upft_mlx.inputs import Inputs
 from upft_mlx.models import Loaded
 from upft_mlx.parallel import ranks
-from upft_mlx.recipe import Recipe
+from upft_mlx.recipe.schema import Recipe
 from upft_mlx.rows import EvaluationRow, read_rows, replacing
 from upft_mlx.rundir import Entry, RunDir, fingerprint
 from upft_mlx.stage_evaluate import Evaluator, Switch, replay

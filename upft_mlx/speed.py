@@ -17,7 +17,7 @@ from upft_mlx.lengths import Solutions, of_lengths
 from upft_mlx.models import Loaded, load
 from upft_mlx.problems import Problem
 from upft_mlx.prompts import Renderer
-from upft_mlx.recipe import Recipe
+from upft_mlx.recipe.schema import Recipe
 from upft_mlx.rows import read_json, write_json
 from upft_mlx.rundir import fingerprint
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import overload
 
 from upft_mlx.problems import Problem, chosen, stream_problems
-from upft_mlx.recipe import Recipe
+from upft_mlx.recipe.schema import Recipe
 
 _IN_MEMORY = 1 << 20
 """Bytes of problems that need no file."""

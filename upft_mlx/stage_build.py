@@ -20,7 +20,7 @@ from upft_mlx.events import Observer, Progress, ignore
 from upft_mlx.prefix import row_kind, structure_numbers, training_row, valid_numbers
 from upft_mlx.problems import Problem
 from upft_mlx.prompts import Renderer
-from upft_mlx.recipe import Recipe
+from upft_mlx.recipe.schema import Recipe
 from upft_mlx.rows import Solution, read_rows, rows_writer
 from upft_mlx.rundir import RunDir
 from upft_mlx.selection import choose

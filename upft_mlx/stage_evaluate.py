@@ -23,7 +23,7 @@ from upft_mlx.models import Loaded
 from upft_mlx.parallel import mine, ranks, rounds
 from upft_mlx.problems import Problem
 from upft_mlx.prompts import Renderer
-from upft_mlx.recipe import Recipe
+from upft_mlx.recipe.schema import Recipe
 from upft_mlx.rows import EvaluationRow, append_chunk, read_rows, resume, write_rows
 from upft_mlx.rundir import RunDir
 from upft_mlx.sampler import Sampler, chunks, sampling_for, summing

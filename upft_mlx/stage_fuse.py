@@ -17,7 +17,7 @@ from upft_mlx.fidelity import Fidelity
 from upft_mlx.fuser import Fuser
 from upft_mlx.memory import fusing_peak
 from upft_mlx.models import Loaded
-from upft_mlx.recipe import Recipe
+from upft_mlx.recipe.schema import Recipe
 from upft_mlx.rooms import this_machine
 from upft_mlx.rows import write_json
 from upft_mlx.rundir import RunDir, remove

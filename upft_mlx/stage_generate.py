@@ -18,7 +18,7 @@ from upft_mlx.parallel import mine, ranks, rounds
 from upft_mlx.prefix import Wanted
 from upft_mlx.problems import Problem
 from upft_mlx.prompts import Renderer
-from upft_mlx.recipe import Recipe
+from upft_mlx.recipe.schema import Recipe
 from upft_mlx.rows import Solution, append_chunk, arrange, read_rows, resume
 from upft_mlx.rundir import RunDir
 from upft_mlx.sampler import Sampler, sampling_for, summing

@@ -39,7 +39,7 @@ from upft_mlx.interrupt import deferred_interrupt
 from upft_mlx.loss import choose_modes, make_loss, scalar, to_arrays, value_and_grad
 from upft_mlx.models import Loaded
 from upft_mlx.parallel import ranks
-from upft_mlx.recipe import Recipe, Train
+from upft_mlx.recipe.schema import Recipe, Train
 from upft_mlx.reporting import reporter
 from upft_mlx.row_loss import FIXED, MEASURED, as_metrics, drawn, in_words, taken_apart
 from upft_mlx.rows import TrainingRow, read_rows, write_atomically, write_json

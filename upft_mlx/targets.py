@@ -7,8 +7,8 @@ from pathlib import Path
 
 from upft_mlx.browse import recipe_of
 from upft_mlx.errors import RecipeError
-from upft_mlx.load import load_recipe, shipped_recipes, validated
-from upft_mlx.recipe import Recipe
+from upft_mlx.recipe.load import load_recipe, shipped_recipes, validated
+from upft_mlx.recipe.schema import Recipe
 from upft_mlx.rundir import RunDir
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from upft_mlx.headers import Header, read_header
-from upft_mlx.load import load_recipe, shipped_recipes
-from upft_mlx.recipe import Recipe
+from upft_mlx.recipe.headers import Header, read_header
+from upft_mlx.recipe.load import load_recipe, shipped_recipes
+from upft_mlx.recipe.schema import Recipe
 
 
 @dataclass(frozen=True)

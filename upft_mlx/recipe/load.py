@@ -13,8 +13,8 @@ from pydantic import BaseModel, ValidationError
 
 from upft_mlx.errors import RecipeError
 from upft_mlx.escape import one_line, quoted
-from upft_mlx.recipe import Recipe
-from upft_mlx.safe_yaml import read_yaml
+from upft_mlx.recipe.safe_yaml import read_yaml
+from upft_mlx.recipe.schema import Recipe
 
 _LARGEST = 256 * 1024
 """Bytes of a recipe; PyYAML reads some 100 KB a second."""
@@ -62,8 +62,8 @@ def validated(path: Path, lines: dict[tuple[Any, ...], int], data: dict[str, Any
 
 def shipped_recipes() -> dict[str, Path]:
     """The recipes inside the package (a wheel) or beside it (a checkout), by name."""
-    package = Path(__file__).resolve().parent
-    folders = (package / "recipes", package.parent / "recipes")
+    package = Path(__file__).resolve().parent.parent
+    folders = (package / "recipe" / "shipped", package.parent / "recipes")
     folder = next((folder for folder in folders if folder.is_dir()), folders[0])
     return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
 

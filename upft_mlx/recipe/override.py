@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from upft_mlx.errors import RecipeError
-from upft_mlx.load import resolve_paths, validated
-from upft_mlx.recipe import Recipe
+from upft_mlx.recipe.load import resolve_paths, validated
+from upft_mlx.recipe.schema import Recipe
 
 
 def recipe_for_model(model: str, overrides: Sequence[str] = ()) -> Recipe:
