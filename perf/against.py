@@ -79,7 +79,7 @@ def model_folder(work: Path) -> Path:
 
 def blas(side: Path) -> str:
     """What matrix products run on."""
-    code = "from upft_mlx import blas; print(blas.used())"
+    code = "from upft_mlx.machine import blas; print(blas.used())"
     return run(side, ["-c", code])[1].strip()
 
 

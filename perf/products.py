@@ -13,7 +13,7 @@ from collections.abc import Callable
 from importlib import metadata
 
 # isort: off
-from upft_mlx import blas  # before MLX, whose import loads the library
+from upft_mlx.machine import blas  # before MLX, whose import loads the library
 import mlx.core as mx
 
 # isort: on

@@ -137,7 +137,7 @@ def main() -> None:
     options = parser.parse_args()
     if not SHARED.is_dir():
         raise SystemExit(f"{SHARED}: not there; set UPFT_SHARED to the folder with make_qwen.py and the questions")
-    from upft_mlx import blas
+    from upft_mlx.machine import blas
     from upft_mlx.models import load
 
     versions = {name: metadata.version(name) for name in ("upft-mlx", "mlx", "mlx-lm")}

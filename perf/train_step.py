@@ -45,7 +45,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, TextIO
 
-from upft_mlx import blas
+from upft_mlx.machine import blas
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = Path(os.environ.get("UPFT_SHARED", ROOT.parent / "shared"))

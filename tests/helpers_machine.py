@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 import pytest
 
-from upft_mlx import machine
-from upft_mlx.machine import Source
+from upft_mlx.machine import requirements
+from upft_mlx.machine.requirements import Source
 
 MAINS = """Now drawing from 'AC Power'
  -InternalBattery-0 (id=12345678)	100%; charged; 0:00 remaining present: true
@@ -115,7 +115,7 @@ def on(monkeypatch: pytest.MonkeyPatch) -> Callable[[Source], None]:
     """Pretend to be a machine."""
 
     def pretend(source: Source) -> None:
-        monkeypatch.setattr(machine, "here", lambda: source)
-        monkeypatch.setattr("upft_mlx.power.here", lambda: source)
+        monkeypatch.setattr(requirements, "here", lambda: source)
+        monkeypatch.setattr("upft_mlx.machine.power.here", lambda: source)
 
     return pretend

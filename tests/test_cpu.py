@@ -13,8 +13,8 @@ from conftest import MODEL
 from helpers_loss import flat
 
 from upft_mlx.adapters import add_lora
-from upft_mlx.blas import Blas
 from upft_mlx.cpu import DenseHead, DenseLinear, add_dense_copies
+from upft_mlx.machine.blas import Blas
 from upft_mlx.models import load
 from upft_mlx.recipe.schema import Lora, Quantize
 from upft_mlx.trial import same_logits

@@ -13,8 +13,8 @@ import mlx.core as mx
 import pytest
 
 from upft_mlx import pipeline
-from upft_mlx.device import awake, limit_memory, working_set_bytes
 from upft_mlx.events import Event, Note
+from upft_mlx.machine.device import awake, limit_memory, working_set_bytes
 from upft_mlx.recipe.schema import Recipe
 
 GIB = 2**30

@@ -17,9 +17,10 @@ from helpers_input import no_network, process, upft
 from helpers_machine import BATTERY, LIMITED, LOW_POWER, intel, level, linux, mac, old_macos, rosetta
 from rich.console import Console
 
-from upft_mlx import doctor, machine, selftest
+from upft_mlx import doctor, selftest
 from upft_mlx.doctor import Finding, examine
-from upft_mlx.machine import Source
+from upft_mlx.machine import requirements as machine
+from upft_mlx.machine.requirements import Source
 from upft_mlx.ui import print_findings
 from upft_mlx.ui_doctor import NAME
 

@@ -16,11 +16,21 @@ from conftest import ROOT
 from helpers_input import MINIMAL, assert_fails, upft, write
 from helpers_machine import apples_python, intel, linux, mac, old_macos, on, rosetta
 
-from upft_mlx import __main__, machine, pipeline
-from upft_mlx.machine import Source, ask, import_refusal, look, mlx_refusal, pip_install, python_refusal, refusal
+from upft_mlx import __main__, pipeline
+from upft_mlx.machine import requirements
+from upft_mlx.machine.requirements import (
+    Source,
+    ask,
+    import_refusal,
+    look,
+    mlx_refusal,
+    pip_install,
+    python_refusal,
+    refusal,
+)
 
 __all__ = ["on"]
-BEFORE_INSTALLATION = ("__init__", "_version", "__main__", "machine", "errors")
+BEFORE_INSTALLATION = ("__init__", "_version", "__main__", "errors", "machine/__init__", "machine/requirements")
 """What runs before Python's version is known to be right and before anything is installed."""
 
 
@@ -75,7 +85,7 @@ def test_apples_python_is_refused_with_the_way_to_a_newer_one() -> None:
 
 
 def test_a_command_that_is_missing_fails_or_hangs_has_no_output(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine, "ASK_SECONDS", 0.2)
+    monkeypatch.setattr(requirements, "ASK_SECONDS", 0.2)
     assert ask("echo", "text") == "text\n"
     assert ask("no-such-command-here") is None
     assert ask("false") is None
@@ -83,8 +93,8 @@ def test_a_command_that_is_missing_fails_or_hangs_has_no_output(monkeypatch: pyt
 
 
 def test_here_is_this_python() -> None:
-    assert machine.here().python == tuple(sys.version_info[:3])
-    assert machine.here().executable == sys.executable
+    assert requirements.here().python == tuple(sys.version_info[:3])
+    assert requirements.here().executable == sys.executable
 
 
 # MLX itself.
@@ -117,13 +127,15 @@ def test_another_package_that_is_missing_is_named_with_what_installs_it_here(
     assert import_refusal(error, mac()) == f"{missing}`{python} -m pip install {ROOT}` installs it"
     monkeypatch.setattr(sys, "prefix", sys.base_prefix)
     assert f"`cd {ROOT} && {python} -m venv .venv && .venv/bin/pip install .`" in import_refusal(error, mac())
-    monkeypatch.setattr(machine, "__file__", str(tmp_path / "site-packages" / "upft_mlx" / "machine.py"))
+    monkeypatch.setattr(
+        requirements, "__file__", str(tmp_path / "site-packages" / "upft_mlx" / "machine" / "requirements.py")
+    )
     assert import_refusal(error, mac()) == f"{missing}`{python} -m pip install 'click'` installs it"
 
 
 def test_an_environment_without_pip_is_told_uvs_command(monkeypatch: pytest.MonkeyPatch) -> None:
     assert pip_install("/env/bin/python") == "/env/bin/python -m pip install"
-    monkeypatch.setattr(machine, "find_spec", lambda name: None)
+    monkeypatch.setattr(requirements, "find_spec", lambda name: None)
     assert pip_install("/env/bin/python") == "uv pip install --python /env/bin/python"
 
 
@@ -201,7 +213,7 @@ def test_a_real_python_3_9_gets_the_message_and_no_traceback() -> None:
 def test_an_old_python_is_refused_before_click_is_imported(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(machine, "here", apples_python)
+    monkeypatch.setattr(requirements, "here", apples_python)
     monkeypatch.setitem(sys.modules, "upft_mlx.cli", None)
     with pytest.raises(SystemExit) as end:
         __main__.main()

@@ -20,10 +20,11 @@ from helpers_machine import (
     on,
 )
 
-from upft_mlx import device, pipeline
+from upft_mlx import pipeline
 from upft_mlx.events import Event, Note
-from upft_mlx.machine import Source
-from upft_mlx.power import Power, read_power
+from upft_mlx.machine import device
+from upft_mlx.machine.power import Power, read_power
+from upft_mlx.machine.requirements import Source
 from upft_mlx.recipe.schema import Recipe
 
 __all__ = ["on"]

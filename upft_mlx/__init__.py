@@ -14,7 +14,7 @@ from upft_mlx._version import __version__
 os.environ.setdefault("MLX_BFS_MAX_WIDTH", "1")
 
 if sys.platform == "linux":
-    from upft_mlx.blas import load_before_mlx
+    from upft_mlx.machine.blas import load_before_mlx
 
     load_before_mlx()
 

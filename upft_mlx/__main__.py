@@ -1,6 +1,6 @@
 """`python -m upft_mlx` is `upft`. What keeps it from starting at all is said here, in words instead of a traceback.
 
-Like upft_mlx.machine this needs nothing newer than Python 3.9 and nothing installed.
+Like upft_mlx.machine.requirements this needs nothing newer than Python 3.9 and nothing installed.
 """
 
 from __future__ import annotations
@@ -10,16 +10,16 @@ import sys
 
 def main() -> None:
     """The entry point of the `upft` script."""
-    from upft_mlx import machine
+    from upft_mlx.machine import requirements
 
-    if trouble := machine.python_refusal():
+    if trouble := requirements.python_refusal():
         _stop(trouble)
     try:
         from upft_mlx.cli import main as run
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] == "upft_mlx":
             raise
-        _stop(machine.refusal() or machine.import_refusal(error))
+        _stop(requirements.refusal() or requirements.import_refusal(error))
     run()
 
 

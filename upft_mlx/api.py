@@ -16,10 +16,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from upft_mlx import machine, pipeline, planning
+from upft_mlx import pipeline, planning
 from upft_mlx.card import base_of
 from upft_mlx.events import Observer, ignore
 from upft_mlx.exported import deliver, earlier_export
+from upft_mlx.machine import requirements
 from upft_mlx.models import load
 from upft_mlx.pipeline import Pipeline
 from upft_mlx.publish import listing, refuse_unknown, require_repo
@@ -154,7 +155,7 @@ def _folder(recipe: Recipe, run_dir: str | Path | None) -> Path:
 
 def _begin() -> None:
     """As on the command line: not on a machine that cannot compute; no telemetry, unless the environment wants it."""
-    machine.check()
+    requirements.check()
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 

@@ -88,7 +88,7 @@ def cli() -> None:
 
 
 def _print_versions(context: click.Context) -> None:
-    from upft_mlx.machine import versions_line
+    from upft_mlx.machine.requirements import versions_line
 
     click.echo(versions_line())
     context.exit()
@@ -135,10 +135,10 @@ def prepared(
     sets = [f"--set {text}" for text in overrides]
     fetch = " ".join(["upft fetch", name, *sets]) if name else f"hf download {model}"
     with edge(debug=debug, fetch=fetch):
-        from upft_mlx import machine
+        from upft_mlx.machine import requirements
         from upft_mlx.models import go_offline, is_offline
 
-        machine.check()
+        requirements.check()
         if offline or is_offline():  # each library has its own switch
             go_offline()
         from upft_mlx.parallel import ranks
@@ -197,13 +197,13 @@ def edge(*, debug: bool, fetch: str = "upft fetch") -> Iterator[None]:
     except ImportError as error:
         if debug or (error.name or "").startswith("upft_mlx"):
             raise
-        from upft_mlx.machine import import_refusal
+        from upft_mlx.machine.requirements import import_refusal
 
         _fail(1, import_refusal(error))
     except Exception as error:
         if debug:
             raise
-        from upft_mlx.machine import kernel_refusal
+        from upft_mlx.machine.requirements import kernel_refusal
 
         if found := _IN_RUST.search(str(error)):  # tokenizers and safetensors raise an Exception of no kind
             _fail(1, _refused(OSError(int(found[1]), os.strerror(int(found[1])))))

@@ -15,8 +15,8 @@ from typing import cast
 import mlx.core as mx
 import mlx.nn as nn
 
-from upft_mlx.blas import used as blas
-from upft_mlx.device import dense_bytes_limit, memory_bytes, on_gpu
+from upft_mlx.machine.blas import used as blas
+from upft_mlx.machine.device import dense_bytes_limit, memory_bytes, on_gpu
 
 
 class DenseLinear(nn.QuantizedLinear):

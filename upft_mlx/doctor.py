@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from upft_mlx._version import __version__
-from upft_mlx.machine import Machine, Source, here, look, mlx_refusal, pip_install, refusal
-from upft_mlx.power import THERMAL_LEVELS, Power, read_power
+from upft_mlx.machine.power import THERMAL_LEVELS, Power, read_power
+from upft_mlx.machine.requirements import Machine, Source, here, look, mlx_refusal, pip_install, refusal
 
 if TYPE_CHECKING:
     from packaging.specifiers import SpecifierSet
@@ -109,7 +109,7 @@ def _memory(machine: Machine, *, usable: bool) -> Iterator[Finding]:
 
 
 def _working_set(machine: Machine) -> Finding:
-    from upft_mlx.device import working_set_bytes
+    from upft_mlx.machine.device import working_set_bytes
 
     size = working_set_bytes()
     if size is not None:
@@ -123,7 +123,7 @@ def _working_set(machine: Machine) -> Finding:
 
 def _blas() -> Iterator[Finding]:
     """The library for MLX's matrix products, and their speed."""
-    from upft_mlx import blas
+    from upft_mlx.machine import blas
     from upft_mlx.selftest import gigaflops
 
     used = blas.used()

@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass
 
 from upft_mlx.architecture import Architecture, Matrix
-from upft_mlx.device import dense_bytes_limit
+from upft_mlx.machine.device import dense_bytes_limit
 from upft_mlx.recipe.schema import Lora
 
 CACHE_STEP = 256

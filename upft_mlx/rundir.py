@@ -20,9 +20,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from upft_mlx import __version__, blas
+from upft_mlx import __version__
 from upft_mlx.digests import digest
 from upft_mlx.errors import RowsError, RunDirError
+from upft_mlx.machine import blas
 from upft_mlx.rows import own_file, read_json, write_json
 
 OUTPUTS = {

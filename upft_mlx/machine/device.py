@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 from upft_mlx.events import Note, Observer
-from upft_mlx.power import read_power
+from upft_mlx.machine.power import read_power
 
 
 def working_set_bytes() -> int | None:

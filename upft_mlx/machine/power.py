@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from upft_mlx.machine import Source, here
+from upft_mlx.machine.requirements import Source, here
 
 THERMAL_LEVELS = ("nominal", "moderate", "heavy", "trapping", "sleeping")
 """Of thermalpressurelevel, from 0, as OSThermalNotification.h names them; from `heavy` on the chip is slowed down."""

@@ -210,7 +210,7 @@ def import_refusal(error: ImportError, source: Source | None = None) -> str:
     pip = pip_install(source.executable)
     if isinstance(error, ModuleNotFoundError) and error.name != "mlx.core":
         missing = f"the package {error.name} is not installed for {source.executable}"
-        clone = Path(__file__).resolve().parent.parent
+        clone = Path(__file__).resolve().parent.parent.parent
         if not (clone / "pyproject.toml").is_file():
             return f"{missing}; `{pip} '{name}'` installs it"
         if sys.prefix != sys.base_prefix:  # in an environment
