@@ -120,7 +120,7 @@ def make_sibling(folder: Path, work: Path) -> None:
     from mlx.utils import tree_flatten, tree_unflatten
     from mlx_lm.tuner.lora import LoRALinear
 
-    from upft_mlx.models import load
+    from upft_mlx.models.load import load
     from upft_mlx.stage_train import train
 
     loaded, run = load(MODEL), RunDir(work / "sibling")

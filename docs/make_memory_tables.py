@@ -11,8 +11,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from upft_mlx.architecture import Architecture, from_config
 from upft_mlx.lengths import Prompts, Solutions
+from upft_mlx.models.architecture import Architecture, from_config
 from upft_mlx.recipe.schema import Recipe
 from upft_mlx.rooms import MARGIN, Rooms, another_mac, changed
 

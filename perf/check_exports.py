@@ -96,10 +96,10 @@ def export(work: Path, family: str) -> str:
 
     import mlx.core as mx
 
-    from upft_mlx.adapters import adapter_weights, add_lora, load_adapter
     from upft_mlx.checkpoints import save_safetensors
     from upft_mlx.export import export_dequantized, export_peft
-    from upft_mlx.models import load
+    from upft_mlx.models.adapters import adapter_weights, add_lora, load_adapter
+    from upft_mlx.models.load import load
     from upft_mlx.recipe.schema import Lora, Quantize, Recipe
     from upft_mlx.rows import TrainingRow, write_json, write_rows
     from upft_mlx.rundir import RunDir

@@ -25,8 +25,8 @@ ROWS = 12_000
 
 def stepper(folder: Path, adapted: int, dropped: int):
     """The step of a model without its first `dropped` layers, with LoRA on the last `adapted`."""
-    from upft_mlx.adapters import add_lora
-    from upft_mlx.models import load
+    from upft_mlx.models.adapters import add_lora
+    from upft_mlx.models.load import load
     from upft_mlx.recipe.schema import Lora, Train
     from upft_mlx.stage_train import Stepper
 

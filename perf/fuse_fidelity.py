@@ -53,7 +53,7 @@ def prepare(arguments: argparse.Namespace, work: Path) -> None:
 def rows(arguments: argparse.Namespace, work: Path, rate: float) -> list[str]:
     """Train at a rate and measure every way."""
     from upft_mlx.fuser import Fuser
-    from upft_mlx.models import load
+    from upft_mlx.models.load import load
     from upft_mlx.rundir import RunDir
     from upft_mlx.stage_fuse import KEPT
     from upft_mlx.stage_train import train

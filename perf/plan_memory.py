@@ -21,8 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from upft_mlx import memory
-from upft_mlx.architecture import Architecture, from_config
 from upft_mlx.memory import Device, SamplingLoad, TrainingPass
+from upft_mlx.models.architecture import Architecture, from_config
 from upft_mlx.recipe.schema import Lora, Quantize, Train
 
 GROUP = 32
@@ -115,9 +115,9 @@ def measure_training(s: dict[str, Any]) -> Measured:
     """Two steps."""
     import mlx.core as mx
 
-    from upft_mlx.adapters import add_lora
     from upft_mlx.batches import Example
-    from upft_mlx.models import Loaded
+    from upft_mlx.models.adapters import add_lora
+    from upft_mlx.models.load import Loaded
     from upft_mlx.stage_train import Stepper
 
     before = fresh()
@@ -141,7 +141,7 @@ def measure_sampling(s: dict[str, Any]) -> Measured:
     import mlx.core as mx
 
     from upft_mlx.decoding import Request, Sampling
-    from upft_mlx.models import Loaded
+    from upft_mlx.models.load import Loaded
     from upft_mlx.sampler import Sampler
 
     before = fresh()

@@ -49,8 +49,8 @@ def ours(loaded: Any, questions: list[str], samples: int, options: argparse.Name
     from array import array
 
     from upft_mlx.decoding import Request, Sampling
+    from upft_mlx.models.chat import Renderer
     from upft_mlx.prefix import Wanted
-    from upft_mlx.prompts import Renderer
     from upft_mlx.recipe.schema import Prompt
     from upft_mlx.sampler import Sampler
     from upft_mlx.stage_generate import Plan
@@ -70,7 +70,7 @@ def mlx_lm(loaded: Any, questions: list[str], samples: int, options: argparse.Na
     """As its users call it: rendering included, its own batch sizes."""
     from mlx_lm.generate import batch_generate
 
-    from upft_mlx.prompts import Renderer
+    from upft_mlx.models.chat import Renderer
     from upft_mlx.recipe.schema import Prompt
 
     renderer = Renderer(loaded.tokenizer, Prompt())
@@ -138,7 +138,7 @@ def main() -> None:
     if not SHARED.is_dir():
         raise SystemExit(f"{SHARED}: not there; set UPFT_SHARED to the folder with make_qwen.py and the questions")
     from upft_mlx.machine import blas
-    from upft_mlx.models import load
+    from upft_mlx.models.load import load
 
     versions = {name: metadata.version(name) for name in ("upft-mlx", "mlx", "mlx-lm")}
     machine = {"python": platform.python_version(), "machine": platform.machine(), "cores": os.cpu_count()}

@@ -4,7 +4,8 @@ Contestants, each in a process and with an empty kernel cache of its own, take t
 
   ours         upft_mlx.stage_train.train on dataset/train.jsonl
   ours whole   the same with train.micro_batch_size at the whole batch, for the time that smaller passes cost
-  ours plain   the same without the dense copies that upft_mlx/cpu.py makes on MLX's CPU backend and nowhere else: what
+  ours plain   the same without the dense copies that upft_mlx/models/dense_cpu.py makes on MLX's CPU backend and
+  nowhere else: what
                is left of the difference is in operations that are not needed on any device
   mlx-lm       `mlx_lm lora --mask-prompt` as people run it: prompt / completion data, its own loop and batches
   mlx-lm step  mlx-lm's loss and compiled step on our batches
@@ -115,15 +116,15 @@ def ours(work: Path, options: argparse.Namespace) -> None:
     """upft_mlx's trainer as `upft train` calls it."""
     import mlx.core as mx
 
-    import upft_mlx.cpu
+    import upft_mlx.models.dense_cpu
     from upft_mlx.events import Event, Progress, Trained
-    from upft_mlx.models import load
+    from upft_mlx.models.load import load
     from upft_mlx.rows import TrainingRow, write_rows
     from upft_mlx.rundir import RunDir
     from upft_mlx.stage_train import train
 
     if options.contestant == "ours plain":
-        upft_mlx.cpu.add_dense_copies = lambda _: False
+        upft_mlx.models.dense_cpu.add_dense_copies = lambda _: False
     run = RunDir(work / f"run of {options.contestant}")
     rows = [TrainingRow(str(i), str(i), 0, "prefix", **row) for i, row in enumerate(read(work / "rows.jsonl"))]
     write_rows(run.train, rows)
@@ -412,7 +413,7 @@ def flop(key: tuple[Any, ...]) -> int:
 def timed(key: tuple[Any, ...]) -> float:
     """CPU seconds of one product at its real shape and type, the mean of three after a first.
 
-    Frozen matrices compute with their dense copies (upft_mlx/cpu.py).
+    Frozen matrices compute with their dense copies (upft_mlx/models/dense_cpu.py).
     """
     import mlx.core as mx
 
@@ -467,8 +468,8 @@ def left_to_gain(rows: Path, options: argparse.Namespace, loaded: Any) -> dict[s
 
 def prepare(work: Path, options: argparse.Namespace) -> None:
     """model/, rows.jsonl (token ids), texts.jsonl (rendered prompts), data/ (as mlx-lm takes it)."""
-    from upft_mlx.models import load_tokenizer
-    from upft_mlx.prompts import Renderer
+    from upft_mlx.models.chat import Renderer
+    from upft_mlx.models.load import load_tokenizer
     from upft_mlx.recipe.schema import PAPER_TEMPLATE, Prompt
 
     real = options.shape == "smollm2"

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from upft_mlx.models import Loaded, load
+from upft_mlx.models.load import Loaded, load
 from upft_mlx.recipe.schema import Recipe
 
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # before MLX is imported; other work may run beside the tests

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from conftest import MODEL
 
-from upft_mlx.adapters import adapter_weights, add_lora, load_adapter
 from upft_mlx.checkpoints import save_safetensors
-from upft_mlx.models import Loaded, load
+from upft_mlx.models.adapters import adapter_weights, add_lora, load_adapter
+from upft_mlx.models.load import Loaded, load
 from upft_mlx.recipe.schema import Lora, Quantize
 from upft_mlx.rows import TrainingRow, write_json, write_rows
 from upft_mlx.rundir import RunDir

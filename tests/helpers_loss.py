@@ -12,9 +12,9 @@ import mlx.nn as nn
 import numpy as np
 from mlx.utils import tree_flatten, tree_map
 
-from upft_mlx.adapters import add_lora
 from upft_mlx.batches import Example
-from upft_mlx.models import Loaded
+from upft_mlx.models.adapters import add_lora
+from upft_mlx.models.load import Loaded
 from upft_mlx.recipe.schema import Lora
 
 VOCABULARY = 90

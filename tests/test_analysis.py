@@ -16,7 +16,7 @@ from upft_mlx.analysis import Trial, figure, markdown, prefix_accuracy, recommen
 from upft_mlx.analyze import run_analysis
 from upft_mlx.events import Event, Note, Progress
 from upft_mlx.grade import correct
-from upft_mlx.models import Loaded
+from upft_mlx.models.load import Loaded
 from upft_mlx.recipe.schema import Analyze, Recipe
 from upft_mlx.rows import Rollout, Solution, read_rows
 from upft_mlx.rundir import RunDir

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 from helpers_input import MINIMAL, ONE_PROBLEM, assert_fails, no_network, upft, write
 
-from upft_mlx import models, pipeline
+from upft_mlx import pipeline
+from upft_mlx.models import load as models
 
 __all__ = ["no_network"]
 pytestmark = pytest.mark.usefixtures("no_network")

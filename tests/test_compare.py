@@ -11,10 +11,11 @@ from xml.etree import ElementTree
 import pytest
 from pydantic import ValidationError
 
-from upft_mlx import models, pipeline
+from upft_mlx import pipeline
 from upft_mlx.compare import compare, variant
 from upft_mlx.comparison import Cell, figure, markdown, summarize
 from upft_mlx.errors import RecipeError
+from upft_mlx.models import load
 from upft_mlx.recipe.schema import Recipe
 from upft_mlx.rundir import RunDir
 from upft_mlx.stats import wilson_interval
@@ -154,7 +155,7 @@ def test_a_second_call_runs_nothing_again_and_a_missing_cell_only(
 
     def count(*arguments: Any, **options: Any) -> Any:
         loads.append(arguments)
-        return models.load(*arguments, **options)
+        return load.load(*arguments, **options)
 
     monkeypatch.setattr(pipeline, "load", count)
     assert compare(recipe, root) == found

@@ -12,12 +12,12 @@ import pytest
 from conftest import MODEL
 from helpers_loss import flat
 
-from upft_mlx.adapters import add_lora
-from upft_mlx.cpu import DenseHead, DenseLinear, add_dense_copies
 from upft_mlx.machine.blas import Blas
-from upft_mlx.models import load
+from upft_mlx.models.adapters import add_lora
+from upft_mlx.models.dense_cpu import DenseHead, DenseLinear, add_dense_copies
+from upft_mlx.models.load import load
+from upft_mlx.models.same_logits import same_logits
 from upft_mlx.recipe.schema import Lora, Quantize
-from upft_mlx.trial import same_logits
 
 
 class Small(nn.Module):
@@ -40,7 +40,7 @@ class Small(nn.Module):
 def test_output_and_gradient_are_those_of_the_quantized_layers(
     bits: int, is_fast: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("upft_mlx.cpu.blas", lambda: Blas("stand-in", is_fast=is_fast))
+    monkeypatch.setattr("upft_mlx.models.dense_cpu.blas", lambda: Blas("stand-in", is_fast=is_fast))
     plain, fast = Small(bits), Small(bits)
     assert add_dense_copies(fast) == 2
     assert isinstance(fast.first, DenseLinear)
@@ -86,7 +86,7 @@ def test_a_tied_head_computes_with_a_dense_copy_in_both_directions(monkeypatch: 
 
 def test_memory_for_some_layers_gives_some_layers_a_copy(monkeypatch: pytest.MonkeyPatch) -> None:
     """The limit is a quarter of the memory; each copy takes 8,192 bytes."""
-    monkeypatch.setattr("upft_mlx.cpu.memory_bytes", lambda: 4 * 8192)
+    monkeypatch.setattr("upft_mlx.models.dense_cpu.memory_bytes", lambda: 4 * 8192)
     model = Small(4)
     assert add_dense_copies(model) == 1
     assert sorted(type(layer).__name__ for layer in (model.first, model.second)) == ["DenseLinear", "QuantizedLinear"]
@@ -131,7 +131,7 @@ def test_a_model_with_an_adapter_is_the_same_with_and_without(monkeypatch: pytes
     logits = []
     for copies in (True, False):
         if not copies:
-            monkeypatch.setattr("upft_mlx.cpu.add_dense_copies", lambda _: False)
+            monkeypatch.setattr("upft_mlx.models.dense_cpu.add_dense_copies", lambda _: False)
         loaded = load(MODEL, quantize=Quantize(bits=4, group_size=32))
         add_lora(loaded, Lora(rank=2), seed=0)
         layers = [m for _, m in loaded.model.named_modules() if isinstance(m, DenseLinear)]

@@ -16,7 +16,7 @@ from upft_mlx.checkpoints import save_safetensors
 from upft_mlx.errors import ExportError
 from upft_mlx.export import export_dequantized, export_peft
 from upft_mlx.loss import scalar
-from upft_mlx.models import load
+from upft_mlx.models.load import load
 from upft_mlx.recipe.schema import Recipe
 from upft_mlx.rundir import RunDir
 

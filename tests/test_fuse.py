@@ -28,7 +28,7 @@ from upft_mlx.fidelity import Comparison, Fidelity, greedy_probes, retained
 from upft_mlx.fuser import Fuser
 from upft_mlx.loss import scalar
 from upft_mlx.memory import Device
-from upft_mlx.models import Loaded, load
+from upft_mlx.models.load import Loaded, load
 from upft_mlx.recipe.schema import Quantize, Recipe
 from upft_mlx.rooms import Budget
 from upft_mlx.rows import TrainingRow, read_rows

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from upft_mlx.errors import ModelError
 from upft_mlx.events import Event, Progress
-from upft_mlx.models import Loaded, load
+from upft_mlx.models.load import Loaded, load
 from upft_mlx.prefix import Wanted, wanted
 from upft_mlx.problems import Problem, load_problems
 from upft_mlx.recipe.schema import Recipe

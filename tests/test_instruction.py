@@ -16,7 +16,7 @@ from upft_mlx.ask import Asker, Conversation
 from upft_mlx.benchmarks import BOXED, LETTER, resolve
 from upft_mlx.decoding import Request
 from upft_mlx.instruction import as_run, differing, instructed, user_turn
-from upft_mlx.models import load, load_tokenizer
+from upft_mlx.models.load import load, load_tokenizer
 from upft_mlx.planner import Planner
 from upft_mlx.preview import preview
 from upft_mlx.problems import load_problems

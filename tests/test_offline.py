@@ -24,7 +24,7 @@ from upft_mlx import fetch as fetch_module
 from upft_mlx.errors import FetchError, OfflineError
 from upft_mlx.events import Event, Note
 from upft_mlx.fetch import Repository, _check_room, fetch
-from upft_mlx.hub_attempts import tell_attempts_once
+from upft_mlx.models.hub import tell_attempts_once
 from upft_mlx.recipe.load import load_recipe
 
 pytestmark = pytest.mark.slow

@@ -268,9 +268,9 @@ def test_rows_do_not_depend_on_who_began_them(start: Any, one: Path, tmp_path: P
 STEPS = """
 import sys
 import mlx.core as mx
-from upft_mlx.adapters import adapter_weights, add_lora
+from upft_mlx.models.adapters import adapter_weights, add_lora
 from upft_mlx.batches import Example, shared_length
-from upft_mlx.models import load
+from upft_mlx.models.load import load
 from upft_mlx.parallel import ranks
 from upft_mlx.recipe.schema import Lora, Train
 from upft_mlx.stage_train import Stepper

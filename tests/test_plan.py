@@ -13,15 +13,15 @@ from conftest import MODEL
 from helpers_models import write_model
 
 from upft_mlx import pipeline, rooms, speed
-from upft_mlx.architecture import from_config, read_architecture
 from upft_mlx.cli import cli
 from upft_mlx.errors import ModelError, RoomError
 from upft_mlx.events import Event, Note
 from upft_mlx.lengths import measure_prompts
 from upft_mlx.memory import Device, fusing_peak
-from upft_mlx.models import Loaded
+from upft_mlx.models.architecture import from_config, read_architecture
+from upft_mlx.models.chat import Renderer
+from upft_mlx.models.load import Loaded
 from upft_mlx.planning import plan_recipe
-from upft_mlx.prompts import Renderer
 from upft_mlx.recipe.schema import Lora, Prompt, Recipe
 from upft_mlx.rooms import Budget, another_mac
 from upft_mlx.rundir import RunDir

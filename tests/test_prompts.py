@@ -20,9 +20,9 @@ from upft_mlx.comparison import Cell
 from upft_mlx.errors import ModelError, RecipeError
 from upft_mlx.events import Event, StageSkipped
 from upft_mlx.inputs import dated
-from upft_mlx.models import load_tokenizer
+from upft_mlx.models.chat import Renderer
+from upft_mlx.models.load import load_tokenizer
 from upft_mlx.pipeline import run_stage
-from upft_mlx.prompts import Renderer
 from upft_mlx.recipe.load import load_recipe
 from upft_mlx.recipe.schema import Prompt, Recipe
 from upft_mlx.rows import TrainingRow, read_rows, write_json

@@ -16,14 +16,14 @@ from pathlib import Path
 import mlx.core as mx
 import pytest
 
-from upft_mlx.adapters import add_lora
 from upft_mlx.batches import to_examples
 from upft_mlx.decoding import Request
 from upft_mlx.instruction import instructed
-from upft_mlx.models import load
+from upft_mlx.models.adapters import add_lora
+from upft_mlx.models.chat import Renderer
+from upft_mlx.models.load import load
 from upft_mlx.pipeline import run_stage
 from upft_mlx.preview import preview
-from upft_mlx.prompts import Renderer
 from upft_mlx.recipe.schema import Lora, Recipe, Train
 from upft_mlx.rows import Solution, TrainingRow, read_rows
 from upft_mlx.rundir import RunDir

@@ -17,7 +17,7 @@ from upft_mlx import pipeline
 from upft_mlx.batches import Example, make_batch, shared_length, to_examples
 from upft_mlx.events import Note
 from upft_mlx.loss import Modes, make_loss, scalar, to_arrays
-from upft_mlx.models import Loaded
+from upft_mlx.models.load import Loaded
 from upft_mlx.preview import preview
 from upft_mlx.recipe.schema import Recipe
 from upft_mlx.row_loss import EOS, FIXED, MEASURED, Cut, as_metrics, cut_solutions, drawn, in_words, taken_apart
@@ -182,7 +182,7 @@ def test_the_loss_at_each_report_is_that_of_the_fixed_rows_after_the_step(
     base = taken_apart(fixed, token_losses(fresh.model, fixed, Modes(share=False)), examples)
     assert json.loads(run.likelihood.read_text())["fixed"] == pytest.approx(as_metrics(base), rel=1e-4)
     assert lines[-1]["fixed_loss"] < base["loss"] - 0.1
-    from upft_mlx.adapters import load_adapter
+    from upft_mlx.models.adapters import load_adapter
 
     load_adapter(fresh, run.adapter)
     tuned = taken_apart(fixed, token_losses(fresh.model, fixed, Modes(share=False)), examples)

@@ -21,9 +21,9 @@ from scipy import stats
 from upft_mlx import prefill as prefill_module
 from upft_mlx.decoding import Request, Sampling, drawer, random_key
 from upft_mlx.loss import scalar
-from upft_mlx.models import Loaded
+from upft_mlx.models.chat import Renderer
+from upft_mlx.models.load import Loaded
 from upft_mlx.prefill import Prefill, shared_length
-from upft_mlx.prompts import Renderer
 from upft_mlx.recipe.schema import Prompt
 from upft_mlx.sampler import Sampler, chunks, derive_seed, sample_chunk, sampling_for
 

@@ -13,13 +13,13 @@ from conftest import MODEL
 from helpers_kill import kill_again_and_again, lines_in
 
 from upft_mlx import pipeline, stage_evaluate
-from upft_mlx.adapters import AdapterSwitch, add_lora, load_adapter
 from upft_mlx.checkpoints import save_safetensors
 from upft_mlx.errors import ModelError
 from upft_mlx.events import EvaluationStarted, Event, Graded, Note, Progress
 from upft_mlx.grade import workers
 from upft_mlx.grade.graders import Task, Verdict
-from upft_mlx.models import Loaded, load
+from upft_mlx.models.adapters import AdapterSwitch, add_lora, load_adapter
+from upft_mlx.models.load import Loaded, load
 from upft_mlx.recipe.load import load_recipe
 from upft_mlx.recipe.override import narrowed
 from upft_mlx.recipe.schema import Lora, Quantize, Recipe

@@ -25,7 +25,7 @@ from pydantic import BaseModel
 from upft_mlx.analyze import analyze
 from upft_mlx.benchmarks import Set, resolve
 from upft_mlx.inputs import UNREAD, Inputs
-from upft_mlx.models import load, model_hash
+from upft_mlx.models.load import load, model_hash
 from upft_mlx.pipeline import run_stage
 from upft_mlx.prefix import wanted
 from upft_mlx.problems import Problem

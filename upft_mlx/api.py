@@ -21,7 +21,7 @@ from upft_mlx.card import base_of
 from upft_mlx.events import Observer, ignore
 from upft_mlx.exported import deliver, earlier_export
 from upft_mlx.machine import requirements
-from upft_mlx.models import load
+from upft_mlx.models.load import load
 from upft_mlx.pipeline import Pipeline
 from upft_mlx.publish import listing, refuse_unknown, require_repo
 from upft_mlx.publish import push as upload

@@ -13,15 +13,15 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from upft_mlx.adapters import AdapterSwitch
 from upft_mlx.browse import recipe_of, settled_by
 from upft_mlx.decoding import Request
 from upft_mlx.events import Side
 from upft_mlx.inputs import UNREAD
 from upft_mlx.instruction import as_run
 from upft_mlx.interrupt import deferred_interrupt
-from upft_mlx.models import Loaded
-from upft_mlx.prompts import Renderer
+from upft_mlx.models.adapters import AdapterSwitch
+from upft_mlx.models.chat import Renderer
+from upft_mlx.models.load import Loaded
 from upft_mlx.recipe.schema import Recipe
 from upft_mlx.rundir import RunDir, changed, changes
 from upft_mlx.sampler import Sampler, sampling_for

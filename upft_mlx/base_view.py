@@ -7,7 +7,7 @@ from typing import Any
 
 from upft_mlx.batches import Example
 from upft_mlx.loss import choose_modes
-from upft_mlx.models import find_model, load
+from upft_mlx.models.load import find_model, load
 from upft_mlx.recipe.schema import Recipe
 from upft_mlx.row_loss import MEASURED, drawn, taken_apart
 from upft_mlx.token_loss import token_losses

@@ -14,8 +14,8 @@ from yaml import YAMLError
 from upft_mlx.benchmarks import resolve
 from upft_mlx.errors import ModelError
 from upft_mlx.escape import code, fenced, markdown, one_line
-from upft_mlx.model_files import bounded
-from upft_mlx.models import HUB_ID, is_hub_model
+from upft_mlx.models.files import bounded
+from upft_mlx.models.load import HUB_ID, is_hub_model
 from upft_mlx.recipe.safe_yaml import read_yaml, to_yaml
 from upft_mlx.recipe.schema import Recipe
 from upft_mlx.report import outcome

@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from upft_mlx.architecture import Architecture
 from upft_mlx.data_facts import DataFacts
 from upft_mlx.errors import RecipeError
 from upft_mlx.memory import TrainingPass, fusing_peak, training_peak
-from upft_mlx.model_facts import ModelFacts
+from upft_mlx.models.architecture import Architecture
+from upft_mlx.models.facts import ModelFacts
 from upft_mlx.recipe.schema import Lora
 from upft_mlx.rooms import MARGIN, another_mac
 

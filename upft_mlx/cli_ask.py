@@ -133,7 +133,7 @@ def _asker(
     from upft_mlx.inputs import dated
     from upft_mlx.instruction import as_run, instructed
     from upft_mlx.machine.device import limit_memory
-    from upft_mlx.models import find_model, load
+    from upft_mlx.models.load import find_model, load
 
     path = find_model(recipe)
     recipe = instructed(recipe if run is None else as_run(dated(recipe, path, run), run), path)

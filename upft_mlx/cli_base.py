@@ -20,7 +20,7 @@ from upft_mlx.cli_complete import complete_fields, complete_targets
 from upft_mlx.cli_group import Sections
 from upft_mlx.errors import UpftError
 from upft_mlx.escape import one_line, to_json
-from upft_mlx.hub_attempts import tell_attempts_once
+from upft_mlx.models.hub import tell_attempts_once
 
 if TYPE_CHECKING:
     from upft_mlx.events import Observer
@@ -136,7 +136,7 @@ def prepared(
     fetch = " ".join(["upft fetch", name, *sets]) if name else f"hf download {model}"
     with edge(debug=debug, fetch=fetch):
         from upft_mlx.machine import requirements
-        from upft_mlx.models import go_offline, is_offline
+        from upft_mlx.models.load import go_offline, is_offline
 
         requirements.check()
         if offline or is_offline():  # each library has its own switch

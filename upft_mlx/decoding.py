@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import mlx.core as mx
     import mlx.nn as nn
 
-    from upft_mlx.models import Loaded
+    from upft_mlx.models.load import Loaded
 
     Draw = Callable[[mx.array, mx.array], tuple[mx.array, mx.array | None]]
 

@@ -14,8 +14,8 @@ from upft_mlx.checkpoints import save_safetensors
 from upft_mlx.errors import ExportError, ModelError
 from upft_mlx.events import Observer, ignore
 from upft_mlx.fuser import Fuser
-from upft_mlx.model_files import json_object, read_header
-from upft_mlx.models import Loaded, reason
+from upft_mlx.models.files import json_object, read_header
+from upft_mlx.models.load import Loaded, reason
 from upft_mlx.recipe.schema import Recipe
 from upft_mlx.rows import write_json
 from upft_mlx.rundir import RunDir

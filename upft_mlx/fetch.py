@@ -12,7 +12,7 @@ from upft_mlx.benchmarks import Entry, load_benchmark, resolve
 from upft_mlx.errors import FetchError, OfflineError
 from upft_mlx.events import Note, Observer, ignore
 from upft_mlx.hub_data import Source
-from upft_mlx.models import FILES, find_model, is_hub_model, is_offline, load_tokenizer
+from upft_mlx.models.load import FILES, find_model, is_hub_model, is_offline, load_tokenizer
 from upft_mlx.problems import load_problems
 from upft_mlx.recipe.schema import Recipe
 

@@ -20,7 +20,7 @@ from upft_mlx.batches import Example, make_batch
 from upft_mlx.decoding import Request, Sampling
 from upft_mlx.divergence import kl_per_position, log_probabilities
 from upft_mlx.loss import Modes, gathers_exactly, scalar
-from upft_mlx.models import Loaded
+from upft_mlx.models.load import Loaded
 from upft_mlx.sampler import chunks, sample_chunk
 
 MAX_ROWS = 16

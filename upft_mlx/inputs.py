@@ -17,10 +17,10 @@ from typing import Any
 
 from upft_mlx.benchmarks import Set
 from upft_mlx.events import Side
-from upft_mlx.model_facts import chat_template
-from upft_mlx.models import model_hash
+from upft_mlx.models.chat import PRINTS_DATE
+from upft_mlx.models.facts import chat_template
+from upft_mlx.models.load import model_hash
 from upft_mlx.problems import Problem
-from upft_mlx.prompts import PRINTS_DATE
 from upft_mlx.recipe.schema import Recipe
 from upft_mlx.rows import read_json
 from upft_mlx.rundir import RunDir, fingerprint

@@ -13,10 +13,10 @@ from typing import Any
 
 from upft_mlx.benchmarks import BOXED, LETTER, QUESTION, Entry, resolve
 from upft_mlx.grade.graders import LETTERS
-from upft_mlx.model_facts import chat_template
-from upft_mlx.models import BUILTIN, load_tokenizer
+from upft_mlx.models.chat import Renderer
+from upft_mlx.models.facts import chat_template
+from upft_mlx.models.load import BUILTIN, load_tokenizer
 from upft_mlx.problems import Problem
-from upft_mlx.prompts import Renderer
 from upft_mlx.recipe.schema import Prompt, Recipe
 from upft_mlx.rows import read_json
 from upft_mlx.rundir import RunDir

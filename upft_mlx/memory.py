@@ -9,8 +9,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from upft_mlx.architecture import Architecture, Matrix
 from upft_mlx.machine.device import dense_bytes_limit
+from upft_mlx.models.architecture import Architecture, Matrix
 from upft_mlx.recipe.schema import Lora
 
 CACHE_STEP = 256
@@ -91,7 +91,9 @@ SAMPLED = {
 
 
 def weight_bytes(model: Architecture, device: Device) -> int:
-    """Of the loaded model: as stored on a GPU, in float32 and with dense copies on the CPU (`models`, `cpu.py`)."""
+    """Of the loaded model: as stored on a GPU, in float32 and with dense copies on the CPU (`models`,
+    `models/dense_cpu.py`).
+    """
     if device.is_gpu:
         return model.weight_bytes(model.float_bytes)
     return model.weight_bytes(4) + min(model.dense_bytes(), dense_bytes_limit(device.memory_bytes))

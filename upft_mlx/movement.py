@@ -15,10 +15,10 @@ from upft_mlx.divergence import kl_per_position, log_probabilities
 from upft_mlx.events import Note, Observer, ignore
 from upft_mlx.instruction import user_turn
 from upft_mlx.loss import Modes, gathers_exactly
-from upft_mlx.models import Loaded
+from upft_mlx.models.chat import Renderer
+from upft_mlx.models.load import Loaded
 from upft_mlx.moved import Answered, in_words, summarize
 from upft_mlx.problems import Problem
-from upft_mlx.prompts import Renderer
 from upft_mlx.recipe.schema import Recipe
 from upft_mlx.rows import TrainingRow, read_rows, write_json
 from upft_mlx.rundir import RunDir

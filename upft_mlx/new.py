@@ -17,8 +17,8 @@ from upft_mlx.columns import WRONG_COLUMNS
 from upft_mlx.data_facts import DataFacts, Split, all_letters, data_facts, hard_to_grade, hold_out, is_file
 from upft_mlx.errors import ModelError, OfflineError, ProblemsError, RecipeError
 from upft_mlx.escape import to_json
-from upft_mlx.model_facts import ModelFacts, model_facts
-from upft_mlx.models import BUILTIN, is_hub_model
+from upft_mlx.models.facts import ModelFacts, model_facts
+from upft_mlx.models.load import BUILTIN, is_hub_model
 from upft_mlx.new_text import recipe_text
 from upft_mlx.problems import Problem
 from upft_mlx.recipe.schema import Problems

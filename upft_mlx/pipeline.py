@@ -18,12 +18,12 @@ from upft_mlx.card import base_of, model_card
 from upft_mlx.economy import economy
 from upft_mlx.errors import RunDirError
 from upft_mlx.events import Note, Observer, StageDone, StageSkipped, StageStarted, ignore
-from upft_mlx.gate import terms
 from upft_mlx.inputs import Inputs, dated
 from upft_mlx.instruction import differing, instructed
 from upft_mlx.machine import blas
 from upft_mlx.machine.device import PowerWatch, awake, limit_memory
-from upft_mlx.models import Loaded, find_model, load, load_tokenizer
+from upft_mlx.models.gate import terms
+from upft_mlx.models.load import Loaded, find_model, load, load_tokenizer
 from upft_mlx.parallel import ranks
 from upft_mlx.planner import Planner
 from upft_mlx.prefix import check_problems, wanted

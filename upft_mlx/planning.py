@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from upft_mlx.events import Note, Observer, ignore
-from upft_mlx.models import model_hash
+from upft_mlx.models.load import model_hash
 from upft_mlx.planner import Planner
 from upft_mlx.recipe.schema import Recipe
 from upft_mlx.rooms import another_mac

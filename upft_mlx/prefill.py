@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
 
-from upft_mlx.trial import same_logits
+from upft_mlx.models.same_logits import same_logits
 
 if TYPE_CHECKING:
     import mlx.nn as nn

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from upft_mlx.errors import ProblemsError
+from upft_mlx.models.chat import Renderer
 from upft_mlx.problems import Problem
-from upft_mlx.prompts import Renderer
 from upft_mlx.recipe.schema import Prefix, Recipe
 from upft_mlx.rows import Solution, TrainingRow
 

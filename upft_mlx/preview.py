@@ -17,10 +17,10 @@ from upft_mlx.browse import settled_by
 from upft_mlx.errors import RunDirError, UpftError
 from upft_mlx.inputs import Inputs, dated
 from upft_mlx.instruction import differing, instructed, user_turn
-from upft_mlx.models import find_model, load_tokenizer
+from upft_mlx.models.chat import Renderer
+from upft_mlx.models.load import find_model, load_tokenizer
 from upft_mlx.prefix import check_problems
 from upft_mlx.preview_rows import Found, Rows
-from upft_mlx.prompts import Renderer
 from upft_mlx.recipe.schema import Recipe
 from upft_mlx.rows import TrainingRow
 from upft_mlx.rules import rules

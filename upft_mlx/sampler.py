@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, TypeVar
 from upft_mlx.decoding import Chunk, Completion, OnStep, Request, Sampling
 
 if TYPE_CHECKING:
-    from upft_mlx.models import Loaded
+    from upft_mlx.models.load import Loaded
 
 WAVE_PROMPTS = 8
 """Prompts that are passed together at least; a quarter of a batch where that is more."""

@@ -14,9 +14,9 @@ from typing import Any
 
 from upft_mlx.errors import RowsError
 from upft_mlx.lengths import Solutions, of_lengths
-from upft_mlx.models import Loaded, load
+from upft_mlx.models.chat import Renderer
+from upft_mlx.models.load import Loaded, load
 from upft_mlx.problems import Problem
-from upft_mlx.prompts import Renderer
 from upft_mlx.recipe.schema import Recipe
 from upft_mlx.rows import read_json, write_json
 from upft_mlx.rundir import fingerprint
@@ -183,8 +183,8 @@ def _prefixes(recipe: Recipe, loaded: Loaded, problems: Sequence[Problem]) -> tu
 
 def _train(recipe: Recipe, loaded: Loaded, problems: Sequence[Problem], prefixes: list[list[int]]) -> float:
     """Seconds per token that is not shared."""
-    from upft_mlx.adapters import add_lora
     from upft_mlx.batches import Example, shared_length
+    from upft_mlx.models.adapters import add_lora
     from upft_mlx.stage_train import Stepper
 
     renderer, settings = Renderer(loaded.tokenizer, recipe.prompt), recipe.train

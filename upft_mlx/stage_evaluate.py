@@ -19,10 +19,10 @@ from upft_mlx.grade.correct import VERSION, normalize_answer
 from upft_mlx.grade.graders import Task, Verdict, grade_all
 from upft_mlx.grade.workers import SECONDS
 from upft_mlx.instruction import user_turn
-from upft_mlx.models import Loaded
+from upft_mlx.models.chat import Renderer
+from upft_mlx.models.load import Loaded
 from upft_mlx.parallel import mine, ranks, rounds
 from upft_mlx.problems import Problem
-from upft_mlx.prompts import Renderer
 from upft_mlx.recipe.schema import Recipe
 from upft_mlx.rows import EvaluationRow, append_chunk, read_rows, resume, write_rows
 from upft_mlx.rundir import RunDir

@@ -10,13 +10,13 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import NoReturn
 
-from upft_mlx.architecture import read_architecture
 from upft_mlx.errors import FuseError, ModelError
 from upft_mlx.events import Observer, Progress, ignore
 from upft_mlx.fidelity import Fidelity
 from upft_mlx.fuser import Fuser
 from upft_mlx.memory import fusing_peak
-from upft_mlx.models import Loaded
+from upft_mlx.models.architecture import read_architecture
+from upft_mlx.models.load import Loaded
 from upft_mlx.recipe.schema import Recipe
 from upft_mlx.rooms import this_machine
 from upft_mlx.rows import write_json

@@ -20,7 +20,6 @@ import mlx.optimizers as optim
 from mlx.utils import tree_flatten, tree_map
 
 from upft_mlx import checkpoints
-from upft_mlx.adapters import adapter_weights, add_lora
 from upft_mlx.batches import (
     Batch,
     Counts,
@@ -37,7 +36,8 @@ from upft_mlx.errors import TrainingError
 from upft_mlx.events import Note, Observer, Progress, Trained, ignore
 from upft_mlx.interrupt import deferred_interrupt
 from upft_mlx.loss import choose_modes, make_loss, scalar, to_arrays, value_and_grad
-from upft_mlx.models import Loaded
+from upft_mlx.models.adapters import adapter_weights, add_lora
+from upft_mlx.models.load import Loaded
 from upft_mlx.parallel import ranks
 from upft_mlx.recipe.schema import Recipe, Train
 from upft_mlx.reporting import reporter

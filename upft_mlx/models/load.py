@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, Any
 
 from upft_mlx.errors import ModelError, OfflineError, RecipeError
 from upft_mlx.escape import one_line, quoted
-from upft_mlx.gate import admit
-from upft_mlx.model_files import json_object
-from upft_mlx.prompts import end_of_turn
-from upft_mlx.rendering import confine
+from upft_mlx.models.chat import end_of_turn
+from upft_mlx.models.files import json_object
+from upft_mlx.models.gate import admit
+from upft_mlx.models.rendering import confine
 
 if TYPE_CHECKING:
     import mlx.core as mx
@@ -126,7 +126,7 @@ def find_config(name: str, folder: Path) -> Path:
 def _local(name: str) -> Path | None:
     """The folder of a model that is no Hub model."""
     if name in BUILTIN:
-        return Path(__file__).parent / "demo" / BUILTIN[name]
+        return Path(__file__).parent.parent / "demo" / BUILTIN[name]
     if name.startswith("builtin:"):
         raise RecipeError(f"model: {quoted(name)}: unknown; the embedded models are {', '.join(BUILTIN)}")
     path = Path(name)
@@ -232,7 +232,8 @@ def load(path: Path, *, quantize: Quantize | None = None, trust_remote_code: boo
     """Load a model folder with mlx-lm and, if asked, quantize it layer by layer.
 
     On MLX's CPU backend the weights are cast to float32: 16-bit matrix products are about ten times slower
-    there. What is saved later has the folder's own type again. Quantized layers get a dense copy there (`cpu.py`).
+    there. What is saved later has the folder's own type again. Quantized layers get a dense copy there
+    (`dense_cpu.py`).
 
     Raises:
         ModelError: the folder cannot be loaded, or is to be quantized and is already.
@@ -240,7 +241,7 @@ def load(path: Path, *, quantize: Quantize | None = None, trust_remote_code: boo
     import mlx.core as mx
     from mlx_lm.utils import load_model
 
-    from upft_mlx.cpu import add_dense_copies
+    from upft_mlx.models.dense_cpu import add_dense_copies
 
     tokenizer = load_tokenizer(path, trust_remote_code=trust_remote_code)
     try:

@@ -16,8 +16,8 @@ from typing import Any
 
 from upft_mlx.errors import ModelError
 from upft_mlx.escape import one_line, quoted
-from upft_mlx.model_files import LARGEST, check_size, json_object, read_header
-from upft_mlx.rendering import EndedError, RefusedError, try_tokenizer
+from upft_mlx.models.files import LARGEST, check_size, json_object, read_header
+from upft_mlx.models.rendering import EndedError, RefusedError, try_tokenizer
 
 AGAIN = "download the model again"
 _READ = (".json", ".jsonl", ".safetensors", ".py", ".model", ".tiktoken", ".txt", ".jinja", ".md")

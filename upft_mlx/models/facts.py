@@ -10,11 +10,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
-from upft_mlx.architecture import Architecture, from_config
 from upft_mlx.errors import ModelError
-from upft_mlx.gate import TEMPLATE_BYTES
-from upft_mlx.model_files import bounded, json_object
-from upft_mlx.models import find_config
+from upft_mlx.models.architecture import Architecture, from_config
+from upft_mlx.models.files import bounded, json_object
+from upft_mlx.models.gate import TEMPLATE_BYTES
+from upft_mlx.models.load import find_config
 
 Thinking = Literal["switch", "always", "never"]
 

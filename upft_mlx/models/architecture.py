@@ -11,7 +11,7 @@ from typing import Any
 
 from upft_mlx.errors import ModelError
 from upft_mlx.escape import one_line
-from upft_mlx.model_files import BYTES, Tensor, json_object, read_header
+from upft_mlx.models.files import BYTES, Tensor, json_object, read_header
 from upft_mlx.recipe.schema import Lora, Quantize
 
 _FLOATS = ("F64", "F32", "F16", "BF16")
@@ -86,7 +86,9 @@ class Architecture:
         return total
 
     def dense_bytes(self) -> int:
-        """Of a float32 copy of the quantized linear layers and of an embedding that is the head too, see `cpu.py`."""
+        """Of a float32 copy of the quantized linear layers and of an embedding that is the head too, see
+        `dense_cpu.py`.
+        """
         tied = not any(matrix.name.endswith("lm_head") for matrix in self.matrices)
         return sum(4 * matrix.size for matrix in self.matrices if matrix.stored and (tied or not matrix.is_embedding))
 

@@ -38,7 +38,7 @@ LONGEST = 4_000_000
 """Characters of a prompt."""
 _GLANCE = 0.25
 """Seconds between two looks at the memory of a worker that takes long; prompts are done before the first."""
-_CODE = "import sys; sys.path[:] = {path!r}; from upft_mlx.rendering import serve; serve()"
+_CODE = "import sys; sys.path[:] = {path!r}; from upft_mlx.models.rendering import serve; serve()"
 _SAMPLE = f"{'a' * 300} {'1' * 300} {' ' * 300}{'=' * 300} How many? \\frac{{1}}{{2}} \u00e9\u6570\U0001f34e\n\n" * 4
 """What a tokenizer is tried on: long runs of the same character are what patterns take long for."""
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 from upft_mlx.errors import ModelError
 from upft_mlx.escape import quoted
 from upft_mlx.events import Side
-from upft_mlx.model_files import json_object, read_header
-from upft_mlx.models import Loaded, reason
+from upft_mlx.models.files import json_object, read_header
+from upft_mlx.models.load import Loaded, reason
 
 if TYPE_CHECKING:
     import mlx.core as mx
