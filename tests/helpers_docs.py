@@ -18,8 +18,8 @@ import click
 from conftest import ROOT
 from pydantic import BaseModel
 
-from upft_mlx.benchmarks import resolve
 from upft_mlx.cli import cli
+from upft_mlx.data.benchmarks import resolve
 from upft_mlx.errors import UpftError
 from upft_mlx.recipe.load import load_recipe, shipped_recipes
 from upft_mlx.recipe.schema import Recipe

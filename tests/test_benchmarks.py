@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 
 from upft_mlx import pipeline
-from upft_mlx.benchmarks import KNOWN, SOURCES, Entry, load_benchmark, resolve
 from upft_mlx.browse import seen
+from upft_mlx.data.benchmarks import KNOWN, SOURCES, Entry, load_benchmark, resolve
+from upft_mlx.data.problems import Problem
 from upft_mlx.errors import ProblemsError, RecipeError
 from upft_mlx.events import Event, Graded
-from upft_mlx.problems import Problem
 from upft_mlx.recipe.schema import Evaluate, Recipe
 from upft_mlx.rundir import RunDir
 from upft_mlx.stage_evaluate import WITHHELD

@@ -20,10 +20,10 @@ from mlx.utils import tree_flatten
 from mlx_lm.models import llama, qwen2, qwen3, qwen3_5
 from mlx_lm.tuner.utils import linear_to_lora_layers
 
-from upft_mlx.benchmarks import KNOWN, SOURCES
-from upft_mlx.columns import ANSWER_COLUMNS, ID_COLUMNS, LEVEL_COLUMNS, QUESTION_COLUMNS, SUBJECT_COLUMNS
+from upft_mlx.data.benchmarks import KNOWN, SOURCES
+from upft_mlx.data.columns import ANSWER_COLUMNS, ID_COLUMNS, LEVEL_COLUMNS, QUESTION_COLUMNS, SUBJECT_COLUMNS
+from upft_mlx.data.problems import load_problems
 from upft_mlx.grade.correct import is_correct
-from upft_mlx.problems import load_problems
 from upft_mlx.recipe.load import shipped_recipes
 from upft_mlx.recipe.schema import Lora, Problems, Recipe
 from upft_mlx.stats import wilson_interval

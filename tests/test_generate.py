@@ -13,11 +13,11 @@ from conftest import MODEL
 from hypothesis import given
 from hypothesis import strategies as st
 
+from upft_mlx.data.problems import Problem, load_problems
 from upft_mlx.errors import ModelError
 from upft_mlx.events import Event, Progress
 from upft_mlx.models.load import Loaded, load
 from upft_mlx.prefix import Wanted, wanted
-from upft_mlx.problems import Problem, load_problems
 from upft_mlx.recipe.schema import Recipe
 from upft_mlx.rows import Solution, TrainingRow, read_rows
 from upft_mlx.rundir import RunDir

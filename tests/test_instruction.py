@@ -13,13 +13,13 @@ from helpers_models import write_model
 
 from upft_mlx import analyze, pipeline, stage_evaluate, stage_generate
 from upft_mlx.ask import Asker, Conversation
-from upft_mlx.benchmarks import BOXED, LETTER, resolve
+from upft_mlx.data.benchmarks import BOXED, LETTER, resolve
+from upft_mlx.data.problems import load_problems
 from upft_mlx.decoding import Request
 from upft_mlx.instruction import as_run, differing, instructed, user_turn
 from upft_mlx.models.load import load, load_tokenizer
 from upft_mlx.planner import Planner
 from upft_mlx.preview import preview
-from upft_mlx.problems import load_problems
 from upft_mlx.recipe.schema import PAPER_TEMPLATE, Prompt, Recipe
 from upft_mlx.rundir import RunDir
 from upft_mlx.sampler import Sampler

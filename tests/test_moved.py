@@ -13,7 +13,9 @@ import pytest
 from conftest import MODEL
 
 from upft_mlx import pipeline, stage_train
-from upft_mlx.benchmarks import Set, load_benchmark, resolve
+from upft_mlx.data.benchmarks import Set, load_benchmark, resolve
+from upft_mlx.data.on_disk import problems_of
+from upft_mlx.data.problems import Problem
 from upft_mlx.decoding import Request, Sampling
 from upft_mlx.events import Note
 from upft_mlx.instruction import instructed
@@ -22,12 +24,10 @@ from upft_mlx.models.chat import Renderer
 from upft_mlx.models.load import Loaded, load
 from upft_mlx.moved import Answered, in_words, markdown, opening, summarize, warnings
 from upft_mlx.movement import held_out, movement
-from upft_mlx.problems import Problem
 from upft_mlx.recipe.schema import Recipe
 from upft_mlx.rows import TrainingRow, write_rows
 from upft_mlx.rundir import RunDir
 from upft_mlx.sampler import sample_chunk
-from upft_mlx.spool import problems_of
 
 MakeRecipe = Callable[..., Recipe]
 

@@ -17,7 +17,7 @@ from conftest import MODEL
 from helpers_kill import finish, killed_at, lines_in, newest_step
 
 from upft_mlx import pipeline
-from upft_mlx.benchmarks import BOXED, load_benchmark, resolve
+from upft_mlx.data.benchmarks import BOXED, load_benchmark, resolve
 from upft_mlx.errors import ProblemsError, RunDirError
 from upft_mlx.events import Event, Graded, Note, StageDone, StageSkipped, StageStarted
 from upft_mlx.grade.graders import Task, grade

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from upft_mlx.data.problems import Problem
 from upft_mlx.errors import ProblemsError
 from upft_mlx.prefix import (
     check_problems,
@@ -21,7 +22,6 @@ from upft_mlx.prefix import (
     wanted,
     why_dropped,
 )
-from upft_mlx.problems import Problem
 from upft_mlx.recipe.schema import PAPER_TEMPLATE, Prefix, Recipe
 from upft_mlx.rows import Solution
 

@@ -11,8 +11,8 @@ from helpers_input import ONE_PROBLEM, write
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from upft_mlx.data.problems import Problem, load_problems
 from upft_mlx.errors import ProblemsError
-from upft_mlx.problems import Problem, load_problems
 from upft_mlx.recipe.schema import Benchmark, Problems
 
 

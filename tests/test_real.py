@@ -17,6 +17,7 @@ import mlx.core as mx
 import pytest
 
 from upft_mlx.batches import to_examples
+from upft_mlx.data.on_disk import problems_of
 from upft_mlx.decoding import Request
 from upft_mlx.instruction import instructed
 from upft_mlx.models.adapters import add_lora
@@ -28,7 +29,6 @@ from upft_mlx.recipe.schema import Lora, Recipe, Train
 from upft_mlx.rows import Solution, TrainingRow, read_rows
 from upft_mlx.rundir import RunDir
 from upft_mlx.sampler import Sampler, sampling_for
-from upft_mlx.spool import problems_of
 from upft_mlx.stage_train import Stepper
 
 pytestmark = [pytest.mark.real, pytest.mark.slow]

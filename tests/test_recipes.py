@@ -15,7 +15,8 @@ import pytest
 from conftest import MODEL, ROOT
 from helpers_input import assert_fails, upft
 
-from upft_mlx.benchmarks import SOURCES, load_benchmark, resolve
+from upft_mlx.data.benchmarks import SOURCES, load_benchmark, resolve
+from upft_mlx.data.problems import Problem, load_problems
 from upft_mlx.errors import ProblemsError
 from upft_mlx.instruction import instructed, user_turn
 from upft_mlx.lengths import Prompts, Solutions
@@ -23,7 +24,6 @@ from upft_mlx.models.chat import Renderer
 from upft_mlx.models.load import BUILTIN, load_tokenizer
 from upft_mlx.planning import plan_recipe
 from upft_mlx.prefix import check_problems, structure_numbers, wanted
-from upft_mlx.problems import Problem, load_problems
 from upft_mlx.recipe.catalogue import catalogue
 from upft_mlx.recipe.headers import KEYS, read_header
 from upft_mlx.recipe.load import load_recipe, shipped_recipes

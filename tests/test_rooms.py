@@ -12,13 +12,13 @@ import mlx.core as mx
 import pytest
 from helpers_models import write_model
 
+from upft_mlx.data.problems import Problem
 from upft_mlx.lengths import measure_prompts, measure_solutions
 from upft_mlx.memory import fusing_peak
 from upft_mlx.models.architecture import read_architecture
 from upft_mlx.models.chat import Renderer
 from upft_mlx.models.load import load, load_tokenizer
 from upft_mlx.prefix import wanted
-from upft_mlx.problems import Problem
 from upft_mlx.recipe.schema import Recipe
 from upft_mlx.rooms import Rooms, changed, this_machine
 from upft_mlx.rundir import RunDir

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from upft_mlx.problems import Problem
+from upft_mlx.data.problems import Problem
 from upft_mlx.recipe.schema import Recipe
 from upft_mlx.rows import Solution
 from upft_mlx.selection import choose

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from upft_mlx.problems import Problem, chosen
-from upft_mlx.spool import Spool
+from upft_mlx.data.on_disk import Spool
+from upft_mlx.data.problems import Problem, chosen
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 

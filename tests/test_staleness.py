@@ -23,12 +23,12 @@ from helpers_templates import FAMILIES, write_tokenizer
 from pydantic import BaseModel
 
 from upft_mlx.analyze import analyze
-from upft_mlx.benchmarks import Set, resolve
+from upft_mlx.data.benchmarks import Set, resolve
+from upft_mlx.data.problems import Problem
 from upft_mlx.inputs import UNREAD, Inputs
 from upft_mlx.models.load import load, model_hash
 from upft_mlx.pipeline import run_stage
 from upft_mlx.prefix import wanted
-from upft_mlx.problems import Problem
 from upft_mlx.recipe.schema import Recipe, Section
 from upft_mlx.rundir import RunDir, fingerprint
 from upft_mlx.stage_build import build

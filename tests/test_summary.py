@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats as scipy_stats
 
-from upft_mlx.benchmarks import Set, resolve
+from upft_mlx.data.benchmarks import Set, resolve
+from upft_mlx.data.problems import Problem
 from upft_mlx.events import Side
-from upft_mlx.problems import Problem
 from upft_mlx.recipe.schema import Evaluate
 from upft_mlx.report import markdown, verdict
 from upft_mlx.rows import EvaluationRow, write_rows

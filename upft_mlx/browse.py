@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from upft_mlx.benchmarks import Entry, load_benchmark, resolve
+from upft_mlx.data.benchmarks import Entry, load_benchmark, resolve
 from upft_mlx.errors import RunDirError, UpftError
 from upft_mlx.escape import quoted
 from upft_mlx.grade.correct import VERSION

@@ -11,7 +11,7 @@ from typing import Any
 
 from yaml import YAMLError
 
-from upft_mlx.benchmarks import resolve
+from upft_mlx.data.benchmarks import resolve
 from upft_mlx.errors import ModelError
 from upft_mlx.escape import code, fenced, markdown, one_line
 from upft_mlx.models.files import bounded

@@ -11,14 +11,14 @@ from pathlib import Path
 
 import numpy as np
 
-from upft_mlx.columns import Columns, find_columns
+from upft_mlx.data.columns import Columns, find_columns
+from upft_mlx.data.hub import Located, look
+from upft_mlx.data.on_disk import Part, Spool
+from upft_mlx.data.problems import SUFFIXES, Problem, first_rows, problems_of, stream_problems
 from upft_mlx.errors import ProblemsError
 from upft_mlx.escape import quoted
 from upft_mlx.grade.answers import normalize_gold
-from upft_mlx.hub_data import Located, look
-from upft_mlx.problems import SUFFIXES, Problem, first_rows, problems_of, stream_problems
 from upft_mlx.recipe.schema import Problems
-from upft_mlx.spool import Part, Spool
 
 _LOOKED_AT = 100
 """Number of rows to read from a Hub dataset, and on which the columns of any dataset are decided."""

@@ -12,8 +12,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from upft_mlx import escape
+from upft_mlx.data.problems import Problem
 from upft_mlx.grade.correct import is_correct
-from upft_mlx.problems import Problem
 from upft_mlx.recipe.schema import Recipe
 from upft_mlx.rows import Solution, TrainingRow, read_rows
 from upft_mlx.rundir import RunDir

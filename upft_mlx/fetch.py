@@ -8,12 +8,12 @@ from pathlib import Path
 from shutil import disk_usage
 from typing import Any
 
-from upft_mlx.benchmarks import Entry, load_benchmark, resolve
+from upft_mlx.data.benchmarks import Entry, load_benchmark, resolve
+from upft_mlx.data.hub import Source
+from upft_mlx.data.problems import load_problems
 from upft_mlx.errors import FetchError, OfflineError
 from upft_mlx.events import Note, Observer, ignore
-from upft_mlx.hub_data import Source
 from upft_mlx.models.load import FILES, find_model, is_hub_model, is_offline, load_tokenizer
-from upft_mlx.problems import load_problems
 from upft_mlx.recipe.schema import Recipe
 
 _ROOM = 500 * 10**6

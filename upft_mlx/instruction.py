@@ -11,12 +11,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from upft_mlx.benchmarks import BOXED, LETTER, QUESTION, Entry, resolve
+from upft_mlx.data.benchmarks import BOXED, LETTER, QUESTION, Entry, resolve
+from upft_mlx.data.problems import Problem
 from upft_mlx.grade.graders import LETTERS
 from upft_mlx.models.chat import Renderer
 from upft_mlx.models.facts import chat_template
 from upft_mlx.models.load import BUILTIN, load_tokenizer
-from upft_mlx.problems import Problem
 from upft_mlx.recipe.schema import Prompt, Recipe
 from upft_mlx.rows import read_json
 from upft_mlx.rundir import RunDir

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from upft_mlx.batches import shared_length
+from upft_mlx.data.problems import Problem
 from upft_mlx.errors import RowsError
 from upft_mlx.models.chat import Renderer
-from upft_mlx.problems import Problem
 from upft_mlx.recipe.schema import Recipe
 from upft_mlx.rows import Solution, read_rows
 from upft_mlx.rundir import RunDir

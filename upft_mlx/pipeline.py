@@ -13,8 +13,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from upft_mlx.benchmarks import Set, load_benchmark, resolve
 from upft_mlx.card import base_of, model_card
+from upft_mlx.data.benchmarks import Set, load_benchmark, resolve
+from upft_mlx.data.on_disk import problems_of
 from upft_mlx.economy import economy
 from upft_mlx.errors import RunDirError
 from upft_mlx.events import Note, Observer, StageDone, StageSkipped, StageStarted, ignore
@@ -35,7 +36,6 @@ from upft_mlx.row_loss import cut_solutions
 from upft_mlx.rows import Solution, read_json, read_rows, write_atomically, write_json
 from upft_mlx.rundir import Entry, RunDir, fingerprint, versions
 from upft_mlx.sides import Sides
-from upft_mlx.spool import problems_of
 from upft_mlx.stage_build import build
 from upft_mlx.stage_evaluate import announce
 from upft_mlx.stage_generate import generate

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from upft_mlx.data.on_disk import problems_of
 from upft_mlx.events import Note, Observer, ignore
 from upft_mlx.models.load import model_hash
 from upft_mlx.planner import Planner
@@ -12,7 +13,6 @@ from upft_mlx.recipe.schema import Recipe
 from upft_mlx.rooms import another_mac
 from upft_mlx.rundir import RunDir, versions
 from upft_mlx.speed import calibrate, keep, key_of, known
-from upft_mlx.spool import problems_of
 
 
 def plan_recipe(

@@ -13,9 +13,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from upft_mlx.data.problems import Problem
 from upft_mlx.errors import ProblemsError
 from upft_mlx.models.chat import Renderer
-from upft_mlx.problems import Problem
 from upft_mlx.recipe.schema import Prefix, Recipe
 from upft_mlx.rows import Solution, TrainingRow
 

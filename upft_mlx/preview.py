@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from upft_mlx.batches import Batch, make_batch, shared_length, to_examples
-from upft_mlx.benchmarks import QUESTION, Entry, load_benchmark, resolve
 from upft_mlx.browse import settled_by
+from upft_mlx.data.benchmarks import QUESTION, Entry, load_benchmark, resolve
+from upft_mlx.data.on_disk import problems_of
 from upft_mlx.errors import RunDirError, UpftError
 from upft_mlx.inputs import Inputs, dated
 from upft_mlx.instruction import differing, instructed, user_turn
@@ -25,7 +26,6 @@ from upft_mlx.recipe.schema import Recipe
 from upft_mlx.rows import TrainingRow
 from upft_mlx.rules import rules
 from upft_mlx.rundir import RunDir
-from upft_mlx.spool import problems_of
 from upft_mlx.stage_evaluate import WITHHELD
 from upft_mlx.standing import Standing
 from upft_mlx.versions import adopted

@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from upft_mlx.benchmarks import Set
+from upft_mlx.data.benchmarks import Set
 from upft_mlx.digests import digest
 from upft_mlx.errors import RowsError
 from upft_mlx.events import Note, Observer, Side

@@ -17,10 +17,10 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from upft_mlx.benchmarks import Entry, Set
+from upft_mlx.data.benchmarks import Entry, Set
+from upft_mlx.data.problems import Problem
 from upft_mlx.events import Side
 from upft_mlx.grade.correct import normalize_answer
-from upft_mlx.problems import Problem
 from upft_mlx.rows import EvaluationRow, read_rows
 from upft_mlx.rundir import RunDir
 from upft_mlx.stats import accuracy_interval, drift, maj_at_k, mean_interval, paired_difference, pass_at_k

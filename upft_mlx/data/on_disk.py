@@ -9,7 +9,7 @@ from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from typing import overload
 
-from upft_mlx.problems import Problem, chosen, stream_problems
+from upft_mlx.data.problems import Problem, chosen, stream_problems
 from upft_mlx.recipe.schema import Recipe
 
 _IN_MEMORY = 1 << 20

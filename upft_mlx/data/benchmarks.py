@@ -12,11 +12,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from upft_mlx.data.problems import Problem, load_problems
 from upft_mlx.errors import ProblemsError, RecipeError
 from upft_mlx.escape import quoted
 from upft_mlx.grade.correct import normalize_gold
 from upft_mlx.grade.graders import LETTERS, Grader
-from upft_mlx.problems import Problem, load_problems
 from upft_mlx.recipe.schema import Benchmark, Evaluate
 
 QUESTION = "{question}"

@@ -18,10 +18,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from upft_mlx.columns import Columns, find_columns
+from upft_mlx.data.columns import Columns, find_columns
+from upft_mlx.data.hub import Located, Source, first_line, hub_rows
 from upft_mlx.errors import ProblemsError
 from upft_mlx.escape import one_line, quoted
-from upft_mlx.hub_data import Located, Source, first_line, hub_rows
 
 SUFFIXES = (".jsonl", ".parquet", ".csv")
 _HEAD = 100
@@ -122,7 +122,7 @@ def _first_repeated(digests: array[int]) -> tuple[int, int] | None:
 
 def _open(source: Source, builtin: str | None) -> tuple[str, Iterable[Located]]:
     if builtin is not None:
-        path = Path(__file__).parent / "demo" / f"{builtin}.jsonl"
+        path = Path(__file__).parent.parent / "demo" / f"{builtin}.jsonl"
         return path.name, _jsonl(path)
     if source.path is not None:
         return source.path, _local(Path(source.path))
