@@ -48,9 +48,9 @@ def ours(loaded: Any, questions: list[str], samples: int, options: argparse.Name
     """As `upft generate` does it: rendering included, the rows in the order of the questions."""
     from array import array
 
+    from upft_mlx.dataset.prefix import Wanted
     from upft_mlx.decoding import Request, Sampling
     from upft_mlx.models.chat import Renderer
-    from upft_mlx.prefix import Wanted
     from upft_mlx.recipe.schema import Prompt
     from upft_mlx.sampler import Sampler
     from upft_mlx.stage_generate import Plan

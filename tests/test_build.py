@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 
 from upft_mlx.data.problems import Problem
+from upft_mlx.dataset.build import build
+from upft_mlx.dataset.prefix import structure_numbers
 from upft_mlx.errors import TrainingError
 from upft_mlx.models.chat import Renderer
 from upft_mlx.models.load import Loaded
-from upft_mlx.prefix import structure_numbers
 from upft_mlx.recipe.schema import PAPER_TEMPLATE, Prompt, Recipe
 from upft_mlx.rows import Solution, TrainingRow, read_rows, write_rows
 from upft_mlx.rundir import RunDir
-from upft_mlx.stage_build import build
 
 MakeRecipe = Callable[..., Recipe]
 PROBLEMS = [Problem(str(i), f"Ann has {i} apples. How many?", str(i)) for i in range(10)]

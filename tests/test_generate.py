@@ -14,15 +14,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from upft_mlx.data.problems import Problem, load_problems
+from upft_mlx.dataset.build import build
+from upft_mlx.dataset.prefix import Wanted, wanted
 from upft_mlx.errors import ModelError
 from upft_mlx.events import Event, Progress
 from upft_mlx.models.load import Loaded, load
-from upft_mlx.prefix import Wanted, wanted
 from upft_mlx.recipe.schema import Recipe
 from upft_mlx.rows import Solution, TrainingRow, read_rows
 from upft_mlx.rundir import RunDir
 from upft_mlx.sampler import Sampler
-from upft_mlx.stage_build import build
 from upft_mlx.stage_generate import Plan, generate
 
 MakeRecipe = Callable[..., Recipe]

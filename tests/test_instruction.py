@@ -15,8 +15,8 @@ from upft_mlx import analyze, pipeline, stage_evaluate, stage_generate
 from upft_mlx.ask import Asker, Conversation
 from upft_mlx.data.benchmarks import BOXED, LETTER, resolve
 from upft_mlx.data.problems import load_problems
+from upft_mlx.dataset.instruction import as_run, differing, instructed, user_turn
 from upft_mlx.decoding import Request
-from upft_mlx.instruction import as_run, differing, instructed, user_turn
 from upft_mlx.models.load import load, load_tokenizer
 from upft_mlx.planner import Planner
 from upft_mlx.preview import preview

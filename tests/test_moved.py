@@ -16,9 +16,9 @@ from upft_mlx import pipeline, stage_train
 from upft_mlx.data.benchmarks import Set, load_benchmark, resolve
 from upft_mlx.data.on_disk import problems_of
 from upft_mlx.data.problems import Problem
+from upft_mlx.dataset.instruction import instructed
 from upft_mlx.decoding import Request, Sampling
 from upft_mlx.events import Note
-from upft_mlx.instruction import instructed
 from upft_mlx.models.adapters import add_lora, load_adapter
 from upft_mlx.models.chat import Renderer
 from upft_mlx.models.load import Loaded, load

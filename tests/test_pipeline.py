@@ -18,10 +18,10 @@ from helpers_kill import finish, killed_at, lines_in, newest_step
 
 from upft_mlx import pipeline
 from upft_mlx.data.benchmarks import BOXED, load_benchmark, resolve
+from upft_mlx.dataset.instruction import instructed
 from upft_mlx.errors import ProblemsError, RunDirError
 from upft_mlx.events import Event, Graded, Note, StageDone, StageSkipped, StageStarted
 from upft_mlx.grade.graders import Task, grade
-from upft_mlx.instruction import instructed
 from upft_mlx.recipe.override import narrowed, recipe_for_model
 from upft_mlx.recipe.schema import Recipe
 from upft_mlx.report import verdict

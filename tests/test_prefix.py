@@ -11,8 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from upft_mlx.data.problems import Problem
-from upft_mlx.errors import ProblemsError
-from upft_mlx.prefix import (
+from upft_mlx.dataset.prefix import (
     check_problems,
     prefix_ids,
     row_kind,
@@ -22,6 +21,7 @@ from upft_mlx.prefix import (
     wanted,
     why_dropped,
 )
+from upft_mlx.errors import ProblemsError
 from upft_mlx.recipe.schema import PAPER_TEMPLATE, Prefix, Recipe
 from upft_mlx.rows import Solution
 

@@ -21,11 +21,11 @@ from rich.console import Console
 
 from upft_mlx import pipeline, stage_evaluate, stage_generate
 from upft_mlx.batches import Example, make_batch, shared_length, split, to_examples
+from upft_mlx.dataset.prefix import structure_numbers
 from upft_mlx.decoding import Request
 from upft_mlx.errors import ProblemsError
 from upft_mlx.models.chat import Renderer
 from upft_mlx.models.load import load_tokenizer
-from upft_mlx.prefix import structure_numbers
 from upft_mlx.preview import Marked, marked, preview
 from upft_mlx.recipe.schema import PAPER_TEMPLATE, Prompt, Recipe
 from upft_mlx.rows import TrainingRow, read_rows

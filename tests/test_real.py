@@ -18,8 +18,8 @@ import pytest
 
 from upft_mlx.batches import to_examples
 from upft_mlx.data.on_disk import problems_of
+from upft_mlx.dataset.instruction import instructed
 from upft_mlx.decoding import Request
-from upft_mlx.instruction import instructed
 from upft_mlx.models.adapters import add_lora
 from upft_mlx.models.chat import Renderer
 from upft_mlx.models.load import load

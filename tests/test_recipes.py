@@ -17,13 +17,14 @@ from helpers_input import assert_fails, upft
 
 from upft_mlx.data.benchmarks import SOURCES, load_benchmark, resolve
 from upft_mlx.data.problems import Problem, load_problems
+from upft_mlx.dataset.build import build
+from upft_mlx.dataset.instruction import instructed, user_turn
+from upft_mlx.dataset.prefix import check_problems, structure_numbers, wanted
 from upft_mlx.errors import ProblemsError
-from upft_mlx.instruction import instructed, user_turn
 from upft_mlx.lengths import Prompts, Solutions
 from upft_mlx.models.chat import Renderer
 from upft_mlx.models.load import BUILTIN, load_tokenizer
 from upft_mlx.planning import plan_recipe
-from upft_mlx.prefix import check_problems, structure_numbers, wanted
 from upft_mlx.recipe.catalogue import catalogue
 from upft_mlx.recipe.headers import KEYS, read_header
 from upft_mlx.recipe.load import load_recipe, shipped_recipes
@@ -31,7 +32,6 @@ from upft_mlx.recipe.schema import AUTO, Recipe
 from upft_mlx.rooms import MARGIN, Rooms, another_mac, changed
 from upft_mlx.rows import Solution, TrainingRow, read_rows, rows_writer
 from upft_mlx.rundir import RunDir
-from upft_mlx.stage_build import build
 from upft_mlx.stage_train import total_steps
 
 NAMES = sorted(shipped_recipes())

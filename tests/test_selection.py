@@ -9,9 +9,9 @@ import pytest
 from pydantic import ValidationError
 
 from upft_mlx.data.problems import Problem
+from upft_mlx.dataset.selection import choose
 from upft_mlx.recipe.schema import Recipe
 from upft_mlx.rows import Solution
-from upft_mlx.selection import choose
 
 MakeRecipe = Callable[..., Recipe]
 PROBLEM = Problem("p", "How many?", "4")

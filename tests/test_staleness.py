@@ -25,13 +25,13 @@ from pydantic import BaseModel
 from upft_mlx.analyze import analyze
 from upft_mlx.data.benchmarks import Set, resolve
 from upft_mlx.data.problems import Problem
+from upft_mlx.dataset.build import build
+from upft_mlx.dataset.prefix import wanted
 from upft_mlx.inputs import UNREAD, Inputs
 from upft_mlx.models.load import load, model_hash
 from upft_mlx.pipeline import run_stage
-from upft_mlx.prefix import wanted
 from upft_mlx.recipe.schema import Recipe, Section
 from upft_mlx.rundir import RunDir, fingerprint
-from upft_mlx.stage_build import build
 from upft_mlx.stage_evaluate import Evaluator
 from upft_mlx.stage_fuse import fuse
 from upft_mlx.stage_generate import generate

@@ -24,7 +24,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 import numpy.typing as npt
 
-from upft_mlx.prefix import has_eos
+from upft_mlx.dataset.prefix import has_eos
 from upft_mlx.recipe.schema import Prefix
 from upft_mlx.rows import TrainingRow
 

@@ -16,18 +16,19 @@ from typing import Any
 from upft_mlx.card import base_of, model_card
 from upft_mlx.data.benchmarks import Set, load_benchmark, resolve
 from upft_mlx.data.on_disk import problems_of
+from upft_mlx.dataset.build import build
+from upft_mlx.dataset.instruction import differing, instructed
+from upft_mlx.dataset.prefix import check_problems, wanted
 from upft_mlx.economy import economy
 from upft_mlx.errors import RunDirError
 from upft_mlx.events import Note, Observer, StageDone, StageSkipped, StageStarted, ignore
 from upft_mlx.inputs import Inputs, dated
-from upft_mlx.instruction import differing, instructed
 from upft_mlx.machine import blas
 from upft_mlx.machine.device import PowerWatch, awake, limit_memory
 from upft_mlx.models.gate import terms
 from upft_mlx.models.load import Loaded, find_model, load, load_tokenizer
 from upft_mlx.parallel import ranks
 from upft_mlx.planner import Planner
-from upft_mlx.prefix import check_problems, wanted
 from upft_mlx.preflight import refuse_early
 from upft_mlx.recipe.schema import Recipe
 from upft_mlx.report import STAGES, collect, markdown
@@ -36,7 +37,6 @@ from upft_mlx.row_loss import cut_solutions
 from upft_mlx.rows import Solution, read_json, read_rows, write_atomically, write_json
 from upft_mlx.rundir import Entry, RunDir, fingerprint, versions
 from upft_mlx.sides import Sides
-from upft_mlx.stage_build import build
 from upft_mlx.stage_evaluate import announce
 from upft_mlx.stage_generate import generate
 from upft_mlx.standing import Standing, differences

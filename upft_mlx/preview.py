@@ -15,12 +15,12 @@ from upft_mlx.batches import Batch, make_batch, shared_length, to_examples
 from upft_mlx.browse import settled_by
 from upft_mlx.data.benchmarks import QUESTION, Entry, load_benchmark, resolve
 from upft_mlx.data.on_disk import problems_of
+from upft_mlx.dataset.instruction import differing, instructed, user_turn
+from upft_mlx.dataset.prefix import check_problems
 from upft_mlx.errors import RunDirError, UpftError
 from upft_mlx.inputs import Inputs, dated
-from upft_mlx.instruction import differing, instructed, user_turn
 from upft_mlx.models.chat import Renderer
 from upft_mlx.models.load import find_model, load_tokenizer
-from upft_mlx.prefix import check_problems
 from upft_mlx.preview_rows import Found, Rows
 from upft_mlx.recipe.schema import Recipe
 from upft_mlx.rows import TrainingRow

@@ -10,14 +10,14 @@ from typing import Any, Literal
 
 from upft_mlx.batches import Example, to_examples
 from upft_mlx.data.problems import Problem
+from upft_mlx.dataset.prefix import RowKind, row_kind, structure_numbers, training_row
+from upft_mlx.dataset.selection import choose
 from upft_mlx.errors import ProblemsError
 from upft_mlx.escape import quoted
 from upft_mlx.models.chat import Renderer
-from upft_mlx.prefix import RowKind, row_kind, structure_numbers, training_row
 from upft_mlx.recipe.schema import Recipe
 from upft_mlx.rows import Solution, TrainingRow, read_rows
 from upft_mlx.rundir import RunDir
-from upft_mlx.selection import choose
 
 NOTES = {
     "dataset": "these rows are those of the run",

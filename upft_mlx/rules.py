@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from upft_mlx.dataset.prefix import structure_numbers, valid_numbers
 from upft_mlx.escape import to_json
-from upft_mlx.prefix import structure_numbers, valid_numbers
 from upft_mlx.recipe.schema import Recipe
 
 

@@ -14,12 +14,12 @@ from pathlib import Path
 
 from upft_mlx.data.benchmarks import QUESTION, Entry, Set
 from upft_mlx.data.problems import Problem
+from upft_mlx.dataset.instruction import user_turn
 from upft_mlx.decoding import Completion, OnStep, Request
 from upft_mlx.events import EvaluationStarted, Graded, Note, Observer, Progress, Side, ignore
 from upft_mlx.grade.correct import VERSION, normalize_answer
 from upft_mlx.grade.graders import Task, Verdict, grade_all
 from upft_mlx.grade.workers import SECONDS
-from upft_mlx.instruction import user_turn
 from upft_mlx.models.chat import Renderer
 from upft_mlx.models.load import Loaded
 from upft_mlx.parallel import mine, ranks, rounds

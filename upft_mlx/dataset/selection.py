@@ -11,8 +11,8 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 
 from upft_mlx.data.problems import Problem
+from upft_mlx.dataset.prefix import why_dropped
 from upft_mlx.grade.correct import extract_answer, is_correct, normalize_answer
-from upft_mlx.prefix import why_dropped
 from upft_mlx.recipe.schema import Recipe
 from upft_mlx.rows import Solution
 

@@ -15,15 +15,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from upft_mlx.data.problems import Problem
+from upft_mlx.dataset.prefix import row_kind, structure_numbers, training_row, valid_numbers
+from upft_mlx.dataset.selection import choose
 from upft_mlx.errors import RowsError, TrainingError
 from upft_mlx.escape import quoted
 from upft_mlx.events import Observer, Progress, ignore
 from upft_mlx.models.chat import Renderer
-from upft_mlx.prefix import row_kind, structure_numbers, training_row, valid_numbers
 from upft_mlx.recipe.schema import Recipe
 from upft_mlx.rows import Solution, read_rows, rows_writer
 from upft_mlx.rundir import RunDir
-from upft_mlx.selection import choose
 
 _EVERY = 500
 """Problems between two reports of progress."""

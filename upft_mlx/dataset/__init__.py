@@ -1,0 +1,4 @@
+"""The dataset stage: solutions go in, training rows (dataset/) come out.
+
+Start at prefix.py.
+"""
