@@ -21,8 +21,8 @@ import pytest
 from conftest import MODEL
 
 from upft_mlx import pipeline
+from upft_mlx.distributed.ranks import Ranks, _hosts, _launched, joined, mine, ranks, rounds
 from upft_mlx.errors import RankError
-from upft_mlx.parallel import Ranks, _hosts, _launched, joined, mine, ranks, rounds
 from upft_mlx.recipe.load import load_recipe
 
 SMALL = (
@@ -167,7 +167,7 @@ EXCHANGE = """
 import json, sys
 from pathlib import Path
 import mlx.core as mx
-from upft_mlx.parallel import mine, ranks, rounds
+from upft_mlx.distributed.ranks import mine, ranks, rounds
 team = ranks()
 tree = {"a": [{}, {"b": mx.array([1.0, 2.0]) * (team.rank + 1)}], "c": mx.full((2, 2), 10.0 ** team.rank)}
 total = team.sum((mx.array(0.5), tree))
@@ -271,7 +271,7 @@ import mlx.core as mx
 from upft_mlx.models.adapters import adapter_weights, add_lora
 from upft_mlx.batches import Example, shared_length
 from upft_mlx.models.load import load
-from upft_mlx.parallel import ranks
+from upft_mlx.distributed.ranks import ranks
 from upft_mlx.recipe.schema import Lora, Train
 from upft_mlx.stage_train import Stepper
 from pathlib import Path

@@ -17,11 +17,11 @@ from typing import Any, Literal
 from upft_mlx.analysis import Trial, figure, markdown, summarize
 from upft_mlx.data.problems import Problem
 from upft_mlx.decoding import Completion, Request
+from upft_mlx.distributed.ranks import ranks
 from upft_mlx.events import Note, Observer, Progress, ignore
 from upft_mlx.grade.correct import is_correct
 from upft_mlx.models.chat import Renderer
 from upft_mlx.models.load import Loaded
-from upft_mlx.parallel import ranks
 from upft_mlx.pipeline import Outcome, Pipeline
 from upft_mlx.recipe.schema import Recipe
 from upft_mlx.rows import (

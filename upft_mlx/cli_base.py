@@ -141,7 +141,7 @@ def prepared(
         requirements.check()
         if offline or is_offline():  # each library has its own switch
             go_offline()
-        from upft_mlx.parallel import ranks
+        from upft_mlx.distributed.ranks import ranks
         from upft_mlx.recipe.override import narrowed, recipe_for_model
         from upft_mlx.targets import recipe_for
 
@@ -225,7 +225,7 @@ def _refused(error: OSError) -> str:
 
 def _fail(status: int, message: str) -> None:
     from upft_mlx import ui
-    from upft_mlx.parallel import joined
+    from upft_mlx.distributed.ranks import joined
 
     if team := joined():
         message = f"rank {team.rank}: {message}"

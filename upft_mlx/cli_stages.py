@@ -155,8 +155,8 @@ def _run(
 
 def _execute(recipe: Recipe, run_dir: Path, stage: str | None, *, plain: bool, as_json: bool, **extra: Any) -> None:
     from upft_mlx import pipeline, ui
+    from upft_mlx.distributed.ranks import ranks
     from upft_mlx.events import ignore
-    from upft_mlx.parallel import ranks
 
     stages = pipeline.STAGES if stage is None else (stage,)
     if not ranks().leads:  # rank 0 has the screen and the run directory

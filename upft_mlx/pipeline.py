@@ -19,6 +19,7 @@ from upft_mlx.data.on_disk import problems_of
 from upft_mlx.dataset.build import build
 from upft_mlx.dataset.instruction import differing, instructed
 from upft_mlx.dataset.prefix import check_problems, wanted
+from upft_mlx.distributed.ranks import ranks
 from upft_mlx.economy import economy
 from upft_mlx.errors import RunDirError
 from upft_mlx.events import Note, Observer, StageDone, StageSkipped, StageStarted, ignore
@@ -27,7 +28,6 @@ from upft_mlx.machine import blas
 from upft_mlx.machine.device import PowerWatch, awake, limit_memory
 from upft_mlx.models.gate import terms
 from upft_mlx.models.load import Loaded, find_model, load, load_tokenizer
-from upft_mlx.parallel import ranks
 from upft_mlx.planner import Planner
 from upft_mlx.preflight import refuse_early
 from upft_mlx.recipe.schema import Recipe

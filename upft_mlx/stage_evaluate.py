@@ -16,13 +16,13 @@ from upft_mlx.data.benchmarks import QUESTION, Entry, Set
 from upft_mlx.data.problems import Problem
 from upft_mlx.dataset.instruction import user_turn
 from upft_mlx.decoding import Completion, OnStep, Request
+from upft_mlx.distributed.ranks import mine, ranks, rounds
 from upft_mlx.events import EvaluationStarted, Graded, Note, Observer, Progress, Side, ignore
 from upft_mlx.grade.correct import VERSION, normalize_answer
 from upft_mlx.grade.graders import Task, Verdict, grade_all
 from upft_mlx.grade.workers import SECONDS
 from upft_mlx.models.chat import Renderer
 from upft_mlx.models.load import Loaded
-from upft_mlx.parallel import mine, ranks, rounds
 from upft_mlx.recipe.schema import Recipe
 from upft_mlx.rows import EvaluationRow, append_chunk, read_rows, resume, write_rows
 from upft_mlx.rundir import RunDir

@@ -14,10 +14,10 @@ from dataclasses import asdict, dataclass
 from upft_mlx.data.problems import Problem
 from upft_mlx.dataset.prefix import Wanted
 from upft_mlx.decoding import Completion, OnStep, Request
+from upft_mlx.distributed.ranks import mine, ranks, rounds
 from upft_mlx.events import Note, Observer, Progress, ignore
 from upft_mlx.models.chat import Renderer
 from upft_mlx.models.load import Loaded
-from upft_mlx.parallel import mine, ranks, rounds
 from upft_mlx.recipe.schema import Recipe
 from upft_mlx.rows import Solution, append_chunk, arrange, read_rows, resume
 from upft_mlx.rundir import RunDir

@@ -32,13 +32,13 @@ from upft_mlx.batches import (
     to_examples,
 )
 from upft_mlx.checkpoints import Position, save_safetensors
+from upft_mlx.distributed.ranks import ranks
 from upft_mlx.errors import TrainingError
 from upft_mlx.events import Note, Observer, Progress, Trained, ignore
 from upft_mlx.interrupt import deferred_interrupt
 from upft_mlx.loss import choose_modes, make_loss, scalar, to_arrays, value_and_grad
 from upft_mlx.models.adapters import adapter_weights, add_lora
 from upft_mlx.models.load import Loaded
-from upft_mlx.parallel import ranks
 from upft_mlx.recipe.schema import Recipe, Train
 from upft_mlx.reporting import reporter
 from upft_mlx.row_loss import FIXED, MEASURED, as_metrics, drawn, in_words, taken_apart

@@ -1,0 +1,4 @@
+"""Several processes that work on one run, on one Mac or more.
+
+Start at ranks.py.
+"""
