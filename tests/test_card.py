@@ -12,7 +12,7 @@ import yaml
 from helpers_input import write
 from huggingface_hub import ModelCard, ModelCardData
 
-from upft_mlx.card import Base, base_of, card_data, model_card
+from upft_mlx.hub.card import Base, base_of, card_data, model_card
 from upft_mlx.recipe.schema import Recipe
 
 MakeRecipe = Callable[..., Recipe]

@@ -20,10 +20,10 @@ from helpers_input import process, write
 from huggingface_hub import constants
 from huggingface_hub.utils._http import http_backoff
 
-from upft_mlx import fetch as fetch_module
 from upft_mlx.errors import FetchError, OfflineError
 from upft_mlx.events import Event, Note
-from upft_mlx.fetch import Repository, _check_room, fetch
+from upft_mlx.hub import fetch as fetch_module
+from upft_mlx.hub.fetch import Repository, _check_room, fetch
 from upft_mlx.models.hub import tell_attempts_once
 from upft_mlx.recipe.load import load_recipe
 

@@ -12,10 +12,10 @@ from helpers_hub import TOKEN, UploadHub, upload_hub
 from helpers_input import no_network, write
 from huggingface_hub import constants
 
-from upft_mlx import publish
 from upft_mlx.errors import OfflineError, PublishError, RecipeError
 from upft_mlx.events import Event, Note
-from upft_mlx.publish import files_to_push, listing, push
+from upft_mlx.hub import upload as publish
+from upft_mlx.hub.upload import files_to_push, listing, push
 from upft_mlx.recipe.schema import Publish
 
 __all__ = ["no_network"]

@@ -19,13 +19,13 @@ from conftest import MODEL
 from helpers_input import assert_fails, no_network, upft, write
 
 from upft_mlx import escape, report
-from upft_mlx.card import base_of
 from upft_mlx.errors import ModelError, PublishError, RunDirError
 from upft_mlx.figures import Row, intervals
+from upft_mlx.hub.card import base_of
+from upft_mlx.hub.upload import files_to_push
 from upft_mlx.models import rendering
 from upft_mlx.models.gate import terms
 from upft_mlx.models.load import find_model, load, load_tokenizer
-from upft_mlx.publish import files_to_push
 from upft_mlx.recipe.load import load_recipe
 from upft_mlx.recipe.schema import Recipe
 from upft_mlx.rows import Solution, append_chunk, resume

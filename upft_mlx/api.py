@@ -17,14 +17,14 @@ from pathlib import Path
 from typing import Any
 
 from upft_mlx import pipeline, planning
-from upft_mlx.card import base_of
 from upft_mlx.events import Observer, ignore
 from upft_mlx.exported import deliver, earlier_export
+from upft_mlx.hub.card import base_of
+from upft_mlx.hub.upload import listing, refuse_unknown, require_repo
+from upft_mlx.hub.upload import push as upload
 from upft_mlx.machine import requirements
 from upft_mlx.models.load import load
 from upft_mlx.pipeline import Pipeline
-from upft_mlx.publish import listing, refuse_unknown, require_repo
-from upft_mlx.publish import push as upload
 from upft_mlx.recipe.schema import Recipe
 from upft_mlx.rundir import remove
 

@@ -29,7 +29,7 @@ def fetch(recipe: str, **options: Any) -> None:
     """See the help."""
 
     def work(loaded: Recipe, run_dir: Path, notify: Observer) -> dict[str, Any]:
-        from upft_mlx.fetch import fetch
+        from upft_mlx.hub.fetch import fetch
 
         return fetch(loaded, notify)
 

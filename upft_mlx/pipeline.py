@@ -13,7 +13,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from upft_mlx.card import base_of, model_card
 from upft_mlx.data.benchmarks import Set, load_benchmark, resolve
 from upft_mlx.data.on_disk import problems_of
 from upft_mlx.dataset.build import build
@@ -23,6 +22,7 @@ from upft_mlx.distributed.ranks import ranks
 from upft_mlx.economy import economy
 from upft_mlx.errors import RunDirError
 from upft_mlx.events import Note, Observer, StageDone, StageSkipped, StageStarted, ignore
+from upft_mlx.hub.card import base_of, model_card
 from upft_mlx.inputs import Inputs, dated
 from upft_mlx.machine import blas
 from upft_mlx.machine.device import PowerWatch, awake, limit_memory
