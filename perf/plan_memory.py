@@ -140,9 +140,9 @@ def measure_sampling(s: dict[str, Any]) -> Measured:
     """A chunk, twice with other random numbers: when solutions end makes a difference. The larger peak counts."""
     import mlx.core as mx
 
-    from upft_mlx.decoding import Request, Sampling
     from upft_mlx.models.load import Loaded
-    from upft_mlx.sampler import Sampler
+    from upft_mlx.sampling.decoding import Request, Sampling
+    from upft_mlx.sampling.sampler import Sampler
 
     before = fresh()
     made = model(s)

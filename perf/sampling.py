@@ -49,11 +49,11 @@ def ours(loaded: Any, questions: list[str], samples: int, options: argparse.Name
     from array import array
 
     from upft_mlx.dataset.prefix import Wanted
-    from upft_mlx.decoding import Request, Sampling
     from upft_mlx.models.chat import Renderer
     from upft_mlx.recipe.schema import Prompt
-    from upft_mlx.sampler import Sampler
-    from upft_mlx.stage_generate import Plan
+    from upft_mlx.sampling.decoding import Request, Sampling
+    from upft_mlx.sampling.generate import Plan
+    from upft_mlx.sampling.sampler import Sampler
 
     renderer = Renderer(loaded.tokenizer, Prompt())
     sampler = Sampler(loaded, Sampling(0.0, batch_size=options.batch))

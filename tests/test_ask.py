@@ -24,14 +24,14 @@ from test_sides import write_adapter
 
 from upft_mlx import ask as asking
 from upft_mlx.ask import Answer, Asker, Conversation
-from upft_mlx.decoding import Request, Sampling
 from upft_mlx.events import Side
 from upft_mlx.models.adapters import AdapterSwitch, load_adapter
 from upft_mlx.models.chat import Renderer
 from upft_mlx.models.load import Loaded, load
 from upft_mlx.recipe.schema import Prompt, Recipe
 from upft_mlx.rows import EvaluationRow, read_rows
-from upft_mlx.sampler import Sampler
+from upft_mlx.sampling.decoding import Request, Sampling
+from upft_mlx.sampling.sampler import Sampler
 from upft_mlx.ui_ask import open_answers
 
 __all__ = ["no_network"]

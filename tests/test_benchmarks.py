@@ -235,8 +235,8 @@ def test_the_hub_is_asked_for_the_pinned_revision(name: str, monkeypatch: pytest
 
 
 def test_equal_withheld_answers_stay_equal_for_the_majority() -> None:
-    from upft_mlx.decoding import Completion
     from upft_mlx.grade.graders import Verdict
+    from upft_mlx.sampling.decoding import Completion
     from upft_mlx.stage_evaluate import _row
 
     entry, problem = entry_of(name="gpqa-freeform"), Problem("p", "canary?", "canary gold")

@@ -237,7 +237,7 @@ def test_an_interruption_is_status_130_and_says_how_to_continue(folder: Path, mo
 
 
 def test_an_interruption_of_a_real_stage_keeps_what_is_done(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from upft_mlx.sampler import Sampler
+    from upft_mlx.sampling.sampler import Sampler
 
     real = Sampler.sample
     counted: list[int] = []

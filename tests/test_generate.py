@@ -22,8 +22,8 @@ from upft_mlx.models.load import Loaded, load
 from upft_mlx.recipe.schema import Recipe
 from upft_mlx.rows import Solution, TrainingRow, read_rows
 from upft_mlx.rundir import RunDir
-from upft_mlx.sampler import Sampler
-from upft_mlx.stage_generate import Plan, generate
+from upft_mlx.sampling.generate import Plan, generate
+from upft_mlx.sampling.sampler import Sampler
 
 MakeRecipe = Callable[..., Recipe]
 

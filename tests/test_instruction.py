@@ -11,18 +11,19 @@ import pytest
 from helpers_input import assert_fails, no_network, upft
 from helpers_models import write_model
 
-from upft_mlx import analyze, pipeline, stage_evaluate, stage_generate
+from upft_mlx import analyze, pipeline, stage_evaluate
 from upft_mlx.ask import Asker, Conversation
 from upft_mlx.data.benchmarks import BOXED, LETTER, resolve
 from upft_mlx.data.problems import load_problems
 from upft_mlx.dataset.instruction import as_run, differing, instructed, user_turn
-from upft_mlx.decoding import Request
 from upft_mlx.models.load import load, load_tokenizer
 from upft_mlx.planner import Planner
 from upft_mlx.preview import preview
 from upft_mlx.recipe.schema import PAPER_TEMPLATE, Prompt, Recipe
 from upft_mlx.rundir import RunDir
-from upft_mlx.sampler import Sampler
+from upft_mlx.sampling import generate
+from upft_mlx.sampling.decoding import Request
+from upft_mlx.sampling.sampler import Sampler
 
 __all__ = ["no_network"]
 pytestmark = pytest.mark.usefixtures("no_network")
@@ -107,7 +108,7 @@ def asked_of(monkeypatch: pytest.MonkeyPatch, recipe: Recipe, run: Path, stage: 
         prompts.extend(request.prompt_ids for request in requests)
         raise StoppedError
 
-    module: Any = {"generate": stage_generate, "evaluate": stage_evaluate, "analyze": analyze}[stage]
+    module: Any = {"generate": generate, "evaluate": stage_evaluate, "analyze": analyze}[stage]
     with monkeypatch.context() as patch:
         patch.setattr(module.Sampler, "sample", sample)
         with pytest.raises(StoppedError):

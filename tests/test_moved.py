@@ -17,7 +17,6 @@ from upft_mlx.data.benchmarks import Set, load_benchmark, resolve
 from upft_mlx.data.on_disk import problems_of
 from upft_mlx.data.problems import Problem
 from upft_mlx.dataset.instruction import instructed
-from upft_mlx.decoding import Request, Sampling
 from upft_mlx.events import Note
 from upft_mlx.models.adapters import add_lora, load_adapter
 from upft_mlx.models.chat import Renderer
@@ -27,7 +26,8 @@ from upft_mlx.movement import held_out, movement
 from upft_mlx.recipe.schema import Recipe
 from upft_mlx.rows import TrainingRow, write_rows
 from upft_mlx.rundir import RunDir
-from upft_mlx.sampler import sample_chunk
+from upft_mlx.sampling.decoding import Request, Sampling
+from upft_mlx.sampling.sampler import sample_chunk
 
 MakeRecipe = Callable[..., Recipe]
 

@@ -19,10 +19,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from upft_mlx import pipeline, stage_evaluate, stage_generate
+from upft_mlx import pipeline, stage_evaluate
 from upft_mlx.batches import Example, make_batch, shared_length, split, to_examples
 from upft_mlx.dataset.prefix import structure_numbers
-from upft_mlx.decoding import Request
 from upft_mlx.errors import ProblemsError
 from upft_mlx.models.chat import Renderer
 from upft_mlx.models.load import load_tokenizer
@@ -31,6 +30,8 @@ from upft_mlx.recipe.schema import PAPER_TEMPLATE, Prompt, Recipe
 from upft_mlx.rows import TrainingRow, read_rows
 from upft_mlx.rules import rules
 from upft_mlx.rundir import RunDir
+from upft_mlx.sampling import generate
+from upft_mlx.sampling.decoding import Request
 from upft_mlx.ui_preview import print_preview
 
 __all__ = ["no_network"]
@@ -263,7 +264,7 @@ def passed(monkeypatch: pytest.MonkeyPatch, recipe: Recipe, run: Path, stage: st
         prompts.extend(request.prompt_ids for request in requests)
         raise StoppedError
 
-    module = {"generate": stage_generate, "evaluate": stage_evaluate}[stage]
+    module = {"generate": generate, "evaluate": stage_evaluate}[stage]
     monkeypatch.setattr(module.Sampler, "sample", sample)
     with pytest.raises(StoppedError):
         pipeline.run_stage(recipe, run, stage)

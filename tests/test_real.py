@@ -19,7 +19,6 @@ import pytest
 from upft_mlx.batches import to_examples
 from upft_mlx.data.on_disk import problems_of
 from upft_mlx.dataset.instruction import instructed
-from upft_mlx.decoding import Request
 from upft_mlx.models.adapters import add_lora
 from upft_mlx.models.chat import Renderer
 from upft_mlx.models.load import load
@@ -28,7 +27,8 @@ from upft_mlx.preview import preview
 from upft_mlx.recipe.schema import Lora, Recipe, Train
 from upft_mlx.rows import Solution, TrainingRow, read_rows
 from upft_mlx.rundir import RunDir
-from upft_mlx.sampler import Sampler, sampling_for
+from upft_mlx.sampling.decoding import Request
+from upft_mlx.sampling.sampler import Sampler, sampling_for
 from upft_mlx.stage_train import Stepper
 
 pytestmark = [pytest.mark.real, pytest.mark.slow]

@@ -23,8 +23,8 @@ from upft_mlx.models.load import load, load_tokenizer
 from upft_mlx.recipe.schema import Recipe
 from upft_mlx.rooms import Rooms, changed, this_machine
 from upft_mlx.rundir import RunDir
+from upft_mlx.sampling.generate import generate
 from upft_mlx.stage_fuse import fuse
-from upft_mlx.stage_generate import generate
 from upft_mlx.stage_train import train
 
 LARGE = {"hidden_size": 256, "intermediate_size": 704, "num_hidden_layers": 4, "vocab_size": 8192}

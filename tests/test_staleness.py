@@ -32,9 +32,9 @@ from upft_mlx.models.load import load, model_hash
 from upft_mlx.pipeline import run_stage
 from upft_mlx.recipe.schema import Recipe, Section
 from upft_mlx.rundir import RunDir, fingerprint
+from upft_mlx.sampling.generate import generate
 from upft_mlx.stage_evaluate import Evaluator
 from upft_mlx.stage_fuse import fuse
-from upft_mlx.stage_generate import generate
 from upft_mlx.stage_train import train
 from upft_mlx.summary import summarize
 

@@ -14,7 +14,7 @@ from conftest import MODEL
 from helpers_input import ONE_PROBLEM, upft, write
 from helpers_runs import RECIPE, RUN, everywhere, files, made, run_stage, shown, there
 
-from upft_mlx import pipeline, rows, stage_generate, stage_train, versions
+from upft_mlx import pipeline, rows, stage_train, versions
 from upft_mlx.api import export
 from upft_mlx.errors import RowsError, RunDirError
 from upft_mlx.events import Event, Graded, Note, Progress
@@ -22,6 +22,7 @@ from upft_mlx.recipe.load import load_recipe, shipped_recipes
 from upft_mlx.recipe.schema import Recipe
 from upft_mlx.rows import read_json, write_json
 from upft_mlx.rundir import RunDir, fingerprint, remove
+from upft_mlx.sampling import generate
 
 __all__ = ["made", "there"]
 ADAPTER = RUN.adapter / "adapters.safetensors"
@@ -291,7 +292,7 @@ def partial(made: Path, tmp_path_factory: pytest.TempPathFactory) -> bytes:
         rows.arrange(source, *others)
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(stage_generate, "arrange", arrange)
+        patched.setattr(generate, "arrange", arrange)
         pipeline.run_stage(load_recipe(made / "r.yaml"), tmp_path_factory.mktemp("sampled"), "generate")
     return seen[0]
 

@@ -16,7 +16,6 @@ from typing import Any, Literal
 
 from upft_mlx.analysis import Trial, figure, markdown, summarize
 from upft_mlx.data.problems import Problem
-from upft_mlx.decoding import Completion, Request
 from upft_mlx.distributed.ranks import ranks
 from upft_mlx.events import Note, Observer, Progress, ignore
 from upft_mlx.grade.correct import is_correct
@@ -36,7 +35,8 @@ from upft_mlx.rows import (
     write_json,
 )
 from upft_mlx.rundir import RunDir
-from upft_mlx.sampler import Sampler, sampling_for, summing
+from upft_mlx.sampling.decoding import Completion, Request
+from upft_mlx.sampling.sampler import Sampler, sampling_for, summing
 
 CHUNK_BATCHES = 4
 

@@ -15,7 +15,6 @@ from typing import Any, Literal
 
 from upft_mlx.browse import recipe_of, settled_by
 from upft_mlx.dataset.instruction import as_run
-from upft_mlx.decoding import Request
 from upft_mlx.events import Side
 from upft_mlx.inputs import UNREAD
 from upft_mlx.interrupt import deferred_interrupt
@@ -24,7 +23,8 @@ from upft_mlx.models.chat import Renderer
 from upft_mlx.models.load import Loaded
 from upft_mlx.recipe.schema import Recipe
 from upft_mlx.rundir import RunDir, changed, changes
-from upft_mlx.sampler import Sampler, sampling_for
+from upft_mlx.sampling.decoding import Request
+from upft_mlx.sampling.sampler import Sampler, sampling_for
 
 REDRAW = 1 / 12
 """Seconds between two texts of a growing answer: decoding a long one anew for each token costs more than it shows."""

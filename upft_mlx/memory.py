@@ -16,7 +16,7 @@ from upft_mlx.recipe.schema import Lora
 CACHE_STEP = 256
 """Tokens by which mlx-lm's key-value caches grow."""
 WAVE_PROMPTS = 8
-"""Prompts that are passed together at least (`sampler.py`)."""
+"""Prompts that are passed together at least (`sampling/sampler.py`)."""
 OPTIMIZER_COPIES = 3
 """Of the adapter in float32: itself and AdamW's two moments."""
 

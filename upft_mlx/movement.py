@@ -12,7 +12,6 @@ from upft_mlx.batches import Example, make_batch
 from upft_mlx.data.benchmarks import QUESTION, Set
 from upft_mlx.data.problems import Problem
 from upft_mlx.dataset.instruction import user_turn
-from upft_mlx.decoding import Completion, Request, Sampling
 from upft_mlx.divergence import kl_per_position, log_probabilities
 from upft_mlx.events import Note, Observer, ignore
 from upft_mlx.loss import Modes, gathers_exactly
@@ -22,7 +21,8 @@ from upft_mlx.moved import Answered, in_words, summarize
 from upft_mlx.recipe.schema import Recipe
 from upft_mlx.rows import TrainingRow, read_rows, write_json
 from upft_mlx.rundir import RunDir
-from upft_mlx.sampler import chunks, sample_chunk
+from upft_mlx.sampling.decoding import Completion, Request, Sampling
+from upft_mlx.sampling.sampler import chunks, sample_chunk
 
 PROMPTS = 16
 TOKENS = 256

@@ -36,9 +36,9 @@ from upft_mlx.rooms import has_auto, this_machine
 from upft_mlx.row_loss import cut_solutions
 from upft_mlx.rows import Solution, read_json, read_rows, write_atomically, write_json
 from upft_mlx.rundir import Entry, RunDir, fingerprint, versions
+from upft_mlx.sampling.generate import generate
 from upft_mlx.sides import Sides
 from upft_mlx.stage_evaluate import announce
-from upft_mlx.stage_generate import generate
 from upft_mlx.standing import Standing, differences
 from upft_mlx.summary import summarize
 from upft_mlx.versions import adopted, begun, bring_back, finish, kept, pause, settle

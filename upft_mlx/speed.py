@@ -135,14 +135,14 @@ def calibrate(recipe: Recipe, path: Path, problems: Sequence[Problem]) -> Speed:
 
 
 def _requests(recipe: Recipe, loaded: Loaded, problems: Sequence[Problem], limit: int) -> list[Any]:
-    from upft_mlx.decoding import Request
+    from upft_mlx.sampling.decoding import Request
 
     renderer = Renderer(loaded.tokenizer, recipe.prompt)
     return [Request(renderer.asked(problem.question), limit) for problem in problems]
 
 
 def _sampler(recipe: Recipe, loaded: Loaded) -> Any:
-    from upft_mlx.sampler import Sampler, sampling_for
+    from upft_mlx.sampling.sampler import Sampler, sampling_for
 
     g = recipe.generate
     return Sampler(loaded, sampling_for(loaded, g.temperature, g.batch_size, g.top_p, g.top_k, g.stop))

@@ -15,7 +15,6 @@ from pathlib import Path
 from upft_mlx.data.benchmarks import QUESTION, Entry, Set
 from upft_mlx.data.problems import Problem
 from upft_mlx.dataset.instruction import user_turn
-from upft_mlx.decoding import Completion, OnStep, Request
 from upft_mlx.distributed.ranks import mine, ranks, rounds
 from upft_mlx.events import EvaluationStarted, Graded, Note, Observer, Progress, Side, ignore
 from upft_mlx.grade.correct import VERSION, normalize_answer
@@ -26,7 +25,8 @@ from upft_mlx.models.load import Loaded
 from upft_mlx.recipe.schema import Recipe
 from upft_mlx.rows import EvaluationRow, append_chunk, read_rows, resume, write_rows
 from upft_mlx.rundir import RunDir
-from upft_mlx.sampler import Sampler, chunks, sampling_for, summing
+from upft_mlx.sampling.decoding import Completion, OnStep, Request
+from upft_mlx.sampling.sampler import Sampler, chunks, sampling_for, summing
 
 WITHHELD = "(withheld)"
 """What stands for a private benchmark's texts."""

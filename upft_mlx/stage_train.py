@@ -44,7 +44,7 @@ from upft_mlx.reporting import reporter
 from upft_mlx.row_loss import FIXED, MEASURED, as_metrics, drawn, in_words, taken_apart
 from upft_mlx.rows import TrainingRow, read_rows, write_atomically, write_json
 from upft_mlx.rundir import RunDir
-from upft_mlx.sampler import derive_seed
+from upft_mlx.sampling.sampler import derive_seed
 from upft_mlx.token_loss import token_losses
 
 _SUMS = ("steps", "loss", "examples", "supervised_tokens", "processed_tokens", "padding_tokens", "seconds")

@@ -13,7 +13,6 @@ from dataclasses import asdict, dataclass
 
 from upft_mlx.data.problems import Problem
 from upft_mlx.dataset.prefix import Wanted
-from upft_mlx.decoding import Completion, OnStep, Request
 from upft_mlx.distributed.ranks import mine, ranks, rounds
 from upft_mlx.events import Note, Observer, Progress, ignore
 from upft_mlx.models.chat import Renderer
@@ -21,7 +20,8 @@ from upft_mlx.models.load import Loaded
 from upft_mlx.recipe.schema import Recipe
 from upft_mlx.rows import Solution, append_chunk, arrange, read_rows, resume
 from upft_mlx.rundir import RunDir
-from upft_mlx.sampler import Sampler, sampling_for, summing
+from upft_mlx.sampling.decoding import Completion, OnStep, Request
+from upft_mlx.sampling.sampler import Sampler, sampling_for, summing
 
 _BATCHES = {"full": 4, "prefix": 2}
 """Batches per chunk: fewer lose less work to an interruption; more keep the batch full where lengths differ."""

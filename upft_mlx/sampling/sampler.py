@@ -17,7 +17,7 @@ from collections.abc import Generator, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, TypeVar
 
-from upft_mlx.decoding import Chunk, Completion, OnStep, Request, Sampling
+from upft_mlx.sampling.decoding import Chunk, Completion, OnStep, Request, Sampling
 
 if TYPE_CHECKING:
     from upft_mlx.models.load import Loaded
@@ -77,7 +77,7 @@ class Sampler:
     """Samples from one model as it is now: make another after an adapter was switched on or off."""
 
     def __init__(self, loaded: Loaded, sampling: Sampling) -> None:
-        from upft_mlx.prefill import Prefill
+        from upft_mlx.sampling.prefill import Prefill
 
         self._prefill = Prefill(loaded.model)
         if not self._prefill.batches:
