@@ -121,7 +121,7 @@ def make_sibling(folder: Path, work: Path) -> None:
     from mlx_lm.tuner.lora import LoRALinear
 
     from upft_mlx.models.load import load
-    from upft_mlx.stage_train import train
+    from upft_mlx.training.train import train
 
     loaded, run = load(MODEL), RunDir(work / "sibling")
     write_rows(run.train, sibling_rows(loaded.tokenizer))

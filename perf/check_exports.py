@@ -96,13 +96,13 @@ def export(work: Path, family: str) -> str:
 
     import mlx.core as mx
 
-    from upft_mlx.checkpoints import save_safetensors
     from upft_mlx.export import export_dequantized, export_peft
     from upft_mlx.models.adapters import adapter_weights, add_lora, load_adapter
     from upft_mlx.models.load import load
     from upft_mlx.recipe.schema import Lora, Quantize, Recipe
     from upft_mlx.rows import TrainingRow, write_json, write_rows
     from upft_mlx.rundir import RunDir
+    from upft_mlx.training.checkpoints import save_safetensors
 
     base, run = work / family / "base", RunDir(work / family / "run")
     for name in ("tokenizer.json", "tokenizer_config.json"):

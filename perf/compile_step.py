@@ -26,11 +26,11 @@ PROMPTS = (56, 56, 56, 64, 64, 48, 48, 56, 56)
 
 def measure(folder: Path, compiled: bool) -> list[float]:
     """Seconds per step: 16 rows of 9 supervised tokens, default adapter and optimizer."""
-    from upft_mlx.batches import Example
     from upft_mlx.models.adapters import add_lora
     from upft_mlx.models.load import load
     from upft_mlx.recipe.schema import Lora, Quantize, Train
-    from upft_mlx.stage_train import Stepper
+    from upft_mlx.training.batches import Example
+    from upft_mlx.training.train import Stepper
 
     loaded = load(folder, quantize=Quantize(bits=8, group_size=32) if folder == EMBEDDED else None)
     add_lora(loaded, Lora(), seed=0)

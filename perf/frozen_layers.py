@@ -28,7 +28,7 @@ def stepper(folder: Path, adapted: int, dropped: int):
     from upft_mlx.models.adapters import add_lora
     from upft_mlx.models.load import load
     from upft_mlx.recipe.schema import Lora, Train
-    from upft_mlx.stage_train import Stepper
+    from upft_mlx.training.train import Stepper
 
     loaded = load(folder)
     inner = loaded.model.model
@@ -40,7 +40,7 @@ def stepper(folder: Path, adapted: int, dropped: int):
 
 def main() -> None:
     """Measure and print."""
-    from upft_mlx.batches import Example
+    from upft_mlx.training.batches import Example
 
     if not SHARED.is_dir():
         raise SystemExit(f"{SHARED}: not there; set UPFT_SHARED to the folder with make_qwen.py")

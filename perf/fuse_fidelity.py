@@ -56,7 +56,7 @@ def rows(arguments: argparse.Namespace, work: Path, rate: float) -> list[str]:
     from upft_mlx.models.load import load
     from upft_mlx.rundir import RunDir
     from upft_mlx.stage_fuse import KEPT
-    from upft_mlx.stage_train import train
+    from upft_mlx.training.train import train
 
     recipe, run = recipe_of(arguments, rate), RunDir(work / f"{rate:g}")
     if not (run.adapter / "adapters.safetensors").exists():

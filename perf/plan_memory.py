@@ -115,10 +115,10 @@ def measure_training(s: dict[str, Any]) -> Measured:
     """Two steps."""
     import mlx.core as mx
 
-    from upft_mlx.batches import Example
     from upft_mlx.models.adapters import add_lora
     from upft_mlx.models.load import Loaded
-    from upft_mlx.stage_train import Stepper
+    from upft_mlx.training.batches import Example
+    from upft_mlx.training.train import Stepper
 
     before = fresh()
     made = model(s)

@@ -2,7 +2,7 @@
 
 Contestants, each in a process and with an empty kernel cache of its own, take turns of a few steps on one machine:
 
-  ours         upft_mlx.stage_train.train on dataset/train.jsonl
+  ours         upft_mlx.training.train.train on dataset/train.jsonl
   ours whole   the same with train.micro_batch_size at the whole batch, for the time that smaller passes cost
   ours plain   the same without the dense copies that upft_mlx/models/dense_cpu.py makes on MLX's CPU backend and
   nowhere else: what
@@ -121,7 +121,7 @@ def ours(work: Path, options: argparse.Namespace) -> None:
     from upft_mlx.models.load import load
     from upft_mlx.rows import TrainingRow, write_rows
     from upft_mlx.rundir import RunDir
-    from upft_mlx.stage_train import train
+    from upft_mlx.training.train import train
 
     if options.contestant == "ours plain":
         upft_mlx.models.dense_cpu.add_dense_copies = lambda _: False
@@ -247,7 +247,7 @@ def mlx_lm_step(work: Path, options: argparse.Namespace) -> None:
     from mlx_lm.tuner.utils import linear_to_lora_layers
     from mlx_lm.utils import load
 
-    from upft_mlx.batches import Example, steps_from
+    from upft_mlx.training.batches import Example, steps_from
 
     model, _ = load(str(work / "model"))
     model.freeze()
@@ -286,7 +286,7 @@ def plain_arrays(examples: list[Any]) -> tuple[Any, Any]:
     import mlx.core as mx
     import numpy as np
 
-    from upft_mlx.batches import PAD_TOKENS
+    from upft_mlx.training.batches import PAD_TOKENS
 
     longest = max(len(e.ids) for e in examples) - 1
     tokens = np.zeros((len(examples), 1 + -(-longest // PAD_TOKENS) * PAD_TOKENS), np.int32)
@@ -438,9 +438,9 @@ def timed(key: tuple[Any, ...]) -> float:
 
 def left_to_gain(rows: Path, options: argparse.Namespace, loaded: Any) -> dict[str, Any]:
     """CPU seconds of a step of middle length, and of the products that it cannot do without; measured in turns."""
-    from upft_mlx.batches import split, steps_from, to_examples
     from upft_mlx.rows import TrainingRow, read_rows
-    from upft_mlx.stage_train import Stepper, shared_length
+    from upft_mlx.training.batches import split, steps_from, to_examples
+    from upft_mlx.training.train import Stepper, shared_length
 
     examples = to_examples(list(read_rows(rows, TrainingRow)), 2048)
     stepper = Stepper(loaded.model, recipe(options).train, shared=shared_length(examples))

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from conftest import MODEL
 
-from upft_mlx.checkpoints import save_safetensors
 from upft_mlx.models.adapters import adapter_weights, add_lora, load_adapter
 from upft_mlx.models.load import Loaded, load
 from upft_mlx.recipe.schema import Lora, Quantize
 from upft_mlx.rows import TrainingRow, write_json, write_rows
 from upft_mlx.rundir import RunDir
+from upft_mlx.training.checkpoints import save_safetensors
 
 Q4 = Quantize(bits=4, group_size=32)
 

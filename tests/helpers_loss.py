@@ -12,10 +12,10 @@ import mlx.nn as nn
 import numpy as np
 from mlx.utils import tree_flatten, tree_map
 
-from upft_mlx.batches import Example
 from upft_mlx.models.adapters import add_lora
 from upft_mlx.models.load import Loaded
 from upft_mlx.recipe.schema import Lora
+from upft_mlx.training.batches import Example
 
 VOCABULARY = 90
 

@@ -10,7 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from upft_mlx.batches import (
+from upft_mlx.recipe.schema import Prefix
+from upft_mlx.rows import TrainingRow
+from upft_mlx.training.batches import (
     PAD_ROWS,
     PAD_TOKENS,
     Counts,
@@ -24,8 +26,6 @@ from upft_mlx.batches import (
     steps_per_epoch,
     to_examples,
 )
-from upft_mlx.recipe.schema import Prefix
-from upft_mlx.rows import TrainingRow
 
 
 def row(prompt: list[int], completion: list[int], kind: Any = "prefix") -> TrainingRow:

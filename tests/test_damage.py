@@ -10,12 +10,13 @@ import pytest
 from helpers_input import write
 from helpers_runs import RUN, files, made, run_stage, shown, there
 
-from upft_mlx import checkpoints, digests, pipeline
+from upft_mlx import digests, pipeline
 from upft_mlx.api import push
 from upft_mlx.errors import PublishError, RowsError, RunDirError, TrainingError
 from upft_mlx.recipe.load import load_recipe
 from upft_mlx.recipe.schema import Recipe
 from upft_mlx.rundir import RunDir, remove
+from upft_mlx.training import checkpoints
 from upft_mlx.versions import adopt
 
 __all__ = ["made", "there"]

@@ -13,9 +13,9 @@ import pytest
 from helpers_loss import FAMILIES, family, flat, oracle
 from mlx.utils import tree_map
 
-from upft_mlx import loss as loss_module
-from upft_mlx.batches import Example, make_batch, split
-from upft_mlx.loss import Modes, _SharedKeys, choose_modes, make_loss, scalar, to_arrays, value_and_grad
+from upft_mlx.training import loss as loss_module
+from upft_mlx.training.batches import Example, make_batch, split
+from upft_mlx.training.loss import Modes, _SharedKeys, choose_modes, make_loss, scalar, to_arrays, value_and_grad
 
 SHARED = 3
 ROWS = [

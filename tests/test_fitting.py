@@ -11,14 +11,14 @@ from helpers_adapter import Q4, run, write_adapter
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from upft_mlx.batches import Example
 from upft_mlx.calibration import second_moments
 from upft_mlx.fitting import Matrix, feedback, fit_scales, pack, round_bfloat16, round_float16, unpack
-from upft_mlx.loss import scalar
 from upft_mlx.models.adapters import add_lora
 from upft_mlx.models.load import load
 from upft_mlx.recipe.schema import Lora
 from upft_mlx.rundir import RunDir
+from upft_mlx.training.batches import Example
+from upft_mlx.training.loss import scalar
 from upft_mlx.ways import fused_layer, input_size, ways
 
 __all__ = ["run"]

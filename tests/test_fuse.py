@@ -19,14 +19,10 @@ from helpers_adapter import Q4, run, write_adapter
 from mlx_lm.tuner.utils import linear_to_lora_layers
 from mlx_lm.utils import load as mlx_lm_load
 
-from upft_mlx.batches import Example, to_examples
-from upft_mlx.checkpoints import save_safetensors
-from upft_mlx.divergence import kl_per_position
 from upft_mlx.errors import FuseError, ModelError
 from upft_mlx.events import Event, Note
 from upft_mlx.fidelity import Comparison, Fidelity, greedy_probes, retained
 from upft_mlx.fuser import Fuser
-from upft_mlx.loss import scalar
 from upft_mlx.memory import Device
 from upft_mlx.models.load import Loaded, load
 from upft_mlx.recipe.schema import Quantize, Recipe
@@ -34,6 +30,10 @@ from upft_mlx.rooms import Budget
 from upft_mlx.rows import TrainingRow, read_rows
 from upft_mlx.rundir import RunDir
 from upft_mlx.stage_fuse import fuse
+from upft_mlx.training.batches import Example, to_examples
+from upft_mlx.training.checkpoints import save_safetensors
+from upft_mlx.training.divergence import kl_per_position
+from upft_mlx.training.loss import scalar
 from upft_mlx.ways import Way, write_model
 
 __all__ = ["run"]

@@ -11,11 +11,11 @@ import pytest
 from helpers_loss import flat, oracle
 from mlx.utils import tree_flatten
 
-from upft_mlx.batches import Example, make_batch
-from upft_mlx.loss import Modes, choose_modes, make_loss, scalar, supervised_logits, to_arrays, value_and_grad
 from upft_mlx.models.adapters import add_lora
 from upft_mlx.models.load import Loaded
 from upft_mlx.recipe.schema import Lora
+from upft_mlx.training.batches import Example, make_batch
+from upft_mlx.training.loss import Modes, choose_modes, make_loss, scalar, supervised_logits, to_arrays, value_and_grad
 
 VOCABULARY = 90
 ROWS = [

@@ -12,7 +12,7 @@ import mlx.core as mx
 import pytest
 from conftest import MODEL
 
-from upft_mlx import pipeline, stage_train
+from upft_mlx import pipeline
 from upft_mlx.data.benchmarks import Set, load_benchmark, resolve
 from upft_mlx.data.on_disk import problems_of
 from upft_mlx.data.problems import Problem
@@ -21,13 +21,14 @@ from upft_mlx.events import Note
 from upft_mlx.models.adapters import add_lora, load_adapter
 from upft_mlx.models.chat import Renderer
 from upft_mlx.models.load import Loaded, load
-from upft_mlx.moved import Answered, in_words, markdown, opening, summarize, warnings
-from upft_mlx.movement import held_out, movement
 from upft_mlx.recipe.schema import Recipe
 from upft_mlx.rows import TrainingRow, write_rows
 from upft_mlx.rundir import RunDir
 from upft_mlx.sampling.decoding import Request, Sampling
 from upft_mlx.sampling.sampler import sample_chunk
+from upft_mlx.training import train
+from upft_mlx.training.moved import Answered, in_words, markdown, opening, summarize, warnings
+from upft_mlx.training.movement import held_out, movement
 
 MakeRecipe = Callable[..., Recipe]
 
@@ -220,7 +221,7 @@ def test_report_view_and_verdict_say_how_far_it_moved(
         assert f"- {line}" in report
     again = make_recipe(prefix={"eos": True, "structure_ratio": 0.0}, train={"learning_rate": 1e-6})
     assert pipeline.Pipeline(again, tmp_path).report()["training"]["movement"] is None, "it was another adapter's"
-    monkeypatch.setattr(stage_train, "train", lambda *_: 1 / 0)
+    monkeypatch.setattr(train, "train", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         pipeline.run_stage(again, tmp_path, "train")
     assert json.loads(RunDir(tmp_path).movement.read_text()) == moved, "the one before is whole"

@@ -269,11 +269,11 @@ STEPS = """
 import sys
 import mlx.core as mx
 from upft_mlx.models.adapters import adapter_weights, add_lora
-from upft_mlx.batches import Example, shared_length
+from upft_mlx.training.batches import Example, shared_length
 from upft_mlx.models.load import load
 from upft_mlx.distributed.ranks import ranks
 from upft_mlx.recipe.schema import Lora, Train
-from upft_mlx.stage_train import Stepper
+from upft_mlx.training.train import Stepper
 from pathlib import Path
 def steps(dtype, model, file):
     loaded = load(Path(model))

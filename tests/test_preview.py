@@ -20,7 +20,6 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from upft_mlx import pipeline, stage_evaluate
-from upft_mlx.batches import Example, make_batch, shared_length, split, to_examples
 from upft_mlx.dataset.prefix import structure_numbers
 from upft_mlx.errors import ProblemsError
 from upft_mlx.models.chat import Renderer
@@ -32,6 +31,7 @@ from upft_mlx.rules import rules
 from upft_mlx.rundir import RunDir
 from upft_mlx.sampling import generate
 from upft_mlx.sampling.decoding import Request
+from upft_mlx.training.batches import Example, make_batch, shared_length, split, to_examples
 from upft_mlx.ui_preview import print_preview
 
 __all__ = ["no_network"]

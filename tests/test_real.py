@@ -16,7 +16,6 @@ from pathlib import Path
 import mlx.core as mx
 import pytest
 
-from upft_mlx.batches import to_examples
 from upft_mlx.data.on_disk import problems_of
 from upft_mlx.dataset.instruction import instructed
 from upft_mlx.models.adapters import add_lora
@@ -29,7 +28,8 @@ from upft_mlx.rows import Solution, TrainingRow, read_rows
 from upft_mlx.rundir import RunDir
 from upft_mlx.sampling.decoding import Request
 from upft_mlx.sampling.sampler import Sampler, sampling_for
-from upft_mlx.stage_train import Stepper
+from upft_mlx.training.batches import to_examples
+from upft_mlx.training.train import Stepper
 
 pytestmark = [pytest.mark.real, pytest.mark.slow]
 SHARED = Path(os.environ.get("UPFT_SHARED", Path(__file__).resolve().parents[2] / "shared"))

@@ -32,7 +32,7 @@ from upft_mlx.recipe.schema import AUTO, Recipe
 from upft_mlx.rooms import MARGIN, Rooms, another_mac, changed
 from upft_mlx.rows import Solution, TrainingRow, read_rows, rows_writer
 from upft_mlx.rundir import RunDir
-from upft_mlx.stage_train import total_steps
+from upft_mlx.training.train import total_steps
 
 NAMES = sorted(shipped_recipes())
 ROWS = 60

@@ -13,8 +13,8 @@ from mlx_lm.tuner import callbacks
 
 from upft_mlx.errors import TrainingError
 from upft_mlx.recipe.schema import Recipe
-from upft_mlx.reporting import reporter
 from upft_mlx.rundir import RunDir
+from upft_mlx.training.tracking import reporter
 
 MakeRecipe = Callable[..., Recipe]
 LINE = {"step": 10, "loss": 1.5, "learning_rate": 1e-4}

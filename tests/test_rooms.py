@@ -25,7 +25,7 @@ from upft_mlx.rooms import Rooms, changed, this_machine
 from upft_mlx.rundir import RunDir
 from upft_mlx.sampling.generate import generate
 from upft_mlx.stage_fuse import fuse
-from upft_mlx.stage_train import train
+from upft_mlx.training.train import train
 
 LARGE = {"hidden_size": 256, "intermediate_size": 704, "num_hidden_layers": 4, "vocab_size": 8192}
 COMBINATIONS: dict[str, dict[str, Any]] = {

@@ -14,16 +14,26 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from upft_mlx import pipeline
-from upft_mlx.batches import Example, make_batch, shared_length, to_examples
 from upft_mlx.events import Note
-from upft_mlx.loss import Modes, make_loss, scalar, to_arrays
 from upft_mlx.models.load import Loaded
 from upft_mlx.preview import preview
 from upft_mlx.recipe.schema import Recipe
-from upft_mlx.row_loss import EOS, FIXED, MEASURED, Cut, as_metrics, cut_solutions, drawn, in_words, taken_apart
 from upft_mlx.rows import Solution, TrainingRow, read_rows
 from upft_mlx.rundir import RunDir
-from upft_mlx.token_loss import token_losses
+from upft_mlx.training.batches import Example, make_batch, shared_length, to_examples
+from upft_mlx.training.loss import Modes, make_loss, scalar, to_arrays
+from upft_mlx.training.row_loss import (
+    EOS,
+    FIXED,
+    MEASURED,
+    Cut,
+    as_metrics,
+    cut_solutions,
+    drawn,
+    in_words,
+    taken_apart,
+)
+from upft_mlx.training.token_loss import token_losses
 from upft_mlx.training_report import markdown, training_facts
 
 MakeRecipe = Callable[..., Recipe]

@@ -18,7 +18,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from upft_mlx.loss import scalar
 from upft_mlx.models.chat import Renderer
 from upft_mlx.models.load import Loaded
 from upft_mlx.recipe.schema import Prompt
@@ -26,6 +25,7 @@ from upft_mlx.sampling import prefill as prefill_module
 from upft_mlx.sampling.decoding import Request, Sampling, drawer, random_key
 from upft_mlx.sampling.prefill import Prefill, shared_length
 from upft_mlx.sampling.sampler import Sampler, chunks, derive_seed, sample_chunk, sampling_for
+from upft_mlx.training.loss import scalar
 
 QUESTIONS = ["Ann has 3 apples and buys 4 more.", "Tom has 9 pens.", "There are 5 boxes with 6 eggs each. How many?"]
 

@@ -12,10 +12,11 @@ import numpy.typing as npt
 import pytest
 from mlx.utils import tree_flatten
 
-from upft_mlx import loss, selftest
-from upft_mlx.batches import Batch, Example, make_batch
-from upft_mlx.loss import Modes
+from upft_mlx import selftest
 from upft_mlx.selftest import GRADIENT_NORM, LOSS, SHAPE, answers, make_model, rows
+from upft_mlx.training import loss
+from upft_mlx.training.batches import Batch, Example, make_batch
+from upft_mlx.training.loss import Modes
 
 Values = npt.NDArray[np.float64]
 HEADS, KV_HEADS, WIDTH = 4, 2, 16

@@ -13,7 +13,6 @@ from conftest import MODEL
 from helpers_kill import kill_again_and_again, lines_in
 
 from upft_mlx import pipeline, stage_evaluate
-from upft_mlx.checkpoints import save_safetensors
 from upft_mlx.errors import ModelError
 from upft_mlx.events import EvaluationStarted, Event, Graded, Note, Progress
 from upft_mlx.grade import workers
@@ -25,6 +24,7 @@ from upft_mlx.recipe.override import narrowed
 from upft_mlx.recipe.schema import Lora, Quantize, Recipe
 from upft_mlx.rows import EvaluationRow, read_rows, write_json
 from upft_mlx.rundir import RunDir
+from upft_mlx.training.checkpoints import save_safetensors
 
 MakeRecipe = Callable[..., Recipe]
 

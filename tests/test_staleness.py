@@ -35,8 +35,8 @@ from upft_mlx.rundir import RunDir, fingerprint
 from upft_mlx.sampling.generate import generate
 from upft_mlx.stage_evaluate import Evaluator
 from upft_mlx.stage_fuse import fuse
-from upft_mlx.stage_train import train
 from upft_mlx.summary import summarize
+from upft_mlx.training.train import train
 
 STAGES = ("generate", "build", "train", "base", "tuned", "summary", "fuse", "analyze")
 TRAINING = "train tuned summary fuse"

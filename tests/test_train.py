@@ -22,20 +22,21 @@ from helpers_loss import flat, oracle
 from mlx.utils import tree_map
 from mlx_lm.utils import load as mlx_lm_load
 
-from upft_mlx import checkpoints, stage_train
-from upft_mlx.batches import Counts, to_examples
-from upft_mlx.checkpoints import Position, latest
 from upft_mlx.distributed.ranks import Ranks
 from upft_mlx.errors import ModelError, TrainingError
 from upft_mlx.events import Event, Note, Progress
 from upft_mlx.interrupt import deferred_interrupt
-from upft_mlx.loss import scalar
 from upft_mlx.models.adapters import adapter_weights, add_lora
 from upft_mlx.models.load import load
 from upft_mlx.recipe.schema import Lora, Quantize, Recipe, Train
 from upft_mlx.rows import TrainingRow, read_rows, write_rows
 from upft_mlx.rundir import RunDir
-from upft_mlx.stage_train import Stepper, learning_rate, total_steps, train
+from upft_mlx.training import checkpoints
+from upft_mlx.training import train as stage_train
+from upft_mlx.training.batches import Counts, to_examples
+from upft_mlx.training.checkpoints import Position, latest
+from upft_mlx.training.loss import scalar
+from upft_mlx.training.train import Stepper, learning_rate, total_steps, train
 
 MakeRecipe = Callable[..., Recipe]
 

@@ -14,7 +14,7 @@ from conftest import MODEL
 from helpers_input import ONE_PROBLEM, upft, write
 from helpers_runs import RECIPE, RUN, everywhere, files, made, run_stage, shown, there
 
-from upft_mlx import pipeline, rows, stage_train, versions
+from upft_mlx import pipeline, rows, versions
 from upft_mlx.api import export
 from upft_mlx.errors import RowsError, RunDirError
 from upft_mlx.events import Event, Graded, Note, Progress
@@ -23,6 +23,7 @@ from upft_mlx.recipe.schema import Recipe
 from upft_mlx.rows import read_json, write_json
 from upft_mlx.rundir import RunDir, fingerprint, remove
 from upft_mlx.sampling import generate
+from upft_mlx.training import train
 
 __all__ = ["made", "there"]
 ADAPTER = RUN.adapter / "adapters.safetensors"
@@ -130,7 +131,7 @@ def test_settings_that_were_trained_before_bring_their_adapter_back_untrained(
 ) -> None:
     before = ADAPTER.read_bytes()
     run_stage("train", "lora.rank=3")
-    monkeypatch.setattr(stage_train, "train", None)
+    monkeypatch.setattr(train, "train", None)
     assert "an earlier version comes back" in shown("train", "r.yaml", "--plain")
     assert ADAPTER.read_bytes() == before
     assert "an earlier version comes back" in shown("train", "r.yaml", "--plain", "--set", "lora.rank=3")

@@ -10,7 +10,6 @@ from typing import Any
 
 import mlx.core as mx
 
-from upft_mlx.checkpoints import save_safetensors
 from upft_mlx.errors import ExportError, ModelError
 from upft_mlx.events import Observer, ignore
 from upft_mlx.fuser import Fuser
@@ -19,6 +18,7 @@ from upft_mlx.models.load import Loaded, reason
 from upft_mlx.recipe.schema import Recipe
 from upft_mlx.rows import write_json
 from upft_mlx.rundir import RunDir
+from upft_mlx.training.checkpoints import save_safetensors
 from upft_mlx.ways import DTYPES, Way, write_model
 
 _LORA = re.compile(r"^(model\.layers\.(\d+)\.(.+))\.lora_([ab])$")

@@ -16,12 +16,12 @@ from dataclasses import dataclass
 import mlx.core as mx
 import mlx.nn as nn
 
-from upft_mlx.batches import Example, make_batch
-from upft_mlx.divergence import kl_per_position, log_probabilities
-from upft_mlx.loss import Modes, gathers_exactly, scalar
 from upft_mlx.models.load import Loaded
 from upft_mlx.sampling.decoding import Request, Sampling
 from upft_mlx.sampling.sampler import chunks, sample_chunk
+from upft_mlx.training.batches import Example, make_batch
+from upft_mlx.training.divergence import kl_per_position, log_probabilities
+from upft_mlx.training.loss import Modes, gathers_exactly, scalar
 
 MAX_ROWS = 16
 MAX_POSITIONS = 16

@@ -8,13 +8,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from upft_mlx.batches import shared_length
 from upft_mlx.data.problems import Problem
 from upft_mlx.errors import RowsError
 from upft_mlx.models.chat import Renderer
 from upft_mlx.recipe.schema import Recipe
 from upft_mlx.rows import Solution, read_rows
 from upft_mlx.rundir import RunDir
+from upft_mlx.training.batches import shared_length
 from upft_mlx.versions import unfinished
 
 _COUNTED = 256
@@ -79,7 +79,7 @@ def measure_prompts(count: int, text: Callable[[int], str], renderer: Renderer) 
 
 
 def _shared(prompts: Sequence[list[int]]) -> int:
-    from upft_mlx.batches import Example
+    from upft_mlx.training.batches import Example
 
     return shared_length([Example("", [*ids, 0], len(ids)) for ids in prompts])
 

@@ -33,7 +33,6 @@ from upft_mlx.preflight import refuse_early
 from upft_mlx.recipe.schema import Recipe
 from upft_mlx.report import STAGES, collect, markdown
 from upft_mlx.rooms import has_auto, this_machine
-from upft_mlx.row_loss import cut_solutions
 from upft_mlx.rows import Solution, read_json, read_rows, write_atomically, write_json
 from upft_mlx.rundir import Entry, RunDir, fingerprint, versions
 from upft_mlx.sampling.generate import generate
@@ -41,6 +40,7 @@ from upft_mlx.sides import Sides
 from upft_mlx.stage_evaluate import announce
 from upft_mlx.standing import Standing, differences
 from upft_mlx.summary import summarize
+from upft_mlx.training.row_loss import cut_solutions
 from upft_mlx.versions import adopted, begun, bring_back, finish, kept, pause, settle
 
 _PLANNED = ("generate", "train", "evaluate", "fuse")
@@ -242,8 +242,8 @@ class Pipeline:
 
     def train(self) -> None:
         """dataset/ to adapter/."""
-        from upft_mlx.movement import measure
-        from upft_mlx.stage_train import train
+        from upft_mlx.training.movement import measure
+        from upft_mlx.training.train import train
 
         def work(run: RunDir) -> Outcome:
             loaded = self.load()

@@ -1,7 +1,7 @@
 """What a recipe asks and trains, shown before anything is sampled or trained: prompts, rows, rules.
 
 Only the tokenizer is loaded, unless the model's view of the rows is asked for. What of a row is supervised is read from
-the arrays that the trainer gets (`batches.py`), not worked out a second time.
+the arrays that the trainer gets (`training/batches.py`), not worked out a second time.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from upft_mlx.batches import Batch, make_batch, shared_length, to_examples
 from upft_mlx.browse import settled_by
 from upft_mlx.data.benchmarks import QUESTION, Entry, load_benchmark, resolve
 from upft_mlx.data.on_disk import problems_of
@@ -28,6 +27,7 @@ from upft_mlx.rules import rules
 from upft_mlx.rundir import RunDir
 from upft_mlx.stage_evaluate import WITHHELD
 from upft_mlx.standing import Standing
+from upft_mlx.training.batches import Batch, make_batch, shared_length, to_examples
 from upft_mlx.versions import adopted
 
 EXAMPLES = 3
@@ -149,7 +149,7 @@ class _Preview:
 
     def base_view(self) -> dict[str, Any]:
         """What the model thinks of the rows that will train."""
-        from upft_mlx.base_view import base_view
+        from upft_mlx.training.base_view import base_view
 
         rows, recipe = list(self.rows.training()), self.recipe
         if not rows:

@@ -8,7 +8,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from upft_mlx.batches import Example, to_examples
 from upft_mlx.data.problems import Problem
 from upft_mlx.dataset.prefix import RowKind, row_kind, structure_numbers, training_row
 from upft_mlx.dataset.selection import choose
@@ -18,6 +17,7 @@ from upft_mlx.models.chat import Renderer
 from upft_mlx.recipe.schema import Recipe
 from upft_mlx.rows import Solution, TrainingRow, read_rows
 from upft_mlx.rundir import RunDir
+from upft_mlx.training.batches import Example, to_examples
 
 NOTES = {
     "dataset": "these rows are those of the run",

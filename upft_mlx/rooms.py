@@ -8,13 +8,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from upft_mlx.batches import Example, split
 from upft_mlx.errors import RoomError
 from upft_mlx.lengths import Prompts, Solutions, first
 from upft_mlx.machine.device import memory_bytes, on_gpu, working_set_bytes
 from upft_mlx.memory import Device, SamplingLoad, TrainingPass, fusing_peak, sampling_peak, training_peak
 from upft_mlx.models.architecture import Architecture
 from upft_mlx.recipe.schema import AUTO, Recipe
+from upft_mlx.training.batches import Example, split
 
 MARGIN = 0.85
 """Share of the budget that `auto` fills: the formulas are right to about 15 %."""

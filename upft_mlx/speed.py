@@ -183,9 +183,9 @@ def _prefixes(recipe: Recipe, loaded: Loaded, problems: Sequence[Problem]) -> tu
 
 def _train(recipe: Recipe, loaded: Loaded, problems: Sequence[Problem], prefixes: list[list[int]]) -> float:
     """Seconds per token that is not shared."""
-    from upft_mlx.batches import Example, shared_length
     from upft_mlx.models.adapters import add_lora
-    from upft_mlx.stage_train import Stepper
+    from upft_mlx.training.batches import Example, shared_length
+    from upft_mlx.training.train import Stepper
 
     renderer, settings = Renderer(loaded.tokenizer, recipe.prompt), recipe.train
     examples = []

@@ -16,7 +16,7 @@ from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from upft_mlx.row_loss import in_words
+from upft_mlx.training.row_loss import in_words
 from upft_mlx.ui_console import open_console
 from upft_mlx.ui_pager import paged
 from upft_mlx.ui_text import Glyphs, glyphs_for

@@ -8,10 +8,10 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from upft_mlx.batches import Counts
 from upft_mlx.digests import digest
 from upft_mlx.errors import TrainingError
 from upft_mlx.rows import read_json, replacing, write_error, write_json
+from upft_mlx.training.batches import Counts
 
 if TYPE_CHECKING:
     import mlx.core as mx

@@ -5,8 +5,8 @@ from __future__ import annotations
 import mlx.core as mx
 import mlx.nn as nn
 
-from upft_mlx.batches import Batch
-from upft_mlx.loss import Modes, supervised_logits, to_arrays
+from upft_mlx.training.batches import Batch
+from upft_mlx.training.loss import Modes, supervised_logits, to_arrays
 
 
 def log_probabilities(model: nn.Module, batch: Batch, supervised: int, modes: Modes) -> mx.array:

@@ -8,21 +8,21 @@ from typing import Any
 
 import mlx.core as mx
 
-from upft_mlx.batches import Example, make_batch
 from upft_mlx.data.benchmarks import QUESTION, Set
 from upft_mlx.data.problems import Problem
 from upft_mlx.dataset.instruction import user_turn
-from upft_mlx.divergence import kl_per_position, log_probabilities
 from upft_mlx.events import Note, Observer, ignore
-from upft_mlx.loss import Modes, gathers_exactly
 from upft_mlx.models.chat import Renderer
 from upft_mlx.models.load import Loaded
-from upft_mlx.moved import Answered, in_words, summarize
 from upft_mlx.recipe.schema import Recipe
 from upft_mlx.rows import TrainingRow, read_rows, write_json
 from upft_mlx.rundir import RunDir
 from upft_mlx.sampling.decoding import Completion, Request, Sampling
 from upft_mlx.sampling.sampler import chunks, sample_chunk
+from upft_mlx.training.batches import Example, make_batch
+from upft_mlx.training.divergence import kl_per_position, log_probabilities
+from upft_mlx.training.loss import Modes, gathers_exactly
+from upft_mlx.training.moved import Answered, in_words, summarize
 
 PROMPTS = 16
 TOKENS = 256

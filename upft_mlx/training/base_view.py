@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from upft_mlx.batches import Example
-from upft_mlx.loss import choose_modes
 from upft_mlx.models.load import find_model, load
 from upft_mlx.recipe.schema import Recipe
-from upft_mlx.row_loss import MEASURED, drawn, taken_apart
-from upft_mlx.token_loss import token_losses
+from upft_mlx.training.batches import Example
+from upft_mlx.training.loss import choose_modes
+from upft_mlx.training.row_loss import MEASURED, drawn, taken_apart
+from upft_mlx.training.token_loss import token_losses
 
 
 def base_view(recipe: Recipe, examples: Sequence[Example]) -> dict[str, Any]:

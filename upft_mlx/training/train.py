@@ -19,8 +19,18 @@ import mlx.nn as nn
 import mlx.optimizers as optim
 from mlx.utils import tree_flatten, tree_map
 
-from upft_mlx import checkpoints
-from upft_mlx.batches import (
+from upft_mlx.distributed.ranks import ranks
+from upft_mlx.errors import TrainingError
+from upft_mlx.events import Note, Observer, Progress, Trained, ignore
+from upft_mlx.interrupt import deferred_interrupt
+from upft_mlx.models.adapters import adapter_weights, add_lora
+from upft_mlx.models.load import Loaded
+from upft_mlx.recipe.schema import Recipe, Train
+from upft_mlx.rows import TrainingRow, read_rows, write_atomically, write_json
+from upft_mlx.rundir import RunDir
+from upft_mlx.sampling.sampler import derive_seed
+from upft_mlx.training import checkpoints
+from upft_mlx.training.batches import (
     Batch,
     Counts,
     Example,
@@ -31,21 +41,11 @@ from upft_mlx.batches import (
     steps_per_epoch,
     to_examples,
 )
-from upft_mlx.checkpoints import Position, save_safetensors
-from upft_mlx.distributed.ranks import ranks
-from upft_mlx.errors import TrainingError
-from upft_mlx.events import Note, Observer, Progress, Trained, ignore
-from upft_mlx.interrupt import deferred_interrupt
-from upft_mlx.loss import choose_modes, make_loss, scalar, to_arrays, value_and_grad
-from upft_mlx.models.adapters import adapter_weights, add_lora
-from upft_mlx.models.load import Loaded
-from upft_mlx.recipe.schema import Recipe, Train
-from upft_mlx.reporting import reporter
-from upft_mlx.row_loss import FIXED, MEASURED, as_metrics, drawn, in_words, taken_apart
-from upft_mlx.rows import TrainingRow, read_rows, write_atomically, write_json
-from upft_mlx.rundir import RunDir
-from upft_mlx.sampling.sampler import derive_seed
-from upft_mlx.token_loss import token_losses
+from upft_mlx.training.checkpoints import Position, save_safetensors
+from upft_mlx.training.loss import choose_modes, make_loss, scalar, to_arrays, value_and_grad
+from upft_mlx.training.row_loss import FIXED, MEASURED, as_metrics, drawn, in_words, taken_apart
+from upft_mlx.training.token_loss import token_losses
+from upft_mlx.training.tracking import reporter
 
 _SUMS = ("steps", "loss", "examples", "supervised_tokens", "processed_tokens", "padding_tokens", "seconds")
 

@@ -13,8 +13,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from upft_mlx.batches import Example
 from upft_mlx.rows import Solution
+from upft_mlx.training.batches import Example
 
 MEASURED = {"prefix": 48, "structure": 16, "full": 32}
 """Rows of each kind that say what the base thinks before the first step."""

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import mlx.core as mx
 import mlx.nn as nn
 
-from upft_mlx.batches import Example, split
-from upft_mlx.loss import Modes, supervised_logits, to_arrays
+from upft_mlx.training.batches import Example, split
+from upft_mlx.training.loss import Modes, supervised_logits, to_arrays
 
 
 def token_losses(model: nn.Module, examples: Sequence[Example], modes: Modes, shared: int = 0) -> list[list[float]]:

@@ -18,9 +18,9 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
-from upft_mlx.batches import Batch
 from upft_mlx.models.same_logits import same_logits
 from upft_mlx.models.same_logits import scalar as scalar  # where others look for it
+from upft_mlx.training.batches import Batch
 
 Arrays = tuple[mx.array, mx.array, mx.array, mx.array, mx.array]
 
