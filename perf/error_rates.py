@@ -11,7 +11,7 @@ from functools import cache
 
 import numpy as np
 
-from upft_mlx.stats import ALPHA, PairedDifference, paired_difference
+from upft_mlx.evaluation.stats import ALPHA, PairedDifference, paired_difference
 
 CHANGE = 0.05
 """Tuned - base, where there is a difference."""

@@ -16,10 +16,10 @@ from upft_mlx.browse import seen
 from upft_mlx.data.benchmarks import KNOWN, SOURCES, Entry, load_benchmark, resolve
 from upft_mlx.data.problems import Problem
 from upft_mlx.errors import ProblemsError, RecipeError
+from upft_mlx.evaluation.evaluate import WITHHELD
 from upft_mlx.events import Event, Graded
 from upft_mlx.recipe.schema import Evaluate, Recipe
 from upft_mlx.rundir import RunDir
-from upft_mlx.stage_evaluate import WITHHELD
 
 MakeRecipe = Callable[..., Recipe]
 MATH = [
@@ -235,9 +235,9 @@ def test_the_hub_is_asked_for_the_pinned_revision(name: str, monkeypatch: pytest
 
 
 def test_equal_withheld_answers_stay_equal_for_the_majority() -> None:
+    from upft_mlx.evaluation.evaluate import _row
     from upft_mlx.grade.graders import Verdict
     from upft_mlx.sampling.decoding import Completion
-    from upft_mlx.stage_evaluate import _row
 
     entry, problem = entry_of(name="gpqa-freeform"), Problem("p", "canary?", "canary gold")
     rows = [

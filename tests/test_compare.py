@@ -15,10 +15,10 @@ from upft_mlx import pipeline
 from upft_mlx.compare import compare, variant
 from upft_mlx.comparison import Cell, figure, markdown, summarize
 from upft_mlx.errors import RecipeError
+from upft_mlx.evaluation.stats import wilson_interval
 from upft_mlx.models import load
 from upft_mlx.recipe.schema import Recipe
 from upft_mlx.rundir import RunDir
-from upft_mlx.stats import wilson_interval
 
 MakeRecipe = Callable[..., Recipe]
 

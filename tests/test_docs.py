@@ -23,10 +23,10 @@ from mlx_lm.tuner.utils import linear_to_lora_layers
 from upft_mlx.data.benchmarks import KNOWN, SOURCES
 from upft_mlx.data.columns import ANSWER_COLUMNS, ID_COLUMNS, LEVEL_COLUMNS, QUESTION_COLUMNS, SUBJECT_COLUMNS
 from upft_mlx.data.problems import load_problems
+from upft_mlx.evaluation.stats import wilson_interval
 from upft_mlx.grade.correct import is_correct
 from upft_mlx.recipe.load import shipped_recipes
 from upft_mlx.recipe.schema import Lora, Problems, Recipe
-from upft_mlx.stats import wilson_interval
 
 DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted(DOCS.glob("*.md"))]

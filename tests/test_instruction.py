@@ -11,11 +11,12 @@ import pytest
 from helpers_input import assert_fails, no_network, upft
 from helpers_models import write_model
 
-from upft_mlx import analyze, pipeline, stage_evaluate
+from upft_mlx import analyze, pipeline
 from upft_mlx.ask import Asker, Conversation
 from upft_mlx.data.benchmarks import BOXED, LETTER, resolve
 from upft_mlx.data.problems import load_problems
 from upft_mlx.dataset.instruction import as_run, differing, instructed, user_turn
+from upft_mlx.evaluation import evaluate
 from upft_mlx.models.load import load, load_tokenizer
 from upft_mlx.planner import Planner
 from upft_mlx.preview import preview
@@ -108,7 +109,7 @@ def asked_of(monkeypatch: pytest.MonkeyPatch, recipe: Recipe, run: Path, stage: 
         prompts.extend(request.prompt_ids for request in requests)
         raise StoppedError
 
-    module: Any = {"generate": generate, "evaluate": stage_evaluate, "analyze": analyze}[stage]
+    module: Any = {"generate": generate, "evaluate": evaluate, "analyze": analyze}[stage]
     with monkeypatch.context() as patch:
         patch.setattr(module.Sampler, "sample", sample)
         with pytest.raises(StoppedError):

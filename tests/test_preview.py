@@ -19,9 +19,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from upft_mlx import pipeline, stage_evaluate
+from upft_mlx import pipeline
 from upft_mlx.dataset.prefix import structure_numbers
 from upft_mlx.errors import ProblemsError
+from upft_mlx.evaluation import evaluate
 from upft_mlx.models.chat import Renderer
 from upft_mlx.models.load import load_tokenizer
 from upft_mlx.preview import Marked, marked, preview
@@ -264,7 +265,7 @@ def passed(monkeypatch: pytest.MonkeyPatch, recipe: Recipe, run: Path, stage: st
         prompts.extend(request.prompt_ids for request in requests)
         raise StoppedError
 
-    module = {"generate": generate, "evaluate": stage_evaluate}[stage]
+    module = {"generate": generate, "evaluate": evaluate}[stage]
     monkeypatch.setattr(module.Sampler, "sample", sample)
     with pytest.raises(StoppedError):
         pipeline.run_stage(recipe, run, stage)

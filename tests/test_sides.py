@@ -12,8 +12,9 @@ import pytest
 from conftest import MODEL
 from helpers_kill import kill_again_and_again, lines_in
 
-from upft_mlx import pipeline, stage_evaluate
+from upft_mlx import pipeline
 from upft_mlx.errors import ModelError
+from upft_mlx.evaluation import evaluate as stage_evaluate
 from upft_mlx.events import EvaluationStarted, Event, Graded, Note, Progress
 from upft_mlx.grade import workers
 from upft_mlx.grade.graders import Task, Verdict

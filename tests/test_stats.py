@@ -12,8 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats as scipy_stats
 
-from upft_mlx.report import outcome
-from upft_mlx.stats import (
+from upft_mlx.evaluation.stats import (
     ALPHA,
     PairedDifference,
     accuracy_interval,
@@ -27,6 +26,7 @@ from upft_mlx.stats import (
     tango_interval,
     wilson_interval,
 )
+from upft_mlx.report import outcome
 
 counts = st.integers(1, 400).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n)))
 

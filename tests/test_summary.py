@@ -15,13 +15,13 @@ from scipy import stats as scipy_stats
 
 from upft_mlx.data.benchmarks import Set, resolve
 from upft_mlx.data.problems import Problem
+from upft_mlx.evaluation.stats import drift, wilson_interval
+from upft_mlx.evaluation.summary import SIDES, flips, side_summary, summarize
 from upft_mlx.events import Side
 from upft_mlx.recipe.schema import Evaluate
 from upft_mlx.report import markdown, verdict
 from upft_mlx.rows import EvaluationRow, write_rows
 from upft_mlx.rundir import RunDir
-from upft_mlx.stats import drift, wilson_interval
-from upft_mlx.summary import SIDES, flips, side_summary, summarize
 
 Answer = tuple[str | None, bool, int, bool]
 """Answer, whether right, tokens, whether cut."""

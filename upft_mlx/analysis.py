@@ -6,9 +6,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
+from upft_mlx.evaluation.stats import mean_interval, paired_difference
 from upft_mlx.figures import Panel, Point, Series, curves
 from upft_mlx.recipe.schema import Analyze
-from upft_mlx.stats import mean_interval, paired_difference
 
 LONGEST = 32
 """Tokens; no longer prefix is recommended: the paper found 8 to 32 within noise, and each token costs."""

@@ -13,6 +13,8 @@ from pydantic import ValidationError
 from upft_mlx.data.benchmarks import Entry, load_benchmark, resolve
 from upft_mlx.errors import RunDirError, UpftError
 from upft_mlx.escape import quoted
+from upft_mlx.evaluation.evaluate import WITHHELD
+from upft_mlx.evaluation.summary import SIDES, flips
 from upft_mlx.grade.correct import VERSION
 from upft_mlx.grade.graders import Task, grade_all
 from upft_mlx.recipe.load import load_recipe
@@ -20,8 +22,6 @@ from upft_mlx.recipe.schema import Recipe
 from upft_mlx.report import STAGES, collect
 from upft_mlx.rows import EvaluationRow, read_json, read_rows
 from upft_mlx.rundir import RunDir, changed
-from upft_mlx.stage_evaluate import WITHHELD
-from upft_mlx.summary import SIDES, flips
 from upft_mlx.versions import made_from
 
 _SIZES = (

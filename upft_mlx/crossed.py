@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from upft_mlx.stats import mean_interval, t_quantile
+from upft_mlx.evaluation.stats import mean_interval, t_quantile
 
 
 @dataclass(frozen=True)

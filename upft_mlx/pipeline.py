@@ -21,6 +21,9 @@ from upft_mlx.dataset.prefix import check_problems, wanted
 from upft_mlx.distributed.ranks import ranks
 from upft_mlx.economy import economy
 from upft_mlx.errors import RunDirError
+from upft_mlx.evaluation.base_and_tuned import Sides
+from upft_mlx.evaluation.evaluate import announce
+from upft_mlx.evaluation.summary import summarize
 from upft_mlx.events import Note, Observer, StageDone, StageSkipped, StageStarted, ignore
 from upft_mlx.hub.card import base_of, model_card
 from upft_mlx.inputs import Inputs, dated
@@ -36,10 +39,7 @@ from upft_mlx.rooms import has_auto, this_machine
 from upft_mlx.rows import Solution, read_json, read_rows, write_atomically, write_json
 from upft_mlx.rundir import Entry, RunDir, fingerprint, versions
 from upft_mlx.sampling.generate import generate
-from upft_mlx.sides import Sides
-from upft_mlx.stage_evaluate import announce
 from upft_mlx.standing import Standing, differences
-from upft_mlx.summary import summarize
 from upft_mlx.training.row_loss import cut_solutions
 from upft_mlx.versions import adopted, begun, bring_back, finish, kept, pause, settle
 

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from upft_mlx import economy, escape, training_report
+from upft_mlx.evaluation.stats import ALPHA, drift
 from upft_mlx.recipe.schema import Recipe
 from upft_mlx.rows import read_json
 from upft_mlx.rundir import RunDir
-from upft_mlx.stats import ALPHA, drift
 
 STAGES = ("generate", "build", "train", "evaluate", "fuse")
 Outcome = Literal["better", "worse", "no measurable change", "void"]

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import groupby
 
+from upft_mlx.evaluation.stats import accuracy_interval, paired_difference
 from upft_mlx.events import Graded, Side
-from upft_mlx.stats import accuracy_interval, paired_difference
 from upft_mlx.ui_text import accuracy, points
 
 REMEMBERED = 1024

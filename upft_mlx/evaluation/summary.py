@@ -19,11 +19,11 @@ from typing import Any
 
 from upft_mlx.data.benchmarks import Entry, Set
 from upft_mlx.data.problems import Problem
+from upft_mlx.evaluation.stats import accuracy_interval, drift, maj_at_k, mean_interval, paired_difference, pass_at_k
 from upft_mlx.events import Side
 from upft_mlx.grade.correct import normalize_answer
 from upft_mlx.rows import EvaluationRow, read_rows
 from upft_mlx.rundir import RunDir
-from upft_mlx.stats import accuracy_interval, drift, maj_at_k, mean_interval, paired_difference, pass_at_k
 
 SIDES: tuple[Side, Side] = ("base", "tuned")
 KS = (1, 2, 4, 8, 16, 32, 64)

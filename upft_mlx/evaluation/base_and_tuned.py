@@ -10,6 +10,7 @@ from upft_mlx.data.benchmarks import Set
 from upft_mlx.digests import digest
 from upft_mlx.distributed.ranks import ranks
 from upft_mlx.errors import RowsError
+from upft_mlx.evaluation.evaluate import Evaluator, Switch, replay
 from upft_mlx.events import Note, Observer, Side
 from upft_mlx.inputs import Inputs
 from upft_mlx.models.adapters import AdapterSwitch
@@ -17,7 +18,6 @@ from upft_mlx.models.load import Loaded
 from upft_mlx.recipe.schema import Recipe
 from upft_mlx.rows import EvaluationRow, read_rows, replacing
 from upft_mlx.rundir import Entry, RunDir, fingerprint
-from upft_mlx.stage_evaluate import Evaluator, Switch, replay
 from upft_mlx.versions import kept, unfinished
 
 

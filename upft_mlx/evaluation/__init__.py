@@ -1,0 +1,4 @@
+"""The evaluation stage: base, tuned and benchmarks go in, evaluation/ comes out.
+
+Start at evaluate.py.
+"""
