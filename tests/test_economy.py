@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from upft_mlx.data.problems import Problem
-from upft_mlx.economy import economy, expected_kept, markdown
 from upft_mlx.recipe.schema import Recipe
+from upft_mlx.results.economy import economy, expected_kept, markdown
 from upft_mlx.rows import Solution, TrainingRow, write_rows
 from upft_mlx.rundir import Entry, RunDir
 

@@ -24,7 +24,7 @@ from upft_mlx.events import Event, Graded, Note, StageDone, StageSkipped, StageS
 from upft_mlx.grade.graders import Task, grade
 from upft_mlx.recipe.override import narrowed, recipe_for_model
 from upft_mlx.recipe.schema import Recipe
-from upft_mlx.report import verdict
+from upft_mlx.results.report import verdict
 from upft_mlx.rows import EvaluationRow, TrainingRow, read_rows
 from upft_mlx.rundir import RunDir, changes, remove
 

@@ -18,6 +18,7 @@ from upft_mlx.events import Note
 from upft_mlx.models.load import Loaded
 from upft_mlx.preview import preview
 from upft_mlx.recipe.schema import Recipe
+from upft_mlx.results.training_report import markdown, training_facts
 from upft_mlx.rows import Solution, TrainingRow, read_rows
 from upft_mlx.rundir import RunDir
 from upft_mlx.training.batches import Example, make_batch, shared_length, to_examples
@@ -34,7 +35,6 @@ from upft_mlx.training.row_loss import (
     taken_apart,
 )
 from upft_mlx.training.token_loss import token_losses
-from upft_mlx.training_report import markdown, training_facts
 
 MakeRecipe = Callable[..., Recipe]
 

@@ -26,7 +26,7 @@ from upft_mlx.evaluation.stats import (
     tango_interval,
     wilson_interval,
 )
-from upft_mlx.report import outcome
+from upft_mlx.results.report import outcome
 
 counts = st.integers(1, 400).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n)))
 

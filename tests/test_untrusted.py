@@ -18,9 +18,8 @@ import pytest
 from conftest import MODEL
 from helpers_input import assert_fails, no_network, upft, write
 
-from upft_mlx import escape, report
+from upft_mlx import escape
 from upft_mlx.errors import ModelError, PublishError, RunDirError
-from upft_mlx.figures import Row, intervals
 from upft_mlx.hub.card import base_of
 from upft_mlx.hub.upload import files_to_push
 from upft_mlx.models import rendering
@@ -28,6 +27,8 @@ from upft_mlx.models.gate import terms
 from upft_mlx.models.load import find_model, load, load_tokenizer
 from upft_mlx.recipe.load import load_recipe
 from upft_mlx.recipe.schema import Recipe
+from upft_mlx.results import report
+from upft_mlx.results.figures import Row, intervals
 from upft_mlx.rows import Solution, append_chunk, resume
 from upft_mlx.rundir import RunDir
 from upft_mlx.ways import write_model

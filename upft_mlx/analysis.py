@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from upft_mlx.evaluation.stats import mean_interval, paired_difference
-from upft_mlx.figures import Panel, Point, Series, curves
 from upft_mlx.recipe.schema import Analyze
+from upft_mlx.results.figures import Panel, Point, Series, curves
 
 LONGEST = 32
 """Tokens; no longer prefix is recommended: the paper found 8 to 32 within noise, and each token costs."""

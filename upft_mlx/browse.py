@@ -19,7 +19,7 @@ from upft_mlx.grade.correct import VERSION
 from upft_mlx.grade.graders import Task, grade_all
 from upft_mlx.recipe.load import load_recipe
 from upft_mlx.recipe.schema import Recipe
-from upft_mlx.report import STAGES, collect
+from upft_mlx.results.report import STAGES, collect
 from upft_mlx.rows import EvaluationRow, read_json, read_rows
 from upft_mlx.rundir import RunDir, changed
 from upft_mlx.versions import made_from

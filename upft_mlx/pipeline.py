@@ -19,7 +19,6 @@ from upft_mlx.dataset.build import build
 from upft_mlx.dataset.instruction import differing, instructed
 from upft_mlx.dataset.prefix import check_problems, wanted
 from upft_mlx.distributed.ranks import ranks
-from upft_mlx.economy import economy
 from upft_mlx.errors import RunDirError
 from upft_mlx.evaluation.base_and_tuned import Sides
 from upft_mlx.evaluation.evaluate import announce
@@ -34,7 +33,8 @@ from upft_mlx.models.load import Loaded, find_model, load, load_tokenizer
 from upft_mlx.planner import Planner
 from upft_mlx.preflight import refuse_early
 from upft_mlx.recipe.schema import Recipe
-from upft_mlx.report import STAGES, collect, markdown
+from upft_mlx.results.economy import economy
+from upft_mlx.results.report import STAGES, collect, markdown
 from upft_mlx.rooms import has_auto, this_machine
 from upft_mlx.rows import Solution, read_json, read_rows, write_atomically, write_json
 from upft_mlx.rundir import Entry, RunDir, fingerprint, versions

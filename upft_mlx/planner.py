@@ -16,12 +16,12 @@ from upft_mlx.data.benchmarks import QUESTION, Set, load_benchmark, resolve
 from upft_mlx.data.problems import Problem
 from upft_mlx.dataset.instruction import differing, instructed, user_turn
 from upft_mlx.dataset.prefix import check_problems, valid_numbers
-from upft_mlx.economy import KEEP, SAMPLES, Cost
 from upft_mlx.lengths import Prompts, Solutions, measure_prompts, measure_solutions
 from upft_mlx.models.architecture import Architecture, read_architecture
 from upft_mlx.models.chat import Renderer
 from upft_mlx.models.load import find_model, load_tokenizer
 from upft_mlx.recipe.schema import Recipe
+from upft_mlx.results.economy import KEEP, SAMPLES, Cost
 from upft_mlx.rooms import Budget, Rooms, this_machine
 from upft_mlx.rundir import RunDir
 from upft_mlx.speed import Speed

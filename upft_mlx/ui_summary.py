@@ -10,8 +10,8 @@ from rich.console import RenderableType
 from rich.table import Column, Table
 from rich.text import Text
 
-from upft_mlx import training_report
-from upft_mlx.report import outcome
+from upft_mlx.results import training_report
+from upft_mlx.results.report import outcome
 from upft_mlx.ui_text import Glyphs, accuracy, count, duration, memory, p_value, percent, points
 
 NUMBERS = ("time", "sampled", "trained", "memory")

@@ -18,7 +18,7 @@ from upft_mlx.models.files import bounded
 from upft_mlx.models.load import HUB_ID, is_hub_model
 from upft_mlx.recipe.safe_yaml import read_yaml, to_yaml
 from upft_mlx.recipe.schema import Recipe
-from upft_mlx.report import outcome
+from upft_mlx.results.report import outcome
 
 _HEAD = re.compile(r"\A\ufeff?---[ \t]*\r?\n(.*?)\r?\n---[ \t]*(?:\r?\n|\Z)", re.DOTALL)
 _HEAD_CHARACTERS = 128 * 1024

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from upft_mlx import economy, escape, training_report
+from upft_mlx import escape
 from upft_mlx.evaluation.stats import ALPHA, drift
 from upft_mlx.recipe.schema import Recipe
+from upft_mlx.results import economy, training_report
 from upft_mlx.rows import read_json
 from upft_mlx.rundir import RunDir
 
