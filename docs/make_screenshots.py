@@ -16,8 +16,8 @@ from rich.console import Console
 from upft_mlx.events import Event, Graded
 from upft_mlx.pipeline import Pipeline
 from upft_mlx.recipe.load import load_recipe
-from upft_mlx.ui import picture
-from upft_mlx.ui_live import LiveView
+from upft_mlx.ui.live import LiveView
+from upft_mlx.ui.views import picture
 
 SIZES = ((80, 24), (120, 40))
 AT = ("arithmetic-sampled", "tuned", 320)

@@ -32,7 +32,7 @@ from upft_mlx.recipe.schema import Prompt, Recipe
 from upft_mlx.rows import EvaluationRow, read_rows
 from upft_mlx.sampling.decoding import Request, Sampling
 from upft_mlx.sampling.sampler import Sampler
-from upft_mlx.ui_ask import open_answers
+from upft_mlx.ui.ask import open_answers
 
 __all__ = ["no_network"]
 pytestmark = pytest.mark.usefixtures("no_network")

@@ -53,7 +53,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
     """Instead of working, note what would be run; the result is an empty report."""
-    from upft_mlx import pipeline, ui
+    from upft_mlx import pipeline
+    from upft_mlx.ui import views
 
     made: list[tuple[Any, ...]] = []
     facts = {"name": "stub"}
@@ -68,8 +69,8 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
 
     monkeypatch.setattr(pipeline, "run", run)
     monkeypatch.setattr(pipeline, "run_stage", run_stage)
-    monkeypatch.setattr(ui, "save_svg", lambda *a: None)
-    monkeypatch.setattr(ui, "print_summary", lambda *a: None)
+    monkeypatch.setattr(views, "save_svg", lambda *a: None)
+    monkeypatch.setattr(views, "print_summary", lambda *a: None)
     return made
 
 

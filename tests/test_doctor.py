@@ -21,8 +21,8 @@ from upft_mlx import doctor, selftest
 from upft_mlx.doctor import Finding, examine
 from upft_mlx.machine import requirements as machine
 from upft_mlx.machine.requirements import Source
-from upft_mlx.ui import print_findings
-from upft_mlx.ui_doctor import NAME
+from upft_mlx.ui.doctor import NAME
+from upft_mlx.ui.views import print_findings
 
 __all__ = ["no_network"]
 pytestmark = pytest.mark.usefixtures("no_network")

@@ -33,7 +33,7 @@ from upft_mlx.rundir import RunDir
 from upft_mlx.sampling import generate
 from upft_mlx.sampling.decoding import Request
 from upft_mlx.training.batches import Example, make_batch, shared_length, split, to_examples
-from upft_mlx.ui_preview import print_preview
+from upft_mlx.ui.preview import print_preview
 
 __all__ = ["no_network"]
 pytestmark = pytest.mark.usefixtures("no_network")

@@ -13,7 +13,6 @@ from xml.etree import ElementTree
 import pytest
 from rich.console import Console
 
-from upft_mlx import ui
 from upft_mlx.events import (
     EvaluationStarted,
     Event,
@@ -26,11 +25,12 @@ from upft_mlx.events import (
     StageStarted,
     Trained,
 )
-from upft_mlx.ui_live import LiveView
-from upft_mlx.ui_plain import PlainView
-from upft_mlx.ui_state import Meter
-from upft_mlx.ui_tally import TURN, Answers, Tally
-from upft_mlx.ui_text import clock, count, duration, glyphs_for, memory, points, sparkline
+from upft_mlx.ui import views
+from upft_mlx.ui.live import LiveView
+from upft_mlx.ui.plain import PlainView
+from upft_mlx.ui.state import Meter
+from upft_mlx.ui.tally import TURN, Answers, Tally
+from upft_mlx.ui.text import clock, count, duration, glyphs_for, memory, points, sparkline
 
 STAGES = ("generate", "build", "train", "evaluate", "fuse")
 HOSTILE = "[red]x[/red]\x1b[31m\x1b]0;title\x07\r\n\x00\u202ey[/]"
@@ -99,7 +99,7 @@ def console(width: int = 80, height: int = 24, **changes: Any) -> Console:
 def plain_lines(events: list[Event | float]) -> list[str]:
     """What the plain view writes; numbers are seconds that pass."""
     now, target = Clock(), console(force_terminal=False)
-    with ui.open_view(plain=True, console=target, now=now) as notify:
+    with views.open_view(plain=True, console=target, now=now) as notify:
         for event in events:
             if isinstance(event, float):
                 now.tick(event)
@@ -236,7 +236,7 @@ def test_plain_has_no_control_characters_and_flushes() -> None:
             self.pending = False
 
     file = Flushed()
-    with ui.open_view(plain=True, console=console(file=file)) as notify:
+    with views.open_view(plain=True, console=console(file=file)) as notify:
         for event in (StageStarted(HOSTILE, HOSTILE), Note(HOSTILE), StageDone("train", HOSTILE, 1.0)):
             notify(event)
             assert not file.pending
@@ -248,7 +248,7 @@ def test_plain_has_no_control_characters_and_flushes() -> None:
 
 def test_plain_in_ascii() -> None:
     file = io.TextIOWrapper(io.BytesIO(), encoding="latin-1")
-    with ui.open_view(plain=False, console=Console(file=file)) as notify:
+    with views.open_view(plain=False, console=Console(file=file)) as notify:
         notify(StageDone("generate", "½ of 北京", 1.0))
     file.seek(0)
     assert file.read() == "+ generate  ? of ?? (1.0 s)\n"
@@ -260,7 +260,7 @@ def test_without_a_terminal_lines_go_to_stdout_or_stderr(
     monkeypatch.setenv("FORCE_COLOR", "1")  # a wish for colours, not a terminal
     monkeypatch.setenv("TERM", "xterm")
     for stderr in (False, True):
-        with ui.open_view(plain=False, stderr=stderr) as notify:
+        with views.open_view(plain=False, stderr=stderr) as notify:
             notify(Note("here"))
         output = capsys.readouterr()
         assert (output.err if stderr else output.out) == "note: here\n"
@@ -269,7 +269,7 @@ def test_without_a_terminal_lines_go_to_stdout_or_stderr(
 
 def test_a_dumb_terminal_gets_lines() -> None:
     target = console(_environ={"TERM": "dumb"})
-    with ui.open_view(plain=False, console=target) as notify:
+    with views.open_view(plain=False, console=target) as notify:
         notify(Note("here"))
     assert written(target) == "note: here\n"
 
@@ -326,7 +326,7 @@ def test_a_text_is_broken_between_words_on_a_terminal_and_not_in_a_pipe() -> Non
     words = "a recipe for a model and a dataset, with every number that it chose"
     for terminal in (True, False):
         file = io.StringIO()
-        ui.print_text(words, console=Console(file=file, width=30, force_terminal=terminal, color_system=None))
+        views.print_text(words, console=Console(file=file, width=30, force_terminal=terminal, color_system=None))
         lines = file.getvalue().splitlines()
         assert " ".join(lines).split() == words.split()
         assert (max(map(len, lines)) <= 30) == terminal
@@ -524,7 +524,7 @@ def test_every_stage_survives_every_screen(width: int, height: int) -> None:
 
 def test_live_prints_permanent_lines_and_keeps_the_last_frame() -> None:
     target = console()
-    with ui.open_view(plain=False, console=target, stages=("generate", "build")) as notify:
+    with views.open_view(plain=False, console=target, stages=("generate", "build")) as notify:
         notify(StageStarted("generate", "256 problems"))
         notify(Progress("generate", 256, 256, "solutions", 4096))
         notify(StageDone("generate", "256 solutions, 4.1 k tokens", 12.34))
@@ -540,7 +540,7 @@ def test_an_interruption_marks_the_stage_and_restores_the_terminal() -> None:
     target, streams = console(), (sys.stdout, sys.stderr)
 
     def interrupted() -> None:
-        with ui.open_view(plain=False, console=target, stages=("train", "evaluate")) as notify:
+        with views.open_view(plain=False, console=target, stages=("train", "evaluate")) as notify:
             notify(StageStarted("train"))
             notify(trained(7))
             raise KeyboardInterrupt
@@ -556,7 +556,7 @@ def test_an_interruption_marks_the_stage_and_restores_the_terminal() -> None:
 
 def test_thousands_of_events_cost_little_and_draw_few_frames() -> None:
     target, start = console(), time.monotonic()
-    with ui.open_view(plain=False, console=target) as notify:
+    with views.open_view(plain=False, console=target) as notify:
         notify(StageStarted("evaluate"))
         notify(EvaluationStarted((("arithmetic", 20_000),)))
         for problem in range(20_000):
@@ -584,7 +584,7 @@ def test_texts_from_models_are_shown_as_they_are() -> None:
 
 def test_live_without_unicode() -> None:
     file = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
-    with ui.open_view(plain=False, console=console(file=file), stages=STAGES) as notify:
+    with views.open_view(plain=False, console=console(file=file), stages=STAGES) as notify:
         for event in (
             StageStarted("train"),
             Progress("train", 1, 2, "steps"),
@@ -616,7 +616,7 @@ def test_every_width_without_unicode(width: int) -> None:
         for event in events:
             view(event)
         target.print(view)  # what the encoding cannot show raises
-    ui.print_summary(a_report(), console=target)
+    views.print_summary(a_report(), console=target)
 
 
 def test_lines_broken_by_a_narrower_terminal_are_counted() -> None:
@@ -681,7 +681,7 @@ def a_report(**changes: Any) -> dict[str, Any]:
 
 def summary_text(report: dict[str, Any], **changes: Any) -> str:
     target = console(**{"force_terminal": False, **changes})
-    ui.print_summary(report, console=target)
+    views.print_summary(report, console=target)
     return written(target)
 
 
@@ -764,7 +764,7 @@ def test_svg_is_xml_with_the_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyP
     path = tmp_path / "run" / "report.svg"
     wide = "w" * 95
     report = a_report(name="<&>\x07\ufffe\ud800" + HOSTILE, verdict=[wide])
-    ui.save_svg(report, path)
+    views.save_svg(report, path)
     root = ElementTree.fromstring(path.read_text(encoding="utf-8"))
     text = "".join(root.itertext()).replace("\xa0", " ")
     for expected in (
@@ -778,7 +778,7 @@ def test_svg_is_xml_with_the_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert wide in [(element.text or "").strip() for element in root.iter()], "100 columns"
     assert sorted(tmp_path.rglob("*")) == [path.parent, path], "no temporary file is left"
     first = path.read_bytes()
-    ui.save_svg(report, path)
+    views.save_svg(report, path)
     assert path.read_bytes() == first
 
 
@@ -786,14 +786,14 @@ def test_a_picture_reaches_for_no_font_on_a_server_and_keeps_its_text() -> None:
     console = Console(record=True, file=io.StringIO(), width=60)
     assert "@font-face" in console.export_svg(title="upft", clear=False)  # what Rich writes
     console.print("@font-face { kept }", highlight=False)
-    shown = ui.picture(console, "upft")
+    shown = views.picture(console, "upft")
     assert "://" not in shown.replace("http://www.w3.org/2000/svg", "").replace("https://www.textualize.io", "")
     assert "@font-face&#160;{&#160;kept&#160;}" in shown
 
 
 def test_errors_are_printed_literally(capsys: pytest.CaptureFixture[str]) -> None:
     path = "/runs/[bold]demo[/bold]/" + "x" * 300
-    ui.print_error(f"{path}: [red]bad[/]\x1b[31m\n  lora.rank: 0 is below 1")
+    views.print_error(f"{path}: [red]bad[/]\x1b[31m\n  lora.rank: 0 is below 1")
     output = capsys.readouterr()
     assert output.err == f"Error: {path}: [red]bad[/]\n  lora.rank: 0 is below 1\n"
     assert output.out == ""
@@ -802,7 +802,7 @@ def test_errors_are_printed_literally(capsys: pytest.CaptureFixture[str]) -> Non
 def test_errors_are_broken_between_words_on_a_terminal_and_commands_stay_whole() -> None:
     file = io.StringIO()
     path = "/a/long-folder/that-stays-whole.yaml"
-    ui.print_error(
+    views.print_error(
         f"{path}: not here; `upft fetch my-recipe.yaml` downloads it\nsecond line",
         console=console(width=36, file=file, no_color=True, color_system=None),
     )
@@ -820,7 +820,7 @@ def test_errors_are_red_on_a_terminal(capsys: pytest.CaptureFixture[str], monkey
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("TERM", "xterm-256color")
     monkeypatch.delenv("NO_COLOR", raising=False)
-    ui.print_error("it broke: 7")
+    views.print_error("it broke: 7")
     assert "\x1b[1;31mError: \x1b[0mit broke: 7\n" in capsys.readouterr().err
 
 
@@ -877,8 +877,8 @@ def test_untrusted_texts_become_harmless_lines(text: str, line: str) -> None:
 
 def test_what_to_look_at_next_fits_and_can_be_run(tmp_path: Path) -> None:
     file = io.StringIO()
-    ui.print_next(Path("runs/my run"), flips=True, console=console(file=file, force_terminal=False))
-    ui.print_next(tmp_path / "other", flips=False, console=console(file=file, force_terminal=False, width=40))
+    views.print_next(Path("runs/my run"), flips=True, console=console(file=file, force_terminal=False))
+    views.print_next(tmp_path / "other", flips=False, console=console(file=file, force_terminal=False, width=40))
     assert file.getvalue().splitlines() == [
         "",
         "next     upft show 'my run' --flips   what went from wrong to right, and back",

@@ -117,7 +117,7 @@ def _given(target: str | None, question: str | None, *, as_json: bool) -> str | 
 def _trained(recipe: Recipe, run: RunDir) -> Path | None:
     """The run's adapter; a note about it goes to stderr."""
     from upft_mlx.ask import trained
-    from upft_mlx.ui_ask import print_note
+    from upft_mlx.ui.ask import print_note
 
     adapter, note = trained(recipe, run)
     if note:
@@ -145,7 +145,7 @@ def _asker(
 def _answered(asker: Asker, question: str, *, silent: bool, plain: bool) -> dict[Side, Answer]:
     """The answers to one question, shown as they grow unless `silent`."""
     from upft_mlx.ask import Conversation
-    from upft_mlx.ui_ask import open_answers
+    from upft_mlx.ui.ask import open_answers
 
     conversation = Conversation(asker, keep=False)
     if silent:
@@ -157,7 +157,7 @@ def _answered(asker: Asker, question: str, *, silent: bool, plain: bool) -> dict
 def _talk(asker: Asker, recipe: Recipe, adapter: Path | None, question: str | None, *, keep: bool, plain: bool) -> None:
     """Ask question after question until an empty line, beginning with `question` if it is given."""
     from upft_mlx.ask import Conversation
-    from upft_mlx.ui_ask import open_answers, print_note, read_question
+    from upft_mlx.ui.ask import open_answers, print_note, read_question
 
     tuned = "" if adapter is None else f", tuned with {adapter}"
     each = "the conversation is kept" if keep else "each question is separate; --chat keeps the conversation"

@@ -107,17 +107,17 @@ def run_other(
 ) -> None:
     """Run a command that is not a stage: prints lines, and on a terminal the Hub client's own progress bars."""
     with prepared(name, overrides, offline=offline, debug=debug) as recipe:
-        from upft_mlx import ui
+        from upft_mlx.ui import views
 
         if plain or not sys.stderr.isatty():
             os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
         folder = folder_of(name, recipe, run_dir)
-        with ui.open_view(plain=True, stderr=True) as notify:
+        with views.open_view(plain=True, stderr=True) as notify:
             facts = work(recipe, folder, notify)
         if as_json:
             click.echo(to_json(facts))
         else:
-            ui.print_text(text(facts))
+            views.print_text(text(facts))
 
 
 @contextmanager
@@ -224,11 +224,11 @@ def _refused(error: OSError) -> str:
 
 
 def _fail(status: int, message: str) -> None:
-    from upft_mlx import ui
     from upft_mlx.distributed.ranks import joined
+    from upft_mlx.ui import views
 
     if team := joined():
         message = f"rank {team.rank}: {message}"
         team.leave(message)
-    ui.print_error(message)
+    views.print_error(message)
     sys.exit(status)

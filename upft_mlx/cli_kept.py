@@ -33,13 +33,14 @@ def kept(run: str, restore: str | None, remove: str | None, as_json: bool, debug
         raise click.UsageError("give --restore or --remove, not both")
     quiet_libraries()
     with edge(debug=debug):
-        from upft_mlx import browse, ui, versions
+        from upft_mlx import browse, versions
+        from upft_mlx.ui import views
 
         found = browse.find_run(run)
         if restore or remove:
             with found.locked():
                 for text in versions.settle(found):
-                    ui.print_text(text)
+                    views.print_text(text)
                 if restore and not versions.is_in_place(found, restore):
                     versions.bring_back(found, versions.find(found, restore))
                 if remove:
@@ -52,9 +53,9 @@ def kept(run: str, restore: str | None, remove: str | None, as_json: bool, debug
             state = "" if version["whole"] else ", damaged" if version["done"] else ", not finished"
             other = f"; then: {', '.join(version['settings'])}" if version["settings"] else ""
             size = f"{version['bytes'] / 1e6:.1f} MB"
-            ui.print_text(f"{version['name']}  {version['when']}  {size}{state}  {version['detail']}{other}")
+            views.print_text(f"{version['name']}  {version['when']}  {size}{state}  {version['detail']}{other}")
         if not facts["kept"] + facts["unfinished"]:
-            ui.print_text(f"{found.root}: no earlier versions")
+            views.print_text(f"{found.root}: no earlier versions")
 
 
 def _facts(run: RunDir) -> dict[str, Any]:
@@ -98,7 +99,8 @@ def adopt(run: str, as_json: bool, debug: bool) -> None:
     """See the help."""
     quiet_libraries()
     with edge(debug=debug):
-        from upft_mlx import browse, ui, versions
+        from upft_mlx import browse, versions
+        from upft_mlx.ui import views
 
         found = browse.find_run(run)
         with found.locked():
@@ -108,4 +110,4 @@ def adopt(run: str, as_json: bool, debug: bool) -> None:
             click.echo(json.dumps({"run": str(found.root), "adopted": names}, indent=2))
             return
         for text in [*notes, *(f"{found.root / name}: adopted; the model card will say so" for name in names)]:
-            ui.print_text(text)
+            views.print_text(text)

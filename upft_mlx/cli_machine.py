@@ -31,8 +31,8 @@ def doctor(as_json: bool, debug: bool) -> None:
     quiet_libraries()
     findings: list[Finding] = []
     with edge(debug=debug):
-        from upft_mlx import ui
         from upft_mlx.doctor import examine, failed
+        from upft_mlx.ui import views
 
         def noted() -> Iterator[dict[str, Any]]:
             for finding in examine():
@@ -43,7 +43,7 @@ def doctor(as_json: bool, debug: bool) -> None:
             found = list(noted())
             click.echo(to_json({"ok": not failed(findings), "findings": found}))
         else:
-            ui.print_findings(noted())
+            views.print_findings(noted())
     if failed(findings):
         sys.exit(1)
 

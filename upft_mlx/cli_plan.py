@@ -39,17 +39,17 @@ def plan(
 ) -> None:
     """See the help."""
     with prepared(recipe, overrides, offline=offline, debug=debug) as loaded:
-        from upft_mlx import ui
         from upft_mlx.planning import plan_recipe
+        from upft_mlx.ui import views
 
-        with ui.open_view(plain=plain, stderr=as_json) as notify:
+        with views.open_view(plain=plain, stderr=as_json) as notify:
             facts = plan_recipe(
                 loaded, folder_of(recipe, loaded, run_dir), notify, mac=mac, calibrates=not no_calibration
             )
         if as_json:
             click.echo(to_json(facts))
         else:
-            ui.print_plan(facts)
+            views.print_plan(facts)
 
 
 __all__: list[Any] = ["plan"]

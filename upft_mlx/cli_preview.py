@@ -49,6 +49,6 @@ def preview(
         if as_json:
             click.echo(to_json(facts))
             return
-        from upft_mlx.ui_preview import print_preview
+        from upft_mlx.ui.preview import print_preview
 
         print_preview(facts, plain=plain)

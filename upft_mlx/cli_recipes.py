@@ -62,9 +62,9 @@ def _list_recipes(*, as_json: bool) -> None:
     if as_json:
         click.echo(to_json(rows))
         return
-    from upft_mlx import ui
+    from upft_mlx.ui import views
 
-    ui.print_recipes(rows)
+    views.print_recipes(rows)
 
 
 def _print_recipe(name: str, *, as_json: bool) -> None:
@@ -120,6 +120,6 @@ def new(offline: bool, as_json: bool, debug: bool, **wishes: Any) -> None:
         if as_json:
             click.echo(to_json(facts(draft)))
             return
-        from upft_mlx import ui
+        from upft_mlx.ui import views
 
-        ui.print_text(told(draft))
+        views.print_text(told(draft))

@@ -114,21 +114,22 @@ def show(
     """See the help."""
     quiet_libraries()
     with edge(debug=debug):
-        from upft_mlx import browse, ui
+        from upft_mlx import browse
+        from upft_mlx.ui import views
 
         found = browse.find_run(run)
         if grade:
             facts = browse.regraded(found, benchmarks)
-            click.echo(to_json(facts)) if as_json else ui.print_regraded(facts)
+            click.echo(to_json(facts)) if as_json else views.print_regraded(facts)
             return
         if not (flips or rows or problem):
             facts = browse.facts_of(found)
             if as_json:
                 click.echo(to_json(facts))
                 return
-            ui.print_summary(facts)
+            views.print_summary(facts)
             if stale := browse.earlier_stages(found):
-                ui.print_text(f"not shown, made with an earlier version of the stages above: {', '.join(stale)}")
+                views.print_text(f"not shown, made with an earlier version of the stages above: {', '.join(stale)}")
             return
         items = browse.seen(found, benchmarks, only_flips=flips)
         if problem is not None:
@@ -136,4 +137,4 @@ def show(
         if as_json:
             click.echo(to_json([item.dump() for item in items]))
         else:
-            ui.print_seen(items, only_flips=flips, whole=problem is not None)
+            views.print_seen(items, only_flips=flips, whole=problem is not None)

@@ -154,23 +154,24 @@ def _run(
 
 
 def _execute(recipe: Recipe, run_dir: Path, stage: str | None, *, plain: bool, as_json: bool, **extra: Any) -> None:
-    from upft_mlx import pipeline, ui
+    from upft_mlx import pipeline
     from upft_mlx.distributed.ranks import ranks
     from upft_mlx.events import ignore
+    from upft_mlx.ui import views
 
     stages = pipeline.STAGES if stage is None else (stage,)
     if not ranks().leads:  # rank 0 has the screen and the run directory
         _work(recipe, run_dir, stage, ignore, **extra)
         return
-    with writing_to(run_dir), ui.open_view(plain=plain, stderr=as_json, stages=stages) as notify:
+    with writing_to(run_dir), views.open_view(plain=plain, stderr=as_json, stages=stages) as notify:
         facts = _work(recipe, run_dir, stage, notify, **extra)
-    ui.save_svg(facts, (run_dir / "looks" / extra["look"] if extra.get("look") else run_dir) / "report.svg")
+    views.save_svg(facts, (run_dir / "looks" / extra["look"] if extra.get("look") else run_dir) / "report.svg")
     if as_json:
         click.echo(to_json(facts))
     elif stage in (None, "evaluate"):
-        ui.print_summary(facts)
+        views.print_summary(facts)
         if stage is None:
-            ui.print_next(run_dir, flips=bool(facts.get("benchmarks")))
+            views.print_next(run_dir, flips=bool(facts.get("benchmarks")))
 
 
 def _work(recipe: Recipe, run_dir: Path, stage: str | None, notify: Observer, **extra: Any) -> dict[str, Any]:

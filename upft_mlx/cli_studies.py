@@ -52,18 +52,18 @@ def _study(
 ) -> None:
     """`upft analyze` and `upft compare`: each prints its own table, not a run's report."""
     with prepared(name, overrides, offline=offline, debug=debug) as recipe:
-        from upft_mlx import ui
         from upft_mlx.analyze import run_analysis
         from upft_mlx.compare import compare
+        from upft_mlx.ui import views
 
         root = folder_of(name, recipe, run_dir)
         work = {"analyze": run_analysis, "compare": compare}[what]
         stages = ("analyze",) if what == "analyze" else ("generate", "build", "train", "evaluate")
-        with writing_to(root), ui.open_view(plain=plain, stderr=as_json, stages=stages) as notify:
+        with writing_to(root), views.open_view(plain=plain, stderr=as_json, stages=stages) as notify:
             found = work(recipe, root, notify)
         if as_json:
             click.echo(to_json(found))
         elif what == "analyze":
-            ui.print_analysis(found, root / "analysis")
+            views.print_analysis(found, root / "analysis")
         else:
-            ui.print_comparison(found, root / "compare")
+            views.print_comparison(found, root / "compare")

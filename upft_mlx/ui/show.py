@@ -11,7 +11,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from upft_mlx.rows import EvaluationRow
-from upft_mlx.ui_text import Glyphs
+from upft_mlx.ui.text import Glyphs
 
 ANSWER = 24
 """Columns of an answer in a list."""

@@ -17,8 +17,8 @@ from upft_mlx.events import (
     StageStarted,
     Trained,
 )
-from upft_mlx.ui_tally import Answers, Tally
-from upft_mlx.ui_text import Glyphs, clock, duration, memory, rate
+from upft_mlx.ui.tally import Answers, Tally
+from upft_mlx.ui.text import Glyphs, clock, duration, memory, rate
 
 WINDOW = 5.0
 """Seconds over which the token rate is taken."""

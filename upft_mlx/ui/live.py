@@ -14,9 +14,9 @@ from rich.segment import ControlType, Segment
 from rich.text import Text
 
 from upft_mlx.events import Event
-from upft_mlx.ui_frame import Frame
-from upft_mlx.ui_state import State, permanent_line
-from upft_mlx.ui_text import glyphs_for
+from upft_mlx.ui.frame import Frame
+from upft_mlx.ui.state import State, permanent_line
+from upft_mlx.ui.text import glyphs_for
 
 REFRESH = 8
 """Frames per second; events come faster, they only change the state."""

@@ -8,8 +8,8 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from upft_mlx.ui_console import open_console
-from upft_mlx.ui_text import Glyphs, glyphs_for, wrapped
+from upft_mlx.ui.console import open_console
+from upft_mlx.ui.text import Glyphs, glyphs_for, wrapped
 
 NAME = 23
 """Columns of a finding's name."""

@@ -22,16 +22,16 @@ from rich.text import Text
 from upft_mlx import escape
 from upft_mlx.events import Observer
 from upft_mlx.rows import write_atomically
-from upft_mlx.ui_console import open_console
-from upft_mlx.ui_doctor import print_findings
-from upft_mlx.ui_live import LiveView
-from upft_mlx.ui_pager import paged
-from upft_mlx.ui_plain import PlainView
-from upft_mlx.ui_plan import print_plan
-from upft_mlx.ui_show import Seen, detail, listing, regrading
-from upft_mlx.ui_summary import file_lines, summary
-from upft_mlx.ui_tables import print_analysis, print_comparison, print_recipes
-from upft_mlx.ui_text import glyphs_for, wrapped
+from upft_mlx.ui.console import open_console
+from upft_mlx.ui.doctor import print_findings
+from upft_mlx.ui.live import LiveView
+from upft_mlx.ui.pager import paged
+from upft_mlx.ui.plain import PlainView
+from upft_mlx.ui.plan import print_plan
+from upft_mlx.ui.show import Seen, detail, listing, regrading
+from upft_mlx.ui.summary import file_lines, summary
+from upft_mlx.ui.tables import print_analysis, print_comparison, print_recipes
+from upft_mlx.ui.text import glyphs_for, wrapped
 
 SVG_SIZE = (100, 50)
 """Columns, and lines that Rich wants to be told too; a longer page is not cut."""

@@ -11,9 +11,9 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from upft_mlx.events import Graded, Side
-from upft_mlx.ui_state import State
-from upft_mlx.ui_tally import Pair, Tally
-from upft_mlx.ui_text import Glyphs
+from upft_mlx.ui.state import State
+from upft_mlx.ui.tally import Pair, Tally
+from upft_mlx.ui.text import Glyphs
 
 LINES_AROUND_TABLE = 14
 """Lines of an evaluation's frame that are not benchmarks: stages, progress, heads, the answers, two spare."""

@@ -17,9 +17,9 @@ from rich.table import Table
 from rich.text import Text
 
 from upft_mlx.training.row_loss import in_words
-from upft_mlx.ui_console import open_console
-from upft_mlx.ui_pager import paged
-from upft_mlx.ui_text import Glyphs, glyphs_for
+from upft_mlx.ui.console import open_console
+from upft_mlx.ui.pager import paged
+from upft_mlx.ui.text import Glyphs, glyphs_for
 
 SPECIAL = "bold cyan"
 BACKGROUNDS = ("on grey15", "on grey23")

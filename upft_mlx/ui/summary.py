@@ -12,7 +12,7 @@ from rich.text import Text
 
 from upft_mlx.results import training_report
 from upft_mlx.results.report import outcome
-from upft_mlx.ui_text import Glyphs, accuracy, count, duration, memory, p_value, percent, points
+from upft_mlx.ui.text import Glyphs, accuracy, count, duration, memory, p_value, percent, points
 
 NUMBERS = ("time", "sampled", "trained", "memory")
 
