@@ -1,7 +1,7 @@
 """Writes the tables of docs/macs.md, between its markers: python docs/make_memory_tables.py
 
-They are what `upft plan` computes (`upft_mlx/rooms.py`) for models of these shapes. `CONFIGS` serves the tests of the
-shipped recipes as well.
+They are what `upft plan` computes (`upft_mlx/planning/budget.py`) for models of these shapes. `CONFIGS` serves the
+tests of the shipped recipes as well.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from upft_mlx.lengths import Prompts, Solutions
 from upft_mlx.models.architecture import Architecture, from_config
+from upft_mlx.planning.budget import MARGIN, Rooms, another_mac, changed
+from upft_mlx.planning.lengths import Prompts, Solutions
 from upft_mlx.recipe.schema import Recipe
-from upft_mlx.rooms import MARGIN, Rooms, another_mac, changed
 
 GB = 1e9
 

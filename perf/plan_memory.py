@@ -1,4 +1,5 @@
-"""How many copies MLX holds of each term of upft_mlx/memory.py at its peak: python perf/plan_memory.py [--quick]
+"""How many copies MLX holds of each term of upft_mlx/planning/memory.py at its peak: python perf/plan_memory.py
+[--quick]
 
 Measures mx.get_peak_memory() of training steps and of sampling on models of many shapes with random weights, fits the
 numbers in `SAVED`, `BACKWARD`, `HEAD`, `SAMPLED`, ... to them and prints them with the errors that are left. The models
@@ -20,9 +21,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from upft_mlx import memory
-from upft_mlx.memory import Device, SamplingLoad, TrainingPass
 from upft_mlx.models.architecture import Architecture, from_config
+from upft_mlx.planning import memory
+from upft_mlx.planning.memory import Device, SamplingLoad, TrainingPass
 from upft_mlx.recipe.schema import Lora, Quantize, Train
 
 GROUP = 32

@@ -13,11 +13,11 @@ from helpers_models import write_model
 from mlx.utils import tree_flatten
 
 from upft_mlx.errors import ModelError
-from upft_mlx.memory import Device, weight_bytes
 from upft_mlx.models.adapters import adapter_weights, add_lora
 from upft_mlx.models.architecture import Quantized, from_config, read_architecture
 from upft_mlx.models.files import read_header
 from upft_mlx.models.load import load
+from upft_mlx.planning.memory import Device, weight_bytes
 from upft_mlx.recipe.schema import Lora, Quantize
 
 SHAPES: list[dict[str, Any]] = [{}, {"tie_word_embeddings": False}, {"num_key_value_heads": 4, "vocab_size": 1024}]

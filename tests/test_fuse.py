@@ -23,10 +23,10 @@ from upft_mlx.errors import FuseError, ModelError
 from upft_mlx.events import Event, Note
 from upft_mlx.fidelity import Comparison, Fidelity, greedy_probes, retained
 from upft_mlx.fuser import Fuser
-from upft_mlx.memory import Device
 from upft_mlx.models.load import Loaded, load
+from upft_mlx.planning.budget import Budget
+from upft_mlx.planning.memory import Device
 from upft_mlx.recipe.schema import Quantize, Recipe
-from upft_mlx.rooms import Budget
 from upft_mlx.rows import TrainingRow, read_rows
 from upft_mlx.rundir import RunDir
 from upft_mlx.stage_fuse import fuse

@@ -18,7 +18,7 @@ from upft_mlx.data.problems import load_problems
 from upft_mlx.dataset.instruction import as_run, differing, instructed, user_turn
 from upft_mlx.evaluation import evaluate
 from upft_mlx.models.load import load, load_tokenizer
-from upft_mlx.planner import Planner
+from upft_mlx.planning.estimate import Planner
 from upft_mlx.preview import preview
 from upft_mlx.recipe.schema import PAPER_TEMPLATE, Prompt, Recipe
 from upft_mlx.rundir import RunDir

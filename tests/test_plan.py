@@ -12,18 +12,19 @@ from click.testing import CliRunner
 from conftest import MODEL
 from helpers_models import write_model
 
-from upft_mlx import pipeline, rooms, speed
+from upft_mlx import pipeline
 from upft_mlx.cli import cli
 from upft_mlx.errors import ModelError, RoomError
 from upft_mlx.events import Event, Note
-from upft_mlx.lengths import measure_prompts
-from upft_mlx.memory import Device, fusing_peak
 from upft_mlx.models.architecture import from_config, read_architecture
 from upft_mlx.models.chat import Renderer
 from upft_mlx.models.load import Loaded
-from upft_mlx.planning import plan_recipe
+from upft_mlx.planning import budget, speed
+from upft_mlx.planning.budget import Budget, another_mac
+from upft_mlx.planning.lengths import measure_prompts
+from upft_mlx.planning.memory import Device, fusing_peak
+from upft_mlx.planning.plan import plan_recipe
 from upft_mlx.recipe.schema import Lora, Prompt, Recipe
-from upft_mlx.rooms import Budget, another_mac
 from upft_mlx.rundir import RunDir
 
 
@@ -149,7 +150,7 @@ def test_a_calibration_is_made_once_and_made_again_when_a_setting_changes(
         calls.append(1)
         return real(*arguments)
 
-    monkeypatch.setattr("upft_mlx.planning.calibrate", counted)
+    monkeypatch.setattr("upft_mlx.planning.plan.calibrate", counted)
     first = plan_recipe(recipe(), tmp_path)
     assert plan_recipe(recipe(), tmp_path)["seconds"] == first["seconds"]
     assert len(calls) == 1
@@ -183,7 +184,7 @@ def test_auto_takes_what_fits_and_a_run_keeps_to_it(tmp_path: Path, monkeypatch:
         "train.batch_size": 2,
         "train.micro_batch_size": 2,
     }
-    for module in ("pipeline", "planner"):
+    for module in ("pipeline", "planning.estimate"):
         monkeypatch.setattr(f"upft_mlx.{module}.this_machine", lambda: machine(11_000_000))
     small = plan_recipe(given, tmp_path, calibrates=False)["settings"]
     assert small["generate.batch_size"] < 32
@@ -227,17 +228,17 @@ def test_a_run_that_cannot_fit_is_refused_before_anything_is_loaded_with_what_wo
     sets = lines[0].split(" with ")[1].removeprefix("--set ").split("=")
     assert sets[0] == "generate.batch_size"
     pipeline_fits = recipe(generate={"batch_size": int(sets[1])})
-    assert rooms.changed(pipeline_fits, {}).generate.batch_size < 64
+    assert budget.changed(pipeline_fits, {}).generate.batch_size < 64
     assert not (tmp_path / "run" / "solutions.partial.jsonl").exists()
 
 
 def test_every_remedy_that_is_named_is_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("upft_mlx.planner.this_machine", lambda: machine(12_000_000))
+    monkeypatch.setattr("upft_mlx.planning.estimate.this_machine", lambda: machine(12_000_000))
     given = recipe(train={"micro_batch_size": 16})
     for line in plan_recipe(given, tmp_path, calibrates=False)["memory"]["too_large"]:
         stage, told = line.split()[0], line.split(" with --set ")[1].split(" --set ")
         fields = {name: json.loads(value) for name, value in (item.split("=") for item in told)}
-        found = plan_recipe(rooms.changed(given, fields), tmp_path, calibrates=False)["memory"]
+        found = plan_recipe(budget.changed(given, fields), tmp_path, calibrates=False)["memory"]
         assert found["peak_bytes"][stage] <= found["budget_bytes"]
 
 
@@ -256,7 +257,7 @@ def test_fusing_that_does_not_fit_is_told_a_way_that_the_model_has(
     (folder / "config.json").write_text(json.dumps(config))
     needed = fusing_peak(read_architecture(folder), Lora(), Device(is_gpu=True, memory_bytes=0), all_float32=True)
     small = Budget(round(share * needed) + 1, "a small machine", Device(is_gpu=True, memory_bytes=2**34))
-    monkeypatch.setattr("upft_mlx.planner.this_machine", lambda: small)
+    monkeypatch.setattr("upft_mlx.planning.estimate.this_machine", lambda: small)
     lines = plan_recipe(recipe(model=str(folder), publish={"fuse": "auto"}), tmp_path)["memory"]["too_large"]
     [line] = [line for line in lines if line.startswith("fuse")]
     assert f"--set publish.{told}" in line, line
@@ -284,7 +285,9 @@ def test_a_model_that_cannot_be_planned_runs_all_the_same(tmp_path: Path) -> Non
         plan_recipe(given, tmp_path / "run", calibrates=False)
     shutil.copy(MODEL / "config.json", folder / "config.json")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("upft_mlx.planner.read_architecture", lambda *_: from_config({**config, "model_type": "mamba"}))
+        patch.setattr(
+            "upft_mlx.planning.estimate.read_architecture", lambda *_: from_config({**config, "model_type": "mamba"})
+        )
         pipeline.run_stage(given, tmp_path / "run", "generate", events.append)
     assert any(isinstance(event, Note) and event.text.startswith("memory is not planned") for event in events)
 

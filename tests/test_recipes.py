@@ -21,15 +21,15 @@ from upft_mlx.dataset.build import build
 from upft_mlx.dataset.instruction import instructed, user_turn
 from upft_mlx.dataset.prefix import check_problems, structure_numbers, wanted
 from upft_mlx.errors import ProblemsError
-from upft_mlx.lengths import Prompts, Solutions
 from upft_mlx.models.chat import Renderer
 from upft_mlx.models.load import BUILTIN, load_tokenizer
-from upft_mlx.planning import plan_recipe
+from upft_mlx.planning.budget import MARGIN, Rooms, another_mac, changed
+from upft_mlx.planning.lengths import Prompts, Solutions
+from upft_mlx.planning.plan import plan_recipe
 from upft_mlx.recipe.catalogue import catalogue
 from upft_mlx.recipe.headers import KEYS, read_header
 from upft_mlx.recipe.load import load_recipe, shipped_recipes
 from upft_mlx.recipe.schema import AUTO, Recipe
-from upft_mlx.rooms import MARGIN, Rooms, another_mac, changed
 from upft_mlx.rows import Solution, TrainingRow, read_rows, rows_writer
 from upft_mlx.rundir import RunDir
 from upft_mlx.training.train import total_steps

@@ -15,13 +15,13 @@ from helpers_models import write_model
 from upft_mlx.data.problems import Problem
 from upft_mlx.dataset.build import build
 from upft_mlx.dataset.prefix import wanted
-from upft_mlx.lengths import measure_prompts, measure_solutions
-from upft_mlx.memory import fusing_peak
 from upft_mlx.models.architecture import read_architecture
 from upft_mlx.models.chat import Renderer
 from upft_mlx.models.load import load, load_tokenizer
+from upft_mlx.planning.budget import Rooms, changed, this_machine
+from upft_mlx.planning.lengths import measure_prompts, measure_solutions
+from upft_mlx.planning.memory import fusing_peak
 from upft_mlx.recipe.schema import Recipe
-from upft_mlx.rooms import Rooms, changed, this_machine
 from upft_mlx.rundir import RunDir
 from upft_mlx.sampling.generate import generate
 from upft_mlx.stage_fuse import fuse

@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from upft_mlx import pipeline, planning
+from upft_mlx import pipeline
 from upft_mlx.events import Observer, ignore
 from upft_mlx.exported import deliver, earlier_export
 from upft_mlx.hub.card import base_of
@@ -25,6 +25,7 @@ from upft_mlx.hub.upload import push as upload
 from upft_mlx.machine import requirements
 from upft_mlx.models.load import load
 from upft_mlx.pipeline import Pipeline
+from upft_mlx.planning import plan as planning
 from upft_mlx.recipe.schema import Recipe
 from upft_mlx.rundir import remove
 

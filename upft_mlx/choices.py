@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 from upft_mlx.data_facts import DataFacts
 from upft_mlx.errors import RecipeError
-from upft_mlx.memory import TrainingPass, fusing_peak, training_peak
 from upft_mlx.models.architecture import Architecture
 from upft_mlx.models.facts import ModelFacts
+from upft_mlx.planning.budget import MARGIN, another_mac
+from upft_mlx.planning.memory import TrainingPass, fusing_peak, training_peak
 from upft_mlx.recipe.schema import Lora
-from upft_mlx.rooms import MARGIN, another_mac
 
 _SMALL_SET = 1000
 """Maximum number of problems for which the paper's settings for LIMO (817) are used."""

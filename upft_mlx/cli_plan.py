@@ -39,7 +39,7 @@ def plan(
 ) -> None:
     """See the help."""
     with prepared(recipe, overrides, offline=offline, debug=debug) as loaded:
-        from upft_mlx.planning import plan_recipe
+        from upft_mlx.planning.plan import plan_recipe
         from upft_mlx.ui import views
 
         with views.open_view(plain=plain, stderr=as_json) as notify:

@@ -30,12 +30,12 @@ from upft_mlx.machine import blas
 from upft_mlx.machine.device import PowerWatch, awake, limit_memory
 from upft_mlx.models.gate import terms
 from upft_mlx.models.load import Loaded, find_model, load, load_tokenizer
-from upft_mlx.planner import Planner
-from upft_mlx.preflight import refuse_early
+from upft_mlx.planning.budget import has_auto, this_machine
+from upft_mlx.planning.estimate import Planner
+from upft_mlx.planning.preflight import refuse_early
 from upft_mlx.recipe.schema import Recipe
 from upft_mlx.results.economy import economy
 from upft_mlx.results.report import STAGES, collect, markdown
-from upft_mlx.rooms import has_auto, this_machine
 from upft_mlx.rows import Solution, read_json, read_rows, write_atomically, write_json
 from upft_mlx.rundir import Entry, RunDir, fingerprint, versions
 from upft_mlx.sampling.generate import generate

@@ -14,11 +14,11 @@ from upft_mlx.errors import FuseError, ModelError
 from upft_mlx.events import Observer, Progress, ignore
 from upft_mlx.fidelity import Fidelity
 from upft_mlx.fuser import Fuser
-from upft_mlx.memory import fusing_peak
 from upft_mlx.models.architecture import read_architecture
 from upft_mlx.models.load import Loaded
+from upft_mlx.planning.budget import this_machine
+from upft_mlx.planning.memory import fusing_peak
 from upft_mlx.recipe.schema import Recipe
-from upft_mlx.rooms import this_machine
 from upft_mlx.rows import write_json
 from upft_mlx.rundir import RunDir, remove
 from upft_mlx.ways import Way, config_of, write_model

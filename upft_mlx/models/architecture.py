@@ -62,7 +62,7 @@ class Architecture:
     float_bytes: int
     """Of a floating number in the folder."""
     unusual: tuple[str, ...] = ()
-    """What the formulas of `memory.py` were not measured for."""
+    """What the formulas of `planning/memory.py` were not measured for."""
 
     @property
     def kv_width(self) -> int:

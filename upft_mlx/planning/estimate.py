@@ -16,15 +16,15 @@ from upft_mlx.data.benchmarks import QUESTION, Set, load_benchmark, resolve
 from upft_mlx.data.problems import Problem
 from upft_mlx.dataset.instruction import differing, instructed, user_turn
 from upft_mlx.dataset.prefix import check_problems, valid_numbers
-from upft_mlx.lengths import Prompts, Solutions, measure_prompts, measure_solutions
 from upft_mlx.models.architecture import Architecture, read_architecture
 from upft_mlx.models.chat import Renderer
 from upft_mlx.models.load import find_model, load_tokenizer
+from upft_mlx.planning.budget import Budget, Rooms, this_machine
+from upft_mlx.planning.lengths import Prompts, Solutions, measure_prompts, measure_solutions
+from upft_mlx.planning.speed import Speed
 from upft_mlx.recipe.schema import Recipe
 from upft_mlx.results.economy import KEEP, SAMPLES, Cost
-from upft_mlx.rooms import Budget, Rooms, this_machine
 from upft_mlx.rundir import RunDir
-from upft_mlx.speed import Speed
 
 _ROW_BYTES = 12
 """Bytes of a token in a JSONL row, about: its id and its text."""

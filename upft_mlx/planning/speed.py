@@ -14,9 +14,9 @@ from typing import Any
 
 from upft_mlx.data.problems import Problem
 from upft_mlx.errors import RowsError
-from upft_mlx.lengths import Solutions, of_lengths
 from upft_mlx.models.chat import Renderer
 from upft_mlx.models.load import Loaded, load
+from upft_mlx.planning.lengths import Solutions, of_lengths
 from upft_mlx.recipe.schema import Recipe
 from upft_mlx.rows import read_json, write_json
 from upft_mlx.rundir import fingerprint

@@ -8,11 +8,11 @@ from typing import Any
 from upft_mlx.data.on_disk import problems_of
 from upft_mlx.events import Note, Observer, ignore
 from upft_mlx.models.load import model_hash
-from upft_mlx.planner import Planner
+from upft_mlx.planning.budget import another_mac
+from upft_mlx.planning.estimate import Planner
+from upft_mlx.planning.speed import calibrate, keep, key_of, known
 from upft_mlx.recipe.schema import Recipe
-from upft_mlx.rooms import another_mac
 from upft_mlx.rundir import RunDir, versions
-from upft_mlx.speed import calibrate, keep, key_of, known
 
 
 def plan_recipe(

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from upft_mlx.errors import RoomError
-from upft_mlx.lengths import Prompts, Solutions, first
 from upft_mlx.machine.device import memory_bytes, on_gpu, working_set_bytes
-from upft_mlx.memory import Device, SamplingLoad, TrainingPass, fusing_peak, sampling_peak, training_peak
 from upft_mlx.models.architecture import Architecture
+from upft_mlx.planning.lengths import Prompts, Solutions, first
+from upft_mlx.planning.memory import Device, SamplingLoad, TrainingPass, fusing_peak, sampling_peak, training_peak
 from upft_mlx.recipe.schema import AUTO, Recipe
 from upft_mlx.training.batches import Example, split
 

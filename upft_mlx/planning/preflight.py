@@ -12,7 +12,7 @@ from upft_mlx.errors import ModelError, RunDirError, TrainingError
 from upft_mlx.events import Note, Observer
 from upft_mlx.models.architecture import Architecture
 from upft_mlx.models.chat import Renderer
-from upft_mlx.planner import Planner
+from upft_mlx.planning.estimate import Planner
 from upft_mlx.recipe.schema import Lora, Recipe
 from upft_mlx.rundir import OUTPUTS, RunDir
 
