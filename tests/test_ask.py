@@ -22,9 +22,9 @@ from rich.console import Console
 from test_show import TMUX, wait_for
 from test_sides import write_adapter
 
-from upft_mlx import ask as asking
-from upft_mlx.ask import Answer, Asker, Conversation
 from upft_mlx.events import Side
+from upft_mlx.inspection import ask as asking
+from upft_mlx.inspection.ask import Answer, Asker, Conversation
 from upft_mlx.models.adapters import AdapterSwitch, load_adapter
 from upft_mlx.models.chat import Renderer
 from upft_mlx.models.load import Loaded, load

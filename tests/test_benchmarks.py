@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 
 from upft_mlx import pipeline
-from upft_mlx.browse import seen
 from upft_mlx.data.benchmarks import KNOWN, SOURCES, Entry, load_benchmark, resolve
 from upft_mlx.data.problems import Problem
 from upft_mlx.errors import ProblemsError, RecipeError
 from upft_mlx.evaluation.evaluate import WITHHELD
 from upft_mlx.events import Event, Graded
+from upft_mlx.inspection.browse import seen
 from upft_mlx.recipe.schema import Evaluate, Recipe
 from upft_mlx.rundir import RunDir
 

@@ -19,7 +19,7 @@ LINUX = pytest.mark.skipif(sys.platform != "linux", reason="nothing is loaded el
 SHOW = (
     "import json; from upft_mlx.machine import blas; u = blas.used(); print(json.dumps([str(u), u.is_fast, u.trouble]))"
 )
-RATE = "import upft_mlx; from upft_mlx.selftest import gigaflops; print(gigaflops(256))"
+RATE = "import upft_mlx; from upft_mlx.inspection.selftest import gigaflops; print(gigaflops(256))"
 
 
 def run(code: str, **environment: str) -> str:

@@ -17,8 +17,8 @@ from helpers_input import no_network, process, upft
 from helpers_machine import BATTERY, LIMITED, LOW_POWER, intel, level, linux, mac, old_macos, rosetta
 from rich.console import Console
 
-from upft_mlx import doctor, selftest
-from upft_mlx.doctor import Finding, examine
+from upft_mlx.inspection import doctor, selftest
+from upft_mlx.inspection.doctor import Finding, examine
 from upft_mlx.machine import requirements as machine
 from upft_mlx.machine.requirements import Source
 from upft_mlx.ui.doctor import NAME

@@ -12,14 +12,14 @@ from helpers_input import assert_fails, no_network, upft
 from helpers_models import write_model
 
 from upft_mlx import analyze, pipeline
-from upft_mlx.ask import Asker, Conversation
 from upft_mlx.data.benchmarks import BOXED, LETTER, resolve
 from upft_mlx.data.problems import load_problems
 from upft_mlx.dataset.instruction import as_run, differing, instructed, user_turn
 from upft_mlx.evaluation import evaluate
+from upft_mlx.inspection.ask import Asker, Conversation
+from upft_mlx.inspection.preview import preview
 from upft_mlx.models.load import load, load_tokenizer
 from upft_mlx.planning.estimate import Planner
-from upft_mlx.preview import preview
 from upft_mlx.recipe.schema import PAPER_TEMPLATE, Prompt, Recipe
 from upft_mlx.rundir import RunDir
 from upft_mlx.sampling import generate

@@ -23,12 +23,12 @@ from upft_mlx import pipeline
 from upft_mlx.dataset.prefix import structure_numbers
 from upft_mlx.errors import ProblemsError
 from upft_mlx.evaluation import evaluate
+from upft_mlx.inspection.explain import rules
+from upft_mlx.inspection.preview import Marked, marked, preview
 from upft_mlx.models.chat import Renderer
 from upft_mlx.models.load import load_tokenizer
-from upft_mlx.preview import Marked, marked, preview
 from upft_mlx.recipe.schema import PAPER_TEMPLATE, Prompt, Recipe
 from upft_mlx.rows import TrainingRow, read_rows
-from upft_mlx.rules import rules
 from upft_mlx.rundir import RunDir
 from upft_mlx.sampling import generate
 from upft_mlx.sampling.decoding import Request

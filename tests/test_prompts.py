@@ -14,19 +14,19 @@ import pytest
 from conftest import MODEL
 from helpers_templates import CHATML, FAMILIES, LLAMA32, SMOLVLM, THINKS_WHEN_ASKED, Family, write_tokenizer
 
-from upft_mlx.browse import settled_by
 from upft_mlx.compare import compare
 from upft_mlx.comparison import Cell
 from upft_mlx.errors import ModelError, RecipeError
 from upft_mlx.events import Event, StageSkipped
 from upft_mlx.inputs import dated
+from upft_mlx.inspection.browse import settled_by
+from upft_mlx.inspection.explain import rules
 from upft_mlx.models.chat import Renderer
 from upft_mlx.models.load import load_tokenizer
 from upft_mlx.pipeline import run_stage
 from upft_mlx.recipe.load import load_recipe
 from upft_mlx.recipe.schema import Prompt, Recipe
 from upft_mlx.rows import TrainingRow, read_rows, write_json
-from upft_mlx.rules import rules
 from upft_mlx.rundir import RunDir
 
 MakeRecipe = Callable[..., Recipe]

@@ -18,11 +18,11 @@ import pytest
 
 from upft_mlx.data.on_disk import problems_of
 from upft_mlx.dataset.instruction import instructed
+from upft_mlx.inspection.preview import preview
 from upft_mlx.models.adapters import add_lora
 from upft_mlx.models.chat import Renderer
 from upft_mlx.models.load import load
 from upft_mlx.pipeline import run_stage
-from upft_mlx.preview import preview
 from upft_mlx.recipe.schema import Lora, Recipe, Train
 from upft_mlx.rows import Solution, TrainingRow, read_rows
 from upft_mlx.rundir import RunDir

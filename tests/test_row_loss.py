@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 
 from upft_mlx import pipeline
 from upft_mlx.events import Note
+from upft_mlx.inspection.preview import preview
 from upft_mlx.models.load import Loaded
-from upft_mlx.preview import preview
 from upft_mlx.recipe.schema import Recipe
 from upft_mlx.results.training_report import markdown, training_facts
 from upft_mlx.rows import Solution, TrainingRow, read_rows

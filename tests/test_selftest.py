@@ -12,8 +12,8 @@ import numpy.typing as npt
 import pytest
 from mlx.utils import tree_flatten
 
-from upft_mlx import selftest
-from upft_mlx.selftest import GRADIENT_NORM, LOSS, SHAPE, answers, make_model, rows
+from upft_mlx.inspection import selftest
+from upft_mlx.inspection.selftest import GRADIENT_NORM, LOSS, SHAPE, answers, make_model, rows
 from upft_mlx.training import loss
 from upft_mlx.training.batches import Batch, Example, make_batch
 from upft_mlx.training.loss import Modes

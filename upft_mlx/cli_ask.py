@@ -14,8 +14,8 @@ from upft_mlx.cli_complete import complete_targets
 from upft_mlx.escape import to_json
 
 if TYPE_CHECKING:
-    from upft_mlx.ask import Answer, Asker
     from upft_mlx.events import Side
+    from upft_mlx.inspection.ask import Answer, Asker
     from upft_mlx.recipe.schema import Recipe
     from upft_mlx.rundir import RunDir
 
@@ -116,7 +116,7 @@ def _given(target: str | None, question: str | None, *, as_json: bool) -> str | 
 
 def _trained(recipe: Recipe, run: RunDir) -> Path | None:
     """The run's adapter; a note about it goes to stderr."""
-    from upft_mlx.ask import trained
+    from upft_mlx.inspection.ask import trained
     from upft_mlx.ui.ask import print_note
 
     adapter, note = trained(recipe, run)
@@ -129,9 +129,9 @@ def _asker(
     recipe: Recipe, run: RunDir | None, adapter: Path | None, temperature: float, max_tokens: int | None
 ) -> Asker:
     """The loaded model with the adapter on it, asked as the run asks it."""
-    from upft_mlx.ask import Asker
     from upft_mlx.dataset.instruction import as_run, instructed
     from upft_mlx.inputs import dated
+    from upft_mlx.inspection.ask import Asker
     from upft_mlx.machine.device import limit_memory
     from upft_mlx.models.load import find_model, load
 
@@ -144,7 +144,7 @@ def _asker(
 
 def _answered(asker: Asker, question: str, *, silent: bool, plain: bool) -> dict[Side, Answer]:
     """The answers to one question, shown as they grow unless `silent`."""
-    from upft_mlx.ask import Conversation
+    from upft_mlx.inspection.ask import Conversation
     from upft_mlx.ui.ask import open_answers
 
     conversation = Conversation(asker, keep=False)
@@ -156,7 +156,7 @@ def _answered(asker: Asker, question: str, *, silent: bool, plain: bool) -> dict
 
 def _talk(asker: Asker, recipe: Recipe, adapter: Path | None, question: str | None, *, keep: bool, plain: bool) -> None:
     """Ask question after question until an empty line, beginning with `question` if it is given."""
-    from upft_mlx.ask import Conversation
+    from upft_mlx.inspection.ask import Conversation
     from upft_mlx.ui.ask import open_answers, print_note, read_question
 
     tuned = "" if adapter is None else f", tuned with {adapter}"

@@ -33,7 +33,8 @@ def kept(run: str, restore: str | None, remove: str | None, as_json: bool, debug
         raise click.UsageError("give --restore or --remove, not both")
     quiet_libraries()
     with edge(debug=debug):
-        from upft_mlx import browse, versions
+        from upft_mlx import versions
+        from upft_mlx.inspection import browse
         from upft_mlx.ui import views
 
         found = browse.find_run(run)
@@ -99,7 +100,8 @@ def adopt(run: str, as_json: bool, debug: bool) -> None:
     """See the help."""
     quiet_libraries()
     with edge(debug=debug):
-        from upft_mlx import browse, versions
+        from upft_mlx import versions
+        from upft_mlx.inspection import browse
         from upft_mlx.ui import views
 
         found = browse.find_run(run)

@@ -13,7 +13,7 @@ from upft_mlx.cli_complete import SHELLS, script
 from upft_mlx.escape import to_json
 
 if TYPE_CHECKING:
-    from upft_mlx.doctor import Finding
+    from upft_mlx.inspection.doctor import Finding
 
 
 @cli.command(
@@ -31,7 +31,7 @@ def doctor(as_json: bool, debug: bool) -> None:
     quiet_libraries()
     findings: list[Finding] = []
     with edge(debug=debug):
-        from upft_mlx.doctor import examine, failed
+        from upft_mlx.inspection.doctor import examine, failed
         from upft_mlx.ui import views
 
         def noted() -> Iterator[dict[str, Any]]:

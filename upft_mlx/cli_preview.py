@@ -42,7 +42,7 @@ def preview(
 ) -> None:
     """See the help."""
     with prepared(recipe, overrides, offline=offline, debug=debug) as loaded:
-        from upft_mlx.preview import preview as preview_of
+        from upft_mlx.inspection.preview import preview as preview_of
 
         folder = folder_of(recipe, loaded, run_dir)
         facts: dict[str, Any] = preview_of(loaded, folder, rows=rows, problem=problem, model=with_model)

@@ -114,7 +114,7 @@ def show(
     """See the help."""
     quiet_libraries()
     with edge(debug=debug):
-        from upft_mlx import browse
+        from upft_mlx.inspection import browse
         from upft_mlx.ui import views
 
         found = browse.find_run(run)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from upft_mlx.browse import recipe_of
 from upft_mlx.errors import RecipeError
+from upft_mlx.inspection.browse import recipe_of
 from upft_mlx.recipe.load import load_recipe, shipped_recipes, validated
 from upft_mlx.recipe.schema import Recipe
 from upft_mlx.rundir import RunDir

@@ -123,8 +123,8 @@ def _working_set(machine: Machine) -> Finding:
 
 def _blas() -> Iterator[Finding]:
     """The library for MLX's matrix products, and their speed."""
+    from upft_mlx.inspection.selftest import gigaflops
     from upft_mlx.machine import blas
-    from upft_mlx.selftest import gigaflops
 
     used = blas.used()
     value = f"{used}, {gigaflops():.0f} GFLOP/s"
@@ -231,7 +231,7 @@ def _sleep(power: Power) -> str:
 
 
 def _self_test() -> Iterator[Finding]:
-    from upft_mlx.selftest import answers
+    from upft_mlx.inspection.selftest import answers
 
     for answer in answers():
         value = f"off by {answer.error:.1e} (relative)"

@@ -11,7 +11,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from upft_mlx.browse import settled_by
 from upft_mlx.data.benchmarks import QUESTION, Entry, load_benchmark, resolve
 from upft_mlx.data.on_disk import problems_of
 from upft_mlx.dataset.instruction import differing, instructed, user_turn
@@ -19,12 +18,13 @@ from upft_mlx.dataset.prefix import check_problems
 from upft_mlx.errors import RunDirError, UpftError
 from upft_mlx.evaluation.evaluate import WITHHELD
 from upft_mlx.inputs import Inputs, dated
+from upft_mlx.inspection.browse import settled_by
+from upft_mlx.inspection.explain import rules
+from upft_mlx.inspection.preview_rows import Found, Rows
 from upft_mlx.models.chat import Renderer
 from upft_mlx.models.load import find_model, load_tokenizer
-from upft_mlx.preview_rows import Found, Rows
 from upft_mlx.recipe.schema import Recipe
 from upft_mlx.rows import TrainingRow
-from upft_mlx.rules import rules
 from upft_mlx.rundir import RunDir
 from upft_mlx.standing import Standing
 from upft_mlx.training.batches import Batch, make_batch, shared_length, to_examples
