@@ -96,7 +96,7 @@ def export(work: Path, family: str) -> str:
 
     import mlx.core as mx
 
-    from upft_mlx.export import export_dequantized, export_peft
+    from upft_mlx.fusing.export import export_dequantized, export_peft
     from upft_mlx.models.adapters import adapter_weights, add_lora, load_adapter
     from upft_mlx.models.load import load
     from upft_mlx.recipe.schema import Lora, Quantize, Recipe

@@ -52,10 +52,10 @@ def prepare(arguments: argparse.Namespace, work: Path) -> None:
 
 def rows(arguments: argparse.Namespace, work: Path, rate: float) -> list[str]:
     """Train at a rate and measure every way."""
-    from upft_mlx.fuser import Fuser
+    from upft_mlx.fusing.fuse import KEPT
+    from upft_mlx.fusing.fuser import Fuser
     from upft_mlx.models.load import load
     from upft_mlx.rundir import RunDir
-    from upft_mlx.stage_fuse import KEPT
     from upft_mlx.training.train import train
 
     recipe, run = recipe_of(arguments, rate), RunDir(work / f"{rate:g}")

@@ -13,7 +13,7 @@ from helpers_adapter import Q4, run, write_adapter
 from mlx_lm.utils import load as mlx_lm_load
 
 from upft_mlx.errors import ExportError
-from upft_mlx.export import export_dequantized, export_peft
+from upft_mlx.fusing.export import export_dequantized, export_peft
 from upft_mlx.models.load import load
 from upft_mlx.recipe.schema import Recipe
 from upft_mlx.rundir import RunDir

@@ -11,15 +11,15 @@ from helpers_adapter import Q4, run, write_adapter
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from upft_mlx.calibration import second_moments
-from upft_mlx.fitting import Matrix, feedback, fit_scales, pack, round_bfloat16, round_float16, unpack
+from upft_mlx.fusing.formats import fused_layer, input_size, ways
+from upft_mlx.fusing.moments import second_moments
+from upft_mlx.fusing.rounding import Matrix, feedback, fit_scales, pack, round_bfloat16, round_float16, unpack
 from upft_mlx.models.adapters import add_lora
 from upft_mlx.models.load import load
 from upft_mlx.recipe.schema import Lora
 from upft_mlx.rundir import RunDir
 from upft_mlx.training.batches import Example
 from upft_mlx.training.loss import scalar
-from upft_mlx.ways import fused_layer, input_size, ways
 
 __all__ = ["run"]
 RNG = np.random.default_rng(0)
@@ -114,7 +114,7 @@ class Two(nn.Module):
 
 @pytest.mark.parametrize("budget", [2**30, 1])
 def test_moments_are_those_of_the_inputs_however_many_passes(monkeypatch: pytest.MonkeyPatch, budget: int) -> None:
-    monkeypatch.setattr("upft_mlx.calibration._BUDGET", budget)
+    monkeypatch.setattr("upft_mlx.fusing.moments._BUDGET", budget)
     model = Two()
     layers: dict[str, nn.Module] = {"first": model.first, "second": model.second}
     rows = [Example("a", [1, 2, 3], 1), Example("b", [4, 5], 1)]

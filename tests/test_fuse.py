@@ -21,20 +21,20 @@ from mlx_lm.utils import load as mlx_lm_load
 
 from upft_mlx.errors import FuseError, ModelError
 from upft_mlx.events import Event, Note
-from upft_mlx.fidelity import Comparison, Fidelity, greedy_probes, retained
-from upft_mlx.fuser import Fuser
+from upft_mlx.fusing.fidelity import Comparison, Fidelity, greedy_probes, retained
+from upft_mlx.fusing.formats import Way, write_model
+from upft_mlx.fusing.fuse import fuse
+from upft_mlx.fusing.fuser import Fuser
 from upft_mlx.models.load import Loaded, load
 from upft_mlx.planning.budget import Budget
 from upft_mlx.planning.memory import Device
 from upft_mlx.recipe.schema import Quantize, Recipe
 from upft_mlx.rows import TrainingRow, read_rows
 from upft_mlx.rundir import RunDir
-from upft_mlx.stage_fuse import fuse
 from upft_mlx.training.batches import Example, to_examples
 from upft_mlx.training.checkpoints import save_safetensors
 from upft_mlx.training.divergence import kl_per_position
 from upft_mlx.training.loss import scalar
-from upft_mlx.ways import Way, write_model
 
 __all__ = ["run"]
 MakeRecipe = Callable[..., Recipe]
@@ -133,7 +133,7 @@ def test_a_refusal_tries_16_bits_only_where_there_is_room_for_them(
 ) -> None:
     write_adapter(run, 0.0005, Q4)
     tight = Budget(1_000_000, "a small machine", Device(is_gpu=True, memory_bytes=2**30))
-    monkeypatch.setattr("upft_mlx.stage_fuse.this_machine", lambda: tight)
+    monkeypatch.setattr("upft_mlx.fusing.fuse.this_machine", lambda: tight)
     asked = make_recipe(publish={"fuse": "mixed", "min_retained": 1.0})
     with pytest.raises(
         FuseError, match=r"; 16 bits were not tried, there is no room to measure them here\. To"

@@ -15,6 +15,7 @@ from helpers_models import write_model
 from upft_mlx.data.problems import Problem
 from upft_mlx.dataset.build import build
 from upft_mlx.dataset.prefix import wanted
+from upft_mlx.fusing.fuse import fuse
 from upft_mlx.models.architecture import read_architecture
 from upft_mlx.models.chat import Renderer
 from upft_mlx.models.load import load, load_tokenizer
@@ -24,7 +25,6 @@ from upft_mlx.planning.memory import fusing_peak
 from upft_mlx.recipe.schema import Recipe
 from upft_mlx.rundir import RunDir
 from upft_mlx.sampling.generate import generate
-from upft_mlx.stage_fuse import fuse
 from upft_mlx.training.train import train
 
 LARGE = {"hidden_size": 256, "intermediate_size": 704, "num_hidden_layers": 4, "vocab_size": 8192}

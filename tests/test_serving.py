@@ -21,10 +21,10 @@ from helpers_adapter import Q4, run, write_adapter
 from mlx_lm.generate import generate
 from mlx_lm.utils import load as mlx_lm_load
 
+from upft_mlx.fusing.fuse import fuse
 from upft_mlx.models.load import load
 from upft_mlx.recipe.schema import Recipe
 from upft_mlx.rundir import RunDir
-from upft_mlx.stage_fuse import fuse
 
 __all__ = ["run"]
 

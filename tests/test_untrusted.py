@@ -20,6 +20,7 @@ from helpers_input import assert_fails, no_network, upft, write
 
 from upft_mlx import escape
 from upft_mlx.errors import ModelError, PublishError, RunDirError
+from upft_mlx.fusing.formats import write_model
 from upft_mlx.hub.card import base_of
 from upft_mlx.hub.upload import files_to_push
 from upft_mlx.models import rendering
@@ -31,7 +32,6 @@ from upft_mlx.results import report
 from upft_mlx.results.figures import Row, intervals
 from upft_mlx.rows import Solution, append_chunk, resume
 from upft_mlx.rundir import RunDir
-from upft_mlx.ways import write_model
 
 __all__ = ["no_network"]
 pytestmark = pytest.mark.usefixtures("no_network")

@@ -18,7 +18,7 @@ from typing import Any
 
 from upft_mlx import pipeline
 from upft_mlx.events import Observer, ignore
-from upft_mlx.exported import deliver, earlier_export
+from upft_mlx.fusing.exported import deliver, earlier_export
 from upft_mlx.hub.card import base_of
 from upft_mlx.hub.upload import listing, refuse_unknown, require_repo
 from upft_mlx.hub.upload import push as upload
@@ -178,7 +178,7 @@ def export(
         ExportError: the folder holds something that is not an earlier export, or cannot be written.
         UpftError: one of its kinds.
     """
-    from upft_mlx.export import export_dequantized, export_peft
+    from upft_mlx.fusing.export import export_dequantized, export_peft
 
     pipeline = Pipeline(recipe, run_dir, notify)
     folder = to or pipeline.run.root / "export" / form

@@ -283,7 +283,7 @@ class Pipeline:
 
     def fuse(self, *, force: bool = False) -> None:
         """adapter/ into fused/; `force`: even if too little is kept."""
-        from upft_mlx.stage_fuse import fuse
+        from upft_mlx.fusing.fuse import fuse
 
         def work(run: RunDir) -> Outcome:
             kept = fuse(self.recipe, self.load(), run, self.notify, questions=self.questions, force=force)

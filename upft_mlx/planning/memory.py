@@ -21,7 +21,9 @@ OPTIMIZER_COPIES = 3
 """Of the adapter in float32: itself and AdamW's two moments."""
 
 MOMENTS_BLOCK, MOMENTS_BYTES = 1024, 2**30
-"""Columns of a block of second moments, and bytes of them that are held at once (`calibration.py`, fitted rounding)."""
+"""Columns of a block of second moments, and bytes of them that are held at once (`fusing/moments.py`, fitted
+rounding).
+"""
 
 
 @dataclass(frozen=True)
@@ -166,7 +168,7 @@ def sampling_peak(model: Architecture, load: SamplingLoad, device: Device, adapt
 
 
 def fusing_peak(model: Architecture, lora: Lora, device: Device, *, all_float32: bool) -> float:
-    """Peak bytes of fusing, which is measured in float32 on every device (`fuser.py`).
+    """Peak bytes of fusing, which is measured in float32 on every device (`fusing/fuser.py`).
 
     Args:
         model: the shapes.

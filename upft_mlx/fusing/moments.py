@@ -10,7 +10,7 @@ import mlx.nn as nn
 import numpy as np
 from mlx.utils import tree_unflatten
 
-from upft_mlx.fitting import BLOCK, Matrix
+from upft_mlx.fusing.rounding import BLOCK, Matrix
 from upft_mlx.training.batches import Example
 
 MAX_ROWS = 64

@@ -13,7 +13,7 @@ import mlx.nn as nn
 import numpy as np
 from mlx.utils import tree_flatten
 
-from upft_mlx.fitting import Matrix, feedback, fit_scales, pack, round_bfloat16, round_float16, unpack
+from upft_mlx.fusing.rounding import Matrix, feedback, fit_scales, pack, round_bfloat16, round_float16, unpack
 from upft_mlx.models.load import Loaded
 from upft_mlx.rows import write_error
 from upft_mlx.rundir import remove

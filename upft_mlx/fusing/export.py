@@ -12,14 +12,14 @@ import mlx.core as mx
 
 from upft_mlx.errors import ExportError, ModelError
 from upft_mlx.events import Observer, ignore
-from upft_mlx.fuser import Fuser
+from upft_mlx.fusing.formats import DTYPES, Way, write_model
+from upft_mlx.fusing.fuser import Fuser
 from upft_mlx.models.files import json_object, read_header
 from upft_mlx.models.load import Loaded, reason
 from upft_mlx.recipe.schema import Recipe
 from upft_mlx.rows import write_json
 from upft_mlx.rundir import RunDir
 from upft_mlx.training.checkpoints import save_safetensors
-from upft_mlx.ways import DTYPES, Way, write_model
 
 _LORA = re.compile(r"^(model\.layers\.(\d+)\.(.+))\.lora_([ab])$")
 

@@ -10,9 +10,10 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_unflatten
 
-from upft_mlx.calibration import MAX_ROWS, second_moments
 from upft_mlx.events import Note, Observer, Progress, ignore
-from upft_mlx.fidelity import MAX_PROMPTS, Comparison, Divergence, Fidelity, greedy_probes, probes, retained
+from upft_mlx.fusing.fidelity import MAX_PROMPTS, Comparison, Divergence, Fidelity, greedy_probes, probes, retained
+from upft_mlx.fusing.formats import Way, fused_layer, input_size, size_of, ways
+from upft_mlx.fusing.moments import MAX_ROWS, second_moments
 from upft_mlx.models.adapters import load_adapter
 from upft_mlx.models.chat import Renderer
 from upft_mlx.models.dense_cpu import add_dense_copies
@@ -21,7 +22,6 @@ from upft_mlx.recipe.schema import Recipe
 from upft_mlx.rows import TrainingRow, read_rows
 from upft_mlx.rundir import RunDir
 from upft_mlx.training.batches import Example, to_examples
-from upft_mlx.ways import Way, fused_layer, input_size, size_of, ways
 
 
 class Fuser:

@@ -12,8 +12,9 @@ from typing import NoReturn
 
 from upft_mlx.errors import FuseError, ModelError
 from upft_mlx.events import Observer, Progress, ignore
-from upft_mlx.fidelity import Fidelity
-from upft_mlx.fuser import Fuser
+from upft_mlx.fusing.fidelity import Fidelity
+from upft_mlx.fusing.formats import Way, config_of, write_model
+from upft_mlx.fusing.fuser import Fuser
 from upft_mlx.models.architecture import read_architecture
 from upft_mlx.models.load import Loaded
 from upft_mlx.planning.budget import this_machine
@@ -21,7 +22,6 @@ from upft_mlx.planning.memory import fusing_peak
 from upft_mlx.recipe.schema import Recipe
 from upft_mlx.rows import write_json
 from upft_mlx.rundir import RunDir, remove
-from upft_mlx.ways import Way, config_of, write_model
 
 KEPT = 0.95
 """Minimum retained effect of the format that `auto` chooses, unless none keeps this much."""
