@@ -15,7 +15,7 @@ from campaign.faults import Faults
 from campaign.world import BAD, arguments, contents, fresh
 from conftest import MODEL
 
-from upft_mlx.new import Wish, new_recipe
+from upft_mlx.new.new import Wish, new_recipe
 
 COMMANDS = ("generate", "build", "train", "export dequantized", "train again", "kept restore", "kept remove", "new")
 

@@ -18,14 +18,14 @@ from helpers_input import assert_fails, fake_hub, process, upft, write
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from upft_mlx.choices import choose
 from upft_mlx.data.benchmarks import load_benchmark, resolve
 from upft_mlx.data.problems import Problem, load_problems
-from upft_mlx.data_facts import DataFacts, data_facts, hard_to_grade, hold_out
 from upft_mlx.errors import ModelError, ProblemsError
 from upft_mlx.models.facts import ModelFacts, chat_template, dense_shape, read_model_facts, thinking
-from upft_mlx.new import Draft, Wish, new_recipe, relative
-from upft_mlx.new_text import recipe_text
+from upft_mlx.new.data_facts import DataFacts, data_facts, hard_to_grade, hold_out
+from upft_mlx.new.new import Draft, Wish, new_recipe, relative
+from upft_mlx.new.settings import choose
+from upft_mlx.new.text import recipe_text
 from upft_mlx.recipe.load import load_recipe
 from upft_mlx.recipe.safe_yaml import read_yaml, to_yaml, yaml_scalar
 from upft_mlx.recipe.schema import AUTO, Problems, Recipe
@@ -657,6 +657,6 @@ def test_no_name_in_a_strangers_model_or_data_adds_a_field_to_the_recipe(folder:
 
 def test_a_recipe_that_does_not_read_back_is_not_written(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(folder / "my.jsonl", questions())
-    monkeypatch.setattr("upft_mlx.new_text.yaml_scalar", lambda value: f"{value}1")
+    monkeypatch.setattr("upft_mlx.new.text.yaml_scalar", lambda value: f"{value}1")
     assert_fails(upft("new", "my-model", "my.jsonl"), 2, "cannot be written to a recipe")
     assert not list(folder.glob("*.yaml"))

@@ -113,8 +113,8 @@ def new(offline: bool, as_json: bool, debug: bool, **wishes: Any) -> None:
 
         if offline or is_offline():  # each library has its own switch
             go_offline()
-        from upft_mlx.new import Wish, facts, new_recipe
-        from upft_mlx.new_text import told
+        from upft_mlx.new.new import Wish, facts, new_recipe
+        from upft_mlx.new.text import told
 
         draft = new_recipe(Wish(**wishes))
         if as_json:

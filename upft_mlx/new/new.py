@@ -12,15 +12,15 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from upft_mlx.choices import Choices, choose
 from upft_mlx.data.columns import WRONG_COLUMNS
 from upft_mlx.data.problems import Problem
-from upft_mlx.data_facts import DataFacts, Split, all_letters, data_facts, hard_to_grade, hold_out, is_file
 from upft_mlx.errors import ModelError, OfflineError, ProblemsError, RecipeError
 from upft_mlx.escape import to_json
 from upft_mlx.models.facts import ModelFacts, model_facts
 from upft_mlx.models.load import BUILTIN, is_hub_model
-from upft_mlx.new_text import recipe_text
+from upft_mlx.new.data_facts import DataFacts, Split, all_letters, data_facts, hard_to_grade, hold_out, is_file
+from upft_mlx.new.settings import Choices, choose
+from upft_mlx.new.text import recipe_text
 from upft_mlx.recipe.schema import Problems
 from upft_mlx.rows import replacing, write_atomically
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from upft_mlx.data_facts import DataFacts
 from upft_mlx.errors import RecipeError
 from upft_mlx.models.architecture import Architecture
 from upft_mlx.models.facts import ModelFacts
+from upft_mlx.new.data_facts import DataFacts
 from upft_mlx.planning.budget import MARGIN, another_mac
 from upft_mlx.planning.memory import TrainingPass, fusing_peak, training_peak
 from upft_mlx.recipe.schema import Lora
