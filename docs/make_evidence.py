@@ -21,12 +21,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from upft_mlx.compare import run_cell
-from upft_mlx.comparison import Cell, summarize
 from upft_mlx.demo import world as demo
 from upft_mlx.recipe.schema import Recipe
 from upft_mlx.rows import TrainingRow, write_rows
 from upft_mlx.rundir import RunDir
+from upft_mlx.studies.compare import run_cell
+from upft_mlx.studies.comparison import Cell, summarize
 
 HERE = Path(__file__).parent
 MODEL = HERE.parent / "upft_mlx" / "demo" / "model"
@@ -224,8 +224,9 @@ how the rules compare there, not what they do for a real model.
 {problems} problems, t = {length}, two epochs. Evaluation at T = 0.7, three samples per problem. Settings (template with
 an EOS after the prefix, or neither; share p of structure rows; learning rate) were chosen with {choose} seeds on {half}
 evaluation problems; reported are {seeds} seeds on {half} others. The question is asked bare throughout. Differences are
-paired with the base model by problem and seed; intervals are 95 %, over problems and seeds (`upft_mlx/crossed.py`).
-Sampled tokens are those for training. "Share of RFT" is the rule's difference divided by that of RFT.
+paired with the base model by problem and seed; intervals are 95 %, over problems and seeds
+(`upft_mlx/studies/two_way.py`). Sampled tokens are those for training. "Share of RFT" is the rule's difference divided
+by that of RFT.
 """
 
 

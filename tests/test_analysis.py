@@ -11,15 +11,15 @@ from xml.etree import ElementTree
 
 import pytest
 
-from upft_mlx import analyze as analyze_module
-from upft_mlx.analysis import Trial, figure, markdown, prefix_accuracy, recommend, self_consistency, summarize
-from upft_mlx.analyze import run_analysis
 from upft_mlx.events import Event, Note, Progress
 from upft_mlx.grade import correct
 from upft_mlx.models.load import Loaded
 from upft_mlx.recipe.schema import Analyze, Recipe
 from upft_mlx.rows import Rollout, Solution, read_rows
 from upft_mlx.rundir import RunDir
+from upft_mlx.studies import analyze as analyze_module
+from upft_mlx.studies.analysis import Trial, figure, markdown, prefix_accuracy, recommend, self_consistency, summarize
+from upft_mlx.studies.analyze import run_analysis
 
 MakeRecipe = Callable[..., Recipe]
 

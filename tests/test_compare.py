@@ -12,13 +12,13 @@ import pytest
 from pydantic import ValidationError
 
 from upft_mlx import pipeline
-from upft_mlx.compare import compare, variant
-from upft_mlx.comparison import Cell, figure, markdown, summarize
 from upft_mlx.errors import RecipeError
 from upft_mlx.evaluation.stats import wilson_interval
 from upft_mlx.models import load
 from upft_mlx.recipe.schema import Recipe
 from upft_mlx.rundir import RunDir
+from upft_mlx.studies.compare import compare, variant
+from upft_mlx.studies.comparison import Cell, figure, markdown, summarize
 
 MakeRecipe = Callable[..., Recipe]
 

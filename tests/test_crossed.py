@@ -7,8 +7,8 @@ import math
 import numpy as np
 import pytest
 
-from upft_mlx.crossed import crossed_mean
 from upft_mlx.evaluation.stats import mean_interval, wilson_interval
+from upft_mlx.studies.two_way import crossed_mean
 
 SHARES = (0.0, 1.0)
 ANY = (-1e9, 1e9)

@@ -11,7 +11,7 @@ import pytest
 from helpers_input import assert_fails, no_network, upft
 from helpers_models import write_model
 
-from upft_mlx import analyze, pipeline
+from upft_mlx import pipeline
 from upft_mlx.data.benchmarks import BOXED, LETTER, resolve
 from upft_mlx.data.problems import load_problems
 from upft_mlx.dataset.instruction import as_run, differing, instructed, user_turn
@@ -25,6 +25,7 @@ from upft_mlx.rundir import RunDir
 from upft_mlx.sampling import generate
 from upft_mlx.sampling.decoding import Request
 from upft_mlx.sampling.sampler import Sampler
+from upft_mlx.studies import analyze
 
 __all__ = ["no_network"]
 pytestmark = pytest.mark.usefixtures("no_network")

@@ -14,8 +14,6 @@ import pytest
 from conftest import MODEL
 from helpers_templates import CHATML, FAMILIES, LLAMA32, SMOLVLM, THINKS_WHEN_ASKED, Family, write_tokenizer
 
-from upft_mlx.compare import compare
-from upft_mlx.comparison import Cell
 from upft_mlx.errors import ModelError, RecipeError
 from upft_mlx.events import Event, StageSkipped
 from upft_mlx.inputs import dated
@@ -28,6 +26,8 @@ from upft_mlx.recipe.load import load_recipe
 from upft_mlx.recipe.schema import Prompt, Recipe
 from upft_mlx.rows import TrainingRow, read_rows, write_json
 from upft_mlx.rundir import RunDir
+from upft_mlx.studies.compare import compare
+from upft_mlx.studies.comparison import Cell
 
 MakeRecipe = Callable[..., Recipe]
 QUESTION = "Ann has 3 apples and eats 1.\n\nHow many are left? Is 2 < 3 & 1 > 0?"
@@ -204,8 +204,8 @@ def test_all_cells_of_a_comparison_have_one_day(
         write_json(folder / "recipe.json", {**recipe.dump(), "prompt": {"date": "2025-03-09"}})
         return Cell(method, recipe.seed, {"own": {"a": 1.0, "b": 0.0}}, 0, 0, 0.0, 0)
 
-    monkeypatch.setattr("upft_mlx.compare.run_cell", run_cell)
-    monkeypatch.setattr("upft_mlx.compare.find_model", lambda recipe: printing)
+    monkeypatch.setattr("upft_mlx.studies.compare.run_cell", run_cell)
+    monkeypatch.setattr("upft_mlx.studies.compare.find_model", lambda recipe: printing)
     recipe = make_recipe(compare={"seeds": 1, "methods": ["upft", "sft"]})
     for _ in range(2):
         compare(recipe, tmp_path / "run")

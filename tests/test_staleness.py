@@ -22,7 +22,6 @@ from helpers_models import write_model
 from helpers_templates import FAMILIES, write_tokenizer
 from pydantic import BaseModel
 
-from upft_mlx.analyze import analyze
 from upft_mlx.data.benchmarks import Set, resolve
 from upft_mlx.data.problems import Problem
 from upft_mlx.dataset.build import build
@@ -36,6 +35,7 @@ from upft_mlx.pipeline import run_stage
 from upft_mlx.recipe.schema import Recipe, Section
 from upft_mlx.rundir import RunDir, fingerprint
 from upft_mlx.sampling.generate import generate
+from upft_mlx.studies.analyze import analyze
 from upft_mlx.training.train import train
 
 STAGES = ("generate", "build", "train", "base", "tuned", "summary", "fuse", "analyze")

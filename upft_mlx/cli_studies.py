@@ -52,8 +52,8 @@ def _study(
 ) -> None:
     """`upft analyze` and `upft compare`: each prints its own table, not a run's report."""
     with prepared(name, overrides, offline=offline, debug=debug) as recipe:
-        from upft_mlx.analyze import run_analysis
-        from upft_mlx.compare import compare
+        from upft_mlx.studies.analyze import run_analysis
+        from upft_mlx.studies.compare import compare
         from upft_mlx.ui import views
 
         root = folder_of(name, recipe, run_dir)

@@ -15,7 +15,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from upft_mlx.comparison import Cell, figure, markdown, summarize
 from upft_mlx.errors import RecipeError
 from upft_mlx.events import Note, Observer, ignore
 from upft_mlx.inputs import dated
@@ -24,6 +23,7 @@ from upft_mlx.pipeline import Pipeline
 from upft_mlx.recipe.schema import Recipe
 from upft_mlx.rows import EvaluationRow, read_json, read_rows, write_atomically, write_json
 from upft_mlx.rundir import RunDir, fingerprint, versions
+from upft_mlx.studies.comparison import Cell, figure, markdown, summarize
 
 BASE = "base"
 

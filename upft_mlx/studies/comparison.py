@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from upft_mlx import escape
-from upft_mlx.crossed import crossed_mean
 from upft_mlx.results.figures import Row, intervals
+from upft_mlx.studies.two_way import crossed_mean
 
 COSTS = ("tokens_sampled", "tokens_trained", "seconds", "peak_memory_bytes")
 Scores = Mapping[str, Mapping[str, float]]

@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from upft_mlx.analysis import Trial, figure, markdown, summarize
 from upft_mlx.data.problems import Problem
 from upft_mlx.distributed.ranks import ranks
 from upft_mlx.events import Note, Observer, Progress, ignore
@@ -37,6 +36,7 @@ from upft_mlx.rows import (
 from upft_mlx.rundir import RunDir
 from upft_mlx.sampling.decoding import Completion, Request
 from upft_mlx.sampling.sampler import Sampler, sampling_for, summing
+from upft_mlx.studies.analysis import Trial, figure, markdown, summarize
 
 CHUNK_BATCHES = 4
 
