@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from upft_mlx.cli import cli
+from upft_mlx.cli.main import cli
 
 WIDTH = 80
 """Columns of the help, whatever the terminal has: the page is the same everywhere."""

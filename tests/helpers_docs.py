@@ -18,7 +18,7 @@ import click
 from conftest import ROOT
 from pydantic import BaseModel
 
-from upft_mlx.cli import cli
+from upft_mlx.cli.main import cli
 from upft_mlx.data.benchmarks import resolve
 from upft_mlx.errors import UpftError
 from upft_mlx.recipe.load import load_recipe, shipped_recipes

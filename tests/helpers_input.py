@@ -19,7 +19,7 @@ from urllib.parse import quote_plus
 import pytest
 from click.testing import CliRunner, Result
 
-from upft_mlx.cli import cli
+from upft_mlx.cli.main import cli
 
 ONE_PROBLEM = '{"question": "1 + 1?", "answer": "2"}\n'
 MINIMAL = "model: builtin:arithmetic\nproblems: {builtin: arithmetic, limit: 4}\n"

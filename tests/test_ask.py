@@ -309,7 +309,7 @@ def test_json_has_both_answers_with_tokens_and_seconds(folder: Path, adapter: Pa
 def test_the_question_may_come_from_a_pipe(folder: Path) -> None:
     from click.testing import CliRunner
 
-    from upft_mlx.cli import cli
+    from upft_mlx.cli.main import cli
 
     arguments = ["ask", "--model", "builtin:arithmetic", "--json"]
     result = CliRunner().invoke(cli, arguments, input=f"{QUESTION}\n")

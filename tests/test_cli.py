@@ -27,8 +27,8 @@ from helpers_input import (
 )
 
 from upft_mlx import __version__
-from upft_mlx.cli import cli
-from upft_mlx.cli_group import SECTIONS
+from upft_mlx.cli.group import SECTIONS
+from upft_mlx.cli.main import cli
 from upft_mlx.errors import TrainingError
 from upft_mlx.recipe.load import shipped_recipes
 from upft_mlx.recipe.schema import Recipe
@@ -145,7 +145,7 @@ def test_help_takes_less_than_a_third_of_a_second_of_cpu() -> None:
 @pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["--version"]])
 def test_help_imports_nothing_slow(folder: Path, arguments: list[str]) -> None:
     code = (
-        "import sys\nfrom upft_mlx.cli import main\nsys.argv[0] = 'upft'\n"
+        "import sys\nfrom upft_mlx.cli.main import main\nsys.argv[0] = 'upft'\n"
         "try: main()\nexcept SystemExit as end:\n"
         f"    print('status', end.code, sorted({set(SLOW)!r} & set(sys.modules)))\n"
     )
@@ -343,7 +343,7 @@ def test_what_was_fetched_once_is_used_offline_and_what_was_not_is_named(folder:
 
 RUN_OFFLINE = """
 from click.testing import CliRunner
-from upft_mlx.cli import cli
+from upft_mlx.cli.main import cli
 for command, name in (("generate", "hub"), *(("run", f"no-{n}") for n in ("model", "data", "split", "commit"))):
     shown = CliRunner().invoke(cli, [command, f"{name}.yaml", "--offline"])
     print(shown.exit_code, (shown.stderr.splitlines() or [""])[-1])

@@ -14,8 +14,8 @@ from click.shell_completion import ShellComplete
 from conftest import ROOT
 from helpers_input import upft, write
 
-from upft_mlx import cli_complete
-from upft_mlx.cli import cli
+from upft_mlx.cli import complete
+from upft_mlx.cli.main import cli
 from upft_mlx.errors import RecipeError
 from upft_mlx.recipe.load import field_names, load_recipe, shipped_recipes
 from upft_mlx.recipe.schema import Recipe
@@ -110,7 +110,7 @@ def said_of(field: str) -> str:
 # Scripts.
 
 
-@pytest.mark.parametrize("shell", cli_complete.SHELLS)
+@pytest.mark.parametrize("shell", complete.SHELLS)
 def test_the_script_of_each_shell_says_how_to_install_it(shell: str) -> None:
     shown = upft("completion", shell)
     assert shown.exit_code == 0

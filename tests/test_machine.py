@@ -214,7 +214,7 @@ def test_an_old_python_is_refused_before_click_is_imported(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(requirements, "here", apples_python)
-    monkeypatch.setitem(sys.modules, "upft_mlx.cli", None)
+    monkeypatch.setitem(sys.modules, "upft_mlx.cli.main", None)
     with pytest.raises(SystemExit) as end:
         __main__.main()
     assert end.value.code == 1

@@ -320,7 +320,7 @@ def test_hub_ids_are_looked_at_without_downloading_weights_or_filling_the_cache(
 CACHED = """
 import sys, time
 time.sleep = lambda seconds: None
-from upft_mlx.cli import cli
+from upft_mlx.cli.main import cli
 cli(["new", "user/model", "user/data", "--force", *sys.argv[1:]])
 """
 

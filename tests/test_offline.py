@@ -43,7 +43,7 @@ publish: {repo: user/tuned}
 ALL = """
 import json, sys
 from click.testing import CliRunner
-from upft_mlx.cli import cli
+from upft_mlx.cli.main import cli
 for command in json.loads(sys.argv[1]):
     done = CliRunner().invoke(cli, command)
     print(done.output, done.stderr)

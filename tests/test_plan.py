@@ -13,7 +13,7 @@ from conftest import MODEL
 from helpers_models import write_model
 
 from upft_mlx import pipeline
-from upft_mlx.cli import cli
+from upft_mlx.cli.main import cli
 from upft_mlx.errors import ModelError, RoomError
 from upft_mlx.events import Event, Note
 from upft_mlx.models.architecture import from_config, read_architecture

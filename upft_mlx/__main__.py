@@ -15,7 +15,7 @@ def main() -> None:
     if trouble := requirements.python_refusal():
         _stop(trouble)
     try:
-        from upft_mlx.cli import main as run
+        from upft_mlx.cli.main import main as run
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] == "upft_mlx":
             raise

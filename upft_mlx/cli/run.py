@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from upft_mlx.cli_base import cli, common, folder_of, helped, prepared, recipe_argument, writing_to
-from upft_mlx.cli_complete import complete_targets
+from upft_mlx.cli.complete import complete_targets
+from upft_mlx.cli.edge import cli, common, folder_of, helped, prepared, recipe_argument, writing_to
 from upft_mlx.escape import to_json
 
 if TYPE_CHECKING:

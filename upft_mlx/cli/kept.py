@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from upft_mlx.cli_base import cli, edge, helped, quiet_libraries
-from upft_mlx.cli_complete import complete_runs
+from upft_mlx.cli.complete import complete_runs
+from upft_mlx.cli.edge import cli, edge, helped, quiet_libraries
 
 if TYPE_CHECKING:
     from upft_mlx.rundir import RunDir

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from upft_mlx.cli_base import cli, edge, helped, quiet_libraries
-from upft_mlx.cli_complete import SHELLS, script
+from upft_mlx.cli.complete import SHELLS, script
+from upft_mlx.cli.edge import cli, edge, helped, quiet_libraries
 from upft_mlx.escape import to_json
 
 if TYPE_CHECKING:

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from upft_mlx.cli_complete import complete_fields, complete_targets
-from upft_mlx.cli_group import Sections
+from upft_mlx.cli.complete import complete_fields, complete_targets
+from upft_mlx.cli.group import Sections
 from upft_mlx.errors import UpftError
 from upft_mlx.escape import one_line, to_json
 from upft_mlx.models.hub import tell_attempts_once
@@ -141,9 +141,9 @@ def prepared(
         requirements.check()
         if offline or is_offline():  # each library has its own switch
             go_offline()
+        from upft_mlx.cli.targets import recipe_for
         from upft_mlx.distributed.ranks import ranks
         from upft_mlx.recipe.override import narrowed, recipe_for_model
-        from upft_mlx.targets import recipe_for
 
         ranks()  # first, so that all ranks hear of an error on one
         recipe = recipe_for_model(str(model), overrides) if name is None else recipe_for(name, overrides)
@@ -152,7 +152,7 @@ def prepared(
 
 def folder_of(name: str | None, recipe: Recipe, run_dir: Path | None) -> Path:
     """The run's folder: `--run-dir`, the run that was named, or runs/NAME of the recipe."""
-    from upft_mlx.targets import run_for
+    from upft_mlx.cli.targets import run_for
 
     return run_dir or run_for(name, recipe).root
 

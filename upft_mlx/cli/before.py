@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from upft_mlx.cli_base import cli, common, edge, helped, quiet_libraries, recipe_argument, run_other
+from upft_mlx.cli.edge import cli, common, edge, helped, quiet_libraries, recipe_argument, run_other
 from upft_mlx.escape import to_json
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from upft_mlx.cli_base import cli, common, folder_of, helped, prepared, recipe_argument
+from upft_mlx.cli.edge import cli, common, folder_of, helped, prepared, recipe_argument
 from upft_mlx.escape import to_json
 
 
