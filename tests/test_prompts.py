@@ -16,7 +16,7 @@ from helpers_templates import CHATML, FAMILIES, LLAMA32, SMOLVLM, THINKS_WHEN_AS
 
 from upft_mlx.errors import ModelError, RecipeError
 from upft_mlx.events import Event, StageSkipped
-from upft_mlx.inputs import dated
+from upft_mlx.fingerprints import dated
 from upft_mlx.inspection.browse import settled_by
 from upft_mlx.inspection.explain import rules
 from upft_mlx.models.chat import Renderer
@@ -183,7 +183,7 @@ def test_a_run_that_goes_over_midnight_keeps_its_day(
     events: list[Event] = []
     for day, stage in ((9, "generate"), (10, "generate"), (10, "build")):
         today = type("Day", (datetime.date,), {"today": classmethod(lambda cls, day=day: cls(2025, 3, day))})
-        monkeypatch.setattr("upft_mlx.inputs.date", today)
+        monkeypatch.setattr("upft_mlx.fingerprints.date", today)
         run_stage(recipe, tmp_path / "run", stage, events.append)
     assert [event.stage for event in events if isinstance(event, StageSkipped)] == ["generate"]
     run = RunDir(tmp_path / "run")

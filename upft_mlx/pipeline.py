@@ -24,8 +24,8 @@ from upft_mlx.evaluation.base_and_tuned import Sides
 from upft_mlx.evaluation.evaluate import announce
 from upft_mlx.evaluation.summary import summarize
 from upft_mlx.events import Note, Observer, StageDone, StageSkipped, StageStarted, ignore
+from upft_mlx.fingerprints import Inputs, dated
 from upft_mlx.hub.card import base_of, model_card
-from upft_mlx.inputs import Inputs, dated
 from upft_mlx.machine import blas
 from upft_mlx.machine.device import PowerWatch, awake, limit_memory
 from upft_mlx.models.gate import terms

@@ -7,7 +7,7 @@ from typing import Any
 
 from upft_mlx.errors import RunDirError
 from upft_mlx.events import Side
-from upft_mlx.inputs import Inputs
+from upft_mlx.fingerprints import Inputs
 from upft_mlx.rundir import RunDir, changed, changes, fingerprint, missing
 from upft_mlx.versions import ADOPTABLE
 

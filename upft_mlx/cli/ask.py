@@ -130,7 +130,7 @@ def _asker(
 ) -> Asker:
     """The loaded model with the adapter on it, asked as the run asks it."""
     from upft_mlx.dataset.instruction import as_run, instructed
-    from upft_mlx.inputs import dated
+    from upft_mlx.fingerprints import dated
     from upft_mlx.inspection.ask import Asker
     from upft_mlx.machine.device import limit_memory
     from upft_mlx.models.load import find_model, load

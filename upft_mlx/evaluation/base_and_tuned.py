@@ -12,7 +12,7 @@ from upft_mlx.distributed.ranks import ranks
 from upft_mlx.errors import RowsError
 from upft_mlx.evaluation.evaluate import Evaluator, Switch, replay
 from upft_mlx.events import Note, Observer, Side
-from upft_mlx.inputs import Inputs
+from upft_mlx.fingerprints import Inputs
 from upft_mlx.models.adapters import AdapterSwitch
 from upft_mlx.models.load import Loaded
 from upft_mlx.recipe.schema import Recipe

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from upft_mlx.dataset.instruction import as_run
 from upft_mlx.events import Side
-from upft_mlx.inputs import UNREAD
+from upft_mlx.fingerprints import UNREAD
 from upft_mlx.inspection.browse import recipe_of, settled_by
 from upft_mlx.interrupt import deferred_interrupt
 from upft_mlx.models.adapters import AdapterSwitch

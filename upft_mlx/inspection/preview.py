@@ -17,7 +17,7 @@ from upft_mlx.dataset.instruction import differing, instructed, user_turn
 from upft_mlx.dataset.prefix import check_problems
 from upft_mlx.errors import RunDirError, UpftError
 from upft_mlx.evaluation.evaluate import WITHHELD
-from upft_mlx.inputs import Inputs, dated
+from upft_mlx.fingerprints import Inputs, dated
 from upft_mlx.inspection.browse import settled_by
 from upft_mlx.inspection.explain import rules
 from upft_mlx.inspection.preview_rows import Found, Rows
