@@ -8,7 +8,8 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
-from upft_mlx.recipe.schema import Benchmark, Quantize, Recipe
+from upft_mlx.recipe.evaluate import Benchmark
+from upft_mlx.recipe.schema import Quantize, Recipe
 
 HEADER = """# Recipe fields
 

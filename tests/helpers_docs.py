@@ -21,7 +21,8 @@ from pydantic import BaseModel
 from upft_mlx.cli.main import cli
 from upft_mlx.data.benchmarks import resolve
 from upft_mlx.errors import UpftError
-from upft_mlx.recipe.load import load_recipe, shipped_recipes
+from upft_mlx.recipe.find import shipped_recipes
+from upft_mlx.recipe.load import load_recipe
 from upft_mlx.recipe.schema import Recipe
 
 NOT_A_RECIPE = "<!-- not a recipe -->"

@@ -18,7 +18,8 @@ from upft_mlx.errors import ProblemsError, RecipeError
 from upft_mlx.evaluation.evaluate import WITHHELD
 from upft_mlx.events import Event, Graded
 from upft_mlx.inspection.browse import seen
-from upft_mlx.recipe.schema import Evaluate, Recipe
+from upft_mlx.recipe.evaluate import Evaluate
+from upft_mlx.recipe.schema import Recipe
 from upft_mlx.rundir import RunDir
 
 MakeRecipe = Callable[..., Recipe]

@@ -30,7 +30,7 @@ from upft_mlx import __version__
 from upft_mlx.cli.group import SECTIONS
 from upft_mlx.cli.main import cli
 from upft_mlx.errors import TrainingError
-from upft_mlx.recipe.load import shipped_recipes
+from upft_mlx.recipe.find import shipped_recipes
 from upft_mlx.recipe.schema import Recipe
 
 __all__ = ["no_network"]

@@ -17,7 +17,9 @@ from helpers_input import upft, write
 from upft_mlx.cli import complete
 from upft_mlx.cli.main import cli
 from upft_mlx.errors import RecipeError
-from upft_mlx.recipe.load import field_names, load_recipe, shipped_recipes
+from upft_mlx.recipe.find import shipped_recipes
+from upft_mlx.recipe.load import load_recipe
+from upft_mlx.recipe.messages import field_names
 from upft_mlx.recipe.schema import Recipe
 
 

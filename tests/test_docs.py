@@ -25,7 +25,7 @@ from upft_mlx.data.columns import ANSWER_COLUMNS, ID_COLUMNS, LEVEL_COLUMNS, QUE
 from upft_mlx.data.problems import load_problems
 from upft_mlx.evaluation.stats import wilson_interval
 from upft_mlx.grade.correct import is_correct
-from upft_mlx.recipe.load import shipped_recipes
+from upft_mlx.recipe.find import shipped_recipes
 from upft_mlx.recipe.schema import Lora, Problems, Recipe
 
 DOCS = ROOT / "docs"

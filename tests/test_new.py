@@ -26,9 +26,10 @@ from upft_mlx.new.data_facts import DataFacts, data_facts, hard_to_grade, hold_o
 from upft_mlx.new.new import Draft, Wish, new_recipe, relative
 from upft_mlx.new.settings import choose
 from upft_mlx.new.text import recipe_text
+from upft_mlx.recipe.fields import AUTO
 from upft_mlx.recipe.load import load_recipe
 from upft_mlx.recipe.safe_yaml import read_yaml, to_yaml, yaml_scalar
-from upft_mlx.recipe.schema import AUTO, Problems, Recipe
+from upft_mlx.recipe.schema import Problems, Recipe
 
 
 @pytest.fixture(autouse=True)

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from upft_mlx.data.problems import Problem, load_problems
 from upft_mlx.errors import ProblemsError
-from upft_mlx.recipe.schema import Benchmark, Problems
+from upft_mlx.recipe.evaluate import Benchmark
+from upft_mlx.recipe.schema import Problems
 
 
 def read(path: Path, *, limit: int | None = None, shuffle: int | None = None, **columns: Any) -> list[Problem]:

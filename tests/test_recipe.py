@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from upft_mlx import load_recipe
 from upft_mlx.errors import RecipeError
-from upft_mlx.recipe.load import shipped_recipes
+from upft_mlx.recipe.find import shipped_recipes
 from upft_mlx.recipe.schema import PAPER_TEMPLATE, Recipe
 
 

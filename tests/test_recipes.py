@@ -26,10 +26,11 @@ from upft_mlx.models.load import BUILTIN, load_tokenizer
 from upft_mlx.planning.budget import MARGIN, Rooms, another_mac, changed
 from upft_mlx.planning.lengths import Prompts, Solutions
 from upft_mlx.planning.plan import plan_recipe
-from upft_mlx.recipe.catalogue import catalogue
-from upft_mlx.recipe.headers import KEYS, read_header
-from upft_mlx.recipe.load import load_recipe, shipped_recipes
-from upft_mlx.recipe.schema import AUTO, Recipe
+from upft_mlx.recipe.catalogue import KEYS, catalogue, read_header
+from upft_mlx.recipe.fields import AUTO
+from upft_mlx.recipe.find import shipped_recipes
+from upft_mlx.recipe.load import load_recipe
+from upft_mlx.recipe.schema import Recipe
 from upft_mlx.rows import Solution, TrainingRow, read_rows, rows_writer
 from upft_mlx.rundir import RunDir
 from upft_mlx.training.train import total_steps

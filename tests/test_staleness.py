@@ -32,7 +32,8 @@ from upft_mlx.fingerprints import UNREAD, Inputs
 from upft_mlx.fusing.fuse import fuse
 from upft_mlx.models.load import load, model_hash
 from upft_mlx.pipeline import run_stage
-from upft_mlx.recipe.schema import Recipe, Section
+from upft_mlx.recipe.fields import Section
+from upft_mlx.recipe.schema import Recipe
 from upft_mlx.rundir import RunDir, fingerprint
 from upft_mlx.sampling.generate import generate
 from upft_mlx.studies.analyze import analyze

@@ -18,7 +18,7 @@ from upft_mlx.data.problems import Problem
 from upft_mlx.evaluation.stats import drift, wilson_interval
 from upft_mlx.evaluation.summary import SIDES, flips, side_summary, summarize
 from upft_mlx.events import Side
-from upft_mlx.recipe.schema import Evaluate
+from upft_mlx.recipe.evaluate import Evaluate
 from upft_mlx.results.report import markdown, verdict
 from upft_mlx.rows import EvaluationRow, write_rows
 from upft_mlx.rundir import RunDir

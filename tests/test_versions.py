@@ -18,7 +18,8 @@ from upft_mlx import pipeline, rows, versions
 from upft_mlx.api import export
 from upft_mlx.errors import RowsError, RunDirError
 from upft_mlx.events import Event, Graded, Note, Progress
-from upft_mlx.recipe.load import load_recipe, shipped_recipes
+from upft_mlx.recipe.find import shipped_recipes
+from upft_mlx.recipe.load import load_recipe
 from upft_mlx.recipe.schema import Recipe
 from upft_mlx.rows import read_json, write_json
 from upft_mlx.rundir import RunDir, fingerprint, remove

@@ -69,7 +69,8 @@ def _list_recipes(*, as_json: bool) -> None:
 
 def _print_recipe(name: str, *, as_json: bool) -> None:
     """Print the shipped text, or the resolved recipe as JSON."""
-    from upft_mlx.recipe.load import find_shipped, load_recipe
+    from upft_mlx.recipe.find import find_shipped
+    from upft_mlx.recipe.load import load_recipe
 
     path = find_shipped(name)
     click.echo(to_json(load_recipe(path).dump()) if as_json else path.read_text(encoding="utf-8"), nl=as_json)

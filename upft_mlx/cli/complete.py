@@ -12,7 +12,7 @@ _RECIPES = (".yaml", ".yml")
 
 def complete_recipes(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """Names of shipped recipes, YAML files and folders."""
-    from upft_mlx.recipe.load import shipped_recipes
+    from upft_mlx.recipe.find import shipped_recipes
 
     names = [name for name in shipped_recipes() if name.startswith(incomplete)]
     return [CompletionItem(value) for value in (*names, *_paths(incomplete))]
@@ -33,7 +33,7 @@ def complete_targets(context: click.Context, parameter: click.Parameter, incompl
 
 def complete_fields(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """`section.field=` for `--set`; the value is the user's."""
-    from upft_mlx.recipe.load import field_names
+    from upft_mlx.recipe.messages import field_names
 
     return [CompletionItem(f"{name}=") for name in field_names() if name.startswith(incomplete)]
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 @common
 def demo(**options: Any) -> None:
     """See the help."""
-    from upft_mlx.recipe.load import shipped_recipes
+    from upft_mlx.recipe.find import shipped_recipes
 
     _run(str(shipped_recipes()["quickstart"]), None, **options)  # whatever lies about under that name
 

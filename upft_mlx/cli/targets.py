@@ -7,7 +7,8 @@ from pathlib import Path
 
 from upft_mlx.errors import RecipeError
 from upft_mlx.inspection.browse import recipe_of
-from upft_mlx.recipe.load import load_recipe, shipped_recipes, validated
+from upft_mlx.recipe.find import shipped_recipes
+from upft_mlx.recipe.load import load_recipe, validated
 from upft_mlx.recipe.schema import Recipe
 from upft_mlx.rundir import RunDir
 

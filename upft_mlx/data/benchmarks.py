@@ -17,7 +17,7 @@ from upft_mlx.errors import ProblemsError, RecipeError
 from upft_mlx.escape import quoted
 from upft_mlx.grade.correct import normalize_gold
 from upft_mlx.grade.graders import LETTERS, Grader
-from upft_mlx.recipe.schema import Benchmark, Evaluate
+from upft_mlx.recipe.evaluate import Benchmark, Evaluate
 
 QUESTION = "{question}"
 BOXED = "{question}\nPlease reason step by step, and put your final answer within \\boxed{}."

@@ -13,7 +13,8 @@ from upft_mlx.machine.device import memory_bytes, on_gpu, working_set_bytes
 from upft_mlx.models.architecture import Architecture
 from upft_mlx.planning.lengths import Prompts, Solutions, first
 from upft_mlx.planning.memory import Device, SamplingLoad, TrainingPass, fusing_peak, sampling_peak, training_peak
-from upft_mlx.recipe.schema import AUTO, Recipe
+from upft_mlx.recipe.fields import AUTO
+from upft_mlx.recipe.schema import Recipe
 from upft_mlx.training.batches import Example, split
 
 MARGIN = 0.85

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from upft_mlx.recipe.headers import Header, read_header
-from upft_mlx.recipe.load import load_recipe, shipped_recipes
+from upft_mlx.recipe.find import shipped_recipes
+from upft_mlx.recipe.load import load_recipe
 from upft_mlx.recipe.schema import Recipe
 
 
@@ -60,3 +61,47 @@ def _gigabytes(header: Header) -> int:
     """The memory of the Mac; 0 for any."""
     number = header.short("Mac").partition(" ")[0]
     return int(number) if number.isdigit() else 0
+
+
+KEYS = ("command", "Mac", "disk", "time", "numbers", "sources", "licence")
+"""What each header has."""
+
+
+_ENTRY = re.compile(r"# {3}(\w+):\s+(\S.*)")
+
+
+_CONTINUED = re.compile(r"# {4,}(\S.*)")
+
+
+@dataclass(frozen=True)
+class Header:
+    """A recipe's header."""
+
+    title: str
+    """The first line, without its full stop."""
+    entries: dict[str, str] = field(default_factory=dict)
+    """Values by key, each on one line."""
+
+    def short(self, key: str) -> str:
+        """A value up to its first semicolon; empty where there is none."""
+        return self.entries.get(key, "").partition(";")[0].strip()
+
+
+def read_header(text: str) -> Header:
+    """The header of a recipe's text; without one, an empty one."""
+    lines: list[str] = []
+    for line in text.splitlines():
+        if not line.startswith("#"):
+            break
+        lines.append(line.rstrip())
+    entries: dict[str, str] = {}
+    key = None
+    for line in lines[1:]:
+        if entry := _ENTRY.fullmatch(line):
+            key = entry[1]
+            entries[key] = entry[2]
+        elif key and (more := _CONTINUED.fullmatch(line)):
+            entries[key] += f" {more[1]}"
+        else:
+            key = None
+    return Header(lines[0].lstrip("# ").rstrip(".") if lines else "", entries)

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import difflib
-import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from upft_mlx.errors import RecipeError
 from upft_mlx.escape import one_line, quoted
+from upft_mlx.recipe.find import find_recipe
+from upft_mlx.recipe.messages import describe
 from upft_mlx.recipe.safe_yaml import read_yaml
 from upft_mlx.recipe.schema import Recipe
 
@@ -54,58 +54,10 @@ def validated(path: Path, lines: dict[tuple[Any, ...], int], data: dict[str, Any
     try:
         return Recipe.model_validate(data)
     except ValidationError as error:
-        problems = [_describe(path, lines, dict(item), patches) for item in error.errors()]
+        problems = [describe(path, lines, dict(item), patches) for item in error.errors()]
         told = list(dict.fromkeys(problems))
         more = [f"and {len(told) - _TOLD} more errors"] if len(told) > _TOLD else []
         raise RecipeError("\n".join([*told[:_TOLD], *more])) from None
-
-
-def shipped_recipes() -> dict[str, Path]:
-    """The recipes inside the package (a wheel) or beside it (a checkout), by name."""
-    package = Path(__file__).resolve().parent.parent
-    folders = (package / "recipe" / "shipped", package.parent / "recipes")
-    folder = next((folder for folder in folders if folder.is_dir()), folders[0])
-    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
-
-
-def find_recipe(path_or_name: str | Path) -> Path:
-    """The file of a recipe given by path or by shipped name.
-
-    Raises:
-        RecipeError: if there is neither, with the nearest shipped name.
-    """
-    path = Path(path_or_name)
-    try:
-        if path.is_file():
-            return path
-        if path.is_dir() and str(path_or_name) not in shipped_recipes():
-            raise RecipeError(f"{path}: is a folder, not a recipe; name a .yaml file")
-    except OSError as error:
-        raise RecipeError(f"{path}: cannot be read: {error.strerror}") from None
-    return find_shipped(str(path_or_name), "no such recipe file, and no shipped recipe of that name")
-
-
-def find_shipped(name: str, problem: str = "no shipped recipe of that name") -> Path:
-    """The file of a shipped recipe.
-
-    Raises:
-        RecipeError: there is none of this name: the `problem`, with the nearest one.
-    """
-    shipped = shipped_recipes()
-    if name in shipped:
-        return shipped[name]
-    raise RecipeError(f"{name}: {problem}; {_nearest(Path(name), shipped)}")
-
-
-def _nearest(missing: Path, shipped: dict[str, Path]) -> str:
-    """What may have been meant: a shipped recipe, a file beside the missing one; else where recipes come from."""
-    beside = {path.stem: str(path) for path in sorted((*missing.parent.glob("*.yaml"), *missing.parent.glob("*.yml")))}
-    near = difflib.get_close_matches(missing.stem, {**beside, **shipped}, n=1)
-    if near and near[0] in shipped:
-        return f"did you mean the shipped recipe {near[0]!r}?"
-    if near:
-        return f"did you mean {beside[near[0]]!r}?"
-    return "`upft recipes` lists those that ship, `upft new` writes one for your own questions"
 
 
 def _read(path: Path) -> str:
@@ -248,98 +200,3 @@ def _lines(root: yaml.Node | None) -> dict[tuple[Any, ...], int]:
                 yield from walk(value, (*path, index))
 
     return dict(walk(root, ()))
-
-
-def _describe(
-    path: Path,
-    lines: dict[tuple[Any, ...], int],
-    error: dict[str, Any],
-    patches: Sequence[dict[str, Any]],
-) -> str:
-    """One pydantic error as `file:line: section.field: value: what is wrong; what to do`."""
-    loc = tuple(part for part in error["loc"] if not str(part).startswith("function-"))
-    loc = loc[:3] if loc[:2] == ("prompt", "chat_template_args") else loc  # one error, not one per type
-    message = one_line(_in_yaml_terms(str(error["msg"]), loc), 800)
-    if not loc:  # the fields of two sections do not fit: the message begins with the one to look at
-        name, _, message = message.partition(": ")
-        loc = tuple(name.split("."))
-    where, field = _where(path, lines, loc, patches), one_line(".".join(map(str, loc)))
-    if error["type"] in ("extra_forbidden", "invalid_key"):
-        return f"{where}: {field}: unknown field; {_suggest(loc)}"
-    if error["type"] == "missing":
-        return f"{where}: {field}: missing, a recipe needs it"
-    if error["type"] == "value_error":
-        return f"{where}: {field}: {message}"
-    return f"{where}: {field}: {quoted(error['input'])}: {message}"
-
-
-def _where(
-    path: Path, lines: dict[tuple[Any, ...], int], loc: tuple[Any, ...], patches: Sequence[dict[str, Any]]
-) -> str:
-    if any(_reaches(patch, loc) for patch in patches):
-        return "--set"
-    line = next((lines[loc[:n]] for n in range(len(loc), 0, -1) if loc[:n] in lines), None)
-    return f"{path}:{line}" if line else str(path)
-
-
-def _reaches(value: Any, loc: tuple[Any, ...]) -> bool:
-    """Whether nested mappings and lists hold something at `loc`."""
-    for part in loc:
-        here = value if isinstance(value, dict) else dict(enumerate(value)) if isinstance(value, list) else {}
-        if part not in here:
-            return False
-        value = here[part]
-    return True
-
-
-def _in_yaml_terms(message: str, loc: tuple[Any, ...]) -> str:
-    """A message of pydantic's without Python's names of things."""
-    if loc[:2] == ("prompt", "chat_template_args") and len(loc) > 2:
-        return "should be true, false, an integer or a text"
-    if message.startswith("String should match pattern"):
-        return "should be letters, digits, `.`, `_` and `-` only and begin with a letter or digit; set `name`"
-    message = message.removeprefix("Value error, ")
-    message = re.sub(r"^(Input|String|Tuple|List) should", "should", message)
-    message = re.sub(r"a valid dictionary( or instance of \w+)?", "a mapping of fields to values", message)
-    return message.replace("a valid tuple", "a list").replace("a valid string", "a text")
-
-
-def _suggest(loc: tuple[Any, ...]) -> str:
-    """The nearest valid name of a misspelt field, else all of them."""
-    fields = _fields_at(loc[:-1])
-    near = _in_another_section(loc) or difflib.get_close_matches(str(loc[-1]), fields, n=1, cutoff=0.5)
-    valid = f"valid here: {', '.join(fields)}"
-    return f"did you mean {near[0]!r}? ({valid})" if near else valid
-
-
-def _in_another_section(loc: tuple[Any, ...]) -> list[str]:
-    """The sections' fields of exactly this name, as `section.field`."""
-    return [f"{section}.{loc[-1]}" for section in Recipe.model_fields if loc[-1] in _fields_of(section)]
-
-
-def field_names() -> list[str]:
-    """What `--set` takes, as `field` or `section.field`, in the recipe's order."""
-    names = []
-    for section in Recipe.model_fields:
-        inner = _fields_of(section)
-        names += [f"{section}.{name}" for name in inner] if inner else [section]
-    return names
-
-
-def _fields_of(section: str) -> list[str]:
-    kind = _section_type(Recipe.model_fields[section].annotation)
-    return list(kind.model_fields) if kind else []
-
-
-def _fields_at(loc: tuple[Any, ...]) -> list[str]:
-    section: type[BaseModel] = Recipe
-    for part in loc:
-        if isinstance(part, str) and part in section.model_fields:
-            section = _section_type(section.model_fields[part].annotation) or section
-    return list(section.model_fields)
-
-
-def _section_type(annotation: Any) -> type[BaseModel] | None:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    return next((found for arg in get_args(annotation) if (found := _section_type(arg))), None)

@@ -14,45 +14,16 @@ import re
 from datetime import date
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+
+from upft_mlx.recipe.evaluate import Evaluate
+from upft_mlx.recipe.fields import Count, Section, Sequences, Share, Strings, as_tuple
 
 PAPER_TEMPLATE = (
     " Please provide the initial step towards resolving the question. "
     "This step may serve as a foundation but might not encompass the entire solution."
 )
 """The task template of the paper (arXiv 2503.02875), appended to the question on prefix rows only."""
-
-
-def _as_tuple(value: object) -> object:
-    return tuple(value) if isinstance(value, list) else value
-
-
-def _as_subset(value: object) -> object:
-    """`{level: 5, subject: [algebra, geometry]}` with every value as a tuple of texts."""
-    if not isinstance(value, dict):
-        return value
-    listed = {name: item if isinstance(item, (list, tuple)) else [item] for name, item in value.items()}
-    plain = (str, int)
-    return {
-        name: tuple(str(i) if isinstance(i, plain) and not isinstance(i, bool) else i for i in items)
-        for name, items in listed.items()
-    }
-
-
-AUTO = 0
-"""The code's value for `auto`: `rooms.settle` replaces it with a number before anything is sampled or trained."""
-
-
-def _as_sequences(value: object) -> object:
-    if value == "auto":
-        return AUTO
-    if isinstance(value, int) and not isinstance(value, bool) and value < 1:
-        raise ValueError(f"{value}: should be at least 1, or auto")
-    return value
-
-
-def _from_sequences(value: int) -> int | str:
-    return "auto" if value == AUTO else value
 
 
 def _as_day(value: object) -> object:
@@ -63,22 +34,6 @@ def _as_day(value: object) -> object:
         except ValueError:
             raise ValueError(f"{value!r} is not a day; write it as 2026-01-31") from None
     return value.isoformat() if type(value) is date else value
-
-
-Strings = Annotated[tuple[str, ...], BeforeValidator(_as_tuple)]
-Count = Annotated[int, Field(ge=1)]
-Sequences = Annotated[int, BeforeValidator(_as_sequences), PlainSerializer(_from_sequences)]
-"""A number of sequences, or `auto`."""
-Share = Annotated[float, Field(ge=0.0, le=1.0)]
-Subset = Annotated[dict[Literal["level", "subject"], tuple[str, ...]], BeforeValidator(_as_subset)]
-
-
-class Section(BaseModel):
-    """Base of all sections: no unknown keys, no silent conversions, no changes after loading."""
-
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True
-    )
 
 
 class Quantize(Section):
@@ -262,7 +217,7 @@ class Train(Section):
     """AdamW's decoupled weight decay."""
     betas: Annotated[
         tuple[Annotated[float, Field(ge=0.0, lt=1.0)], Annotated[float, Field(ge=0.0, lt=1.0)]],
-        BeforeValidator(_as_tuple),
+        BeforeValidator(as_tuple),
     ] = (0.9, 0.95)
     """AdamW's decay rates of the two moments."""
     clip_norm: Annotated[float, Field(gt=0.0)] | None = 1.0
@@ -288,106 +243,6 @@ class Train(Section):
     def _epochs_or_steps(self) -> Train:
         if self.epochs is not None and self.steps is not None:
             raise ValueError("give epochs or steps, not both")
-        return self
-
-
-class Benchmark(Section):
-    """One evaluation set; unset fields come from the benchmark, then from `evaluate`."""
-
-    name: str
-    """A built-in benchmark, or any name together with `path` or `dataset`."""
-    label: str | None = None
-    """The name in the results; unset: `name`."""
-    path: str | None = None
-    """A local .jsonl, .parquet or .csv file, relative to the recipe's folder."""
-    dataset: str | None = None
-    """A dataset id on the Hugging Face Hub."""
-    config: str | None = None
-    """The Hub dataset's configuration."""
-    split: str | None = None
-    """The Hub dataset's split."""
-    revision: str | None = None
-    """The Hub dataset's branch, tag or commit."""
-    question: str | None = None
-    """The question's column."""
-    answer: str | None = None
-    """The answer's column."""
-    level: str | None = None
-    """The difficulty's column; unset: level, if there is one."""
-    subject: str | None = None
-    """The subject's column; unset: subject, type or High-level domain, if there is one."""
-    wrong_answers: Strings | None = None
-    """The columns with wrong answers (`grader: choice`). They become options A, B, C, ... together with the right
-    answer, in an order drawn with the recipe's seed; unset: Incorrect Answer 1 to 3, if they exist."""
-    grader: Literal["maths", "integer", "choice"] | None = None
-    """How answers are graded: as equal `maths`, as an `integer`, or as the letter of a `choice`; unset: the
-    benchmark's own, or maths."""
-    prompt: str | None = None
-    """The user turn, with `{question}` in it, where it shall differ from `prompt.instruction`; unset: the same."""
-    private: bool | None = None
-    """Keep all text of the set out of rows, reports and screens; unset: true for GPQA, as its authors ask."""
-    subset: Subset = Field(default_factory=dict)
-    """Only problems of this level or subject, for example `{level: [4, 5]}`."""
-    limit: Count | None = None
-    """Maximum number of problems, from the first; counted within the subset if there is one."""
-    samples: Count | None = None
-    """Completions per problem."""
-    temperature: Annotated[float, Field(ge=0.0, le=5.0)] | None = None
-    """Sampling temperature; 0 is greedy."""
-    max_tokens: Count | None = None
-    """Maximum length of a completion (tokens)."""
-
-    @model_validator(mode="after")
-    def _one_source(self) -> Benchmark:
-        if self.path is not None and self.dataset is not None:
-            raise ValueError("give path or dataset, not both")
-        if self.prompt is not None and "{question}" not in self.prompt:
-            raise ValueError(f"prompt: {self.prompt!r} has no {{question}} in it, so the model would not be asked")
-        return self
-
-
-def _as_benchmark(value: object) -> object:
-    return {"name": value} if isinstance(value, str) else value
-
-
-class Evaluate(Section):
-    """The benchmarks for base and tuned."""
-
-    benchmarks: Annotated[
-        tuple[Annotated[Benchmark, BeforeValidator(_as_benchmark)], ...], BeforeValidator(_as_tuple)
-    ] = ()
-    """Names of benchmarks, or mappings with the fields below."""
-    samples: Count = 1
-    """Completions per problem."""
-    temperature: Annotated[float, Field(ge=0.0, le=5.0)] = 0.0
-    """Sampling temperature; 0 is greedy."""
-    max_tokens: Count = 1024
-    """Maximum length of a completion (tokens)."""
-    limit: Count | None = None
-    """Maximum number of problems of each benchmark, from the first."""
-    subset: Subset = Field(default_factory=dict)
-    """Only problems of this level or subject, for benchmarks without a subset of their own."""
-    batch_size: Sequences = 32
-    """Sequences decoded together; `auto`: as many as fit in memory, at most 64."""
-
-    @model_validator(mode="after")
-    def _labels_differ_and_samples_vary(self) -> Evaluate:
-        labels = [entry.label or entry.name for entry in self.benchmarks]
-        for label in labels:
-            taken = label.casefold() == "summary.json"  # a file beside the folders
-            if not label or label.startswith(".") or "/" in label or "\\" in label or taken:
-                raise ValueError(f"benchmark label {label!r} cannot name a folder; set another `label`")
-        folders = [label.casefold() for label in labels]  # a Mac's file system takes A and a for one name
-        if twice := sorted({label for label in labels if folders.count(label.casefold()) > 1}):
-            raise ValueError(f"two benchmarks are called {twice[0]!r}; give one of them a `label`")
-        for entry, label in zip(self.benchmarks, labels, strict=True):
-            samples = self.samples if entry.samples is None else entry.samples
-            temperature = self.temperature if entry.temperature is None else entry.temperature
-            if samples > 1 and temperature == 0:
-                raise ValueError(
-                    f"benchmark {label!r}: {samples} samples at temperature 0 are all equal; "
-                    "set temperature above 0, or samples: 1"
-                )
         return self
 
 
@@ -446,7 +301,7 @@ class Analyze(Section):
     samples: Annotated[int, Field(ge=2)] = 64
     """Prefixes per problem for the prefix self-consistency (the paper: 1000)."""
     lengths: Annotated[
-        tuple[Annotated[int, Field(ge=0)], ...], BeforeValidator(_as_tuple), AfterValidator(_ascending)
+        tuple[Annotated[int, Field(ge=0)], ...], BeforeValidator(as_tuple), AfterValidator(_ascending)
     ] = (0, 1, 2, 4, 6, 8, 12, 16, 24, 32, 48, 64)
     """Prefix lengths (tokens)."""
     trajectories: Annotated[int, Field(ge=2)] = 16
@@ -460,7 +315,7 @@ class Analyze(Section):
 class Compare(Section):
     """What `upft compare` runs besides the base model."""
 
-    methods: Annotated[tuple[str, ...], BeforeValidator(_as_tuple), AfterValidator(_known_methods)] = (
+    methods: Annotated[tuple[str, ...], BeforeValidator(as_tuple), AfterValidator(_known_methods)] = (
         *("sft", "rft", "upft", "upft:label", "structure_only"),
     )
     """Methods; a selection follows after a colon: `upft:majority_answer`."""

@@ -1,0 +1,63 @@
+"""What the sections of a recipe are made of: counts, shares, lists, `auto`, and the base of all sections."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
+
+
+def as_tuple(value: object) -> object:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _as_subset(value: object) -> object:
+    """`{level: 5, subject: [algebra, geometry]}` with every value as a tuple of texts."""
+    if not isinstance(value, dict):
+        return value
+    listed = {name: item if isinstance(item, (list, tuple)) else [item] for name, item in value.items()}
+    plain = (str, int)
+    return {
+        name: tuple(str(i) if isinstance(i, plain) and not isinstance(i, bool) else i for i in items)
+        for name, items in listed.items()
+    }
+
+
+AUTO = 0
+"""The code's value for `auto`: `rooms.settle` replaces it with a number before anything is sampled or trained."""
+
+
+def _as_sequences(value: object) -> object:
+    if value == "auto":
+        return AUTO
+    if isinstance(value, int) and not isinstance(value, bool) and value < 1:
+        raise ValueError(f"{value}: should be at least 1, or auto")
+    return value
+
+
+def _from_sequences(value: int) -> int | str:
+    return "auto" if value == AUTO else value
+
+
+Strings = Annotated[tuple[str, ...], BeforeValidator(as_tuple)]
+
+
+Count = Annotated[int, Field(ge=1)]
+
+
+Sequences = Annotated[int, BeforeValidator(_as_sequences), PlainSerializer(_from_sequences)]
+"""A number of sequences, or `auto`."""
+
+
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+Subset = Annotated[dict[Literal["level", "subject"], tuple[str, ...]], BeforeValidator(_as_subset)]
+
+
+class Section(BaseModel):
+    """Base of all sections: no unknown keys, no silent conversions, no changes after loading."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )

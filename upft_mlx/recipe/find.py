@@ -1,0 +1,56 @@
+"""Finding a recipe: a path, or the name of one that ships."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+
+from upft_mlx.errors import RecipeError
+
+
+def shipped_recipes() -> dict[str, Path]:
+    """The recipes inside the package (a wheel) or beside it (a checkout), by name."""
+    package = Path(__file__).resolve().parent.parent
+    folders = (package / "recipe" / "shipped", package.parent / "recipes")
+    folder = next((folder for folder in folders if folder.is_dir()), folders[0])
+    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+
+
+def find_recipe(path_or_name: str | Path) -> Path:
+    """The file of a recipe given by path or by shipped name.
+
+    Raises:
+        RecipeError: if there is neither, with the nearest shipped name.
+    """
+    path = Path(path_or_name)
+    try:
+        if path.is_file():
+            return path
+        if path.is_dir() and str(path_or_name) not in shipped_recipes():
+            raise RecipeError(f"{path}: is a folder, not a recipe; name a .yaml file")
+    except OSError as error:
+        raise RecipeError(f"{path}: cannot be read: {error.strerror}") from None
+    return find_shipped(str(path_or_name), "no such recipe file, and no shipped recipe of that name")
+
+
+def find_shipped(name: str, problem: str = "no shipped recipe of that name") -> Path:
+    """The file of a shipped recipe.
+
+    Raises:
+        RecipeError: there is none of this name: the `problem`, with the nearest one.
+    """
+    shipped = shipped_recipes()
+    if name in shipped:
+        return shipped[name]
+    raise RecipeError(f"{name}: {problem}; {_nearest(Path(name), shipped)}")
+
+
+def _nearest(missing: Path, shipped: dict[str, Path]) -> str:
+    """What may have been meant: a shipped recipe, a file beside the missing one; else where recipes come from."""
+    beside = {path.stem: str(path) for path in sorted((*missing.parent.glob("*.yaml"), *missing.parent.glob("*.yml")))}
+    near = difflib.get_close_matches(missing.stem, {**beside, **shipped}, n=1)
+    if near and near[0] in shipped:
+        return f"did you mean the shipped recipe {near[0]!r}?"
+    if near:
+        return f"did you mean {beside[near[0]]!r}?"
+    return "`upft recipes` lists those that ship, `upft new` writes one for your own questions"
