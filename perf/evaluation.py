@@ -30,7 +30,8 @@ from typing import Any
 from upft_mlx.demo.world import problems as make_problems
 from upft_mlx.models.adapters import load_adapter
 from upft_mlx.models.chat import Renderer
-from upft_mlx.models.load import Loaded, find_model, load
+from upft_mlx.models.find import find_model
+from upft_mlx.models.load import Loaded, load
 from upft_mlx.pipeline import run_stage
 from upft_mlx.recipe.schema import Prompt, Recipe
 from upft_mlx.rows import EvaluationRow, read_rows

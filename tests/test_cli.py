@@ -302,7 +302,7 @@ def test_offline_is_set_before_anything_could_ask() -> None:
 SMALL = "generate: {max_tokens: 4, batch_size: 2}\nprefix: {length: 2}\n"
 LOAD_BOTH = """
 from upft_mlx import load_recipe
-from upft_mlx.models.load import find_model
+from upft_mlx.models.find import find_model
 from upft_mlx.data.problems import load_problems
 recipe = load_recipe("hub.yaml")
 print(find_model(recipe))
@@ -353,7 +353,7 @@ for command, name in (("generate", "hub"), *(("run", f"no-{n}") for n in ("model
 WRONG_IDS = """
 import time
 from upft_mlx.errors import UpftError
-from upft_mlx.models.load import find_model
+from upft_mlx.models.find import find_model
 from upft_mlx.data.problems import load_problems
 from upft_mlx.recipe.schema import Problems; from upft_mlx.recipe import Recipe
 time.sleep = lambda seconds: None

@@ -18,7 +18,8 @@ from mlx.utils import tree_flatten
 from upft_mlx.errors import ModelError, OfflineError, RecipeError, UpftError
 from upft_mlx.models.adapters import add_lora, load_adapter
 from upft_mlx.models.chat import Renderer
-from upft_mlx.models.load import Loaded, find_model, load, load_tokenizer, model_hash
+from upft_mlx.models.find import find_model, model_hash
+from upft_mlx.models.load import Loaded, load, load_tokenizer
 from upft_mlx.recipe.schema import Lora, Prompt, Quantize, Recipe
 
 __all__ = ["no_network"]

@@ -22,7 +22,8 @@ from upft_mlx.dataset.instruction import instructed, user_turn
 from upft_mlx.dataset.prefix import check_problems, structure_numbers, wanted
 from upft_mlx.errors import ProblemsError
 from upft_mlx.models.chat import Renderer
-from upft_mlx.models.load import BUILTIN, load_tokenizer
+from upft_mlx.models.find import BUILTIN
+from upft_mlx.models.load import load_tokenizer
 from upft_mlx.planning.budget import MARGIN, Rooms, another_mac, changed
 from upft_mlx.planning.lengths import Prompts, Solutions
 from upft_mlx.planning.plan import plan_recipe

@@ -30,7 +30,8 @@ from upft_mlx.evaluation.evaluate import Evaluator
 from upft_mlx.evaluation.summary import summarize
 from upft_mlx.fingerprints import UNREAD, Inputs
 from upft_mlx.fusing.fuse import fuse
-from upft_mlx.models.load import load, model_hash
+from upft_mlx.models.find import model_hash
+from upft_mlx.models.load import load
 from upft_mlx.pipeline import run_stage
 from upft_mlx.recipe.fields import Section
 from upft_mlx.recipe.schema import Recipe

@@ -24,8 +24,9 @@ from upft_mlx.fusing.formats import write_model
 from upft_mlx.hub.card import base_of
 from upft_mlx.hub.upload import files_to_push
 from upft_mlx.models import rendering
+from upft_mlx.models.find import find_model
 from upft_mlx.models.gate import terms
-from upft_mlx.models.load import find_model, load, load_tokenizer
+from upft_mlx.models.load import load, load_tokenizer
 from upft_mlx.recipe.load import load_recipe
 from upft_mlx.recipe.schema import Recipe
 from upft_mlx.results import report

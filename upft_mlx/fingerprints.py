@@ -20,7 +20,7 @@ from upft_mlx.data.problems import Problem
 from upft_mlx.events import Side
 from upft_mlx.models.chat import PRINTS_DATE
 from upft_mlx.models.facts import chat_template
-from upft_mlx.models.load import model_hash
+from upft_mlx.models.find import model_hash
 from upft_mlx.recipe.schema import Recipe
 from upft_mlx.rows import read_json
 from upft_mlx.rundir import RunDir, fingerprint

@@ -28,8 +28,9 @@ from upft_mlx.fingerprints import Inputs, dated
 from upft_mlx.hub.card import base_of, model_card
 from upft_mlx.machine import blas
 from upft_mlx.machine.device import PowerWatch, awake, limit_memory
+from upft_mlx.models.find import find_model
 from upft_mlx.models.gate import terms
-from upft_mlx.models.load import Loaded, find_model, load, load_tokenizer
+from upft_mlx.models.load import Loaded, load, load_tokenizer
 from upft_mlx.planning.budget import has_auto, this_machine
 from upft_mlx.planning.estimate import Planner
 from upft_mlx.planning.preflight import refuse_early

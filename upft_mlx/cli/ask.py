@@ -133,7 +133,8 @@ def _asker(
     from upft_mlx.fingerprints import dated
     from upft_mlx.inspection.ask import Asker
     from upft_mlx.machine.device import limit_memory
-    from upft_mlx.models.load import find_model, load
+    from upft_mlx.models.find import find_model
+    from upft_mlx.models.load import load
 
     path = find_model(recipe)
     recipe = instructed(recipe if run is None else as_run(dated(recipe, path, run), run), path)

@@ -110,7 +110,7 @@ def new(offline: bool, as_json: bool, debug: bool, **wishes: Any) -> None:
     quiet_libraries()
     os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"  # what is read of the Hub here is small
     with edge(debug=debug):
-        from upft_mlx.models.load import go_offline, is_offline
+        from upft_mlx.models.hub import go_offline, is_offline
 
         if offline or is_offline():  # each library has its own switch
             go_offline()

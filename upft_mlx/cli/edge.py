@@ -136,7 +136,7 @@ def prepared(
     fetch = " ".join(["upft fetch", name, *sets]) if name else f"hf download {model}"
     with edge(debug=debug, fetch=fetch):
         from upft_mlx.machine import requirements
-        from upft_mlx.models.load import go_offline, is_offline
+        from upft_mlx.models.hub import go_offline, is_offline
 
         requirements.check()
         if offline or is_offline():  # each library has its own switch

@@ -16,7 +16,8 @@ from upft_mlx.data.problems import Problem
 from upft_mlx.grade.graders import LETTERS
 from upft_mlx.models.chat import Renderer
 from upft_mlx.models.facts import chat_template
-from upft_mlx.models.load import BUILTIN, load_tokenizer
+from upft_mlx.models.find import BUILTIN
+from upft_mlx.models.load import load_tokenizer
 from upft_mlx.recipe.schema import Prompt, Recipe
 from upft_mlx.rows import read_json
 from upft_mlx.rundir import RunDir

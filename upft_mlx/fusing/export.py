@@ -15,7 +15,8 @@ from upft_mlx.events import Observer, ignore
 from upft_mlx.fusing.formats import DTYPES, Way, write_model
 from upft_mlx.fusing.fuser import Fuser
 from upft_mlx.models.files import json_object, read_header
-from upft_mlx.models.load import Loaded, reason
+from upft_mlx.models.hub import reason
+from upft_mlx.models.load import Loaded
 from upft_mlx.recipe.schema import Recipe
 from upft_mlx.rows import write_json
 from upft_mlx.rundir import RunDir

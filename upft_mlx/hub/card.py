@@ -15,7 +15,7 @@ from upft_mlx.data.benchmarks import resolve
 from upft_mlx.errors import ModelError
 from upft_mlx.escape import code, fenced, markdown, one_line
 from upft_mlx.models.files import bounded
-from upft_mlx.models.load import HUB_ID, is_hub_model
+from upft_mlx.models.find import HUB_ID, is_hub_model
 from upft_mlx.recipe.safe_yaml import read_yaml, to_yaml
 from upft_mlx.recipe.schema import Recipe
 from upft_mlx.results.report import outcome

@@ -13,7 +13,9 @@ from upft_mlx.data.hub import Source
 from upft_mlx.data.problems import load_problems
 from upft_mlx.errors import FetchError, OfflineError
 from upft_mlx.events import Note, Observer, ignore
-from upft_mlx.models.load import FILES, find_model, is_hub_model, is_offline, load_tokenizer
+from upft_mlx.models.find import FILES, find_model, is_hub_model
+from upft_mlx.models.hub import is_offline
+from upft_mlx.models.load import load_tokenizer
 from upft_mlx.recipe.schema import Recipe
 
 _ROOM = 500 * 10**6

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from upft_mlx.errors import OfflineError, PublishError, RecipeError
 from upft_mlx.events import Note, Observer, ignore
 from upft_mlx.models.gate import is_terms
-from upft_mlx.models.load import is_offline, reason
+from upft_mlx.models.hub import is_offline, reason
 from upft_mlx.recipe.schema import Publish
 
 if TYPE_CHECKING:

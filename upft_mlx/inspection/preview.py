@@ -22,7 +22,8 @@ from upft_mlx.inspection.browse import settled_by
 from upft_mlx.inspection.explain import rules
 from upft_mlx.inspection.preview_rows import Found, Rows
 from upft_mlx.models.chat import Renderer
-from upft_mlx.models.load import find_model, load_tokenizer
+from upft_mlx.models.find import find_model
+from upft_mlx.models.load import load_tokenizer
 from upft_mlx.recipe.schema import Recipe
 from upft_mlx.rows import TrainingRow
 from upft_mlx.rundir import RunDir

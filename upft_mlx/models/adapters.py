@@ -9,7 +9,8 @@ from upft_mlx.errors import ModelError
 from upft_mlx.escape import quoted
 from upft_mlx.events import Side
 from upft_mlx.models.files import json_object, read_header
-from upft_mlx.models.load import Loaded, reason
+from upft_mlx.models.hub import reason
+from upft_mlx.models.load import Loaded
 
 if TYPE_CHECKING:
     import mlx.core as mx

@@ -13,8 +13,8 @@ from typing import Any, Literal
 from upft_mlx.errors import ModelError
 from upft_mlx.models.architecture import Architecture, from_config
 from upft_mlx.models.files import bounded, json_object
+from upft_mlx.models.find import find_config
 from upft_mlx.models.gate import TEMPLATE_BYTES
-from upft_mlx.models.load import find_config
 
 Thinking = Literal["switch", "always", "never"]
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
+
+from upft_mlx.escape import one_line
 
 _LOGGER = "huggingface_hub.utils._http"
 _TOLD = ("thrown while requesting", "Retrying in ", "Rate limited. Waiting ")
@@ -30,3 +33,19 @@ def tell_attempts_once() -> None:
     logger = logging.getLogger(_LOGGER)
     if not any(isinstance(found, _Once) for found in logger.filters):
         logger.addFilter(_Once())
+
+
+def reason(error: Exception) -> str:
+    """The text of another library's error on one line, without the lists that some append."""
+    text = one_line(str(error), 300)
+    return one_line(f"{type(error).__name__}: {text}", 300) if isinstance(error, KeyError) or not text else text
+
+
+def is_offline() -> bool:
+    """Whether the network is off (`--offline`, or HF_HUB_OFFLINE=1)."""
+    return os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
+
+
+def go_offline() -> None:
+    """Let nothing use the network; to be called before huggingface-hub or datasets are imported."""
+    os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", TRANSFORMERS_OFFLINE="1")

@@ -17,7 +17,7 @@ from upft_mlx.data.problems import Problem
 from upft_mlx.errors import ModelError, OfflineError, ProblemsError, RecipeError
 from upft_mlx.escape import to_json
 from upft_mlx.models.facts import ModelFacts, model_facts
-from upft_mlx.models.load import BUILTIN, is_hub_model
+from upft_mlx.models.find import BUILTIN, is_hub_model
 from upft_mlx.new.data_facts import DataFacts, Split, all_letters, data_facts, hard_to_grade, hold_out, is_file
 from upft_mlx.new.settings import Choices, choose
 from upft_mlx.new.text import recipe_text

@@ -18,7 +18,8 @@ from upft_mlx.dataset.instruction import differing, instructed, user_turn
 from upft_mlx.dataset.prefix import check_problems, valid_numbers
 from upft_mlx.models.architecture import Architecture, read_architecture
 from upft_mlx.models.chat import Renderer
-from upft_mlx.models.load import find_model, load_tokenizer
+from upft_mlx.models.find import find_model
+from upft_mlx.models.load import load_tokenizer
 from upft_mlx.planning.budget import Budget, Rooms, this_machine
 from upft_mlx.planning.lengths import Prompts, Solutions, measure_prompts, measure_solutions
 from upft_mlx.planning.speed import Speed

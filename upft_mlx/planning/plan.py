@@ -7,7 +7,7 @@ from typing import Any
 
 from upft_mlx.data.on_disk import problems_of
 from upft_mlx.events import Note, Observer, ignore
-from upft_mlx.models.load import model_hash
+from upft_mlx.models.find import model_hash
 from upft_mlx.planning.budget import another_mac
 from upft_mlx.planning.estimate import Planner
 from upft_mlx.planning.speed import calibrate, keep, key_of, known

@@ -18,7 +18,7 @@ from typing import Any
 from upft_mlx.errors import RecipeError
 from upft_mlx.events import Note, Observer, ignore
 from upft_mlx.fingerprints import dated
-from upft_mlx.models.load import find_model
+from upft_mlx.models.find import find_model
 from upft_mlx.pipeline import Pipeline
 from upft_mlx.recipe.schema import Recipe
 from upft_mlx.rows import EvaluationRow, read_json, read_rows, write_atomically, write_json

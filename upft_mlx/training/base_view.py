@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from upft_mlx.models.load import find_model, load
+from upft_mlx.models.find import find_model
+from upft_mlx.models.load import load
 from upft_mlx.recipe.schema import Recipe
 from upft_mlx.training.batches import Example
 from upft_mlx.training.loss import choose_modes

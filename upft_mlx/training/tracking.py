@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from upft_mlx.errors import TrainingError
-from upft_mlx.models.load import reason
+from upft_mlx.models.hub import reason
 from upft_mlx.recipe.schema import Recipe
 from upft_mlx.rundir import RunDir
 
