@@ -14,20 +14,16 @@ import atexit
 import json
 import os
 import secrets
-import select
 import shutil
 import socket
-import sys
 import tempfile
-import threading
-import time
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from upft_mlx.digests import digest
+from upft_mlx.distributed.lifeline import SILENCE_SECONDS, Lifeline
 from upft_mlx.errors import RankError
 from upft_mlx.rows import write_atomically
 from upft_mlx.rundir import changes
@@ -38,9 +34,6 @@ if TYPE_CHECKING:
 Tree = TypeVar("Tree")
 Item = TypeVar("Item")
 
-BEAT_SECONDS = 2.0
-SILENCE_SECONDS = 20.0
-"""A rank that was not heard for so long is taken for dead: its machine is off, or the cable out."""
 _GREETING_BYTES = 24
 """Of a new connection: 16 of the job's token, 8 of the rank."""
 _SLICE = 1 << 26
@@ -156,7 +149,7 @@ class _Team(Ranks):
         self._lifeline.start()
         atexit.register(self.leave)
 
-    def _lead(self) -> _Lifeline:
+    def _lead(self) -> Lifeline:
         listener = socket.create_server(("", 0))
         token = secrets.token_hex(8)
         self._share([listener.getsockname()[1], token])
@@ -170,13 +163,13 @@ class _Team(Ranks):
                 greeting = peer.recv(_GREETING_BYTES, socket.MSG_WAITALL).decode(errors="replace")
                 if greeting[: len(token)] == token:
                     peers[int(greeting[len(token) :])] = peer
-        return _Lifeline(peers)
+        return Lifeline(peers)
 
-    def _follow(self) -> _Lifeline:
+    def _follow(self) -> Lifeline:
         port, token = self._share(None)
         peer = socket.create_connection((_leader_address(), port), timeout=SILENCE_SECONDS)
         peer.sendall(f"{token}{self.rank:08d}".encode())
-        return _Lifeline({0: peer})
+        return Lifeline({0: peer})
 
     def sum(self, tree: Tree) -> Tree:
         """As one message: many small ones would each wait for the network."""
@@ -293,71 +286,6 @@ def _is_mirrored(name: Path) -> bool:
     """Not what only the leader makes or needs: the fused model, earlier versions, exports."""
     alone = any(part == ".kept" or part.startswith(("fuse-", "export-")) for part in name.parts)
     return not alone and name.parts[0] not in _NOT_MIRRORED and not name.name.startswith(".")
-
-
-class _Lifeline(threading.Thread):
-    """The connections to other ranks: a beat now and then, a word in leaving. Silence or an end without it is death."""
-
-    def __init__(self, peers: dict[int, socket.socket]) -> None:
-        super().__init__(name="lifeline", daemon=True)
-        self._peers = dict(peers)
-        self._stopped = threading.Event()
-
-    def run(self) -> None:
-        """Listen until all have taken leave."""
-        heard = dict.fromkeys(self._peers, time.monotonic())
-        buffers = dict.fromkeys(self._peers, "")
-        while self._peers and not self._stopped.is_set():
-            self.say("beat")
-            sockets = {peer: number for number, peer in self._peers.items()}
-            for peer in select.select(list(sockets), [], [], BEAT_SECONDS)[0]:
-                number = sockets[peer]
-                heard[number] = time.monotonic()
-                data = _receive(peer)
-                if self._stopped.is_set():
-                    return
-                if not data:
-                    self._end(f"rank {number} is gone")
-                *lines, buffers[number] = (buffers[number] + data).split("\n")
-                for line in lines:
-                    self._hear(number, line)
-            for number in self._peers:
-                if time.monotonic() - heard[number] > SILENCE_SECONDS:
-                    self._end(f"rank {number} is gone (no sign of life for {SILENCE_SECONDS:.0f} s)")
-
-    def _hear(self, number: int, line: str) -> None:
-        word, _, rest = line.partition(" ")
-        if word == "bye":
-            self._peers.pop(number).close()
-        elif word == "trouble":
-            who, _, what = rest.partition(" ")
-            self._end(f"rank {who} stopped: {what}")
-
-    def _end(self, why: str) -> None:
-        """Tell the others, say it, and end the process: its main thread may wait for the dead rank inside MLX."""
-        self.say(f"trouble {why.split()[1]} {why.partition('stopped: ')[2] or 'it is gone'}")
-        show_cursor = "\x1b[?25h" if sys.stderr.isatty() else ""
-        sys.stderr.write(f"{show_cursor}error: {why}; progress saved; run the same command to continue\n")
-        sys.stderr.flush()
-        os._exit(1)
-
-    def say(self, line: str) -> None:
-        """A line to all that are connected."""
-        for peer in list(self._peers.values()):
-            with suppress(OSError):
-                peer.sendall(f"{' '.join(line.split())}\n".encode())
-
-    def stop(self) -> None:
-        """Listen no longer."""
-        self._stopped.set()
-
-
-def _receive(peer: socket.socket) -> str:
-    """What has come; empty where the other side is gone."""
-    try:
-        return peer.recv(4096).decode(errors="replace")
-    except OSError:
-        return ""
 
 
 def rounds(items: Sequence[Item]) -> list[Sequence[Item]]:

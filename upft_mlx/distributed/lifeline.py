@@ -1,0 +1,82 @@
+"""A connection from each rank to the leader, which ends a process with a message when the other side dies."""
+
+from __future__ import annotations
+
+import os
+import select
+import socket
+import sys
+import threading
+import time
+from contextlib import suppress
+
+BEAT_SECONDS = 2.0
+
+
+SILENCE_SECONDS = 20.0
+"""A rank that was not heard for so long is taken for dead: its machine is off, or the cable out."""
+
+
+class Lifeline(threading.Thread):
+    """The connections to other ranks: a beat now and then, a word in leaving. Silence or an end without it is death."""
+
+    def __init__(self, peers: dict[int, socket.socket]) -> None:
+        super().__init__(name="lifeline", daemon=True)
+        self._peers = dict(peers)
+        self._stopped = threading.Event()
+
+    def run(self) -> None:
+        """Listen until all have taken leave."""
+        heard = dict.fromkeys(self._peers, time.monotonic())
+        buffers = dict.fromkeys(self._peers, "")
+        while self._peers and not self._stopped.is_set():
+            self.say("beat")
+            sockets = {peer: number for number, peer in self._peers.items()}
+            for peer in select.select(list(sockets), [], [], BEAT_SECONDS)[0]:
+                number = sockets[peer]
+                heard[number] = time.monotonic()
+                data = _receive(peer)
+                if self._stopped.is_set():
+                    return
+                if not data:
+                    self._end(f"rank {number} is gone")
+                *lines, buffers[number] = (buffers[number] + data).split("\n")
+                for line in lines:
+                    self._hear(number, line)
+            for number in self._peers:
+                if time.monotonic() - heard[number] > SILENCE_SECONDS:
+                    self._end(f"rank {number} is gone (no sign of life for {SILENCE_SECONDS:.0f} s)")
+
+    def _hear(self, number: int, line: str) -> None:
+        word, _, rest = line.partition(" ")
+        if word == "bye":
+            self._peers.pop(number).close()
+        elif word == "trouble":
+            who, _, what = rest.partition(" ")
+            self._end(f"rank {who} stopped: {what}")
+
+    def _end(self, why: str) -> None:
+        """Tell the others, say it, and end the process: its main thread may wait for the dead rank inside MLX."""
+        self.say(f"trouble {why.split()[1]} {why.partition('stopped: ')[2] or 'it is gone'}")
+        show_cursor = "\x1b[?25h" if sys.stderr.isatty() else ""
+        sys.stderr.write(f"{show_cursor}error: {why}; progress saved; run the same command to continue\n")
+        sys.stderr.flush()
+        os._exit(1)
+
+    def say(self, line: str) -> None:
+        """A line to all that are connected."""
+        for peer in list(self._peers.values()):
+            with suppress(OSError):
+                peer.sendall(f"{' '.join(line.split())}\n".encode())
+
+    def stop(self) -> None:
+        """Listen no longer."""
+        self._stopped.set()
+
+
+def _receive(peer: socket.socket) -> str:
+    """What has come; empty where the other side is gone."""
+    try:
+        return peer.recv(4096).decode(errors="replace")
+    except OSError:
+        return ""
