@@ -30,7 +30,7 @@ def measure(folder: Path, compiled: bool) -> list[float]:
     from upft_mlx.models.load import load
     from upft_mlx.recipe.schema import Lora, Quantize, Train
     from upft_mlx.training.batches import Example
-    from upft_mlx.training.train import Stepper
+    from upft_mlx.training.step import Stepper
 
     loaded = load(folder, quantize=Quantize(bits=8, group_size=32) if folder == EMBEDDED else None)
     add_lora(loaded, Lora(), seed=0)

@@ -28,7 +28,7 @@ def stepper(folder: Path, adapted: int, dropped: int):
     from upft_mlx.models.adapters import add_lora
     from upft_mlx.models.load import load
     from upft_mlx.recipe.schema import Lora, Train
-    from upft_mlx.training.train import Stepper
+    from upft_mlx.training.step import Stepper
 
     loaded = load(folder)
     inner = loaded.model.model

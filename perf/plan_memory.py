@@ -119,7 +119,7 @@ def measure_training(s: dict[str, Any]) -> Measured:
     from upft_mlx.models.adapters import add_lora
     from upft_mlx.models.load import Loaded
     from upft_mlx.training.batches import Example
-    from upft_mlx.training.train import Stepper
+    from upft_mlx.training.step import Stepper
 
     before = fresh()
     made = model(s)

@@ -440,7 +440,8 @@ def left_to_gain(rows: Path, options: argparse.Namespace, loaded: Any) -> dict[s
     """CPU seconds of a step of middle length, and of the products that it cannot do without; measured in turns."""
     from upft_mlx.rows import TrainingRow, read_rows
     from upft_mlx.training.batches import split, steps_from, to_examples
-    from upft_mlx.training.train import Stepper, shared_length
+    from upft_mlx.training.step import Stepper
+    from upft_mlx.training.train import shared_length
 
     examples = to_examples(list(read_rows(rows, TrainingRow)), 2048)
     stepper = Stepper(loaded.model, recipe(options).train, shared=shared_length(examples))

@@ -273,7 +273,7 @@ from upft_mlx.training.batches import Example, shared_length
 from upft_mlx.models.load import load
 from upft_mlx.distributed.ranks import ranks
 from upft_mlx.recipe.schema import Lora, Train
-from upft_mlx.training.train import Stepper
+from upft_mlx.training.step import Stepper
 from pathlib import Path
 def steps(dtype, model, file):
     loaded = load(Path(model))

@@ -29,7 +29,7 @@ from upft_mlx.rundir import RunDir
 from upft_mlx.sampling.decoding import Request
 from upft_mlx.sampling.sampler import Sampler, sampling_for
 from upft_mlx.training.batches import to_examples
-from upft_mlx.training.train import Stepper
+from upft_mlx.training.step import Stepper
 
 pytestmark = [pytest.mark.real, pytest.mark.slow]
 SHARED = Path(os.environ.get("UPFT_SHARED", Path(__file__).resolve().parents[2] / "shared"))

@@ -36,7 +36,8 @@ from upft_mlx.training import train as stage_train
 from upft_mlx.training.batches import Counts, to_examples
 from upft_mlx.training.checkpoints import Position, latest
 from upft_mlx.training.loss import scalar
-from upft_mlx.training.train import Stepper, learning_rate, total_steps, train
+from upft_mlx.training.step import Stepper, learning_rate
+from upft_mlx.training.train import total_steps, train
 
 MakeRecipe = Callable[..., Recipe]
 

@@ -185,7 +185,7 @@ def _train(recipe: Recipe, loaded: Loaded, problems: Sequence[Problem], prefixes
     """Seconds per token that is not shared."""
     from upft_mlx.models.adapters import add_lora
     from upft_mlx.training.batches import Example, shared_length
-    from upft_mlx.training.train import Stepper
+    from upft_mlx.training.step import Stepper
 
     renderer, settings = Renderer(loaded.tokenizer, recipe.prompt), recipe.train
     examples = []
