@@ -23,7 +23,8 @@ from upft_mlx.data.problems import Problem, load_problems
 from upft_mlx.errors import ModelError, ProblemsError
 from upft_mlx.models.facts import ModelFacts, chat_template, dense_shape, read_model_facts, thinking
 from upft_mlx.new.data_facts import DataFacts, data_facts, hard_to_grade, hold_out
-from upft_mlx.new.new import Draft, Wish, new_recipe, relative
+from upft_mlx.new.draft import Draft, relative
+from upft_mlx.new.new import Wish, new_recipe
 from upft_mlx.new.settings import choose
 from upft_mlx.new.text import recipe_text
 from upft_mlx.recipe.fields import AUTO

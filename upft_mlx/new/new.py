@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -16,10 +15,11 @@ from upft_mlx.data.columns import WRONG_COLUMNS
 from upft_mlx.data.problems import Problem
 from upft_mlx.errors import ModelError, OfflineError, ProblemsError, RecipeError
 from upft_mlx.escape import to_json
-from upft_mlx.models.facts import ModelFacts, model_facts
+from upft_mlx.models.facts import model_facts
 from upft_mlx.models.find import BUILTIN, is_hub_model
 from upft_mlx.new.data_facts import DataFacts, Split, all_letters, data_facts, hard_to_grade, hold_out, is_file
-from upft_mlx.new.settings import Choices, choose
+from upft_mlx.new.draft import Draft, relative
+from upft_mlx.new.settings import choose
 from upft_mlx.new.text import recipe_text
 from upft_mlx.recipe.schema import Problems
 from upft_mlx.rows import replacing, write_atomically
@@ -42,43 +42,6 @@ class Wish:
     """Number of test questions to set aside; None: a sensible number."""
     thinking: bool = False
     force: bool = False
-
-
-@dataclass(frozen=True)
-class Draft:
-    """Everything that the recipe's text is made from."""
-
-    path: Path
-    """The recipe's path."""
-    model_name: str
-    """The model's name in the recipe."""
-    hub: bool
-    """Whether something must be downloaded before a run."""
-    model: ModelFacts
-    data: DataFacts
-    parts: Split | None
-    """The two parts of a dataset with test questions set aside."""
-    benchmark: dict[str, Any]
-    """The entry of `evaluate.benchmarks`."""
-    choices: Choices
-    warnings: list[str]
-
-    @property
-    def files(self) -> dict[str, Sequence[Problem]]:
-        """The files written next to the recipe, by name."""
-        stem = self.path.stem
-        return {f"{stem}-train.jsonl": self.parts.train, f"{stem}-test.jsonl": self.parts.test} if self.parts else {}
-
-    @property
-    def data_path(self) -> str:
-        """The path in the recipe of a local dataset that is not split."""
-        return relative(Path(str(self.data.source.path)), self.path.absolute().parent)
-
-    @property
-    def next_commands(self) -> list[str]:
-        """The commands to run next."""
-        path = shlex.quote(str(self.path))
-        return [f"upft plan {path}", *([f"upft fetch {path}"] if self.hub else []), f"upft run {path}"]
 
 
 def new_recipe(wish: Wish) -> Draft:
@@ -198,12 +161,6 @@ def _model_name(name: str, folder: Path) -> str:
     if name in BUILTIN or is_hub_model(name):
         return name
     return relative(Path(name), folder.absolute())
-
-
-def relative(path: Path, folder: Path) -> str:
-    """A path as a recipe in `folder` names it: relative if it is near, otherwise absolute."""
-    near = os.path.relpath(path.expanduser().resolve(), folder.resolve())
-    return str(path.expanduser().resolve()) if near.startswith("../../..") else f"./{near}" if near[0] != "." else near
 
 
 def _refuse_overwriting(draft: Draft, *, force: bool) -> None:

@@ -12,7 +12,7 @@ from upft_mlx.escape import one_line, quoted
 from upft_mlx.recipe.safe_yaml import read_yaml, yaml_scalar
 
 if TYPE_CHECKING:
-    from upft_mlx.new.new import Draft
+    from upft_mlx.new.draft import Draft
 
 _COLUMN, _WIDTH = 36, 118
 
