@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from upft_mlx.cli.complete import complete_runs
-from upft_mlx.cli.edge import cli, common, edge, helped, quiet_libraries, recipe_argument, run_other
+from upft_mlx.cli.edge import edge, quiet_libraries, run_other
+from upft_mlx.cli.group import cli
+from upft_mlx.cli.options import common, helped, recipe_argument
 from upft_mlx.escape import to_json
 
 if TYPE_CHECKING:

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from upft_mlx.cli.complete import complete_targets
-from upft_mlx.cli.edge import cli, common, folder_of, helped, prepared
+from upft_mlx.cli.edge import folder_of, prepared
+from upft_mlx.cli.group import cli
+from upft_mlx.cli.options import common, helped
 from upft_mlx.escape import to_json
 
 if TYPE_CHECKING:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from upft_mlx.cli.edge import cli, common, edge, helped, quiet_libraries, recipe_argument, run_other
+from upft_mlx.cli.edge import edge, folder_of, prepared, quiet_libraries, run_other
+from upft_mlx.cli.group import cli
+from upft_mlx.cli.options import common, helped, recipe_argument
 from upft_mlx.escape import to_json
 
 if TYPE_CHECKING:
@@ -124,3 +127,86 @@ def new(offline: bool, as_json: bool, debug: bool, **wishes: Any) -> None:
         from upft_mlx.ui import views
 
         views.print_text(told(draft))
+
+
+@cli.command(
+    help=helped(
+        "Estimate what RECIPE will cost, before anything is loaded: tokens to sample and train on (also for SFT and "
+        "RFT), peak memory of each stage against your machine, disk, and time. To estimate the time, the model runs a "
+        "short trial of about ten seconds; its result is kept.",
+        "upft plan my-recipe.yaml",
+        "upft plan qwen2.5-math-7b-math12k --mac 16",
+        "upft plan my-recipe.yaml --set train.micro_batch_size=auto --no-calibration",
+    )
+)
+@recipe_argument
+@click.option("--mac", type=click.FloatRange(min=1), metavar="GB", help="Plan for a Mac with this much memory.")
+@click.option("--no-calibration", is_flag=True, help="Load nothing; no time estimate unless calibrated before.")
+@common
+def plan(
+    recipe: str,
+    mac: float | None,
+    no_calibration: bool,
+    run_dir: Path | None,
+    overrides: Sequence[str],
+    offline: bool,
+    plain: bool,
+    as_json: bool,
+    debug: bool,
+) -> None:
+    """See the help."""
+    with prepared(recipe, overrides, offline=offline, debug=debug) as loaded:
+        from upft_mlx.planning.plan import plan_recipe
+        from upft_mlx.ui import views
+
+        with views.open_view(plain=plain, stderr=as_json) as notify:
+            facts = plan_recipe(
+                loaded, folder_of(recipe, loaded, run_dir), notify, mac=mac, calibrates=not no_calibration
+            )
+        if as_json:
+            click.echo(to_json(facts))
+        else:
+            views.print_plan(facts)
+
+
+@cli.command(
+    help=helped(
+        "Show what RECIPE asks and trains on, before a run: the exact prompts of sampling and evaluation, some "
+        "training rows token by token (supervised and masked), and the rules in plain sentences. If the run has rows, "
+        "they are shown. Only the tokenizer is loaded; with --model the model is loaded as well, to measure how likely "
+        "it finds the rows that it sampled: nats per token, by kind.",
+        "upft preview quickstart",
+        "upft preview my-recipe.yaml --rows 6 --set prefix.length=8",
+        "upft preview quickstart --problem upft-0007",
+        "upft preview my-recipe.yaml --model",
+    )
+)
+@recipe_argument
+@click.option("--rows", type=click.IntRange(min=1), default=3, show_default=True, metavar="N", help="Rows to show.")
+@click.option("--problem", metavar="ID", help="Show the prompt and the rows of this problem.")
+@click.option("--model", "with_model", is_flag=True, help="Load the model and measure how likely it finds the rows.")
+@common
+def preview(
+    recipe: str,
+    rows: int,
+    problem: str | None,
+    with_model: bool,
+    run_dir: Path | None,
+    overrides: tuple[str, ...],
+    offline: bool,
+    plain: bool,
+    as_json: bool,
+    debug: bool,
+) -> None:
+    """See the help."""
+    with prepared(recipe, overrides, offline=offline, debug=debug) as loaded:
+        from upft_mlx.inspection.preview import preview as preview_of
+
+        folder = folder_of(recipe, loaded, run_dir)
+        facts: dict[str, Any] = preview_of(loaded, folder, rows=rows, problem=problem, model=with_model)
+        if as_json:
+            click.echo(to_json(facts))
+            return
+        from upft_mlx.ui.preview import print_preview
+
+        print_preview(facts, plain=plain)

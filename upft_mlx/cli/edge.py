@@ -12,12 +12,10 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from upft_mlx.cli.complete import complete_fields, complete_targets
-from upft_mlx.cli.group import Sections
 from upft_mlx.errors import UpftError
 from upft_mlx.escape import one_line, to_json
 from upft_mlx.models.hub import tell_attempts_once
@@ -25,73 +23,6 @@ from upft_mlx.models.hub import tell_attempts_once
 if TYPE_CHECKING:
     from upft_mlx.events import Observer
     from upft_mlx.recipe.schema import Recipe
-
-
-Command = TypeVar("Command", bound=Callable[..., Any])
-
-
-_COMMON = (
-    click.option("--run-dir", type=click.Path(path_type=Path), help="Folder of the run.  [default: runs/NAME]"),
-    click.option(
-        "--set",
-        "overrides",
-        multiple=True,
-        metavar="SECTION.FIELD=VALUE",
-        shell_complete=complete_fields,
-        help="Change a field of the recipe; may be repeated.",
-    ),
-    click.option("--offline", is_flag=True, help="Use no network; missing files are an error."),
-    click.option("--plain", is_flag=True, help="Print lines instead of a live view."),
-    click.option("--json", "as_json", is_flag=True, help="Print the result as JSON."),
-    click.option("--debug", is_flag=True, help="Show tracebacks."),
-)
-
-
-recipe_argument = click.argument("recipe", shell_complete=complete_targets)
-"""RECIPE of a command: a file, a shipped name, or a run; the shell completes all three."""
-
-
-def common(command: Command) -> Command:
-    """Give a command the options that all commands on a recipe have."""
-    for option in reversed(_COMMON):
-        command = option(command)
-    return command
-
-
-def helped(text: str, *examples: str) -> str:
-    r"""A command's help: what it does, then examples that click must not rewrap (`\b`)."""
-    lines = "\n".join(f"  {example}" for example in examples)
-    return f"{text}\n\n\b\nExample{'s' if len(examples) > 1 else ''}:\n{lines}"
-
-
-@click.group(
-    cls=Sections,
-    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
-    help=helped(
-        "Unsupervised Prefix Fine-Tuning on a Mac: sample the first tokens of one solution per problem, "
-        "fine-tune on them alone, measure base against tuned, and fuse. RECIPE is a YAML file, the name of a shipped "
-        "recipe, or a run directory with its own settings. `upft COMMAND --help` shows the options of a command.",
-        "upft demo",
-        "upft run my-recipe.yaml --set prefix.length=8",
-    ),
-)
-@click.option(
-    "--version",
-    is_flag=True,
-    is_eager=True,
-    expose_value=False,
-    callback=lambda context, parameter, value: _print_versions(context) if value else None,
-    help="Show the versions of upft, mlx, mlx-lm and Python and exit.",
-)
-def cli() -> None:
-    """The group; its help is above."""
-
-
-def _print_versions(context: click.Context) -> None:
-    from upft_mlx.machine.requirements import versions_line
-
-    click.echo(versions_line())
-    context.exit()
 
 
 def run_other(

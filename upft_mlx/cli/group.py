@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import click
 
+from upft_mlx.cli.options import helped
+
 SECTIONS: dict[str, dict[str, str]] = {
     "Begin": {
         "demo": "Run the whole method on a tiny embedded model, offline.",
@@ -66,3 +68,33 @@ class Sections(click.Group):
         for title, lines in SECTIONS.items():
             with formatter.section(title):
                 formatter.write_dl([(name.ljust(width), line) for name, line in lines.items()])
+
+
+@click.group(
+    cls=Sections,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    help=helped(
+        "Unsupervised Prefix Fine-Tuning on a Mac: sample the first tokens of one solution per problem, "
+        "fine-tune on them alone, measure base against tuned, and fuse. RECIPE is a YAML file, the name of a shipped "
+        "recipe, or a run directory with its own settings. `upft COMMAND --help` shows the options of a command.",
+        "upft demo",
+        "upft run my-recipe.yaml --set prefix.length=8",
+    ),
+)
+@click.option(
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=lambda context, parameter, value: _print_versions(context) if value else None,
+    help="Show the versions of upft, mlx, mlx-lm and Python and exit.",
+)
+def cli() -> None:
+    """The group; its help is above."""
+
+
+def _print_versions(context: click.Context) -> None:
+    from upft_mlx.machine.requirements import versions_line
+
+    click.echo(versions_line())
+    context.exit()

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from upft_mlx.cli.complete import complete_runs
-from upft_mlx.cli.edge import cli, edge, helped, quiet_libraries
+from upft_mlx.cli.edge import edge, quiet_libraries
+from upft_mlx.cli.group import cli
+from upft_mlx.cli.options import helped
 
 if TYPE_CHECKING:
     from upft_mlx.rundir import RunDir

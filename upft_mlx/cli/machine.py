@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from upft_mlx.cli.complete import SHELLS, script
-from upft_mlx.cli.edge import cli, edge, helped, quiet_libraries
+from upft_mlx.cli.edge import edge, quiet_libraries
+from upft_mlx.cli.group import cli
+from upft_mlx.cli.options import helped
 from upft_mlx.escape import to_json
 
 if TYPE_CHECKING:

@@ -2,22 +2,10 @@
 
 from __future__ import annotations
 
-from upft_mlx.cli import after, ask, before, kept, machine, plan, preview, run, studies
-from upft_mlx.cli.edge import cli
+from upft_mlx.cli import after, ask, before, kept, machine, run, studies, targets
+from upft_mlx.cli.group import cli
 
-__all__ = [
-    "cli",
-    "ask",
-    "kept",
-    "machine",
-    "plan",
-    "preview",
-    "before",
-    "after",
-    "run",
-    "studies",
-    "main",
-]
+__all__ = ["cli", "after", "ask", "before", "kept", "machine", "run", "studies", "targets", "main"]
 
 
 def main() -> None:

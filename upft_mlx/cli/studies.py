@@ -8,7 +8,9 @@ from typing import Any
 
 import click
 
-from upft_mlx.cli.edge import cli, common, folder_of, helped, prepared, recipe_argument, writing_to
+from upft_mlx.cli.edge import folder_of, prepared, writing_to
+from upft_mlx.cli.group import cli
+from upft_mlx.cli.options import common, helped, recipe_argument
 from upft_mlx.escape import to_json
 
 

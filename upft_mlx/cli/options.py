@@ -1,0 +1,47 @@
+"""The options that all commands share, and how a command's help is written."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from upft_mlx.cli.complete import complete_fields, complete_targets
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+_COMMON = (
+    click.option("--run-dir", type=click.Path(path_type=Path), help="Folder of the run.  [default: runs/NAME]"),
+    click.option(
+        "--set",
+        "overrides",
+        multiple=True,
+        metavar="SECTION.FIELD=VALUE",
+        shell_complete=complete_fields,
+        help="Change a field of the recipe; may be repeated.",
+    ),
+    click.option("--offline", is_flag=True, help="Use no network; missing files are an error."),
+    click.option("--plain", is_flag=True, help="Print lines instead of a live view."),
+    click.option("--json", "as_json", is_flag=True, help="Print the result as JSON."),
+    click.option("--debug", is_flag=True, help="Show tracebacks."),
+)
+
+
+recipe_argument = click.argument("recipe", shell_complete=complete_targets)
+"""RECIPE of a command: a file, a shipped name, or a run; the shell completes all three."""
+
+
+def common(command: Command) -> Command:
+    """Give a command the options that all commands on a recipe have."""
+    for option in reversed(_COMMON):
+        command = option(command)
+    return command
+
+
+def helped(text: str, *examples: str) -> str:
+    r"""A command's help: what it does, then examples that click must not rewrap (`\b`)."""
+    lines = "\n".join(f"  {example}" for example in examples)
+    return f"{text}\n\n\b\nExample{'s' if len(examples) > 1 else ''}:\n{lines}"
