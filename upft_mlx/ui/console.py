@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
-from rich.console import Console
+from rich.console import Console, Group, RenderableType
 
 
 def open_console(*, stderr: bool = False) -> Console:
@@ -13,3 +16,10 @@ def open_console(*, stderr: bool = False) -> Console:
     The rest is Rich's: FORCE_COLOR colours pipes too, TERM=dumb has neither colours nor a live view.
     """
     return Console(stderr=stderr, color_system=None if os.environ.get("NO_COLOR") else "auto")
+
+
+def paged(console: Console, parts: Sequence[RenderableType]) -> AbstractContextManager[Any]:
+    """A block in which these parts are to be printed: into a pager where they are longer than the terminal."""
+    os.environ.setdefault("LESS", "-R")  # else less shows colours as codes
+    long = console.is_terminal and len(console.render_lines(Group(*parts))) > console.height
+    return console.pager(styles=True) if long else nullcontext()

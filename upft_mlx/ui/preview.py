@@ -17,8 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from upft_mlx.training.row_loss import in_words
-from upft_mlx.ui.console import open_console
-from upft_mlx.ui.pager import paged
+from upft_mlx.ui.console import open_console, paged
 from upft_mlx.ui.text import Glyphs, glyphs_for
 
 SPECIAL = "bold cyan"

@@ -22,10 +22,9 @@ from rich.text import Text
 from upft_mlx import escape
 from upft_mlx.events import Observer
 from upft_mlx.rows import write_atomically
-from upft_mlx.ui.console import open_console
+from upft_mlx.ui.console import open_console, paged
 from upft_mlx.ui.doctor import print_findings
 from upft_mlx.ui.live import LiveView
-from upft_mlx.ui.pager import paged
 from upft_mlx.ui.plain import PlainView
 from upft_mlx.ui.plan import print_plan
 from upft_mlx.ui.show import Seen, detail, listing, regrading
