@@ -58,7 +58,7 @@ class Progress:
 
 @dataclass(frozen=True)
 class Trained:
-    """A line of metrics.jsonl (see design.md), with the number of steps planned."""
+    """A line of metrics.jsonl, with the number of steps planned."""
 
     metrics: dict[str, float | int]
     total_steps: int

@@ -74,7 +74,7 @@ class Entry:
 
 
 class RunDir:
-    """The paths of a run (design.md, "Run directory") and its ledger."""
+    """The paths of a run and its ledger."""
 
     def __init__(self, root: str | Path) -> None:
         self.root = Path(root)

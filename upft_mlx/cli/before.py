@@ -1,4 +1,4 @@
-"""`upft recipes`, `new` and `fetch`: the commands before a run."""
+"""The commands before a run: `upft recipes`, `new`, `fetch`, `plan` and `preview`."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""What all commands share: the group, the common options, and the edge that turns errors into messages and statuses.
+"""Where errors become messages and exit statuses, and what all commands do first.
 
-Slow modules (pydantic, Rich, MLX) are imported inside the functions, so that `upft --help` answers at once.
+Whatever is slow to import (pydantic, Rich, MLX) is imported inside the functions, so `upft --help` answers at once.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The list of commands in `upft --help`: in the order in which they are needed, each on one whole line."""
+"""The `upft` group, and its commands in `upft --help`: in the order in which they are needed, each on one line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The `upft` command: one group, its commands in the modules imported here. Only `cli*` modules know click."""
+"""The `upft` command: one group, with its commands in the modules imported here. Only this package imports click."""
 
 from __future__ import annotations
 

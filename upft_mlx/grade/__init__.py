@@ -2,3 +2,9 @@
 
 Start at correct.py.
 """
+
+from __future__ import annotations
+
+from upft_mlx.grade.correct import Rules, is_correct
+
+__all__ = ["Rules", "is_correct"]

@@ -1,4 +1,4 @@
-"""One sentence where the Hub's client logs two lines, with an address, for each of its attempts."""
+"""Whether the Hub may be used, and how its errors and failed attempts are worded."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Loading models: finding the folder, mlx-lm's loaders, local quantization.
+"""Loading models with mlx-lm, and quantizing them here.
 
-mlx, mlx-lm and transformers are imported inside the functions, so that `upft --help` answers at once.
+mlx, mlx-lm and transformers are imported inside the functions, so `upft --help` answers at once.
 """
 
 from __future__ import annotations

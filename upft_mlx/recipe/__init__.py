@@ -2,3 +2,9 @@
 
 Start at schema.py, then load.py.
 """
+
+from __future__ import annotations
+
+from upft_mlx.recipe.schema import Recipe
+
+__all__ = ["Recipe"]

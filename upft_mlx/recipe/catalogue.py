@@ -1,4 +1,13 @@
-"""The shipped recipes as a list: what each trains on what, and what its header says of Mac and time."""
+"""The shipped recipes as a list, with what their header comments say about them.
+
+    # Qwen2.5-0.5B-Instruct on GSM8K: ...
+    #
+    #   command: upft run qwen2.5-0.5b-gsm8k
+    #   Mac:     8 GB; a guess from sizes, not measured
+    #            a longer value continues on lines that are indented further
+
+The part of `Mac` and `time` before the first semicolon is short enough for a table.
+"""
 
 from __future__ import annotations
 

@@ -8,6 +8,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSeriali
 
 
 def as_tuple(value: object) -> object:
+    """A list as a tuple, which nobody changes; everything else as it is."""
     return tuple(value) if isinstance(value, list) else value
 
 

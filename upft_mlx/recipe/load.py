@@ -1,4 +1,4 @@
-"""Reading a recipe: finding the file, YAML, overrides, and every error in one message."""
+"""Reading a recipe: YAML, overrides, paths, and every error in one message."""
 
 from __future__ import annotations
 

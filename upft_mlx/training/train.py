@@ -1,7 +1,7 @@
 """LoRA training on the dataset's rows with the prefix-only loss; writes adapter/ and metrics.jsonl.
 
-The order of things: `optimizer` and `learning_rate` say how a step moves, `Stepper` takes it, in micro-batches and on
-all ranks, `train` is the loop around it: reports, validation losses, checkpoints, and at the end the adapter.
+`step.py` takes one optimizer step; `train` is the loop around it: reports, validation losses, checkpoints, and at the
+end the adapter.
 """
 
 from __future__ import annotations

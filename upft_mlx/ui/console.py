@@ -1,4 +1,4 @@
-"""The terminal as the environment wants it to be used."""
+"""The terminal as the environment wants it to be used, and a pager for what does not fit on it."""
 
 from __future__ import annotations
 
