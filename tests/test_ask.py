@@ -17,10 +17,10 @@ from typing import Any
 
 import pytest
 from conftest import MODEL
+from helpers_base_and_tuned import write_adapter
 from helpers_input import assert_fails, no_network, upft, write
+from helpers_show import TMUX, wait_for
 from rich.console import Console
-from test_show import TMUX, wait_for
-from test_sides import write_adapter
 
 from upft_mlx.events import Side
 from upft_mlx.inspection import ask as asking

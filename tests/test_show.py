@@ -13,8 +13,9 @@ from typing import Any
 
 import pytest
 from conftest import MODEL
+from helpers_base_and_tuned import write_adapter
 from helpers_input import assert_fails, upft, write
-from test_sides import write_adapter
+from helpers_show import TMUX, wait_for
 
 from upft_mlx.grade.correct import VERSION
 from upft_mlx.recipe.override import narrowed, recipe_for_model
@@ -225,23 +226,6 @@ def test_a_run_is_found_by_the_recipe_file_that_made_it(folder: Path, measured: 
 
 
 # A terminal.
-
-TMUX = shutil.which("tmux")
-
-
-def screen(session: str) -> str:
-    command = ["tmux", "-L", session, "capture-pane", "-p", "-t", session]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
-
-
-def wait_for(session: str, pattern: str, seconds: float = 60) -> str:
-    """The first screen on which the pattern stands."""
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if re.search(pattern, text := screen(session)):
-            return text
-        time.sleep(0.05)
-    raise AssertionError(f"{pattern!r} did not come up; the screen:\n{screen(session)}")
 
 
 @pytest.mark.slow

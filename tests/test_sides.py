@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from conftest import MODEL
+from helpers_base_and_tuned import write_adapter
 from helpers_kill import kill_again_and_again, lines_in
 
 from upft_mlx import pipeline
@@ -18,14 +19,13 @@ from upft_mlx.evaluation import evaluate as stage_evaluate
 from upft_mlx.events import EvaluationStarted, Event, Graded, Note, Progress
 from upft_mlx.grade import workers
 from upft_mlx.grade.graders import Task, Verdict
-from upft_mlx.models.adapters import AdapterSwitch, add_lora, load_adapter
+from upft_mlx.models.adapters import AdapterSwitch, load_adapter
 from upft_mlx.models.load import Loaded, load
 from upft_mlx.recipe.load import load_recipe
 from upft_mlx.recipe.override import narrowed
-from upft_mlx.recipe.schema import Lora, Quantize, Recipe
-from upft_mlx.rows import EvaluationRow, read_rows, write_json
+from upft_mlx.recipe.schema import Quantize, Recipe
+from upft_mlx.rows import EvaluationRow, read_rows
 from upft_mlx.rundir import RunDir
-from upft_mlx.training.checkpoints import save_safetensors
 
 MakeRecipe = Callable[..., Recipe]
 
@@ -37,20 +37,6 @@ def logits(loaded: Loaded) -> Any:
     found = loaded.model(mx.array([ids]))
     mx.eval(found)
     return found
-
-
-def write_adapter(folder: Path, quantize: Quantize | None = None, size: float = 0.05) -> Path:
-    """A random adapter that changes what the embedded model says."""
-    import mlx.core as mx
-    from mlx.utils import tree_flatten
-
-    loaded = load(MODEL, quantize=quantize)
-    config = add_lora(loaded, Lora(rank=4), seed=1)
-    arrays = dict(tree_flatten(loaded.model.trainable_parameters()))
-    noisy = {name: array + size * mx.random.normal(array.shape) for name, array in arrays.items()}
-    save_safetensors(folder / "adapters.safetensors", noisy)
-    write_json(folder / "adapter_config.json", config)
-    return folder
 
 
 @pytest.fixture(scope="session")
