@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT
-from helpers_input import MINIMAL, no_network, process, upft, write
+from helpers.input import MINIMAL, no_network, process, upft, write
 
 import upft_mlx
 from upft_mlx import api, build, evaluate, fuse, generate, load_recipe, run, train

@@ -9,7 +9,7 @@ from typing import Any
 import mlx.core as mx
 import pytest
 from conftest import MODEL
-from helpers_models import write_model
+from helpers.models import write_model
 from mlx.utils import tree_flatten
 
 from upft_mlx.errors import ModelError

@@ -17,9 +17,9 @@ from typing import Any
 
 import pytest
 from conftest import MODEL
-from helpers_base_and_tuned import write_adapter
-from helpers_input import assert_fails, no_network, upft, write
-from helpers_show import TMUX, wait_for
+from helpers.base_and_tuned import write_adapter
+from helpers.input import assert_fails, no_network, upft, write
+from helpers.show import TMUX, wait_for
 from rich.console import Console
 
 from upft_mlx.events import Side

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers_input import MINIMAL, ONE_PROBLEM, assert_fails, no_network, upft, write
+from helpers.input import MINIMAL, ONE_PROBLEM, assert_fails, no_network, upft, write
 
 from upft_mlx import pipeline
 from upft_mlx.models import load as models

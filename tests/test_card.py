@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
-from helpers_input import write
+from helpers.input import write
 from huggingface_hub import ModelCard, ModelCardData
 
 from upft_mlx.hub.card import Base, base_of, card_data, model_card

@@ -15,7 +15,7 @@ import click
 import pytest
 from click.testing import CliRunner
 from conftest import MODEL
-from helpers_input import (
+from helpers.input import (
     MINIMAL,
     ONE_PROBLEM,
     assert_fails,

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT
-from helpers_input import upft, write
+from helpers.input import upft, write
 
 ESCAPE = "\x1b"
 SMALL = """

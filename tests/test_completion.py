@@ -12,7 +12,7 @@ import click
 import pytest
 from click.shell_completion import ShellComplete
 from conftest import ROOT
-from helpers_input import upft, write
+from helpers.input import upft, write
 
 from upft_mlx.cli import complete
 from upft_mlx.cli.main import cli

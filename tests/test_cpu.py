@@ -10,7 +10,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import pytest
 from conftest import MODEL
-from helpers_loss import flat
+from helpers.loss import flat
 
 from upft_mlx.machine.blas import Blas
 from upft_mlx.models.adapters import add_lora

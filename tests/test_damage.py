@@ -7,8 +7,8 @@ import shutil
 from pathlib import Path
 
 import pytest
-from helpers_input import write
-from helpers_runs import RUN, files, made, run_stage, shown, there
+from helpers.input import write
+from helpers.runs import RUN, files, made, run_stage, shown, there
 
 from upft_mlx import digests, pipeline
 from upft_mlx.api import push

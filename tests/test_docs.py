@@ -15,7 +15,7 @@ import mlx.nn as nn
 import pytest
 import yaml
 from conftest import ROOT
-from helpers_docs import block_faults, command_faults, field_faults, link_faults
+from helpers.docs import block_faults, command_faults, field_faults, link_faults
 from mlx.utils import tree_flatten
 from mlx_lm.models import llama, qwen2, qwen3, qwen3_5
 from mlx_lm.tuner.utils import linear_to_lora_layers

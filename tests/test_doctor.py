@@ -13,8 +13,8 @@ from typing import Any
 
 import mlx.core as mx
 import pytest
-from helpers_input import no_network, process, upft
-from helpers_machine import BATTERY, LIMITED, LOW_POWER, intel, level, linux, mac, old_macos, rosetta
+from helpers.input import no_network, process, upft
+from helpers.machine import BATTERY, LIMITED, LOW_POWER, intel, level, linux, mac, old_macos, rosetta
 from rich.console import Console
 
 from upft_mlx.inspection import doctor, selftest

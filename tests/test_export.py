@@ -9,7 +9,7 @@ from pathlib import Path
 import mlx.core as mx
 import pytest
 from conftest import MODEL
-from helpers_adapter import Q4, run, write_adapter
+from helpers.adapter import Q4, run, write_adapter
 from mlx_lm.utils import load as mlx_lm_load
 
 from upft_mlx.errors import ExportError

@@ -10,7 +10,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 import pytest
-from helpers_loss import FAMILIES, family, flat, oracle
+from helpers.loss import FAMILIES, family, flat, oracle
 from mlx.utils import tree_map
 
 from upft_mlx.training import loss as loss_module

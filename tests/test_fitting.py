@@ -7,7 +7,7 @@ import mlx.nn as nn
 import numpy as np
 import pytest
 from conftest import MODEL
-from helpers_adapter import Q4, run, write_adapter
+from helpers.adapter import Q4, run, write_adapter
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

@@ -15,7 +15,7 @@ import mlx.nn as nn
 import numpy as np
 import pytest
 from conftest import MODEL
-from helpers_adapter import Q4, run, write_adapter
+from helpers.adapter import Q4, run, write_adapter
 from mlx_lm.tuner.utils import linear_to_lora_layers
 from mlx_lm.utils import load as mlx_lm_load
 

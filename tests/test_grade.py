@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers_answers import KINDS, STATED
+from helpers.answers import KINDS, STATED
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 

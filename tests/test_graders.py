@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator
 
 import pytest
-from helpers_hostile import GOLD, hostile, hostile_pairs
+from helpers.hostile import GOLD, hostile, hostile_pairs
 
 from upft_mlx.grade import symbolic, workers
 from upft_mlx.grade.correct import is_correct

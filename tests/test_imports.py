@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-from helpers_input import process
+from helpers.input import process
 
 import upft_mlx
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
-from helpers_input import assert_fails, no_network, upft
-from helpers_models import write_model
+from helpers.input import assert_fails, no_network, upft
+from helpers.models import write_model
 
 from upft_mlx import pipeline
 from upft_mlx.data.benchmarks import BOXED, LETTER, resolve

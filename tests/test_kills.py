@@ -10,7 +10,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from helpers_kill import finish, kill_again_and_again, lines_in, newest_step
+from helpers.kill import finish, kill_again_and_again, lines_in, newest_step
 
 from upft_mlx.pipeline import run_stage
 from upft_mlx.recipe.load import load_recipe

@@ -8,7 +8,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 import pytest
-from helpers_loss import flat, oracle
+from helpers.loss import flat, oracle
 from mlx.utils import tree_flatten
 
 from upft_mlx.models.adapters import add_lora

@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 from conftest import ROOT
-from helpers_input import MINIMAL, assert_fails, upft, write
-from helpers_machine import apples_python, intel, linux, mac, old_macos, on, rosetta
+from helpers.input import MINIMAL, assert_fails, upft, write
+from helpers.machine import apples_python, intel, linux, mac, old_macos, on, rosetta
 
 from upft_mlx import __main__, pipeline
 from upft_mlx.machine import requirements

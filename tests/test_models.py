@@ -12,7 +12,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import pytest
 from conftest import MODEL
-from helpers_input import COMMIT, no_network, write
+from helpers.input import COMMIT, no_network, write
 from mlx.utils import tree_flatten
 
 from upft_mlx.errors import ModelError, OfflineError, RecipeError, UpftError

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from conftest import MODEL
-from helpers_input import assert_fails, fake_hub, process, upft, write
+from helpers.input import assert_fails, fake_hub, process, upft, write
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

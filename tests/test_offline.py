@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 from conftest import MODEL
-from helpers_hub import TOKEN, UploadHub, upload_hub
-from helpers_input import process, write
+from helpers.hub import TOKEN, UploadHub, upload_hub
+from helpers.input import process, write
 from huggingface_hub import constants
 from huggingface_hub.utils._http import http_backoff
 

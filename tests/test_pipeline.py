@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from conftest import MODEL
-from helpers_kill import finish, killed_at, lines_in, newest_step
+from helpers.kill import finish, killed_at, lines_in, newest_step
 
 from upft_mlx import pipeline
 from upft_mlx.data.benchmarks import BOXED, load_benchmark, resolve

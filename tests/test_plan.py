@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 from conftest import MODEL
-from helpers_models import write_model
+from helpers.models import write_model
 
 from upft_mlx import pipeline
 from upft_mlx.cli.main import cli

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from helpers_machine import (
+from helpers.machine import (
     BATTERY,
     DESKTOP,
     HIGH_POWER,

@@ -14,7 +14,7 @@ import mlx_lm.utils
 import numpy as np
 import pytest
 from conftest import MODEL
-from helpers_input import assert_fails, fake_hub, no_network, process, upft, write
+from helpers.input import assert_fails, fake_hub, no_network, process, upft, write
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers_input import ONE_PROBLEM, write
+from helpers.input import ONE_PROBLEM, write
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from conftest import MODEL
-from helpers_templates import CHATML, FAMILIES, LLAMA32, SMOLVLM, THINKS_WHEN_ASKED, Family, write_tokenizer
+from helpers.templates import CHATML, FAMILIES, LLAMA32, SMOLVLM, THINKS_WHEN_ASKED, Family, write_tokenizer
 
 from upft_mlx.errors import ModelError, RecipeError
 from upft_mlx.events import Event, StageSkipped

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import mlx.core as mx
 import pytest
-from helpers_hub import TOKEN, UploadHub, upload_hub
-from helpers_input import no_network, write
+from helpers.hub import TOKEN, UploadHub, upload_hub
+from helpers.input import no_network, write
 from huggingface_hub import constants
 
 from upft_mlx.errors import OfflineError, PublishError, RecipeError

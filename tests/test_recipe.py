@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers_input import MINIMAL, write
+from helpers.input import MINIMAL, write
 from pydantic import ValidationError
 
 from upft_mlx import load_recipe

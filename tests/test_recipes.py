@@ -13,7 +13,7 @@ from typing import Any
 import datasets
 import pytest
 from conftest import MODEL, ROOT
-from helpers_input import assert_fails, upft
+from helpers.input import assert_fails, upft
 
 from upft_mlx.data.benchmarks import SOURCES, load_benchmark, resolve
 from upft_mlx.data.problems import Problem, load_problems

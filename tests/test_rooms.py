@@ -10,7 +10,7 @@ from typing import Any
 
 import mlx.core as mx
 import pytest
-from helpers_models import write_model
+from helpers.models import write_model
 
 from upft_mlx.data.problems import Problem
 from upft_mlx.dataset.build import build

@@ -9,7 +9,7 @@ from typing import Any
 
 import mlx.core as mx
 import pytest
-from helpers_input import assert_fails, upft
+from helpers.input import assert_fails, upft
 from hypothesis import given
 from hypothesis import strategies as st
 

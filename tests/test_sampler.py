@@ -13,7 +13,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import pytest
-from helpers_loss import FAMILIES, family
+from helpers.loss import FAMILIES, family
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats

@@ -17,7 +17,7 @@ from urllib.request import Request, urlopen
 
 import pytest
 from conftest import MODEL
-from helpers_adapter import Q4, run, write_adapter
+from helpers.adapter import Q4, run, write_adapter
 from mlx_lm.generate import generate
 from mlx_lm.utils import load as mlx_lm_load
 

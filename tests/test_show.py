@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 from conftest import MODEL
-from helpers_base_and_tuned import write_adapter
-from helpers_input import assert_fails, upft, write
-from helpers_show import TMUX, wait_for
+from helpers.base_and_tuned import write_adapter
+from helpers.input import assert_fails, upft, write
+from helpers.show import TMUX, wait_for
 
 from upft_mlx.grade.correct import VERSION
 from upft_mlx.recipe.override import narrowed, recipe_for_model

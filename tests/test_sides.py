@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 from conftest import MODEL
-from helpers_base_and_tuned import write_adapter
-from helpers_kill import kill_again_and_again, lines_in
+from helpers.base_and_tuned import write_adapter
+from helpers.kill import kill_again_and_again, lines_in
 
 from upft_mlx import pipeline
 from upft_mlx.errors import ModelError

@@ -18,8 +18,8 @@ from typing import Any, get_args
 
 import pytest
 from conftest import MODEL
-from helpers_models import write_model
-from helpers_templates import FAMILIES, write_tokenizer
+from helpers.models import write_model
+from helpers.templates import FAMILIES, write_tokenizer
 from pydantic import BaseModel
 
 from upft_mlx.data.benchmarks import Set, resolve

@@ -18,7 +18,7 @@ import mlx.nn as nn
 import numpy as np
 import pytest
 from conftest import MODEL
-from helpers_loss import flat, oracle
+from helpers.loss import flat, oracle
 from mlx.utils import tree_map
 from mlx_lm.utils import load as mlx_lm_load
 

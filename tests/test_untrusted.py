@@ -16,7 +16,7 @@ from xml.etree import ElementTree
 
 import pytest
 from conftest import MODEL
-from helpers_input import assert_fails, no_network, upft, write
+from helpers.input import assert_fails, no_network, upft, write
 
 from upft_mlx import escape
 from upft_mlx.errors import ModelError, PublishError, RunDirError

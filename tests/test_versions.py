@@ -11,8 +11,8 @@ from typing import Any, NoReturn
 
 import pytest
 from conftest import MODEL
-from helpers_input import ONE_PROBLEM, upft, write
-from helpers_runs import RECIPE, RUN, everywhere, files, made, run_stage, shown, there
+from helpers.input import ONE_PROBLEM, upft, write
+from helpers.runs import RECIPE, RUN, everywhere, files, made, run_stage, shown, there
 
 from upft_mlx import pipeline, rows, versions
 from upft_mlx.api import export

@@ -11,7 +11,8 @@ from contextlib import contextmanager
 from typing import Any
 
 import yaml
-from helpers_input import COMMIT, FakeHub, HubHandler, serving
+
+from helpers.input import COMMIT, FakeHub, HubHandler, serving
 
 TOKEN = "hf_" + "MarkerMarkerMarkerMarkerMarker" + "1234"
 """Of `user`, with write access."""

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers_input import upft, write
 
+from helpers.input import upft, write
 from upft_mlx import pipeline
 from upft_mlx.recipe.load import load_recipe
 from upft_mlx.rundir import RunDir
