@@ -138,7 +138,7 @@ def _damage(path: Path, kind: str, rng: random.Random) -> None:
 
 
 def hostile(folder: Path, seed: int) -> Cases:
-    """The model folders of tests/test_untrusted.py, through the command: a message, in time and memory."""
+    """The model folders of tests/laws/test_untrusted.py, through the command: a message, in time and memory."""
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
     from test_untrusted import HOSTILE_FILES, HOSTILE_TEMPLATES, change
 
