@@ -1,9 +1,9 @@
 """A known-answer test of what training computes, on this device.
 
 A tiny Qwen2 whose weights are computed, not drawn, gets three rows with prompts, prefixes and padding. Its loss and the
-norm of its gradient are known from a float64 program that shares nothing with MLX (tests/test_selftest.py runs it each
-time); a wrong mask, weight, position or kernel moves them far beyond the tolerance. Products with 4-bit weights, packed
-by hand, are compared with the sums written out.
+norm of its gradient are known from a float64 program that shares nothing with MLX (tests/inspection/test_selftest.py
+runs it each time); a wrong mask, weight, position or kernel moves them far beyond the tolerance. Products with 4-bit
+weights, packed by hand, are compared with the sums written out.
 """
 
 from __future__ import annotations
