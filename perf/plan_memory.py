@@ -4,7 +4,7 @@
 Measures mx.get_peak_memory() of training steps and of sampling on models of many shapes with random weights, fits the
 numbers in `SAVED`, `BACKWARD`, `HEAD`, `SAMPLED`, ... to them and prints them with the errors that are left. The models
 are small: every term is linear or quadratic in the shapes that it names, so that the numbers hold for larger ones.
-tests/test_rooms.py compares plans with other runs. Needs scipy, which is among the development dependencies.
+tests/planning/test_budget.py compares plans with other runs. Needs scipy, which is among the development dependencies.
 """
 
 from __future__ import annotations
