@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import io
 import json
-import re
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -14,10 +12,10 @@ import mlx_lm.utils
 import numpy as np
 import pytest
 from conftest import MODEL
-from helpers.input import assert_fails, fake_hub, no_network, process, upft, write
+from helpers.input import no_network, write
+from helpers.preview import MakeRecipe, folder, printed
 from hypothesis import given
 from hypothesis import strategies as st
-from rich.console import Console
 
 from upft_mlx import pipeline
 from upft_mlx.dataset.prefix import structure_numbers
@@ -33,19 +31,13 @@ from upft_mlx.rundir import RunDir
 from upft_mlx.sampling import generate
 from upft_mlx.sampling.decoding import Request
 from upft_mlx.training.batches import Example, make_batch, shared_length, split, to_examples
-from upft_mlx.ui.preview import print_preview
 
-__all__ = ["no_network"]
+__all__ = ["folder", "no_network"]
+
 pytestmark = pytest.mark.usefixtures("no_network")
 
-MakeRecipe = Callable[..., Recipe]
+
 EOS, START = 2, 1
-
-
-@pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
 
 
 # The marks, against batches worked out by hand.
@@ -92,9 +84,6 @@ def test_whatever_is_batched_is_marked_as_it_was(examples: list[Example], size: 
         assert (len(mark.ids) - 1 - mark.shared + mark.padding) % 8 == 0
 
 
-# Rows.
-
-
 def made(recipe: Recipe, run: Path, *stages: str) -> Path:
     for stage in stages:
         pipeline.run_stage(recipe, run, stage)
@@ -116,6 +105,9 @@ def assert_supervised_as_trained(facts: dict[str, Any], rows: dict[str, Training
         kept = batch.weights > 0
         assert trained == list(zip(batch.targets[kept].tolist(), batch.weights[kept].tolist(), strict=True))
         assert len(shown["tokens"]) == len(shown["ids"])
+
+
+# Rows.
 
 
 def test_the_rows_of_a_run_are_shown_as_the_trainer_supervises_them(make_recipe: MakeRecipe, tmp_path: Path) -> None:
@@ -216,11 +208,11 @@ def test_rows_that_are_cut_or_have_no_room_say_so(make_recipe: MakeRecipe, tmp_p
     (row,) = cut["rows"]
     assert (row["ids"], row["cut"], row["trains"]) == (whole["ids"][: prompt + 2], 4, True)
     assert row["supervised"] == [False] * prompt + [True] * 2
-    assert "cut by 4 tokens" in shown(cut)
+    assert "cut by 4 tokens" in printed(cut)
     none = preview(make_recipe(prefix={"structure_ratio": 0.0}, train={"max_length": prompt}), tmp_path, rows=1)
     (row,) = none["rows"]
     assert (row["trains"], any(row["supervised"])) == (False, False)
-    assert "does not train" in shown(none)
+    assert "does not train" in printed(none)
 
 
 @pytest.mark.parametrize("changes", [{"lora": {"dropout": 0.1}}, {"train": {"grad_checkpoint": True}}])
@@ -250,9 +242,6 @@ def test_a_problem_that_trains_no_row_says_why(make_recipe: MakeRecipe, tmp_path
         preview(make_recipe(method="structure_only"), tmp_path / "none", problem=f"upft-{other:04d}")
 
 
-# Prompts.
-
-
 class StoppedError(Exception):
     pass
 
@@ -270,6 +259,9 @@ def passed(monkeypatch: pytest.MonkeyPatch, recipe: Recipe, run: Path, stage: st
     with pytest.raises(StoppedError):
         pipeline.run_stage(recipe, run, stage)
     return prompts
+
+
+# Prompts.
 
 
 def test_the_prompts_are_those_that_the_stages_pass(
@@ -321,7 +313,7 @@ def test_a_benchmark_that_cannot_be_read_costs_only_its_question(make_recipe: Ma
     assert "no such file" in facts["prompts"][1]["error"]
     assert "{question}" in facts["prompts"][1]["text"]
     assert "error" not in facts["prompts"][2]
-    assert "no question to show" in shown(facts)
+    assert "no question to show" in printed(facts)
 
 
 def test_no_weights_are_loaded_or_even_needed(
@@ -338,13 +330,13 @@ def test_no_weights_are_loaded_or_even_needed(
     assert found["rows"] == preview(make_recipe(), tmp_path)["rows"]
 
 
-# Rules.
-
-
 def rule(recipe: Recipe, name: str, count: int = 256) -> str:
     found = {item.name: item.text for item in rules(recipe, count)}
     assert all(text.endswith(".") for text in found.values())
     return found.get(name, "")
+
+
+# Rules.
 
 
 @pytest.mark.parametrize(
@@ -401,140 +393,3 @@ def test_the_rule_s_numbers_are_those_of_the_run(make_recipe: MakeRecipe, tmp_pa
     valid = list(read_rows(RunDir(run).valid, TrainingRow))
     assert f"that is {len(structure)}," in rule(recipe, "structure_ratio", 20)
     assert f"({len(valid)} if all" in rule(recipe, "validation", 20)
-
-
-# What is printed.
-
-
-def shown(facts: dict[str, Any], *, plain: bool = True, **options: Any) -> str:
-    file = io.StringIO()
-    print_preview(facts, plain=plain, console=Console(file=file, width=200, **options))
-    return file.getvalue()
-
-
-def facts_of(*rows: dict[str, Any]) -> dict[str, Any]:
-    about = {"id": "a/0", "kind": "prefix", "place": "", "trains": True, "cut": 0}
-    rows = tuple({**about, "weights": [float(s) for s in row["supervised"]], **row} for row in rows)
-    empty: dict[str, Any] = {"prompts": [], "prompts_differ": [], "rules": []}
-    return {"note": "a note", "special_ids": [1, 2], "eos_ids": [2], "rows": list(rows), **empty}
-
-
-ROW = {
-    "ids": [1, 5, 6, 7, 8, 2],
-    "tokens": ["<s>", "Hi", "\n", " a", "b", "</s>"],
-    "supervised": [False, False, False, True, True, True],
-    "shared": 1,
-    "padding": 3,
-}
-
-
-def test_without_colour_marks_say_what_is_supervised_and_where_tokens_end() -> None:
-    lines = shown(facts_of(ROW)).splitlines()
-    assert "prefix  a/0  3 masked (1 shared), 3 supervised at 1/3 each, 3 padding" in lines
-    assert lines[lines.index("<s>‖Hi¦↵") + 1] == "« a»«b»«</s> EOS»□□□"
-    assert "\x1b" not in "".join(lines)
-    weighed = shown(facts_of({**ROW, "weights": [0, 0, 0, 0.4, 0.4, 0.2]}))
-    assert "3 supervised at 0.4 each, EOS 0.2, 3 padding" in weighed
-
-
-def test_a_terminal_without_colours_gets_the_marks_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert "« a»" not in shown(facts_of(ROW), plain=False, force_terminal=True, color_system="truecolor")
-    assert "« a»" in shown(facts_of(ROW), plain=True, force_terminal=True, color_system="truecolor")
-    assert "« a»" in shown(facts_of(ROW), plain=False, force_terminal=True, color_system=None)
-    monkeypatch.setenv("NO_COLOR", "1")
-    text = shown(facts_of(ROW), plain=False, force_terminal=True, color_system="truecolor")
-    assert "« a»" in text
-
-
-def test_with_colours_supervised_masked_eos_and_neighbours_differ() -> None:
-    text = shown(facts_of(ROW), plain=False, force_terminal=True, color_system="truecolor")
-    styles = {token: code for code, token in re.findall(r"\x1b\[([\d;]+)m([^\x1b]+)\x1b\[0m", text)}
-    tokens = ("<s>", "Hi", "\u21b5", " a", "b", "</s>", "\u25a1\u25a1\u25a1")
-    assert len({styles[token] for token in tokens}) == len(tokens)
-    assert "«" not in text
-    assert styles[" a"].startswith("1;")  # bold
-
-
-def test_a_console_without_utf8_gets_ascii() -> None:
-    file = io.TextIOWrapper(io.BytesIO(), encoding="ascii", errors="strict", newline="\n")
-    print_preview(facts_of(ROW), plain=True, console=Console(file=file, width=200))
-    file.flush()
-    text = file.buffer.getvalue().decode("ascii")
-    assert "<s>||Hi|\\n\n[[ a]][[b]][[</s> EOS]]___" in text
-
-
-def test_control_characters_of_tokens_do_not_reach_the_screen() -> None:
-    row = {**ROW, "tokens": ["<s>", "\x1b[31mHi", "\u200b", " a[bold]", "\x07", "</s>"]}
-    coloured: dict[str, Any] = {"plain": False, "force_terminal": True, "color_system": "truecolor"}
-    for options in ({}, coloured):
-        text = shown(facts_of(row), **options)
-        assert "\x1b[31m" not in text
-        assert "\x07" not in text
-        assert "\\u200b" in text
-        assert "\\x07" in text
-        assert "a[bold]" in text
-
-
-def test_a_prompt_that_several_benchmarks_share_is_shown_once(make_recipe: MakeRecipe, tmp_path: Path) -> None:
-    twice = [{"name": "arithmetic"}, {"name": "arithmetic", "label": "sampled", "temperature": 0.7}]
-    text = shown(preview(make_recipe(evaluate={"benchmarks": twice}), tmp_path))
-    assert text.count("the prompt in evaluation") == 1
-    assert "the prompt in evaluation, benchmarks arithmetic, sampled, problem evaluation-0000: 33 tokens" in text
-
-
-# The command.
-
-
-def test_the_command_prints_a_page_or_json(folder: Path) -> None:
-    page = upft("preview", "quickstart", "--rows", "2")
-    assert page.exit_code == 0, page.stderr
-    for part in ("the prompt in sampling", "no solutions yet", "structure  upft-", "EOS»", "rules of this recipe"):
-        assert part in page.stdout
-    result = upft("preview", "quickstart", "--rows", "2", "--json", "--set", "prefix.length=5")
-    facts = json.loads(result.stdout)
-    assert [sum(row["supervised"]) for row in facts["rows"] if row["kind"] == "prefix"] == [5]
-    assert not (folder / "runs").exists()
-
-
-@pytest.mark.parametrize(
-    ("arguments", "status", "part"),
-    [
-        (["--rows", "0"], 2, "--rows"),
-        (["--problem", "upft-9999x"], 1, "no problem 'upft-9999x'"),
-        (["--set", "prefix.lenght=3"], 2, "prefix.lenght"),
-    ],
-)
-def test_what_is_wrong_is_refused(folder: Path, arguments: list[str], status: int, part: str) -> None:
-    result = upft("preview", "quickstart", *arguments)
-    assert result.exit_code == status
-    assert part in result.stderr
-    assert "Traceback" not in result.stderr
-
-
-def test_a_damaged_dataset_is_named(folder: Path) -> None:
-    text = "model: builtin:arithmetic\nproblems: {builtin: arithmetic, limit: 12}\ngenerate: {max_tokens: 40}\n"
-    write(folder / "own.yaml", text)
-    for stage in ("generate", "build"):
-        assert upft(stage, "own.yaml").exit_code == 0
-    with (folder / "runs/own/dataset/train.jsonl").open("a") as file:
-        file.write("{\n")
-    assert_fails(upft("preview", "own.yaml"), 1, "train.jsonl: was changed after `upft build` wrote it")
-
-
-def test_of_a_hub_model_everything_but_the_weights_is_downloaded(tmp_path: Path) -> None:
-    files = {path.name: path.read_bytes() for path in MODEL.iterdir() if path.is_file()}
-    assert "model.safetensors" in files
-    write(tmp_path / "own.yaml", "model: user/model\nproblems: {builtin: arithmetic, limit: 12}\n")
-    with fake_hub({"user/model": files}) as hub:
-        done = process(
-            *("preview", "own.yaml", "--json"), cwd=tmp_path, guard=tmp_path / "guard", HF_ENDPOINT=hub.endpoint
-        )
-        assert done.returncode == 0, done.stderr
-        assert any("resolve" in line and "tokenizer.json" in line for line in hub.asked)
-        assert not any("safetensors " in line for line in hub.asked)
-    assert [row["kind"] for row in json.loads(done.stdout)["rows"]] == ["prefix", "prefix", "structure"]
-    again = process("preview", "own.yaml", "--json", "--offline", cwd=tmp_path, guard=tmp_path / "guard")
-    assert (again.stdout, again.returncode) == (done.stdout, 0)
-    none = process("generate", "own.yaml", "--offline", cwd=tmp_path, guard=tmp_path / "guard")
-    assert none.returncode == 1
-    assert "`upft fetch own.yaml` downloads it" in none.stderr

@@ -13,22 +13,19 @@ import pytest
 from conftest import MODEL
 from helpers.input import ONE_PROBLEM, upft, write
 from helpers.runs import RECIPE, RUN, everywhere, files, made, run_stage, shown, there
+from helpers.versions import ADAPTER, partial
 
-from upft_mlx import pipeline, rows, versions
+from upft_mlx import pipeline, versions
 from upft_mlx.api import export
-from upft_mlx.errors import RowsError, RunDirError
 from upft_mlx.events import Event, Graded, Note, Progress
 from upft_mlx.recipe.find import shipped_recipes
 from upft_mlx.recipe.load import load_recipe
 from upft_mlx.recipe.schema import Recipe
 from upft_mlx.rows import read_json, write_json
-from upft_mlx.rundir import RunDir, fingerprint, remove
-from upft_mlx.sampling import generate
+from upft_mlx.rundir import RunDir, remove
 from upft_mlx.training import train
 
-__all__ = ["made", "there"]
-ADAPTER = RUN.adapter / "adapters.safetensors"
-
+__all__ = ["made", "partial", "there"]
 
 # A refused setting.
 
@@ -284,21 +281,6 @@ def test_a_version_that_takes_its_place_can_be_killed_before_every_move(monkeypa
     assert cut > 8
 
 
-@pytest.fixture(scope="session")
-def partial(made: Path, tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    """solutions.partial.jsonl with all chunks, in the order of sampling."""
-    seen: list[bytes] = []
-
-    def arrange(source: Path, *others: Any) -> None:
-        seen.append(source.read_bytes())
-        rows.arrange(source, *others)
-
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(generate, "arrange", arrange)
-        pipeline.run_stage(load_recipe(made / "r.yaml"), tmp_path_factory.mktemp("sampled"), "generate")
-    return seen[0]
-
-
 @pytest.mark.parametrize("cut", range(0, 2000, 97))
 def test_sampling_cut_at_any_byte_continues_to_the_same_solutions(
     made: Path, partial: bytes, tmp_path: Path, cut: int
@@ -407,127 +389,3 @@ def test_an_export_that_is_killed_half_way_can_be_repeated(there: Path, monkeypa
                 export(load_recipe("r.yaml"), RUN.root, "peft", Path("out"))
         shown("export", "r.yaml", "--format", "peft", "--to", "out")
         assert files(there / "out", hidden=True) == whole
-
-
-# Runs of earlier versions.
-
-
-def as_before(run: RunDir, unfinished: str | None = None) -> None:
-    """The layout of earlier versions: no digests, an entry per side, what is not finished in the places of results."""
-    ledger = read_json(run.ledger)
-    for entry in ledger.values():
-        for name in ("outputs", "adopted", "recipe", "check"):
-            del entry[name]
-    inputs = ledger["evaluate"]["inputs"]
-    inputs.pop("train stage")
-    ledger["evaluate"]["fingerprint"] = fingerprint(inputs)
-    for name, of in inputs.items():
-        label, _, side = name.rpartition(" ")
-        ledger[f"evaluate/{label}/{side}"] = {**ledger["fuse"], "fingerprint": of, "done": True, "inputs": None}
-    if unfinished:
-        ledger[unfinished]["done"] = False
-    write_json(run.ledger, ledger)
-    run.copy.unlink()
-    assert set(ledger["train"]) == {
-        *("fingerprint", "done", "inputs", "tokens_sampled", "tokens_trained", "tokens_processed", "seconds"),
-        *("peak_memory_bytes", "detail"),
-    }, "what they wrote"
-
-
-@pytest.mark.usefixtures("there")
-def test_a_finished_run_of_an_earlier_version_is_taken_as_it_is_and_checked_from_then_on(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    as_before(RUN)
-    before = files(RUN.root)
-    monkeypatch.setattr(pipeline, "load", None)  # nothing is sampled or trained
-    said = shown("run", "r.yaml", "--plain")
-    assert "an earlier version made this run and kept no digests" in said
-    after = files(RUN.root)
-    for name in before.keys() - {"ledger.json", "recipe.json", "report.md", "report.svg", "fused/README.md"}:
-        assert after[name] == before[name]
-    RUN.solutions.write_bytes(before["solutions.jsonl"].replace(b"1", b"2", 1))
-    assert "solutions.jsonl: was changed" in shown("run", "r.yaml", "--plain", status=1)
-
-
-@pytest.mark.parametrize("stage", ["generate", "train", "evaluate"])
-@pytest.mark.usefixtures("there")
-def test_an_unfinished_run_of_an_earlier_version_continues(stage: str, partial: bytes) -> None:
-    whole = files(RUN.root)
-    as_before(RUN, unfinished=stage)
-    if stage == "generate":
-        RUN.partial.write_bytes(partial[:900])
-        remove(RUN.solutions)
-    if stage == "train":
-        remove(ADAPTER, RUN.adapter / "adapter_config.json", RUN.checkpoints / "step-0000003")
-    if stage == "evaluate":
-        remove(RUN.summary)
-        path = RUN.rows_of("arithmetic", "tuned")
-        path.write_bytes(path.read_bytes()[:700])
-    events: list[Event] = []
-    run_stage(stage, notify=events.append)
-    notes = [event.text for event in events if isinstance(event, Note)]
-    assert f"{stage}: continues" in notes or stage == "evaluate", "whose rows are taken over"
-    if stage == "train":
-        assert "training continues after step 2" in notes
-    if stage == "evaluate":
-        assert {e.resumed for e in events if isinstance(e, Graded)} == {True, False}
-    again = {"generate": RUN.solutions, "train": ADAPTER, "evaluate": RUN.summary}[stage]
-    assert again.read_bytes() == whole[str(again.relative_to(RUN.root))]
-    assert not RUN.partial.exists()
-
-
-@pytest.mark.usefixtures("there")
-def test_a_ledger_that_is_damaged_or_gone_is_its_copy(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pipeline, "load", None)
-    whole = RUN.ledger.read_bytes()
-    for damage in (b"", whole[:-9], whole.replace(b'"tokens_trained": ', b'"tokens_trained": 1'), b"[]", None):
-        remove(RUN.ledger)
-        if damage is not None:
-            RUN.ledger.write_bytes(damage)
-        assert "its copy takes its place" in shown("run", "r.yaml", "--plain")
-        assert RUN.ledger.read_bytes() == whole
-
-
-@pytest.mark.usefixtures("there")
-def test_a_ledger_of_a_later_version_is_refused_and_stays() -> None:
-    ledger = read_json(RUN.ledger)
-    ledger["train"]["invented"] = 1
-    for path in (RUN.ledger, RUN.copy):
-        write_json(path, ledger)
-    with pytest.raises(RunDirError, match="if a later version wrote it, use that one"):
-        run_stage("train")
-    assert read_json(RUN.ledger) == ledger
-
-
-# Full disks.
-
-
-@pytest.mark.parametrize("writer", ["mlx_lm.utils.save", "mlx.core.save_safetensors"])
-@pytest.mark.usefixtures("there")
-def test_a_disk_that_is_full_for_mlxs_own_writers_is_said_to_be_full(
-    monkeypatch: pytest.MonkeyPatch, writer: str
-) -> None:
-    """They say only that a file cannot be written; how much room there is tells why."""
-
-    def full(*_: Any, **__: Any) -> None:
-        raise RuntimeError("[write] Unable to write 4096 bytes to file.")
-
-    before = files(RUN.root)
-    stage, setting = ("fuse", "publish.fuse=bf16") if writer[-4:] == "save" else ("train", "lora.rank=3")
-    monkeypatch.setattr(writer, full)
-    for free, said in ((0, "No space left on device; progress saved: make room, then"), (2**40, "cannot be")):
-        monkeypatch.setattr(shutil, "disk_usage", lambda _, free=free: shutil._ntuple_diskusage(2**40, 0, free))
-        assert said in shown(stage, "r.yaml", "--plain", "--set", setting, status=1)
-        assert files(RUN.root) == before
-
-
-def test_a_reader_of_a_growing_file_leaves_the_torn_line_out_and_no_other(made: Path, tmp_path: Path) -> None:
-    lines = (made / "runs/r/solutions.jsonl").read_bytes().splitlines(keepends=True)
-    torn = write(tmp_path / "torn.jsonl", lines[0] + lines[1].replace(b'"completion": "', b'"completion": "\xc3')[:-40])
-    assert len(list(rows.read_rows(torn, rows.Solution, growing=True))) == 1
-    with pytest.raises(RowsError, match=r"torn\.jsonl:2: not JSON"):
-        list(rows.read_rows(torn, rows.Solution))
-    whole = write(tmp_path / "torn.jsonl", lines[0] + lines[1][:-40] + b"\n" + lines[2])
-    with pytest.raises(RowsError, match=r"torn\.jsonl:2: not JSON"):
-        list(rows.read_rows(whole, rows.Solution, growing=True))

@@ -1,0 +1,398 @@
+"""What people see, read back from recorded consoles: numbers, room, throttling, texts that cannot harm: the live
+view.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import sys
+import time
+
+import pytest
+from helpers.ui import ANSI, HARMLESS, HOSTILE, STAGES, Clock, a_report, console, graded, trained, written
+from rich.console import Console
+
+from upft_mlx.events import (
+    EvaluationStarted,
+    Event,
+    Note,
+    Progress,
+    StageDone,
+    StageSkipped,
+    StageStarted,
+)
+from upft_mlx.ui import views
+from upft_mlx.ui.live import LiveView
+from upft_mlx.ui.state import Meter
+from upft_mlx.ui.tally import TURN, Answers, Tally
+
+
+def frame(view: LiveView, width: int = 80, height: int = 24) -> list[str]:
+    """The lines of the screen that the view draws."""
+    target = console(width, height)
+    target.print(view)
+    return ANSI.sub("", written(target)).splitlines()
+
+
+def watched(*events: Event | float) -> LiveView:
+    """A live view that has seen these events; numbers are seconds that pass."""
+    now = Clock()
+    view = LiveView(console(), STAGES, now)
+    for event in events:
+        if isinstance(event, float):
+            now.tick(event)
+        else:
+            view(event)
+    return view
+
+
+def test_header_shows_every_stage() -> None:
+    view = watched(StageSkipped("generate", "current: 9"), StageSkipped("build"), StageStarted("train", "a LoRA"))
+    assert frame(view)[1] == "✓ generate, build (skipped: current)  ▸ train  · evaluate  · fuse"
+    view(StageDone("train", "", 1.0))
+    view(StageSkipped("evaluate", "evaluate.benchmarks is empty"))
+    assert frame(view)[1:3] == ["✓ generate, build (skipped: current)  ✓ train  · evaluate (skipped)  · fuse"]
+
+
+def test_progress_has_rate_elapsed_and_left() -> None:
+    view = watched(
+        StageStarted("generate", "40 problems"),
+        Progress("generate", 0, 40, "solutions", 0),
+        10.0,
+        Progress("generate", 10, 40, "solutions", 12_340),
+    )
+    lines = frame(view)
+    assert lines[3] == "generate  40 problems"
+    assert lines[4].endswith("  25 %")
+    assert lines[5] == "10/40 solutions · 1,234 tokens/s · 0:10 elapsed · 0:30 left"
+
+
+def test_a_stage_without_progress_shows_its_time() -> None:
+    assert frame(watched(StageStarted("fuse", "the adapter"), 65.0))[3] == "fuse  the adapter  1:05"
+
+
+def test_rate_is_that_of_the_last_seconds_and_steps_add_up() -> None:
+    meter = Meter(Progress("generate", 0, 99, "solutions", 0), 0.0)
+    for second in range(1, 21):  # 10 tokens a second, then 100
+        meter.add(Progress("generate", second, 99, "solutions", max(10 * second, 100 * second - 900)), float(second))
+    assert meter.tokens_per_second == 100
+    steps = Meter(Progress("train", 0, 9, "steps"), 0.0)
+    for step in (1, 2, 3):
+        steps.add(Progress("train", step, 9, "steps", 128), 10.0 * step)  # slower than the window
+    assert steps.tokens_per_second == 12.8
+    assert steps.left(30.0) == 60.0
+    assert steps.left(34.0) == 56.0
+
+
+def test_a_resumed_stage_counts_its_pace_from_where_it_continued() -> None:
+    meter = Meter(Progress("train", 80, 100, "steps"), 0.0)
+    assert meter.left(5.0) is None
+    meter.add(Progress("train", 90, 100, "steps", 1), 10.0)
+    assert meter.left(10.0) == 10.0
+
+
+def test_a_text_is_broken_between_words_on_a_terminal_and_not_in_a_pipe() -> None:
+    words = "a recipe for a model and a dataset, with every number that it chose"
+    for terminal in (True, False):
+        file = io.StringIO()
+        views.print_text(words, console=Console(file=file, width=30, force_terminal=terminal, color_system=None))
+        lines = file.getvalue().splitlines()
+        assert " ".join(lines).split() == words.split()
+        assert (max(map(len, lines)) <= 30) == terminal
+
+
+def test_time_left_goes_by_tokens_where_units_differ_in_length() -> None:
+    meter = Meter(Progress("generate", 0, 100, "solutions"), 0.0)
+    meter.add(Progress("generate", 10, 100, "solutions", 1000, tokens_left=720), 10.0)
+    assert meter.left(10.0) == pytest.approx(7.2), "10 long solutions of 100 tokens are done, 90 prefixes of 8 are left"
+
+
+def test_a_complete_stage_stands_still() -> None:
+    meter = Meter(Progress("build", 0, 2, "rows"), 0.0)
+    meter.add(Progress("build", 2, 2, "rows"), 3.0)
+    assert meter.numbers(500.0) == ["2/2 rows", "0:03 elapsed"]
+
+
+def test_training_shows_metrics_and_the_curve() -> None:
+    losses = [3.0, 2.0, 1.5, 1.0]
+    view = watched(StageStarted("train", "a LoRA adapter"), Progress("train", 10, 100, "steps"))
+    for step, loss in enumerate(losses, start=1):
+        view(trained(step, loss, **({"valid_loss": 2.25} if step == 2 else {})))
+    text = "\n".join(frame(view))
+    assert "\nloss 1.0000 · valid loss 2.2500 (step 2)\n" in text
+    assert "\nlearning rate 1.00e-05 · 256 tokens/s · peak 3.2 GB\n" in text
+    assert "loss 3.000 █▅▃▁ 1.000" in text
+
+
+def test_the_curve_is_that_of_the_fixed_rows_whatever_the_batches_say() -> None:
+    view = watched(StageStarted("train", "a LoRA adapter"), Progress("train", 10, 100, "steps"))
+    for step, (loss, fixed) in enumerate([(0.5, 4.0), (9.0, 3.0), (1.0, 2.0)], start=1):
+        view(trained(step, loss, fixed_loss=fixed))
+    text = "\n".join(frame(view))
+    assert "loss 4.000 █▅▁ 2.000" in text
+    assert "\nloss 2.0000 on fixed rows · of batches 1.0000\n" in text
+
+
+def evaluation(benchmarks: int = 1, expected: int = 256) -> LiveView:
+    names = ["arithmetic", *(f"b-{index}" for index in range(1, benchmarks))]
+    view = watched(
+        StageStarted("evaluate", ", ".join(names)),
+        EvaluationStarted(tuple((name, expected) for name in names)),
+    )
+    view(Progress("evaluate arithmetic base", 128, expected, "completions", 9000))
+    for problem in range(128):
+        view(graded("base", problem, problem < 92, question="Why? " * 40))
+    return view
+
+
+def test_evaluation_shows_accuracy_interval_progress_and_an_answer() -> None:
+    lines = frame(evaluation())
+    assert lines[7].split() == ["benchmark", "progress", "base", "tuned", "tuned", "-", "base", "✗→✓", "✓→✗"]
+    assert re.split(r" {2,}", lines[8].strip()) == ["arithmetic", "━━━━━─────", "50 %", "71.9 % [63.5, 78.9]", *"····"]
+    assert re.fullmatch(r"arithmetic p-\d+  gold [78]", lines[10])
+    assert lines[11].startswith("  Why? Why? ")
+    assert lines[11].endswith("…")
+    assert len(lines[11]) == 80
+    assert lines[12] in ("  base  ✓ 7  So 7.", "  base  ✗ 7  So 7.")
+
+
+FOUR = [(False, True), (False, True), (True, False), (True, True)]
+
+
+def both_sides(samples: int = 1) -> LiveView:
+    """Four problems, base and tuned; two flips to right, one to wrong."""
+    view = watched(StageStarted("evaluate"), EvaluationStarted((("arithmetic", 4 * samples),)))
+    for side, place in (("base", 0), ("tuned", 1)):
+        for problem, answers in enumerate(FOUR):
+            for sample in range(samples):
+                view(graded(side, problem, answers[place], sample=sample, tokens=30 - 20 * place))  # type: ignore[arg-type]
+    return view
+
+
+def test_evaluation_shows_both_sides_their_difference_and_flips() -> None:
+    lines = frame(both_sides(), 120, 40)
+    assert re.split(r" {2,}", lines[6].strip()) == [
+        "arithmetic",
+        "4",
+        "50.0 % [15.0, 85.0]",
+        "75.0 % [30.1, 95.4]",
+        "+25.0 [-50.5, +77.8]",
+        "2",
+        "1",
+        "30→10",
+    ]
+    assert lines[8] == "flips  ✗→✓ p-1, p-0  ✓→✗ p-2"
+    assert re.fullmatch(r"arithmetic p-\d  gold 7|arithmetic p-2  gold 8", lines[10])
+    assert [line.split()[0] for line in lines[12:14]] == ["base", "tuned"]
+
+
+def test_a_narrow_screen_has_the_difference_below_the_table() -> None:
+    lines = frame(both_sides(), 72, 24)
+    assert "tuned - base" not in lines[5]
+    assert lines[8] == "arithmetic: tuned - base +25.0 [-50.5, +77.8] points"
+    assert max(map(len, lines)) <= 72
+
+
+def test_samples_of_a_problem_do_not_make_the_interval_narrower() -> None:
+    """As at the end of the run: 4 problems x 5 samples have the interval of 4 problems."""
+    accuracy = frame(both_sides(samples=5), 120, 40)[6]
+    assert "50.0 % [0.0, 100.0]" in accuracy
+    assert "+25.0 [-50.5, +77.8]" in accuracy
+
+
+def test_the_answers_are_shown_in_turns_each_beside_the_other_sides() -> None:
+    answers = Answers()
+    for problem in range(3):
+        answers.add(graded("base", problem, True))
+    single = answers.shown(0.0)
+    assert single is not None
+    assert single.tuned is None
+    for problem in range(3):
+        answers.add(graded("tuned", problem, problem != 1))
+    pairs = [answers.shown(turn * TURN) for turn in range(3)]
+    assert [pair.latest.problem_id for pair in pairs if pair and pair.base and pair.tuned] == ["p-0", "p-1", "p-2"]
+    assert [pair.latest.problem_id for pair in answers.flips] == ["p-1"]
+    answers.add(graded("base", 0, True, benchmark="next"))
+    shown = answers.shown(0.0)
+    assert shown is not None
+    assert shown.latest.benchmark == "next"
+
+
+def test_answers_of_an_earlier_process_are_only_remembered_for_the_other_side() -> None:
+    answers = Answers()
+    answers.add(graded("base", 0, False, resumed=True))
+    assert answers.shown(0.0) is None
+    answers.add(graded("tuned", 0, True))
+    pair = answers.shown(0.0)
+    assert pair is not None
+    assert pair.base is not None
+    assert len(answers.flips) == 1
+
+
+def test_a_large_screen_shows_both_completions_side_by_side() -> None:
+    view = watched(StageStarted("evaluate"), EvaluationStarted((("arithmetic", 1),)))
+    view(graded("base", 0, False, completion="left " * 400 + "end of base"))
+    view(graded("tuned", 0, True, completion="right " * 400 + "end of tuned"))
+    lines = frame(view, 120, 40)
+    assert lines[-1].split("  ")[0].endswith("end of base")
+    assert lines[-1].rstrip().endswith("end of tuned")
+    assert len(lines) < 40
+    assert not [line for line in frame(view, 80, 24) if line.startswith("left left")]
+
+
+def test_flips_compare_the_same_problem_and_sample() -> None:
+    tally = Tally(4)
+    tally.add(graded("base", 0, False))
+    tally.add(graded("tuned", 0, True, sample=1))
+    tally.add(graded("tuned", 1, True))
+    assert (tally.gained, tally.lost) == (0, 0)
+    tally.add(graded("tuned", 0, True))
+    assert (tally.gained, tally.lost) == (1, 0)
+    tally.add(graded("base", 1, True))
+    assert (tally.gained, tally.lost) == (1, 0)
+
+
+def test_a_completion_graded_again_replaces_the_first() -> None:
+    tally = Tally(2)
+    for correct in (True, False):
+        tally.add(graded("base", 0, correct))
+    tally.add(graded("tuned", 0, True))
+    assert (tally.done("base"), tally.accuracy("base")[:5], tally.gained) == (1, "0.0 %", 1)
+    tally.add(graded("tuned", 0, False))
+    assert tally.gained == 0
+
+
+@pytest.mark.parametrize(("width", "height"), [(80, 24), (120, 40), (200, 60), (60, 20)])
+@pytest.mark.parametrize("benchmarks", [1, 5, 30])
+def test_evaluation_fits_the_screen(width: int, height: int, benchmarks: int) -> None:
+    view = evaluation(benchmarks, expected=1319)
+    last = f"b-{benchmarks - 1}" if benchmarks > 1 else "arithmetic"
+    view(graded("tuned", 0, True, benchmark=last, question="北京" * 300))
+    lines = frame(view, width, height)
+    assert len(lines) < height
+    assert max(map(len, lines)) <= width
+    text = "\n".join(lines)
+    assert ("71.9 %" if benchmarks < 30 else "100.0 %") in text
+    assert width < 80 or "[" in text, "intervals where there is room"
+    assert not [line for line in lines if "%" in line[20:] and "…" in line[20:]], "no number is cut"
+    assert sum(line.startswith(last[:7]) and " %" in line for line in lines) == 1, "the benchmark being graded is shown"
+    assert ("more" in text) == (benchmarks == 30 and height < 60)
+    assert any("北京" in line for line in lines[-3:]) or height <= 24
+
+
+@pytest.mark.parametrize(("width", "height"), [(80, 24), (120, 40), (40, 10), (10, 4), (2, 2)])
+def test_every_stage_survives_every_screen(width: int, height: int) -> None:
+    train = watched(StageStarted("train", "x " * 99), Progress("train", 1, 100, "steps"), trained(1))
+    for view in (watched(), train, evaluation(9), evaluation(40)):
+        target = console(width, height)
+        with view.live() as live:
+            live.console.print()
+        target.print(view)
+        assert max(map(len, ANSI.sub("", written(target)).splitlines()), default=0) <= width
+
+
+def test_live_prints_permanent_lines_and_keeps_the_last_frame() -> None:
+    target = console()
+    with views.open_view(plain=False, console=target, stages=("generate", "build")) as notify:
+        notify(StageStarted("generate", "256 problems"))
+        notify(Progress("generate", 256, 256, "solutions", 4096))
+        notify(StageDone("generate", "256 solutions, 4.1 k tokens", 12.34))
+        notify(Note(HOSTILE))
+    text = ANSI.sub("", written(target))
+    assert "✓ generate  256 solutions, 4.1 k tokens (12.3 s)" in text
+    assert f"note: {HARMLESS}\n" in text
+    assert "✓ generate  · build" in text[text.rindex("note:") :]
+    assert written(target).endswith("\x1b[?25h"), "the cursor is visible again"
+
+
+def test_an_interruption_marks_the_stage_and_restores_the_terminal() -> None:
+    target, streams = console(), (sys.stdout, sys.stderr)
+
+    def interrupted() -> None:
+        with views.open_view(plain=False, console=target, stages=("train", "evaluate")) as notify:
+            notify(StageStarted("train"))
+            notify(trained(7))
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    text = ANSI.sub("", written(target))
+    assert "✗ train  · evaluate" in text
+    assert "loss 1.5000" in text[text.rindex("✗ train") :]
+    assert written(target).endswith("\x1b[?25h")
+    assert (sys.stdout, sys.stderr) == streams
+
+
+def test_thousands_of_events_cost_little_and_draw_few_frames() -> None:
+    target, start = console(), time.monotonic()
+    with views.open_view(plain=False, console=target) as notify:
+        notify(StageStarted("evaluate"))
+        notify(EvaluationStarted((("arithmetic", 20_000),)))
+        for problem in range(20_000):
+            notify(graded("base", problem, True, question="long " * 2000))
+    seconds = time.monotonic() - start
+    assert seconds < 2
+    assert written(target).count("benchmark") <= 8 * seconds + 4
+    assert "20,000" in written(target)
+
+
+def test_texts_from_models_are_shown_as_they_are() -> None:
+    view = watched(StageStarted("evaluate", HOSTILE), EvaluationStarted(((HOSTILE, 1),)))
+    view(Progress(HOSTILE, 1, 1, "[b]units", 1))
+    view(graded("base", 0, True, benchmark=HOSTILE, question=HOSTILE, answer=HOSTILE, gold=HOSTILE))
+    target = console(120)
+    target.print(view)
+    assert "\x1b[31m" not in written(target)
+    assert "title" not in written(target)
+    lines = frame(view, 120)
+    assert lines[3] == HARMLESS
+    assert f"{HARMLESS} p-0  gold {HARMLESS}" in lines
+    assert f"  {HARMLESS}" in lines
+    assert f"  base  ✓ {HARMLESS}  So 7." in lines
+
+
+def test_live_without_unicode() -> None:
+    file = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    with views.open_view(plain=False, console=console(file=file), stages=STAGES) as notify:
+        for event in (
+            StageStarted("train"),
+            Progress("train", 1, 2, "steps"),
+            trained(1, 2.0),
+            trained(2, 1.0),
+        ):
+            notify(event)
+        notify(StageStarted("evaluate"))
+        notify(EvaluationStarted((("ä" * 90, 2),)))
+        notify(graded("base", 0, True, benchmark="ä" * 90, question="½ " * 99))
+    file.seek(0)
+    text = ANSI.sub("", file.read())
+    assert "> evaluate  . fuse" in text
+    assert "x->+" in text
+    assert " ? ? ?..." in text
+
+
+@pytest.mark.parametrize("width", [100, 80, 50, 20, 5])
+def test_every_width_without_unicode(width: int) -> None:
+    target = console(width, file=io.TextIOWrapper(io.BytesIO(), encoding="ascii"))
+    view = LiveView(target, STAGES)
+    train: list[Event] = [StageStarted("train"), Progress("train", 1, 2, "steps"), trained(1)]
+    evaluate: list[Event] = [
+        StageStarted("evaluate"),
+        EvaluationStarted((("x", 2),)),
+        graded("base", 0, True),
+    ]
+    for events in (train, evaluate):
+        for event in events:
+            view(event)
+        target.print(view)  # what the encoding cannot show raises
+    views.print_summary(a_report(), console=target)
+
+
+def test_lines_broken_by_a_narrower_terminal_are_counted() -> None:
+    view = evaluation()
+    assert max(map(len, frame(view, 120))) == 120
+    assert view.broken_lines(120) == 0
+    # Longer than 60: the bar with its share (66), the two lines of the table and the question (120).
+    assert view.broken_lines(60) == 4
+    assert view.broken_lines(30) > 6
