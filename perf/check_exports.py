@@ -10,7 +10,7 @@ For tiny random models of several families, written by transformers, and an adap
   folder, and how much of the adapter's effect the rounding to 16 bits keeps.
 
 All in float32 on the CPU. Prints for each the largest difference of a logit beside the largest effect that the adapter
-has on one, and ends with status 1 where a difference is above 0.1 % of the effect. Results: docs/fusing.md.
+has on one, and ends with status 1 where a difference is above 0.1 % of the effect. Results: docs/use/fusing.md.
 """
 
 from __future__ import annotations

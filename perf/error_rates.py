@@ -2,7 +2,7 @@
 
 Simulated evaluations go through `stats.paired_difference` and the verdict's rule. With one sample per problem a share
 of the problems differs between the sides; with four samples each problem has a difficulty of its own, and the true
-change is the same for all. The table in docs/evaluation.md was printed by this.
+change is the same for all. The table in docs/use/evaluation.md was printed by this.
 """
 
 from __future__ import annotations

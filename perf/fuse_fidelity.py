@@ -5,7 +5,7 @@
 
 Samples prefixes of 160 problems, trains 8 steps with the default adapter at each learning rate, and fuses each adapter
 in every way. Prints a table with the retained effect, the greedy agreement, the weights' size and what `publish.fuse:
-auto` takes. Results: docs/fusing.md.
+auto` takes. Results: docs/use/fusing.md.
 """
 
 from __future__ import annotations

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from upft_mlx._version import __version__
 
 # MLX computes a graph in breadth up to this width, 20 if unset. With 20 gradient checkpointing saves little or nothing:
-# the layers that are computed again all are so before the first is used. 1 costs no time (docs/log.md). MLX reads it
-# once, at its first evaluation.
+# the layers that are computed again all are so before the first is used. 1 costs no time (docs/measured/log.md). MLX
+# reads it once, at its first evaluation.
 os.environ.setdefault("MLX_BFS_MAX_WIDTH", "1")
 
 if sys.platform == "linux":

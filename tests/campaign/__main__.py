@@ -2,7 +2,7 @@
 
 python -m tests.campaign                              everything
 python -m tests.campaign --part faults --minutes 10   a part, in an order drawn with --seed
-python -m tests.campaign --table                      what was tried and what failed, as in docs/campaign.md
+python -m tests.campaign --table                      what was tried and what failed, as in docs/measured/campaign.md
 """
 
 from __future__ import annotations

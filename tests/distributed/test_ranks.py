@@ -374,7 +374,7 @@ def test_ctrl_c_on_any_rank_ends_all_after_the_same_step_and_saves_it(start: Any
 
 
 def test_mlx_launch_starts_it(tmp_path: Path) -> None:
-    """The command of docs/two-macs.md, on this machine alone."""
+    """The command of docs/use/two-macs.md, on this machine alone."""
     port = free_ports(1)[0]
     launch = [sys.executable, "-m", "mlx._distributed_utils.launch"]
     script = Path(sys.executable).with_name("mlx.launch")

@@ -23,7 +23,7 @@ __all__ = ["no_network"]
 pytestmark = pytest.mark.usefixtures("no_network")
 
 VERBS = ("build", "evaluate", "fuse", "generate", "run", "train")
-PAGES = (ROOT / "docs" / "python.md", ROOT / "README.md")
+PAGES = (ROOT / "docs" / "use" / "python.md", ROOT / "README.md")
 
 
 @pytest.fixture

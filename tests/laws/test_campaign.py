@@ -1,4 +1,6 @@
-"""A few cases of the campaign (docs/campaign.md) in each run of the tests: those that failed once, one of each kind."""
+"""A few cases of the campaign (docs/measured/campaign.md) in each run of the tests: those that failed once, one of each
+kind.
+"""
 
 from __future__ import annotations
 

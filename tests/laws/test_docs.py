@@ -29,9 +29,9 @@ from upft_mlx.recipe.find import shipped_recipes
 from upft_mlx.recipe.schema import Lora, Problems, Recipe
 
 DOCS = ROOT / "docs"
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted(DOCS.glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted(DOCS.rglob("*.md"))]
 CHECKS = (link_faults, block_faults, command_faults, field_faults)
-MEMORY = runpy.run_path(str(DOCS / "make_memory_tables.py"))
+MEMORY = runpy.run_path(str(ROOT / "tools" / "make_memory_tables.py"))
 
 each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 
@@ -111,20 +111,20 @@ def test_a_planted_mistake_is_found(check: Any, what: str, right: str, wrong: st
 
 @pytest.mark.parametrize("name", ["recipe", "commands"])
 def test_a_generated_page_is_current(name: str) -> None:
-    page = runpy.run_path(str(DOCS / f"make_{name}_page.py"))["page"]
-    assert (DOCS / f"{name}.md").read_text(encoding="utf-8") == page()
+    page = runpy.run_path(str(ROOT / "tools" / f"make_{name}_page.py"))["page"]
+    assert (DOCS / "reference" / f"{name}.md").read_text(encoding="utf-8") == page()
 
 
 def test_the_commands_page_is_the_same_on_every_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
-    page = runpy.run_path(str(DOCS / "make_commands_page.py"))["page"]
+    page = runpy.run_path(str(ROOT / "tools" / "make_commands_page.py"))["page"]
     first = page()
     monkeypatch.setenv("COLUMNS", "40")
     assert page() == first
 
 
 def test_the_page_of_shipped_recipes_is_written_from_their_headers() -> None:
-    page = runpy.run_path(str(ROOT / "docs" / "make_recipes_page.py"))["page"]
-    text = (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8")
+    page = runpy.run_path(str(ROOT / "tools" / "make_recipes_page.py"))["page"]
+    text = (ROOT / "docs" / "use" / "recipes.md").read_text(encoding="utf-8")
     assert text == page()
     assert set(re.findall(r"^## (.+)$", text, re.MULTILINE)) == set(shipped_recipes())
     anchors = {heading.replace(".", "") for heading in shipped_recipes()}
@@ -138,7 +138,7 @@ def test_every_recipe_field_is_documented() -> None:
 
 def test_the_evaluation_page_has_every_benchmark_as_it_is_read() -> None:
     rows = {}
-    section = (DOCS / "evaluation.md").read_text(encoding="utf-8").split("## Benchmarks")[1].split("\n## ")[0]
+    section = (DOCS / "use" / "evaluation.md").read_text(encoding="utf-8").split("## Benchmarks")[1].split("\n## ")[0]
     for line in section.splitlines():
         if line.startswith("| `"):
             name, *cells = [cell.strip() for cell in line.strip("|").split("|")]
@@ -166,7 +166,7 @@ def texts_of_the_program() -> str:
 
 
 def test_the_troubleshooting_page_quotes_messages_as_the_program_writes_them() -> None:
-    page = (DOCS / "troubleshooting.md").read_text(encoding="utf-8")
+    page = (DOCS / "start" / "troubleshooting.md").read_text(encoding="utf-8")
     quoted = re.findall(r"^\| `([^`]+)` \|", page, re.MULTILINE)
     quoted += ["fusing as ... keeps ...% of the adapter's effect", "runs again, changed: ..."]
     assert len(quoted) > 8
@@ -178,7 +178,7 @@ def test_the_troubleshooting_page_quotes_messages_as_the_program_writes_them() -
 
 
 def test_the_memory_tables_are_current() -> None:
-    page = (DOCS / "macs.md").read_text(encoding="utf-8")
+    page = (DOCS / "start" / "macs.md").read_text(encoding="utf-8")
     assert MEMORY["with_tables"](page) == page
 
 
@@ -229,7 +229,7 @@ def test_ci_runs_the_readmes_test_command() -> None:
 
 
 def test_the_examples_and_tables_of_the_page_on_own_data_are_what_the_code_does(tmp_path: Path) -> None:
-    text = (ROOT / "docs" / "own-data.md").read_text(encoding="utf-8")
+    text = (ROOT / "docs" / "use" / "own-data.md").read_text(encoding="utf-8")
     [rows] = re.findall(r"```text\n(.*?)```", text, re.DOTALL)
     (tmp_path / "x.jsonl").write_text(rows, encoding="utf-8")
     problems = load_problems(Problems(path=str(tmp_path / "x.jsonl")))
@@ -251,7 +251,7 @@ def test_the_examples_and_tables_of_the_page_on_own_data_are_what_the_code_does(
 
 
 def test_the_answers_that_the_page_on_own_data_names_are_graded_right() -> None:
-    text = (ROOT / "docs" / "own-data.md").read_text(encoding="utf-8")
+    text = (ROOT / "docs" / "use" / "own-data.md").read_text(encoding="utf-8")
     [sentence] = re.findall(r"The grader compares values, not words: (.*?)\.\s+The", text, re.DOTALL)
     answers = re.findall(r"`([^`]+)`", sentence)
     assert len(answers) > 6
@@ -261,6 +261,6 @@ def test_the_answers_that_the_page_on_own_data_names_are_graded_right() -> None:
 
 
 def test_the_evidence_page_is_written_from_its_data() -> None:
-    page = runpy.run_path(str(ROOT / "docs" / "make_evidence.py"))["page"]
-    found = json.loads((ROOT / "docs" / "evidence.json").read_text(encoding="utf-8"))
-    assert (ROOT / "docs" / "evidence.md").read_text(encoding="utf-8") == page(found)
+    page = runpy.run_path(str(ROOT / "tools" / "make_evidence.py"))["page"]
+    found = json.loads((ROOT / "docs" / "assets" / "evidence.json").read_text(encoding="utf-8"))
+    assert (ROOT / "docs" / "measured" / "evidence.md").read_text(encoding="utf-8") == page(found)

@@ -1,6 +1,6 @@
 """Training and sampling killed again and again, each time continued: the bytes of an uninterrupted run.
 
-UPFT_KILLS says how many kills, which are spread over the work; docs/performance.md has what was tried.
+UPFT_KILLS says how many kills, which are spread over the work; docs/measured/performance.md has what was tried.
 """
 
 from __future__ import annotations

@@ -167,7 +167,7 @@ def test_a_full_solution_fits_into_a_row_with_its_prompt(name: str) -> None:
 
 # The memory.
 
-MEMORY = runpy.run_path(str(ROOT / "docs" / "make_memory_tables.py"))
+MEMORY = runpy.run_path(str(ROOT / "tools" / "make_memory_tables.py"))
 MACS = (8, 16, 24, 32, 36, 48, 64, 96, 128)
 MODELS = {
     "Qwen2.5-0.5B-Instruct-4bit": "Qwen2.5 0.5B",

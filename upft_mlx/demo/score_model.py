@@ -5,7 +5,7 @@
     python -m upft_mlx.demo.score_model --split upft                # greedy, and samples at temperature 0.7
     python -m upft_mlx.demo.score_model --split upft --bits 8       # quantized, group size 32
 
-Decisions about the model are made on the split "upft"; "evaluation" is scored once, for docs/demo-model.md.
+Decisions about the model are made on the split "upft"; "evaluation" is scored once, for docs/measured/demo-model.md.
 """
 
 import argparse

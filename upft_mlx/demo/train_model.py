@@ -4,7 +4,7 @@
     python -m upft_mlx.demo.train_model           # writes the folder
     python -m upft_mlx.demo.train_model --check   # writes nothing: are PyTorch's and MLX's logits the same?
 
-Needs torch, tokenizers and safetensors; --check also mlx-lm. Versions, time and results: docs/demo-model.md.
+Needs torch, tokenizers and safetensors; --check also mlx-lm. Versions, time and results: docs/measured/demo-model.md.
 """
 
 import argparse
@@ -27,7 +27,7 @@ from upft_mlx.demo.network import CONFIG, END, PAD, VOCABULARY, Qwen2, complete
 
 MODEL = Path(__file__).parent / "model"
 SEED = 0
-STEPS = 3_000  # fixed for the run; chosen on problems of the UPFT split, docs/demo-model.md
+STEPS = 3_000  # fixed for the run; chosen on problems of the UPFT split, docs/measured/demo-model.md
 BATCH = 32  # sequences
 PEAK_RATE, WARMUP = 3e-3, 300  # learning rate; steps
 WIDTHS = (64, 72, 104)  # tokens

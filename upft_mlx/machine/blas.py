@@ -263,8 +263,8 @@ def _made_global(path: str) -> Blas:
 def default_threads() -> int:
     """Two where two cores are idle now, else one.
 
-    Measured on two cores (docs/performance.md): two threads take 0.73 of the time of one where nothing else runs. They
-    spin while they wait, so beside other work they take 1.9 times as long. Several ranks each have one.
+    Measured on two cores (docs/measured/performance.md): two threads take 0.73 of the time of one where nothing else
+    runs. They spin while they wait, so beside other work they take 1.9 times as long. Several ranks each have one.
     """
     if "MLX_RANK" in os.environ or len(os.sched_getaffinity(0)) < 2:
         return 1

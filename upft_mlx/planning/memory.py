@@ -1,7 +1,7 @@
 """Peak memory of sampling and of training by formula, before anything is loaded.
 
 The terms are what a step must hold; how many copies of each MLX holds at its peak was measured and fitted
-(`perf/plan_memory.py`, MLX 0.32.4 on the CPU, errors in docs/planning.md). Nothing of it has been seen on Metal.
+(`perf/plan_memory.py`, MLX 0.32.4 on the CPU, errors in docs/use/planning.md). Nothing of it has been seen on Metal.
 """
 
 from __future__ import annotations

@@ -51,7 +51,7 @@ class Stepper:
     """The optimizer step and the loss of one model.
 
     Compiled on a GPU. Not on MLX's CPU backend unless asked for: there the first compilation calls a C++ compiler for
-    40 s, and the steps are no faster (docs/log.md).
+    40 s, and the steps are no faster (docs/measured/log.md).
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Writes docs/commands.md from the commands' own help: python docs/make_commands_page.py"""
+"""Writes docs/reference/commands.md from the commands' own help: python tools/make_commands_page.py"""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ HEADER = """# Commands
 
 What `upft COMMAND --help` says, for every command. RECIPE is a YAML file, the name of a shipped recipe, or a run
 directory with its own settings; [recipe.md](recipe.md) lists its fields. Exit status: 0 done, 1 failed with a message,
-2 usage or recipe error, 130 interrupted. Written by `docs/make_commands_page.py`; do not edit.
+2 usage or recipe error, 130 interrupted. Written by `tools/make_commands_page.py`; do not edit.
 """
 
 
@@ -38,4 +38,4 @@ def _helps(command: click.Command, context: click.Context) -> Iterator[tuple[str
 
 
 if __name__ == "__main__":
-    Path(__file__).with_name("commands.md").write_text(page(), encoding="utf-8")
+    (Path(__file__).resolve().parent.parent / "docs/reference/commands.md").write_text(page(), encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Writes docs/recipes.md from the headers of the shipped recipes: python docs/make_recipes_page.py"""
+"""Writes docs/use/recipes.md from the headers of the shipped recipes: python tools/make_recipes_page.py"""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ HEADER = """# Shipped recipes
 
 `upft run NAME` runs one, `upft recipes` lists them, `upft recipes NAME > my-recipe.yaml` makes it yours to change. For
 your own model and data see [own-data.md](own-data.md). Written from the recipes' header comments by
-`docs/make_recipes_page.py`; do not edit.
+`tools/make_recipes_page.py`; do not edit.
 
 None of these has been run on a Mac yet, and none but the quickstart anywhere: what was not measured, says so. Ids and
 columns were looked up in public code and pages; the Hub itself could not be asked from where this was written.
@@ -45,4 +45,4 @@ def _anchor(name: str) -> str:
 
 
 if __name__ == "__main__":
-    Path(__file__).with_name("recipes.md").write_text(page(), encoding="utf-8")
+    (Path(__file__).resolve().parent.parent / "docs/use/recipes.md").write_text(page(), encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Writes docs/recipe.md from the recipe's own docstrings: python docs/make_recipe_page.py"""
+"""Writes docs/reference/recipe.md from the recipe's own docstrings: python tools/make_recipe_page.py"""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ HEADER = """# Recipe fields
 
 A recipe is a YAML file. It states only what differs from these defaults; unknown fields are errors. On the command
 line, `--set section.field=value` changes one field. Paths are relative to the recipe's folder. Written from the
-docstrings of `upft_mlx/recipe/schema.py` by `docs/make_recipe_page.py`; do not edit.
+docstrings of `upft_mlx/recipe/schema.py` by `tools/make_recipe_page.py`; do not edit.
 """
 
 
@@ -56,4 +56,4 @@ def _default(field: Any) -> str:
 
 
 if __name__ == "__main__":
-    Path(__file__).with_name("recipe.md").write_text(page(), encoding="utf-8")
+    (Path(__file__).resolve().parent.parent / "docs/reference/recipe.md").write_text(page(), encoding="utf-8")

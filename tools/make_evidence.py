@@ -1,4 +1,5 @@
-"""Writes docs/evidence.md and docs/evidence.json: does choosing a prefix help? python docs/make_evidence.py WORK
+"""Writes docs/measured/evidence.md and docs/assets/evidence.json: does choosing a prefix help? python
+tools/make_evidence.py WORK
 
 Two toy worlds. "careful": the embedded model, whose commonest voice is careful. "careless": the same model taught, by
 LoRA on solutions of the pretraining problems, voices in other shares, so that the commonest one is careless; the
@@ -28,8 +29,8 @@ from upft_mlx.rundir import RunDir
 from upft_mlx.studies.compare import run_cell
 from upft_mlx.studies.comparison import Cell, summarize
 
-HERE = Path(__file__).parent
-MODEL = HERE.parent / "upft_mlx" / "demo" / "model"
+ROOT = Path(__file__).resolve().parent.parent
+MODEL = ROOT / "upft_mlx" / "demo" / "model"
 WORLDS = ("careful", "careless")
 SHARES = {"planner": 0.18, "stepper": 0.27, "hasty": 0.43, "direct": 0.12}
 """Of the voices in the careless world; in the careful one planner and hasty are the other way round."""
@@ -105,7 +106,7 @@ def recipe(model: Path, rule: Rule | None, setting: str, seed: int, work: Path) 
 
 def write_halves(work: Path) -> None:
     """The evaluation problems, the kinds equally frequent in both halves."""
-    rows = (HERE.parent / "upft_mlx" / "demo" / "test.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
+    rows = (ROOT / "upft_mlx" / "demo" / "test.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
     work.mkdir(parents=True, exist_ok=True)
     for number, half in enumerate(("choose", "report")):
         (work / f"{half}.jsonl").write_text("".join(rows[number * HALF : (number + 1) * HALF]), encoding="utf-8")
@@ -204,7 +205,7 @@ def gain(cells: list[Cell], rule: str, half: str) -> float:
 
 
 def page(found: dict[str, Any]) -> str:
-    """docs/evidence.md."""
+    """docs/measured/evidence.md."""
     parts = [HEADER.format(seeds=REPORT_SEEDS, choose=CHOOSE_SEEDS, problems=PROBLEMS, half=HALF, length=LENGTH)]
     for name in WORLDS:
         parts += [f"## World: {name}\n", table(found[name]), "Settings that were chosen:\n", chosen_list(found[name])]
@@ -214,8 +215,8 @@ def page(found: dict[str, Any]) -> str:
 
 HEADER = """# Evidence: does it matter which prefix is trained?
 
-Written by `docs/make_evidence.py`; do not edit. Toy worlds and a toy model (docs/demo-model.md): what is shown here is
-how the rules compare there, not what they do for a real model.
+Written by `tools/make_evidence.py`; do not edit. Toy worlds and a toy model (docs/measured/demo-model.md): what is
+shown here is how the rules compare there, not what they do for a real model.
 
 - careful: the embedded model. Its commonest voice plans first and is right; careless voices have 30 % of the corpus.
 - careless: the same model taught the voices in other shares; the commonest one is careless. Same lengths. What most
@@ -312,8 +313,8 @@ def main() -> None:
     names = [options.worlds] if options.worlds else WORLDS
     found = {name: World(name, work).study() for name in names}
     if options.worlds is None:
-        HERE.joinpath("evidence.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-        HERE.joinpath("evidence.md").write_text(page(found), encoding="utf-8")
+        ROOT.joinpath("docs/assets/evidence.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        ROOT.joinpath("docs/measured/evidence.md").write_text(page(found), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Writes docs/evaluation-80x24.svg and docs/evaluation-120x40.svg: python docs/make_screenshots.py
+"""Writes docs/assets/evaluation-80x24.svg and docs/assets/evaluation-120x40.svg: python tools/make_screenshots.py
 
 The live view of `upft evaluate` at two sizes of the terminal, in the middle of a real evaluation of the embedded model
 against an adapter that the quickstart's recipe has trained: every number on them was measured then.
@@ -66,7 +66,9 @@ def main() -> None:
             pipeline.notify = photographer
             pipeline.evaluate()
     for (width, height), taken in photographer.pictures.items():
-        Path(__file__).with_name(f"evaluation-{width}x{height}.svg").write_text(taken, encoding="utf-8")
+        (Path(__file__).resolve().parent.parent / f"docs/assets/evaluation-{width}x{height}.svg").write_text(
+            taken, encoding="utf-8"
+        )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Writes the tables of docs/macs.md, between its markers: python docs/make_memory_tables.py
+"""Writes the tables of docs/start/macs.md, between its markers: python tools/make_memory_tables.py
 
 They are what `upft plan` computes (`upft_mlx/planning/budget.py`) for models of these shapes. `CONFIGS` serves the
 tests of the shipped recipes as well.
@@ -160,10 +160,10 @@ def with_tables(text: str) -> str:
     for name, table in (("weights", weights_table()), ("stages", stages_table()), ("fits", fits_table())):
         pattern = rf"(<!-- {name} -->\n\n).*?(\n<!-- end -->)"
         text, count = re.subn(pattern, rf"\g<1>{table}\n\g<2>", text, flags=re.DOTALL)
-        assert count == 1, f"docs/macs.md has {count} places for the table {name}"
+        assert count == 1, f"docs/start/macs.md has {count} places for the table {name}"
     return text
 
 
 if __name__ == "__main__":
-    page = Path(__file__).with_name("macs.md")
+    page = Path(__file__).resolve().parent.parent / "docs/start/macs.md"
     page.write_text(with_tables(page.read_text(encoding="utf-8")), encoding="utf-8")
