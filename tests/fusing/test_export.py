@@ -1,4 +1,6 @@
-"""Exports for other tools. That transformers and peft read them is measured by perf/check_exports.py, with torch."""
+"""Exports for other tools. That transformers and peft read them is measured by perf/experiments/check_exports.py, with
+torch.
+"""
 
 from __future__ import annotations
 

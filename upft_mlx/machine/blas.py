@@ -2,7 +2,7 @@
 
 The wheel `mlx-cpu` links the reference BLAS, which computes 3 to 4 GFLOP/s. A library that exports `cblas_sgemm` and is
 in the process's global symbols before MLX is loaded takes its place: OpenBLAS computes 30 times as many
-(perf/products.py). Nothing happens on macOS, nor with an MLX that computes on a GPU.
+(perf/experiments/products.py). Nothing happens on macOS, nor with an MLX that computes on a GPU.
 
 Where it comes from, in this order:
 

@@ -1,10 +1,10 @@
 """Quantized layers on MLX's CPU backend: a dense copy of their weights to compute with.
 
 There a product with a quantized matrix runs at 2 to 7 GFLOP/s, whatever the BLAS, and a dense one at up to 150 with
-OpenBLAS (perf/products.py has the rates per shape). So layers and tied heads keep their weights a second time,
-dequantized, as (inputs, outputs): that layout is the faster one for a single row and no slower for many. Without a fast
-BLAS the quantized product of the backward pass is faster than the dense one, and stays. On a GPU quantized products are
-fast, and nothing of this happens.
+OpenBLAS (perf/experiments/products.py has the rates per shape). So layers and tied heads keep their weights a second
+time, dequantized, as (inputs, outputs): that layout is the faster one for a single row and no slower for many. Without
+a fast BLAS the quantized product of the backward pass is faster than the dense one, and stays. On a GPU quantized
+products are fast, and nothing of this happens.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Does compiling the training step pay on this device?
 
-    python perf/compile_step.py [MODEL_FOLDER]
+    python perf/experiments/compile_step.py [MODEL_FOLDER]
 
 Prints the seconds of each step without and with mx.compile, each in a process of its own with an empty kernel cache,
 and the versions and the machine. Without MODEL_FOLDER it takes the embedded model at 8 bits.
@@ -19,7 +19,7 @@ import time
 from importlib import metadata
 from pathlib import Path
 
-EMBEDDED = Path(__file__).resolve().parent.parent / "upft_mlx" / "demo" / "model"
+EMBEDDED = Path(__file__).resolve().parent.parent.parent / "upft_mlx" / "demo" / "model"
 PROMPTS = (56, 56, 56, 64, 64, 48, 48, 56, 56)
 """Prompt tokens of each step's rows; the second and later of a length need no new trace."""
 

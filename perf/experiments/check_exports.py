@@ -1,7 +1,7 @@
 """Do transformers and peft compute what MLX computes from our exports?
 
     python3 -m venv /tmp/torch && /tmp/torch/bin/pip install torch transformers peft     # an environment of its own
-    python perf/check_exports.py --torch-python /tmp/torch/bin/python
+    python perf/experiments/check_exports.py --torch-python /tmp/torch/bin/python
 
 For tiny random models of several families, written by transformers, and an adapter of random weights:
 
@@ -24,7 +24,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-TOKENIZER = Path(__file__).resolve().parent.parent / "upft_mlx" / "demo" / "model"
+TOKENIZER = Path(__file__).resolve().parent.parent.parent / "upft_mlx" / "demo" / "model"
 TOKENS = [[11, 12, 13, 14, 15, 120, 7, 300]]
 TOLERANCE = 1e-3
 """Of the largest effect of the adapter on a logit."""

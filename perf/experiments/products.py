@@ -1,4 +1,4 @@
-"""Rates of matrix products on this device, in GFLOP/s: python perf/products.py
+"""Rates of matrix products on this device, in GFLOP/s: python perf/experiments/products.py
 
 What upft_mlx/models/dense_cpu.py rests on. Shapes are those of SmolLM2-135M's layers and head, from one row (a decoding
 step) to a training batch, and of small models. UPFT_BLAS=none measures MLX's own BLAS.

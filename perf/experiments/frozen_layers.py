@@ -1,4 +1,4 @@
-"""What a cache for the activations of frozen lower layers could gain at most: python perf/frozen_layers.py
+"""What a cache for the activations of frozen lower layers could gain at most: python perf/experiments/frozen_layers.py
 
 With LoRA on the top half of the layers only, the lower half computes the same for a row in every epoch. A cache would
 skip it. The most that this can gain is a step of a model that has its top half only; that is measured here, in turns
@@ -16,7 +16,7 @@ import time
 from importlib import metadata
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parent.parent.parent
 SHARED = Path(os.environ.get("UPFT_SHARED", ROOT.parent / "shared"))
 TOKENS, SHARED_TOKENS, SUPERVISED, BATCH, TURNS = 128, 32, 17, 8, 4
 SIZES = {"0.5B": 896, "1.5B": 1536, "7B": 3584}
