@@ -154,7 +154,9 @@ def test_the_evaluation_page_has_every_benchmark_as_it_is_read() -> None:
 def texts_of_the_program() -> str:
     """All texts in its source, with those of an f-string and those that stand beside one another joined."""
     found = []
-    for path in (ROOT / "upft_mlx").glob("*.py"):
+    modules = sorted((ROOT / "upft_mlx").rglob("*.py"))
+    assert len(modules) > 100
+    for path in modules:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.JoinedStr):
                 found.append(

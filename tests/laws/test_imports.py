@@ -6,6 +6,7 @@ import ast
 import importlib
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -16,42 +17,66 @@ from helpers.input import process
 import upft_mlx
 
 PACKAGE = Path(upft_mlx.__file__).parent
-MODULES = sorted(path.stem for path in PACKAGE.glob("*.py"))
-STAGES = (
-    *("stage_generate", "stage_build", "stage_train", "stage_evaluate", "stage_fuse"),
-    *("analyze", "export", "publish", "fetch"),
+MODULES = sorted(
+    ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
+    for path in PACKAGE.rglob("*.py")
+    if "demo" not in path.relative_to(PACKAGE).parts
 )
-COMMANDS = {module for module in MODULES if module.startswith("cli")}
-TOP = ("pipeline", "api", "compare", "delivery", *sorted(COMMANDS), "__main__")
+"""All but the demo's, which are for development only: `recipe.load`, `recipe.__init__`, `rows`."""
+LAYERS = (
+    "_version errors events interrupt escape digests grade",
+    "recipe rows machine",
+    "data models rundir",
+    "dataset distributed hub fingerprints versions",
+    "sampling standing",
+    "training",
+    "evaluation",
+    "results ui",
+    "planning inspection",
+    "fusing new",
+    "pipeline",
+    "api studies",
+    "cli",
+    "__main__",
+)
+"""A package, or a module beside them, imports what stands above it here and itself; those of one line do not know each
+other. So what is changed below cannot break what is above."""
+RANK = {name: number for number, line in enumerate(LAYERS) for name in line.split()}
+LARGEST = {"ui": 17}
+"""Modules of a folder: 16 elsewhere. More than that nobody takes in at a glance."""
 SLOW = ("mlx_lm", "transformers", "datasets", "huggingface_hub", "pyarrow", "math_verify")
-WITHOUT_MLX = (
-    *(
-        "errors",
-        *sorted(COMMANDS),
-        "narrow",
-        "load",
-        "recipe",
-        "problems",
-        "prompts",
-        "prefix",
-        "rows",
-        "rundir",
-        "pipeline",
-        "models",
-        "selection",
-        "spool",
-    ),
-    *("benchmarks", "report", "events", "grade", "stats", "stage_build", "stage_generate", "ui"),
-    *("answers", "browse", "columns", "stage_evaluate", "graders", "grading", "sides", "summary", "symbolic", "values"),
-    *("device", "parallel", "reporting", "card", "publish", "fetch", "delivery", "headers", "catalogue"),
-    *("hub_data", "model_facts", "data_facts", "new", "doctor", "machine", "power"),
-    *("api", "ask", "preview", "preview_rows", "rules", "ui_ask", "ui_preview"),
-)
+WITH_MLX = {
+    "fusing.export",
+    "fusing.fidelity",
+    "fusing.formats",
+    "fusing.fuser",
+    "fusing.moments",
+    "inspection.selftest",
+    "models.dense_cpu",
+    "models.same_logits",
+    "sampling.prefill",
+    "training.divergence",
+    "training.loss",
+    "training.movement",
+    "training.step",
+    "training.token_loss",
+    "training.train",
+}
+"""Modules that import MLX when they are imported; all others answer before it is loaded."""
+
+
+def package(module: str) -> str:
+    """`recipe` of `recipe.load`; a module that stands beside the packages is its own."""
+    return module.split(".")[0]
+
+
+def dotted(module: str) -> str:
+    return f"upft_mlx.{module}".removesuffix(".__init__")
 
 
 @cache
 def tree(module: str) -> ast.Module:
-    return ast.parse((PACKAGE / f"{module}.py").read_text(encoding="utf-8"))
+    return ast.parse(PACKAGE.joinpath(*module.split(".")).with_suffix(".py").read_text(encoding="utf-8"))
 
 
 def statements(body: list[ast.stmt], *, anywhere: bool) -> Iterator[ast.stmt]:
@@ -83,70 +108,84 @@ def imports(module: str, *, anywhere: bool = True) -> frozenset[str]:
     return frozenset(found)
 
 
-def own(module: str, *, anywhere: bool = True) -> set[str]:
-    """The modules of the package that a module imports."""
-    names = {name.split(".")[1] for name in imports(module, anywhere=anywhere) if name.startswith("upft_mlx.")}
-    return names & set(MODULES)
+@cache
+def own(module: str) -> frozenset[str]:
+    """The modules of the package that a module imports anywhere; a name of a package itself is one of its
+    `__init__`.
+    """
+    names = {name.removeprefix("upft_mlx.") for name in imports(module) if name.startswith("upft_mlx.")}
+    found = names & set(MODULES)
+    whole = {
+        name for name in names if f"{name}.__init__" in MODULES and not any(n.startswith(f"{name}.") for n in names)
+    }
+    return frozenset({*found, *(f"{name}.__init__" for name in whole)} - {module})
+
+
+def packages(name: str) -> set[str]:
+    """The other packages that a package imports."""
+    return {package(other) for module in MODULES if package(module) == name for other in own(module)} - {name}
 
 
 def roots(module: str, *, anywhere: bool = True) -> set[str]:
     return {name.split(".")[0] for name in imports(module, anywhere=anywhere)}
 
 
-def test_the_reader_of_imports_sees_them_all() -> None:
-    assert {"models", "prefix", "sampler"} <= own("stage_generate")
-    assert "datasets" in roots("hub_data")
-    assert "datasets" not in roots("hub_data", anywhere=False)
-    assert "mlx" in roots("loss", anywhere=False)
+def test_the_reader_sees_all_modules_and_their_imports() -> None:
+    assert len(MODULES) > 100
+    assert {"models.load", "dataset.prefix", "sampling.sampler"} <= own("sampling.generate")
+    assert "datasets" in roots("data.hub")
+    assert "datasets" not in roots("data.hub", anywhere=False)
+    assert "mlx" in roots("training.loss", anywhere=False)
 
 
-@pytest.mark.parametrize("stage", STAGES)
-def test_stages_import_neither_each_other_nor_what_stands_above_them(stage: str) -> None:
-    above = {module for module in MODULES if module in TOP or module.startswith("ui")}
-    assert not own(stage) & (above | set(STAGES) - {stage})
-    assert not roots(stage) & {"click", "rich"}
+def test_every_package_has_a_place_in_the_order() -> None:
+    assert {package(module) for module in MODULES} - {"__init__"} == set(RANK)
 
 
-@pytest.mark.parametrize("module", [module for module in MODULES if not module.startswith("ui")])
+@pytest.mark.parametrize("name", RANK)
+def test_a_package_imports_only_what_stands_below_it(name: str) -> None:
+    assert {other for other in packages(name) if other != "__init__" and RANK[other] >= RANK[name]} == set()
+
+
+def test_nothing_but_an_entry_point_imports_the_whole_package() -> None:
+    assert {module for module in MODULES if "__init__" in own(module)} == set()
+
+
+def test_no_module_imports_itself_by_way_of_others() -> None:
+    order: set[str] = set()
+    waiting = {module: own(module) for module in MODULES}
+    while waiting:
+        ready = [module for module, needs in waiting.items() if needs <= order]
+        assert ready, f"a circle among {sorted(waiting)}"
+        order |= set(ready)
+        waiting = {module: needs for module, needs in waiting.items() if module not in order}
+
+
+def test_no_folder_is_too_large_to_take_in() -> None:
+    sizes = Counter(module.rpartition(".")[0] for module in MODULES)
+    assert {folder: size for folder, size in sizes.items() if size > LARGEST.get(folder, 16)} == {}
+
+
+@pytest.mark.parametrize("module", [module for module in MODULES if package(module) != "ui"])
 def test_only_the_ui_knows_rich(module: str) -> None:
     assert "rich" not in roots(module)
 
 
-@pytest.mark.parametrize("module", [module for module in MODULES if not module.startswith("cli")])
+@pytest.mark.parametrize("module", [module for module in MODULES if package(module) != "cli"])
 def test_only_the_command_line_knows_click(module: str) -> None:
     assert "click" not in roots(module)
 
 
-@pytest.mark.parametrize("module", [module for module in MODULES if module.startswith("ui")])
-def test_the_ui_knows_events_and_rows_but_no_stage(module: str) -> None:
-    assert not own(module) & {*STAGES, *TOP, "models", "recipe", "load"}
+def test_the_ui_knows_events_and_rows_but_no_stage() -> None:
+    assert packages("ui") <= {"escape", "evaluation", "events", "results", "rows", "training"}
+    assert not {other for module in MODULES if package(module) == "ui" for other in own(module)} & {
+        "evaluation.evaluate"
+    }
 
 
-def test_errors_imports_nothing_of_the_package() -> None:
-    assert not own("errors")
-
-
-@pytest.mark.parametrize("module", ["recipe", "rows", "events"])
-def test_the_lowest_modules_import_errors_at_most(module: str) -> None:
-    assert own(module) <= {"errors", "escape"}
-
-
-def test_nothing_but_the_command_line_stands_above_the_pipeline() -> None:
-    above = {module for module in MODULES if "pipeline" in own(module)}
-    assert above - COMMANDS == {"api", "compare", "delivery", "planning"}
-    assert {module for module in MODULES if "api" in own(module)} == set()
-    assert {module for module in MODULES if "delivery" in own(module)} <= COMMANDS
-    assert {module for module in MODULES if "cli" in own(module)} == {"__main__"}
-
-
-def test_imports_run_one_way() -> None:
-    order: list[str] = []
-    waiting = {module: own(module) - {module} for module in MODULES if module != "__init__"}
-    while waiting:
-        ready = [module for module, needs in waiting.items() if needs <= {*order, "__init__"}]
-        assert ready, f"a circle among {sorted(waiting)}"
-        order += ready
-        waiting = {module: needs for module, needs in waiting.items() if module not in ready}
+@pytest.mark.parametrize("module", ["_version", "errors"])
+def test_what_everything_stands_on_stands_on_nothing(module: str) -> None:
+    assert not own(module)
 
 
 @pytest.mark.parametrize("module", MODULES)
@@ -154,13 +193,13 @@ def test_nothing_slow_is_imported_with_a_module(module: str) -> None:
     assert not roots(module, anywhere=False) & set(SLOW)
 
 
-@pytest.mark.parametrize("module", WITHOUT_MLX)
-def test_these_modules_do_not_import_mlx(module: str) -> None:
+@pytest.mark.parametrize("module", [module for module in MODULES if module not in WITH_MLX])
+def test_other_modules_do_not_import_mlx(module: str) -> None:
     assert "mlx" not in roots(module, anywhere=False)
 
 
 def test_the_public_functions_stay_functions_after_every_module_was_imported() -> None:
-    names = [f"upft_mlx.{module}" for module in MODULES if module not in ("__init__", "__main__")]
+    names = [dotted(module) for module in MODULES if module not in ("__init__", "__main__")]
     code = (
         "import importlib, types, upft_mlx\n"
         f"[importlib.import_module(name) for name in {names!r}]\n"
@@ -170,8 +209,13 @@ def test_the_public_functions_stay_functions_after_every_module_was_imported() -
     subprocess.run([sys.executable, "-W", "error", "-c", code], check=True, timeout=60)
 
 
+def test_documented_names_stand_where_the_documentation_says() -> None:
+    for module, names in {"grade": ("is_correct", "Rules"), "recipe": ("Recipe",)}.items():
+        assert all(hasattr(importlib.import_module(f"upft_mlx.{module}"), name) for name in names)
+
+
 def test_importing_everything_opens_no_socket_and_loads_nothing_slow(tmp_path: Path) -> None:
-    names = [f"upft_mlx.{module}" for module in MODULES if module not in ("__init__", "__main__")]
+    names = [dotted(module) for module in MODULES if module not in ("__init__", "__main__")]
     code = (
         "import importlib, socket, sys\n"
         "def refuse(*a, **k): raise SystemExit('a socket was opened')\n"
@@ -183,7 +227,15 @@ def test_importing_everything_opens_no_socket_and_loads_nothing_slow(tmp_path: P
     assert (done.returncode, done.stdout, done.stderr) == (0, "[]\n", "")
 
 
-@pytest.mark.parametrize("module", MODULES)
+@pytest.mark.parametrize("module", [module for module in MODULES if module != "__main__"])
 def test_every_module_says_what_it_is_for(module: str) -> None:
-    if module != "__main__":
-        assert (importlib.import_module(f"upft_mlx.{module}".removesuffix(".__init__")).__doc__ or "").strip()
+    assert (importlib.import_module(dotted(module)).__doc__ or "").strip()
+
+
+@pytest.mark.parametrize("module", [module for module in MODULES if module.endswith(".__init__")])
+def test_every_package_says_where_to_start_reading(module: str) -> None:
+    text = " ".join((ast.get_docstring(tree(module)) or "").split())
+    start = text.partition("Start at ")[2]
+    files = [word.strip(".,") for word in start.split() if ".py" in word]
+    assert files
+    assert [f for f in files if not (PACKAGE / package(module) / f).is_file()] == []
