@@ -138,9 +138,11 @@ def _damage(path: Path, kind: str, rng: random.Random) -> None:
 
 
 def hostile(folder: Path, seed: int) -> Cases:
-    """The model folders of tests/laws/test_untrusted.py, through the command: a message, in time and memory."""
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-    from test_untrusted import HOSTILE_FILES, HOSTILE_TEMPLATES, change
+    """The model folders that tests/laws has for them, through the command: a message, in time and memory."""
+    tests = Path(__file__).resolve().parents[1]
+    sys.path[:0] = [str(tests), str(tests / "laws")]
+    from helpers.untrusted import change
+    from test_untrusted_chat_templates_tokenizers import HOSTILE_FILES, HOSTILE_TEMPLATES
 
     server = Server(folder / "server", faults=False)
     commands = {

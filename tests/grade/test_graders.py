@@ -105,17 +105,17 @@ SABOTAGED = """
 import os, sys, time
 sys.path[:] = {path!r}
 from upft_mlx.grade import workers
-def correct(completion, gold, rules, real=grading.correct):
+def correct(completion, gold, rules, real=workers.correct):
     if completion == "hang": time.sleep(600)
     if completion == "spin": sum(iter(int, 1))
     if completion == "compute": 7 ** (10 ** 9)
     if completion == "die": os.kill(os.getpid(), 9)
-    if completion == "hoard": return bytearray(grading.MEMORY_BYTES)[0] == 1
+    if completion == "hoard": return bytearray(workers.MEMORY_BYTES)[0] == 1
     if completion == "raise": raise ValueError
     if completion == "print": print("this must not come between", flush=True)
     return real(completion, gold, rules)
-grading.correct = correct
-grading.serve()
+workers.correct = correct
+workers.serve()
 """
 SYMBOLIC = (r"\boxed{(z+1)(z+5)}", "z^2 + 6z + 5")
 FAILURES = ("hang", "spin", "compute", "die", "hoard", "raise")
@@ -215,10 +215,11 @@ def test_where_no_worker_can_be_started_this_process_compares(monkeypatch: pytes
 )
 def test_workers_end_with_their_parent_however_it_ends(end: signal.Signals, busy: str) -> None:
     code = (
-        f"from upft_mlx.grade import workers; from upft_mlx.grade.equal import Rules; import os; grading._CODE = {SABOTAGED!r}\n"
-        f"grading.ask({SYMBOLIC[0]!r}, {SYMBOLIC[1]!r}, Rules())\n"
-        "print(grading._idle(os.getpid())[0].process.pid, flush=True)\n"
-        f"input() if {busy == 'idle'} else grading.ask({busy!r}, '1', Rules())\n"
+        "from upft_mlx.grade import workers; from upft_mlx.grade.equal import Rules; import os\n"
+        f"workers._CODE = {SABOTAGED!r}\n"
+        f"workers.ask({SYMBOLIC[0]!r}, {SYMBOLIC[1]!r}, Rules())\n"
+        "print(workers._idle(os.getpid())[0].process.pid, flush=True)\n"
+        f"input() if {busy == 'idle'} else workers.ask({busy!r}, '1', Rules())\n"
     )
     parent = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     with parent:
@@ -240,10 +241,10 @@ def test_workers_end_with_their_parent_however_it_ends(end: signal.Signals, busy
 def test_a_fork_has_workers_of_its_own() -> None:
     code = (
         "import os; from upft_mlx.grade import workers; from upft_mlx.grade.equal import Rules\n"
-        f"pair = {SYMBOLIC!r}; assert grading.ask(*pair, Rules())\n"
-        "first = grading._idle(os.getpid())[0].process.pid; child = os.fork()\n"
-        "assert grading.ask(*pair, Rules()) and not grading.ask(pair[0], 'z', Rules())\n"
-        "assert (grading._idle(os.getpid())[0].process.pid == first) == (child != 0)\n"
+        f"pair = {SYMBOLIC!r}; assert workers.ask(*pair, Rules())\n"
+        "first = workers._idle(os.getpid())[0].process.pid; child = os.fork()\n"
+        "assert workers.ask(*pair, Rules()) and not workers.ask(pair[0], 'z', Rules())\n"
+        "assert (workers._idle(os.getpid())[0].process.pid == first) == (child != 0)\n"
         "assert child == 0 or os.waitpid(child, 0)[1] == 0\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
