@@ -203,13 +203,14 @@ class Pipeline:
         self.standing.require(stage)
 
     def refuse_changed(self) -> None:
-        """Refuse files that were changed since they were written, before any work.
+        """Refuse files that were changed since they were written, or are missing, before any work.
 
         Raises:
             RunDirError: names the first one, with what to do.
         """
         for stage in STAGES:
-            self.is_current(stage)
+            if not self.is_current(stage):
+                self.standing.refuse_missing(stage)
 
     @property
     def _fuses(self) -> bool:

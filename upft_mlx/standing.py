@@ -87,6 +87,17 @@ class Standing:
         if own and not self.is_current("train"):
             raise RunDirError(f"{self._run.root}: {stage} would leave out the adapter, which {self._why('train')}")
 
+    def refuse_missing(self, stage: str) -> None:
+        """Refuse to go on without files of a stage that is done with the recipe as it is now.
+
+        Raises:
+            RunDirError: names the files and the command that makes them again.
+        """
+        run = self.place(stage)
+        entry = run.entry(stage)
+        if entry is not None and entry.done and entry.fingerprint == fingerprint(self.inputs(stage)):
+            raise RunDirError(f"{run.root}: {stage} {self._why(stage)}")
+
     def _why(self, stage: str) -> str:
         entry = self._run.entry(stage)
         if entry is None or not entry.done:

@@ -142,6 +142,17 @@ def test_a_missing_file_is_not_pushed_around(there: Path) -> None:
         push(load_recipe(there / "r.yaml"), RUN.root, dry_run=True)
 
 
+@pytest.mark.parametrize("damage", ["gone", "a link to nothing"])
+def test_nothing_is_pushed_whose_evaluation_is_missing(there: Path, damage: str) -> None:
+    """Its card would say that nothing was measured."""
+    path = next(RUN.evaluation.glob("*/base.jsonl"))
+    path.unlink()
+    if damage != "gone":
+        path.symlink_to("/nowhere/at/all")
+    with pytest.raises(RunDirError, match=r"evaluate lacks evaluation/.*base\.jsonl; `upft evaluate runs/r` makes it"):
+        push(load_recipe(there / "r.yaml"), RUN.root, dry_run=True)
+
+
 @pytest.mark.parametrize("name", ["vocab.txt", "model-00002-of-00002.safetensors", "modeling.py"])
 def test_a_file_that_the_run_did_not_make_is_not_pushed(there: Path, name: str) -> None:
     write(RUN.fused / name, "mine")
