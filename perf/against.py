@@ -2,9 +2,9 @@
 
 Both sides run the same `upft` commands on the same files in turns, each in processes of its own, in one environment:
 this one's. The other commit is checked out beside it for the time of the comparison. What is reported is the CPU time
-of the commands, loading included, and for the test suite its wall time.
+of the commands, loading included (of a step: without), and for the test suite its wall time.
 
-  step      two training steps on SmolLM2-135M-Instruct at 4 bits: 8 GSM8K prefixes with prompts, LoRA on all layers
+  step      a training step on SmolLM2-135M-Instruct at 4 bits: 8 GSM8K prefixes with prompts, LoRA on all layers
   sampling  prefixes of 16 tokens for 8 GSM8K questions with the same model
   evaluate  16 GSM8K questions, 32 tokens each, the base model alone
   demo      `upft demo`
@@ -32,6 +32,12 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = Path(os.environ.get("UPFT_SHARED", ROOT.parent / "shared"))
 PARTS = ("step", "sampling", "evaluate", "demo", "tests")
+STAGES = {
+    "sampling": [["generate"]],
+    "evaluate": [["evaluate"]],
+    "step": [["generate"], ["build"], ["train", "--set=train.steps=1"], ["train", "--set=train.steps=2"]],
+}
+"""The commands of a part; its cost is that of the last one, of a step the difference between two steps and one."""
 SETTINGS = ("prefix.eos=true", "prefix.template=paper")
 """The same rows on both sides: the defaults have changed since."""
 
@@ -96,11 +102,11 @@ def measure(part: str, side: Path, model: Path | None, work: Path) -> float:
     recipe.write_text(json.dumps(recipe_of(model)))
     command = ["-m", "upft_mlx", "STAGE", str(recipe), "--run-dir", str(work / "run")]
     command += [f"--set={setting}" for setting in SETTINGS]
-    costs = {}
-    for stage in {"sampling": ["generate"], "evaluate": ["evaluate"], "step": ["generate", "build", "train"]}[part]:
+    costs = []
+    for stage, *more in STAGES[part]:
         command[2] = stage
-        costs[stage] = run(side, [*command, "--plain"])[0]
-    return costs[stage]
+        costs.append(run(side, [*command, "--plain", *more])[0])
+    return costs[-1] - costs[-2] if part == "step" else costs[-1]
 
 
 def recipe_of(model: Path | None) -> dict[str, object]:
@@ -111,7 +117,7 @@ def recipe_of(model: Path | None) -> dict[str, object]:
         "problems": {"path": str(data / "gsm8k_train.jsonl"), "limit": 8},
         "generate": {"max_tokens": 64, "batch_size": 8},
         "prefix": {"length": 16, "structure_ratio": 0},
-        "train": {"steps": 2, "batch_size": 8, "learning_rate": 1e-4, "valid_ratio": 0, "checkpoint_every": 100},
+        "train": {"batch_size": 8, "learning_rate": 1e-4, "valid_ratio": 0, "checkpoint_every": 100},
         "evaluate": {
             "max_tokens": 32,
             "benchmarks": [{"name": "gsm8k", "path": str(data / "gsm8k_test.jsonl"), "limit": 16}],
