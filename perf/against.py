@@ -39,7 +39,8 @@ STAGES = {
 }
 """The commands of a part; its cost is that of the last one, of a step the difference between two steps and one."""
 SETTINGS = ("prefix.eos=true", "prefix.template=paper")
-"""The same rows on both sides: the defaults have changed since."""
+OURS = ("prompt.instruction={question}",)
+"""The same rows on both sides: the defaults have changed since, and the other side has no such field."""
 
 
 def main() -> None:
@@ -101,7 +102,7 @@ def measure(part: str, side: Path, model: Path | None, work: Path) -> float:
     recipe = work / "recipe.json"
     recipe.write_text(json.dumps(recipe_of(model)))
     command = ["-m", "upft_mlx", "STAGE", str(recipe), "--run-dir", str(work / "run")]
-    command += [f"--set={setting}" for setting in SETTINGS]
+    command += [f"--set={setting}" for setting in (*SETTINGS, *(OURS if side == ROOT and part != "evaluate" else ()))]
     costs = []
     for stage, *more in STAGES[part]:
         command[2] = stage
