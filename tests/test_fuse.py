@@ -21,9 +21,10 @@ from mlx_lm.utils import load as mlx_lm_load
 
 from upft_mlx.batches import Example, to_examples
 from upft_mlx.checkpoints import save_safetensors
+from upft_mlx.divergence import kl_per_position
 from upft_mlx.errors import FuseError, ModelError
 from upft_mlx.events import Event, Note
-from upft_mlx.fidelity import Comparison, Fidelity, greedy_probes, kl_per_position, retained
+from upft_mlx.fidelity import Comparison, Fidelity, greedy_probes, retained
 from upft_mlx.fuser import Fuser
 from upft_mlx.loss import scalar
 from upft_mlx.memory import Device

@@ -6,6 +6,7 @@ import csv
 import json
 import re
 import shutil
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -574,7 +575,7 @@ def test_holding_out_loses_no_row_and_shares_no_question(rows: list[tuple[str, s
         return
     parts = hold_out(problems, count)
 
-    def keys(some: list[Problem]) -> set[str]:
+    def keys(some: Sequence[Problem]) -> set[str]:
         return {" ".join(problem.question.split()).casefold() for problem in some}
 
     assert len(parts.test) == count

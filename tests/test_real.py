@@ -21,6 +21,8 @@ from upft_mlx.batches import to_examples
 from upft_mlx.decoding import Request
 from upft_mlx.instruction import instructed
 from upft_mlx.models import load
+from upft_mlx.pipeline import run_stage
+from upft_mlx.preview import preview
 from upft_mlx.prompts import Renderer
 from upft_mlx.recipe import Lora, Recipe, Train
 from upft_mlx.rows import Solution, TrainingRow, read_rows
@@ -136,3 +138,22 @@ def test_the_report_and_the_export_are_whole(run: RunDir) -> None:
     assert isinstance(exported, dict)
     assert isinstance(trained, dict)
     assert len(exported) == len(trained) == 30 * 7 * 2
+
+
+def test_an_eos_after_the_prefix_has_most_of_the_loss_and_the_preview_says_so(model: Path, tmp_path: Path) -> None:
+    """As earlier versions did by default: the bare question, the template, an EOS, 60 % of a prefix row's loss."""
+    recipe = Recipe.model_validate(
+        {
+            "model": str(model),
+            "problems": {"path": str(SHARED / "data" / "benchmarks" / "gsm8k_train.jsonl"), "limit": 16},
+            "prompt": {"instruction": "{question}"},
+            "generate": {"batch_size": 16},
+            "prefix": {"length": PREFIX, "structure_ratio": 0.0, "template": "paper", "eos": True},
+            "train": {"valid_ratio": 0},
+        }
+    )
+    for stage in ("generate", "build"):
+        run_stage(recipe, tmp_path, stage)
+    view = preview(recipe, tmp_path, model=True)["base_view"]
+    assert view["share"]["EOS"] == pytest.approx(0.60, abs=0.05)
+    assert view["most"] == "EOS"

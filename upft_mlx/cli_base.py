@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -192,9 +193,7 @@ def edge(*, debug: bool, fetch: str = "upft fetch") -> Iterator[None]:
     except OSError as error:
         if debug:
             raise
-        where = f"{error.filename}: " if error.filename else ""
-        room = "make room, then " if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else ""
-        _fail(1, f"{where}{error.strerror or error}; progress saved: {room}run the same command again")
+        _fail(1, _refused(error))
     except ImportError as error:
         if debug or (error.name or "").startswith("upft_mlx"):
             raise
@@ -204,8 +203,24 @@ def edge(*, debug: bool, fetch: str = "upft fetch") -> Iterator[None]:
     except Exception as error:
         if debug:
             raise
+        from upft_mlx.machine import kernel_refusal
+
+        if found := _IN_RUST.search(str(error)):  # tokenizers and safetensors raise an Exception of no kind
+            _fail(1, _refused(OSError(int(found[1]), os.strerror(int(found[1])))))
+        if trouble := kernel_refusal(error):
+            _fail(1, trouble)
         what = f"unexpected {type(error).__name__}: {one_line(str(error), 1000)}"
         _fail(1, f"{what}; run again with --debug and report the output")
+
+
+_IN_RUST = re.compile(r"\(os error (\d+)\)")
+
+
+def _refused(error: OSError) -> str:
+    """What the system refuses, and what to do."""
+    where = f"{error.filename}: " if error.filename else ""
+    room = "make room, then " if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else ""
+    return f"{where}{error.strerror or error}; progress saved: {room}run the same command again"
 
 
 def _fail(status: int, message: str) -> None:

@@ -40,7 +40,7 @@ def kept(run: str, restore: str | None, remove: str | None, as_json: bool, debug
             with found.locked():
                 for text in versions.settle(found):
                     ui.print_text(text)
-                if restore:
+                if restore and not versions.is_in_place(found, restore):
                     versions.bring_back(found, versions.find(found, restore))
                 if remove:
                     versions.forget(versions.find(found, remove))

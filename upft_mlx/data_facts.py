@@ -6,15 +6,19 @@ import random
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
+
+import numpy as np
 
 from upft_mlx.answers import normalize_gold
 from upft_mlx.columns import Columns, find_columns
 from upft_mlx.errors import ProblemsError
 from upft_mlx.escape import quoted
 from upft_mlx.hub_data import Located, look
-from upft_mlx.problems import SUFFIXES, Problem, first_rows, load_problems, problems_of
+from upft_mlx.problems import SUFFIXES, Problem, first_rows, problems_of, stream_problems
 from upft_mlx.recipe import Problems
+from upft_mlx.spool import Part, Spool
 
 _LOOKED_AT = 100
 """Number of rows to read from a Hub dataset, and on which the columns of any dataset are decided."""
@@ -34,25 +38,35 @@ class DataFacts:
     """The column, if there is one."""
     rows: int | None
     """None if the Hub does not say."""
-    seen: list[Problem] = field(repr=False)
-    """All problems of a file, the first ones of a Hub dataset."""
+    seen: Sequence[Problem] = field(repr=False)
+    """All problems of a file, on disk if there are many; the first ones of a Hub dataset."""
     splits: tuple[str, ...] = ()
     """The names of a Hub dataset's splits."""
 
     @property
-    def answered(self) -> list[Problem]:
-        """The seen problems with an answer."""
-        return [problem for problem in self.seen if problem.answer is not None]
+    def answered(self) -> int:
+        """How many of the seen problems have an answer."""
+        return self._measured[0]
 
     @property
     def mean_length(self) -> float:
         """Mean length of the questions seen (characters)."""
-        return sum(len(problem.question) for problem in self.seen) / len(self.seen)
+        return self._measured[1] / len(self.seen)
 
     @property
     def longest(self) -> int:
         """Length of the longest question seen (characters)."""
-        return max(len(problem.question) for problem in self.seen)
+        return self._measured[2]
+
+    @cached_property
+    def _measured(self) -> tuple[int, int, int]:
+        """The problems with an answer, and the characters of all questions and of the longest; one pass."""
+        answered = characters = longest = 0
+        for problem in self.seen:
+            answered += problem.answer is not None
+            characters += len(problem.question)
+            longest = max(longest, len(problem.question))
+        return answered, characters, longest
 
 
 def data_facts(source: Problems) -> DataFacts:
@@ -90,7 +104,7 @@ def _file_facts(source: Problems) -> DataFacts:
     if not rows:
         raise ProblemsError(f"{source.path}: no rows; a dataset needs at least one question")
     columns = _columns(rows, source)
-    problems = load_problems(source)
+    problems = Spool(stream_problems(source))
     return DataFacts(source, str(columns.question), columns.answer, len(problems), problems)
 
 
@@ -116,7 +130,7 @@ def _columns(rows: Sequence[Located], source: Problems) -> Columns:
 class Split:
     """Training problems and test questions; no question is in both."""
 
-    train: list[Problem]
+    train: Sequence[Problem]
     test: list[Problem]
     repeated: int
     """Number of rows whose question is also in an earlier row."""
@@ -124,6 +138,8 @@ class Split:
 
 def hold_out(problems: Sequence[Problem], count: int | None, seed: int = 0) -> Split:
     """Set test questions aside, drawn with a seed from the problems with an answer; equal questions stay together.
+
+    What is held of each problem is 20 bytes: a hash of its question and the like.
 
     Args:
         problems: all of them.
@@ -133,21 +149,19 @@ def hold_out(problems: Sequence[Problem], count: int | None, seed: int = 0) -> S
     Raises:
         ProblemsError: too few problems have an answer, or none would be left to train on.
     """
-    groups: dict[str, list[Problem]] = {}
-    for problem in problems:
-        groups.setdefault(_key(problem.question), []).append(problem)
-    testable = [group for group in groups.values() if group[0].answer is not None]
+    keys = np.fromiter((hash(_key(problem.question)) for problem in problems), np.int64, len(problems))
+    firsts = np.sort(np.unique(keys, return_index=True)[1])
+    answered = np.fromiter((problem.answer is not None for problem in problems), bool, len(problems))
+    testable = firsts[answered[firsts]]
     wanted = min(200, round(0.2 * len(testable))) if count is None else count
-    if wanted > len(testable) or (wanted and wanted >= len(groups)):
+    if wanted > len(testable) or (wanted and wanted >= len(firsts)):
         raise ProblemsError(
-            f"--holdout {wanted}: {len(groups)} different questions, {len(testable)} of them with an answer; "
+            f"--holdout {wanted}: {len(firsts)} different questions, {len(testable)} of them with an answer; "
             "set fewer aside, so that some are left to train on"
         )
-    drawn = random.Random(f"holdout/{seed}").sample(range(len(testable)), wanted)
-    test = [testable[number][0] for number in sorted(drawn)]
-    taken = {_key(problem.question) for problem in test}
-    train = [problem for problem in problems if _key(problem.question) not in taken]
-    return Split(train, test, len(problems) - len(groups))
+    drawn = testable[sorted(random.Random(f"holdout/{seed}").sample(range(len(testable)), wanted))]
+    train = np.flatnonzero(~np.isin(keys, keys[drawn]))
+    return Split(Part(problems, train), [problems[int(number)] for number in drawn], len(problems) - len(firsts))
 
 
 def _key(question: str) -> str:

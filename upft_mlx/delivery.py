@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -41,16 +44,28 @@ def export(
     earlier = earlier_export(folder)
     with pipeline.opened():
         pipeline.require("export")
-        run, beside = pipeline.run, pipeline.run.work / f"export-{form}"
-        remove(beside)
-        if form == "peft":
-            base = base_of(recipe, pipeline.model_path).hub_id or str(pipeline.model_path)
-            detail = export_peft(run, pipeline.model_path, base, beside)
-        else:
-            loaded = load(pipeline.model_path, quantize=recipe.quantize, trust_remote_code=recipe.trust_remote_code)
-            detail = export_dequantized(recipe, loaded, run, beside, dtype, notify, pipeline.questions)
-        deliver(beside, folder, earlier)
+        with _beside(pipeline.run.work / f"export-{form}") as beside:
+            if form == "peft":
+                base = base_of(recipe, pipeline.model_path).hub_id or str(pipeline.model_path)
+                detail = export_peft(pipeline.run, pipeline.model_path, base, beside)
+            else:
+                loaded = load(pipeline.model_path, quantize=recipe.quantize, trust_remote_code=recipe.trust_remote_code)
+                asked = pipeline.questions
+                detail = export_dequantized(recipe, loaded, pipeline.run, beside, dtype, notify, asked)
+            deliver(beside, folder, earlier)
     return {"format": form, "folder": str(folder), "detail": detail}
+
+
+@contextmanager
+def _beside(folder: Path) -> Iterator[Path]:
+    """Where an export is made, a folder of the run that is gone afterwards, however it ends."""
+    remove(folder)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        with suppress(OSError):
+            folder.parent.rmdir()
 
 
 def push(recipe: Recipe, run_dir: str | Path, notify: Observer = ignore, *, dry_run: bool = False) -> dict[str, Any]:

@@ -13,7 +13,6 @@ from pathlib import Path
 from upft_mlx.digests import digest
 from upft_mlx.errors import ExportError
 from upft_mlx.rows import beside, read_json, replacing, write_json
-from upft_mlx.rundir import remove
 
 MANIFEST = ".upft-export.json"
 
@@ -68,4 +67,3 @@ def deliver(made: Path, folder: Path, earlier: dict[str, list[str]]) -> None:
     for name in earlier.keys() - files.keys():
         (folder / name).unlink(missing_ok=True)
     write_json(folder / MANIFEST, {"files": files})
-    remove(made)

@@ -16,9 +16,10 @@ from dataclasses import dataclass
 import mlx.core as mx
 import mlx.nn as nn
 
-from upft_mlx.batches import Batch, Example, make_batch
+from upft_mlx.batches import Example, make_batch
 from upft_mlx.decoding import Request, Sampling
-from upft_mlx.loss import Modes, gathers_exactly, scalar, supervised_logits, to_arrays
+from upft_mlx.divergence import kl_per_position, log_probabilities
+from upft_mlx.loss import Modes, gathers_exactly, scalar
 from upft_mlx.models import Loaded
 from upft_mlx.sampler import chunks, sample_chunk
 
@@ -116,15 +117,6 @@ class Comparison:
         return bool(mx.isfinite(found).all().item())
 
 
-def log_probabilities(model: nn.Module, batch: Batch, supervised: int, modes: Modes) -> mx.array:
-    """Log-probabilities (N, V) at a batch's supervised positions, float32."""
-    shared, tokens, where, _, _ = to_arrays(batch)
-    logits = supervised_logits(model, shared, tokens, where[:supervised], modes).astype(mx.float32)
-    result: mx.array = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
-    mx.eval(result)
-    return result
-
-
 def _repeated(part: Sequence[tuple[Example, bool]], same: Sequence[bool]) -> list[float]:
     """For each greedy completion of a batch the share that comes before the first token that differs."""
     flags = iter(same)
@@ -134,21 +126,6 @@ def _repeated(part: Sequence[tuple[Example, bool]], same: Sequence[bool]) -> lis
         if greedy:
             result.append(sum(1 for _ in itertools.takewhile(bool, own)) / len(own))
     return result
-
-
-def kl_per_position(p: mx.array, q: mx.array) -> mx.array:
-    """KL(p || q) of log-probabilities (N, V), nats (N,); never negative.
-
-    An adapter's effect can be as small as 1e-8 nats, where float32 loses sum p (log p - log q) in rounding. Both sum to
-    one, so with d = log q - log p it equals sum p (exp(d) - 1 - d), whose terms are small and none negative.
-    """
-    return (mx.exp(p) * _excess(q - p)).sum(axis=-1)
-
-
-def _excess(d: mx.array) -> mx.array:
-    """exp(d) - 1 - d, by its series where the difference would cancel."""
-    series = d * d * (1 / 2 + d * (1 / 6 + d * (1 / 24 + d / 120)))
-    return mx.where(mx.abs(d) < 0.05, series, mx.expm1(d) - d)
 
 
 def retained(kl: float, kl_base: float) -> float:

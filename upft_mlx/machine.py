@@ -10,6 +10,7 @@ import os
 import platform
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import metadata
@@ -186,6 +187,18 @@ def mlx_refusal(source: Source | None = None) -> str | None:
     except ImportError as error:
         return import_refusal(error, source)
     return None
+
+
+def kernel_refusal(error: Exception) -> str | None:
+    """What to do where MLX's CPU backend, which compiles with g++ in the temporary folder, cannot; else None."""
+    folder, text = Path(tempfile.gettempdir()) / "mlx", " ".join(str(error).split())
+    signs = ("[Compile::eval_cpu]", "Could not load C++ shared library", "filesystem error:")
+    if not any(sign in text for sign in signs):
+        return None
+    return (
+        f"MLX cannot compile its kernels in {folder} ({text[:60]} ... {text[-120:]}); progress saved: install "
+        "g++ or make room there, or name another folder with TMPDIR, then run the same command again"
+    )
 
 
 def import_refusal(error: ImportError, source: Source | None = None) -> str:

@@ -11,8 +11,8 @@ import mlx.core as mx
 from upft_mlx.batches import Example, make_batch
 from upft_mlx.benchmarks import QUESTION, Set
 from upft_mlx.decoding import Completion, Request, Sampling
+from upft_mlx.divergence import kl_per_position, log_probabilities
 from upft_mlx.events import Note, Observer, ignore
-from upft_mlx.fidelity import kl_per_position, log_probabilities
 from upft_mlx.instruction import user_turn
 from upft_mlx.loss import Modes, gathers_exactly
 from upft_mlx.models import Loaded

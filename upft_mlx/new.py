@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import re
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from upft_mlx.models import BUILTIN, is_hub_model
 from upft_mlx.new_text import recipe_text
 from upft_mlx.problems import Problem
 from upft_mlx.recipe import Problems
-from upft_mlx.rows import write_atomically
+from upft_mlx.rows import replacing, write_atomically
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
@@ -63,7 +64,7 @@ class Draft:
     warnings: list[str]
 
     @property
-    def files(self) -> dict[str, list[Problem]]:
+    def files(self) -> dict[str, Sequence[Problem]]:
         """The files written next to the recipe, by name."""
         stem = self.path.stem
         return {f"{stem}-train.jsonl": self.parts.train, f"{stem}-test.jsonl": self.parts.test} if self.parts else {}
@@ -100,7 +101,7 @@ def new_recipe(wish: Wish) -> Draft:
     text = recipe_text(draft)
     _refuse_overwriting(draft, force=wish.force)
     for file, problems in draft.files.items():
-        write_atomically(path.parent / file, "".join(_line(problem) for problem in problems))
+        _write(path.parent / file, problems)
     write_atomically(path, text)
     return draft
 
@@ -169,7 +170,8 @@ def _benchmark(data: DataFacts, parts: Split | None, stem: str) -> tuple[dict[st
         place = {"dataset": source.dataset, "config": source.config, "split": "test"}
         columns = {"question": data.question, "answer": data.answer}
         entry = {"name": f"{stem}-test", **place, **columns, "limit": 200}
-        return {key: value for key, value in entry.items() if value is not None}, _graded(data.answered)
+        answered = [problem for problem in data.seen if problem.answer is not None]
+        return {key: value for key, value in entry.items() if value is not None}, _graded(answered)
     why = "it has no answers" if not data.answered else "none of its questions were set aside"
     return {"name": "gsm8k", "limit": 200}, [f"evaluates on GSM8K, not on your data: {why}"]
 
@@ -209,9 +211,30 @@ def _refuse_overwriting(draft: Draft, *, force: bool) -> None:
     source = draft.data.source.path
     if source is not None and Path(source).resolve() in [path.resolve() for path in paths]:
         raise ProblemsError(f"{source}: would be overwritten by the output; choose another --output")
-    there = [str(path) for path in paths if path.exists()]
+    same = []
+    if not draft.path.exists():  # it is written last: without it a command was cut, and what it wrote may stay
+        same = [draft.path.parent / name for name, rows in draft.files.items() if _holds(draft, name, rows)]
+    there = [str(path) for path in paths if path.exists() and path not in same]
     if there and not force:
         raise RecipeError(f"{', '.join(there)}: exists already; choose another --output, or overwrite with --force")
+
+
+def _holds(draft: Draft, name: str, problems: Sequence[Problem]) -> bool:
+    """Whether a file is there that holds these problems already."""
+    path = draft.path.parent / name
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        lines = (_line(problem).encode() for problem in problems)
+        return all(line == found for line, found in zip_longest(lines, file))
+
+
+def _write(path: Path, problems: Sequence[Problem]) -> None:
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        for problem in problems:
+            file.write(_line(problem).encode())
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _line(problem: Problem) -> str:
@@ -237,7 +260,7 @@ def facts(draft: Draft) -> dict[str, Any]:
             "rows": data.rows,
             "question": data.question,
             "answer": data.answer,
-            "answered": len(data.answered),
+            "answered": data.answered,
             "seen": len(data.seen),
             "mean_question_characters": round(data.mean_length, 1),
             "repeated": draft.parts.repeated if draft.parts else None,

@@ -192,7 +192,7 @@ def told(draft: Draft) -> str:
     """A summary of what was found, chosen and written."""
     data, chosen = draft.data, draft.choices
     rows = f"{data.rows:,} rows" if data.rows is not None else f"rows not counted, read {len(data.seen)}"
-    answers = f"{len(data.answered):,} of {len(data.seen):,}" + (" read" if data.source.path is None else "")
+    answers = f"{data.answered:,} of {len(data.seen):,}" + (" read" if data.source.path is None else "")
     found = f"{rows}; question in `{data.question}` ({data.mean_length:,.0f} characters on average), "
     found += f"answers in `{data.answer}` ({answers})" if data.answer is not None else "no answers"
     lines = [("model", f"{draft.model_name}: {_model_said(draft)}; {_THINKING[draft.model.thinking]}")]

@@ -130,7 +130,7 @@ class Prompt(Section):
     """The system turn; unset: the default of the model's chat template."""
     instruction: str | None = None
     """The user turn, with `{question}` in it; unset: the question and a request for the answer in `\\boxed{}` (for the
-    letter if all answers are letters), or the question alone if the chat template or system turn asks already."""
+    letter if all answers are letters), or the question alone if the chat template or system turn asks for it."""
     chat_template_args: dict[str, bool | int | str] = Field(default_factory=dict)
     """Extra arguments for the chat template, for example `enable_thinking: false`; unset: the template's defaults."""
     date: Annotated[str, BeforeValidator(_as_day)] | None = None

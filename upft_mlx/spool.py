@@ -26,7 +26,7 @@ class Spool(Sequence[Problem]):
         self._places = array("q")
         for problem in problems:
             self._places.append(self._file.tell())
-            self._file.write(json.dumps([problem.id, problem.question, problem.answer]).encode() + b"\n")
+            self._file.write(json.dumps(vars(problem)).encode() + b"\n")
 
     def take(self, limit: int | None, shuffle: int | None) -> None:
         """Keep at most `limit` problems, after a shuffle with the seed `shuffle`."""
@@ -44,10 +44,31 @@ class Spool(Sequence[Problem]):
         if isinstance(index, slice):
             return [self[number] for number in range(*index.indices(len(self)))]
         self._file.seek(self._places[index])
-        return Problem(*json.loads(self._file.readline()))
+        values = json.loads(self._file.readline())
+        return Problem(**{**values, "wrong_answers": tuple(values["wrong_answers"])})
 
     def __iter__(self) -> Iterator[Problem]:
         return (self[number] for number in range(len(self)))
+
+
+class Part(Sequence[Problem]):
+    """Some of a sequence of problems, in the order of their numbers; only the numbers are held."""
+
+    def __init__(self, problems: Sequence[Problem], numbers: Iterable[int]) -> None:
+        """Nothing is read yet."""
+        self._problems, self._numbers = problems, array("q", numbers)
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    @overload
+    def __getitem__(self, index: int) -> Problem: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Problem]: ...
+    def __getitem__(self, index: int | slice) -> Problem | list[Problem]:
+        if isinstance(index, slice):
+            return [self._problems[number] for number in self._numbers[index]]
+        return self._problems[self._numbers[index]]
 
 
 def problems_of(recipe: Recipe) -> Spool:

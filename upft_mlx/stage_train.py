@@ -104,7 +104,7 @@ class Stepper:
             shared: all sequences begin with the same so many tokens; passed once per (micro-)batch where that is exact.
             dropout: whether the adapter has any.
             compiled: whatever the device.
-            notify: receives notes on which modes are off, and why.
+            notify: receives which modes are off, and why.
         """
         self.model, self.micro_batch_size = model, settings.micro_batch_size
         modes, reasons = choose_modes(model, dropout=dropout, checkpoint=settings.grad_checkpoint)
@@ -167,7 +167,7 @@ class Stepper:
     def _parts(self, examples: Sequence[Example]) -> tuple[list[Batch], Counts]:
         """This rank's micro-batches of a step, and the counts of all ranks'.
 
-        Every rank knows all examples, so that no messages are needed; of sequences sorted by length each takes
+        Every rank knows all examples, so that nobody needs to be told; of sequences sorted by length each takes
         every size-th, so that all have about the same to do.
         """
         order = sorted(examples, key=lambda e: len(e.ids))

@@ -31,6 +31,7 @@ from upft_mlx.rundir import (
     missing,
     read_entry,
     read_ledger,
+    remove,
     written,
 )
 
@@ -132,7 +133,10 @@ def finish(run: RunDir, stage: str, entry: Entry) -> Entry:
 
 
 def install(run: RunDir, folder: Path) -> None:
-    """Move a finished version from `folder` to its place, and what is there to `.kept/`; may be repeated."""
+    """Move a finished version from `folder` to its place, and what is there to `.kept/`; may be repeated.
+
+    Its plan is on the disk before the first move; with `recipe`, the version's recipe becomes the run's, too.
+    """
     stage = folder.name.partition("-")[0]
     entry = read_entry(folder / "entry.json", read_json(folder / "entry.json"))
     plan = read_json(folder / "install.json") or {"old": _set_aside(run, stage), "out": []}
@@ -148,6 +152,8 @@ def install(run: RunDir, folder: Path) -> None:
         if new.exists():
             _transfer(new, place.resolve() if place.is_symlink() else place)
     run.record(stage, entry)
+    if plan.get("recipe") and entry.recipe is not None:
+        write_json(run.recipe, entry.recipe)
     _discard(folder)
     if not any(_exists(old / name) for name in OUTPUTS[stage]):
         _discard(old)
@@ -182,10 +188,17 @@ def bring_back(run: RunDir, version: Version) -> None:
     folder = run.work / f"{version.stage}-{version.entry.fingerprint}"
     _discard(folder)
     folder.parent.mkdir(exist_ok=True)
+    write_json(version.folder / "install.json", {"old": _set_aside(run, version.stage), "out": [], "recipe": True})
     version.folder.rename(folder)
     install(run, folder)
-    if version.entry.recipe is not None:
-        write_json(run.recipe, version.entry.recipe)
+
+
+def is_in_place(run: RunDir, name: str) -> bool:
+    """Whether the version of this name is not kept any more but the current one, as after a restoring that was cut."""
+    stage = name.partition("-")[0]
+    current = run.entry(stage)
+    there = (run.kept / name).exists() or (run.work / name).exists()
+    return not there and current is not None and name == f"{stage}-{current.fingerprint}"
 
 
 def made_from(entry: Entry) -> dict[str, str]:
@@ -195,15 +208,25 @@ def made_from(entry: Entry) -> dict[str, str]:
 
 
 def forget(version: Version) -> None:
-    """Remove a kept version."""
-    _discard(version.folder)
+    """Remove a kept version; what tells that it is one goes last, so that a removal that was cut can be repeated.
+
+    Raises:
+        OSError: a part of it cannot be removed.
+    """
+    remove(*(path for path in version.folder.iterdir() if path.name != "entry.json"))
+    remove(version.folder)
+    _remove_empty(version.folder.parent)
 
 
 def _discard(folder: Path) -> None:
-    """Remove a folder of `.work` or `.kept`, and that where it was the last."""
+    """Remove a folder of `.work` or `.kept`, and that where it was the last; what cannot be removed does no harm."""
     shutil.rmtree(folder, ignore_errors=True)
+    _remove_empty(folder.parent)
+
+
+def _remove_empty(folder: Path) -> None:
     with contextlib.suppress(OSError):
-        folder.parent.rmdir()
+        folder.rmdir()
 
 
 # Opening a run directory.
