@@ -145,7 +145,7 @@ REFUSED: dict[str, tuple[str, str | None, int, tuple[str, ...]]] = {
         MODEL_ONLY + "method: structure_only\nproblems: {path: q.jsonl}\n",
         ONE_PROBLEM,
         1,
-        ("structure_only: a share of 0.1 of 1 problems rounds to zero", "raise prefix.structure_ratio"),
+        ("structure_only: 0.1 of 1 problems rounds to zero", "raise prefix.structure_ratio"),
     ),
     "unknown benchmark": (
         MINIMAL + "evaluate: {benchmarks: [gsm8]}\n",
@@ -157,7 +157,7 @@ REFUSED: dict[str, tuple[str, str | None, int, tuple[str, ...]]] = {
         MINIMAL + "evaluate: {benchmarks: [zzz]}\n",
         None,
         2,
-        ("'zzz': unknown benchmark; known: arithmetic, gsm8k", "or give your own with `path`"),
+        ("'zzz': unknown benchmark; known: arithmetic, gsm8k", "or name your own with `path`"),
     ),
     "unknown benchmark, before the model is looked for": (
         "model: user/name\n" + DATA_ONLY + "evaluate: {benchmarks: [gsm8]}\n",

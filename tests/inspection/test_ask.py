@@ -332,7 +332,7 @@ def test_an_interrupted_answer_ends_with_status_130(folder: Path, monkeypatch: p
         (["quickstart", QUESTION, "--model", "builtin:arithmetic"], 2, "not both"),
         (["quickstart", "  "], 2, "the question is empty"),
         (["quickstart"], 2, "the question is empty"),
-        ([QUESTION], 2, "which is read as recipe or run"),
+        ([QUESTION], 2, "which is read as a recipe or run"),
         (["quickstart", QUESTION, "--chat"], 2, "--chat needs a terminal"),
         (["quickstart", QUESTION, "--temperature", "-1"], 2, "--temperature"),
         (["quickstart", QUESTION, "--max-tokens", "0"], 2, "--max-tokens"),
@@ -453,7 +453,7 @@ def terminal(tmp_path: Path) -> Iterator[Callable[..., str]]:
 @pytest.mark.skipif(TMUX is None, reason="tmux is not installed")
 def test_a_chat_in_a_real_terminal(terminal: Callable[..., str], adapter: Path, sides: dict[Side, Loaded]) -> None:
     command = f"{sys.executable} -m upft_mlx ask --model builtin:arithmetic --adapter {adapter} --chat; echo status $?"
-    terminal(command, r"conversation is kept; an empty line ends\n>")
+    terminal(command, r"conversation is kept; press Enter on an empty line to quit\n>")
     text = terminal(QUESTION, r"(?s)base.*tuned.*tokens.*\n>\s*$")
     prompt = Renderer(sides["base"].tokenizer, Prompt()).ids(QUESTION)
     for loaded in sides.values():

@@ -370,7 +370,7 @@ def rule(recipe: Recipe, name: str, count: int = 256) -> str:
         ({"train": {"valid_ratio": 0.0}}, "validation", ["No row is held out"]),
         ({"train": {"max_length": 99}}, "max_length", ["cut at 99 tokens"]),
         ({}, "weighting", ["the 4 rows of a step"]),
-        ({}, "shared", ["passed once per batch"]),
+        ({}, "shared", ["computed once per batch"]),
         ({"lora": {"dropout": 0.1}}, "shared", ["With lora.dropout, the whole prompt of every row"]),
         ({}, "prompt", ["it is the template's own where it has one."]),
         ({"prompt": {"system": "Be brief."}}, "prompt", ['the system turn is "Be brief."']),

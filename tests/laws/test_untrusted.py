@@ -165,7 +165,7 @@ def test_a_token_is_found_whatever_the_file_is_called(folder: Path, name: str, c
     write(folder / "README.md", "a card")
     assert [path.name for path in files_to_push(folder)] == ["README.md"]
     write(folder / name, content)
-    with pytest.raises(PublishError, match="holds an access token or a private key"):
+    with pytest.raises(PublishError, match="contains an access token or a private key"):
         files_to_push(folder)
 
 

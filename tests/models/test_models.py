@@ -355,7 +355,7 @@ def test_a_broken_adapter_is_refused(fresh: Loaded, tmp_path: Path, name: str, c
     else:
         write(tmp_path / name, content)
     found = fails(ModelError, lambda: load_adapter(fresh, tmp_path))
-    assert found.startswith(f"{tmp_path}: does not fit this model {MODEL}: ")
+    assert found.startswith(f"{tmp_path}: does not fit this model, {MODEL}: ")
     assert part in found
 
 
