@@ -39,7 +39,7 @@ __all__ = ["made", "partial", "there"]
         ("train", "train.learning_rate=1e+30", "lower train.learning_rate"),
         ("generate", "prompt.chat_template_args={tools: 3}", "the chat template refuses the prompt"),
         ("evaluate", "lora.rank=3", "evaluate would leave out the adapter, which was done with other settings"),
-        ("fuse", "publish.min_retained=1.0", "What passes, as publish.fuse"),
+        ("fuse", "publish.min_retained=1.0", "These values of publish.fuse pass"),
     ],
 )
 @pytest.mark.usefixtures("there")
@@ -84,7 +84,7 @@ def test_a_stage_that_fails_in_its_last_moment_leaves_what_was_there(
         ("lora.num_layers=99", "4 layers only"),
         ("lora.keys=[nothing]", "no linear module 'nothing'"),
         ("train.max_length=8", "leave no room"),
-        ("publish.repo=not a name", "is not user/name"),
+        ("publish.repo=not a name", "is not a user/name"),
         ("evaluate.benchmarks=[{name: arithmetic, label: summary.json}]", "summary.json"),
         ("evaluate.benchmarks=[{name: arithmetic}, {name: arithmetic, label: Arithmetic}]", "Arithmetic"),
     ],
@@ -201,7 +201,7 @@ def test_show_leaves_out_what_an_earlier_adapter_scored() -> None:
     assert "tuned" in shown("show", "r")
     run_stage("train", "lora.rank=3")
     said = shown("show", "r")
-    assert "not shown, made from an earlier version of the stages above: evaluate, fuse" in said
+    assert "not shown, made with an earlier version of the stages above: evaluate, fuse" in said
     assert json.loads(shown("show", "r", "--json"))["benchmarks"] == {}
 
 
@@ -240,7 +240,7 @@ def test_a_look_with_another_adapter_takes_the_bases_answers_over() -> None:
 @pytest.mark.usefixtures("there")
 def test_an_option_that_would_be_ignored_is_refused(option: str) -> None:
     said = shown("evaluate", "r.yaml", option, "1", option, "2", status=2)
-    assert f"{option} is given 2 times; give it once" in said
+    assert f"{option} was given 2 times; give it once" in said
 
 
 # Kills.
