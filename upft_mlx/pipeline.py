@@ -8,7 +8,7 @@ from __future__ import annotations
 import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from upft_mlx.dataset.build import build
 from upft_mlx.dataset.instruction import differing, instructed
 from upft_mlx.dataset.prefix import check_problems, wanted
 from upft_mlx.distributed.ranks import ranks
-from upft_mlx.errors import RunDirError
+from upft_mlx.errors import RowsError, RunDirError
 from upft_mlx.evaluation.base_and_tuned import Sides
 from upft_mlx.evaluation.evaluate import announce
 from upft_mlx.evaluation.summary import summarize
@@ -176,14 +176,19 @@ class Pipeline:
             self.inputs.adopted = adopted(self.run)
             if not self.measured.recipe.exists():
                 self.describe()
-            threads = str(read_json(self.measured.recipe).get("versions", {}).get("blas_threads", ""))
-            if threads.isdigit():  # as the run began
-                blas.use_threads(int(threads))
+            self._use_threads()
             if limits := limit_memory():
                 self.notify(Note(limits))
             ranks().agree({**self.inputs.everything(), "versions": versions()})
             ranks().mirror(self.run.root)
             yield
+
+    def _use_threads(self) -> None:
+        """Compute with as many threads as the run began with, where its recipe.json says so."""
+        with suppress(RowsError, AttributeError, KeyError, TypeError):  # damaged: it is written again
+            threads = str(read_json(self.measured.recipe)["versions"].get("blas_threads", ""))
+            if threads.isdigit():
+                blas.use_threads(int(threads))
 
     def describe(self) -> None:
         """Write recipe.json, the recipe of what is in the directory."""

@@ -88,7 +88,7 @@ def test_a_recipe_whose_writing_was_cut_is_written_by_the_same_command_and_other
     case = fresh(world.before["new"], world.folder / "case")
     (case / "my-train.jsonl").write_text("mine\n")
     refused = world.server.run(case, arguments("new", case))
-    assert (refused.status, "there already" in refused.error) == (2, True), refused.said
+    assert (refused.status, "exists already" in refused.error) == (2, True), refused.said
     assert (case / "my-train.jsonl").read_text() == "mine\n"
 
 

@@ -68,10 +68,11 @@ def test_a_hostile_chat_template_ends_in_an_error_within_ten_seconds_and_a_gigab
     write(folder / "my.yaml", "model: ./model\nproblems: {builtin: arithmetic, limit: 4}\n")
     load_tokenizer(MODEL)  # what is slow to import
     before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, cpu()
+    others = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss  # of what other tests have started
     assert_fails(upft("preview", "my.yaml"), 1, "model: the chat template ")
     assert cpu() - start < 12  # on a machine that has nothing else to do as many seconds on the clock
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 500_000
-    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss < 1_100_000
+    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss < max(others + 1, 1_100_000)
 
 
 def test_a_template_that_was_ended_does_not_stop_the_next(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -37,7 +37,7 @@ __all__ = ["made", "partial", "there"]
         ("train", "lora.keys=[q_proj]", "lora.keys: no linear module 'q_proj' in the model's layers; they have mlp."),
         ("train", "train.max_length=8", "train.max_length: 8 tokens leave no room"),
         ("train", "train.learning_rate=1e+30", "lower train.learning_rate"),
-        ("generate", "prompt.chat_template_args={tools: 3}", "the chat template refuses the prompt"),
+        ("generate", "prompt.chat_template_args={messages: 3}", "the chat template refuses the prompt"),
         ("evaluate", "lora.rank=3", "evaluate would leave out the adapter, which was done with other settings"),
         ("fuse", "publish.min_retained=1.0", "These values of publish.fuse pass"),
     ],
@@ -138,7 +138,7 @@ def test_settings_that_were_trained_before_bring_their_adapter_back_untrained(
 @pytest.mark.usefixtures("there")
 def test_a_restored_adapter_brings_the_rows_that_it_was_trained_on() -> None:
     before = {name: data for name, data in files(RUN.root).items() if not name.startswith(("eval", "fus", "fid"))}
-    pipeline.run(load_recipe("r.yaml", ["generate.temperature=0.9"]), RUN.root)
+    pipeline.run(load_recipe("r.yaml", ["generate.temperature=3.0"]), RUN.root)
     assert files(RUN.root)["solutions.jsonl"] != before["solutions.jsonl"]
     name = next(version.name for version in versions.kept(RUN, "train"))
     shown("kept", "r", "--restore", name)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from upft_mlx.cli import after, ask, before, kept, machine, run, studies, targets
+from upft_mlx.cli import after, ask, before, kept, machine, run, studies
 from upft_mlx.cli.group import cli
 
-__all__ = ["cli", "after", "ask", "before", "kept", "machine", "run", "studies", "targets", "main"]
+__all__ = ["cli", "after", "ask", "before", "kept", "machine", "run", "studies", "main"]
 
 
 def main() -> None:
