@@ -59,7 +59,7 @@ def recipe_file(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         "problems": {"path": str(data / "gsm8k_train.jsonl"), "limit": 12},
         "generate": {"max_tokens": 240, "batch_size": 12},
         "prefix": {"length": PREFIX, "structure_ratio": 0.1},
-        "train": {"steps": 4, "batch_size": 4, "learning_rate": 3e-4, "valid_ratio": 0},
+        "train": {"steps": 4, "batch_size": 4, "learning_rate": 1e-4, "valid_ratio": 0},
         "evaluate": {
             "max_tokens": 32,
             "benchmarks": [{"name": "gsm8k", "path": str(data / "gsm8k_test.jsonl"), "limit": 2}],
@@ -113,7 +113,7 @@ def test_the_loss_falls_on_the_rows_that_were_trained(run: RunDir, model: Path) 
         losses.append(Stepper(loaded.model, Train()).loss(to_examples(rows, 512), 8))
     before, after = losses
     assert 0.2 < before < 8
-    assert after < 0.95 * before
+    assert after < before - 0.01
 
 
 def test_the_fused_model_answers_in_plain_mlx_lm(run: RunDir) -> None:
