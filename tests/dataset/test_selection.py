@@ -112,7 +112,7 @@ def test_filters_come_before_the_rule(make_recipe: MakeRecipe) -> None:
         ({"generate": {"samples": 4}}, "a prefix.selection that chooses among them, or method: rft"),
         (
             {"method": "rft", "generate": {"samples": 4}, "prefix": {"selection": "label"}},
-            "selection: label with method rft, which has a rule of its own",
+            "selection: label with method rft, which has its own rule",
         ),
         (
             {"method": "sft", "generate": {"samples": 4}, "prefix": {"selection": "consensus"}},
