@@ -14,12 +14,13 @@ from itertools import islice
 from pathlib import Path
 
 import mlx.core as mx
+import mlx_lm
 import pytest
 
 from upft_mlx.data.on_disk import problems_of
 from upft_mlx.dataset.instruction import instructed
 from upft_mlx.inspection.preview import preview
-from upft_mlx.models.adapters import add_lora
+from upft_mlx.models.adapters import add_lora, load_adapter
 from upft_mlx.models.chat import Renderer
 from upft_mlx.models.load import load
 from upft_mlx.pipeline import run_stage
@@ -34,6 +35,7 @@ from upft_mlx.training.step import Stepper
 pytestmark = [pytest.mark.real, pytest.mark.slow]
 SHARED = Path(os.environ.get("UPFT_SHARED", Path(__file__).resolve().parents[2] / "shared"))
 PREFIX = 16
+ASKED = [{"role": "user", "content": "What is the capital of France?"}]
 
 
 @pytest.fixture(scope="module")
@@ -116,16 +118,22 @@ def test_the_loss_falls_on_the_rows_that_were_trained(run: RunDir, model: Path) 
     assert after < before - 0.01
 
 
-def test_the_fused_model_answers_in_plain_mlx_lm(run: RunDir) -> None:
+def test_the_fused_model_answers_in_plain_mlx_lm_as_the_adapter_does_here(run: RunDir, model: Path) -> None:
     code = (
         "import sys\nfrom mlx_lm import load, generate\n"
         "model, tokenizer = load(sys.argv[1])\nmodel.set_dtype(__import__('mlx.core').core.float32)\n"
-        "prompt = tokenizer.apply_chat_template([{'role': 'user', 'content': 'What is the capital of France?'}],"
-        " add_generation_prompt=True)\nprint(generate(model, tokenizer, prompt, max_tokens=12))"
+        f"prompt = tokenizer.apply_chat_template({ASKED}, add_generation_prompt=True)\n"
+        "print(generate(model, tokenizer, prompt, max_tokens=8))"
     )
     done = subprocess.run([sys.executable, "-c", code, run.fused], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert "Paris" in done.stdout
+    loaded = load(model)
+    prompt = loaded.tokenizer.apply_chat_template(ASKED, add_generation_prompt=True)
+    base = mlx_lm.generate(loaded.model, loaded.tokenizer, prompt, max_tokens=8)
+    assert "Paris" in base
+    load_adapter(loaded, run.adapter)
+    tuned = mlx_lm.generate(loaded.model, loaded.tokenizer, prompt, max_tokens=8)
+    assert done.stdout.split() == tuned.split()
 
 
 def test_the_report_and_the_export_are_whole(run: RunDir) -> None:

@@ -212,7 +212,7 @@ def test_models_whose_long_rows_or_fusing_need_much_memory_get_by_with_less(
 
 
 def test_what_less_memory_costs_stands_beside_it(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("upft_mlx.models.load.admit", lambda *_, **__: None)  # weights of that size are not made here
+    monkeypatch.setattr("upft_mlx.models.find.admit", lambda *_, **__: None)  # weights of that size are not made here
     write(folder / "my.jsonl", questions())
     config = {**LARGER, "num_hidden_layers": 28, "quantization": {"bits": 4, "group_size": 64}}
     write(folder / "my-model" / "config.json", json.dumps({**config, "model_type": "qwen2"}))
@@ -233,7 +233,7 @@ def test_long_questions_and_short_contexts_are_heeded() -> None:
 
 
 def test_large_unquantized_models_are_told_how_to_become_small(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("upft_mlx.models.load.admit", lambda *_, **__: None)  # weights of that size are not made here
+    monkeypatch.setattr("upft_mlx.models.find.admit", lambda *_, **__: None)  # weights of that size are not made here
     write(folder / "my.jsonl", questions())
     shutil.copytree(MODEL, folder / "large")
     config = {**json.loads((MODEL / "config.json").read_text()), **QWEN, "num_hidden_layers": 240}

@@ -26,7 +26,7 @@ from upft_mlx.recipe.schema import Lora, Quantize, Recipe, Train
 from upft_mlx.rows import TrainingRow, read_rows, write_rows
 from upft_mlx.rundir import RunDir
 from upft_mlx.training import checkpoints
-from upft_mlx.training import train as stage_train
+from upft_mlx.training import step as step_module
 from upft_mlx.training.batches import Counts, to_examples
 from upft_mlx.training.checkpoints import Position, latest
 from upft_mlx.training.loss import scalar
@@ -295,7 +295,7 @@ def test_each_rank_has_a_dropout_of_its_own(run: RunDir, monkeypatch: pytest.Mon
     losses: dict[float, list[float]] = {}
     for dropout in (0.0, 0.5):
         for rank in (0, 1):
-            monkeypatch.setattr(stage_train, "ranks", lambda rank=rank: Rank(rank))
+            monkeypatch.setattr(step_module, "ranks", lambda rank=rank: Rank(rank))
             stepper = with_effect(dropout)
             losses.setdefault(dropout, []).append(stepper.step([example, example], 1e-4, 7)[0])
     assert losses[0.0][0] == losses[0.0][1]
