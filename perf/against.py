@@ -39,7 +39,7 @@ STAGES = {
 }
 """The commands of a part; its cost is that of the last one, of a step the difference between two steps and one."""
 SETTINGS = ("prefix.eos=true", "prefix.template=paper")
-OURS = ("prompt.instruction={question}",)
+OURS = ('prompt.instruction="{question}"',)
 """The same rows on both sides: the defaults have changed since, and the other side has no such field."""
 
 

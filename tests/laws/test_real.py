@@ -16,6 +16,7 @@ from pathlib import Path
 import mlx.core as mx
 import mlx_lm
 import pytest
+from conftest import ROOT
 
 from upft_mlx.data.on_disk import problems_of
 from upft_mlx.dataset.instruction import instructed
@@ -33,7 +34,7 @@ from upft_mlx.training.batches import to_examples
 from upft_mlx.training.step import Stepper
 
 pytestmark = [pytest.mark.real, pytest.mark.slow]
-SHARED = Path(os.environ.get("UPFT_SHARED", Path(__file__).resolve().parents[2] / "shared"))
+SHARED = Path(os.environ.get("UPFT_SHARED", ROOT.parent / "shared"))
 PREFIX = 16
 ASKED = [{"role": "user", "content": "What is the capital of France?"}]
 
