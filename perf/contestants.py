@@ -184,11 +184,11 @@ def plain_arrays(examples: list[Any]) -> tuple[Any, Any]:
 def unsloth(work: Path, options: argparse.Namespace) -> None:
     """unsloth-zoo's MLX trainer; it works on Linux when told that this is a Mac, after torch has been imported."""
     import datasets
-    import torch  # noqa: F401
-    import transformers  # noqa: F401
+    import torch  # noqa: F401  # must be imported before the platform is faked
+    import transformers  # noqa: F401  # likewise
 
-    platform.system = lambda: "Darwin"  # type: ignore[assignment]
-    platform.machine = lambda: "arm64"  # type: ignore[assignment]
+    platform.system = lambda: "Darwin"  # type: ignore[assignment]  # a stand-in
+    platform.machine = lambda: "arm64"  # type: ignore[assignment]  # a stand-in
     from unsloth_zoo.mlx.loader import FastMLXModel
     from unsloth_zoo.mlx.trainer import MLXTrainer, MLXTrainingConfig
 

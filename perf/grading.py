@@ -19,7 +19,7 @@ FORMS = [
 
 
 def measure(folder: str, count: int) -> float:
-    """Seconds of processor time for so many answers, half of them right, with the package in that folder."""
+    """CPU seconds to grade `count` answers, half of them right, with the package in that folder."""
     sys.path.insert(0, folder)
     from upft_mlx.grade.correct import is_correct
 

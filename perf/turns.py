@@ -44,7 +44,7 @@ class Turns:
         self._wait()
 
     def end(self, **facts: Any) -> None:
-        """Say what there is to say at the end."""
+        """Report peak memory and the facts given, after the last turn."""
         import mlx.core as mx
 
         rss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

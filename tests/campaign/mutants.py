@@ -98,7 +98,7 @@ def _tried(path: Path, texts: Callable[[random.Random], bytes], work: Callable[[
         except OSError as error:
             if error.filename is None and error.errno is None:
                 wrong.append(f"{number}: {error!r}"[:300])
-        except BaseException as error:
+        except BaseException as error:  # Rust code panics with a BaseException; each one is reported as a failure
             if isinstance(error, KeyboardInterrupt):
                 raise
             wrong.append(f"{number}: {error!r}"[:300])

@@ -51,7 +51,7 @@ CLOCK = re.compile(
     rb"|[\d.,]+ (s|min|h|GB|MB|tokens/s)\b"
 )
 VOLATILE = {"ledger.json", ".ledger.json", "install.json", "entry.json", ".lock", "report.md", "report.svg"}
-"""What times stand in, or a digest of them, and what is drawn from them at each command."""
+"""Files that contain times or digests of times, so their bytes differ between two runs of one command."""
 
 
 @dataclass

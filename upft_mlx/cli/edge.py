@@ -131,7 +131,7 @@ def edge(*, debug: bool, fetch: str = "upft fetch") -> Iterator[None]:
         from upft_mlx.machine.requirements import import_refusal
 
         _fail(1, import_refusal(error))
-    except Exception as error:
+    except Exception as error:  # a fault of ours: shown as one, with how to report it, instead of a traceback
         if debug:
             raise
         from upft_mlx.machine.requirements import kernel_refusal
