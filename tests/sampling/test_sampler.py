@@ -304,6 +304,21 @@ def test_a_stop_string_ends_a_completion_before_it(loaded: Loaded) -> None:
         assert len(before) - len(decode(stopped.ids)) < 8, "no more is cut than the token that it begins in"
 
 
+def test_each_position_of_a_completion_draws_anew(fresh: Loaded) -> None:
+    """A stand-in for which all tokens are equally likely: one number for all positions would repeat one token."""
+
+    class Flat:
+        def __call__(self, tokens: mx.array, cache: object = None) -> mx.array:
+            return mx.zeros((*tokens.shape, 600))
+
+    model: Any = Flat()
+    sampler = Sampler(fresh, Sampling(1.0))
+    sampler.loaded = replace(fresh, model=model)
+    (made,) = sampler.sample([Request([16, 17, 18], 40)], seed=0)
+    assert len(set(made.ids)) > 0.8 * len(made.ids)
+    assert len(made.ids) > 20
+
+
 @pytest.mark.parametrize("period", [1, 7, 32])
 def test_a_completion_that_goes_round_in_circles_is_cut(fresh: Loaded, period: int) -> None:
     """A stand-in that counts up and starts again; without a circle it goes on to its limit."""

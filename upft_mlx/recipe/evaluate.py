@@ -41,7 +41,7 @@ class Benchmark(Section):
     """How answers are graded: as equal `maths`, as an `integer`, or as the letter of a `choice`; unset: the
     benchmark's own, or maths."""
     prompt: str | None = None
-    """The user turn, with `{question}` in it, if this benchmark needs another than `prompt.instruction`; unset: that one."""
+    """The user turn, with `{question}` in it, if it differs from `prompt.instruction`; unset: that one."""
     private: bool | None = None
     """Keep all text of the set out of rows, reports and screens; unset: true for GPQA, as its authors ask."""
     subset: Subset = Field(default_factory=dict)
