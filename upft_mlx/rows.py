@@ -122,22 +122,24 @@ def read_rows(path: Path, kind: type[Row], *, growing: bool = False) -> Iterator
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             if not (growing and not line.endswith(b"\n")):
-                yield _row(f"{path}:{number}", line, kind, hints)
+                yield _row(path, number, line, kind, hints)
 
 
-def _row(where: str, line: bytes, kind: type[Row], hints: dict[str, Any]) -> Row:
+def _row(path: Path, number: int, line: bytes, kind: type[Row], hints: dict[str, Any]) -> Row:
     try:
         data = json.loads(line)
     except (ValueError, RecursionError) as error:
         what = error.msg if isinstance(error, json.JSONDecodeError) else type(error).__name__
-        raise RowsError(f"{where}: not JSON: {what}; move the file away, the stage makes it again") from None
+        raise RowsError(
+            f"not JSON: {what}", "move the file away, the stage makes it again", path=path, line=number
+        ) from None
     names = [field.name for field in fields(kind) if field.default is MISSING]
     known = {field.name for field in fields(kind)}
     if not isinstance(data, dict) or not set(names) <= set(data) <= known:
-        raise RowsError(f"{where}: expected the fields {', '.join(names)}; found {_summary(data)}")
+        raise RowsError(f"expected the fields {', '.join(names)}; found {_summary(data)}", path=path, line=number)
     for name in data:
         if not _fits(data[name], hints[name]):
-            raise RowsError(f"{where}: {name}: {quoted(data[name])} is not {hints[name]}")
+            raise RowsError(f"{quoted(data[name])} is not {hints[name]}", field=name, path=path, line=number)
     return kind(**data)
 
 
@@ -213,7 +215,7 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError:
-        raise RowsError(f"{path}: not JSON; move it away and run the command again") from None
+        raise RowsError("not JSON", "move it away and run the command again", path=path) from None
 
 
 def write_rows(path: Path, rows: Iterable[Any]) -> None:
@@ -270,7 +272,7 @@ def own_file(path: Path, flags: int) -> int:
     except OSError as error:
         if error.errno not in (errno.ELOOP, errno.EMLINK):
             raise
-        raise RunDirError(f"{path}: is a link and is not written through; remove the link") from None
+        raise RunDirError("is a link and is not written through", "remove the link", path=path) from None
 
 
 def append_chunk(path: Path, rows: Sequence[Any]) -> None:

@@ -155,15 +155,18 @@ class RunDir:
             lock = os.fdopen(own_file(self.root / ".lock", os.O_RDWR | os.O_CREAT), "r+")
         except OSError as error:
             raise RunDirError(
-                f"{self.root}: cannot be used as run directory: {error.strerror}; choose another with --run-dir"
+                f"cannot be used as run directory: {error.strerror}",
+                "choose another with --run-dir",
+                path=self.root,
             ) from None
         with lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
                 raise RunDirError(
-                    f"{self.root}: another upft process is using this folder; wait for it, or choose "
-                    "another with --run-dir"
+                    "another upft process is using this folder",
+                    "wait for it, or choose another with --run-dir",
+                    path=self.root,
                 ) from None
             yield
 
@@ -177,7 +180,7 @@ def read_ledger(path: Path) -> dict[str, Entry]:
     try:
         ledger = read_json(path) if path.exists() else {}
     except RowsError as error:
-        raise RunDirError(f"{error}") from None
+        raise RunDirError(error.problem, error.remedy, path=error.path, line=error.line) from None
     if not isinstance(ledger, dict):
         raise _not_a_ledger(path)
     return {stage: read_entry(path, found) for stage, found in ledger.items()}
@@ -207,8 +210,10 @@ def read_entry(path: Path, found: Any) -> Entry:
 
 def _not_a_ledger(path: Path) -> RunDirError:
     return RunDirError(
-        f"{path}: not a ledger of this version; if a later version wrote it, use that one; if it is damaged, move it "
-        "away and the stages run again (what is there is kept in .kept), or choose another --run-dir"
+        "not a ledger of this version",
+        "if a later version wrote it, use that one; if it is damaged, move it away and the stages run "
+        "again (what is there is kept in .kept), or choose another --run-dir",
+        path=path,
     )
 
 

@@ -81,11 +81,11 @@ class Standing:
         """
         for before in NEEDS.get(stage, ()):
             if not self.is_current(before):
-                raise RunDirError(f"{self._run.root}: {stage} needs the stage {before}, which {self._why(before)}")
+                raise RunDirError(f"{stage} needs the stage {before}, which {self._why(before)}", path=self._run.root)
         trained = self._run.entry("train")
         own = stage == "evaluate" and not self._foreign and trained is not None and trained.done
         if own and not self.is_current("train"):
-            raise RunDirError(f"{self._run.root}: {stage} would leave out the adapter, which {self._why('train')}")
+            raise RunDirError(f"{stage} would leave out the adapter, which {self._why('train')}", path=self._run.root)
 
     def refuse_missing(self, stage: str) -> None:
         """Refuse to go on without files of a stage that is done with the recipe as it is now.
@@ -96,7 +96,7 @@ class Standing:
         run = self.place(stage)
         entry = run.entry(stage)
         if entry is not None and entry.done and entry.fingerprint == fingerprint(self.inputs(stage)):
-            raise RunDirError(f"{run.root}: {stage} {self._why(stage)}")
+            raise RunDirError(f"{stage} {self._why(stage)}", path=run.root)
 
     def _why(self, stage: str) -> str:
         entry = self._run.entry(stage)

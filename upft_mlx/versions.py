@@ -94,7 +94,7 @@ def find(run: RunDir, name: str) -> Version:
     known = {version.name: version for version in (*unfinished(run), *kept(run))}
     if name not in known:
         there = f"there are {', '.join(known)}" if known else "none is kept"
-        raise RunDirError(f"{run.root}: no kept version {name!r}; {there}")
+        raise RunDirError(f"no kept version {name!r}", there, path=run.root)
     return known[name]
 
 
@@ -178,7 +178,7 @@ def bring_back(run: RunDir, version: Version) -> None:
     """
     if not version.is_whole:
         what = ", ".join(version.damage) or "it was not finished"
-        raise RunDirError(f"{version.folder}: cannot be restored, not as it was written: {what}")
+        raise RunDirError(f"cannot be restored, not as it was written: {what}", path=version.folder)
     for before, wanted in made_from(version.entry).items():
         there = run.entry(before)
         for earlier in kept(run, before) if there is None or there.fingerprint != wanted else ():
@@ -326,8 +326,9 @@ def adopt(run: RunDir) -> list[str]:
     for stage, entry in run.entries().items():
         if stage not in ADOPTABLE and entry.done and (names := changed(entry, run.root)):
             raise RunDirError(
-                f"{run.root / names[0]}: what `upft {stage}` found cannot be adopted; `upft {stage} {run.root}` makes "
-                "it again"
+                f"what `upft {stage}` found cannot be adopted",
+                f"`upft {stage} {run.root}` makes it again",
+                path=run.root / names[0],
             )
     for stage in ADOPTABLE:
         entry_or_none = run.entry(stage)
@@ -335,7 +336,7 @@ def adopt(run: RunDir) -> list[str]:
             continue
         entry = entry_or_none
         if gone := missing(entry, run.root):
-            raise RunDirError(f"{run.root / gone[0]}: is missing; `upft {stage} {run.root}` makes it again")
+            raise RunDirError("is missing", f"`upft {stage} {run.root}` makes it again", path=run.root / gone[0])
         _refuse_malformed(run, names)
         outputs = written(stage, run.root)
         of = fingerprint(outputs)
@@ -345,7 +346,7 @@ def adopt(run: RunDir) -> list[str]:
         run.record(stage, replace(entry, fingerprint=fingerprints[stage], inputs=inputs, outputs=outputs, adopted=of))
         found += names
     if not found:
-        raise RunDirError(f"{run.root}: nothing to adopt: its files are what the stages wrote")
+        raise RunDirError("nothing to adopt: its files are what the stages wrote", path=run.root)
     return found
 
 

@@ -70,15 +70,15 @@ REFUSED: dict[str, tuple[str, str | None, int, tuple[str, ...]]] = {
         MINIMAL + "prefix: {template: none, eos: true}\n",
         None,
         2,
-        ("r.yaml:3: prefix: eos: true with template: none", "set eos: false, or a template"),
+        ("r.yaml:3: prefix.eos: true with template: none", "set eos: false, or a template"),
     ),
     "model path missing": (
         "model: ./nowhere\n" + DATA_ONLY,
         None,
         1,
-        ("/nowhere: no such model folder", "set model to a folder or a Hub id"),
+        ("/nowhere: no such model folder", "use a folder that exists, or a Hub id"),
     ),
-    "model folder empty": ("model: .\n" + DATA_ONLY, None, 1, ("config.json is missing", "set model to a folder")),
+    "model folder empty": ("model: .\n" + DATA_ONLY, None, 1, ("config.json is missing", "use a folder that has it")),
     "model neither folder nor id": ("model: qwen\n" + DATA_ONLY, None, 2, ("model: 'qwen'", "Hub id (user/name)")),
     "embedded model unknown": ("model: builtin:x\n" + DATA_ONLY, None, 2, ("'builtin:x'", "builtin:arithmetic")),
     "hub model while offline": (

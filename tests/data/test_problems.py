@@ -188,7 +188,7 @@ def test_a_benchmark_is_a_source_too(tmp_path: Path) -> None:
 FAULTS: dict[str, tuple[str | bytes, str]] = {
     "not JSON": (
         "{oops}\n",
-        ":2: not JSON: Expecting property name enclosed in double quotes; found '{oops}'",
+        ":2: not JSON: Expecting property name enclosed in double quotes, found '{oops}'",
     ),
     "cut in the middle": ('{"question": "a\n', ":2: not JSON: Unterminated string"),
     "two objects": (ONE_PROBLEM.strip() + ONE_PROBLEM, ":2: not JSON: Extra data"),

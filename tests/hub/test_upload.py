@@ -116,7 +116,12 @@ def test_401_a_token_that_the_hub_does_not_know(hub: UploadHub, fused: Path, mon
 
 
 def test_403_a_name_space_of_somebody_else(hub: UploadHub, fused: Path) -> None:
-    refused(Publish(repo="org/tuned"), fused, "your token may not write to org", "another name (HTTP 403)")
+    refused(
+        Publish(repo="org/tuned"),
+        fused,
+        "your token may not write to org",
+        "(HTTP 403); use one with write access, or another name",
+    )
 
 
 def test_404_an_owner_that_does_not_exist(hub: UploadHub, fused: Path) -> None:
@@ -131,12 +136,12 @@ def test_409_a_name_that_holds_something_else(hub: UploadHub, fused: Path) -> No
 
 def test_409_a_change_by_somebody_else_at_the_same_time(hub: UploadHub, fused: Path) -> None:
     hub.faults["/commit/"] = [409]
-    refused(OURS, fused, "changed the repository at the same time; run the same command again (HTTP 409)")
+    refused(OURS, fused, "changed the repository at the same time (HTTP 409); run the same command again")
 
 
 def test_500_that_lasts(hub: UploadHub, fused: Path) -> None:
     hub.faults["/api/repos/create"] = [500] * 4
-    refused(OURS, fused, "the Hub has a problem; progress saved; run the same command to continue (HTTP 500)")
+    refused(OURS, fused, "the Hub has a problem (HTTP 500); progress saved; run the same command to continue")
 
 
 def test_an_address_with_a_signature_is_told_without_it(hub: UploadHub, fused: Path) -> None:
@@ -150,7 +155,7 @@ def test_429_is_waited_for_and_told_when_it_lasts(hub: UploadHub, fused: Path) -
     push(OURS, fused)
     assert set(hub.repos["user/tuned"]) == UP | {".gitattributes"}
     hub.faults["/commit/"] = [429] * 4
-    refused(OURS, fused, "the Hub limits the number of requests; wait a few minutes", "(HTTP 429)")
+    refused(OURS, fused, "the Hub limits the number of requests (HTTP 429); wait a few minutes")
     assert hub.faults["/commit/"] == []
 
 

@@ -67,7 +67,9 @@ def test_an_unknown_embedded_model_lists_what_there_is() -> None:
 
 def test_a_missing_folder_is_named(tmp_path: Path) -> None:
     found = fails(ModelError, lambda: find_model(recipe(tmp_path / "nowhere")))
-    assert found == (f"{tmp_path}/nowhere: no such model folder; set model to a folder or a Hub id such as user/name")
+    assert found == (
+        f"{tmp_path}/nowhere: no such model folder; use a folder that exists, or a Hub id such as user/name"
+    )
 
 
 def test_a_file_is_no_model(tmp_path: Path) -> None:
@@ -105,7 +107,7 @@ def config(content: str) -> Callable[[Path], object]:
 INCOMPLETE: dict[str, tuple[Callable[[Path], object], str]] = {
     "no config": (
         remove("config.json"),
-        ": not a model folder: config.json is missing; set model to a folder",
+        ": not a model folder: config.json is missing; use a folder that has it",
     ),
     "no weights": (remove("model.safetensors"), ": no model*.safetensors; only safetensors weights are"),
     "weights of another kind": (

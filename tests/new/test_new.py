@@ -210,7 +210,7 @@ def test_paths_are_relative_where_they_are_near(folder: Path, path: str, expecte
             1,
             ["no column 'q'; it has question, answer", "with --question"],
         ),
-        (["my-model", "my.jsonl", "--answer", "a"], 1, ["no column 'a'", "name one with --answer"]),
+        (["my-model", "my.jsonl", "--answer", "a"], 1, ["no column 'a'", "name the answer's column with --answer"]),
         (["my-model", "my.jsonl", "--config", "main"], 2, ["--config: my.jsonl is a file"]),
         (["my-model", "my.jsonl", "--split", "test"], 2, ["--split: my.jsonl is a file"]),
         (

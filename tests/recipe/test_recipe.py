@@ -246,7 +246,7 @@ def test_an_override_whose_value_is_not_yaml_is_refused(tmp_path: Path, value: s
         ("train.learning_rat=1", ("--set: train.learning_rat: unknown field", "'learning_rate'")),
         ("lora={rnk: 3}", ("--set: lora.rnk: unknown field", "'rank'")),
         ("lora.rank.x=3", ("--set: lora.rank: ",)),
-        ("prefix={template: none, eos: true}", ("--set: prefix: eos: true with template: none", "set eos: false")),
+        ("prefix={template: none, eos: true}", ("--set: prefix.eos: true with template: none", "set eos: false")),
         ("problems.path=~nobody-here/x.jsonl", ("--set: problems.path: '~nobody-here/x.jsonl'",)),
     ],
 )
@@ -333,11 +333,11 @@ WRONG = {
     "name that is no file name": ("name: a/b", "3: name: 'a/b': should be letters, digits"),
     # combinations
     "epochs and steps": ("train: {epochs: 1, steps: 2}", "3: train: give epochs or steps, not both"),
-    "eos without a template": ("prefix: {template: none, eos: true}", "3: prefix: eos: true with template: none"),
+    "eos without a template": ("prefix: {template: none, eos: true}", "3: prefix.eos: true with template: none"),
     "eos without a template, what to do": ("prefix: {template: none, eos: true}", "set eos: false, or a template"),
     "eos with an empty template": ("prefix: {template: '', eos: true}", "set eos: false, or a template"),
-    "no layers": ("lora: {num_layers: 0}", "3: lora: num_layers: 0 would train nothing; use -1"),
-    "no modules": ("lora: {keys: []}", "3: lora: keys: [] would train nothing; leave keys out"),
+    "no layers": ("lora: {num_layers: 0}", "3: lora.num_layers: 0 would train nothing; use -1"),
+    "no modules": ("lora: {keys: []}", "3: lora.keys: [] would train nothing; leave keys out"),
     "samples without rft": (
         "generate: {samples: 2}",
         "3: generate.samples: 2 with method upft, which trains on one sample per problem; set gen",

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from upft_mlx.errors import UpftError
+from upft_mlx.errors import OfflineError, UpftError
 from upft_mlx.escape import one_line, to_json
 from upft_mlx.models.hub import tell_attempts_once
 
@@ -120,7 +120,9 @@ def edge(*, debug: bool, fetch: str = "upft fetch") -> Iterator[None]:
     except UpftError as error:
         if debug:
             raise
-        _fail(error.exit_status, str(error).replace("`upft fetch`", f"`{fetch}`"))
+        if isinstance(error, OfflineError):
+            error.fetch_with(fetch)
+        _fail(error.exit_status, str(error))
     except OSError as error:
         if debug:
             raise

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from upft_mlx.errors import RecipeError
+from upft_mlx.errors import UnknownRecipeError
 from upft_mlx.inspection.browse import recipe_of
 from upft_mlx.recipe.find import shipped_recipes
 from upft_mlx.recipe.load import load_recipe, validated
@@ -26,10 +26,9 @@ def recipe_for(target: str, overrides: Sequence[str] = ()) -> Recipe:
         return validated(run.recipe, {}, recipe_of(run).dump(), overrides)
     try:
         return load_recipe(target, overrides)
-    except RecipeError as error:
-        if "no such recipe file" not in str(error):
-            raise
-        raise RecipeError(f"{error}; nor is it a run directory, or a run in runs/") from None
+    except UnknownRecipeError as error:
+        remedy = f"{error.remedy}; nor is it a run directory, or a run in runs/"
+        raise UnknownRecipeError(error.problem, remedy, path=error.path) from None
 
 
 def run_for(target: str | None, recipe: Recipe) -> RunDir:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import difflib
 import random
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -135,16 +134,17 @@ def resolve(evaluate: Evaluate) -> list[Entry]:
     """
     unknown = [_unknown(b) for b in evaluate.benchmarks if b.name not in KNOWN and not (b.path or b.dataset)]
     if unknown:
-        raise RecipeError("\n".join(unknown))
+        raise RecipeError.of_all(unknown)
     return [_entry(benchmark, evaluate) for benchmark in evaluate.benchmarks]
 
 
-def _unknown(benchmark: Benchmark) -> str:
+def _unknown(benchmark: Benchmark) -> RecipeError:
     near = difflib.get_close_matches(benchmark.name, KNOWN, n=1)
     hint = f"did you mean {near[0]!r}? " if near else ""
-    return (
-        f"evaluate.benchmarks: {quoted(benchmark.name)}: unknown benchmark; {hint}known: {', '.join(KNOWN)}; "
-        "or name your own with `path` (a local file) or `dataset` (a Hub id)"
+    return RecipeError(
+        f"{quoted(benchmark.name)}: unknown benchmark",
+        f"{hint}known: {', '.join(KNOWN)}; or name your own with `path` (a local file) or `dataset` (a Hub id)",
+        field="evaluate.benchmarks",
     )
 
 
@@ -190,8 +190,8 @@ def load_benchmark(entry: Entry, seed: int = 0) -> list[Problem]:
     missing = [problem.id for problem in problems if problem.answer is None]
     if missing:
         raise ProblemsError(
-            f"benchmark {entry.label}: {len(missing)} problems have no answer (first: {missing[0]}); "
-            "name the answer's column with `answer`"
+            f"benchmark {entry.label}: {len(missing)} problems have no answer (first: {missing[0]})",
+            "name the answer's column with `answer`",
         )
     if entry.grader == "choice":
         return [_with_options(entry, problem, seed) for problem in problems]
@@ -204,9 +204,8 @@ def _load(entry: Entry) -> list[Problem]:
     except ProblemsError as error:
         if not entry.private:
             raise
-        raise ProblemsError(
-            re.sub(r"[,;] found .*", "", str(error), flags=re.S)
-        ) from None  # what was found is its text
+        error.found = ""  # an excerpt of its text
+        raise error from None
 
 
 def _subset(entry: Entry, problems: Sequence[Problem]) -> list[Problem]:
@@ -221,7 +220,7 @@ def _subset(entry: Entry, problems: Sequence[Problem]) -> list[Problem]:
         problems = [p for p in problems if str(getattr(p, field)).casefold() in names]
     if not problems:
         raise ProblemsError(
-            f"benchmark {entry.label}: no problem is in the subset {dict(entry.subset)}; remove a condition"
+            f"benchmark {entry.label}: no problem is in the subset {dict(entry.subset)}", "remove a condition"
         )
     return list(problems)
 

@@ -6,7 +6,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from upft_mlx.errors import ProblemsError
+from upft_mlx.data.hub import Place
+from upft_mlx.errors import ColumnError
 from upft_mlx.escape import one_line, quoted
 
 QUESTION_COLUMNS = ("question", "problem", "query", "prompt")
@@ -30,22 +31,24 @@ class Columns:
     wrong_answers: tuple[str, ...] | None = None
 
 
-def find_columns(where: str, row: dict[str, Any], named: Columns) -> Columns:
+def find_columns(place: Place, row: dict[str, Any], named: Columns) -> Columns:
     """The columns to read, decided on the first row.
 
     Raises:
-        ProblemsError: there is no question, or no column of a name that was given.
+        ColumnError: there is no question, or no column of a name that was given.
     """
     question = named.question or _first(QUESTION_COLUMNS, row)
     if question is None:
-        raise ProblemsError(
-            f"{where}: no column named {', '.join(QUESTION_COLUMNS)}; it has {_named(row)}; "
-            "name the question's column with `question`"
+        raise ColumnError(
+            f"no column named {', '.join(QUESTION_COLUMNS)}; it has {_named(row)}",
+            "name the question's column with `question`",
+            column="question",
+            **place._asdict(),
         )
     for field in ("question", "answer", "level", "subject"):
-        _refuse_missing(where, row, getattr(named, field), field)
+        _refuse_missing(place, row, getattr(named, field), field)
     for column in named.wrong_answers or ():
-        _refuse_missing(where, row, column, "wrong_answers")
+        _refuse_missing(place, row, column, "wrong_answers")
     wrong = (_first((name,), row) for name in WRONG_COLUMNS)
     found = tuple(column for column in wrong if column)
     return Columns(
@@ -58,9 +61,14 @@ def find_columns(where: str, row: dict[str, Any], named: Columns) -> Columns:
     )
 
 
-def _refuse_missing(where: str, row: dict[str, Any], column: str | None, field: str) -> None:
+def _refuse_missing(place: Place, row: dict[str, Any], column: str | None, field: str) -> None:
     if column is not None and column not in row:
-        raise ProblemsError(f"{where}: no column {quoted(column)}; it has {_named(row)}; name one with `{field}`")
+        raise ColumnError(
+            f"no column {quoted(column)}; it has {_named(row)}",
+            f"name one with `{field}`",
+            column=field,
+            **place._asdict(),
+        )
 
 
 def _first(names: Sequence[str], row: dict[str, Any]) -> str | None:

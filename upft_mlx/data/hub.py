@@ -7,13 +7,25 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from upft_mlx.errors import OfflineError, ProblemsError
 from upft_mlx.escape import quoted
 
-Located = tuple[str, dict[str, Any]]
-"""Where a row stands (`file:line`) and its columns."""
+
+class Place(NamedTuple):
+    """Where a row stands: the line of a file, or the row of a table."""
+
+    path: str
+    line: int | None = None
+    row: int | None = None
+
+    def __str__(self) -> str:
+        return f"{self.path}:{self.line}" if self.line else f"{self.path}: row {self.row}" if self.row else self.path
+
+
+Located = tuple[Place, dict[str, Any]]
+"""A row's place and its columns."""
 
 
 class Source(Protocol):
@@ -76,7 +88,7 @@ def look(source: Source, count: int) -> Look:
 def _stream(source: Source, count: int) -> Look:
     data = _load(source, None, streaming=True)
     if source.split not in data:
-        raise ProblemsError(f"dataset {source.dataset}: no split {quoted(source.split)}; it has {', '.join(data)}")
+        raise ProblemsError(f"dataset {source.dataset}: no split {quoted(source.split)}", f"it has {', '.join(data)}")
     chosen = data[source.split]
     with _hub_errors(source):
         rows = list(itertools.islice(_located(source, chosen), count))
@@ -96,7 +108,7 @@ def _load(source: Source, split: str | None, *, streaming: bool = False) -> Any:
 
 def _located(source: Source, data: Any) -> Iterator[Located]:
     for number, row in enumerate(data, start=1):
-        yield f"{source.dataset} ({source.split}): row {number}", dict(row)
+        yield Place(f"{source.dataset} ({source.split})", row=number), dict(row)
 
 
 @contextmanager
@@ -123,8 +135,8 @@ def _refuse_other_commit(source: Source, files: Sequence[str]) -> None:
     commit = source.revision or ""
     if re.fullmatch("[0-9a-f]{40}", commit) and files and not any(commit in file for file in files):
         raise OfflineError(
-            f"dataset {source.dataset}: the cache has another revision than {commit}, and the Hub cannot be "
-            "asked; `upft fetch` downloads that revision"
+            f"dataset {source.dataset}: the cache has another revision than {commit}, and the Hub cannot be asked",
+            fetched="that revision",
         )
 
 
@@ -137,14 +149,15 @@ def _hub_error(source: Source, error: Exception, *, unreachable: bool, offline: 
     reason = first_line(error)
     if unreachable and offline:
         return OfflineError(
-            f"dataset {source.dataset}: not on this machine, and the network is off (--offline or "
-            "HF_HUB_OFFLINE=1); `upft fetch` downloads it, or set `path` to a local file"
+            f"dataset {source.dataset}: not on this machine, and the network is off (--offline or HF_HUB_OFFLINE=1)",
+            "set `path` to a local file",
+            fetched="it",
         )
     if unreachable:
         return OfflineError(
-            f"dataset {source.dataset}: not on this machine, and the Hub cannot be reached; check the connection, or "
-            "name a local file"
+            f"dataset {source.dataset}: not on this machine, and the Hub cannot be reached",
+            "check the connection, or name a local file",
         )
     return ProblemsError(
-        f"dataset {source.dataset}: cannot be loaded: {reason}; check dataset, config, split and revision"
+        f"dataset {source.dataset}: cannot be loaded: {reason}", "check dataset, config, split and revision"
     )

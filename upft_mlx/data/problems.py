@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from upft_mlx.data.columns import Columns, find_columns
-from upft_mlx.data.hub import Located, Source, first_line, hub_rows
-from upft_mlx.errors import ProblemsError
+from upft_mlx.data.hub import Located, Place, Source, first_line, hub_rows
+from upft_mlx.errors import ColumnError, ProblemsError
 from upft_mlx.escape import one_line, quoted
 
 SUFFIXES = (".jsonl", ".parquet", ".csv")
@@ -85,11 +85,11 @@ def stream_problems(source: Source, *, builtin: str | None = None) -> Iterator[P
         digests.append(hash(problem.id))
         yield problem
     if not digests:
-        raise ProblemsError(f"{name}: no rows; a dataset needs at least one question")
+        raise ProblemsError("no rows", "a dataset needs at least one question", path=name)
     if repeated := _first_repeated(digests):
-        (first, _), (where, problem) = (_numbered(source, builtin, number) for number in repeated)
+        (first, _), (place, problem) = (_numbered(source, builtin, number) for number in repeated)
         raise ProblemsError(
-            f"{where}: the id {quoted(problem.id)} is already used (by {first}); give each row its own id"
+            f"the id {quoted(problem.id)} is already used (by {first})", "give each row its own id", **place._asdict()
         )
 
 
@@ -102,7 +102,7 @@ def problems_of(rows: Iterable[Located], source: Source) -> list[Problem]:
     return [problem for _, problem in _problems(rows, _named_columns(source))]
 
 
-def _numbered(source: Source, builtin: str | None, number: int) -> tuple[str, Problem]:
+def _numbered(source: Source, builtin: str | None, number: int) -> tuple[Place, Problem]:
     """A problem's place, and the problem; reads the source again, because only an error needs this."""
     _, rows = _open(source, builtin)
     return next(itertools.islice(_problems(rows, _named_columns(source)), number, None))
@@ -132,10 +132,10 @@ def _open(source: Source, builtin: str | None) -> tuple[str, Iterable[Located]]:
 
 def _local(path: Path) -> Iterable[Located]:
     if not path.exists():
-        raise ProblemsError(f"{path}: no such file; set problems.path to a {', '.join(SUFFIXES)} file")
+        raise ProblemsError("no such file", f"set problems.path to a {', '.join(SUFFIXES)} file", path=path)
     readers = {".jsonl": _jsonl, ".csv": _csv, ".parquet": _parquet}
     if path.suffix not in readers or not path.is_file():
-        raise ProblemsError(f"{path}: expected a {', '.join(SUFFIXES)} file")
+        raise ProblemsError(f"expected a {', '.join(SUFFIXES)} file", path=path)
     return readers[path.suffix](path)
 
 
@@ -143,18 +143,20 @@ def _jsonl(path: Path) -> Iterator[Located]:
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             if line.strip():
-                yield f"{path}:{number}", _object(f"{path}:{number}", line)
+                place = Place(str(path), number)
+                yield place, _object(place, line)
 
 
-def _object(where: str, line: bytes) -> dict[str, Any]:
+def _object(place: Place, line: bytes) -> dict[str, Any]:
     try:
         row = json.loads(line.decode("utf-8-sig").strip())
     except UnicodeDecodeError:
-        raise ProblemsError(f"{where}: not UTF-8 text") from None
+        raise ProblemsError("not UTF-8 text", **place._asdict()) from None
     except (ValueError, RecursionError) as error:  # a number of thousands of digits is a bare ValueError
-        raise ProblemsError(f"{where}: not JSON: {getattr(error, 'msg', error)}; found {_excerpt(line)}") from None
+        problem = f"not JSON: {getattr(error, 'msg', error)}"
+        raise ProblemsError(problem, found=_excerpt(line), **place._asdict()) from None
     if not isinstance(row, dict):
-        raise ProblemsError(f"{where}: expected an object with columns, found {_excerpt(line)}")
+        raise ProblemsError("expected an object with columns", found=_excerpt(line), **place._asdict())
     return row
 
 
@@ -170,20 +172,20 @@ def _csv(path: Path) -> Iterator[Located]:
         with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.reader(file, strict=True)
             for cells in reader:
-                where, start = f"{path}:{start}", reader.line_num + 1
+                place, start = Place(str(path), start), reader.line_num + 1
                 if not header:
                     header = cells
                 elif cells:
-                    yield where, _csv_row(where, header, cells)
+                    yield place, _csv_row(place, header, cells)
     except csv.Error as error:
-        raise ProblemsError(f"{path}:{start}: not CSV: {error}") from None
+        raise ProblemsError(f"not CSV: {error}", path=path, line=start) from None
     except UnicodeDecodeError:
-        raise ProblemsError(f"{path}:{_first_line_not_utf8(path)}: not UTF-8 text") from None
+        raise ProblemsError("not UTF-8 text", path=path, line=_first_line_not_utf8(path)) from None
 
 
-def _csv_row(where: str, header: Sequence[str], cells: Sequence[str]) -> dict[str, Any]:
+def _csv_row(place: Place, header: Sequence[str], cells: Sequence[str]) -> dict[str, Any]:
     if len(cells) != len(header):
-        raise ProblemsError(f"{where}: {len(cells)} columns, but the header has {len(header)}")
+        raise ProblemsError(f"{len(cells)} columns, but the header has {len(header)}", **place._asdict())
     return dict(zip(header, cells, strict=True))
 
 
@@ -207,10 +209,10 @@ def _parquet(path: Path) -> Iterator[Located]:
             for batch in file.iter_batches(batch_size=1024):
                 for row in batch.to_pylist():
                     number += 1
-                    yield f"{path}: row {number}", row
+                    yield Place(str(path), row=number), row
     except (pa.ArrowException, OSError, ValueError) as error:
-        where = f"{path}: after row {number}" if number else str(path)
-        raise ProblemsError(f"{where}: cannot be read as Parquet: {first_line(error)}") from None
+        where = f"after row {number}: " if number else ""
+        raise ProblemsError(f"{where}cannot be read as Parquet: {first_line(error)}", path=path) from None
 
 
 def _named_columns(source: Source) -> Columns:
@@ -219,25 +221,25 @@ def _named_columns(source: Source) -> Columns:
     return Columns(question=source.question, answer=source.answer, **more)
 
 
-def _problems(rows: Iterable[Located], named: Columns) -> Iterator[tuple[str, Problem]]:
+def _problems(rows: Iterable[Located], named: Columns) -> Iterator[tuple[Place, Problem]]:
     """Rows as problems. The first rows decide which optional columns exist; some of them may lack a column."""
     rows = iter(rows)
     head = list(itertools.islice(rows, _HEAD))
     if not head:
         return
     columns = find_columns(head[0][0], {column: None for _, row in head for column in row}, named)
-    for index, (where, row) in enumerate(itertools.chain(head, rows)):
-        problem = _problem(where, row, index, columns)
-        _refuse_surrogates(where, problem)
-        yield where, problem
+    for index, (place, row) in enumerate(itertools.chain(head, rows)):
+        problem = _problem(place, row, index, columns)
+        _refuse_surrogates(place, problem)
+        yield place, problem
 
 
-def _problem(where: str, row: dict[str, Any], index: int, columns: Columns) -> Problem:
-    wrong = (_answer(where, row, column) for column in columns.wrong_answers or ())
+def _problem(place: Place, row: dict[str, Any], index: int, columns: Columns) -> Problem:
+    wrong = (_answer(place, row, column) for column in columns.wrong_answers or ())
     return Problem(
         id=_id(row.get(columns.id) if columns.id else None, index),
-        question=_question(where, row, str(columns.question)),
-        answer=_answer(where, row, columns.answer),
+        question=_question(place, row, str(columns.question)),
+        answer=_answer(place, row, columns.answer),
         level=_tag(row, columns.level).removeprefix("Level ") or None,
         subject=_tag(row, columns.subject) or None,
         wrong_answers=tuple(answer for answer in wrong if answer is not None),
@@ -254,24 +256,29 @@ def _id(value: object, index: int) -> str:
     return str(value) if isinstance(value, (str, int)) and str(value) else str(index)
 
 
-def _question(where: str, row: dict[str, Any], column: str) -> str:
+def _question(place: Place, row: dict[str, Any], column: str) -> str:
     if column not in row:
-        raise ProblemsError(f"{where}: no column {quoted(column)}; it has {one_line(', '.join(row), 1000) or 'none'}")
+        there = one_line(", ".join(row), 1000) or "none"
+        raise ColumnError(f"no column {quoted(column)}; it has {there}", column="question", **place._asdict())
     value = row[column]
     if not isinstance(value, str):
-        raise ProblemsError(f"{where}: {one_line(str(column))}: expected text, found {_shown(value)}")
+        raise ProblemsError("expected text", found=_shown(value), field=one_line(column), **place._asdict())
     if not value.strip():
-        raise ProblemsError(f"{where}: {one_line(str(column))}: the question is empty; fill it in or remove the row")
+        raise ProblemsError(
+            "the question is empty", "fill it in or remove the row", field=one_line(column), **place._asdict()
+        )
     return value
 
 
-def _answer(where: str, row: dict[str, Any], column: str | None) -> str | None:
+def _answer(place: Place, row: dict[str, Any], column: str | None) -> str | None:
     value = row.get(column) if column else None
     if value is None or value == "":
         return None
     number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
     if not number and not isinstance(value, str):
-        raise ProblemsError(f"{where}: {one_line(str(column))}: expected text or a number, found {_shown(value)}")
+        raise ProblemsError(
+            "expected text or a number", found=_shown(value), field=one_line(str(column)), **place._asdict()
+        )
     return str(value)
 
 
@@ -279,10 +286,10 @@ def _shown(value: object) -> str:
     return json.dumps(value, default=str)[:60]
 
 
-def _refuse_surrogates(where: str, problem: Problem) -> None:
+def _refuse_surrogates(place: Place, problem: Problem) -> None:
     """Refuse halves of surrogate pairs: JSON can escape them, but they are no text that can be written."""
     try:
         f"{problem.id}{problem.question}{problem.answer}".encode()
     except UnicodeEncodeError as error:
         half = error.object[error.start]
-        raise ProblemsError(f"{where}: {half!r} is half of a surrogate pair; fix the text") from None
+        raise ProblemsError(f"{half!r} is half of a surrogate pair", "fix the text", **place._asdict()) from None

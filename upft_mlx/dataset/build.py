@@ -61,7 +61,7 @@ def build(recipe: Recipe, tokenizer: Any, problems: Sequence[Problem], run: RunD
     built = builder.built
     if not built.train:
         raise TrainingError(
-            f"{run.train}: no row is left to train on ({built}); sample more problems or relax prefix.*"
+            f"no row is left to train on ({built})", "sample more problems or relax prefix.*", path=run.train
         )
     return built
 
@@ -123,8 +123,9 @@ class _Builder:
             number, problem = next((pair for pair in numbered if pair[1].id == problem_id), (None, None))
             if number is None or problem is None:
                 raise RowsError(
-                    f"{self.run.solutions}: problem {quoted(problem_id)} is not among the problems, or out of their "
-                    "order; move the file away, `upft generate` makes it again"
+                    f"problem {quoted(problem_id)} is not among the problems, or out of their order",
+                    "move the file away, `upft generate` makes it again",
+                    path=self.run.solutions,
                 )
             if number % _EVERY == 0:
                 self.notify(Progress("build", done + number, 2 * len(self.problems), "problems"))

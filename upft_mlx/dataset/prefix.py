@@ -50,8 +50,9 @@ def check_problems(recipe: Recipe, problems: Sequence[Problem]) -> None:
     ratio, count = recipe.prefix.structure_ratio, len(problems)
     if recipe.method == "structure_only" and round(ratio * count) == 0:
         raise ProblemsError(
-            f"structure_only: {ratio} of {count} problems rounds to zero; raise prefix.structure_ratio or "
-            "problems.limit"
+            f"{ratio} of {count} problems rounds to zero",
+            "raise prefix.structure_ratio or problems.limit",
+            field="structure_only",
         )
 
 
@@ -73,8 +74,8 @@ def _refuse_unlabelled(recipe: Recipe, problems: Sequence[Problem]) -> None:
         shown += ", ..." if missing > 5 else ""
         what = "method rft" if recipe.method == "rft" else "prefix.selection: label"
         raise ProblemsError(
-            f"{what} needs answers, {missing} of {len(problems)} problems have none: {shown}; "
-            "name the answer's column with problems.answer, or use method: upft without labels"
+            f"{what} needs answers, {missing} of {len(problems)} problems have none: {shown}",
+            "name the answer's column with problems.answer, or use method: upft without labels",
         )
 
 

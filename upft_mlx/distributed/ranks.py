@@ -116,7 +116,7 @@ def _hosts(path: str) -> list[list[str]]:
         hosts: list[list[str]] = json.loads(text) if text else []
         return [[str(connection) for connection in rank] for rank in hosts]
     except (OSError, ValueError, TypeError) as error:
-        raise RankError(f"MLX_HOSTFILE: {path}: not a list of each rank's addresses: {error}") from None
+        raise RankError(f"{path}: not a list of each rank's addresses: {error}", field="MLX_HOSTFILE") from None
 
 
 def _leader_address() -> str:
@@ -134,7 +134,7 @@ def _join() -> Ranks:
     except (RuntimeError, OSError) as error:
         number = os.environ["MLX_RANK"]
         raise RankError(
-            f"rank {number}: cannot reach the other ranks: {error}; check that all were started, and their addresses"
+            f"rank {number}: cannot reach the other ranks: {error}", "check that all were started, and their addresses"
         ) from None
 
 
@@ -226,8 +226,8 @@ class _Team(Ranks):
         for number, view in enumerate(views):
             if different := changes(views[0], view):
                 raise RankError(
-                    f"rank {number} has another {', '.join(different)} than rank 0; all ranks need the same recipe, "
-                    "model and data, and the same versions of the packages"
+                    f"rank {number} has another {', '.join(different)} than rank 0",
+                    "all ranks need the same recipe, model and data, and the same versions of the packages",
                 )
 
     def workplace(self, root: Path) -> Path:

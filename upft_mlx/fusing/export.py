@@ -50,7 +50,7 @@ def export_peft(run: RunDir, model: Path, base: str, folder: Path) -> str:
     for name, array in arrays.items():
         found = _LORA.match(name)
         if found is None or array.ndim != 2 or f"{found[1]}.weight" not in names:
-            raise ExportError(f"{name}: PEFT has no such module; an adapter on it can be used with mlx-lm only")
+            raise ExportError(f"{name}: PEFT has no such module", "an adapter on it can be used with mlx-lm only")
         layers.add(int(found[2]))
         modules.add(found[3].rpartition(".")[2])
         made[f"base_model.model.{found[1]}.lora_{found[4].upper()}.weight"] = mx.contiguous(array.T)
@@ -64,7 +64,7 @@ def _read_adapter(folder: Path) -> tuple[dict[str, Any], dict[str, mx.array]]:
         config = json_object(folder / "adapter_config.json")
         arrays = mx.load(str(folder / "adapters.safetensors"))
     except (OSError, ValueError, RuntimeError) as error:
-        raise ModelError(f"{folder}: the adapter cannot be read: {reason(error)}; train again") from None
+        raise ModelError(f"the adapter cannot be read: {reason(error)}", "train again", path=folder) from None
     assert isinstance(arrays, dict)
     return config, arrays
 
@@ -123,7 +123,7 @@ def export_dequantized(
 
     for name, module in loaded.model.named_modules():
         if "weight" in module and module.weight.ndim > 2:  # stacked experts, convolutions
-            raise ExportError(f"{name}: transformers keeps such weights in another form; use fused/ with mlx-lm")
+            raise ExportError(f"{name}: transformers keeps such weights in another form", "use fused/ with mlx-lm")
     fuser = Fuser(recipe, loaded, run, questions, notify)
     way = Way("dequantized", DTYPES[dtype], whole=True)
     fuser.apply(way)

@@ -73,7 +73,9 @@ def _asked(fuser: Fuser) -> list[Way]:
         families = ", ".join(dict.fromkeys(way.family for way in fuser.ways))
         bits = next(way.width for way in fuser.ways if way.name == "base")
         raise FuseError(
-            f"publish.fuse: {asked}: has no effect when the base has {bits} bits; set it to auto, {families} or adapter"
+            f"{asked}: has no effect when the base has {bits} bits",
+            f"set it to auto, {families} or adapter",
+            field="publish.fuse",
         )
     return found
 
@@ -89,7 +91,7 @@ def _choose(fuser: Fuser, asked: Sequence[Way]) -> Fidelity:
         if found is not None and found.retained >= max(KEPT, fuser.recipe.publish.min_retained):
             return found
     if not fuser.measured:
-        raise FuseError(f"publish.fuse: {asked[0].name}: this model overflows in it; set it to auto")
+        raise FuseError(f"{asked[0].name}: this model overflows in it", "set it to auto", field="publish.fuse")
     return max(fuser.measured.values(), key=lambda found: found.retained)
 
 

@@ -109,8 +109,9 @@ def _check_room(repositories: list[Repository], notify: Observer) -> None:
     notify(Note(f"fetch: {room}: {parts}; {free / 1e9:.1f} GB are free in {cache}"))
     if needed + _ROOM > free:
         raise FetchError(
-            f"{cache}: {needed / 1e9:.2f} GB are needed and {free / 1e9:.2f} GB are free; make room, or set HF_HOME to "
-            "a folder on a larger disk"
+            f"{needed / 1e9:.2f} GB are needed and {free / 1e9:.2f} GB are free",
+            "make room, or set HF_HOME to a folder on a larger disk",
+            path=cache,
         )
 
 

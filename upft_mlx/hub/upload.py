@@ -62,7 +62,7 @@ def files_to_push(folder: Path) -> list[Path]:
     found = [path for path in listed if path.is_symlink() or not path.is_dir()]
     for path in found:
         if path.is_symlink() or not path.is_file():
-            raise PublishError(f"{path}: is not a plain file, so it will not be uploaded; remove it, or fuse again")
+            raise PublishError("is not a plain file, so it will not be uploaded", "remove it, or fuse again", path=path)
         _refuse_secrets(path, own, path.stat().st_mtime_ns)
     return found
 
@@ -80,7 +80,7 @@ def refuse_unknown(folder: Path, known: Container[str]) -> None:
     """
     for path in files_to_push(folder):
         if path.name not in known:
-            raise PublishError(f"{path}: was not made by this run, so it will not be uploaded; move it away")
+            raise PublishError("was not made by this run, so it will not be uploaded", "move it away", path=path)
 
 
 @lru_cache
@@ -92,8 +92,9 @@ def _refuse_secrets(path: Path, own: bytes, changed: int) -> None:
             part = before + chunk
             if (own and own in part) or any(_holds(part, start, whole) for start, whole in _SECRETS.items()):
                 raise PublishError(
-                    f"{path}: contains an access token or a private key, so it will not be uploaded; remove it from "
-                    "the recipe or the model's folder, and fuse again"
+                    "contains an access token or a private key, so it will not be uploaded",
+                    "remove it from the recipe or the model's folder, and fuse again",
+                    path=path,
                 )
             before = part[-_OVERLAP:]
 
@@ -127,7 +128,7 @@ def push(publish: Publish, folder: Path, notify: Observer = ignore) -> str:
         raise OfflineError("push needs the network, which is off (--offline or HF_HUB_OFFLINE=1)")
     if get_token() is None:
         raise PublishError(
-            "not logged in to the Hub; run `hf auth login`, or set HF_TOKEN to a token with write access"
+            "not logged in to the Hub", "run `hf auth login`, or set HF_TOKEN to a token with write access"
         )
     api = HfApi()
     _attempts(lambda: _ensure_repo(api, repo, publish, notify), repo, notify)
@@ -145,7 +146,7 @@ def require_repo(publish: Publish) -> str:
     """
     if publish.repo is None:
         raise RecipeError(
-            "publish.repo: missing; set it to user/name, in the recipe or with --set publish.repo=user/name"
+            "missing", "set it to user/name, in the recipe or with --set publish.repo=user/name", field="publish.repo"
         )
     return publish.repo
 
@@ -165,12 +166,15 @@ def _ensure_repo(api: HfApi, repo: str, publish: Publish, notify: Observer) -> N
     names = {file.rfilename for file in info.siblings or []}
     if names - {".gitattributes"} and "upft_mlx" not in (info.tags or []):
         raise PublishError(
-            f"publish.repo: {repo}: the repository exists, and upft did not create its files; choose another name"
+            f"{repo}: the repository exists, and upft did not create its files",
+            "choose another name",
+            field="publish.repo",
         )
     if publish.private and not info.private:
         raise PublishError(
-            f"publish.repo: {repo}: exists and is public, but publish.private is true; set publish.private: false "
-            "to keep it public, or choose another name"
+            f"{repo}: exists and is public, but publish.private is true",
+            "set publish.private: false to keep it public, or choose another name",
+            field="publish.repo",
         )
 
 
@@ -235,20 +239,21 @@ def _explained(error: BaseException, repo: str) -> Exception:
     status = _status(root)
     again = "progress saved; run the same command to continue"
     if isinstance(root, HFValidationError):
-        return RecipeError(f"publish.repo: {repo!r}: the Hub does not allow this name: {_text(root)}")
+        return RecipeError(f"{repo!r}: the Hub does not allow this name: {_text(root)}", field="publish.repo")
     if status is None:
         if _passes(error):
-            return OfflineError(f"push: the Hub cannot be reached ({_text(root)}); {again}")
-        return PublishError(f"push to {repo}: {_text(root)}; {again}")
+            return OfflineError(f"push: the Hub cannot be reached ({_text(root)})", again)
+        return PublishError(f"push to {repo}: {_text(root)}", again)
+    owner = repo.partition("/")[0]
     known = {
-        401: "the Hub does not know your token; run `hf auth login`, or set HF_TOKEN to a token with write access",
-        403: f"your token may not write to {repo.partition('/')[0]}; use one with write access, or another name",
-        404: f"no such user or organisation as {repo.partition('/')[0]}, or no such repository; check publish.repo",
-        409: "somebody else changed the repository at the same time; run the same command again",
-        429: f"the Hub limits the number of requests; wait a few minutes; {again}",
+        401: ("the Hub does not know your token", "run `hf auth login`, or set HF_TOKEN to a token with write access"),
+        403: (f"your token may not write to {owner}", "use one with write access, or another name"),
+        404: (f"no such user or organisation as {owner}, or no such repository", "check publish.repo"),
+        409: ("somebody else changed the repository at the same time", "run the same command again"),
+        429: ("the Hub limits the number of requests", f"wait a few minutes; {again}"),
     }
-    text = known.get(status, f"the Hub has a problem; {again}" if status >= 500 else _text(root))
-    return PublishError(f"publish.repo: {repo}: {text} (HTTP {status})")
+    problem, remedy = known.get(status, ("the Hub has a problem", again) if status >= 500 else (_text(root), ""))
+    return PublishError(f"{repo}: {problem} (HTTP {status})", remedy, field="publish.repo")
 
 
 def _text(error: BaseException) -> str:

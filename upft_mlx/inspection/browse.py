@@ -65,14 +65,16 @@ def find_run(name: str) -> RunDir:
         return _run_of_file(name)
     there = sorted(path.parent.name for path in Path("runs").glob("*/recipe.json"))
     known = f"in runs/ there are {', '.join(there)}" if there else "there is no run in runs/ yet; `upft demo` makes one"
-    raise RunDirError(f"{name}: not a run directory (no recipe.json in it); {known}")
+    raise RunDirError("not a run directory (no recipe.json in it)", known, path=name)
 
 
 def _run_of_file(name: str) -> RunDir:
     run = RunDir(Path("runs") / load_recipe(name).name)
     if not run.recipe.is_file():
         raise RunDirError(
-            f"{name}: {run.root} is not there yet; `upft run {name}` makes it (with --run-dir name that folder instead)"
+            f"{run.root} is not there yet",
+            f"`upft run {name}` makes it (with --run-dir name that folder instead)",
+            path=name,
         )
     return run
 
@@ -88,7 +90,7 @@ def recipe_of(run: RunDir) -> Recipe:
         return Recipe.model_validate({k: v for k, v in data.items() if k not in ("versions", "hashes")})
     except (ValidationError, AttributeError):
         raise RunDirError(
-            f"{run.recipe}: not a recipe of this version; run the recipe again to write it anew"
+            "not a recipe of this version", "run the recipe again to write it anew", path=run.recipe
         ) from None
 
 
@@ -138,8 +140,9 @@ def _refuse_changed(run: RunDir, stage: str, *names: str) -> None:
     for name in changed(entry, run.root) if entry is not None else ():
         if not names or name in names:
             raise RunDirError(
-                f"{run.root / name}: was changed after `upft {stage}` wrote it; "
-                f"`upft {stage} {run.root}` makes it again"
+                f"was changed after `upft {stage}` wrote it",
+                f"`upft {stage} {run.root}` makes it again",
+                path=run.root / name,
             )
 
 
@@ -166,7 +169,9 @@ def _entries(run: RunDir, benchmarks: Sequence[str]) -> list[Entry]:
     """The benchmarks of these labels, all of the run where there are none."""
     entries = {entry.label: entry for entry in resolve(recipe_of(run).evaluate)}
     if unknown := [label for label in benchmarks if label not in entries]:
-        raise RunDirError(f"{run.root}: no benchmark {quoted(unknown[0])}; this run has {', '.join(entries) or 'none'}")
+        raise RunDirError(
+            f"no benchmark {quoted(unknown[0])}", f"this run has {', '.join(entries) or 'none'}", path=run.root
+        )
     return [entries[label] for label in benchmarks or entries]
 
 

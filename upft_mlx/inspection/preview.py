@@ -155,8 +155,9 @@ class _Preview:
         rows, recipe = list(self.rows.training()), self.recipe
         if not rows:
             raise RunDirError(
-                f"{self._run.root}: no solutions of this recipe yet, and made-up rows would say nothing; "
-                "run `upft generate` first"
+                "no solutions of this recipe yet, and made-up rows would say nothing",
+                "run `upft generate` first",
+                path=self._run.root,
             )
         return base_view(recipe, to_examples(rows, recipe.train.max_length, recipe.prefix))
 

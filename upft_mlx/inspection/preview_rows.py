@@ -116,7 +116,7 @@ class Rows:
         if problem_id not in ids:
             near = difflib.get_close_matches(problem_id, ids, n=3, cutoff=0.4) or ids[:3]
             raise ProblemsError(
-                f"no problem {quoted(problem_id)} among the recipe's {len(ids):,}; there are {', '.join(near)}"
+                f"no problem {quoted(problem_id)} among the recipe's {len(ids):,}", f"there are {', '.join(near)}"
             )
         return ids.index(problem_id)
 

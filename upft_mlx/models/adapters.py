@@ -33,7 +33,7 @@ def add_lora(loaded: Loaded, lora: Lora, seed: int) -> dict[str, Any]:
 
     layers = len(loaded.model.layers)
     if lora.num_layers > layers:
-        raise ModelError(f"lora.num_layers: {lora.num_layers}, but the model has {layers} layers only")
+        raise ModelError(f"{lora.num_layers}, but the model has {layers} layers only", field="lora.num_layers")
     parameters: dict[str, Any] = {"rank": lora.rank, "scale": lora.scale, "dropout": lora.dropout}
     if lora.keys is not None:
         _check_keys(loaded, lora.keys)
@@ -52,7 +52,9 @@ def _check_keys(loaded: Loaded, keys: tuple[str, ...]) -> None:
     for key in keys:
         if key not in linear:
             raise ModelError(
-                f"lora.keys: no linear module {quoted(key)} in the model's layers; they have {', '.join(linear)}"
+                f"no linear module {quoted(key)} in the model's layers",
+                f"they have {', '.join(linear)}",
+                field="lora.keys",
             )
 
 
@@ -79,12 +81,14 @@ def load_adapter(loaded: Loaded, adapter: Path) -> None:
         read_header(adapter / "adapters.safetensors")  # mlx itself takes what it says for true
         arrays = mx.load(str(adapter / "adapters.safetensors"))
     except Exception as error:  # whatever mlx and mlx-lm make of damaged files
-        raise ModelError(f"{adapter}: does not fit this model, {loaded.path}: {reason(error)}") from error
+        raise ModelError(f"does not fit this model, {loaded.path}: {reason(error)}", path=adapter) from error
     shapes = {name: array.shape for name, array in dict(tree_flatten(loaded.model.parameters())).items()}
     assert isinstance(arrays, dict)
     for name, array in arrays.items():
         if ".lora_" not in name or shapes.get(name) != array.shape:
-            raise ModelError(f"{adapter}: {name} {array.shape} does not fit {loaded.path}; it belongs to another model")
+            raise ModelError(
+                f"{name} {array.shape} does not fit {loaded.path}", "it belongs to another model", path=adapter
+            )
     loaded.model.load_weights(list(arrays.items()), strict=False)
     loaded.model.eval()
     mx.eval(loaded.model.parameters())
@@ -96,11 +100,12 @@ def _lora_config(loaded: Loaded, adapter: Path) -> dict[str, Any]:
         config = json_object(adapter / "adapter_config.json")
         kind = config.get("fine_tune_type", "lora")
     except Exception as error:  # it is missing, damaged, or no mapping
-        raise ModelError(f"{adapter}: does not fit this model, {loaded.path}: {reason(error)}") from error
+        raise ModelError(f"does not fit this model, {loaded.path}: {reason(error)}", path=adapter) from error
     if kind != "lora":
         raise ModelError(
-            f"{adapter}: fine_tune_type is {quoted(kind)}, but only a LoRA adapter can be switched on and off; fuse "
-            "it into the model with `mlx_lm fuse`, and use that folder as the model"
+            f"fine_tune_type is {quoted(kind)}, but only a LoRA adapter can be switched on and off",
+            "fuse it into the model with `mlx_lm fuse`, and use that folder as the model",
+            path=adapter,
         )
     return config
 

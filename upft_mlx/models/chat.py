@@ -37,10 +37,10 @@ class Renderer:
         self._name = getattr(tokenizer, "name_or_path", "") or "the model"
         template = getattr(tokenizer, "chat_template", None)
         if template is None and not getattr(tokenizer, "has_chat_template", False):
-            raise ModelError(f"{self._name}: has no chat template; use an instruct model, or add chat_template.jinja")
+            raise ModelError(f"{self._name}: has no chat template", "use an instruct model, or add chat_template.jinja")
         if isinstance(template, str) and not template.strip():
             raise ModelError(
-                f"{self._name}: its chat template is empty; use an instruct model, or fill in the template"
+                f"{self._name}: its chat template is empty", "use an instruct model, or fill in the template"
             )
         self._tokenizer = tokenizer
         self._prompt = prompt
@@ -102,9 +102,11 @@ class Renderer:
             try:
                 text = _squeezed(self._rendered([_QUESTION], content))
                 if _squeezed(_QUESTION) not in text:
-                    raise ModelError(f"{self._name}: the chat template leaves out the question; use another template")
+                    raise ModelError(f"{self._name}: the chat template leaves out the question", "use another template")
                 if _squeezed(self._prompt.system or "") not in text:
-                    raise ModelError(f"{self._name}: the chat template leaves out the system turn; unset prompt.system")
+                    raise ModelError(
+                        f"{self._name}: the chat template leaves out the system turn", "unset prompt.system"
+                    )
                 return content
             except ModelError as error:
                 refused.append(error)
@@ -120,7 +122,7 @@ class Renderer:
         if question.strip() in text or len(_squeezed(text)) >= self._around + len(_squeezed(question)):
             return text
         shown = question if len(question) <= 60 else f"{question[:57]}..."
-        raise ModelError(f"{self._name}: the chat template leaves out the question {shown!r}; reword it or remove it")
+        raise ModelError(f"{self._name}: the chat template leaves out the question {shown!r}", "reword it or remove it")
 
     def _rendered(self, turns: Sequence[str], content: Callable[[str], Any], *, generation: bool = True) -> str:
         """The text of a conversation with the recipe's system turn.
@@ -136,7 +138,7 @@ class Renderer:
         try:
             return str(self._render(messages, add_generation_prompt=generation, **self._prompt.chat_template_args))
         except (jinja2.TemplateError, TypeError, ValueError) as error:
-            raise ModelError(f"{self._name}: the chat template refuses the prompt: {error}; check `prompt`") from None
+            raise ModelError(f"{self._name}: the chat template refuses the prompt: {error}", "check `prompt`") from None
 
     @cached_property
     def _render(self) -> Callable[..., str]:

@@ -43,7 +43,7 @@ def json_object(path: Path) -> dict[str, Any]:
     try:
         return _object(bounded(path, LARGEST))
     except ValueError as error:
-        raise ModelError(f"{path}: {one_line(str(error))}; download the model again") from None
+        raise ModelError(one_line(str(error)), "download the model again", path=path) from None
 
 
 def _object(content: bytes) -> dict[str, Any]:
@@ -69,7 +69,7 @@ def bounded(path: Path, most: int) -> bytes:
         with path.open("rb") as file:
             return file.read(most)
     except OSError as error:
-        raise ModelError(f"{path}: cannot be read: {error.strerror}; download the model again") from None
+        raise ModelError(f"cannot be read: {error.strerror}", "download the model again", path=path) from None
 
 
 def check_size(path: Path, most: int) -> None:
@@ -81,11 +81,11 @@ def check_size(path: Path, most: int) -> None:
     try:
         found = path.stat()
     except OSError as error:
-        raise ModelError(f"{path}: cannot be read: {error.strerror}; download the model again") from None
+        raise ModelError(f"cannot be read: {error.strerror}", "download the model again", path=path) from None
     if not stat.S_ISREG(found.st_mode):
-        raise ModelError(f"{path}: not a plain file; download the model again")
+        raise ModelError("not a plain file", "download the model again", path=path)
     if found.st_size > most:
-        raise ModelError(f"{path}: {found.st_size:,} bytes, more than {most:,}; download the model again")
+        raise ModelError(f"{found.st_size:,} bytes, more than {most:,}", "download the model again", path=path)
 
 
 def read_header(path: Path) -> dict[str, Tensor]:
@@ -107,7 +107,7 @@ def read_header(path: Path) -> dict[str, Tensor]:
         return {name: _tensor(name, entry, room) for name, entry in header.items() if name != "__metadata__"}
     except (OSError, ValueError, struct.error) as error:
         shown = one_line(str(error))
-        raise ModelError(f"{path}: not a safetensors file: {shown}; download the model again") from None
+        raise ModelError(f"not a safetensors file: {shown}", "download the model again", path=path) from None
 
 
 def _tensor(name: str, entry: Any, room: int) -> Tensor:

@@ -88,14 +88,14 @@ def _local(name: str) -> Path | None:
     if name in BUILTIN:
         return Path(__file__).parent.parent / "demo" / BUILTIN[name]
     if name.startswith("builtin:"):
-        raise RecipeError(f"model: {quoted(name)}: unknown; the embedded models are {', '.join(BUILTIN)}")
+        raise RecipeError(f"{quoted(name)}: unknown", f"the embedded models are {', '.join(BUILTIN)}", field="model")
     path = Path(name)
     if path.is_dir():
         return path
     if path.is_absolute() or path.exists():
-        raise ModelError(f"{name}: no such model folder; set model to a folder or a Hub id such as user/name")
+        raise ModelError("no such model folder", "use a folder that exists, or a Hub id such as user/name", path=name)
     if not HUB_ID.match(name):
-        raise RecipeError(f"model: {quoted(name)}: neither a folder nor a Hub id (user/name)")
+        raise RecipeError(f"{quoted(name)}: neither a folder nor a Hub id (user/name)", field="model")
     return None
 
 
@@ -124,41 +124,45 @@ def _download(name: str, revision: str | None, patterns: Sequence[str] = FILES, 
             )
         )
     except GatedRepoError:
-        raise ModelError(f"model {name}: access is gated; accept its terms on the Hub, then `hf auth login`") from None
+        raise ModelError(
+            f"model {name}: access is gated", "accept its terms on the Hub, then `hf auth login`"
+        ) from None
     except RevisionNotFoundError:
-        raise ModelError(f"model {name}: no revision {quoted(revision)} on the Hub; check `revision`") from None
+        raise ModelError(f"model {name}: no revision {quoted(revision)} on the Hub", "check `revision`") from None
     except RepositoryNotFoundError:
-        raise ModelError(f"model {name}: no such model on the Hub, or it is private; check `model`") from None
+        raise ModelError(f"model {name}: no such model on the Hub, or it is private", "check `model`") from None
     except HFValidationError:
-        raise RecipeError(f"model: {quoted(name)}: not a valid Hub id (user/name)") from None
+        raise RecipeError(f"{quoted(name)}: not a valid Hub id (user/name)", field="model") from None
     except (LocalEntryNotFoundError, ConnectionError):
-        raise OfflineError(_not_here(name, offline=offline)) from None
+        raise _not_here(name, offline=offline) from None
     except HfHubHTTPError as error:
-        raise ModelError(f"model {name}: the Hub refused: {reason(error)}; try again later") from None
+        raise ModelError(f"model {name}: the Hub refused: {reason(error)}", "try again later") from None
     except HTTPError:
-        raise OfflineError(_not_here(name, offline=offline)) from None
+        raise _not_here(name, offline=offline) from None
 
 
-def _not_here(name: str, *, offline: bool) -> str:
-    why = (
-        "the network is off (--offline or HF_HUB_OFFLINE=1); `upft fetch` downloads it"
-        if offline
-        else "the Hub cannot be reached; check the connection"
-    )
-    return f"model {name}: not on this machine, and {why}, or set `model` to a local folder"
+def _not_here(name: str, *, offline: bool) -> OfflineError:
+    why = "the network is off (--offline or HF_HUB_OFFLINE=1)" if offline else "the Hub cannot be reached"
+    problem, otherwise = f"model {name}: not on this machine, and {why}", "set `model` to a local folder"
+    if offline:
+        return OfflineError(problem, otherwise, fetched="it")
+    return OfflineError(problem, f"check the connection, or {otherwise}")
 
 
 def _checked(path: Path, *, weights: bool = True) -> Path:
     """The folder, if it has what loading needs."""
     if not (path / "config.json").is_file():
-        raise ModelError(f"{path}: not a model folder: config.json is missing; set model to a folder that has it")
+        raise ModelError("not a model folder: config.json is missing", "use a folder that has it", path=path)
     if weights and not any(path.glob("model*.safetensors")):
         raise ModelError(
-            f"{path}: no model*.safetensors; only safetensors weights are supported, convert others with "
-            "`mlx_lm.convert`"
+            "no model*.safetensors",
+            "only safetensors weights are supported, convert others with `mlx_lm.convert`",
+            path=path,
         )
     if not any((path / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")):
-        raise ModelError(f"{path}: no tokenizer (tokenizer.json or tokenizer.model); copy it from the model's source")
+        raise ModelError(
+            "no tokenizer (tokenizer.json or tokenizer.model)", "copy it from the model's source", path=path
+        )
     admit(path)
     return path
 

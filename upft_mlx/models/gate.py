@@ -50,7 +50,7 @@ def admit(folder: Path) -> None:
         names = sorted(entry.name for entry in os.scandir(folder) if _is_read(entry.name))
         stamps = tuple((name, _stamp(folder / name)) for name in names)
     except OSError as error:
-        raise ModelError(f"{folder}: cannot be read: {error.strerror}; set model to another folder") from None
+        raise ModelError(f"cannot be read: {error.strerror}", "set model to another folder", path=folder) from None
     _admit(folder, stamps)
 
 
@@ -101,9 +101,9 @@ def _stays_inside(file: Path, folder: Path) -> None:
     home, target = folder.resolve(), file.resolve()
     blobs = [home.parent.parent / "blobs"] if home.parent.name == "snapshots" else []
     if not any(target.is_relative_to(place.resolve()) for place in (home, *blobs)):
-        raise ModelError(f"{file}: is a link that leads out of the model folder; put the file itself there")
+        raise ModelError("is a link that leads out of the model folder", "put the file itself there", path=file)
     if not target.is_file():
-        raise ModelError(f"{file}: is a link to a file that is missing; {AGAIN}")
+        raise ModelError("is a link to a file that is missing", AGAIN, path=file)
 
 
 def is_terms(name: str) -> bool:
@@ -125,7 +125,7 @@ def terms(folder: Path) -> list[Path]:
 def _check_config(path: Path, config: dict[str, Any]) -> None:
     kind = config.get("model_type")
     if kind is None:
-        raise ModelError(f"{path}: lacks `model_type`; {AGAIN}")
+        raise ModelError("lacks `model_type`", AGAIN, path=path)
     _refuse(path, "model_type", kind, isinstance(kind, str) and _NAME.fullmatch(kind), "the name of an architecture")
     code = config.get("model_file")
     plain = isinstance(code, str) and Path(code).name == code and code.endswith(".py")
@@ -187,8 +187,10 @@ def _check_layers(folder: Path, config: dict[str, Any], names: Iterable[str]) ->
     found = {int(place[1]) for name in names if not _NOT_TEXT.search(name) and (place := _LAYER.search(name))}
     if isinstance(stated, int) and found and stated > max(found) + 1:
         raise ModelError(
-            f"{folder / 'config.json'}: num_hidden_layers: {stated}, but the weights have {max(found) + 1} layers; "
-            f"{AGAIN}"
+            f"{stated}, but the weights have {max(found) + 1} layers",
+            AGAIN,
+            field="num_hidden_layers",
+            path=folder / "config.json",
         )
 
 
@@ -223,7 +225,9 @@ def _check_template(path: Path, template: Any) -> None:
     for text in texts:
         _refuse(path, "chat_template", text, text is None or isinstance(text, str), "a text")
         if isinstance(text, str) and len(text) > TEMPLATE_BYTES:
-            raise ModelError(f"{path}: chat_template: {len(text):,} characters, more than {TEMPLATE_BYTES:,}; {AGAIN}")
+            raise ModelError(
+                f"{len(text):,} characters, more than {TEMPLATE_BYTES:,}", AGAIN, field="chat_template", path=path
+            )
 
 
 @lru_cache(maxsize=16)
@@ -248,9 +252,9 @@ def _check_vocabulary(path: Path, stamp: tuple[int, ...]) -> None:
     try:
         try_tokenizer(path)
     except RefusedError as error:
-        raise ModelError(f"{path}: the tokenizer cannot be loaded: {error}; {AGAIN}") from None
+        raise ModelError(f"the tokenizer cannot be loaded: {error}", AGAIN, path=path) from None
     except EndedError as error:
-        raise ModelError(f"{path}: the tokenizer {error}; use another model") from None
+        raise ModelError(f"the tokenizer {error}", "use another model", path=path) from None
 
 
 def _texts(value: Any, depth: int = 20) -> Iterator[str]:
@@ -263,4 +267,4 @@ def _texts(value: Any, depth: int = 20) -> Iterator[str]:
 
 def _refuse(path: Path, field: str, value: Any, fits: Any, expected: str) -> None:
     if not fits:
-        raise ModelError(f"{path}: {one_line(field)}: {quoted(value)}: expected {expected}; {AGAIN}")
+        raise ModelError(f"{quoted(value)}: expected {expected}", AGAIN, field=one_line(field), path=path)

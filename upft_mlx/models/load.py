@@ -94,7 +94,7 @@ def load(path: Path, *, quantize: Quantize | None = None, trust_remote_code: boo
     except ModelError:
         raise
     except Exception as error:  # mlx, mlx-lm and the model's own code raise what they like
-        raise ModelError(f"{path}: cannot be loaded: {reason(error)}") from error
+        raise ModelError(f"cannot be loaded: {reason(error)}", path=path) from error
     return Loaded(model, tokenizer, config, path, dtype, trust_remote_code)
 
 
@@ -112,9 +112,9 @@ def load_tokenizer(path: Path, *, trust_remote_code: bool = False) -> Any:
         eos = load_config(path).get("eos_token_id")
         tokenizer = load(path, {"trust_remote_code": trust_remote_code}, eos_token_ids=eos)
     except Exception as error:  # tokenizers raises bare exceptions, transformers its own kinds
-        raise ModelError(f"{path}: the tokenizer cannot be loaded: {reason(error)}") from error
+        raise ModelError(f"the tokenizer cannot be loaded: {reason(error)}", path=path) from error
     if tokenizer.eos_token_id is None:
-        raise ModelError(f"{path}: the tokenizer has no eos_token; set it in tokenizer_config.json")
+        raise ModelError("the tokenizer has no eos_token", "set it in tokenizer_config.json", path=path)
     confine(tokenizer._tokenizer, path)
     return tokenizer
 
@@ -128,7 +128,7 @@ def _trusting(path: Path, load_model: Callable[..., Any], trust_remote_code: boo
     code = json_object(path / "config.json").get("model_file")
     if code is not None and not trust_remote_code:
         raise ModelError(
-            f"{path}: wants to run its own code ({quoted(code)}); if you trust it, set trust_remote_code: true"
+            f"wants to run its own code ({quoted(code)})", "if you trust it, set trust_remote_code: true", path=path
         )
     known = "trust_remote_code" in inspect.signature(load_model).parameters
     return {"trust_remote_code": trust_remote_code} if known else {}
@@ -149,7 +149,7 @@ def _quantize(path: Path, model: nn.Module, config: dict[str, Any], quantize: Qu
     import mlx.nn as nn
 
     if "quantization" in config or "quantization_config" in config:
-        raise ModelError(f"{path}: is quantized already; remove `quantize` from the recipe")
+        raise ModelError("is quantized already", "remove `quantize` from the recipe", path=path)
 
     def fits(_: str, module: nn.Module) -> bool:
         weight = getattr(module, "weight", None)
@@ -157,8 +157,9 @@ def _quantize(path: Path, model: nn.Module, config: dict[str, Any], quantize: Qu
 
     if not any(fits(name, module) for name, module in model.named_modules()):
         raise ModelError(
-            f"quantize.group_size: {quantize.group_size} divides the input size of no layer of {path}; "
-            "use a smaller one (32, 64)"
+            f"{quantize.group_size} divides the input size of no layer of {path}",
+            "use a smaller one (32, 64)",
+            field="quantize.group_size",
         )
     nn.quantize(model, quantize.group_size, quantize.bits, class_predicate=fits)
     config["quantization"] = {"group_size": quantize.group_size, "bits": quantize.bits, "mode": "affine"}

@@ -118,7 +118,7 @@ def confine(tokenizer: Any, path: Path) -> None:
         try:
             text = render(template, known)
         except EndedError as error:
-            raise ModelError(f"{path}: the chat template {error}; use another model or another template") from None
+            raise ModelError(f"the chat template {error}", "use another model or another template", path=path) from None
         return list(tokenizer(text, add_special_tokens=False)["input_ids"]) if tokenize else text
 
     tokenizer.apply_chat_template = apply_chat_template
@@ -171,7 +171,7 @@ class _Worker:
         try:
             self._line(self._process)
         except EndedError as error:
-            raise MachineError(f"the process for chat templates does not start: it {error}; try again") from None
+            raise MachineError(f"the process for chat templates does not start: it {error}", "try again") from None
         return self._process
 
     def _line(self, process: subprocess.Popen[bytes]) -> bytes:

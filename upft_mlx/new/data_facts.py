@@ -15,7 +15,7 @@ from upft_mlx.data.columns import Columns, find_columns
 from upft_mlx.data.hub import Located, look
 from upft_mlx.data.on_disk import Part, Spool
 from upft_mlx.data.problems import SUFFIXES, Problem, first_rows, problems_of, stream_problems
-from upft_mlx.errors import ProblemsError
+from upft_mlx.errors import ColumnError, ProblemsError
 from upft_mlx.escape import quoted
 from upft_mlx.grade.answers import normalize_gold
 from upft_mlx.recipe.schema import Problems
@@ -87,14 +87,16 @@ def is_file(dataset: str) -> bool:
     """
     path = Path(dataset).expanduser()
     if path.is_dir():
-        raise ProblemsError(f"{dataset}: is a folder; name a {', '.join(SUFFIXES)} file in it")
+        raise ProblemsError("is a folder", f"name a {', '.join(SUFFIXES)} file in it", path=dataset)
     if path.is_file() and path.suffix not in SUFFIXES:
-        raise ProblemsError(f"{dataset}: expected a {', '.join(SUFFIXES)} file; convert it, one question per row")
+        raise ProblemsError(f"expected a {', '.join(SUFFIXES)} file", "convert it, one question per row", path=dataset)
     if path.is_file():
         return True
     if path.suffix in (*SUFFIXES, ".json", ".txt", ".tsv", ".xlsx") or dataset.startswith((".", "/", "~")):
         raise ProblemsError(
-            f"{dataset}: no such file; name a {', '.join(SUFFIXES)} file, or a dataset on the Hub such as openai/gsm8k"
+            "no such file",
+            f"name a {', '.join(SUFFIXES)} file, or a dataset on the Hub such as openai/gsm8k",
+            path=dataset,
         )
     return False
 
@@ -102,7 +104,7 @@ def is_file(dataset: str) -> bool:
 def _file_facts(source: Problems) -> DataFacts:
     rows = first_rows(source, _LOOKED_AT)
     if not rows:
-        raise ProblemsError(f"{source.path}: no rows; a dataset needs at least one question")
+        raise ProblemsError("no rows", "a dataset needs at least one question", path=source.path)
     columns = _columns(rows, source)
     problems = Spool(stream_problems(source))
     return DataFacts(source, str(columns.question), columns.answer, len(problems), problems)
@@ -111,7 +113,7 @@ def _file_facts(source: Problems) -> DataFacts:
 def _hub_facts(source: Problems) -> DataFacts:
     found = look(source, _LOOKED_AT)
     if not found.rows:
-        raise ProblemsError(f"dataset {source.dataset}: the split {quoted(source.split)} has no rows; set --split")
+        raise ProblemsError(f"dataset {source.dataset}: the split {quoted(source.split)} has no rows", "set --split")
     columns = _columns(found.rows, source)
     problems = problems_of(found.rows, source)
     return DataFacts(source, str(columns.question), columns.answer, found.count, problems, found.splits)
@@ -121,9 +123,9 @@ def _columns(rows: Sequence[Located], source: Problems) -> Columns:
     try:
         together = {column: None for _, row in rows for column in row}
         return find_columns(rows[0][0], together, Columns(question=source.question, answer=source.answer))
-    except ProblemsError as error:
-        text = re.sub(r"with `(question|answer)`$", r"with --\1", str(error))
-        raise ProblemsError(text) from None
+    except ColumnError as error:  # there is no recipe yet: options name columns
+        error.remedy = f"name the {error.column}'s column with --{error.column}"
+        raise
 
 
 @dataclass(frozen=True)
@@ -156,8 +158,8 @@ def hold_out(problems: Sequence[Problem], count: int | None, seed: int = 0) -> S
     wanted = min(200, round(0.2 * len(testable))) if count is None else count
     if wanted > len(testable) or (wanted and wanted >= len(firsts)):
         raise ProblemsError(
-            f"--holdout {wanted}: {len(firsts)} different questions, {len(testable)} of them with an answer; "
-            "set fewer aside, so that some are left to train on"
+            f"--holdout {wanted}: {len(firsts)} different questions, {len(testable)} of them with an answer",
+            "set fewer aside, so that some are left to train on",
         )
     drawn = testable[sorted(random.Random(f"holdout/{seed}").sample(range(len(testable)), wanted))]
     train = np.flatnonzero(~np.isin(keys, keys[drawn]))

@@ -13,7 +13,7 @@ from typing import Any
 
 from upft_mlx.data.columns import WRONG_COLUMNS
 from upft_mlx.data.problems import Problem
-from upft_mlx.errors import ModelError, OfflineError, ProblemsError, RecipeError
+from upft_mlx.errors import OfflineError, ProblemsError, RecipeError
 from upft_mlx.escape import to_json
 from upft_mlx.models.facts import model_facts
 from upft_mlx.models.find import BUILTIN, is_hub_model
@@ -71,13 +71,12 @@ def new_recipe(wish: Wish) -> Draft:
 
 @contextmanager
 def _in_the_commands_terms() -> Iterator[None]:
-    """Reword errors, because there is no recipe yet to fetch or change."""
+    """Other remedies, because there is no recipe yet to fetch or change."""
     try:
         yield
-    except (OfflineError, ModelError) as error:
-        text = re.sub(r"`upft fetch` downloads it, or set .*", "leave the network on, or name a local one", str(error))
-        text = text.replace("set `model` to a local folder", "name a local folder")
-        raise type(error)(text.replace("set model to a folder", "name a folder")) from None
+    except OfflineError as error:
+        first = "leave the network on" if error.fetched else "check the connection"
+        raise OfflineError(error.problem, f"{first}, or name a local one") from None
 
 
 def _output(wish: Wish) -> Path:
@@ -91,7 +90,7 @@ def _output(wish: Wish) -> Path:
             "with a letter or digit first"
         )
     if not path.absolute().parent.is_dir():
-        raise RecipeError(f"--output {path}: the folder {path.parent} does not exist; create it first")
+        raise RecipeError(f"--output {path}: the folder {path.parent} does not exist", "create it first")
     return path
 
 
@@ -102,7 +101,7 @@ def _source(wish: Wish) -> Problems:
         return Problems(dataset=wish.dataset, config=wish.config, split=split, question=question, answer=answer)
     for option in ("config", "split"):
         if getattr(wish, option) is not None:
-            raise RecipeError(f"--{option}: {wish.dataset} is a file; only datasets on the Hub have this option")
+            raise RecipeError(f"--{option}: {wish.dataset} is a file", "only datasets on the Hub have this option")
     return Problems(path=str(Path(wish.dataset).expanduser()), question=question, answer=answer)
 
 
@@ -111,7 +110,7 @@ def _parts(wish: Wish, data: DataFacts) -> Split | None:
     if data.source.path is None:
         if wish.holdout:
             raise RecipeError(
-                f"--holdout {wish.holdout}: only local files are split; evaluate on one of its splits, or download it"
+                f"--holdout {wish.holdout}: only local files are split", "evaluate on one of its splits, or download it"
             )
         return None
     if wish.holdout == 0 or (wish.holdout is None and not data.answered):
@@ -167,13 +166,13 @@ def _refuse_overwriting(draft: Draft, *, force: bool) -> None:
     paths = [draft.path, *(draft.path.parent / name for name in draft.files)]
     source = draft.data.source.path
     if source is not None and Path(source).resolve() in [path.resolve() for path in paths]:
-        raise ProblemsError(f"{source}: would be overwritten by the output; choose another --output")
+        raise ProblemsError(f"{source}: would be overwritten by the output", "choose another --output")
     same = []
     if not draft.path.exists():  # it is written last: without it a command was cut, and what it wrote may stay
         same = [draft.path.parent / name for name, rows in draft.files.items() if _holds(draft, name, rows)]
     there = [str(path) for path in paths if path.exists() and path not in same]
     if there and not force:
-        raise RecipeError(f"{', '.join(there)}: exists already; choose another --output, or overwrite with --force")
+        raise RecipeError(f"{', '.join(there)}: exists already", "choose another --output, or overwrite with --force")
 
 
 def _holds(draft: Draft, name: str, problems: Sequence[Problem]) -> bool:

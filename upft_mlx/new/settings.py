@@ -55,7 +55,9 @@ def choose(model: ModelFacts, data: DataFacts, trained: int | None, *, thinking:
         RecipeError: `thinking` is asked for, and the chat template has no switch.
     """
     if thinking and model.thinking == "never":
-        raise RecipeError("--thinking: the model's chat template has no `enable_thinking`; leave the option out")
+        raise RecipeError(
+            "the model's chat template has no `enable_thinking`", "leave the option out", field="--thinking"
+        )
     thinks = model.thinking == "always" or thinking
     small = trained is not None and trained <= _SMALL_SET
     max_tokens = _within(model.context, 8192 if thinks else 1024)

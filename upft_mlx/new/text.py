@@ -44,7 +44,7 @@ def recipe_text(draft: Draft) -> str:
     text = "\n\n".join(parts) + "\n"
     chosen = {name: {field.name: field.value for field in fields} for name, fields in sections.items()}
     if read_yaml(text)[0] != {"model": draft.model_name, **chosen}:
-        raise RecipeError(f"{draft.path}: {quoted(draft.model_name)}: cannot be written to a recipe; rename it")
+        raise RecipeError(f"{quoted(draft.model_name)}: cannot be written to a recipe", "rename it", path=draft.path)
     return text
 
 

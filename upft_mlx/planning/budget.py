@@ -55,7 +55,7 @@ def _told_bytes(told: str) -> int:
     except ValueError:
         size = math.nan
     if not 0 < size < math.inf:
-        raise RoomError(f"UPFT_MEMORY_GB: {told!r}: should be a number of GB above 0, for example 12")
+        raise RoomError(f"{told!r}: should be a number of GB above 0, for example 12", field="UPFT_MEMORY_GB")
     return int(size * 1e9)
 
 

@@ -62,8 +62,9 @@ def refuse_links_to_nothing(run: RunDir, stages: Collection[str]) -> None:
         for place in (run.root / name for name in OUTPUTS[stage]):
             if place.is_symlink() and not place.exists():
                 raise RunDirError(
-                    f"{place}: is a link to {place.readlink()}, which does not exist; connect that disk, create the "
-                    "folder, or remove the link"
+                    f"is a link to {place.readlink()}, which does not exist",
+                    "connect that disk, create the folder, or remove the link",
+                    path=place,
                 )
 
 
@@ -76,7 +77,7 @@ def refuse_missing_service(recipe: Recipe) -> None:
     service = recipe.train.report_to
     if service is not None and importlib.util.find_spec(service) is None:
         raise TrainingError(
-            f"train.report_to: {service} is not installed; `pip install {service}`, or leave the field out"
+            f"{service} is not installed", f"`pip install {service}`, or leave the field out", field="train.report_to"
         )
 
 
@@ -87,11 +88,13 @@ def refuse_adapter(lora: Lora, model: Architecture) -> None:
         ModelError: says what it has.
     """
     if lora.num_layers > model.layers:
-        raise ModelError(f"lora.num_layers: {lora.num_layers}, but the model has {model.layers} layers only")
+        raise ModelError(f"{lora.num_layers}, but the model has {model.layers} layers only", field="lora.num_layers")
     for key in lora.keys or ():
         if key not in model.modules() and not model.unusual:
             raise ModelError(
-                f"lora.keys: no linear module {key!r} in the model's layers; they have {', '.join(model.modules())}"
+                f"no linear module {key!r} in the model's layers",
+                f"they have {', '.join(model.modules())}",
+                field="lora.keys",
             )
 
 
@@ -108,5 +111,5 @@ def refuse_prompts(recipe: Recipe, tokenizer: Any, problems: Sequence[Problem], 
         if len(renderer.ids(problem.question + template)) < recipe.train.max_length or not trains:
             return
     raise TrainingError(
-        f"train.max_length: {recipe.train.max_length} tokens leave no room behind the prompts; raise it"
+        f"{recipe.train.max_length} tokens leave no room behind the prompts", "raise it", field="train.max_length"
     )

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from upft_mlx.recipe.fields import Count, Section, Sequences, Strings, Subset, as_tuple
+from upft_mlx.recipe.fields import Count, FieldError, Section, Sequences, Strings, Subset, as_tuple
 
 
 class Benchmark(Section):
@@ -58,9 +58,11 @@ class Benchmark(Section):
     @model_validator(mode="after")
     def _one_source(self) -> Benchmark:
         if self.path is not None and self.dataset is not None:
-            raise ValueError("give path or dataset, not both")
+            raise FieldError("give path or dataset, not both")
         if self.prompt is not None and "{question}" not in self.prompt:
-            raise ValueError(f"prompt: {self.prompt!r} has no {{question}} in it, so the model would not be asked")
+            raise FieldError(
+                f"{self.prompt!r} has no {{question}} in it, so the model would not be asked", field="prompt"
+            )
         return self
 
 
@@ -94,16 +96,16 @@ class Evaluate(Section):
         for label in labels:
             taken = label.casefold() == "summary.json"  # a file beside the folders
             if not label or label.startswith(".") or "/" in label or "\\" in label or taken:
-                raise ValueError(f"benchmark label {label!r} cannot name a folder; set another `label`")
+                raise FieldError(f"benchmark label {label!r} cannot name a folder", "set another `label`")
         folders = [label.casefold() for label in labels]  # a Mac's file system takes A and a for one name
         if twice := sorted({label for label in labels if folders.count(label.casefold()) > 1}):
-            raise ValueError(f"two benchmarks are called {twice[0]!r}; give one of them a `label`")
+            raise FieldError(f"two benchmarks are called {twice[0]!r}", "give one of them a `label`")
         for entry, label in zip(self.benchmarks, labels, strict=True):
             samples = self.samples if entry.samples is None else entry.samples
             temperature = self.temperature if entry.temperature is None else entry.temperature
             if samples > 1 and temperature == 0:
-                raise ValueError(
-                    f"benchmark {label!r}: {samples} samples at temperature 0 are all equal; "
-                    "set temperature above 0, or samples: 1"
+                raise FieldError(
+                    f"benchmark {label!r}: {samples} samples at temperature 0 are all equal",
+                    "set temperature above 0, or samples: 1",
                 )
         return self

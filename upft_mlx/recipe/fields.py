@@ -7,6 +7,20 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
 
 
+class FieldError(ValueError):
+    """What a section refuses.
+
+    Attributes:
+        problem: what is wrong, with the value.
+        remedy: what to do; empty where the problem says it.
+        field: the field inside the section; empty: the section, or the value that is validated.
+    """
+
+    def __init__(self, problem: str, remedy: str = "", *, field: str = "") -> None:
+        super().__init__(": ".join(part for part in (field, problem) if part) + (f"; {remedy}" if remedy else ""))
+        self.problem, self.remedy, self.field = problem, remedy, field
+
+
 def as_tuple(value: object) -> object:
     """A list as a tuple, which nobody changes; everything else as it is."""
     return tuple(value) if isinstance(value, list) else value
@@ -32,7 +46,7 @@ def _as_sequences(value: object) -> object:
     if value == "auto":
         return AUTO
     if isinstance(value, int) and not isinstance(value, bool) and value < 1:
-        raise ValueError(f"{value}: should be at least 1, or auto")
+        raise FieldError(f"{value}: should be at least 1, or auto")
     return value
 
 

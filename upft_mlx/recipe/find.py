@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from pathlib import Path
 
-from upft_mlx.errors import RecipeError
+from upft_mlx.errors import RecipeError, UnknownRecipeError
 
 
 def shipped_recipes() -> dict[str, Path]:
@@ -20,16 +20,17 @@ def find_recipe(path_or_name: str | Path) -> Path:
     """The file of a recipe given by path or by shipped name.
 
     Raises:
-        RecipeError: if there is neither, with the nearest shipped name.
+        UnknownRecipeError: there is neither; names the nearest shipped one.
+        RecipeError: it is a folder, or cannot be read.
     """
     path = Path(path_or_name)
     try:
         if path.is_file():
             return path
         if path.is_dir() and str(path_or_name) not in shipped_recipes():
-            raise RecipeError(f"{path}: is a folder, not a recipe; name a .yaml file")
+            raise RecipeError("is a folder, not a recipe", "name a .yaml file", path=path)
     except OSError as error:
-        raise RecipeError(f"{path}: cannot be read: {error.strerror}") from None
+        raise RecipeError(f"cannot be read: {error.strerror}", path=path) from None
     return find_shipped(str(path_or_name), "no such recipe file, and no shipped recipe of that name")
 
 
@@ -37,12 +38,12 @@ def find_shipped(name: str, problem: str = "no shipped recipe of that name") -> 
     """The file of a shipped recipe.
 
     Raises:
-        RecipeError: there is none of this name: the `problem`, with the nearest one.
+        UnknownRecipeError: there is none of this name: the `problem`, with the nearest one.
     """
     shipped = shipped_recipes()
     if name in shipped:
         return shipped[name]
-    raise RecipeError(f"{name}: {problem}; {_nearest(Path(name), shipped)}")
+    raise UnknownRecipeError(problem, _nearest(Path(name), shipped), path=name)
 
 
 def _nearest(missing: Path, shipped: dict[str, Path]) -> str:

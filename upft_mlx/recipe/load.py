@@ -18,8 +18,6 @@ from upft_mlx.recipe.schema import Recipe
 
 _LARGEST = 256 * 1024
 """Bytes of a recipe; PyYAML reads some 100 KB a second."""
-_TOLD = 30
-"""Errors of a recipe that are told at once."""
 
 
 def load_recipe(path_or_name: str | Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -54,10 +52,7 @@ def validated(path: Path, lines: dict[tuple[Any, ...], int], data: dict[str, Any
     try:
         return Recipe.model_validate(data)
     except ValidationError as error:
-        problems = [describe(path, lines, dict(item), patches) for item in error.errors()]
-        told = list(dict.fromkeys(problems))
-        more = [f"and {len(told) - _TOLD} more errors"] if len(told) > _TOLD else []
-        raise RecipeError("\n".join([*told[:_TOLD], *more])) from None
+        raise RecipeError.of_all([describe(path, lines, dict(item), patches) for item in error.errors()]) from None
 
 
 def _read(path: Path) -> str:
@@ -65,12 +60,12 @@ def _read(path: Path) -> str:
         with path.open("rb") as file:
             content = file.read(_LARGEST + 1)
         if len(content) > _LARGEST:
-            raise RecipeError(f"{path}: not a recipe: larger than {_LARGEST // 1024} KB")
+            raise RecipeError(f"not a recipe: larger than {_LARGEST // 1024} KB", path=path)
         return content.decode()
     except UnicodeDecodeError as error:
-        raise RecipeError(f"{path}: not a text file (byte {error.start} is not UTF-8)") from None
+        raise RecipeError(f"not a text file (byte {error.start} is not UTF-8)", path=path) from None
     except OSError as error:
-        raise RecipeError(f"{path}: cannot be read: {error.strerror}") from None
+        raise RecipeError(f"cannot be read: {error.strerror}", path=path) from None
 
 
 def _parse(path: Path, text: str) -> tuple[dict[str, Any], yaml.Node | None]:
@@ -78,24 +73,24 @@ def _parse(path: Path, text: str) -> tuple[dict[str, Any], yaml.Node | None]:
         data, node = read_yaml(text)
         _refuse_duplicates(path, node)
     except yaml.YAMLError as error:
-        raise RecipeError(_not_yaml(path, text, error)) from None
+        raise _not_yaml(path, text, error) from None
     except RecursionError:
-        raise RecipeError(f"{path}: not a recipe: nested too deeply, or an alias (*) contains itself") from None
+        raise RecipeError("not a recipe: nested too deeply, or an alias (*) contains itself", path=path) from None
     except (ValueError, TypeError) as error:  # an explicit tag that does not fit, for example `!!int x`
-        raise RecipeError(f"{path}: not valid YAML: {one_line(str(error))}") from None
+        raise RecipeError(f"not valid YAML: {one_line(str(error))}", path=path) from None
     if not isinstance(data, dict):
         found = "nothing" if data is None else f"a {type(data).__name__}"
-        raise RecipeError(f"{path}: a recipe is a mapping of fields to values, found {found}")
+        raise RecipeError(f"a recipe is a mapping of fields to values, found {found}", path=path)
     return data, node
 
 
-def _not_yaml(path: Path, text: str, error: yaml.YAMLError) -> str:
+def _not_yaml(path: Path, text: str, error: yaml.YAMLError) -> RecipeError:
     if isinstance(error, yaml.reader.ReaderError):
         line = text.count("\n", 0, error.position) + 1
-        return f"{path}:{line}: not valid YAML: character {error.character:#04x}: {error.reason}"
+        return RecipeError(f"not valid YAML: character {error.character:#04x}: {error.reason}", path=path, line=line)
     mark = getattr(error, "problem_mark", None)
-    where = f"{path}:{mark.line + 1}" if mark else str(path)
-    return f"{where}: not valid YAML: {one_line(getattr(error, 'problem', None) or str(error))}"
+    problem = one_line(getattr(error, "problem", None) or str(error))
+    return RecipeError(f"not valid YAML: {problem}", path=path, line=mark.line + 1 if mark else None)
 
 
 def _refuse_duplicates(path: Path, node: yaml.Node | None) -> None:
@@ -105,7 +100,7 @@ def _refuse_duplicates(path: Path, node: yaml.Node | None) -> None:
             line = key.start_mark.line + 1
             if key.value in seen:
                 raise RecipeError(
-                    f"{path}:{line}: {one_line(str(key.value))} is given twice (first on line {seen[key.value]})"
+                    f"{one_line(str(key.value))} is given twice (first on line {seen[key.value]})", path=path, line=line
                 )
             seen[key.value] = line
             _refuse_duplicates(path, value)
@@ -121,7 +116,7 @@ def resolve_paths(data: dict[str, Any], folder: Path, where: str) -> None:
         RecipeError: what cannot be a path; `where` is what the error names.
     """
     if isinstance(model := data.get("model"), str) and model:
-        path = _absolute(model, folder, f"{where}: model")
+        path = _absolute(model, folder, where, "model")
         data["model"] = path if model.startswith((".", "/", "~")) or Path(path).is_dir() else model
     sections = [("problems.path", data.get("problems"))]
     if isinstance(evaluate := data.get("evaluate"), dict):
@@ -130,16 +125,16 @@ def resolve_paths(data: dict[str, Any], folder: Path, where: str) -> None:
         sections += [(f"evaluate.benchmarks.{index}.path", entry) for index, entry in enumerate(entries)]
     for field, section in sections:
         if isinstance(section, dict) and isinstance(given := section.get("path"), str):
-            section["path"] = _absolute(given, folder, f"{where}: {field}")
+            section["path"] = _absolute(given, folder, where, field)
 
 
-def _absolute(path: str, folder: Path, where: str) -> str:
+def _absolute(path: str, folder: Path, where: str, field: str) -> str:
     try:
         absolute = (folder / Path(path).expanduser()).resolve()
         absolute.is_dir()  # a name that is too long for the file system fails here
     except (OSError, RuntimeError, ValueError) as error:  # `~nobody`, a NUL, a name that is too long
         reason = getattr(error, "strerror", None) or error
-        raise RecipeError(f"{where}: {quoted(path, 60)}: cannot be a path: {reason}") from None
+        raise RecipeError(f"{quoted(path, 60)}: cannot be a path: {reason}", field=field, path=where) from None
     return str(absolute)
 
 
@@ -153,13 +148,13 @@ def _override(data: dict[str, Any], override: str) -> dict[str, Any]:
     keys = field.strip().split(".")
     if not equals or not all(keys):
         raise RecipeError(
-            f"--set {one_line(override)}: expected section.field=value, for example train.learning_rate=1e-5"
+            "expected section.field=value, for example train.learning_rate=1e-5", field=f"--set {one_line(override)}"
         )
     try:
         value, _ = read_yaml(text)
     except (yaml.YAMLError, ValueError, TypeError, RecursionError):
-        shown = f"--set {one_line(override)}: {quoted(text)}"
-        raise RecipeError(f"{shown} is not a valid value; quote it if it is a text") from None
+        problem, option = f"{quoted(text)} is not a valid value", f"--set {one_line(override)}"
+        raise RecipeError(problem, "quote it if it is a text", field=option) from None
     patch: Any = value
     for key in reversed(keys):
         patch = {key: patch}

@@ -10,7 +10,9 @@ from typing import Any, get_args
 
 from pydantic import BaseModel
 
+from upft_mlx.errors import RecipeError
 from upft_mlx.escape import one_line, quoted
+from upft_mlx.recipe.fields import FieldError
 from upft_mlx.recipe.schema import Recipe
 
 
@@ -19,31 +21,27 @@ def describe(
     lines: dict[tuple[Any, ...], int],
     error: dict[str, Any],
     patches: Sequence[dict[str, Any]],
-) -> str:
+) -> RecipeError:
     """One pydantic error as `file:line: section.field: value: what is wrong; what to do`."""
     loc = tuple(part for part in error["loc"] if not str(part).startswith("function-"))
     loc = loc[:3] if loc[:2] == ("prompt", "chat_template_args") else loc  # one error, not one per type
-    message = one_line(_in_yaml_terms(str(error["msg"]), loc), 800)
-    if not loc:  # the fields of two sections do not fit: the message begins with the one to look at
-        name, _, message = message.partition(": ")
-        loc = tuple(name.split("."))
-    where, field = _where(path, lines, loc, patches), one_line(".".join(map(str, loc)))
-    if error["type"] in ("extra_forbidden", "invalid_key"):
-        return f"{where}: {field}: unknown field; {_suggest(loc)}"
-    if error["type"] == "missing":
-        return f"{where}: {field}: missing, a recipe needs it"
-    if error["type"] == "value_error":
-        return f"{where}: {field}: {message}"
-    return f"{where}: {field}: {quoted(error['input'])}: {message}"
-
-
-def _where(
-    path: Path, lines: dict[tuple[Any, ...], int], loc: tuple[Any, ...], patches: Sequence[dict[str, Any]]
-) -> str:
-    if any(_reaches(patch, loc) for patch in patches):
-        return "--set"
+    own = error.get("ctx", {}).get("error")
+    if isinstance(own, FieldError):
+        loc = (*loc, *(part for part in own.field.split(".") if part))
+        problem, remedy = one_line(own.problem, 800), one_line(own.remedy, 800)
+    elif error["type"] in ("extra_forbidden", "invalid_key"):
+        problem, remedy = "unknown field", _suggest(loc)
+    elif error["type"] == "missing":
+        problem, remedy = "missing, a recipe needs it", ""
+    else:
+        problem = f"{quoted(error['input'])}: {one_line(_in_yaml_terms(str(error['msg']), loc), 800)}"
+        remedy = ""
+    by_option = any(_reaches(patch, loc) for patch in patches)
     line = next((lines[loc[:n]] for n in range(len(loc), 0, -1) if loc[:n] in lines), None)
-    return f"{path}:{line}" if line else str(path)
+    field = one_line(".".join(map(str, loc)))
+    if by_option:
+        return RecipeError(problem, remedy, field=field, path="--set")
+    return RecipeError(problem, remedy, field=field, path=path, line=line)
 
 
 def _reaches(value: Any, loc: tuple[Any, ...]) -> bool:
@@ -62,7 +60,6 @@ def _in_yaml_terms(message: str, loc: tuple[Any, ...]) -> str:
         return "should be true, false, an integer or a text"
     if message.startswith("String should match pattern"):
         return "should be letters, digits, `.`, `_` and `-` only and begin with a letter or digit; set `name`"
-    message = message.removeprefix("Value error, ")
     message = re.sub(r"^(Input|String|Tuple|List) should", "should", message)
     message = re.sub(r"a valid dictionary( or instance of \w+)?", "a mapping of fields to values", message)
     return message.replace("a valid tuple", "a list").replace("a valid string", "a text")

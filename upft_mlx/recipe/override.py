@@ -64,6 +64,6 @@ def _chosen(subset: Sequence[str]) -> dict[str, list[str]]:
     for option in subset:
         field, equals, value = option.partition("=")
         if not equals or not value.strip() or field.strip() not in ("level", "subject"):
-            raise RecipeError(f"--subset {option}: expected level=VALUE or subject=VALUE, for example level=5")
+            raise RecipeError("expected level=VALUE or subject=VALUE, for example level=5", field=f"--subset {option}")
         found.setdefault(field.strip(), []).append(value.strip())
     return found

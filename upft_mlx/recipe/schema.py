@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from upft_mlx.recipe.evaluate import Evaluate
-from upft_mlx.recipe.fields import Count, Section, Sequences, Share, Strings, as_tuple
+from upft_mlx.recipe.fields import Count, FieldError, Section, Sequences, Share, Strings, as_tuple
 
 PAPER_TEMPLATE = (
     " Please provide the initial step towards resolving the question. "
@@ -32,7 +32,7 @@ def _as_day(value: object) -> object:
         try:
             date.fromisoformat(value)
         except ValueError:
-            raise ValueError(f"{value!r} is not a day; write it as 2026-01-31") from None
+            raise FieldError(f"{value!r} is not a day", "write it as 2026-01-31") from None
     return value.isoformat() if type(value) is date else value
 
 
@@ -74,7 +74,7 @@ class Problems(Section):
         given = [name for name in ("path", "dataset", "builtin") if getattr(self, name) is not None]
         if len(given) != 1:
             found = " and ".join(given) if given else "none"
-            raise ValueError(f"needs exactly one of path, dataset and builtin, found {found}")
+            raise FieldError(f"needs exactly one of path, dataset and builtin, found {found}")
         return self
 
 
@@ -94,8 +94,8 @@ class Prompt(Section):
     @model_validator(mode="after")
     def _asks_the_question(self) -> Prompt:
         if self.instruction is not None and "{question}" not in self.instruction:
-            raise ValueError(
-                f"instruction: {self.instruction!r} has no {{question}} in it, so the model would not be asked"
+            raise FieldError(
+                f"{self.instruction!r} has no {{question}} in it, so the model would not be asked", field="instruction"
             )
         return self
 
@@ -123,7 +123,7 @@ class Generate(Section):
     @model_validator(mode="after")
     def _stop_says_something(self) -> Generate:
         if "" in self.stop:
-            raise ValueError('stop: "" is everywhere; remove it')
+            raise FieldError('"" is everywhere', "remove it", field="stop")
         return self
 
 
@@ -158,9 +158,10 @@ class Prefix(Section):
     @model_validator(mode="after")
     def _eos_needs_template(self) -> Prefix:
         if self.eos and not self.template_text:
-            raise ValueError(
-                "eos: true with template: none would teach the model to stop after `length` tokens; "
-                "set eos: false, or a template"
+            raise FieldError(
+                "true with template: none would teach the model to stop after `length` tokens",
+                "set eos: false, or a template",
+                field="eos",
             )
         return self
 
@@ -187,9 +188,9 @@ class Lora(Section):
     @model_validator(mode="after")
     def _something_to_train(self) -> Lora:
         if self.num_layers == 0:
-            raise ValueError("num_layers: 0 would train nothing; use -1 for all layers")
+            raise FieldError("0 would train nothing", "use -1 for all layers", field="num_layers")
         if self.keys == ():
-            raise ValueError("keys: [] would train nothing; leave keys out for all linear modules")
+            raise FieldError("[] would train nothing", "leave keys out for all linear modules", field="keys")
         return self
 
 
@@ -242,7 +243,7 @@ class Train(Section):
     @model_validator(mode="after")
     def _epochs_or_steps(self) -> Train:
         if self.epochs is not None and self.steps is not None:
-            raise ValueError("give epochs or steps, not both")
+            raise FieldError("give epochs or steps, not both")
         return self
 
 
@@ -267,9 +268,10 @@ class Publish(Section):
             re.fullmatch(r"\w[\w.-]*/\w([\w.-]{0,94}\w)?", repo, re.ASCII) and not re.search(r"--|\.\.|\.git$", repo)
         )
         if not allowed:
-            raise ValueError(
-                f"repo: {repo!r} is not a user/name that the Hub allows: letters, digits, `-`, `_` and `.`, none of "
-                "the last three at the ends, no `--` and no `..`, at most 96 characters"
+            raise FieldError(
+                f"{repo!r} is not a user/name that the Hub allows: letters, digits, `-`, `_` and `.`, none of "
+                "the last three at the ends, no `--` and no `..`, at most 96 characters",
+                field="repo",
             )
         return self
 
@@ -278,18 +280,18 @@ def _known_methods(value: tuple[str, ...]) -> tuple[str, ...]:
     for name in value:
         method, _, selection = name.partition(":")
         if method not in get_args(Method) or (selection and selection not in get_args(Selection)):
-            raise ValueError(
+            raise FieldError(
                 f"{name!r}: expected one of {', '.join(get_args(Method))}, or one with a selection after it: "
                 f"upft:{', upft:'.join(get_args(Selection)[1:])}"
             )
     if len(set(value)) < len(value):
-        raise ValueError("a method is listed twice")
+        raise FieldError("a method is listed twice")
     return value
 
 
 def _ascending(value: tuple[int, ...]) -> tuple[int, ...]:
     if not value or list(value) != sorted(set(value)):
-        raise ValueError("needs lengths in ascending order, without repeats")
+        raise FieldError("needs lengths in ascending order, without repeats")
     return value
 
 
@@ -368,28 +370,33 @@ class Recipe(Section):
         samples, selection = self.generate.samples, self.prefix.selection
         chooses = self.method == "rft" or selection != "first"
         if samples > 1 and not chooses:
-            raise ValueError(
-                f"generate.samples: {samples} with method {self.method}, which trains on one sample per problem; "
-                "set generate.samples: 1, a prefix.selection that chooses among them, or method: rft"
+            raise FieldError(
+                f"{samples} with method {self.method}, which trains on one sample per problem",
+                "set generate.samples: 1, a prefix.selection that chooses among them, or method: rft",
+                field="generate.samples",
             )
         if samples == 1 and selection not in ("first", "label"):
-            raise ValueError(f"prefix.selection: {selection} chooses among samples; set generate.samples above 1")
+            raise FieldError(
+                f"{selection} chooses among samples", "set generate.samples above 1", field="prefix.selection"
+            )
         if self.generate.temperature == 0 and samples > 1:
-            raise ValueError("generate.temperature: 0 makes all samples equal; set it above 0")
+            raise FieldError("0 makes all samples equal", "set it above 0", field="generate.temperature")
         return self
 
     @model_validator(mode="after")
     def _selection_fits_method(self) -> Recipe:
         selection = self.prefix.selection
         if self.method in ("rft", "structure_only") and selection != "first":
-            raise ValueError(
-                f"prefix.selection: {selection} with method {self.method}, which has its own rule; "
-                "remove it, or set method: upft or sft"
+            raise FieldError(
+                f"{selection} with method {self.method}, which has its own rule",
+                "remove it, or set method: upft or sft",
+                field="prefix.selection",
             )
         if self.method == "sft" and selection == "consensus":
-            raise ValueError(
-                "prefix.selection: consensus compares prefixes, and method sft trains on full solutions; "
-                "use majority_answer, or method: upft"
+            raise FieldError(
+                "consensus compares prefixes, and method sft trains on full solutions",
+                "use majority_answer, or method: upft",
+                field="prefix.selection",
             )
         return self
 

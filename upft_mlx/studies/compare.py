@@ -39,7 +39,7 @@ def compare(recipe: Recipe, run_dir: str | Path, notify: Observer = ignore) -> d
         UpftError: one of its kinds; progress is saved.
     """
     if not recipe.evaluate.benchmarks:
-        raise RecipeError("evaluate.benchmarks: empty; a comparison needs something to measure")
+        raise RecipeError("empty", "a comparison needs something to measure", field="evaluate.benchmarks")
     root = Path(run_dir) / "compare"
     made = [path.parent for path in sorted(root.glob("*/seed-*/recipe.json"))]
     recipe = dated(recipe, find_model(recipe), RunDir(made[0] if made else root))  # one day for all cells

@@ -108,22 +108,24 @@ def _read(path: Path) -> tuple[Position, dict[str, Any], dict[str, Any]]:
 
     if missing := [name for name in _PARTS if not (path / name).is_file()]:
         raise TrainingError(
-            f"{path}: incomplete checkpoint, {', '.join(missing)} missing; move this folder away to continue from "
-            "the one before it, or from the start"
+            f"incomplete checkpoint, {', '.join(missing)} missing",
+            "move this folder away to continue from the one before it, or from the start",
+            path=path,
         )
     known = read_json(path / _DIGESTS) or {}
     if damaged := [name for name, was in known.items() if digest(path / name) != was]:
         raise TrainingError(
-            f"{path}: {damaged[0]} was changed after it was written; move this folder away to continue from the one "
-            "before it, or from the start"
+            f"{damaged[0]} was changed after it was written",
+            "move this folder away to continue from the one before it, or from the start",
+            path=path,
         )
     data = read_json(path / _PARTS[2])
     names = {f.name for f in fields(Position)}
     if not isinstance(data, dict) or set(data) != names:
-        raise TrainingError(f"{path / _PARTS[2]}: not a checkpoint's position; move {path} away")
+        raise TrainingError("not a checkpoint's position", f"move {path} away", path=path / _PARTS[2])
     try:
         return Position(**data), mx.load(str(path / _PARTS[0])), mx.load(str(path / _PARTS[1]))  # type: ignore[return-value]
     except RuntimeError as error:
         raise TrainingError(
-            f"{path}: damaged checkpoint: {error}; move this folder away to continue without it"
+            f"damaged checkpoint: {error}", "move this folder away to continue without it", path=path
         ) from None

@@ -34,8 +34,8 @@ def reporter(recipe: Recipe, run: RunDir) -> Report | None:
         callback = get_reporting_callbacks(service, "upft_mlx", str(run.root), recipe.dump())
     except ImportError:
         raise TrainingError(
-            f"train.report_to: {service} is not installed; `pip install {service}`, or leave the field out"
+            f"{service} is not installed", f"`pip install {service}`, or leave the field out", field="train.report_to"
         ) from None
     except Exception as error:  # whatever the service's client raises: not logged in, no network
-        raise TrainingError(f"train.report_to: {service} cannot be used: {reason(error)}") from error
+        raise TrainingError(f"{service} cannot be used: {reason(error)}", field="train.report_to") from error
     return lambda line: callback.on_train_loss_report({**line, "iteration": line["step"]})

@@ -63,7 +63,7 @@ def train(recipe: Recipe, loaded: Loaded, run: RunDir, notify: Observer = ignore
     examples = _examples(run.train, recipe, notify)
     if not examples:
         raise TrainingError(
-            f"{run.train}: no row has a completion within train.max_length: {settings.max_length} tokens"
+            f"no row has a completion within train.max_length: {settings.max_length} tokens", path=run.train
         )
     valid = _examples(run.valid, recipe, notify)
     adapter_config = add_lora(loaded, recipe.lora, derive_seed("lora", recipe.seed))
@@ -176,8 +176,8 @@ class _Loop:
             if not math.isfinite(value):
                 ids = ", ".join(e.id for e in examples)
                 raise TrainingError(
-                    f"step {number}: the {what} is {value} (learning rate {rate:g}, rows {ids}); "
-                    "lower train.learning_rate; the last checkpoint is kept"
+                    f"step {number}: the {what} is {value} (learning rate {rate:g}, rows {ids})",
+                    "lower train.learning_rate; the last checkpoint is kept",
                 )
 
     def _validate(self) -> float | None:
