@@ -9,6 +9,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 
 import pytest
 from helpers.hostile import GOLD, hostile, hostile_pairs
@@ -78,17 +80,28 @@ def test_500_hostile_answers_are_wrong_and_cost_seconds_at_most() -> None:
     assert worst < 2 * workers.SECONDS
 
 
-@pytest.mark.slow
-def test_500_hostile_pairs_are_answered_in_time_and_memory() -> None:
-    worst = 0.0
+def grade_hostile_pairs() -> tuple[list[str], float, int]:
+    """The pairs called equal, the slowest in seconds, and the peak of this process and its workers in bytes."""
+    equal, worst = [], 0.0
     for completion, gold in hostile_pairs(500):
         start = time.perf_counter()
-        assert not is_correct(completion, gold), (completion[:200], gold[:200])
+        if is_correct(completion, gold):
+            equal.append(f"{completion[:200]!r} {gold[:200]!r}")
         worst = max(worst, time.perf_counter() - start)
+    while idle := workers._idle(os.getpid()):  # children count once they have ended
+        idle.pop().end()
+    peaks = [resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return equal, worst, max(peaks) * (1 if sys.platform == "darwin" else 1024)
+
+
+@pytest.mark.slow
+def test_500_hostile_pairs_are_answered_in_time_and_memory() -> None:
+    # In a process of its own: this one's peak, and that of its children, comes from whatever ran before.
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        equal, worst, peak = pool.submit(grade_hostile_pairs).result()
+    assert not equal
     assert worst < 2 * workers.SECONDS  # 5 s where nothing else runs; the tests may share their machine
-    for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN):
-        most = resource.getrusage(who).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-        assert most < workers.MEMORY_BYTES
+    assert peak < workers.MEMORY_BYTES
 
 
 def test_what_ran_for_minutes_is_answered_at_once() -> None:

@@ -226,7 +226,7 @@ def test_ci_runs_the_readmes_test_command() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     command = re.search(r"<!-- test-command -->\n```sh\n(.*?)\n```", text)
     assert command is not None
-    assert command[1].endswith("-m pytest")
+    assert command[1].endswith("-m pytest -n auto")
     assert "test-command" in (ROOT / ".ci" / "run").read_text(encoding="utf-8")
 
 
