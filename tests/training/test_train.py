@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import shutil
 from pathlib import Path
@@ -26,6 +27,7 @@ from upft_mlx.recipe.schema import Lora, Quantize, Recipe, Train
 from upft_mlx.rows import TrainingRow, read_rows, write_rows
 from upft_mlx.rundir import RunDir
 from upft_mlx.training import checkpoints
+from upft_mlx.training import loss as loss_module
 from upft_mlx.training import step as step_module
 from upft_mlx.training.batches import Counts, to_examples
 from upft_mlx.training.checkpoints import Position, latest
@@ -191,14 +193,19 @@ def test_a_loss_that_is_not_finite_stops_with_step_and_rows_and_keeps_the_checkp
 def test_a_finite_loss_whose_gradient_is_not_finite_leaves_no_checkpoint_with_its_weights(
     make_recipe: MakeRecipe, run: RunDir, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = Stepper._accumulate
+    original, steps = loss_module.value_and_grad, itertools.count(1)
 
-    def accumulate(self: Stepper, examples: Any) -> Any:
-        loss, gradients, counts = original(self, examples)
-        bad = int(self.optimizer.step.item()) == 3
-        return loss, tree_map(lambda array: array * (math.inf if bad else 1), gradients), counts
+    def value_and_grad(model: Any, modes: Any) -> Any:
+        exact = original(model, modes)
 
-    monkeypatch.setattr(Stepper, "_accumulate", accumulate)
+        def inexact(*arrays: Any) -> Any:
+            loss, gradients = exact(*arrays)
+            bad = next(steps) == 4
+            return loss, tree_map(lambda array: array * (math.inf if bad else 1), gradients)
+
+        return inexact
+
+    monkeypatch.setattr(step_module, "value_and_grad", value_and_grad)
     settings = {"epochs": 2, "checkpoint_every": 2, "clip_norm": None}
     with pytest.raises(
         TrainingError, match=r"step 4: the gradient's norm is (inf|nan) \(learning rate 0\.001, rows \d+/0, "

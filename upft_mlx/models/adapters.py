@@ -36,7 +36,15 @@ def add_lora(loaded: Loaded, lora: Lora, seed: int) -> dict[str, Any]:
         raise ModelError(f"{lora.num_layers}, but the model has {layers} layers only", field="lora.num_layers")
     parameters: dict[str, Any] = {"rank": lora.rank, "scale": lora.scale, "dropout": lora.dropout}
     if lora.keys is not None:
-        _check_keys(loaded, lora.keys)
+        modules = [item for layer in loaded.model.layers for item in layer.named_modules()]
+        linear = sorted({name for name, module in modules if "weight" in module and module.weight.ndim > 1})
+        for key in lora.keys:
+            if key not in linear:
+                raise ModelError(
+                    f"no linear module {quoted(key)} in the model's layers",
+                    f"they have {', '.join(linear)}",
+                    field="lora.keys",
+                )
         parameters["keys"] = list(lora.keys)
     mx.random.seed(seed)
     loaded.model.freeze()
@@ -44,18 +52,6 @@ def add_lora(loaded: Loaded, lora: Lora, seed: int) -> dict[str, Any]:
     mx.eval(loaded.model.parameters())
     assert all(array.dtype == mx.float32 for array in adapter_weights(loaded.model).values())
     return {"fine_tune_type": "lora", "num_layers": lora.num_layers, "lora_parameters": parameters}
-
-
-def _check_keys(loaded: Loaded, keys: tuple[str, ...]) -> None:
-    modules = [item for layer in loaded.model.layers for item in layer.named_modules()]
-    linear = sorted({name for name, module in modules if "weight" in module and module.weight.ndim > 1})
-    for key in keys:
-        if key not in linear:
-            raise ModelError(
-                f"no linear module {quoted(key)} in the model's layers",
-                f"they have {', '.join(linear)}",
-                field="lora.keys",
-            )
 
 
 def adapter_weights(model: nn.Module) -> dict[str, mx.array]:
@@ -75,13 +71,22 @@ def load_adapter(loaded: Loaded, adapter: Path) -> None:
     from mlx.utils import tree_flatten
     from mlx_lm.tuner.utils import linear_to_lora_layers
 
-    config = _lora_config(loaded, adapter)
+    kind = None
     try:
-        linear_to_lora_layers(loaded.model, config["num_layers"], config["lora_parameters"])
-        read_header(adapter / "adapters.safetensors")  # mlx itself takes what it says for true
-        arrays = mx.load(str(adapter / "adapters.safetensors"))
-    except Exception as error:  # whatever mlx and mlx-lm make of damaged files
+        config = json_object(adapter / "adapter_config.json")
+        kind = config.get("fine_tune_type", "lora")  # mlx-lm writes `dora` and `full` as well
+        if kind == "lora":
+            linear_to_lora_layers(loaded.model, config["num_layers"], config["lora_parameters"])
+            read_header(adapter / "adapters.safetensors")  # mlx itself takes what it says for true
+            arrays = mx.load(str(adapter / "adapters.safetensors"))
+    except Exception as error:  # whatever mlx and mlx-lm make of missing or damaged files
         raise ModelError(f"does not fit this model, {loaded.path}: {reason(error)}", path=adapter) from error
+    if kind != "lora":
+        raise ModelError(
+            f"fine_tune_type is {quoted(kind)}, but only a LoRA adapter can be switched on and off",
+            "fuse it into the model with `mlx_lm fuse`, and use that folder as the model",
+            path=adapter,
+        )
     shapes = {name: array.shape for name, array in dict(tree_flatten(loaded.model.parameters())).items()}
     assert isinstance(arrays, dict)
     for name, array in arrays.items():
@@ -92,22 +97,6 @@ def load_adapter(loaded: Loaded, adapter: Path) -> None:
     loaded.model.load_weights(list(arrays.items()), strict=False)
     loaded.model.eval()
     mx.eval(loaded.model.parameters())
-
-
-def _lora_config(loaded: Loaded, adapter: Path) -> dict[str, Any]:
-    """The adapter's configuration, if it is one of a LoRA adapter; mlx-lm writes `dora` and `full` as well."""
-    try:
-        config = json_object(adapter / "adapter_config.json")
-        kind = config.get("fine_tune_type", "lora")
-    except Exception as error:  # it is missing, damaged, or no mapping
-        raise ModelError(f"does not fit this model, {loaded.path}: {reason(error)}", path=adapter) from error
-    if kind != "lora":
-        raise ModelError(
-            f"fine_tune_type is {quoted(kind)}, but only a LoRA adapter can be switched on and off",
-            "fuse it into the model with `mlx_lm fuse`, and use that folder as the model",
-            path=adapter,
-        )
-    return config
 
 
 class AdapterSwitch:

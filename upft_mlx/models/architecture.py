@@ -158,12 +158,15 @@ def _decoder(
                 return int(value)
         raise ModelError(f"{where}: lacks `{names[0]}`", "memory cannot be planned for this model")
 
-    hidden, heads = number("hidden_size", "n_embd"), number("num_attention_heads", "n_head")
+    hidden, heads, experts = number("hidden_size", "n_embd"), number("num_attention_heads", "n_head"), 0
+    if text.get("num_experts_per_tok") and text.get("moe_intermediate_size"):
+        experts = int(text["num_experts_per_tok"]) * int(text["moe_intermediate_size"])
+        experts += int(text.get("shared_expert_intermediate_size") or 0)
     bare = Architecture(
         model_type=str(text.get("model_type", "")),
         hidden=hidden,
         layers=number("num_hidden_layers", "n_layer"),
-        intermediate=_intermediate(text, number),
+        intermediate=experts or number("intermediate_size", "n_inner"),
         heads=heads,
         kv_heads=int(text.get("num_key_value_heads") or heads),
         head_dim=int(text.get("head_dim") or hidden // heads),
@@ -173,21 +176,17 @@ def _decoder(
         float_bytes=2,
         unusual=_unusual(text),
     )
+    stated = config.get("quantization") or config.get("quantization_config") or {}
+    how = None if quantize is None else Quantized(quantize.bits, quantize.group_size)
     if not tensors:
-        how = _quantization(config) or _asked(quantize)
+        bits, group = stated.get("bits"), stated.get("group_size")
+        how = Quantized(bits, group) if isinstance(bits, int) and isinstance(group, int) else how
         matrices = tuple(_stored(matrix, how) for matrix in _from_shapes(bare, text))
         return replace(bare, matrices=matrices, other_numbers=2 * hidden * bare.layers)
     kind = next((tensor.kind for tensor in tensors.values() if tensor.kind in _FLOATS), "BF16")
-    groups = _group_sizes(config)
-    matrices = tuple(_stored(matrix, _asked(quantize)) for matrix in _from_headers(tensors, groups))
-    return replace(bare, matrices=matrices, other_numbers=_other_numbers(tensors), float_bytes=BYTES[kind])
-
-
-def _intermediate(text: dict[str, Any], number: Any) -> int:
-    experts = text.get("num_experts_per_tok")
-    if experts and text.get("moe_intermediate_size"):
-        return int(experts) * int(text["moe_intermediate_size"]) + int(text.get("shared_expert_intermediate_size") or 0)
-    return int(number("intermediate_size", "n_inner"))
+    matrices = tuple(_stored(matrix, how) for matrix in _from_headers(tensors, stated))
+    single = [t.size for name, t in tensors.items() if len(t.shape) < 2 and not name.endswith((".scales", ".biases"))]
+    return replace(bare, matrices=matrices, other_numbers=sum(single), float_bytes=BYTES[kind])
 
 
 def _unusual(text: dict[str, Any]) -> tuple[str, ...]:
@@ -201,16 +200,6 @@ def _unusual(text: dict[str, Any]) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _quantization(config: dict[str, Any]) -> Quantized | None:
-    stated = config.get("quantization") or config.get("quantization_config") or {}
-    bits, group = stated.get("bits"), stated.get("group_size")
-    return Quantized(bits, group) if isinstance(bits, int) and isinstance(group, int) else None
-
-
-def _asked(quantize: Quantize | None) -> Quantized | None:
-    return None if quantize is None else Quantized(quantize.bits, quantize.group_size)
-
-
 def _stored(matrix: Matrix, how: Quantized | None) -> Matrix:
     """The matrix quantized like this, unless it is already or its inputs are no whole groups."""
     if how is None or matrix.stored is not None or matrix.inputs % how.group_size:
@@ -218,41 +207,24 @@ def _stored(matrix: Matrix, how: Quantized | None) -> Matrix:
     return Matrix(matrix.name, matrix.outputs, matrix.inputs, how, matrix.is_embedding)
 
 
-def _group_sizes(config: dict[str, Any]) -> dict[str, int]:
-    """Of each quantized layer that has one of its own, and under the empty name that of all others."""
-    stated = config.get("quantization") or config.get("quantization_config") or {}
-    own = {
-        name: entry["group_size"] for name, entry in stated.items() if isinstance(entry, dict) and "group_size" in entry
-    }
-    return {"": stated.get("group_size", 64), **own}
+def _from_headers(tensors: Mapping[str, Tensor], stated: Mapping[str, Any]) -> list[Matrix]:
+    """Every two-dimensional weight; quantized ones have scales beside them, stacked experts are one tall matrix.
 
-
-def _from_headers(tensors: Mapping[str, Tensor], groups: Mapping[str, int]) -> list[Matrix]:
-    """Every two-dimensional weight; quantized ones have scales beside them, stacked experts are one tall matrix."""
+    `stated`: the config's quantization, with one group size for all layers, and others under the names of some.
+    """
     found = []
     for name, tensor in tensors.items():
         base, dot, last = name.rpartition(".")
         if last != "weight" or not dot or len(tensor.shape) < 2:
             continue
-        outputs = math.prod(tensor.shape[:-1])
-        scales = tensors.get(f"{base}.scales")
-        if scales is None:
-            found.append(Matrix(base, outputs, tensor.shape[-1], None, _is_embedding(base)))
-            continue
-        group = groups.get(base, groups[""])
-        inputs = scales.shape[-1] * group
-        bits = tensor.shape[-1] * 32 // inputs  # of each number in the packed words
-        found.append(Matrix(base, outputs, inputs, Quantized(bits, group), _is_embedding(base)))
+        outputs, inputs, how = math.prod(tensor.shape[:-1]), tensor.shape[-1], None
+        if (scales := tensors.get(f"{base}.scales")) is not None:  # (outputs, inputs / group)
+            own = stated.get(base)
+            group = own["group_size"] if isinstance(own, dict) and "group_size" in own else stated.get("group_size", 64)
+            inputs = scales.shape[-1] * group
+            how = Quantized(tensor.shape[-1] * 32 // inputs, group)  # bits of each number in the packed 32-bit words
+        found.append(Matrix(base, outputs, inputs, how, "embed" in base.rpartition(".")[2]))
     return found
-
-
-def _is_embedding(name: str) -> bool:
-    return "embed" in name.rpartition(".")[2]
-
-
-def _other_numbers(tensors: Mapping[str, Tensor]) -> int:
-    single = (t.size for name, t in tensors.items() if len(t.shape) < 2 and not name.endswith((".scales", ".biases")))
-    return sum(single)
 
 
 def _from_shapes(bare: Architecture, text: dict[str, Any]) -> Iterator[Matrix]:

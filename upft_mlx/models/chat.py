@@ -27,8 +27,6 @@ _PINNED = """{%- macro strftime_now(format) -%}
 _QUESTION, _ANSWER = "How many apples are left?", "Seven apples are left."
 """A turn of each side that no template has a reason to change."""
 
-Message = dict[str, Any]
-
 
 class Renderer:
     """Renders user turns; sampling, training and evaluation all use the same one."""
@@ -63,7 +61,14 @@ class Renderer:
 
     def conversation(self, turns: Sequence[str]) -> list[int]:
         """The same for several turns, the user's and the assistant's alternately, the first and the last the user's."""
-        return self._encoded(self._checked(self._rendered(turns, self._content), turns[-1]))
+        text, question = self._rendered(turns, parts=self._takes_parts), turns[-1]
+        # A template may escape a question, but not shorten it.
+        if question.strip() not in text and len(_squeezed(text)) < self._around + len(_squeezed(question)):
+            shown = question if len(question) <= 60 else f"{question[:57]}..."
+            raise ModelError(
+                f"{self._name}: the chat template leaves out the question {shown!r}", "reword it or remove it"
+            )
+        return self._encoded(text)
 
     def text(self, ids: list[int]) -> str:
         """The text of sampled ids, special tokens visible."""
@@ -82,7 +87,7 @@ class Renderer:
         """The token with which the template ends an assistant turn; the tokenizer's EOS where it writes none."""
         known = {*self._tokenizer.all_special_ids, *self._tokenizer.get_added_vocab().values()}
         try:
-            text = self._rendered([_QUESTION, _ANSWER], self._content, generation=False)
+            text = self._rendered([_QUESTION, _ANSWER], parts=self._takes_parts, generation=False)
         except ModelError:
             text = ""
         ids = self._encoded(text.rpartition(_ANSWER)[2])
@@ -91,23 +96,23 @@ class Renderer:
     # What the template makes of it.
 
     @cached_property
-    def _content(self) -> Callable[[str], Any]:
-        """How the template takes a turn: as a text, or as a list of parts of which one is the text.
+    def _takes_parts(self) -> bool:
+        """How the template takes a turn: as a list of parts of which one is the text, or (False) as a text.
 
         Raises:
             ModelError: neither way it renders the question and the system turn.
         """
         refused: list[ModelError] = []
-        for content in (_as_text, _as_parts):
+        for parts in (False, True):
             try:
-                text = _squeezed(self._rendered([_QUESTION], content))
+                text = _squeezed(self._rendered([_QUESTION], parts=parts))
                 if _squeezed(_QUESTION) not in text:
                     raise ModelError(f"{self._name}: the chat template leaves out the question", "use another template")
                 if _squeezed(self._prompt.system or "") not in text:
                     raise ModelError(
                         f"{self._name}: the chat template leaves out the system turn", "unset prompt.system"
                     )
-                return content
+                return parts
             except ModelError as error:
                 refused.append(error)
         raise refused[0]
@@ -115,16 +120,9 @@ class Renderer:
     @cached_property
     def _around(self) -> int:
         """Characters that the template puts around a question, spaces not counted."""
-        return len(_squeezed(self._rendered([_QUESTION], self._content))) - len(_squeezed(_QUESTION))
+        return len(_squeezed(self._rendered([_QUESTION], parts=self._takes_parts))) - len(_squeezed(_QUESTION))
 
-    def _checked(self, text: str, question: str) -> str:
-        """The prompt, unless the question is missing from it; a template may escape a question, but not shorten it."""
-        if question.strip() in text or len(_squeezed(text)) >= self._around + len(_squeezed(question)):
-            return text
-        shown = question if len(question) <= 60 else f"{question[:57]}..."
-        raise ModelError(f"{self._name}: the chat template leaves out the question {shown!r}", "reword it or remove it")
-
-    def _rendered(self, turns: Sequence[str], content: Callable[[str], Any], *, generation: bool = True) -> str:
+    def _rendered(self, turns: Sequence[str], *, parts: bool, generation: bool = True) -> str:
         """The text of a conversation with the recipe's system turn.
 
         Raises:
@@ -134,7 +132,7 @@ class Renderer:
 
         system = [] if self._prompt.system is None else [("system", self._prompt.system)]
         roles = [*system, *((("user", "assistant")[number % 2], text) for number, text in enumerate(turns))]
-        messages = [{"role": role, "content": content(text)} for role, text in roles]
+        messages = [{"role": r, "content": [{"type": "text", "text": text}] if parts else text} for r, text in roles]
         try:
             return str(self._render(messages, add_generation_prompt=generation, **self._prompt.chat_template_args))
         except (jinja2.TemplateError, TypeError, ValueError) as error:
@@ -155,7 +153,9 @@ class Renderer:
         if PRINTS_DATE not in template:
             return lambda messages, **given: str(tokenizer.apply_chat_template(messages, tokenize=False, **given))
         day = date.fromisoformat(self._prompt.date) if self._prompt.date else date.today()
-        pinned = {"chat_template": _PINNED + template, "pinned_date": _directives(day)}
+        dates = {"%-d": str(day.day), "%-m": str(day.month), "%e": f"{day.day:2}", "%F": day.isoformat()}
+        dates |= {f"%{letter}": day.strftime(f"%{letter}") for letter in "aAbBcdfHIjmMpSUwWxXyYZ"}  # at midnight
+        pinned = {"chat_template": _PINNED + template, "pinned_date": dates}
         return lambda messages, **given: str(tokenizer.apply_chat_template(messages, tokenize=False, **pinned, **given))
 
     def _encoded(self, text: str) -> list[int]:
@@ -170,19 +170,5 @@ def end_of_turn(tokenizer: Any) -> int:
         return int(tokenizer.eos_token_id)
 
 
-def _as_text(text: str) -> str:
-    return text
-
-
-def _as_parts(text: str) -> list[Message]:
-    return [{"type": "text", "text": text}]
-
-
 def _squeezed(text: str) -> str:
     return "".join(text.split())
-
-
-def _directives(day: date) -> dict[str, str]:
-    """What each directive of strftime prints on a day, at midnight."""
-    plain = {f"%{letter}": day.strftime(f"%{letter}") for letter in "aAbBcdfHIjmMpSUwWxXyYZ"}
-    return {"%-d": str(day.day), "%-m": str(day.month), "%e": f"{day.day:2}", "%F": day.isoformat(), **plain}

@@ -65,11 +65,20 @@ def read_model_facts(folder: Path, name: str) -> ModelFacts:
         raise ModelError(f"{name}: has no chat template", "use an instruct model, or add chat_template.jinja")
     shape, text = dense_shape(config), config.get("text_config")
     context = (text if isinstance(text, dict) else config).get("max_position_embeddings")
+    stated = [config.get(field) for field in ("quantization", "quantization_config")]
+    bits = [found["bits"] for found in stated if isinstance(found, dict) and isinstance(found.get("bits"), int)]
+    size: Any = sum(file.stat().st_size for file in folder.glob("model*.safetensors"))
+    index = folder / "model.safetensors.index.json"
+    if not size and index.is_file():
+        meta = json_object(index).get("metadata")
+        size = meta.get("total_size") if isinstance(meta, dict) else None
+    if not isinstance(size, (int, float)) or size <= 0:
+        size = shape.weight_bytes(shape.float_bytes) if shape else None
     return ModelFacts(
         kind=str(config.get("model_type", "unknown")),
         parameters=shape.parameters if shape else None,
-        bits=_bits(config),
-        bytes=_bytes(folder) or (shape.weight_bytes(shape.float_bytes) if shape else None),
+        bits=int(bits[0]) if bits else None,
+        bytes=None if size is None else int(size),
         context=context if isinstance(context, int) else None,
         thinking=thinking(template),
         boxed="boxed" in template,
@@ -109,21 +118,3 @@ def dense_shape(config: dict[str, Any]) -> Architecture | None:
     except ModelError:
         return None
     return None if found.unusual else found
-
-
-def _bits(config: dict[str, Any]) -> int | None:
-    for name in ("quantization", "quantization_config"):
-        settings = config.get(name)
-        if isinstance(settings, dict) and isinstance(settings.get("bits"), int):
-            return int(settings["bits"])
-    return None
-
-
-def _bytes(folder: Path) -> int | None:
-    """Bytes of the weights: from the files, or from their index."""
-    if files := sum(file.stat().st_size for file in folder.glob("model*.safetensors")):
-        return files
-    index = folder / "model.safetensors.index.json"
-    meta = json_object(index).get("metadata") if index.is_file() else None
-    size = meta.get("total_size") if isinstance(meta, dict) else None
-    return int(size) if isinstance(size, (int, float)) and size > 0 else None

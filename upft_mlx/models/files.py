@@ -95,6 +95,7 @@ def read_header(path: Path) -> dict[str, Tensor]:
         ModelError: the file is cut or is no safetensors file.
     """
     check_size(path, 2**50)
+    tensors: dict[str, Tensor] = {}
     try:
         with path.open("rb") as file:
             (length,) = struct.unpack("<Q", file.read(8))
@@ -104,24 +105,23 @@ def read_header(path: Path) -> dict[str, Tensor]:
             if length > LARGEST:
                 raise ValueError(f"its header has {length:,} bytes")
             header = _object(file.read(length))
-        return {name: _tensor(name, entry, room) for name, entry in header.items() if name != "__metadata__"}
+        header.pop("__metadata__", None)
+        for name, stated in header.items():
+            entry: dict[str, Any] = stated if isinstance(stated, dict) else {}
+            kind: Any = entry.get("dtype")
+            shape: Any = entry.get("shape")
+            place: Any = entry.get("data_offsets")
+            if not isinstance(kind, str) or not _are_counts(shape) or not _are_counts(place) or len(place) != 2:
+                raise ValueError(f"{one_line(name)}: needs dtype, shape and data_offsets")
+            tensors[name] = tensor = Tensor(kind, tuple(shape))
+            if not place[0] <= place[1] <= room:
+                raise ValueError(f"{one_line(name)}: ends behind the end of the file")
+            if kind in BYTES and tensor.size * BYTES[kind] != place[1] - place[0]:
+                raise ValueError(f"{one_line(name)}: its shape does not fit its bytes")
     except (OSError, ValueError, struct.error) as error:
         shown = one_line(str(error))
         raise ModelError(f"not a safetensors file: {shown}", "download the model again", path=path) from None
-
-
-def _tensor(name: str, entry: Any, room: int) -> Tensor:
-    """One entry of a header, if the array that it states is in the `room` bytes behind it."""
-    entry = entry if isinstance(entry, dict) else {}
-    kind, shape, place = entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")
-    if not isinstance(kind, str) or not _are_counts(shape) or not _are_counts(place) or len(place) != 2:
-        raise ValueError(f"{one_line(name)}: needs dtype, shape and data_offsets")
-    tensor = Tensor(kind, tuple(shape))
-    if not place[0] <= place[1] <= room:
-        raise ValueError(f"{one_line(name)}: ends behind the end of the file")
-    if kind in BYTES and tensor.size * BYTES[kind] != place[1] - place[0]:
-        raise ValueError(f"{one_line(name)}: its shape does not fit its bytes")
-    return tensor
+    return tensors
 
 
 def _are_counts(value: Any) -> bool:

@@ -176,17 +176,13 @@ def model_hash(path: Path) -> str:
     digest = hashlib.sha256()
     for file in sorted({file for pattern in READ for file in path.glob(pattern) if file.is_file()}):
         digest.update(str(file.relative_to(path)).encode())
-        digest.update(_probe(file))
+        size = file.stat().st_size
+        with file.open("rb") as stream:
+            if size <= 8 * _PROBE_BYTES:
+                digest.update(stream.read())
+                continue
+            digest.update(str(size).encode())
+            for start in (0, size // 2, size - _PROBE_BYTES):
+                stream.seek(start)
+                digest.update(stream.read(_PROBE_BYTES))
     return digest.hexdigest()[:16]
-
-
-def _probe(file: Path) -> bytes:
-    size = file.stat().st_size
-    with file.open("rb") as stream:
-        if size <= 8 * _PROBE_BYTES:
-            return stream.read()
-        parts = [str(size).encode()]
-        for start in (0, size // 2, size - _PROBE_BYTES):
-            stream.seek(start)
-            parts.append(stream.read(_PROBE_BYTES))
-    return b"".join(parts)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,8 @@ from upft_mlx.models.rendering import EndedError, RefusedError, try_tokenizer
 AGAIN = "download the model again"
 _READ = (".json", ".jsonl", ".safetensors", ".py", ".model", ".tiktoken", ".txt", ".jinja", ".md")
 """What is read, or goes with what is made of a model, with the names below."""
+TEMPLATES = "additional_chat_templates"
+"""A folder with more chat templates, by name."""
 _TERMS = re.compile(r"(?i)(licen[cs]e|notice)([.-][\w.-]*)?")
 _TERMS_BYTES = 1 << 20
 TEMPLATE_BYTES = 1 << 20
@@ -47,15 +49,12 @@ def admit(folder: Path) -> None:
         ModelError: names the file, the field and its value.
     """
     try:
-        names = sorted(entry.name for entry in os.scandir(folder) if _is_read(entry.name))
+        found = [entry.name for entry in os.scandir(folder)]
+        names = sorted(name for name in found if name.endswith(_READ) or is_terms(name) or name == TEMPLATES)
         stamps = tuple((name, _stamp(folder / name)) for name in names)
     except OSError as error:
         raise ModelError(f"cannot be read: {error.strerror}", "set model to another folder", path=folder) from None
     _admit(folder, stamps)
-
-
-def _is_read(name: str) -> bool:
-    return name.endswith(_READ) or is_terms(name) or name == "additional_chat_templates"
 
 
 def _stamp(path: Path) -> tuple[int, ...]:
@@ -65,33 +64,36 @@ def _stamp(path: Path) -> tuple[int, ...]:
 
 @lru_cache(maxsize=16)
 def _admit(folder: Path, stamps: tuple[tuple[str, tuple[int, ...]], ...]) -> None:
-    names = [name for name, _ in stamps]
-    files = [file for name in names for file in _files(folder / name)]
+    paths = [folder / name for name, _ in stamps]
+    files = [path for path in paths if path.name != TEMPLATES and (path.is_symlink() or not path.is_dir())]
+    files += sorted((folder / TEMPLATES).glob("*.jinja"))
+    most = {".safetensors": 2**50, ".jinja": TEMPLATE_BYTES}
     for file in files:
         _stays_inside(file, folder)
-        check_size(file, _most(file))
+        check_size(file, most.get(file.suffix, _TERMS_BYTES if is_terms(file.name) else LARGEST))
     config = json_object(folder / "config.json")
     _check_config(folder / "config.json", config)
-    if (folder / "generation_config.json").exists():
-        _check_generation(folder / "generation_config.json")
+    path = folder / "generation_config.json"
+    settings = json_object(path) if path.exists() else {}
+    _check_ids(path, settings)
+    for name, largest in (("temperature", 100.0), ("top_p", 1.0), ("top_k", 2**24), ("min_p", 1.0)):
+        value = settings.get(name)
+        fits = value is None or (type(value) in (int, float) and -1 <= value <= largest)
+        _refuse(path, name, value, fits, f"a number up to {largest:,}")
     _check_tokenizer(folder)
-    headers = [name for name in names if name.startswith("model") and name.endswith(".safetensors")]
-    _check_layers(folder, config, [name for file in headers for name in read_header(folder / file)])
-
-
-def _files(path: Path) -> Iterator[Path]:
-    if path.name == "additional_chat_templates":
-        yield from (file for file in sorted(path.glob("*.jinja")))
-    elif path.is_symlink() or not path.is_dir():
-        yield path
-
-
-def _most(file: Path) -> int:
-    if file.suffix == ".safetensors":
-        return 2**50
-    if file.suffix == ".jinja":
-        return TEMPLATE_BYTES
-    return _TERMS_BYTES if is_terms(file.name) else LARGEST
+    # Refuse more layers than there are weights for, before any is made.
+    headers = [path for path in paths if path.name.startswith("model") and path.name.endswith(".safetensors")]
+    names = [name for path in headers for name in read_header(path) if not _NOT_TEXT.search(name)]
+    last = max((int(place[1]) for name in names if (place := _LAYER.search(name))), default=None)
+    text = config.get("text_config")
+    stated = {**config, **(text if isinstance(text, dict) else {})}.get("num_hidden_layers")
+    if isinstance(stated, int) and last is not None and stated > last + 1:
+        raise ModelError(
+            f"{stated}, but the weights have {last + 1} layers",
+            AGAIN,
+            field="num_hidden_layers",
+            path=folder / "config.json",
+        )
 
 
 def _stays_inside(file: Path, folder: Path) -> None:
@@ -132,7 +134,14 @@ def _check_config(path: Path, config: dict[str, Any]) -> None:
     _refuse(path, "model_file", code, code is None or plain, "a Python file in the folder")
     _check_numbers(path, config)
     for name in ("quantization", "quantization_config"):
-        _check_quantization(path, name, config.get(name))
+        stated = config.get(name)
+        _refuse(path, name, stated, stated is None or isinstance(stated, dict), "an object")
+        sections = [stated, *(item for item in stated.values() if isinstance(item, dict))] if stated else []
+        for section in sections:
+            for field, values in (("bits", range(1, 17)), ("group_size", (16, 32, 64, 128, 256))):
+                value = section.get(field)
+                fits = value is None or (type(value) is int and value in values) or value == -1
+                _refuse(path, f"{name}.{field}", value, fits, f"one of {', '.join(map(str, values))}")
     _check_ids(path, config)
 
 
@@ -153,45 +162,12 @@ def _check_numbers(path: Path, section: dict[str, Any], prefix: str = "") -> Non
                 _refuse(path, where, item, fits, f"a number from 1 to {most:,}")
 
 
-def _check_quantization(path: Path, name: str, stated: Any) -> None:
-    _refuse(path, name, stated, stated is None or isinstance(stated, dict), "an object")
-    sections = [stated, *(item for item in stated.values() if isinstance(item, dict))] if stated else []
-    for section in sections:
-        for field, values in (("bits", range(1, 17)), ("group_size", (16, 32, 64, 128, 256))):
-            value = section.get(field)
-            fits = value is None or (type(value) is int and value in values) or value == -1
-            _refuse(path, f"{name}.{field}", value, fits, f"one of {', '.join(map(str, values))}")
-
-
-def _check_generation(path: Path) -> None:
-    settings = json_object(path)
-    _check_ids(path, settings)
-    for name, most in (("temperature", 100.0), ("top_p", 1.0), ("top_k", 2**24), ("min_p", 1.0)):
-        value = settings.get(name)
-        fits = value is None or (type(value) in (int, float) and -1 <= value <= most)
-        _refuse(path, name, value, fits, f"a number up to {most:,}")
-
-
 def _check_ids(path: Path, settings: dict[str, Any]) -> None:
     for name in ("eos_token_id", "bos_token_id", "pad_token_id"):
         value = settings.get(name)
         ids = value if isinstance(value, list) else [] if value is None else [value]
         fits = len(ids) <= 1000 and all(type(item) is int and -1 <= item <= _LARGE for item in ids)
         _refuse(path, name, value, fits, "a token's number, or a list of them")
-
-
-def _check_layers(folder: Path, config: dict[str, Any], names: Iterable[str]) -> None:
-    """Refuse more layers than there are weights for, before any is made."""
-    text = config.get("text_config")
-    stated = {**config, **(text if isinstance(text, dict) else {})}.get("num_hidden_layers")
-    found = {int(place[1]) for name in names if not _NOT_TEXT.search(name) and (place := _LAYER.search(name))}
-    if isinstance(stated, int) and found and stated > max(found) + 1:
-        raise ModelError(
-            f"{stated}, but the weights have {max(found) + 1} layers",
-            AGAIN,
-            field="num_hidden_layers",
-            path=folder / "config.json",
-        )
 
 
 # The tokenizer.
@@ -204,22 +180,12 @@ def _check_tokenizer(folder: Path) -> None:
         if name.endswith("_file") and isinstance(value, str):
             target = folder / value
             leaves = not target.resolve().is_relative_to(folder.resolve()) and os.path.lexists(target)
-            _refuse(path, name, value, not leaves or _is_own(target, folder), "a file in the folder")
+            cached = leaves and any(f.is_symlink() and f.resolve() == target.resolve() for f in folder.iterdir())
+            _refuse(path, name, value, not leaves or cached, "a file in the folder")
         if name in ("tool_parser_type", "chat_template_type", "tokenizer_class"):
             _refuse(path, name, value, value is None or (isinstance(value, str) and _NAME.fullmatch(value)), "a name")
     _refuse(path, "init_inputs", settings.get("init_inputs"), not settings.get("init_inputs"), "empty")
-    _check_template(path, settings.get("chat_template"))
-    if (folder / "tokenizer.json").exists():
-        _check_vocabulary(folder / "tokenizer.json", _stamp(folder / "tokenizer.json"))
-
-
-def _is_own(target: Path, folder: Path) -> bool:
-    """Whether a path outside is the one that a link of the Hub's cache leads to."""
-    return any(file.is_symlink() and file.resolve() == target.resolve() for file in folder.iterdir())
-
-
-def _check_template(path: Path, template: Any) -> None:
-    """A text, or several as a list of objects with name and template."""
+    template = settings.get("chat_template")  # a text, or several as a list of objects with name and template
     several = template if isinstance(template, list) else []
     texts = [item.get("template") if isinstance(item, dict) else item for item in several] if several else [template]
     for text in texts:
@@ -228,6 +194,8 @@ def _check_template(path: Path, template: Any) -> None:
             raise ModelError(
                 f"{len(text):,} characters, more than {TEMPLATE_BYTES:,}", AGAIN, field="chat_template", path=path
             )
+    if (folder / "tokenizer.json").exists():
+        _check_vocabulary(folder / "tokenizer.json", _stamp(folder / "tokenizer.json"))
 
 
 @lru_cache(maxsize=16)

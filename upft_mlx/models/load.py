@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import inspect
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -77,14 +76,25 @@ def load(path: Path, *, quantize: Quantize | None = None, trust_remote_code: boo
         ModelError: the folder cannot be loaded, or is to be quantized and is already.
     """
     import mlx.core as mx
+    from mlx.utils import tree_flatten
     from mlx_lm.utils import load_model
 
     from upft_mlx.models.dense_cpu import add_dense_copies
 
     tokenizer = load_tokenizer(path, trust_remote_code=trust_remote_code)
     try:
-        model, config = load_model(path, lazy=True, **_trusting(path, load_model, trust_remote_code))
-        dtype = _dtype(model)
+        code = json_object(path / "config.json").get("model_file")
+        if code is not None and not trust_remote_code:
+            raise ModelError(
+                f"wants to run its own code ({quoted(code)})",
+                "if you trust it, set trust_remote_code: true",
+                path=path,
+            )
+        known = "trust_remote_code" in inspect.signature(load_model).parameters  # before 0.32 mlx-lm asked nobody
+        model, config = load_model(path, lazy=True, **{"trust_remote_code": trust_remote_code} if known else {})
+        arrays = dict(tree_flatten(model.parameters())).values()
+        floating = Counter(array.dtype for array in arrays if mx.issubdtype(array.dtype, mx.floating))
+        dtype = floating.most_common(1)[0][0]
         if quantize is not None:
             _quantize(path, model, config, quantize)
         if mx.default_device().type == mx.DeviceType.cpu:
@@ -117,32 +127,6 @@ def load_tokenizer(path: Path, *, trust_remote_code: bool = False) -> Any:
         raise ModelError("the tokenizer has no eos_token", "set it in tokenizer_config.json", path=path)
     confine(tokenizer._tokenizer, path)
     return tokenizer
-
-
-def _trusting(path: Path, load_model: Callable[..., Any], trust_remote_code: bool) -> dict[str, bool]:
-    """The argument with which mlx-lm may run a model folder's own code; before 0.32 it asked nobody.
-
-    Raises:
-        ModelError: the folder brings code along, and the recipe does not trust it.
-    """
-    code = json_object(path / "config.json").get("model_file")
-    if code is not None and not trust_remote_code:
-        raise ModelError(
-            f"wants to run its own code ({quoted(code)})", "if you trust it, set trust_remote_code: true", path=path
-        )
-    known = "trust_remote_code" in inspect.signature(load_model).parameters
-    return {"trust_remote_code": trust_remote_code} if known else {}
-
-
-def _dtype(model: nn.Module) -> mx.Dtype:
-    """The commonest floating type among the arrays of a model."""
-    import mlx.core as mx
-    from mlx.utils import tree_flatten
-
-    arrays = dict(tree_flatten(model.parameters())).values()
-    floating = Counter(array.dtype for array in arrays if mx.issubdtype(array.dtype, mx.floating))
-    dtype: mx.Dtype = floating.most_common(1)[0][0]
-    return dtype
 
 
 def _quantize(path: Path, model: nn.Module, config: dict[str, Any], quantize: Quantize) -> None:

@@ -143,20 +143,17 @@ class _Worker:
         """The answer to a request."""
         line = json.dumps(request, default=str).encode() + b"\n"  # special tokens can be objects
         with self._lock:
-            answer: dict[str, Any] = json.loads(self._answer(line))
+            process = self._started()
+            assert process.stdin is not None
+            try:
+                process.stdin.write(line)
+                process.stdin.flush()
+            except OSError:
+                pass  # it died; the line that does not come says so
+            answer: dict[str, Any] = json.loads(self._line(process))
         if "error" in answer:
             raise RefusedError(answer["error"])
         return answer
-
-    def _answer(self, line: bytes) -> bytes:
-        process = self._started()
-        assert process.stdin is not None
-        try:
-            process.stdin.write(line)
-            process.stdin.flush()
-        except OSError:
-            pass  # it died; the line that does not come says so
-        return self._line(process)
 
     def _started(self) -> subprocess.Popen[bytes]:
         """The process that runs; one of a forked process's parent is not shared."""
@@ -183,8 +180,11 @@ class _Worker:
             if not select.select([process.stdout], [], [], max(0.0, min(left, _GLANCE)))[0]:
                 if left <= 0:
                     self._give_up(f"takes more than {PATIENCE:.0f} s")
-                if _resident(process.pid) > MEMORY:
-                    self._give_up(f"takes more than {MEMORY >> 20:,} MB")
+                if sys.platform != "linux":  # RLIMIT_AS does it there; macOS does not limit a process itself
+                    rss = ["ps", "-o", "rss=", "-p", str(process.pid)]
+                    shown = subprocess.run(rss, capture_output=True, text=True, check=False).stdout.strip()
+                    if shown.isdigit() and 1024 * int(shown) > MEMORY:
+                        self._give_up(f"takes more than {MEMORY >> 20:,} MB")
                 continue
             parts.append(os.read(process.stdout.fileno(), 1 << 20))
             if not parts[-1]:
@@ -209,14 +209,6 @@ class _Worker:
                     stream.close()
 
 
-def _resident(process: int) -> int:
-    """Bytes of memory that a process has; 0 where the system does not say. macOS does not limit a process itself."""
-    if sys.platform == "linux":
-        return 0  # RLIMIT_AS does it
-    shown = subprocess.run(["ps", "-o", "rss=", "-p", str(process)], capture_output=True, text=True, check=False).stdout
-    return 1024 * int(shown) if shown.strip().isdigit() else 0
-
-
 # What the worker does.
 
 
@@ -233,7 +225,11 @@ def serve() -> None:
     _say(answers, {"text": f"ready {jinja2.__name__} {tokenizers.__name__}"})
     for line in sys.stdin:
         request = json.loads(line)
-        _limit_cpu(request["seconds"])
+        # The system ends this process (SIGXCPU) when it has worked so long from now, also if its parent is gone.
+        usage = resource.getrusage(resource.RUSAGE_SELF)
+        limit = int(usage.ru_utime + usage.ru_stime) + 1 + request["seconds"]
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_CPU, (limit, resource.getrlimit(resource.RLIMIT_CPU)[1]))
         try:
             answer = _answered(request)
         except MemoryError:
@@ -298,11 +294,3 @@ def _compiled(template: str) -> Any:
 def _say(answers: IO[str], message: object) -> None:
     answers.write(json.dumps(message) + "\n")
     answers.flush()
-
-
-def _limit_cpu(seconds: int) -> None:
-    """Let the system end this process (SIGXCPU) when it has worked so long from now, also if its parent is gone."""
-    usage = resource.getrusage(resource.RUSAGE_SELF)
-    limit = int(usage.ru_utime + usage.ru_stime) + 1 + seconds
-    with contextlib.suppress(OSError, ValueError):
-        resource.setrlimit(resource.RLIMIT_CPU, (limit, resource.getrlimit(resource.RLIMIT_CPU)[1]))

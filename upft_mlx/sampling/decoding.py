@@ -213,34 +213,30 @@ class Chunk:
             self._batch.keep(going)
 
     def _take(self, row: _Row, token: int, logprob: float) -> None:
+        """Add a token to a completion, and end it at EOS, at a stop string, at its limit or in a loop."""
         row.logprob += logprob
         if token in self._ends:
             row.finish_reason, row.stop_id = "stop", token
             return
-        row.ids.append(token)
-        if self._at_stop_string(row):
-            row.ids, row.finish_reason = self._before_stop_string(row.ids), "stop"
-        elif len(row.ids) == row.limit or _loops(row.ids):
+        ids = row.ids
+        ids.append(token)
+        if stop := self._sampling.stop:
+            decode = self._loaded.tokenizer.decode
+            # A token is at least a byte: a stop string that the last one completed is in this tail.
+            tail = decode(ids[-max(len(text.encode()) for text in stop) - 3 :])
+            if any(string in tail for string in stop):
+                text, kept = decode(ids), len(ids)
+                end = min(at for string in stop if (at := text.find(string)) >= 0)
+                while kept and not text[:end].startswith(decode(ids[:kept])):
+                    kept -= 1
+                row.ids, row.finish_reason = ids[:kept], "stop"
+                return
+        if len(ids) == row.limit:
             row.finish_reason = "length"
-
-    def _at_stop_string(self, row: _Row) -> bool:
-        """Whether the last token completed one; a token is at least a byte, so that few need to be looked at."""
-        stop = self._sampling.stop
-        if not stop:
-            return False
-        tail = row.ids[-max(len(text.encode()) for text in stop) - 3 :]
-        text = self._loaded.tokenizer.decode(tail)
-        return any(string in text for string in stop)
-
-    def _before_stop_string(self, ids: list[int]) -> list[int]:
-        """The ids whose text ends before the first stop string begins."""
-        decode = self._loaded.tokenizer.decode
-        text = decode(ids)
-        end = min(at for string in self._sampling.stop if (at := text.find(string)) >= 0)
-        kept = len(ids)
-        while kept and not text[:end].startswith(decode(ids[:kept])):
-            kept -= 1
-        return ids[:kept]
+        elif len(ids) >= LOOP_TOKENS + LOOP_PERIOD and len(ids) % 32 == 0:  # looking costs time: every 32 tokens
+            last = ids[-LOOP_TOKENS:]
+            if any(last == ids[-LOOP_TOKENS - period : -period] for period in range(1, LOOP_PERIOD + 1)):
+                row.finish_reason = "length"
 
     def completions(self) -> list[Completion]:
         """All of them as far as they are; `length` ends one that is in flight."""
@@ -250,14 +246,6 @@ class Chunk:
             for rows in self._rows
             for row in rows
         ]
-
-
-def _loops(ids: list[int]) -> bool:
-    """Whether the tokens have gone round in a circle for long; looked at every 32 tokens."""
-    if len(ids) < LOOP_TOKENS + LOOP_PERIOD or len(ids) % 32:
-        return False
-    end = ids[-LOOP_TOKENS:]
-    return any(end == ids[-LOOP_TOKENS - period : -period] for period in range(1, LOOP_PERIOD + 1))
 
 
 def random_key(seed: int, key: str, sample: int) -> tuple[int, int]:

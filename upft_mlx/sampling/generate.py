@@ -20,7 +20,7 @@ from upft_mlx.models.load import Loaded
 from upft_mlx.recipe.schema import Recipe
 from upft_mlx.rows import Solution, append_chunk, arrange, read_rows, resume
 from upft_mlx.rundir import RunDir
-from upft_mlx.sampling.decoding import Completion, OnStep, Request
+from upft_mlx.sampling.decoding import OnStep, Request
 from upft_mlx.sampling.sampler import Sampler, sampling_for, summing
 
 _BATCHES = {"full": 4, "prefix": 2}
@@ -51,9 +51,6 @@ class Plan:
         """Of each chunk, in the order."""
         self.sizes: list[int] = []
         """Solutions of each chunk."""
-        self._cut(batch_size)
-
-    def _cut(self, batch_size: int) -> None:
         size = 0
         for position, index in enumerate(self._order):
             item = self._wanted[index]
@@ -150,52 +147,45 @@ class _Generator:
             self._progress(0, 0)
 
     def _progress(self, tokens: int, finished: int) -> None:
+        """Say how far it is. Tokens to come: at the mean length so far of full solutions, which come first."""
         self.shown = max(self.shown, self.tokens + tokens)  # a step counts EOS, rows do not
         done = self.done + finished
-        left = self._tokens_left(done)
-        self.notify(Progress("generate", done, self.total, "solutions", self.shown, tokens_left=left))
-
-    def _tokens_left(self, done: int) -> int | None:
-        """At the mean length so far of full solutions, which come first; None while none of them has ended."""
-        prefixes = self.total - max(self.full, done)
         full = self.full - done
-        if full <= 0:
-            return prefixes * self.recipe.prefix.length
-        if done == self.first:
-            return None
-        ended = done - self.first
-        in_flight = min(full, self.recipe.generate.batch_size)  # halfway on average
-        mean = min(self.recipe.generate.max_tokens, self.shown / (ended + in_flight / 2))
-        to_come = max(0.0, mean * (ended + full) - self.shown)
-        return round(to_come) + prefixes * self.recipe.prefix.length
+        left: int | None = (self.total - max(self.full, done)) * self.recipe.prefix.length
+        if full > 0 and done == self.first:
+            left = None  # no full solution has ended yet
+        elif full > 0 and left is not None:
+            ended = done - self.first
+            in_flight = min(full, self.recipe.generate.batch_size)  # halfway on average
+            mean = min(self.recipe.generate.max_tokens, self.shown / (ended + in_flight / 2))
+            left += round(max(0.0, mean * (ended + full) - self.shown))
+        self.notify(Progress("generate", done, self.total, "solutions", self.shown, tokens_left=left))
 
     def _rows(self, number: int | None, on_step: OnStep) -> list[Solution]:
         """This rank's chunk of a round."""
         if number is None:
             return []
-        chunk = self.plan.chunk(number)
-        asked = [self.problems[item.number] for item in chunk]
-        requests = [self._request(*pair) for pair in zip(asked, chunk, strict=True)]
-        completions = iter(self.sampler.sample(requests, self.recipe.seed, on_step))
-        return [
-            self._solution(problem, item, sample, next(completions))
-            for problem, item in zip(asked, chunk, strict=True)
-            for sample in range(item.samples)
+        limits = {"prefix": self.recipe.prefix.length, "full": self.recipe.generate.max_tokens}
+        asked = [(self.problems[item.number], item) for item in self.plan.chunk(number)]
+        requests = [  # sampling never has the task template, which is for training only
+            Request(self.renderer.asked(problem.question), limits[item.kind], item.samples, problem.id)
+            for problem, item in asked
         ]
-
-    def _request(self, problem: Problem, item: Wanted) -> Request:
-        """Sampling never has the task template, which is for training only."""
-        limit = self.recipe.prefix.length if item.kind == "prefix" else self.recipe.generate.max_tokens
-        return Request(self.renderer.asked(problem.question), limit, item.samples, problem.id)
-
-    def _solution(self, problem: Problem, item: Wanted, sample: int, completion: Completion) -> Solution:
-        return Solution(
-            problem_id=problem.id,
-            sample=sample,
-            kind=item.kind,
-            completion_ids=completion.ids,
-            completion=self.loaded.tokenizer.decode(completion.ids),
-            finish_reason=completion.finish_reason,
-            logprob=completion.logprob,
-            stop_id=completion.stop_id,
-        )
+        completions = iter(self.sampler.sample(requests, self.recipe.seed, on_step))
+        rows = []
+        for problem, item in asked:
+            for sample in range(item.samples):
+                made = next(completions)
+                rows.append(
+                    Solution(
+                        problem_id=problem.id,
+                        sample=sample,
+                        kind=item.kind,
+                        completion_ids=made.ids,
+                        completion=self.loaded.tokenizer.decode(made.ids),
+                        finish_reason=made.finish_reason,
+                        logprob=made.logprob,
+                        stop_id=made.stop_id,
+                    )
+                )
+        return rows

@@ -115,25 +115,19 @@ def shared_length(examples: Sequence[Example]) -> int:
 
 
 def split(examples: Sequence[Example], size: int | None, shared: int = 0, of: int | None = None) -> list[Batch]:
-    """(Micro-)batches of at most `size` sequences each, or where that is None of at most `PASS_TOKENS` tokens.
+    """(Micro-)batches of at most `size` sequences each, or where that is None of at most `PASS_TOKENS` padded tokens.
 
-    Like lengths stand together. `shared` and `of` as in `make_batch`; all of the examples are the step where `of` is
-    unset.
+    Sequences of similar length go together; each batch has at least one. `shared` and `of` as in `make_batch`; all of
+    the examples are the step where `of` is unset.
     """
     order = sorted(examples, key=lambda e: len(e.ids))
-    parts = _by_tokens(order, shared) if size is None else [order[i : i + size] for i in range(0, len(order), size)]
-    return [make_batch(part, shared, of or len(order)) for part in parts]
-
-
-def _by_tokens(order: Sequence[Example], shared: int) -> list[list[Example]]:
-    """Sequences in order of length, as many together as `PASS_TOKENS` padded tokens have room for, at least one."""
-    parts: list[list[Example]] = [[]]
+    parts: list[list[Example]] = []
     for example in order:
         length = _round_up(len(example.ids) - 1 - shared, PAD_TOKENS)
-        if parts[-1] and (len(parts[-1]) + 1) * length > PASS_TOKENS:
+        if not parts or len(parts[-1]) >= (size or max(1, PASS_TOKENS // length)):
             parts.append([])
         parts[-1].append(example)
-    return parts
+    return [make_batch(part, shared, of or len(order)) for part in parts]
 
 
 def make_batch(examples: Sequence[Example], shared: int = 0, of: int | None = None) -> Batch:
@@ -152,7 +146,7 @@ def make_batch(examples: Sequence[Example], shared: int = 0, of: int | None = No
     for index, example in enumerate(examples):
         own = example.ids[shared:-1]
         tokens[index, : len(own)] = own
-        first = index * length - shared - 1
+        first = index * length - shared - 1  # where in the flattened (B * T) tokens the logits of id i are: first + i
         rows += range(first + example.start, first + len(example.ids))
         targets += example.ids[example.start :]
         unit = 1 / ((example.supervised - 1 + example.last) * (of or len(examples)))

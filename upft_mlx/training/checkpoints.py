@@ -6,7 +6,7 @@ import os
 import shutil
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from upft_mlx.digests import digest
 from upft_mlx.errors import TrainingError
@@ -95,17 +95,11 @@ def latest(folder: Path) -> tuple[Position, dict[str, mx.array], dict[str, mx.ar
     Raises:
         TrainingError: it is incomplete; says what is missing.
     """
-    found = _all(folder)
-    return _read(found[-1]) if found else None
-
-
-def _all(folder: Path) -> list[Path]:
-    return sorted(folder.glob("step-*"))
-
-
-def _read(path: Path) -> tuple[Position, dict[str, Any], dict[str, Any]]:
     import mlx.core as mx
 
+    if not (found := _all(folder)):
+        return None
+    path = found[-1]
     if missing := [name for name in _PARTS if not (path / name).is_file()]:
         raise TrainingError(
             f"incomplete checkpoint, {', '.join(missing)} missing",
@@ -129,3 +123,7 @@ def _read(path: Path) -> tuple[Position, dict[str, Any], dict[str, Any]]:
         raise TrainingError(
             f"damaged checkpoint: {error}", "move this folder away to continue without it", path=path
         ) from None
+
+
+def _all(folder: Path) -> list[Path]:
+    return sorted(folder.glob("step-*"))

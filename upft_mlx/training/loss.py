@@ -76,7 +76,8 @@ def make_loss(model: nn.Module, modes: Modes) -> Callable[..., mx.array]:
     """
 
     def loss(shared: mx.array, tokens: mx.array, rows: mx.array, targets: mx.array, weights: mx.array) -> mx.array:
-        logits = supervised_logits(model, shared, tokens, rows, modes).astype(mx.float32)  # (N, V) <- the big one
+        # (N, V) float32 <- very big: N supervised positions of the micro-batch times the vocabulary
+        logits = supervised_logits(model, shared, tokens, rows, modes).astype(mx.float32)
         total: mx.array = (weights * nn.losses.cross_entropy(logits, targets)).sum()
         return total
 
@@ -98,9 +99,14 @@ def supervised_logits(model: nn.Module, shared: mx.array, tokens: mx.array, rows
     with ExitStack() as stack:
         if modes.checkpoint:
             stack.enter_context(_checkpointing(model.layers))
-        cache = _pass_once(model, shared) if shared.size else None
+        cache = None
+        if shared.size:  # what the shared tokens leave to those after them; their own logits are never computed
+            records = [_SharedKeys() for _ in model.layers]
+            model(shared[None], cache=records)  # (1, P)
+            cache = [_SharedKeys(record.keys, record.values) for record in records]
         if modes.gather:
             stack.enter_context(_gathering(model, rows))
+        # (1, N, V) where rows are gathered before the head; else (B, T, V), of which nearly all is thrown away
         logits: mx.array = model(tokens) if cache is None else model(tokens, cache=cache)
     return logits[0] if modes.gather else logits.reshape(-1, logits.shape[-1])[rows]
 
@@ -131,7 +137,7 @@ def _gathering(model: nn.Module, rows: mx.array) -> Iterator[None]:
     norm = inner["norm"]
 
     def gather(hidden: mx.array, *args: Any) -> Any:
-        return norm(hidden.reshape(-1, hidden.shape[-1])[rows][None], *args)
+        return norm(hidden.reshape(-1, hidden.shape[-1])[rows][None], *args)  # (B, T, D) -> (1, N, D)
 
     # Set in the module's dict in place, so that the order of its parameters stays what it was.
     dict.__setitem__(inner, "norm", gather)
@@ -180,13 +186,6 @@ class _SharedKeys:
 def _after(shared: mx.array, own: mx.array) -> mx.array:
     """`shared` (1, heads, P, D) before each sequence of `own` (B, heads, T, D)."""
     return mx.concatenate([mx.broadcast_to(shared, (own.shape[0], *shared.shape[1:])), own], axis=2)
-
-
-def _pass_once(model: nn.Module, shared: mx.array) -> list[_SharedKeys]:
-    """The caches that hold what the shared tokens leave to those after them; their own logits are never computed."""
-    records = [_SharedKeys() for _ in model.layers]
-    model(shared[None], cache=records)
-    return [_SharedKeys(record.keys, record.values) for record in records]
 
 
 # Gradient checkpointing.

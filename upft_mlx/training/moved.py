@@ -112,7 +112,11 @@ def markdown(found: dict[str, Any]) -> str:
     sides = [found[side]["openings"] for side in ("base", "tuned")]
     rows = ["| base begins | share | tuned begins | share |", "|---|---|---|---|"]
     for place in range(max(map(len, sides))):
-        cells = [_cells(side[place]) if place < len(side) else " | " for side in sides]
+        cells = []
+        for side in sides:
+            text, share = side[place] if place < len(side) else (" ", None)
+            code = str(text).replace("`", "'").replace("|", "/") or " "  # nothing in an opening can leave its code
+            cells += [" ", " "] if share is None else [f"`{code}`", f"{share:.0%}"]
         rows.append(f"| {' | '.join(cells)} |")
     parts = [
         f"{in_words(found)[0].upper()}{in_words(found)[1:]}.",
@@ -120,9 +124,3 @@ def markdown(found: dict[str, Any]) -> str:
         f"KL(base \\|\\| tuned) by position of base's answers, nats: {by_position}.",
     ]
     return "\n\n".join(parts)
-
-
-def _cells(entry: Sequence[Any]) -> str:
-    """An opening as code, which nothing in it can leave."""
-    text = str(entry[0]).replace("`", "'").replace("|", "/")
-    return f"`{text or ' '}` | {entry[1]:.0%}"

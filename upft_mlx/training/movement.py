@@ -90,12 +90,14 @@ def movement(recipe: Recipe, loaded: Loaded, run: RunDir, source: str, prompts: 
         asked = [Request(ids, limit) for ids in prompts]
         answers[side] = sample_chunk(loaded, asked, Sampling(temperature=0, batch_size=PROMPTS), seed=0)
     kl = _divergences(loaded, switch, prompts, [answer.ids for answer in answers["base"]])
-    said = {side: [_answered(loaded, answer) for answer in found] for side, found in answers.items()}
+    said = {
+        side: [
+            Answered(answer.ids, loaded.tokenizer.decode(answer.ids), answer.finish_reason == "length")
+            for answer in found
+        ]
+        for side, found in answers.items()
+    }
     return {**summarize(said["base"], said["tuned"], kl), "source": source, "max_tokens": limit}
-
-
-def _answered(loaded: Loaded, answer: Completion) -> Answered:
-    return Answered(answer.ids, loaded.tokenizer.decode(answer.ids), answer.finish_reason == "length")
 
 
 def _switch(model: Any) -> Callable[[str], None]:

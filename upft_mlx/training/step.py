@@ -111,15 +111,6 @@ class Stepper:
         """
         mx.random.seed(seed + ranks().rank)
         self.optimizer.learning_rate = rate
-        loss, gradients, counts = self._accumulate(examples)
-        loss, gradients = ranks().sum((loss, gradients))
-        norm = self._update(gradients)
-        mx.eval(self._state, loss, norm)
-        self.gradient_norm = scalar(norm)
-        return scalar(loss), counts
-
-    def _accumulate(self, examples: Sequence[Example]) -> tuple[mx.array, dict[str, Any], Counts]:
-        """This rank's share of loss and gradient, and the counts of all ranks."""
         loss, gradients = mx.array(0.0), None
         parts, counts = self._parts(examples)
         for index, batch in enumerate(parts):
@@ -130,7 +121,11 @@ class Stepper:
                 mx.eval(loss, gradients)  # only then is this micro-batch's memory free for the next
         if gradients is None:  # fewer sequences than ranks
             gradients = tree_map(mx.zeros_like, self.model.trainable_parameters())
-        return loss, gradients, counts
+        loss, gradients = ranks().sum((loss, gradients))  # the weights are the whole step's: a sum, not a mean
+        norm = self._update(gradients)
+        mx.eval(self._state, loss, norm)
+        self.gradient_norm = scalar(norm)
+        return scalar(loss), counts
 
     def _parts(self, examples: Sequence[Example]) -> tuple[list[Batch], Counts]:
         """This rank's micro-batches of a step, and the counts of all ranks'.
@@ -170,14 +165,10 @@ class Stepper:
     def restore(self, adapter: dict[str, mx.array], arrays: dict[str, mx.array]) -> None:
         """Take back what `adapter_weights` and `arrays` gave."""
         self.model.load_weights(list(adapter.items()), strict=False)
-        for name, array in arrays.items():
-            _assign(self.optimizer.state, name, array)
+        for name, array in arrays.items():  # "a.b.0.c", set in place: the compiled step holds on to the containers
+            *path, leaf = name.split(".")
+            tree: Any = self.optimizer.state
+            for key in path:
+                tree = tree[int(key) if isinstance(tree, list) else key]
+            tree[int(leaf) if isinstance(tree, list) else leaf] = array
         mx.eval(self._state)
-
-
-def _assign(tree: Any, name: str, array: mx.array) -> None:
-    """Set the leaf `a.b.0.c` of a tree in place: the compiled step holds on to the tree's containers."""
-    *path, leaf = name.split(".")
-    for key in path:
-        tree = tree[int(key) if isinstance(tree, list) else key]
-    tree[int(leaf) if isinstance(tree, list) else leaf] = array

@@ -153,25 +153,11 @@ class _Loop:
 
     def step(self, epoch: int, examples: Sequence[Example]) -> None:
         start = time.perf_counter()
-        number = self.position.step + 1
-        rate = learning_rate(self.settings, number, self.total)
+        settings, position = self.settings, self.position
+        number = position.step + 1
+        rate = learning_rate(settings, number, self.total)
         loss, counts = self.stepper.step(examples, rate, derive_seed("dropout", self.recipe.seed, number))
-        self._refuse_non_finite(number, loss, rate, examples)
-        self.position.step = number
-        self.position.add(counts)
-        sums = {"steps": 1, "loss": loss, "seconds": time.perf_counter() - start, **asdict(counts)}
-        for name, value in sums.items():
-            self.position.window[name] += value
-        self.notify(Progress("train", number, self.total, "steps", counts.supervised_tokens))
-        last = number == self.total
-        valid_loss = self._validate() if last or number % self.settings.validate_every == 0 else None
-        if number == 1 or last or number % self.settings.report_every == 0 or valid_loss is not None:
-            self._report(epoch, rate, valid_loss)
-        if last or number % self.settings.checkpoint_every == 0:
-            self.checkpoint()
-
-    def _refuse_non_finite(self, number: int, loss: float, rate: float, examples: Sequence[Example]) -> None:
-        """A finite loss can have a gradient that is not: the weights are lost, and must not become a checkpoint."""
+        # A finite loss can have a gradient that is not: the weights are lost, and must not become a checkpoint.
         for what, value in (("loss", loss), ("gradient's norm", self.stepper.gradient_norm)):
             if not math.isfinite(value):
                 ids = ", ".join(e.id for e in examples)
@@ -179,16 +165,22 @@ class _Loop:
                     f"step {number}: the {what} is {value} (learning rate {rate:g}, rows {ids})",
                     "lower train.learning_rate; the last checkpoint is kept",
                 )
-
-    def _validate(self) -> float | None:
-        """The validation loss; keeps the adapter if it is the best so far."""
-        if not self.valid:
-            return None
-        loss = self.stepper.loss(self.valid, self.settings.batch_size)
-        if math.isfinite(loss) and (self.position.best_loss is None or loss < self.position.best_loss):
-            self.position.best_loss, self.position.best_step = loss, self.position.step
-            save_safetensors(self.run.checkpoints / "best.safetensors", adapter_weights(self.stepper.model))
-        return loss
+        position.step = number
+        position.add(counts)
+        sums = {"steps": 1, "loss": loss, "seconds": time.perf_counter() - start, **asdict(counts)}
+        for name, added in sums.items():
+            position.window[name] += added
+        self.notify(Progress("train", number, self.total, "steps", counts.supervised_tokens))
+        last, valid_loss = number == self.total, None
+        if self.valid and (last or number % settings.validate_every == 0):
+            valid_loss = self.stepper.loss(self.valid, settings.batch_size)
+            if math.isfinite(valid_loss) and (position.best_loss is None or valid_loss < position.best_loss):
+                position.best_loss, position.best_step = valid_loss, number
+                save_safetensors(self.run.checkpoints / "best.safetensors", adapter_weights(self.stepper.model))
+        if number == 1 or last or number % settings.report_every == 0 or valid_loss is not None:
+            self._report(epoch, rate, valid_loss)
+        if last or number % settings.checkpoint_every == 0:
+            self.checkpoint()
 
     def _report(self, epoch: int, rate: float, valid_loss: float | None) -> None:
         window = self.position.window
