@@ -44,8 +44,13 @@ def export_peft(run: RunDir, model: Path, base: str, folder: Path) -> str:
         ExportError: PEFT has no name for a module that the adapter is on.
         ModelError: the adapter cannot be read.
     """
-    config, arrays = _read_adapter(run.adapter)
-    names = _weight_names(model)
+    try:
+        config = json_object(run.adapter / "adapter_config.json")
+        arrays = mx.load(str(run.adapter / "adapters.safetensors"))
+    except (OSError, ValueError, RuntimeError) as error:
+        raise ModelError(f"the adapter cannot be read: {reason(error)}", "train again", path=run.adapter) from None
+    assert isinstance(arrays, dict)
+    names = {name for file in model.glob("model*.safetensors") for name in read_header(file)}
     layers, modules, made = set(), set(), {}
     for name, array in arrays.items():
         found = _LORA.match(name)
@@ -57,21 +62,6 @@ def export_peft(run: RunDir, model: Path, base: str, folder: Path) -> str:
     save_safetensors(folder / "adapter_model.safetensors", made)
     write_json(folder / "adapter_config.json", _peft_config(config["lora_parameters"], base, modules, layers))
     return f"{len(made) // 2} modules, rank {config['lora_parameters']['rank']}, on {base}"
-
-
-def _read_adapter(folder: Path) -> tuple[dict[str, Any], dict[str, mx.array]]:
-    try:
-        config = json_object(folder / "adapter_config.json")
-        arrays = mx.load(str(folder / "adapters.safetensors"))
-    except (OSError, ValueError, RuntimeError) as error:
-        raise ModelError(f"the adapter cannot be read: {reason(error)}", "train again", path=folder) from None
-    assert isinstance(arrays, dict)
-    return config, arrays
-
-
-def _weight_names(model: Path) -> set[str]:
-    """The names in a model folder's weight files; headers are read only."""
-    return {name for file in model.glob("model*.safetensors") for name in read_header(file)}
 
 
 def _peft_config(lora: dict[str, Any], base: str, modules: set[str], layers: set[int]) -> dict[str, Any]:
@@ -134,22 +124,13 @@ def export_dequantized(
     config = {k: v for k, v in loaded.config.items() if k not in ("quantization", "quantization_config")}
     config["torch_dtype"] = str(way.dtype).removeprefix("mlx.core.")
     write_model(loaded, config, folder)
-    _repeat_template(folder)
+    template, settings = folder / "chat_template.jinja", folder / "tokenizer_config.json"
+    if template.is_file():  # Ollama and older tools look for it in the other file only
+        stated = json.loads(settings.read_text(encoding="utf-8"))
+        write_json(settings, {**stated, "chat_template": template.read_text(encoding="utf-8")})
     kept = f"{dtype}, {found.bytes / 1e6:.1f} MB, keeps {found.retained:.1%} of the adapter's effect"
-    return kept + _advice(dtype, found.retained, recipe.publish.min_retained)
-
-
-def _repeat_template(folder: Path) -> None:
-    """Put the chat template into tokenizer_config.json as well; Ollama and older tools look for it there only."""
-    template, path = folder / "chat_template.jinja", folder / "tokenizer_config.json"
-    if template.is_file():
-        settings = json.loads(path.read_text(encoding="utf-8"))
-        write_json(path, {**settings, "chat_template": template.read_text(encoding="utf-8")})
-
-
-def _advice(dtype: str, kept: float, least: float) -> str:
-    """What to do where rounding loses the training: float16 has steps an eighth as large as bfloat16's."""
-    if kept >= least:
-        return ""
+    if found.retained >= (least := recipe.publish.min_retained):
+        return kept
+    # float16 has steps an eighth as large as bfloat16's
     remedy = "take --dtype fp16" if dtype == "bf16" else "fused/ with mlx-lm, or --format peft, keeps it"
-    return f": less than publish.min_retained, {least:.0%}; {remedy}"
+    return f"{kept}: less than publish.min_retained, {least:.0%}; {remedy}"

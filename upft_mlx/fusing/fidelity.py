@@ -101,31 +101,24 @@ class Comparison:
         equal: list[bool] = []
         repeated: list[float] = []
         for part, p, q in zip(self._parts, self._reference, self._log_probabilities(model), strict=True):
-            divergences.append(kl_per_position(p, q))
+            divergences.append(kl_per_position(p, q))  # of (N, V) each: two of them are in memory at a time
             same: list[bool] = (p.argmax(axis=-1) == q.argmax(axis=-1)).tolist()  # type: ignore[assignment]
             mx.eval(divergences[-1])
             equal += same
-            repeated += _repeated(part, same)
+            flags = iter(same)
+            for example, greedy in part:  # of a greedy completion the share before the first token that differs
+                own = list(itertools.islice(flags, example.supervised))
+                if greedy:
+                    repeated.append(sum(1 for _ in itertools.takewhile(bool, own)) / len(own))
         top1 = sum(equal) / len(equal)
-        greedy = sum(repeated) / len(repeated) if repeated else top1
-        return Divergence(scalar(mx.concatenate(divergences).mean()), top1, greedy)
+        greedy_agreement = sum(repeated) / len(repeated) if repeated else top1
+        return Divergence(scalar(mx.concatenate(divergences).mean()), top1, greedy_agreement)
 
     def is_finite(self, model: nn.Module) -> bool:
         """Whether `model`, in the type it has, computes numbers; tried on the longest sequences."""
         part, batch = self._parts[-1], self._batches[-1]
         found = log_probabilities(model, batch, sum(example.supervised for example, _ in part), self._modes)
         return bool(mx.isfinite(found).all().item())
-
-
-def _repeated(part: Sequence[tuple[Example, bool]], same: Sequence[bool]) -> list[float]:
-    """For each greedy completion of a batch the share that comes before the first token that differs."""
-    flags = iter(same)
-    result = []
-    for example, greedy in part:
-        own = list(itertools.islice(flags, example.supervised))
-        if greedy:
-            result.append(sum(1 for _ in itertools.takewhile(bool, own)) / len(own))
-    return result
 
 
 def retained(kl: float, kl_base: float) -> float:

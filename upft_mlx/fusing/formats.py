@@ -116,20 +116,24 @@ def fused_layer(layer: nn.Module, way: Way, moments: list[Matrix] | None = None)
 
 
 def _round_with_feedback(fused: nn.Module, wanted: Matrix, way: Way, moments: list[Matrix]) -> None:
-    """Replace the nearest rounding of a layer's weights, on the same grid."""
+    """Replace the nearest rounding of a layer's weights (O, D), on the same grid."""
     if not hasattr(fused, "bits"):
         nearest = round_bfloat16 if way.dtype == mx.bfloat16 else round_float16
         rounded = feedback(wanted, moments, lambda part, columns: nearest(part))
         fused.weight = mx.array(rounded).astype(way.dtype)
         return
-    scales, biases = _expanded(fused)
+    parts = (np.array(part.astype(mx.float32)) for part in (fused.scales, fused.biases))  # (O, D / group) each
+    scales, biases = (np.repeat(part, fused.group_size, axis=1) for part in parts)  # (O, D): as large as the weights
+    scales = np.where(scales == 0, np.float32(1e-30), scales)  # of a group of equal weights: divides nothing
 
     def on_grid(part: Matrix, columns: Any) -> Matrix:
-        s, b = scales[:, columns], biases[:, columns]
+        s: Matrix = scales[:, columns]
+        b: Matrix = biases[:, columns]
         return np.clip(np.round((part - b) / s), 0, 2**fused.bits - 1) * s + b
 
     rounded = feedback(wanted, moments, on_grid)
-    fused.weight = mx.array(pack(_codes(rounded, scales, biases, fused.bits), fused.bits))
+    codes = np.clip(np.round((rounded - biases) / scales), 0, 2**fused.bits - 1).astype(np.uint8)
+    fused.weight = mx.array(pack(codes, fused.bits))
 
 
 def _with_fitted_scales(layer: nn.Module, way: Way, moments: list[Matrix]) -> nn.Module:
@@ -145,17 +149,6 @@ def _with_fitted_scales(layer: nn.Module, way: Way, moments: list[Matrix]) -> nn
     if "bias" in inner:
         fused.bias = inner.bias.astype(way.dtype)
     return fused
-
-
-def _expanded(quantized: nn.Module) -> tuple[Matrix, Matrix]:
-    """Scale and bias of every weight (O, D), float32; a group of equal weights has a scale that divides nothing."""
-    parts = (np.array(part.astype(mx.float32)) for part in (quantized.scales, quantized.biases))
-    scales, biases = (np.repeat(part, quantized.group_size, axis=1) for part in parts)
-    return np.where(scales == 0, np.float32(1e-30), scales), biases
-
-
-def _codes(values: Matrix, scales: Matrix, biases: Matrix, bits: int) -> Any:
-    return np.clip(np.round((values - biases) / scales), 0, 2**bits - 1).astype(np.uint8)
 
 
 def quantization_of(inner: nn.Module, way: Way) -> dict[str, Any]:

@@ -50,26 +50,32 @@ def fuse(
         FuseError: too little is kept (names the formats that pass), or the format asked for does not exist.
     """
     fuser = Fuser(recipe, loaded, run, questions, notify)
-    chosen = _choose(fuser, _asked(fuser))
+    chosen = _choose(fuser)
     if chosen.retained < recipe.publish.min_retained > 0 and not force:
         _refuse(fuser, chosen)
     if chosen.fuse == "adapter":
         remove(run.fused)
-    else:
-        _save(fuser, chosen)
+    else:  # its weights in the types in which they were measured
+        way = next(way for way in fuser.ways if way.name == chosen.fuse)
+        fuser.apply(way)
+        loaded.model.set_dtype(way.dtype if way.whole else loaded.dtype)
+        modules = dict(loaded.model.named_modules())
+        for name in fuser.layers:
+            modules[name].set_dtype(way.dtype)
+        write_model(loaded, config_of(loaded.config, fuser.layers, way), run.fused)
     notify(Progress("fuse", len(fuser.ways) + 1, len(fuser.ways) + 1, "steps"))
     candidates = [asdict(found) for found in fuser.measured.values()]
     write_json(run.fidelity, {**asdict(chosen), **fuser.probed, "base": asdict(fuser.base), "candidates": candidates})
     return chosen
 
 
-def _asked(fuser: Fuser) -> list[Way]:
-    """The formats that `publish.fuse` allows, smallest first."""
+def _choose(fuser: Fuser) -> Fidelity:
+    """Of the formats that `publish.fuse` allows the smallest that keeps the effect, or the one that keeps most."""
     asked = fuser.recipe.publish.fuse
     if asked == "adapter":
-        return []
-    found = [way for way in fuser.ways if asked in ("auto", way.family, way.second_name)]
-    if not found:
+        return fuser.adapter()
+    allowed = [way for way in fuser.ways if asked in ("auto", way.family, way.second_name)]  # smallest first
+    if not allowed:
         families = ", ".join(dict.fromkeys(way.family for way in fuser.ways))
         bits = next(way.width for way in fuser.ways if way.name == "base")
         raise FuseError(
@@ -77,21 +83,14 @@ def _asked(fuser: Fuser) -> list[Way]:
             f"set it to auto, {families} or adapter",
             field="publish.fuse",
         )
-    return found
-
-
-def _choose(fuser: Fuser, asked: Sequence[Way]) -> Fidelity:
-    """The smallest that keeps the effect, or the one that keeps most; the adapter itself if nothing is asked."""
-    if not asked:
-        return fuser.adapter()
-    for way in asked:
+    for way in allowed:
         if _needs_no_try(fuser, way):
             continue
         found = fuser.measure(way)
         if found is not None and found.retained >= max(KEPT, fuser.recipe.publish.min_retained):
             return found
     if not fuser.measured:
-        raise FuseError(f"{asked[0].name}: this model overflows in it", "set it to auto", field="publish.fuse")
+        raise FuseError(f"{allowed[0].name}: this model overflows in it", "set it to auto", field="publish.fuse")
     return max(fuser.measured.values(), key=lambda found: found.retained)
 
 
@@ -111,43 +110,25 @@ def _needs_no_try(fuser: Fuser, way: Way) -> bool:
 
 def _refuse(fuser: Fuser, chosen: Fidelity) -> NoReturn:
     """Name the formats that pass."""
-    least = fuser.recipe.publish.min_retained
-    room = _has_room_for_16_bits(fuser)
+    least, budget = fuser.recipe.publish.min_retained, this_machine()
+    try:  # whether measuring 16 bits fits in memory: a refusal must not run out of it. If unknown, it is tried
+        shape = read_architecture(fuser.loaded.path, fuser.recipe.quantize)
+        room = fusing_peak(shape, fuser.recipe.lora, budget.device, all_float32=True) <= budget.bytes
+    except ModelError:
+        room = True
     for way in fuser.ways:
         if way.name not in fuser.measured and (room or way.bits) and not _needs_no_try(fuser, way):
             fuser.measure(way)
-    passing = [found for found in (*fuser.measured.values(), fuser.adapter()) if found.retained >= least]
+    passing = []
+    for found in (*fuser.measured.values(), fuser.adapter()):
+        if found.retained >= least:
+            family, *rest = found.fuse.split("-")
+            detail = [f"{part} bits" if part.isdigit() else part for part in rest]
+            detail += [f"{found.bytes / 1e6:.1f} MB", f"keeps {found.retained:.1%}"]
+            passing.append(f"{family} ({', '.join(detail)})")
     raise FuseError(
         f"fusing as {chosen.fuse} keeps {chosen.retained:.1%} of the adapter's effect (publish.min_retained: "
-        f"{least:.0%}). These values of publish.fuse pass: {'; '.join(map(_shown, passing))}"
+        f"{least:.0%}). These values of publish.fuse pass: {'; '.join(passing)}"
         f"{'' if room else '; 16 bits were not tried because measuring them does not fit in memory'}. To fuse anyway: "
         "`upft fuse --force`, or publish.min_retained: 0"
     )
-
-
-def _has_room_for_16_bits(fuser: Fuser) -> bool:
-    """Whether measuring 16 bits fits in memory; a refusal must not run out of memory. If unknown, it is tried."""
-    try:
-        shape = read_architecture(fuser.loaded.path, fuser.recipe.quantize)
-    except ModelError:
-        return True
-    budget = this_machine()
-    return fusing_peak(shape, fuser.recipe.lora, budget.device, all_float32=True) <= budget.bytes
-
-
-def _shown(found: Fidelity) -> str:
-    family, *rest = found.fuse.split("-")
-    detail = [f"{part} bits" if part.isdigit() else part for part in rest]
-    return f"{family} ({', '.join([*detail, f'{found.bytes / 1e6:.1f} MB', f'keeps {found.retained:.1%}'])})"
-
-
-def _save(fuser: Fuser, chosen: Fidelity) -> None:
-    """Write fused/ with its weights in the types in which they were measured."""
-    way = next(way for way in fuser.ways if way.name == chosen.fuse)
-    fuser.apply(way)
-    loaded = fuser.loaded
-    loaded.model.set_dtype(way.dtype if way.whole else loaded.dtype)
-    modules = dict(loaded.model.named_modules())
-    for name in fuser.layers:
-        modules[name].set_dtype(way.dtype)
-    write_model(loaded, config_of(loaded.config, fuser.layers, way), fuser.run.fused)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 
 import mlx.core as mx
@@ -39,7 +38,8 @@ class Fuser:
         self._in_float32()
         self.layers = {name: module for name, module in loaded.model.named_modules() if hasattr(module, "fuse")}
         arrays = dict(tree_flatten(loaded.model.parameters()))
-        self._rest = [(name, array) for name, array in arrays.items() if not self._touched(name)]
+        inside = tuple(f"{name}." for name in self.layers)
+        self._rest = [(name, array) for name, array in arrays.items() if not name.startswith(inside)]
         self.ways = ways(loaded, self.layers)
         self.measured: dict[str, Fidelity] = {}
         self._applied: Way | None = None
@@ -47,12 +47,12 @@ class Fuser:
         rows, greedy = self._probes(questions)
         self.probed = {"rows": len(rows), "prompts": len(greedy)}
         self._comparison = Comparison(loaded.model, rows, greedy)
-        with self._switched_off():
-            self.base: Divergence = self._comparison.of(loaded.model)
-
-    def _touched(self, name: str) -> bool:
-        parts = name.split(".")
-        return any(".".join(parts[:length]) in self.layers for length in range(1, len(parts)))
+        scales = {name: layer.scale for name, layer in self.layers.items()}
+        for layer in self.layers.values():
+            layer.scale = 0.0  # without the adapter's product a layer is the base's
+        self.base: Divergence = self._comparison.of(loaded.model)
+        for name, layer in self.layers.items():
+            layer.scale = scales[name]
 
     def _probes(self, questions: Sequence[str]) -> tuple[list[Example], list[Example]]:
         """Validation rows (the first training rows if none are held out), and greedy completions of prompts."""
@@ -64,26 +64,18 @@ class Fuser:
             prompts = [renderer.asked(question) for question in spread[:MAX_PROMPTS]]
         return probes(to_examples(found, self.recipe.train.max_length)), greedy_probes(self.loaded, prompts)
 
-    @contextlib.contextmanager
-    def _switched_off(self) -> Iterator[None]:
-        """The model without its adapter."""
-        scales = {name: layer.scale for name, layer in self.layers.items()}
-        for layer in self.layers.values():
-            layer.scale = 0.0
-        try:
-            yield
-        finally:
-            for name, layer in self.layers.items():
-                layer.scale = scales[name]
-
     # Measuring.
 
     def measure(self, way: Way) -> Fidelity | None:
         """How much a format keeps; None if the model overflows in it. Leaves the model fused, in float32."""
         self.apply(way)
-        if way.whole and not self._finite(way):
-            self._notify(Note(f"{way.name}: this model's activations overflow in this format; not used"))
-            return None
+        if way.whole:  # does the model work in a 16-bit type that is not its own? float16 ends at 65504
+            self.loaded.model.set_dtype(way.dtype)
+            finite = self._comparison.is_finite(self.loaded.model)
+            self.loaded.model.set_dtype(mx.float32)
+            if not finite:
+                self._notify(Note(f"{way.name}: this model's activations overflow in this format; not used"))
+                return None
         return self.judge(way)
 
     def judge(self, way: Way) -> Fidelity:
@@ -103,7 +95,10 @@ class Fuser:
         model = self.loaded.model
         fused = self._fitted(way) if way.fitted else [(n, fused_layer(layer, way)) for n, layer in self.layers.items()]
         model.update_modules(tree_unflatten(fused))
-        rest = [(name, _as(array, way.dtype)) for name, array in self._rest] if way.whole else self._rest
+        rest = self._rest
+        if way.whole:
+            floating = [mx.issubdtype(array.dtype, mx.floating) for _, array in rest]
+            rest = [(n, a.astype(way.dtype) if real else a) for (n, a), real in zip(rest, floating, strict=True)]
         model.load_weights(rest, strict=False)
         self._in_float32()
         mx.eval(model.parameters())
@@ -129,13 +124,6 @@ class Fuser:
         moments = second_moments(model, self.layers, rows, input_size, on_pass)
         return [(name, fused_layer(self.layers[name], way, found)) for name, found in moments]
 
-    def _finite(self, way: Way) -> bool:
-        """Whether the model works in a 16-bit type that is not its own: float16 ends at 65504."""
-        self.loaded.model.set_dtype(way.dtype)
-        finite = self._comparison.is_finite(self.loaded.model)
-        self.loaded.model.set_dtype(mx.float32)
-        return finite
-
     def adapter(self) -> Fidelity:
         """The adapter itself, not fused: the reference for the others."""
         size = (self.run.adapter / "adapters.safetensors").stat().st_size
@@ -148,7 +136,3 @@ class Fuser:
             kl_base=self.base.kl,
             bytes=size,
         )
-
-
-def _as(array: mx.array, dtype: mx.Dtype) -> mx.array:
-    return array.astype(dtype) if mx.issubdtype(array.dtype, mx.floating) else array

@@ -43,28 +43,22 @@ def feedback(wanted: Matrix, moments: list[Matrix], rounded: Round) -> Matrix:
     result = np.empty_like(wanted)
     start = 0
     for block in moments:
-        columns = start + np.argsort(-np.diag(block), kind="stable")  # those that matter most have most to correct them
-        result[:, columns] = _feedback(
-            wanted[:, columns], block[np.ix_(columns - start, columns - start)], columns, rounded
-        )
-        start += len(block)
-    return result
-
-
-def _feedback(wanted: Matrix, moments: Matrix, columns: npt.NDArray[np.intp], rounded: Round) -> Matrix:
-    """One block, its columns in order."""
-    left, result = wanted.copy(), np.empty_like(wanted)
-    size = len(columns)
-    inverse = np.linalg.inv(moments.astype(np.float64) + _damping(moments) * np.eye(size))
-    upper = np.linalg.cholesky(inverse).T.astype(wanted.dtype)
-    for first in range(0, size, _PANEL):
-        panel = slice(first, min(first + _PANEL, size))
-        errors = np.empty_like(left[:, panel])
-        for j in range(panel.start, panel.stop):
-            result[:, j] = rounded(left[:, j : j + 1], columns[j : j + 1])[:, 0]
-            errors[:, j - first] = (left[:, j] - result[:, j]) / upper[j, j]
-            left[:, j + 1 : panel.stop] -= np.outer(errors[:, j - first], upper[j, j + 1 : panel.stop])
-        left[:, panel.stop :] -= errors @ upper[panel, panel.stop :]
+        order = np.argsort(-np.diag(block), kind="stable")  # those that matter most have most to correct them
+        columns, size = start + order, len(block)
+        damping = DAMPING * float(np.mean(np.diag(block))) or 1.0
+        inverse = np.linalg.inv(block[np.ix_(order, order)].astype(np.float64) + damping * np.eye(size))
+        upper = np.linalg.cholesky(inverse).T.astype(wanted.dtype)  # (B, B)
+        left = wanted[:, columns]  # (O, B), a copy: what is still to be rounded, corrected for the errors so far
+        for first in range(0, size, _PANEL):
+            panel = slice(first, min(first + _PANEL, size))
+            errors = np.empty_like(left[:, panel])
+            for j in range(panel.start, panel.stop):
+                made = rounded(left[:, j : j + 1], columns[j : j + 1])[:, 0]
+                result[:, columns[j]] = made
+                errors[:, j - first] = (left[:, j] - made) / upper[j, j]
+                left[:, j + 1 : panel.stop] -= np.outer(errors[:, j - first], upper[j, j + 1 : panel.stop])
+            left[:, panel.stop :] -= errors @ upper[panel, panel.stop :]  # columns of other panels, once per panel
+        start += size
     return result
 
 
@@ -78,10 +72,6 @@ def round_bfloat16(values: Matrix) -> Matrix:
     """The nearest bfloat16 values, ties to even, as float32; numpy has no such type."""
     raw = np.ascontiguousarray(values, dtype=np.float32).view(np.uint32)
     return ((raw + 0x7FFF + ((raw >> 16) & 1)) & np.uint32(0xFFFF0000)).view(np.float32)
-
-
-def _damping(moments: Matrix) -> float:
-    return DAMPING * float(np.mean(np.diag(moments))) or 1.0
 
 
 def fit_scales(delta: Matrix, codes: Matrix, moments: list[Matrix], group: int) -> tuple[Matrix, Matrix]:

@@ -101,13 +101,16 @@ def extract_answer(completion: str, match_types: Sequence[str] = ("latex", "expr
         match_types: see `grade.Rules`.
     """
     text = own_words(completion)
-    if "string" in match_types and (letter := _letter(text)):
-        return letter
+    if "string" in match_types:  # a single letter A to D that is stated, boxed or all there is
+        for found in (boxed_answer(text), stated_answer(text), text.strip()[:20]):
+            if found and re.fullmatch("[A-D]", letter := tidy(found).strip("() .")):
+                return letter
     if "latex" not in match_types:
         return _plain(decimal_commas(text[-TAIL:])) if "expr" in match_types else None
     boxed = boxed_answer(text)
     if "expr" not in match_types:
-        return boxed or _said_last(text) or _maths(text[-TAIL:])
+        spans = list(_DELIMITED.finditer(text[-TAIL:]))  # between single `$` signs or `\( \)` it may not span lines
+        return boxed or _said_last(text) or (_inside(spans[-1]) if spans else None)
     if boxed:
         return _said_last(text) or boxed
     if is_cut_off(text):
@@ -158,20 +161,6 @@ def _plain(text: str) -> str | None:
     return numbers[-1][0].strip() if numbers else None
 
 
-def _maths(text: str) -> str | None:
-    """The last maths between delimiters; between single `$` signs or `\\( \\)` it may not span lines."""
-    spans = list(_DELIMITED.finditer(text))
-    return next(group for group in spans[-1].groups() if group).strip() if spans else None
-
-
-def _letter(text: str) -> str | None:
-    """A single letter A to D that is stated, boxed or all there is."""
-    for found in (boxed_answer(text), stated_answer(text), text.strip()[:20]):
-        if found and re.fullmatch("[A-D]", tidy(found).strip("() .")):
-            return tidy(found).strip("() .")
-    return None
-
-
 def normalize_gold(text: str) -> str:
     r"""The bare answer of a gold answer in its data set's format: `... #### 18`, a solution with `\boxed{...}`.
 
@@ -204,17 +193,13 @@ def boxed_answer(text: str) -> str | None:
         return bare[-1][1] if bare else None
     joined = [spans[-1][2]]
     for (_, end, inside), (start, _, _) in reversed(list(pairwise(spans))):
-        if not _joins(text[end:start]):
+        between = text[end:start]
+        if len(between) > JOINT_LENGTH or "\n\n" in between:
+            break
+        if between and not _JOINT.fullmatch(_JOINT_NOISE.sub(" ", between).strip()):
             break
         joined.insert(0, inside)
     return ", ".join({normalize_answer(part): part for part in joined}.values())
-
-
-def _joins(between: str) -> bool:
-    """Whether the text between two boxes makes one list of them."""
-    if len(between) > JOINT_LENGTH or "\n\n" in between:
-        return False
-    return not between or _JOINT.fullmatch(_JOINT_NOISE.sub(" ", between).strip()) is not None
 
 
 def _boxes(text: str) -> list[tuple[int, int, int]]:

@@ -61,21 +61,16 @@ def correct(completion: str, gold: str, rules: Rules) -> bool:
     wanted, given = tidy(bare_gold), tidy(answer)
     if not wanted or not given:
         return False
-    if types is None:
-        return _same_writing(wanted, given)
+    if types is None:  # the writing: variants of notation and the percent sign aside; lists in order, nothing computed
+        texts = (re.sub(r"\\(?=\\)|%", "", text) for text in (wanted, given))
+        first, second = ([key(part) for part in values.elements(tidy(text))] for text in texts)
+        return first == second
     if _equal(wanted, given, rules):
         return True
     if "%" not in wanted + given:
         return False
     optional = rules.percent_as_unit or _percent_behind_box(completion) or _percent_behind_box(gold)
     return optional and _equal(wanted.replace("%", "").strip(), given.replace("%", "").strip(), rules)
-
-
-def _same_writing(wanted: str, given: str) -> bool:
-    """Equality of writing: variants of notation and the percent sign aside; lists in order, nothing is computed."""
-    texts = (re.sub(r"\\(?=\\)|%", "", text) for text in (wanted, given))
-    first, second = ([key(part) for part in values.elements(tidy(text))] for text in texts)
-    return first == second
 
 
 def _percent_behind_box(text: str) -> bool:
@@ -192,7 +187,10 @@ def _same_group(a: Group, b: Group, rules: Rules) -> bool:
     if a.ordered:
         return len(a.parts) == len(b.parts) and all(_equal(*pair, rules) for pair in zip(a.parts, b.parts, strict=True))
     named = values.by_name(a) and values.by_name(b)
-    wanted, given = ({_identity(part, named is not None): part for part in group.parts} for group in (a, b))
+    wanted, given = (  # by what equal elements have in common
+        {(read(part).name if named else "", key(part), read(part).unit): part for part in group.parts}
+        for group in (a, b)
+    )
     rest = [part for name, part in given.items() if name not in wanted]
     for part in (part for name, part in wanted.items() if name not in given):
         match = next((candidate for candidate in rest if _equal(part, candidate, rules)), None)
@@ -200,12 +198,6 @@ def _same_group(a: Group, b: Group, rules: Rules) -> bool:
             return False
         rest.remove(match)
     return not rest
-
-
-def _identity(part: str, named: bool) -> object:
-    """What equal elements of a set have in common."""
-    answer = read(part)
-    return answer.name if named else "", key(part), answer.unit
 
 
 def _same_ratio(a: Group, b: Group) -> bool:

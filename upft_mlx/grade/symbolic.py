@@ -50,7 +50,8 @@ def equal(wanted: str, given: str, precision: int, *, strict: bool, allow_set_re
     _, verify, _ = load()
     try:
         first, second = parsed = [_parsed(text.replace("%", "")) for text in (wanted, given)]
-        places = _places(wanted, given)
+        # digits behind the point of the longest decimal
+        places = max((len(match[1]) for match in _DECIMAL.finditer(f"{wanted} {given}")), default=None)
         constant = _same_constant(first[0], second[0], precision, places)
         if constant is not None:
             return constant
@@ -73,7 +74,12 @@ def comparable(wanted: str, given: str) -> bool:
     if not is_maths(wanted) or not is_maths(given) or ("%" in wanted) != ("%" in given):
         return False
     both = f"{wanted} {given}"
-    if _BASED.search(both) or _UNREAD.search(both) or _other_case(wanted, given):
+    if _BASED.search(both) or _UNREAD.search(both):
+        return False
+    # Math-Verify reads capital letters as small ones, which makes R equal r.
+    letters = [set(re.findall("[A-Za-z]", re.sub(r"\\[A-Za-z]+", "", text))) for text in (wanted, given)]
+    lowered = [{letter.lower() for letter in found} for found in letters]
+    if letters[0] != letters[1] and lowered[0] == lowered[1]:
         return False
     return not too_costly(wanted) and not too_costly(given)
 
@@ -97,11 +103,6 @@ def _same_constant(a: Any, b: Any, precision: float, places: int | None) -> bool
     if places is not None and places >= precision and 2 * distance * 10**places <= 1:
         return bool(size * 10**places >= 1000)
     return bool(distance <= size / 10 ** (DIGITS - 10 if places is None else 12))
-
-
-def _places(*answers: str) -> int | None:
-    """Digits behind the point of the longest decimal in the answers."""
-    return max((len(match[1]) for answer in answers for match in _DECIMAL.finditer(answer)), default=None)
 
 
 def _borne_out(a: Any, b: Any, places: int | None) -> bool:
@@ -152,10 +153,3 @@ def too_costly(answer: str) -> bool:
 def depths(text: str) -> list[int]:
     """How many brackets are open after each character."""
     return list(accumulate((character in "([{") - (character in ")]}") for character in text))
-
-
-def _other_case(a: str, b: str) -> bool:
-    """Math-Verify reads capital letters as small ones, which makes R equal r."""
-    letters = [set(re.findall("[A-Za-z]", re.sub(r"\\[A-Za-z]+", "", text))) for text in (a, b)]
-    lowered = [{letter.lower() for letter in found} for found in letters]
-    return letters[0] != letters[1] and lowered[0] == lowered[1]

@@ -93,7 +93,10 @@ def _unit(words: str) -> Unit:
     text = re.sub(r"(?i)\b(?:mph|kph|kmh)\b", lambda match: _RATES[match[0].lower()], text)
     factor, base, things, sign, power, last = Fraction(1), Counter[str](), set[str](), 1, 1, ""
     for word, written in _PART.findall(text):
-        name = _singular(word)
+        name = word
+        if word not in KNOWN:
+            small = word.lower()
+            name = small if small in KNOWN or len(small) < 3 or small.endswith("ss") else small.removesuffix("s")
         if name in {"/", "per"}:
             sign = -1
         elif name in {"squared", "cubed"} and last:
@@ -109,10 +112,3 @@ def _unit(words: str) -> Unit:
         elif name not in KNOWN and name not in _IDLE:
             things.add(name)
     return Unit(factor, tuple(sorted((name, power) for name, power in base.items() if power)), frozenset(things))
-
-
-def _singular(word: str) -> str:
-    if word in KNOWN:
-        return word
-    small = word.lower()
-    return small if small in KNOWN or len(small) < 3 or small.endswith("ss") else small.removesuffix("s")

@@ -115,7 +115,9 @@ def read(text: str) -> Answer:
     if number := as_number(body):
         return Answer(name, body, number)
     if (time := _TIME.fullmatch(body)) and (time["minute"] or time["half"]):
-        return Answer(name, body, _time(time))
+        hour, half = int(time["hour"]), (time["half"] or "").lower()
+        hour = hour % 12 + 12 * (half == "p") if half else hour
+        return Answer(name, body, Time(60 * hour + int(time["minute"] or 0), half, time["minute"] is None))
     bare, unit = split_unit(body)
     if unit and (number := as_number(bare)):
         return Answer(name, bare, number, unit)
@@ -139,12 +141,6 @@ def _compound(name: str, body: str, group: Group) -> Answer | None:
     values = [part.value.value * unit.factor for part, unit in zip(parts, units, strict=True)]  # type: ignore[union-attr]
     unit = Unit(Fraction(1), units[0].base, frozenset(), compound=True)
     return Answer(name, body, Number(sum(values, Fraction(0))), unit)
-
-
-def _time(match: re.Match[str]) -> Time:
-    hour, half = int(match["hour"]), (match["half"] or "").lower()
-    hour = hour % 12 + 12 * (half == "p") if half else hour
-    return Time(60 * hour + int(match["minute"] or 0), half, match["minute"] is None)
 
 
 def as_number(text: str) -> Number | None:

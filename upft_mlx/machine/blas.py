@@ -22,7 +22,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -112,8 +112,9 @@ def _version(package: str) -> str | None:
 
 def _load() -> Blas:
     """Try the candidates in order; the first that computes correctly is made global."""
+    told = os.environ.get("UPFT_BLAS")
     trouble = []
-    for candidate in _candidates():
+    for candidate in [_Candidate(told)] if told else [_Renamed(PACKAGE), _Candidate(SYSTEM)]:
         try:
             with candidate as path:
                 return _made_global(path)
@@ -145,7 +146,8 @@ class _Renamed(_Candidate):
 
     def __enter__(self) -> str:
         source = _in_package(PACKAGE, "libscipy_openblas.so")
-        copy = _cache() / f"openblas-{_version(PACKAGE)}.so"
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "upft"
+        copy = cache / f"openblas-{_version(PACKAGE)}.so"
         if not _is_whole(source, copy):
             copy = self._make(source, copy)
         return str(copy)
@@ -207,14 +209,6 @@ def _remove(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def _candidates() -> Iterator[_Candidate]:
-    if told := os.environ.get("UPFT_BLAS"):
-        yield _Candidate(told)
-        return
-    yield _Renamed(PACKAGE)
-    yield _Candidate(SYSTEM)
-
-
 def _in_package(package: str, name: str) -> Path:
     """A file of an installed package, wherever pip put it."""
     from importlib import metadata
@@ -223,10 +217,6 @@ def _in_package(package: str, name: str) -> Path:
         if file.name == name:
             return Path(str(file.locate()))
     raise FileNotFoundError(f"{package} has no {name}")
-
-
-def _cache() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "upft"
 
 
 def _rename_symbols(source: Path, target: Path) -> Path:
@@ -244,6 +234,9 @@ def _rename_symbols(source: Path, target: Path) -> Path:
 def _made_global(path: str) -> Blas:
     """Load the library, check it, and only then let MLX's symbols resolve to it.
 
+    It starts as many threads as the user says, or `default_threads`, while it is loaded. The environment is as before
+    afterwards, for NumPy's and SciPy's own copies.
+
     Raises:
         OSError: it cannot be loaded.
         AttributeError: it lacks one of MLX's symbols.
@@ -251,7 +244,13 @@ def _made_global(path: str) -> Blas:
     """
     import ctypes
 
-    library = _with_threads(path)
+    told = os.environ.get("OPENBLAS_NUM_THREADS")
+    os.environ["OPENBLAS_NUM_THREADS"] = told or os.environ.get("OMP_NUM_THREADS") or str(default_threads())
+    try:
+        library = ctypes.CDLL(path, mode=ctypes.RTLD_LOCAL)
+    finally:
+        if told is None:
+            del os.environ["OPENBLAS_NUM_THREADS"]
     for symbol in SYMBOLS:
         getattr(library, symbol)
     _check(library)
@@ -277,22 +276,6 @@ def use_threads(threads: int) -> None:
     if used().is_fast and _used.threads != threads and _set_threads is not None:
         _set_threads(threads)
         _used = replace(_used, threads=threads)
-
-
-def _with_threads(path: str) -> ctypes.CDLL:
-    """Load with as many threads as the user says, or by default: OpenBLAS starts them while it is loaded.
-
-    The environment is as before afterwards, for NumPy's and SciPy's own copies.
-    """
-    import ctypes
-
-    told = os.environ.get("OPENBLAS_NUM_THREADS")
-    os.environ["OPENBLAS_NUM_THREADS"] = told or os.environ.get("OMP_NUM_THREADS") or str(default_threads())
-    try:
-        return ctypes.CDLL(path, mode=ctypes.RTLD_LOCAL)
-    finally:
-        if told is None:
-            del os.environ["OPENBLAS_NUM_THREADS"]
 
 
 def _check(library: ctypes.CDLL) -> None:

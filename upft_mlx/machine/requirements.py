@@ -93,7 +93,11 @@ def look(source: Source | None = None) -> Machine:
     python = ".".join(map(str, source.python))
     common = (source.system, source.architecture, python, source.executable)
     if source.system != "Darwin":
-        return Machine(*common, chip=_linux_chip(source), memory_bytes=_linux_memory(source))
+        chips = (source.ask("cat", "/proc/cpuinfo") or "").splitlines()
+        names = [line.partition(":")[2].strip() or None for line in chips if line.startswith("model name")]
+        lines = (source.ask("cat", "/proc/meminfo") or "").splitlines()
+        sizes = [1024 * int(line.split()[1]) for line in lines if line.startswith("MemTotal:")]
+        return Machine(*common, chip=next(iter(names), None), memory_bytes=next(iter(sizes), None))
     memory = _sysctl(source, "hw.memsize")
     return Machine(
         *common,
@@ -106,18 +110,6 @@ def look(source: Source | None = None) -> Machine:
 
 def _sysctl(source: Source, name: str) -> str | None:
     return (source.ask("sysctl", "-n", name) or "").strip() or None
-
-
-def _linux_chip(source: Source) -> str | None:
-    lines = (source.ask("cat", "/proc/cpuinfo") or "").splitlines()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else None
-
-
-def _linux_memory(source: Source) -> int | None:
-    lines = (source.ask("cat", "/proc/meminfo") or "").splitlines()
-    sizes = [line.split()[1] for line in lines if line.startswith("MemTotal:")]
-    return 1024 * int(sizes[0]) if sizes else None
 
 
 def versions_line() -> str:
