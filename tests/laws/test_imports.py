@@ -24,7 +24,7 @@ MODULES = sorted(
 )
 """All but the demo's, which are for development only: `recipe.load`, `recipe.__init__`, `rows`."""
 LAYERS = (
-    "_version errors events interrupt escape digests grade",
+    "_version errors events interrupt escape quantities digests grade",
     "recipe rows machine",
     "data models rundir",
     "dataset distributed fingerprints versions",
@@ -178,7 +178,7 @@ def test_only_the_command_line_knows_click(module: str) -> None:
 
 
 def test_the_ui_knows_events_and_rows_but_no_stage() -> None:
-    assert packages("ui") <= {"escape", "evaluation", "events", "results", "rows", "training"}
+    assert packages("ui") <= {"escape", "evaluation", "events", "quantities", "results", "rows", "training"}
     assert not {other for module in MODULES if package(module) == "ui" for other in own(module)} & {
         "evaluation.evaluate"
     }

@@ -13,8 +13,9 @@ import pytest
 from helpers.ui import ANSI, HARMLESS, HOSTILE, a_report, console, side_value, written
 from rich.console import Console
 
+from upft_mlx.quantities import clock, count, duration, memory, points
 from upft_mlx.ui import views
-from upft_mlx.ui.text import clock, count, duration, glyphs_for, memory, points, sparkline
+from upft_mlx.ui.text import glyphs_for, sparkline
 
 
 def summary_text(report: dict[str, Any], **changes: Any) -> str:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import sys
+import webbrowser
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +20,7 @@ from upft_mlx.escape import to_json
 if TYPE_CHECKING:
     from upft_mlx.events import Observer
     from upft_mlx.recipe.schema import Recipe
+    from upft_mlx.rundir import RunDir
 
 
 @cli.command(
@@ -88,12 +92,14 @@ def _pushed(facts: dict[str, Any]) -> str:
         "Show the report of a run, or the answers of base and tuned problem by problem. RUN is a folder, a name in "
         "runs/, or the recipe's file.",
         "upft show quickstart",
+        "upft show quickstart --html",
         "upft show quickstart --flips",
         "upft show quickstart --grade",
         "upft show my-recipe.yaml --problem evaluation-0007",
     )
 )
 @click.argument("run", shell_complete=complete_runs)
+@click.option("--html", is_flag=True, help="Write report.html, one offline file, and open it in the browser.")
 @click.option("--flips", is_flag=True, help="Problems where base and tuned disagree.")
 @click.option("--rows", is_flag=True, help="All problems and samples.")
 @click.option("--problem", metavar="ID", help="One problem: question, gold answer and the completions.")
@@ -105,6 +111,7 @@ def _pushed(facts: dict[str, Any]) -> str:
 @click.option("--debug", is_flag=True, help="Show tracebacks.")
 def show(
     run: str,
+    html: bool,
     flips: bool,
     rows: bool,
     problem: str | None,
@@ -120,6 +127,9 @@ def show(
         from upft_mlx.ui import views
 
         found = browse.find_run(run)
+        if html:
+            _show_page(found, as_json=as_json)
+            return
         if grade:
             facts = browse.regraded(found, benchmarks)
             click.echo(to_json(facts)) if as_json else views.print_regraded(facts)
@@ -140,3 +150,28 @@ def show(
             click.echo(to_json([item.dump() for item in items]))
         else:
             views.print_seen(items, only_flips=flips, whole=problem is not None)
+
+
+def _show_page(run: RunDir, *, as_json: bool) -> None:
+    """Write report.html from what is on this machine, and open it where there is a browser to open it in."""
+    from upft_mlx.inspection.page import write_page
+    from upft_mlx.models.hub import go_offline
+    from upft_mlx.planning.budget import this_machine
+    from upft_mlx.ui import views
+
+    go_offline()  # looking at a run downloads nothing
+    budget = this_machine()
+    path = write_page(run, (budget.bytes, budget.what))
+    if as_json:
+        click.echo(to_json({"page": str(path)}))
+        return
+    views.print_text(f"{path}: opened in the browser" if _opened(path) else f"{path}: open it in a browser")
+
+
+def _opened(path: Path) -> bool:
+    """Whether a browser of this desktop took it: not over SSH, and not a text browser in this terminal."""
+    remote = any(os.environ.get(name) for name in ("SSH_CONNECTION", "SSH_TTY"))
+    desktop = sys.platform == "darwin" or any(os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY"))
+    if remote or not (sys.stdout.isatty() and (desktop or os.environ.get("BROWSER"))):
+        return False
+    return webbrowser.open(path.resolve().as_uri())

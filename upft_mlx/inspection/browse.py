@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
 from upft_mlx.data.benchmarks import Entry, load_benchmark, resolve
+from upft_mlx.data.problems import Problem
 from upft_mlx.errors import RunDirError, UpftError
 from upft_mlx.escape import quoted
 from upft_mlx.evaluation.evaluate import WITHHELD
@@ -42,6 +43,8 @@ class Seen:
     sample: int
     question: str | None
     """None if the problems are no longer available."""
+    level: str | None
+    subject: str | None
     gold: str
     base: EvaluationRow | None
     tuned: EvaluationRow | None
@@ -160,8 +163,8 @@ def seen(run: RunDir, benchmarks: Sequence[str] = (), *, only_flips: bool = Fals
     _refuse_changed(run, "evaluate")
     seed, found = recipe_of(run).seed, list[Seen]()
     for entry in _entries(run, benchmarks):
-        questions = _questions(entry, seed)
-        found += _flips(entry.label, run, questions) if only_flips else _all(entry.label, run, questions)
+        problems = _problems(entry, seed)
+        found += _flips(entry.label, run, problems) if only_flips else _all(entry.label, run, problems)
     return found
 
 
@@ -231,30 +234,32 @@ def _regraded(entry: Entry, path: Path) -> dict[str, Any]:
     }
 
 
-def _questions(entry: Entry, seed: int) -> dict[str, str]:
-    """The questions by problem, none where the set cannot be read; a private set's are not shown."""
+def _problems(entry: Entry, seed: int) -> dict[str, Problem]:
+    """The problems by id, none where the set cannot be read; a private set's questions are not shown."""
     try:
         problems = load_benchmark(entry, seed)
     except UpftError:
         return {}
-    return {problem.id: WITHHELD if entry.private else problem.question for problem in problems}
+    return {problem.id: replace(problem, question=WITHHELD) if entry.private else problem for problem in problems}
 
 
-def _flips(label: str, run: RunDir, questions: dict[str, str]) -> list[Seen]:
-    return [_seen(label, questions, flip.base, flip.tuned) for flip in flips(label, run)]
+def _flips(label: str, run: RunDir, problems: Mapping[str, Problem]) -> list[Seen]:
+    return [_seen(label, problems, flip.base, flip.tuned) for flip in flips(label, run)]
 
 
-def _all(label: str, run: RunDir, questions: dict[str, str]) -> list[Seen]:
+def _all(label: str, run: RunDir, problems: Mapping[str, Problem]) -> list[Seen]:
     sides = []
     for side in SIDES:
         path = run.rows_of(label, side)
         rows = read_rows(path, EvaluationRow) if path.exists() else ()
         sides.append({(row.problem_id, row.sample): row for row in rows})
     base, tuned = sides
-    return [_seen(label, questions, base.get(place), tuned.get(place)) for place in {**base, **tuned}]
+    return [_seen(label, problems, base.get(place), tuned.get(place)) for place in {**base, **tuned}]
 
 
-def _seen(label: str, questions: dict[str, str], base: EvaluationRow | None, tuned: EvaluationRow | None) -> Seen:
+def _seen(label: str, problems: Mapping[str, Problem], base: EvaluationRow | None, tuned: EvaluationRow | None) -> Seen:
     row = base or tuned
     assert row is not None
-    return Seen(label, row.problem_id, row.sample, questions.get(row.problem_id), row.gold, base, tuned)
+    known = problems.get(row.problem_id)
+    question, level, subject = (known.question, known.level, known.subject) if known else (None, None, None)
+    return Seen(label, row.problem_id, row.sample, question, level, subject, row.gold, base, tuned)

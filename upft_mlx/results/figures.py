@@ -67,7 +67,7 @@ def _panel(panel: Panel, x_label: str, top: int, width: int, height: int) -> str
     points = [point for series in panel.series for point in series.points]
     ticks = sorted({point.x for point in points})
     scale = _log_scale(ticks)
-    most = 1.0 if panel.percent else _nice(max(point.high for point in points))
+    most = 1.0 if panel.percent else nice(max(point.high for point in points))
 
     def place(x: float, y: float) -> tuple[float, float]:
         return left + 14 + scale(x) * (right - left - 28), down - y / most * (down - up)
@@ -122,7 +122,7 @@ def intervals(title: str, rows: Sequence[Row], x_label: str, *, zero: bool = Tru
         return left + (value - low) / (high - low) * (right - left)
 
     parts = [_text(16, 26, title, size=15, weight=600)]
-    for value in _round_values(low, high):
+    for value in round_values(low, high):
         x, strong = place(value), zero and abs(value) < 1e-12
         grey = "#888" if strong else "#ddd"
         parts.append(f"<line x1='{x:.1f}' x2='{x:.1f}' y1='{up - 8}' y2='{down}' stroke='{grey}'/>")
@@ -169,13 +169,13 @@ def _apart(ticks: Sequence[float], place: Callable[[float], float], least: float
     return shown
 
 
-def _nice(value: float) -> float:
+def nice(value: float) -> float:
     """The least of 1, 2, 2.5, 4, 5, 8 times a power of ten that is not below a positive value."""
     power = 10.0 ** math.floor(math.log10(value))
     return next(step * power for step in (1, 2, 2.5, 4, 5, 8, 10) if step * power >= value * (1 - 1e-9))
 
 
-def _round_values(low: float, high: float) -> list[float]:
+def round_values(low: float, high: float) -> list[float]:
     """About five round numbers within a range."""
-    step = _nice((high - low) / 5)
+    step = nice((high - low) / 5)
     return [step * number for number in range(math.ceil(low / step), math.floor(high / step) + 1)]

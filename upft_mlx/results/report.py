@@ -85,6 +85,28 @@ def outcome(sides: dict[str, Any]) -> tuple[Outcome, str]:
     return ("worse" if worse else "better" if claimed else "no measurable change"), ""
 
 
+def headline(benchmarks: dict[str, Any]) -> str:
+    """The verdict in one line: what is said of which benchmarks, claims first."""
+    said: dict[str, list[str]] = {}
+    for name, sides in benchmarks.items():
+        if "paired" in sides:
+            said.setdefault(outcome(sides)[0], []).append(name)
+    if not said:
+        return "Only base is measured: nothing is compared yet" if benchmarks else "Nothing is measured yet"
+    claims = [*_CLAIMS, *(found for found in said if found not in _CLAIMS)]
+    text = "; ".join(f"{_CLAIMS.get(found, found)} on {_listed(said[found])}" for found in claims if found in said)
+    return text[0].upper() + text[1:]
+
+
+_CLAIMS = {"better": "tuned is better than base", "worse": "tuned is worse than base"}
+
+
+def _listed(names: Sequence[str], most: int = 3) -> str:
+    """`a, b and c`, or `a, b and 5 more`."""
+    shown = list(names) if len(names) <= most else [*names[: most - 1], f"{len(names) - most + 1} more"]
+    return " and ".join([", ".join(shown[:-1]), shown[-1]] if len(shown) > 1 else shown)
+
+
 def _difference(sides: dict[str, Any]) -> str:
     paired = sides["paired"]
     delta, (low, high) = paired["delta"], paired["ci95"]

@@ -6,6 +6,7 @@ through a filter that makes Markdown of it:
     {{ value }}             the text, escaped for the format, without control and bidirectional characters
     {{ value | code }}      Markdown: an inline code span; `fenced(language)`: a block of code
     {{ value | safe }}      what is markup already: a chart, a table of another function; in Markdown, a macro's text
+    {{ n | many("step") }}  `1 step`, `1,024 steps`
     {{ value | script }}    HTML: JSON inside a script element
 """
 
@@ -19,6 +20,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from upft_mlx import escape
+from upft_mlx.quantities import many
 
 FOLDER = Path(__file__).parent / "assets"
 """The templates of this package."""
@@ -53,7 +55,7 @@ def markdown(folder: Path = FOLDER) -> Environment:
 
 
 def _environment(folder: Path, *, autoescape: bool) -> Environment:
-    return Environment(
+    environment = Environment(
         loader=FileSystemLoader(folder),
         autoescape=autoescape,
         undefined=StrictUndefined,
@@ -61,6 +63,8 @@ def _environment(folder: Path, *, autoescape: bool) -> Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
+    environment.filters["many"] = many
+    return environment
 
 
 def script(value: Any) -> str:

@@ -19,8 +19,9 @@ from rich.table import Table
 from rich.text import Text
 
 from upft_mlx.events import Side
+from upft_mlx.quantities import duration
 from upft_mlx.ui.console import open_console
-from upft_mlx.ui.text import Glyphs, duration, glyphs_for
+from upft_mlx.ui.text import Glyphs, glyphs_for
 
 SIDE_BY_SIDE = 88
 """Columns from which two panels stand beside each other."""

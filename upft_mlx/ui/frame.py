@@ -10,9 +10,10 @@ from rich.progress_bar import ProgressBar
 from rich.table import Column, Table
 from rich.text import Text
 
+from upft_mlx.quantities import clock
 from upft_mlx.ui.evaluation import EvaluationFrame
 from upft_mlx.ui.state import Meter, State, Status, training_numbers
-from upft_mlx.ui.text import Glyphs, clock, sparkline
+from upft_mlx.ui.text import Glyphs, sparkline
 
 STYLES: dict[Status, str] = {
     "pending": "dim",

@@ -9,8 +9,9 @@ from contextlib import contextmanager
 from typing import IO
 
 from upft_mlx.events import Event, Graded, Progress, StageStarted, Trained
+from upft_mlx.quantities import clock
 from upft_mlx.ui.state import Meter, State, permanent_line, training_numbers
-from upft_mlx.ui.text import clock, glyphs_for
+from upft_mlx.ui.text import glyphs_for
 
 INTERVAL = 5.0
 """Seconds between two lines about the same thing."""

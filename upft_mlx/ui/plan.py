@@ -8,9 +8,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from upft_mlx.quantities import duration, memory
 from upft_mlx.ui.console import open_console
 from upft_mlx.ui.tables import table_of
-from upft_mlx.ui.text import duration, glyphs_for, memory
+from upft_mlx.ui.text import glyphs_for
 
 _NAMES = {"this": "this recipe", "sft": "SFT, 1 full solution", "rft": "RFT, 16 full solutions"}
 

@@ -17,8 +17,9 @@ from upft_mlx.events import (
     StageStarted,
     Trained,
 )
+from upft_mlx.quantities import clock, duration, memory, rate
 from upft_mlx.ui.tally import Answers, Tally
-from upft_mlx.ui.text import Glyphs, clock, duration, memory, rate
+from upft_mlx.ui.text import Glyphs
 
 WINDOW = 5.0
 """Seconds over which the token rate is taken."""

@@ -10,9 +10,10 @@ from rich.console import RenderableType
 from rich.table import Column, Table
 from rich.text import Text
 
+from upft_mlx.quantities import accuracy, count, duration, memory, p_value, percent, points
 from upft_mlx.results import training_report
 from upft_mlx.results.report import outcome
-from upft_mlx.ui.text import Glyphs, accuracy, count, duration, memory, p_value, percent, points
+from upft_mlx.ui.text import Glyphs
 
 NUMBERS = ("time", "sampled", "trained", "memory")
 

@@ -11,8 +11,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from upft_mlx.quantities import accuracy, count, duration, memory, points
 from upft_mlx.ui.console import open_console
-from upft_mlx.ui.text import accuracy, count, duration, glyphs_for, memory, points
+from upft_mlx.ui.text import glyphs_for
 
 _WIDE, _UNBROKEN = 150, 200
 """Columns that the table of the recipes needs, and those of one that goes into a file or a pipe."""

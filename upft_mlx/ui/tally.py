@@ -9,7 +9,7 @@ from itertools import groupby
 
 from upft_mlx.evaluation.stats import accuracy_interval, paired_difference
 from upft_mlx.events import Graded, Side
-from upft_mlx.ui.text import accuracy, points
+from upft_mlx.quantities import accuracy, points
 
 REMEMBERED = 1024
 """Answers of base that wait for tuned's."""

@@ -1,0 +1,67 @@
+"""What the tests of report.html share: rows that nobody sampled, and the page that is made of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from helpers.ui import a_report, side_value
+from upft_mlx.results.page import Material, page
+from upft_mlx.rows import EvaluationRow
+
+
+@dataclass(frozen=True)
+class Row:
+    """A problem as both sides answered it."""
+
+    benchmark: str
+    problem_id: str
+    sample: int
+    question: str | None
+    gold: str
+    level: str | None
+    subject: str | None
+    base: EvaluationRow | None
+    tuned: EvaluationRow | None
+
+
+def answered(right: bool, text: str, tokens: int, problem_id: str, *, cut: bool = False) -> EvaluationRow:
+    answer = "7" if right else "8"
+    return EvaluationRow(problem_id, 0, text, answer, "7", right, tokens, "length" if cut else "stop")
+
+
+def row(number: int, base: bool, tuned: bool, **changes: Any) -> Row:
+    """Problem `number`; its texts differ in one word."""
+    name = f"p-{number:04}"
+    values: dict[str, Any] = {
+        "benchmark": "arithmetic",
+        "problem_id": name,
+        "sample": 0,
+        "question": f"How many pens has child {number}?",
+        "gold": "7",
+        "level": str(1 + number % 3),
+        "subject": None,
+        "base": answered(base, f"First, we find {number}.\nThe answer is seven.", 10 + number, name),
+        "tuned": answered(tuned, f"First, we see {number}.\nThe answer is seven.", 10 + number, name),
+    }
+    return Row(**{**values, **changes})
+
+
+def four() -> list[Row]:
+    """Right on both, wrong to right, right to wrong, wrong on both."""
+    return [row(0, True, True), row(1, False, True), row(2, True, False), row(3, False, False)]
+
+
+def facts(benchmark: str = "arithmetic", **changes: Any) -> dict[str, Any]:
+    """Those of a report with one benchmark."""
+    paired = {"delta": 0.066, "ci95": [0.012, 0.121], "p_value": 0.0173, "gained": 1, "lost": 1}
+    sides = {"base": side_value(0.715, 0.653, 0.77), "tuned": side_value(0.781, 0.727, 0.828, truncated=0.0)}
+    return a_report(benchmarks={benchmark: {**sides, "paired": paired}}, **{"verdict": [], **changes})
+
+
+def written(folder: Path, found: Material) -> str:
+    """The address of the page in a file."""
+    path = folder / "report.html"
+    path.write_text(page(found), encoding="utf-8")
+    return path.as_uri()

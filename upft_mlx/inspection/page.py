@@ -1,0 +1,80 @@
+"""report.html of a run, from the files in its directory: what `results.page` makes the page of is gathered here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from functools import cache
+from pathlib import Path
+
+from upft_mlx.data.benchmarks import resolve
+from upft_mlx.errors import UpftError
+from upft_mlx.inspection.browse import facts_of, recipe_of, seen
+from upft_mlx.inspection.preview import preview
+from upft_mlx.models.chat import Renderer
+from upft_mlx.models.find import find_model
+from upft_mlx.models.load import load_tokenizer
+from upft_mlx.recipe.schema import Recipe
+from upft_mlx.results.openings import DEPTH
+from upft_mlx.results.page import Material, page
+from upft_mlx.rows import write_atomically
+from upft_mlx.rundir import RunDir
+
+ROWS = 24
+"""Training rows that the page shows at most."""
+
+
+def write_page(run: RunDir, limit: tuple[int, str] | None = None) -> Path:
+    """Write report.html beside report.md.
+
+    Args:
+        run: the run.
+        limit: the bytes that a stage may take on this machine, and what they are.
+
+    Returns:
+        Its path.
+
+    Raises:
+        RunDirError: what was measured was changed since.
+    """
+    recipe, facts = recipe_of(run), facts_of(run)
+    measured = {name: found.get("base") or found["tuned"] for name, found in facts["benchmarks"].items()}
+    shown = [entry.label for entry in resolve(recipe.evaluate) if not entry.private and entry.label in measured]
+    pieces, unit = _pieces(recipe)
+    found = Material(
+        facts=facts,
+        asked=seen(run, shown) if shown else (),
+        withheld={name: side["n"] for name, side in measured.items() if name not in shown},
+        preview=_rows(recipe, run),
+        pieces=pieces,
+        unit=unit,
+        limit=limit,
+        date=datetime.fromtimestamp(run.ledger.stat().st_mtime).date().isoformat() if run.ledger.exists() else "",
+    )
+    path = run.root / "report.html"
+    write_atomically(path, page(found))
+    return path
+
+
+def _rows(recipe: Recipe, run: RunDir) -> dict[str, object] | None:
+    """Rows of the run's dataset; none where there is none, or the model's tokenizer is not here."""
+    try:
+        found = preview(recipe, run.root, rows=ROWS)
+    except UpftError:
+        return None
+    return found if found["source"] == "dataset" else None
+
+
+def _pieces(recipe: Recipe) -> tuple[Callable[[str], Sequence[str]], str]:
+    """Cuts a text into its first tokens; into words where the model's tokenizer is not here."""
+    try:
+        tokenizer = load_tokenizer(find_model(recipe, weights=False), trust_remote_code=recipe.trust_remote_code)
+        renderer = Renderer(tokenizer, recipe.prompt)
+    except UpftError:
+        return _words, "words"
+    token = cache(lambda id_: renderer.tokens([id_])[0])
+    return lambda text: [token(int(i)) for i in tokenizer.encode(text, add_special_tokens=False)[:DEPTH]], "tokens"
+
+
+def _words(text: str) -> Sequence[str]:
+    return [f"{word} " for word in text.split()[:DEPTH]]

@@ -1,0 +1,329 @@
+"""report.html: one file with the verdict, every problem with both answers, and how training went. Pure.
+
+Nothing in it is loaded from anywhere: style and script stand in the page, and its policy (CSP) allows just those two by
+their hashes. Texts of models and data reach it escaped by the template, or as JSON that the script sets as text.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+from typing import Any, Protocol
+
+from upft_mlx import __version__
+from upft_mlx.evaluation.stats import mean_interval, tango_interval
+from upft_mlx.quantities import accuracy, duration, memory, p_value, percent, points
+from upft_mlx.results import charts, openings
+from upft_mlx.results.report import headline, outcome
+from upft_mlx.results.templates import FOLDER, html, script
+from upft_mlx.rows import EvaluationRow
+
+TEXTS = 14_000_000
+"""Bytes that the texts of all answers take at most; the page stays under 20 MB with everything else."""
+SHORTEST = 200
+"""Characters that each text keeps, however many there are."""
+CHECKPOINTS = 60
+"""Places of the running difference."""
+ANSWERS = 4000
+"""Of each side at most, evenly spaced, in the tree of openings."""
+TOKENS = 20_000
+"""Of all training rows that are shown."""
+BEGIN = 300
+"""Characters of an answer that hold its first pieces."""
+
+
+class Asked(Protocol):
+    """A problem and sample as both sides answered it (`browse.Seen`)."""
+
+    @property
+    def benchmark(self) -> str: ...  # noqa: D102
+    @property
+    def problem_id(self) -> str: ...  # noqa: D102
+    @property
+    def sample(self) -> int: ...  # noqa: D102
+    @property
+    def question(self) -> str | None: ...  # noqa: D102
+    @property
+    def gold(self) -> str: ...  # noqa: D102
+    @property
+    def level(self) -> str | None: ...  # noqa: D102
+    @property
+    def subject(self) -> str | None: ...  # noqa: D102
+    @property
+    def base(self) -> EvaluationRow | None: ...  # noqa: D102
+    @property
+    def tuned(self) -> EvaluationRow | None: ...  # noqa: D102
+
+
+@dataclass(frozen=True)
+class Material:
+    """What the page is made of."""
+
+    facts: dict[str, Any]
+    """Those of report.md (`report.collect`)."""
+    asked: Sequence[Asked] = ()
+    """Every problem and sample of the benchmarks that may be shown."""
+    withheld: Mapping[str, int] = field(default_factory=dict)
+    """The private benchmarks, and how many problems each has."""
+    preview: dict[str, Any] | None = None
+    """Training rows token by token (`inspection.preview`)."""
+    pieces: Callable[[str], Sequence[str]] = str.split
+    """The first tokens of an answer's text; words where there is no tokenizer."""
+    unit: str = "words"
+    limit: tuple[int, str] | None = None
+    """The bytes that a stage may take on this machine, and what they are."""
+    date: str = ""
+
+
+def page(found: Material) -> str:
+    """The whole page."""
+    facts = found.facts
+    style, code = ((FOLDER / f"report.{kind}").read_text(encoding="utf-8") for kind in ("css", "js"))
+    benchmarks = [_benchmark(name, sides, found) for name, sides in facts["benchmarks"].items()]
+    most = _room([text for item in found.asked for text in _texts(item)])
+    training = list(_training(facts))
+    examples = list(_examples(found.preview)) if found.preview else []
+    begun = _openings(found)
+    sections = {
+        "result": ("Result", benchmarks),
+        "problems": ("Every problem", found.asked),
+        "openings": ("How answers begin", begun),
+        "training": ("Training", training),
+        "rows-trained": ("Training rows", examples),
+        "cost": ("What it took", True),
+    }
+    return (
+        html()
+        .get_template("report.html")
+        .render(
+            facts=facts,
+            headline=headline(facts["benchmarks"]),
+            notes=[line for line in facts["verdict"] if line.startswith("warning")],
+            date=found.date,
+            sections=[(name, title) for name, (title, there) in sections.items() if there],
+            benchmarks=benchmarks,
+            count=len(found.asked),
+            withheld=list(found.withheld.items()),
+            shortened=f"{most:,}" if most is not None else "",
+            openings=begun,
+            training=training,
+            examples=examples,
+            stages=[_stage(stage, found.limit) for stage in facts["stages"]],
+            limit=f"{memory(found.limit[0])}, {found.limit[1]}" if found.limit else "",
+            version=__version__,
+            data=_data(found.asked, list(facts["benchmarks"]), most),
+            style=style,
+            code=code,
+            style_hash=_hash(style),
+            script_hash=_hash(code),
+        )
+    )
+
+
+def _hash(text: str) -> str:
+    return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"
+
+
+# The table of problems.
+
+
+def _texts(item: Asked) -> list[str]:
+    return [row.completion for row in (item.base, item.tuned) if row is not None]
+
+
+def _room(texts: Sequence[str]) -> int | None:
+    """The characters that each text may keep so that all fit into `TEXTS`; None where they fit whole."""
+    sizes = [len(script(text)) for text in texts]
+    if sum(sizes) <= TEXTS:
+        return None
+    room, left = float(TEXTS), len(sizes)
+    for size in sorted(sizes):  # the short ones leave room to the long ones
+        if size * left > room:
+            break
+        room, left = room - size, left - 1
+    per_character = sum(sizes) / max(1, sum(map(len, texts)))
+    return max(SHORTEST, int(room / left / per_character))
+
+
+def _data(asked: Sequence[Asked], names: Sequence[str], most: int | None) -> dict[str, Any]:
+    """What the script reads; a row is a list, for the names would take half of the file."""
+    places = {name: number for number, name in enumerate(names)}
+    rows = [
+        [
+            places[item.benchmark],
+            item.problem_id,
+            item.sample,
+            item.question,
+            item.gold,
+            item.level,
+            item.subject,
+            _side(item.base, most),
+            _side(item.tuned, most),
+        ]
+        for item in asked
+    ]
+    return {"benchmarks": list(names), "rows": rows}
+
+
+def _side(row: EvaluationRow | None, most: int | None) -> list[Any] | None:
+    if row is None:
+        return None
+    text = row.completion if most is None else _cut(row.completion, most)
+    return [int(row.correct), row.answer, row.tokens, int(row.finish_reason == "length"), text]
+
+
+def _cut(text: str, most: int) -> str:
+    """The beginning and the end of a text, where the answer is."""
+    if len(text) <= most:
+        return text
+    return f"{text[: most // 2]}\n[... {len(text) - most:,} characters ...]\n{text[-(most - most // 2) :]}"
+
+
+# A benchmark's card.
+
+
+def _benchmark(name: str, sides: dict[str, Any], found: Material) -> dict[str, Any]:
+    there = [side for side in ("base", "tuned") if side in sides]
+    mine = [item for item in found.asked if item.benchmark == name]
+    lengths = [(s, [float(r.tokens) for i in mine if (r := getattr(i, s)) is not None]) for s in there]
+    card = {
+        "name": name,
+        "sides": there,
+        "rows": list(_numbers([sides[side] for side in there])),
+        "lengths": charts.histogram(f"{name}: length of the answers", lengths, "tokens"),
+        "paired": sides.get("paired"),
+        "css": "",
+    }
+    if card["paired"]:
+        paired, (said, why) = sides["paired"], outcome(sides)
+        low, high = paired["ci95"]
+        widest = max(
+            abs(bound) for s in found.facts["benchmarks"].values() if "paired" in s for bound in s["paired"]["ci95"]
+        )
+        flips = f"{paired['gained']:,} went from wrong to right, {paired['lost']:,} from right to wrong"
+        card |= {
+            "css": said if said in ("better", "worse") else "",
+            "delta": points(paired["delta"]),
+            "ci": f"[{points(low)}, {points(high)}]",
+            "p": p_value(paired["p_value"]),
+            "interval": charts.interval(f"{name}: difference with its interval", paired["delta"], low, high, widest),
+            "said": f"{said}: {why}" if why else f"{said}: {flips}",
+            "running": _running(name, mine),
+        }
+    return card
+
+
+def _numbers(sides: Sequence[dict[str, Any]]) -> Iterator[tuple[str, list[str]]]:
+    first = sides[0]
+    samples = f" x {first['samples']}" if first["samples"] > 1 else ""
+    drawn = f"T {first['temperature']:g}" if first["temperature"] else "greedy"
+    yield "problems", [f"{side['n']:,}{samples}, {drawn}" for side in sides]
+    yield "accuracy", [accuracy(side["accuracy"], side["ci95"]) for side in sides]
+    for kind in ("pass", "maj"):
+        at = max(map(int, first[f"{kind}_at_k"]), default=1)
+        if at > 1:
+            yield f"{kind}@{at}", [percent(side[f"{kind}_at_k"][str(at)]) for side in sides]
+    yield "tokens", [f"{side['mean_tokens']:.0f}" for side in sides]
+    for name, field_ in (("cut", "truncated"), ("answer found", "answer_found")):
+        if any(field_ in side for side in sides):
+            yield name, [percent(side.get(field_, 1)) for side in sides]
+
+
+def _running(name: str, mine: Sequence[Asked]) -> str:
+    """The difference over the first 10, 20, ... problems, with the interval of each."""
+    both = [(item, item.base, item.tuned) for item in mine if item.base and item.tuned]
+    scores = []
+    for _, group in groupby(both, key=lambda pair: pair[0].problem_id):
+        changes = [int(tuned.correct) - int(base.correct) for _, base, tuned in group]
+        scores.append(sum(changes) / len(changes))
+    binary = all(score in (-1, 0, 1) for score in scores)
+    stops = sorted({max(2, round(len(scores) * (place + 1) / CHECKPOINTS)) for place in range(CHECKPOINTS)})
+    points, band = [], []
+    for stop in (stop for stop in stops if len(scores) // 12 < stop <= len(scores)):  # the first few say nothing
+        seen = scores[:stop]
+        ups, downs = sum(s > 0 for s in seen), sum(s < 0 for s in seen)
+        points.append((float(stop), sum(seen) / stop))
+        band.append(tango_interval(ups, downs, stop) if binary else mean_interval(seen, (-1.0, 1.0)))
+    label = f"{name}: tuned - base over the first problems"
+    line = charts.Line("tuned - base", "base", points, band)
+    return charts.lines(label, [line] if len(points) > 1 else [], "problems", lambda y: f"{100 * y:+.0f}", zero=True)
+
+
+# How answers begin.
+
+
+def _openings(found: Material) -> dict[str, Any] | None:
+    sides = [[row for item in found.asked if (row := getattr(item, side)) is not None] for side in ("base", "tuned")]
+    chosen = [side[:: -(-len(side) // ANSWERS) or 1] for side in sides]
+    base, tuned = ([found.pieces(row.completion[:BEGIN])[: openings.DEPTH] for row in side] for side in chosen)
+    branches = openings.tree(base, tuned)
+    if not branches:
+        return None
+    least = f"{openings.LEAST:.0%}".replace("%", " %")
+    return {"branches": branches, "base": len(base), "tuned": len(tuned), "unit": found.unit, "least": least}
+
+
+# Training.
+
+
+def _training(facts: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
+    """Title, what it shows, and the chart."""
+    found = facts.get("training") or {}
+    if losses := found.get("losses"):
+        curves = [_loss(losses, "fixed_loss", "fixed rows", "base"), _loss(losses, "valid_loss", "validation", "tuned")]
+        chart = charts.lines("Loss while training", curves, "step", lambda y: f"{y:.4g}", zero=False)
+        yield "Loss", "Nats. The same few training rows at each report, and the validation rows.", chart
+    if view := found.get("base_view"):
+        curves = [
+            _positions(kind, css, of["by_position"])
+            for (kind, of), css in zip(view["kinds"].items(), ("base", "tuned", "other"), strict=False)
+        ]
+        chart = charts.lines("Surprise of base by position", curves, "token", lambda y: f"{y:.2g}", zero=True)
+        yield "What base thinks of the rows", "Nats per token before training, by its position in the row.", chart
+    if movement := found.get("movement"):
+        curve = _positions("KL", "other", movement["kl_by_position"])
+        chart = charts.lines("KL by position", [curve], "position after the prompt", lambda y: f"{y:.2g}", zero=True)
+        where = f"{movement['prompts']} {movement['source']}"
+        yield "How far tuned is from base", f"KL(base || tuned), nats, along base's answers to {where}.", chart
+
+
+def _loss(losses: Sequence[dict[str, Any]], name: str, shown: str, css: str) -> charts.Line:
+    return charts.Line(shown, css, [(line["step"], line[name]) for line in losses if name in line])
+
+
+def _positions(name: str, css: str, values: Sequence[float]) -> charts.Line:
+    return charts.Line(name, css, [(float(place), value) for place, value in enumerate(values, start=1)])
+
+
+def _examples(preview: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Training rows with a class for each token: supervised, EOS, shared; every other one is shaded (`b`)."""
+    left, eos = TOKENS, set(preview["eos_ids"])
+    for row in preview["rows"]:
+        left -= len(row["ids"])
+        if left < 0:
+            return
+        tokens = []
+        for place, (token, on) in enumerate(zip(row["tokens"], row["supervised"], strict=True)):
+            kind = (" eos" if row["ids"][place] in eos else " on") if on else " shared" if place < row["shared"] else ""
+            tokens.append((f"{kind}{' b' if place % 2 else ''}", token.replace("\n", "↵"), "\n" in token))
+        trained = sum(row["supervised"])
+        about = {name: row[name] for name in ("id", "kind", "place")}
+        yield {**about, "trained": trained, "masked": len(row["ids"]) - trained, "tokens": tokens}
+
+
+def _stage(stage: dict[str, Any], limit: tuple[int, str] | None) -> dict[str, Any]:
+    peak = stage["peak_memory_bytes"]
+    share = peak / limit[0] if limit and peak else None
+    return {
+        "stage": stage["stage"],
+        "time": duration(stage["seconds"]),
+        "sampled": f"{stage['tokens_sampled']:,}" if stage["tokens_sampled"] else "",
+        "trained": f"{stage['tokens_trained']:,}" if stage["tokens_trained"] else "",
+        "memory": memory(peak) if peak else "",
+        "share": share,
+        "percent": "" if share is None else f"{100 * share:.0f} %" if share >= 0.01 else "< 1 %",
+        "detail": stage["detail"],
+    }
