@@ -44,7 +44,7 @@ def recipe(stage: str, folder: Path) -> Any:
 
 def work(stage: str, count: int, folder: Path) -> None:
     """One row: prints the largest resident size in bytes."""
-    from upft_mlx.pipeline import Pipeline
+    from upft_mlx import pipeline
     from upft_mlx.rows import Solution, write_rows
 
     with (folder / "p.jsonl").open("w") as file:
@@ -54,11 +54,11 @@ def work(stage: str, count: int, folder: Path) -> None:
         for number in range(count):
             yield Solution(str(number), 0, "prefix", list(range(40, 56)), "First, we find what is there.", "length")
 
-    pipeline = Pipeline(recipe(stage, folder), folder / "run")
-    with pipeline.opened():
+    job = pipeline.prepare(recipe(stage, folder), folder / "run")
+    with pipeline.opened(job):
         if stage == "build":
-            write_rows(pipeline.run.solutions, solutions())
-        getattr(pipeline, stage)()
+            write_rows(job.run.solutions, solutions())
+        pipeline.do(job, stage)
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024))
 
 

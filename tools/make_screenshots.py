@@ -13,8 +13,8 @@ from typing import Any
 
 from rich.console import Console
 
+from upft_mlx import pipeline
 from upft_mlx.events import Event, Graded
-from upft_mlx.pipeline import Pipeline
 from upft_mlx.recipe.load import load_recipe
 from upft_mlx.ui.live import LiveView
 from upft_mlx.ui.views import picture
@@ -58,13 +58,12 @@ def main() -> None:
     """Run the quickstart, photograph its evaluation."""
     photographer = Photographer()
     with tempfile.TemporaryDirectory() as folder:
-        pipeline = Pipeline(load_recipe("quickstart", ["evaluate.batch_size=32"]), folder)
-        with pipeline.opened():
-            pipeline.generate()
-            pipeline.build()
-            pipeline.train()
-            pipeline.notify = photographer
-            pipeline.evaluate()
+        job = pipeline.prepare(load_recipe("quickstart", ["evaluate.batch_size=32"]), folder)
+        with pipeline.opened(job):
+            for stage in ("generate", "build", "train"):
+                pipeline.do(job, stage)
+            job.notify = photographer
+            pipeline.do(job, "evaluate")
     for (width, height), taken in photographer.pictures.items():
         (Path(__file__).resolve().parent.parent / f"docs/assets/evaluation-{width}x{height}.svg").write_text(
             taken, encoding="utf-8"

@@ -15,12 +15,12 @@ def main() -> None:
     if trouble := requirements.python_refusal():
         _stop(trouble)
     try:
-        from upft_mlx.cli.main import main as run
+        from upft_mlx.cli.main import cli
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] == "upft_mlx":
             raise
         _stop(requirements.refusal() or requirements.import_refusal(error))
-    run()
+    cli()
 
 
 def _stop(message: str) -> None:

@@ -23,8 +23,6 @@ from upft_mlx.hub.card import base_of
 from upft_mlx.hub.upload import listing, refuse_unknown, require_repo
 from upft_mlx.hub.upload import push as upload
 from upft_mlx.machine import requirements
-from upft_mlx.models.load import load
-from upft_mlx.pipeline import Pipeline
 from upft_mlx.planning import plan as planning
 from upft_mlx.recipe.schema import Recipe
 from upft_mlx.rundir import remove
@@ -180,19 +178,17 @@ def export(
     """
     from upft_mlx.fusing.export import export_dequantized, export_peft
 
-    pipeline = Pipeline(recipe, run_dir, notify)
-    folder = to or pipeline.run.root / "export" / form
+    job = pipeline.prepare(recipe, run_dir, notify)
+    folder = to or job.run.root / "export" / form
     earlier = earlier_export(folder)
-    with pipeline.opened():
-        pipeline.require("export")
-        with _beside(pipeline.run.work / f"export-{form}") as beside:
+    with pipeline.opened(job):
+        job.require("export", "train")
+        with _beside(job.run.work / f"export-{form}") as beside:
             if form == "peft":
-                base = base_of(recipe, pipeline.model_path).hub_id or str(pipeline.model_path)
-                detail = export_peft(pipeline.run, pipeline.model_path, base, beside)
+                base = base_of(recipe, job.model_path).hub_id or str(job.model_path)
+                detail = export_peft(job.run, job.model_path, base, beside)
             else:
-                loaded = load(pipeline.model_path, quantize=recipe.quantize, trust_remote_code=recipe.trust_remote_code)
-                asked = pipeline.questions
-                detail = export_dequantized(recipe, loaded, pipeline.run, beside, dtype, notify, asked)
+                detail = export_dequantized(recipe, job.load(), job.run, beside, dtype, notify, job.questions)
             deliver(beside, folder, earlier)
     return {"format": form, "folder": str(folder), "detail": detail}
 
@@ -222,11 +218,12 @@ def push(recipe: Recipe, run_dir: str | Path, notify: Observer = ignore, *, dry_
     """
     if not dry_run:
         require_repo(recipe.publish)
-    pipeline = Pipeline(recipe, run_dir, notify)
-    with pipeline.opened():
-        pipeline.refuse_changed()
-        pipeline.require("push")
-        pipeline.report()  # and with it the card, from what is measured by now
-        refuse_unknown(pipeline.result, pipeline.known_files())
-        found = listing(recipe.publish, pipeline.result)
-        return found if dry_run else {**found, "url": upload(recipe.publish, pipeline.result, notify)}
+    job = pipeline.prepare(recipe, run_dir, notify)
+    with pipeline.opened(job):
+        pipeline.refuse_changed(job)
+        job.require("push", "fuse")
+        pipeline.report(job)  # and with it the card, from what is measured by now
+        folder = pipeline.result(job)
+        refuse_unknown(folder, pipeline.known_files(job))
+        found = listing(recipe.publish, folder)
+        return found if dry_run else {**found, "url": upload(recipe.publish, folder, notify)}

@@ -1,7 +1,8 @@
-"""What each stage depends on, as plain values: their fingerprints decide what is current.
+"""What stages depend on, as plain values: their fingerprints decide what is current.
 
-Each stage's inputs hold the recipe fields, the model and the data that it reads, and the fingerprint of the stage
-before it; so a change makes its stage and those after it run again, and nothing else.
+Each stage's inputs hold the recipe fields, the model and the data that it reads, and the fingerprints of the stages
+that it needs; so a change makes its stage and those after it run again, and nothing else. What a stage reads is written
+down in its own package; here is what several of them share.
 """
 
 from __future__ import annotations
@@ -17,16 +18,12 @@ from typing import Any
 
 from upft_mlx.data.benchmarks import Set
 from upft_mlx.data.problems import Problem
-from upft_mlx.events import Side
 from upft_mlx.models.chat import PRINTS_DATE
 from upft_mlx.models.facts import chat_template
 from upft_mlx.models.find import model_hash
 from upft_mlx.recipe.schema import Recipe
 from upft_mlx.rows import read_json
-from upft_mlx.rundir import RunDir, fingerprint
-
-UNREAD = ("keep", "report_to", "checkpoint_every")
-"""Fields of `train` that change no weight and no metric: the number of checkpoints, and where else metrics go."""
+from upft_mlx.rundir import RunDir
 
 
 def dated(recipe: Recipe, model_path: Path, run: RunDir) -> Recipe:
@@ -45,117 +42,44 @@ def dated(recipe: Recipe, model_path: Path, run: RunDir) -> Recipe:
 
 
 class Inputs:
-    """The inputs of the stages of one recipe on one model and its data."""
+    """What the stages of one recipe read of it, of its model and of its data."""
 
-    def __init__(
-        self,
-        recipe: Recipe,
-        model_path: Path,
-        problems: Sequence[Problem],
-        sets: Sequence[Set],
-        adapter: Path | None = None,
-    ) -> None:
-        self._recipe, self._dump = recipe, recipe.dump()
-        self._adapter = adapter
+    def __init__(self, recipe: Recipe, model_path: Path, problems: Sequence[Problem], sets: Sequence[Set]) -> None:
+        self._dump = recipe.dump()
         self._model_path, self._problems, self._sets = model_path, problems, sets
-        self.adopted: dict[str, str] = {}
-        """Digests of outputs that were changed by hand and adopted, by stage."""
 
     @cached_property
     def hashes(self) -> dict[str, Any]:
         """Fingerprints of the model, the problems and each benchmark's problems."""
         return {
             "model": model_hash(self._model_path),
-            "problems": _hash(self._problems, *ASKED),
-            "benchmarks": {part.entry.label: _hash(part.problems, *ASKED) for part in self._sets},
+            "problems": hash_of(self._problems, *ASKED),
+            "benchmarks": {part.entry.label: hash_of(part.problems, *ASKED) for part in self._sets},
         }
 
-    def generate(self) -> dict[str, Any]:
-        """solutions.jsonl."""
-        return {
-            **self._base(),
-            "problems": self.hashes["problems"],
-            "generate": _without(self._dump["generate"], "keep"),
-            **self._solutions(),
-            **self._changed_by_hand("generate"),
-        }
+    def base(self) -> dict[str, Any]:
+        """What every completion of the base model depends on."""
+        return {"model": self.hashes["model"], **self.fields("quantize", "seed"), **self._prompt()}
 
-    def _solutions(self) -> dict[str, Any]:
-        """Which solutions are sampled: methods and selections that need the same share them."""
-        prefix = self._dump["prefix"]
-        logprobs = prefix["selection"] == "confidence"
-        if self._recipe.samples_full:
-            return {"solutions": {"all_full": True, "logprobs": logprobs}}
-        only = self._dump["method"] == "structure_only"
-        fields = {name: prefix[name] for name in ("length", "structure_ratio")}
-        return {"solutions": {"structure_only": only}, "prefix": fields}
+    def fields(self, *names: str) -> dict[str, Any]:
+        """These sections and fields of the recipe's top level."""
+        return {name: self._dump[name] for name in names}
 
-    def build(self) -> dict[str, Any]:
-        """dataset/."""
-        return {
-            "generate stage": fingerprint(self.generate()),
-            **self._fields("method", "prefix"),
-            "eos": "as sampled",
-            "generate": {"keep": self._dump["generate"]["keep"]},
-            "train": {"valid_ratio": self._dump["train"]["valid_ratio"]},
-            **self._changed_by_hand("build"),
-        }
+    def section(self, name: str, *fields: str) -> dict[str, Any]:
+        """A section of the recipe with these fields alone."""
+        return {name: {field: self._dump[name][field] for field in fields}}
 
-    def train(self) -> dict[str, Any]:
-        """adapter/."""
-        return {
-            "build stage": fingerprint(self.build()),
-            **self._fields("lora"),
-            "train": _without(self._dump["train"], "valid_ratio", *UNREAD),
-            **self._changed_by_hand("train"),
-        }
-
-    def side(self, part: Set, side: Side) -> dict[str, Any]:
-        """The rows of one side of one benchmark."""
-        inputs = {
-            **self._base(),
-            "benchmark": asdict(part.entry),
-            "problems": self.hashes["benchmarks"][part.entry.label],
-            "evaluate": {"batch_size": self._dump["evaluate"]["batch_size"]},
-        }
-        if side == "base":
-            return inputs
-        if self._adapter is not None:
-            return {**inputs, "adapter": model_hash(self._adapter)}
-        return {**inputs, "train stage": fingerprint(self.train())}
-
-    def evaluate(self, sides: Sequence[Side]) -> dict[str, Any]:
-        """summary.json, which tells levels and subjects apart."""
-        groups = {f"{part.entry.label} groups": _hash(part.problems, "id", *GROUPED) for part in self._sets}
-        rows = {f"{part.entry.label} {side}": self.side(part, side) for part in self._sets for side in sides}
-        return {**groups, **{name: fingerprint(inputs) for name, inputs in rows.items()}}
-
-    def fuse(self) -> dict[str, Any]:
-        """fused/, which is judged on the benchmarks' questions."""
-        publish = {name: self._dump["publish"][name] for name in ("fuse", "min_retained")}
-        questions = {part.entry.label: _hash(part.problems, "question") for part in self._sets}
-        return {"train stage": fingerprint(self.train()), "publish": publish, "questions": questions}
-
-    def analyze(self) -> dict[str, Any]:
-        """analysis/."""
-        return {
-            **self._base(),
-            "problems": self.hashes["problems"],
-            "generate": _without(self._dump["generate"], "keep", "samples"),
-            **self._fields("analyze"),
-        }
+    def section_without(self, name: str, *fields: str) -> dict[str, Any]:
+        """A section of the recipe without these fields."""
+        return {name: _without(self._dump[name], *fields)}
 
     def everything(self) -> dict[str, Any]:
         """What all ranks of a job must have in common: not the paths, which may differ from machine to machine."""
-        fields = self._fields("method", "seed", "quantize", "prompt", "generate", "prefix", "lora", "train", "publish")
+        fields = self.fields("method", "seed", "quantize", "prompt", "generate", "prefix", "lora", "train", "publish")
         fields |= self._prompt()
         entries = {part.entry.label: _without(asdict(part.entry), "path") for part in self._sets}
         batch_size = self._dump["evaluate"]["batch_size"]
         return {**self.hashes, **fields, "evaluate": {"benchmarks": entries, "batch_size": batch_size}}
-
-    def _base(self) -> dict[str, Any]:
-        """What every completion of the base model depends on."""
-        return {"model": self.hashes["model"], **self._fields("quantize", "seed"), **self._prompt()}
 
     def _prompt(self) -> dict[str, Any]:
         """The prompt section, and what it leaves to the template where older versions decided it themselves."""
@@ -171,18 +95,13 @@ class Inputs:
     def _template(self) -> str:
         return chat_template(self._model_path)
 
-    def _changed_by_hand(self, stage: str) -> dict[str, str]:
-        return {"adopted": self.adopted[stage]} if stage in self.adopted else {}
 
-    def _fields(self, *names: str) -> dict[str, Any]:
-        return {name: self._dump[name] for name in names}
+ASKED = ("id", "question", "answer")
+"""The fields of a problem that completions and grades depend on."""
 
 
-ASKED, GROUPED = ("id", "question", "answer"), ("level", "subject")
-"""The fields of a problem that completions and grades depend on, and those by which results are grouped."""
-
-
-def _hash(problems: Sequence[Problem], *fields: str) -> str:
+def hash_of(problems: Sequence[Problem], *fields: str) -> str:
+    """A hash of these fields of problems, in their order."""
     digest = hashlib.sha256()
     for problem in problems:
         digest.update(json.dumps([getattr(problem, field) for field in fields]).encode())

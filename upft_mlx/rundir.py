@@ -25,25 +25,7 @@ from upft_mlx.digests import digest
 from upft_mlx.errors import RowsError, RunDirError
 from upft_mlx.machine import blas
 from upft_mlx.rows import own_file, read_json, write_json
-
-OUTPUTS = {
-    "generate": ("solutions.jsonl",),
-    "build": ("dataset",),
-    "train": ("adapter", "metrics.jsonl", "likelihood.json", "movement.json"),
-    "evaluate": ("evaluation",),
-    "fuse": ("fused", "fidelity.json"),
-    "analyze": ("analysis",),
-}
-"""The files and folders that each stage replaces as a whole."""
-_PATHS = {
-    "generate": ("solutions", "partial"),
-    "build": ("train", "valid"),
-    "train": ("adapter", "checkpoints", "metrics", "likelihood", "movement"),
-    "evaluate": ("evaluation", "summary"),
-    "fuse": ("fused", "fidelity"),
-    "analyze": ("analysis",),
-}
-"""The same as attributes of `RunDir`."""
+from upft_mlx.stages import STAGES
 
 
 @dataclass(frozen=True)
@@ -78,6 +60,8 @@ class RunDir:
 
     def __init__(self, root: str | Path) -> None:
         self.root = Path(root)
+        self._moved: dict[str, Path] = {}
+        """The outputs of the stage at work, which are not in their places yet."""
         self.recipe = self.root / "recipe.json"
         self.solutions = self.root / "solutions.jsonl"
         self.partial = self.root / "solutions.partial.jsonl"
@@ -108,10 +92,18 @@ class RunDir:
 
     def working(self, stage: str, fingerprint: str) -> RunDir:
         """The same run with this stage's outputs in a folder of their own, where it works until they are complete."""
-        view, beside = copy.copy(self), RunDir(self.work / f"{stage}-{fingerprint}")
-        for name in _PATHS[stage]:
-            setattr(view, name, getattr(beside, name))
+        view, folder = copy.copy(self), self.work / f"{stage}-{fingerprint}"
+        view._moved = {name: folder / name for name in (*STAGES[stage].outputs, *STAGES[stage].scratch)}
+        for attribute, path in vars(self).items():
+            if isinstance(path, Path) and path != self.root and path.is_relative_to(self.root):
+                first, *rest = path.relative_to(self.root).parts
+                if first in view._moved:
+                    setattr(view, attribute, view._moved[first].joinpath(*rest))
         return view
+
+    def place(self, name: str) -> Path:
+        """The path of an output by its name in the run directory, as a stage at work sees it."""
+        return self._moved.get(name, self.root / name)
 
     def entry(self, stage: str) -> Entry | None:
         """The ledger's entry of a stage."""
@@ -140,7 +132,7 @@ class RunDir:
         entry = self.entry(stage)
         if entry is None or not entry.done or entry.fingerprint != fingerprint:
             return False
-        there = entry.outputs or any((self.root / name).exists() for name in OUTPUTS[stage])
+        there = entry.outputs or any((self.root / name).exists() for name in STAGES[stage].outputs)
         return bool(there) and not (missing(entry, self.root) or changed(entry, self.root))
 
     @contextmanager
@@ -223,7 +215,7 @@ def written(stage: str, root: Path) -> dict[str, str]:
     Checkpoints are not results, and the model card and the licences are written anew with each report.
     """
     found = {}
-    for name in OUTPUTS[stage]:
+    for name in STAGES[stage].outputs:
         place = root / name
         for path in sorted(place.rglob("*")) if place.is_dir() else [place] if place.is_file() else []:
             inside = path.relative_to(root)

@@ -22,7 +22,6 @@ from typing import Any
 from upft_mlx.errors import RunDirError
 from upft_mlx.rows import Solution, TrainingRow, read_json, read_rows, write_atomically, write_json
 from upft_mlx.rundir import (
-    OUTPUTS,
     Entry,
     RunDir,
     changed,
@@ -34,11 +33,7 @@ from upft_mlx.rundir import (
     remove,
     written,
 )
-
-KEPT = {"fuse": 1}
-"""Versions of a stage that are kept; a fused model is large, and made again from its adapter in minutes."""
-_KEPT = 8
-"""Of the other stages."""
+from upft_mlx.stages import STAGES
 
 
 @dataclass(frozen=True)
@@ -82,7 +77,7 @@ def _versions(folder: Path, stage: str | None) -> list[Version]:
         Version(file.parent.name, file.parent.name.partition("-")[0], read_entry(file, read_json(file)), file.parent)
         for file in files
     ]
-    return [version for version in found if version.stage in ((stage,) if stage else OUTPUTS)]
+    return [version for version in found if version.stage in ((stage,) if stage else STAGES)]
 
 
 def find(run: RunDir, name: str) -> Version:
@@ -105,7 +100,9 @@ def begun(run: RunDir, stage: str, inputs: dict[str, Any]) -> Entry:
     """The entry of what this stage has begun with these inputs, or a fresh one."""
     current = fingerprint(inputs)
     file = run.work / f"{stage}-{current}" / "entry.json"
-    for other in [version for version in unfinished(run, stage) if version.folder != file.parent][_KEPT:]:
+    for other in [version for version in unfinished(run, stage) if version.folder != file.parent][
+        STAGES[stage].keeps :
+    ]:
         _discard(other.folder)
     return read_entry(file, read_json(file)) if file.exists() else Entry(current, inputs=inputs)
 
@@ -142,7 +139,7 @@ def install(run: RunDir, folder: Path) -> None:
     plan = read_json(folder / "install.json") or {"old": _set_aside(run, stage), "out": []}
     old = run.kept / plan["old"]
     write_json(folder / "install.json", plan)
-    for name in OUTPUTS[stage]:
+    for name in STAGES[stage].outputs:
         new, place = folder / name, run.root / name
         if name not in plan["out"]:
             if _exists(place):
@@ -155,9 +152,9 @@ def install(run: RunDir, folder: Path) -> None:
     if plan.get("recipe") and entry.recipe is not None:
         write_json(run.recipe, entry.recipe)
     _discard(folder)
-    if not any(_exists(old / name) for name in OUTPUTS[stage]):
+    if not any(_exists(old / name) for name in STAGES[stage].outputs):
         _discard(old)
-    for version in kept(run, stage)[KEPT.get(stage, _KEPT) :]:
+    for version in kept(run, stage)[STAGES[stage].keeps :]:
         _discard(version.folder)
 
 
@@ -165,7 +162,9 @@ def _set_aside(run: RunDir, stage: str) -> str:
     """Begin a folder for the version that is there, with its entry; returns its name."""
     entry = run.entry(stage) or Entry("unknown", detail="not in the ledger")
     names = (f"{stage}-{entry.fingerprint}{suffix}" for suffix in ("", *(f"-{n}" for n in range(2, 10_000))))
-    name = next(name for name in names if not any(_exists(run.kept / name / output) for output in OUTPUTS[stage]))
+    name = next(
+        name for name in names if not any(_exists(run.kept / name / output) for output in STAGES[stage].outputs)
+    )
     write_json(run.kept / name / "entry.json", dump(entry))
     return name
 
@@ -204,7 +203,7 @@ def is_in_place(run: RunDir, name: str) -> bool:
 def made_from(entry: Entry) -> dict[str, str]:
     """The stages that a stage worked on, with the fingerprint of each."""
     found = {name.removesuffix(" stage"): of for name, of in (entry.inputs or {}).items() if name.endswith(" stage")}
-    return {stage: of for stage, of in found.items() if stage in OUTPUTS}
+    return {stage: of for stage, of in found.items() if stage in STAGES}
 
 
 def forget(version: Version) -> None:
@@ -240,7 +239,7 @@ def settle(run: RunDir) -> Iterator[str]:
         if version.entry.done:
             install(run, version.folder)
     for version in kept(run):
-        if not any(_exists(version.folder / name) for name in OUTPUTS[version.stage]):
+        if not any(_exists(version.folder / name) for name in STAGES[version.stage].outputs):
             _discard(version.folder)  # begun, and killed before the first file was moved
 
 
@@ -263,7 +262,7 @@ def _from_before(run: RunDir) -> Iterator[str]:
     entries = run.entries()
     sides = {name: entry for name, entry in entries.items() if name.startswith("evaluate/")}
     for stage, entry in entries.items():
-        if stage in OUTPUTS and not entry.done:
+        if stage in STAGES and not entry.done:
             _to_work(run, stage, entry, sides)
     for name in sides:
         run.record(name, None)
@@ -298,7 +297,7 @@ def _to_work(run: RunDir, stage: str, entry: Entry, sides: dict[str, Entry]) -> 
         rows = run.rows_of(label, which)
         if rows.exists() and side.fingerprint != (entry.inputs or {}).get(f"{label} {which}"):
             _transfer(rows, run.evaluation / ".kept" / f"{label}-{which}-{side.fingerprint}.jsonl")
-    for name in (*OUTPUTS[stage], *([run.partial.name] if stage == "generate" else [])):
+    for name in (*STAGES[stage].outputs, *STAGES[stage].scratch):
         if (run.root / name).exists():
             _transfer(run.root / name, folder / name)
     write_json(folder / "entry.json", dump(entry))
@@ -306,9 +305,6 @@ def _to_work(run: RunDir, stage: str, entry: Entry, sides: dict[str, Entry]) -> 
 
 
 # Outputs that somebody changed on purpose.
-
-ADOPTABLE = ("generate", "build", "train")
-"""Stages whose outputs may be changed by hand; what was measured is measured, or it is nothing."""
 
 
 def adopt(run: RunDir) -> list[str]:
@@ -323,14 +319,15 @@ def adopt(run: RunDir) -> list[str]:
     """
     found: list[str] = []
     fingerprints: dict[str, str] = {}
+    adoptable = [name for name, known in STAGES.items() if known.adoptable]
     for stage, entry in run.entries().items():
-        if stage not in ADOPTABLE and entry.done and (names := changed(entry, run.root)):
+        if stage not in adoptable and entry.done and (names := changed(entry, run.root)):
             raise RunDirError(
                 f"what `upft {stage}` found cannot be adopted",
                 f"`upft {stage} {run.root}` makes it again",
                 path=run.root / names[0],
             )
-    for stage in ADOPTABLE:
+    for stage in adoptable:
         entry_or_none = run.entry(stage)
         if entry_or_none is None or not (names := changed(entry_or_none, run.root)):
             continue

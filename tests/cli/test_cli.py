@@ -145,7 +145,7 @@ def test_help_takes_less_than_a_third_of_a_second_of_cpu() -> None:
 @pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["--version"]])
 def test_help_imports_nothing_slow(folder: Path, arguments: list[str]) -> None:
     code = (
-        "import sys\nfrom upft_mlx.cli.main import main\nsys.argv[0] = 'upft'\n"
+        "import sys\nfrom upft_mlx.__main__ import main\nsys.argv[0] = 'upft'\n"
         "try: main()\nexcept SystemExit as end:\n"
         f"    print('status', end.code, sorted({set(SLOW)!r} & set(sys.modules)))\n"
     )
@@ -220,12 +220,12 @@ def test_json_is_all_that_stdout_holds(calls: list[tuple[Any, ...]]) -> None:
 
 
 def fail_with(error: BaseException, monkeypatch: pytest.MonkeyPatch) -> None:
-    from upft_mlx import pipeline
+    from upft_mlx.sampling import stage
 
     def work(*arguments: Any, **options: Any) -> None:
         raise error
 
-    monkeypatch.setattr(pipeline.Pipeline, "generate", work)
+    monkeypatch.setattr(stage, "work", work)
 
 
 def run_minimal(folder: Path, *options: str) -> click.testing.Result:

@@ -359,5 +359,5 @@ def test_a_malformed_row_of_a_run_is_named(folder: Path, line: str, part: str) -
 def build_without_asking(folder: Path) -> Any:
     """Build from solutions.jsonl as it lies there."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pipeline.Pipeline, "require", lambda *_: None)
+        patch.setattr("upft_mlx.job.Job.require", lambda *_: None)
         return upft("build", folder / "r.yaml")

@@ -97,7 +97,7 @@ def test_an_adapter_from_elsewhere_is_compared_and_the_model_is_loaded_once(
         loads.append(path)
         return load(path, **options)
 
-    monkeypatch.setattr(pipeline, "load", counting)
+    monkeypatch.setattr("upft_mlx.job.load", counting)
     _, events = evaluated(recipe, tmp_path / "run", adapter)
     assert len(loads) == 1
     summary = json.loads((tmp_path / "run/evaluation/summary.json").read_text())["benchmarks"]

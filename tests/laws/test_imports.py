@@ -24,11 +24,13 @@ MODULES = sorted(
 )
 """All but the demo's, which are for development only: `recipe.load`, `recipe.__init__`, `rows`."""
 LAYERS = (
-    "_version errors events interrupt escape quantities digests grade",
+    "_version errors events interrupt escape quantities digests grade stages",
     "recipe rows machine",
     "data models rundir",
-    "dataset distributed fingerprints versions",
-    "sampling standing",
+    "distributed fingerprints versions",
+    "job",
+    "dataset",
+    "sampling",
     "training",
     "evaluation",
     "results",

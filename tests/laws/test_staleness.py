@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -16,12 +16,15 @@ from helpers.staleness import ANSWERS, PROBLEMS, ROWS, SAMPLING, SIDES, STAGES, 
 from helpers.templates import FAMILIES, write_tokenizer
 from pydantic import BaseModel
 
+from upft_mlx import stages
 from upft_mlx.data.benchmarks import Set, resolve
 from upft_mlx.data.problems import Problem
-from upft_mlx.fingerprints import Inputs
+from upft_mlx.evaluation.base_and_tuned import side_inputs
+from upft_mlx.events import Side
+from upft_mlx.job import Job
 from upft_mlx.recipe.fields import Section
 from upft_mlx.recipe.schema import Recipe
-from upft_mlx.rundir import fingerprint
+from upft_mlx.rundir import RunDir, fingerprint
 
 RFT = {**UPFT, "method": "rft", "generate": {"samples": 4}}
 
@@ -66,17 +69,31 @@ def fingerprints(
 ) -> dict[str, str]:
     (entry,) = resolve(recipe.evaluate)
     part = Set(entry, asked)
-    inputs = Inputs(recipe, model, problems, [part], adapter)
+    made = job(recipe, model, problems, [part], adapter)
+    own = {name: made.fingerprint(name) for name in stages.STAGES if name != "evaluate"}
+    sides: tuple[Side, ...] = ("base", "tuned")
     return {
-        "generate": fingerprint(inputs.generate()),
-        "build": fingerprint(inputs.build()),
-        "train": fingerprint(inputs.train()),
-        "base": fingerprint(inputs.side(part, "base")),
-        "tuned": fingerprint(inputs.side(part, "tuned")),
-        "summary": fingerprint(inputs.evaluate(("base", "tuned"))),
-        "fuse": fingerprint(inputs.fuse()),
-        "analyze": fingerprint(inputs.analyze()),
+        **own,
+        **{side: fingerprint(side_inputs(made, part, side)) for side in sides},
+        "summary": made.fingerprint("evaluate"),
     }
+
+
+def job(
+    recipe: Recipe,
+    model: Path = MODEL,
+    problems: list[Problem] = PROBLEMS,
+    sets: Sequence[Set] = (),
+    adapter: Path | None = None,
+) -> Job:
+    """Of a run whose adapter is trained, whatever it was trained with."""
+
+    class Trained(Job):
+        def is_current(self, stage: str) -> bool:
+            assert stage == "train"
+            return True
+
+    return Trained(recipe, model, problems, sets, RunDir("nowhere"), adapter=adapter)
 
 
 def changed(before: dict[str, str], after: dict[str, str]) -> set[str]:
@@ -162,25 +179,25 @@ def test_confidence_samples_anew_and_other_choices_among_full_solutions_do_not()
 
 def test_a_run_of_the_version_before_continues_its_sampling_and_builds_its_rows_again(tmp_path: Path) -> None:
     """Where nothing else is sampled; rows may end in another token. A model that thinks is asked differently."""
-    inputs = Inputs(recipe_with(UPFT), MODEL, PROBLEMS, ())
+    made = job(recipe_with(UPFT))
     digest = hashlib.sha256()
     for file in sorted(path for path in MODEL.iterdir() if path.suffix in (".json", ".jinja", ".safetensors")):
         digest.update(file.name.encode() + file.read_bytes())
     dump = recipe_with(UPFT).dump()
-    assert inputs.generate() == {
+    assert made.inputs_of("generate") == {
         "model": digest.hexdigest()[:16],
         "quantize": None,
         "seed": 0,
         "prompt": {"system": None, "chat_template_args": {}},
-        "problems": inputs.hashes["problems"],
+        "problems": made.inputs.hashes["problems"],
         "generate": {name: value for name, value in dump["generate"].items() if name != "keep"},
         "solutions": {"structure_only": False},
         "prefix": {name: dump["prefix"][name] for name in ("length", "structure_ratio")},
     }
-    assert "eos" in inputs.build()
-    bare = Inputs(recipe_with(UPFT, "prompt.instruction", "{question}"), MODEL, PROBLEMS, ())
-    assert bare.generate() == inputs.generate()
+    assert "eos" in made.inputs_of("build")
+    bare = job(recipe_with(UPFT, "prompt.instruction", "{question}"))
+    assert bare.inputs_of("generate") == made.inputs_of("generate")
     thinking = write_tokenizer(tmp_path, FAMILIES["Qwen3"])
-    assert "enable_thinking" in Inputs(recipe_with(UPFT), thinking, PROBLEMS, ()).generate()
+    assert "enable_thinking" in job(recipe_with(UPFT), thinking).inputs_of("generate")
     said = recipe_with(UPFT, "prompt.chat_template_args", {"enable_thinking": True})
-    assert "enable_thinking" not in Inputs(said, thinking, PROBLEMS, ()).generate()
+    assert "enable_thinking" not in job(said, thinking).inputs_of("generate")

@@ -28,7 +28,6 @@ from upft_mlx.dataset.build import build
 from upft_mlx.dataset.prefix import wanted
 from upft_mlx.evaluation.evaluate import Evaluator
 from upft_mlx.evaluation.summary import summarize
-from upft_mlx.fingerprints import UNREAD
 from upft_mlx.fusing.fuse import fuse
 from upft_mlx.models.find import model_hash
 from upft_mlx.models.load import load
@@ -38,6 +37,7 @@ from upft_mlx.recipe.schema import Recipe
 from upft_mlx.rundir import RunDir
 from upft_mlx.sampling.generate import generate
 from upft_mlx.studies.analyze import analyze
+from upft_mlx.training.stage import UNREAD
 from upft_mlx.training.train import train
 
 

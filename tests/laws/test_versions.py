@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import shutil
@@ -23,6 +24,7 @@ from upft_mlx.recipe.load import load_recipe
 from upft_mlx.recipe.schema import Recipe
 from upft_mlx.rows import read_json, write_json
 from upft_mlx.rundir import RunDir, remove
+from upft_mlx.stages import STAGES
 from upft_mlx.training import train
 
 __all__ = ["made", "partial", "there"]
@@ -150,7 +152,7 @@ def test_a_restored_adapter_brings_the_rows_that_it_was_trained_on() -> None:
 
 @pytest.mark.usefixtures("there")
 def test_what_is_kept_is_bounded_and_the_oldest_go(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(versions.KEPT, "build", 2)
+    monkeypatch.setitem(STAGES, "build", dataclasses.replace(STAGES["build"], keeps=2))
     for template in ("a", "b", "c", "d"):
         run_stage("build", f"prefix.template= {template}")
     kept = [version.entry.inputs for version in versions.kept(RUN, "build")]

@@ -90,10 +90,10 @@ def test_a_run_says_once_that_it_is_on_battery_and_goes_on(
     on(mac({"pmset -g batt": BATTERY}))
     told: list[Event] = []
     recipe = make_recipe(problems={"limit": 2}, prefix={"structure_ratio": 0.0})
-    run = pipeline.Pipeline(recipe, tmp_path / "run", told.append)
-    with run.opened():
-        run.generate()
-        run.build()
+    job = pipeline.prepare(recipe, tmp_path / "run", told.append)
+    with pipeline.opened(job):
+        pipeline.do(job, "generate")
+        pipeline.do(job, "build")
     assert [text for text in notes(told) if "battery" in text] == [
         "on battery (76 %): plug in for a long run; "
         "if it runs empty, progress is saved; run the same command to continue"

@@ -218,7 +218,7 @@ def test_a_run_that_cannot_fit_is_refused_before_anything_is_loaded_with_what_wo
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pipeline, "this_machine", lambda: machine(12_000_000))
-    monkeypatch.setattr(pipeline, "load", lambda *_, **__: pytest.fail("loaded"))
+    monkeypatch.setattr("upft_mlx.job.load", lambda *_, **__: pytest.fail("loaded"))
     with pytest.raises(RoomError) as refused:
         pipeline.run(recipe(train={"micro_batch_size": 16}), tmp_path / "run")
     lines = str(refused.value).splitlines()

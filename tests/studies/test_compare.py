@@ -11,7 +11,6 @@ from xml.etree import ElementTree
 import pytest
 from pydantic import ValidationError
 
-from upft_mlx import pipeline
 from upft_mlx.errors import RecipeError
 from upft_mlx.evaluation.stats import wilson_interval
 from upft_mlx.models import load
@@ -157,7 +156,7 @@ def test_a_second_call_runs_nothing_again_and_a_missing_cell_only(
         loads.append(arguments)
         return load.load(*arguments, **options)
 
-    monkeypatch.setattr(pipeline, "load", count)
+    monkeypatch.setattr("upft_mlx.job.load", count)
     assert compare(recipe, root) == found
     assert loads == []
     ledger = root / "compare" / "upft" / "seed-1" / "ledger.json"

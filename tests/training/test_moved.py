@@ -220,7 +220,9 @@ def test_report_view_and_verdict_say_how_far_it_moved(
     for line in warnings(moved):
         assert f"- {line}" in report
     again = make_recipe(prefix={"eos": True, "structure_ratio": 0.0}, train={"learning_rate": 1e-6})
-    assert pipeline.Pipeline(again, tmp_path).report()["training"]["movement"] is None, "it was another adapter's"
+    assert pipeline.report(pipeline.prepare(again, tmp_path))["training"]["movement"] is None, (
+        "it was another adapter's"
+    )
     monkeypatch.setattr(train, "train", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         pipeline.run_stage(again, tmp_path, "train")

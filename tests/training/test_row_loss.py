@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from upft_mlx import pipeline
+from upft_mlx.dataset.build import Cut, cut_solutions
 from upft_mlx.events import Note
 from upft_mlx.inspection.preview import preview
 from upft_mlx.models.load import Loaded
@@ -27,9 +28,7 @@ from upft_mlx.training.row_loss import (
     EOS,
     FIXED,
     MEASURED,
-    Cut,
     as_metrics,
-    cut_solutions,
     drawn,
     in_words,
     taken_apart,

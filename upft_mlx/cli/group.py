@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from upft_mlx.cli.options import helped
+from upft_mlx.stages import STAGES, in_run
 
 SECTIONS: dict[str, dict[str, str]] = {
     "Begin": {
@@ -21,11 +22,7 @@ SECTIONS: dict[str, dict[str, str]] = {
     },
     "Run": {
         "run": "Run all stages; continues after an interruption.",
-        "generate": "Stage 1: sample the solutions.",
-        "build": "Stage 2: turn them into training rows.",
-        "train": "Stage 3: train the adapter.",
-        "evaluate": "Stage 4: measure base against tuned, or any model.",
-        "fuse": "Stage 5: write the adapter into the weights.",
+        **{name: f"Stage {number}: {STAGES[name].summary}" for number, name in enumerate(in_run(), 1)},
     },
     "Afterwards": {
         "show": "Show the report, the flips, or one problem.",
@@ -36,7 +33,7 @@ SECTIONS: dict[str, dict[str, str]] = {
         "push": "Upload to the Hugging Face Hub with a model card.",
     },
     "Choose settings": {
-        "analyze": "Find out how long a prefix this model supports.",
+        "analyze": STAGES["analyze"].summary,
         "compare": "Compare methods over several seeds.",
     },
 }

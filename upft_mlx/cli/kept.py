@@ -63,7 +63,7 @@ def kept(run: str, restore: str | None, remove: str | None, as_json: bool, debug
 
 def _facts(run: RunDir) -> dict[str, Any]:
     """The versions as plain values, with the settings that differ from the current version's."""
-    from upft_mlx.standing import differences
+    from upft_mlx.job import differences
     from upft_mlx.versions import Version, stamp, unfinished
     from upft_mlx.versions import kept as kept_versions
 

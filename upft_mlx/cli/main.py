@@ -5,9 +5,4 @@ from __future__ import annotations
 from upft_mlx.cli import after, ask, before, kept, machine, run, studies
 from upft_mlx.cli.group import cli
 
-__all__ = ["cli", "after", "ask", "before", "kept", "machine", "run", "studies", "main"]
-
-
-def main() -> None:
-    """The entry point of the `upft` script."""
-    cli()
+__all__ = ["cli", "after", "ask", "before", "kept", "machine", "run", "studies"]

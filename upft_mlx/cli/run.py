@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
@@ -15,10 +16,7 @@ from upft_mlx.cli.edge import folder_of, prepared, writing_to
 from upft_mlx.cli.group import cli
 from upft_mlx.cli.options import common, helped, recipe_argument
 from upft_mlx.escape import to_json
-
-if TYPE_CHECKING:
-    from upft_mlx.events import Observer
-    from upft_mlx.recipe.schema import Recipe
+from upft_mlx.stages import STAGES, Stage, in_run
 
 
 @cli.command(help=helped("Run the quickstart recipe: embedded model and problems, offline, in minutes.", "upft demo"))
@@ -45,23 +43,19 @@ def run_command(recipe: str, **options: Any) -> None:
     _run(recipe, None, **options)
 
 
-def _stage_command(stage: str, text: str) -> None:
-    """Define `upft STAGE RECIPE`."""
+def stage_command(stage: Stage) -> None:
+    """Define `upft STAGE RECIPE` for a stage without options of its own."""
 
-    @cli.command(name=stage, help=helped(text, f"upft {stage} quickstart"))
+    @cli.command(name=stage.name, help=helped(stage.help, f"upft {stage.name} quickstart"))
     @recipe_argument
     @common
     def command(recipe: str, **options: Any) -> None:
-        _run(recipe, stage, **options)
+        _run(recipe, stage.name, **options)
 
 
-_stage_command("generate", "Sample the solutions that RECIPE needs into solutions.jsonl; continues where it stopped.")
-
-
-_stage_command("build", "Turn solutions.jsonl into the training and validation rows in dataset/.")
-
-
-_stage_command("train", "Train the LoRA adapter on dataset/; continues from the last checkpoint.")
+for _stage in STAGES.values():
+    if _stage.help:
+        stage_command(_stage)
 
 
 @cli.command(
@@ -152,33 +146,25 @@ def _run(
 ) -> None:
     """Run a stage, or all, in a live view; `extra` holds the stage's own options."""
     with prepared(name, overrides, offline=offline, debug=debug, model=model, narrow=narrow) as recipe:
-        _execute(recipe, folder_of(name, recipe, run_dir), stage, plain=plain, as_json=as_json, **extra)
+        from upft_mlx import pipeline
+        from upft_mlx.distributed.ranks import ranks
+        from upft_mlx.events import ignore
+        from upft_mlx.ui import views
 
-
-def _execute(recipe: Recipe, run_dir: Path, stage: str | None, *, plain: bool, as_json: bool, **extra: Any) -> None:
-    from upft_mlx import pipeline
-    from upft_mlx.distributed.ranks import ranks
-    from upft_mlx.events import ignore
-    from upft_mlx.ui import views
-
-    stages = pipeline.STAGES if stage is None else (stage,)
-    if not ranks().leads:  # rank 0 has the screen and the run directory
-        _work(recipe, run_dir, stage, ignore, **extra)
-        return
-    with writing_to(run_dir), views.open_view(plain=plain, stderr=as_json, stages=stages) as notify:
-        facts = _work(recipe, run_dir, stage, notify, **extra)
-    views.save_svg(facts, (run_dir / "looks" / extra["look"] if extra.get("look") else run_dir) / "report.svg")
-    if as_json:
-        click.echo(to_json(facts))
-    elif stage in (None, "evaluate"):
-        views.print_summary(facts)
-        if stage is None:
-            views.print_next(run_dir, flips=bool(facts.get("benchmarks")))
-
-
-def _work(recipe: Recipe, run_dir: Path, stage: str | None, notify: Observer, **extra: Any) -> dict[str, Any]:
-    from upft_mlx import pipeline
-
-    if stage is None:
-        return pipeline.run(recipe, run_dir, notify)
-    return pipeline.run_stage(recipe, run_dir, stage, notify, **extra)
+        folder, leads = folder_of(name, recipe, run_dir), ranks().leads  # rank 0 has the screen and the run directory
+        stages = in_run() if stage is None else (stage,)
+        view = views.open_view(plain=plain, stderr=as_json, stages=stages) if leads else nullcontext(ignore)
+        with writing_to(folder), view as notify:
+            if stage is None:
+                facts = pipeline.run(recipe, folder, notify)
+            else:
+                facts = pipeline.run_stage(recipe, folder, stage, notify, **extra)
+        if not leads:
+            return
+        views.save_svg(facts, (folder / "looks" / extra["look"] if extra.get("look") else folder) / "report.svg")
+        if as_json:
+            click.echo(to_json(facts))
+        elif stage is None or STAGES[stage].measures:
+            views.print_summary(facts)
+        if stage is None and not as_json:
+            views.print_next(folder, flips=bool(facts.get("benchmarks")))

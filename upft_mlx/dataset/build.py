@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 from array import array
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
@@ -130,3 +130,32 @@ class _Builder:
             if number % _EVERY == 0:
                 self.notify(Progress("build", done + number, 2 * len(self.problems), "problems"))
             yield number, problem, list(solutions)
+
+
+@dataclass(frozen=True)
+class Cut:
+    """Full solutions, and those that reached `generate.max_tokens` and train nothing."""
+
+    full: int
+    cut: int
+    mean_kept: float
+    """Tokens of those that ended."""
+    mean_all: float
+    """Tokens of all as far as they were sampled: the cut ones would have been longer."""
+
+    def __str__(self) -> str:
+        what = f"{self.cut:,} of {self.full:,} full solutions reached generate.max_tokens and train nothing"
+        if self.cut == self.full:
+            return what
+        return f"{what}: those that do have {self.mean_kept:.0f} tokens on average, all at least {self.mean_all:.0f}"
+
+
+def cut_solutions(solutions: Iterable[Solution]) -> Cut:
+    """How many full solutions were cut, and what their absence does to the mean length."""
+    kept: list[int] = []
+    cut: list[int] = []
+    for solution in solutions:
+        if solution.kind == "full":
+            (cut if solution.finish_reason == "length" else kept).append(len(solution.completion_ids))
+    every = [*kept, *cut]
+    return Cut(len(every), len(cut), sum(kept) / max(1, len(kept)), sum(every) / max(1, len(every)))

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from upft_mlx.data.benchmarks import Set
 from upft_mlx.digests import digest
 from upft_mlx.distributed.ranks import ranks
 from upft_mlx.errors import RowsError
 from upft_mlx.evaluation.evaluate import Evaluator, Switch, replay
-from upft_mlx.events import Note, Observer, Side
-from upft_mlx.fingerprints import Inputs
+from upft_mlx.events import Note, Side
+from upft_mlx.job import Job
 from upft_mlx.models.adapters import AdapterSwitch
+from upft_mlx.models.find import model_hash
 from upft_mlx.models.load import Loaded
-from upft_mlx.recipe.schema import Recipe
 from upft_mlx.rows import EvaluationRow, read_rows, replacing
 from upft_mlx.rundir import Entry, RunDir, fingerprint
 from upft_mlx.versions import kept, unfinished
@@ -24,30 +26,18 @@ from upft_mlx.versions import kept, unfinished
 class Sides:
     """Base and, where there is an adapter, tuned on the benchmarks of one run."""
 
-    def __init__(
-        self,
-        recipe: Recipe,
-        sets: Sequence[Set],
-        inputs: Inputs,
-        run: RunDir,
-        donors: Sequence[RunDir],
-        load: Callable[[], Loaded],
-        notify: Observer,
-    ) -> None:
-        """`donors`: runs, this one among them, whose rows are taken where they were made from the same inputs."""
-        self._recipe, self._sets, self._inputs, self._run, self._donors = recipe, sets, inputs, run, donors
-        self._load, self._notify = load, notify
+    def __init__(self, job: Job, run: RunDir) -> None:
+        self._job, self._run, self._sets, self._notify = job, run, job.sets, job.notify
         self._loaded: Loaded | None = None
         self.processed_tokens = 0
         """Passed through the model so far, prompts and padding included."""
         self._switch: Switch = _stay
 
-    def measure(self, sides: Sequence[Side], adapter: Path) -> int:
+    def measure(self, sides: Sequence[Side]) -> int:
         """Measure what is not there yet, both sides of a benchmark in turns on one loaded model.
 
         Args:
             sides: "base", or "base" and "tuned".
-            adapter: the folder of the adapter, read where "tuned" is to be measured.
 
         Returns:
             Tokens in the rows of all sides.
@@ -65,16 +55,16 @@ class Sides:
                 if side not in missing:
                     replay(part, side, self._run, self._notify)
             if missing:
-                self._measure(part, missing, adapter)
+                self._measure(part, missing)
         paths = [self._run.rows_of(part.entry.label, side) for part in self._sets for side in sides]
         return sum(row.tokens for path in paths for row in read_rows(path, EvaluationRow))
 
-    def _measure(self, part: Set, sides: Sequence[Side], adapter: Path) -> None:
+    def _measure(self, part: Set, sides: Sequence[Side]) -> None:
         if self._loaded is None:
-            self._loaded = self._load()
+            self._loaded = self._job.load()
         if "tuned" in sides and not isinstance(self._switch, AdapterSwitch):
-            self._switch = AdapterSwitch(self._loaded, adapter)
-        evaluator = Evaluator(self._recipe, self._loaded, part, self._run, self._notify)
+            self._switch = AdapterSwitch(self._loaded, self._job.adapter or self._job.run.adapter)
+        evaluator = Evaluator(self._job.recipe, self._loaded, part, self._run, self._notify)
         evaluator.run(sides, self._switch)
         self.processed_tokens += evaluator.processed_tokens
 
@@ -98,8 +88,8 @@ class Sides:
 
     def _made(self, part: Set, side: Side) -> Iterator[Path]:
         """Files of such rows that are as they were written."""
-        wanted, name = fingerprint(self._inputs.side(part, side)), f"evaluation/{part.entry.label}/{side}.jsonl"
-        for run in self._donors:
+        wanted, name = fingerprint(side_inputs(self._job, part, side)), f"evaluation/{part.entry.label}/{side}.jsonl"
+        for run in dict.fromkeys((self._job.measured, self._job.run, *self._job.donors)):
             current = run.entry("evaluate")
             versions = [(v.entry, v.folder) for v in (*kept(run, "evaluate"), *unfinished(run, "evaluate"))]
             for entry, root in [*([(current, run.root)] if current else []), *versions]:
@@ -110,6 +100,21 @@ class Sides:
             older = run.evaluation / ".kept" / f"{part.entry.label}-{side}-{wanted}.jsonl"
             if older.is_file():  # put aside by an earlier version
                 yield older
+
+
+def side_inputs(job: Job, part: Set, side: Side) -> dict[str, Any]:
+    """What the rows of one side of one benchmark depend on."""
+    found = {
+        **job.inputs.base(),
+        "benchmark": asdict(part.entry),
+        "problems": job.inputs.hashes["benchmarks"][part.entry.label],
+        **job.inputs.section("evaluate", "batch_size"),
+    }
+    if side == "base":
+        return found
+    if job.adapter is not None:
+        return {**found, "adapter": model_hash(job.adapter)}
+    return {**found, "train stage": job.fingerprint("train")}
 
 
 def _is_as_written(entry: Entry, root: Path, name: str) -> bool:

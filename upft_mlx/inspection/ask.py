@@ -15,7 +15,6 @@ from typing import Any, Literal
 
 from upft_mlx.dataset.instruction import as_run
 from upft_mlx.events import Side
-from upft_mlx.fingerprints import UNREAD
 from upft_mlx.inspection.browse import recipe_of, settled_by
 from upft_mlx.interrupt import deferred_interrupt
 from upft_mlx.models.adapters import AdapterSwitch
@@ -25,6 +24,7 @@ from upft_mlx.recipe.schema import Recipe
 from upft_mlx.rundir import RunDir, changed, changes
 from upft_mlx.sampling.decoding import Request
 from upft_mlx.sampling.sampler import Sampler, sampling_for
+from upft_mlx.training.stage import UNREAD
 
 REDRAW = 1 / 12
 """Seconds between two texts of a growing answer: decoding a long one anew for each token costs more than it shows."""

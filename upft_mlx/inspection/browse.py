@@ -20,9 +20,10 @@ from upft_mlx.grade.correct import VERSION
 from upft_mlx.grade.graders import Task, grade_all
 from upft_mlx.recipe.load import load_recipe
 from upft_mlx.recipe.schema import Recipe
-from upft_mlx.results.report import STAGES, collect
+from upft_mlx.results.report import collect
 from upft_mlx.rows import EvaluationRow, read_json, read_rows
 from upft_mlx.rundir import RunDir, changed
+from upft_mlx.stages import STAGES, in_run
 from upft_mlx.versions import made_from
 
 _SIZES = (
@@ -124,7 +125,7 @@ def facts_of(run: RunDir) -> dict[str, Any]:
     _refuse_changed(run, "fuse", "fidelity.json")
     stale = earlier_stages(run)
     entries = run.entries()
-    return collect(recipe_of(run), run, [s for s in STAGES if s in entries and entries[s].done and s not in stale])
+    return collect(recipe_of(run), run, [s for s in in_run() if s in entries and entries[s].done and s not in stale])
 
 
 def earlier_stages(run: RunDir) -> list[str]:

@@ -17,17 +17,17 @@ from upft_mlx.dataset.instruction import differing, instructed, user_turn
 from upft_mlx.dataset.prefix import check_problems
 from upft_mlx.errors import RunDirError, UpftError
 from upft_mlx.evaluation.evaluate import WITHHELD
-from upft_mlx.fingerprints import Inputs, dated
+from upft_mlx.fingerprints import dated
 from upft_mlx.inspection.browse import settled_by
 from upft_mlx.inspection.explain import rules
 from upft_mlx.inspection.preview_rows import Found, Rows
+from upft_mlx.job import Job
 from upft_mlx.models.chat import Renderer
 from upft_mlx.models.find import find_model
 from upft_mlx.models.load import load_tokenizer
 from upft_mlx.recipe.schema import Recipe
 from upft_mlx.rows import TrainingRow
 from upft_mlx.rundir import RunDir
-from upft_mlx.standing import Standing
 from upft_mlx.training.batches import Batch, make_batch, shared_length, to_examples
 from upft_mlx.versions import adopted
 
@@ -124,10 +124,9 @@ class _Preview:
         self._renderer = Renderer(tokenizer, recipe.prompt)
         self.eos_ids = sorted({*tokenizer.eos_token_ids, self._renderer.end_of_turn})
         self.special = sorted({*tokenizer.all_special_ids, *tokenizer.get_added_vocab().values()})
-        inputs = Inputs(recipe, path, self.problems, ())
-        inputs.adopted = adopted(run)
-        standing = Standing(run, run, inputs, foreign=False)
-        current = {stage: standing.is_current(stage) for stage in ("generate", "build")}
+        job = Job(recipe, path, self.problems, (), run)
+        job.adopted = adopted(run)
+        current = {stage: job.is_current(stage) for stage in ("generate", "build")}
         self.rows = Rows(recipe, tokenizer, self._renderer, self.problems, run, current)
 
     def prompts(self, problem: str | None) -> Iterator[dict[str, Any]]:

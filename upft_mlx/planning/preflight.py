@@ -14,7 +14,8 @@ from upft_mlx.models.architecture import Architecture
 from upft_mlx.models.chat import Renderer
 from upft_mlx.planning.estimate import Planner
 from upft_mlx.recipe.schema import Lora, Recipe
-from upft_mlx.rundir import OUTPUTS, RunDir
+from upft_mlx.rundir import RunDir
+from upft_mlx.stages import STAGES
 
 _RENDERED = 64
 """The shortest questions that are rendered to see whether any row fits."""
@@ -59,7 +60,7 @@ def refuse_links_to_nothing(run: RunDir, stages: Collection[str]) -> None:
         RunDirError: names the link and where it leads.
     """
     for stage in stages:
-        for place in (run.root / name for name in OUTPUTS[stage]):
+        for place in (run.root / name for name in STAGES[stage].outputs):
             if place.is_symlink() and not place.exists():
                 raise RunDirError(
                     f"is a link to {place.readlink()}, which does not exist",

@@ -11,8 +11,8 @@ from upft_mlx.recipe.schema import Recipe
 from upft_mlx.results import economy, training_report
 from upft_mlx.rows import read_json
 from upft_mlx.rundir import RunDir
+from upft_mlx.stages import STAGES
 
-STAGES = ("generate", "build", "train", "evaluate", "fuse")
 Outcome = Literal["better", "worse", "no measurable change", "void"]
 
 

@@ -6,10 +6,11 @@ import json
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from upft_mlx.dataset.build import cut_solutions
 from upft_mlx.rows import Solution, read_json, read_rows
 from upft_mlx.rundir import RunDir
 from upft_mlx.training import moved
-from upft_mlx.training.row_loss import cut_solutions, in_words
+from upft_mlx.training.row_loss import in_words
 
 LINES = 12
 """Of the table of losses at most, evenly spaced; the first and the last are always there."""

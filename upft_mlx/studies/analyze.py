@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from upft_mlx.data.problems import Problem
-from upft_mlx.distributed.ranks import ranks
-from upft_mlx.events import Note, Observer, Progress, ignore
+from upft_mlx.events import Note, Observer, Progress, StageStarted, ignore
 from upft_mlx.grade.correct import is_correct
+from upft_mlx.job import Job, Outcome
 from upft_mlx.models.chat import Renderer
 from upft_mlx.models.load import Loaded
-from upft_mlx.pipeline import Outcome, Pipeline
+from upft_mlx.pipeline import do, opened, prepare
 from upft_mlx.recipe.schema import Recipe
 from upft_mlx.rows import (
     Rollout,
@@ -50,23 +50,38 @@ def run_analysis(recipe: Recipe, run_dir: str | Path, notify: Observer = ignore)
     Raises:
         UpftError: one of its kinds; what was sampled is kept.
     """
-
-    def work(run: RunDir) -> Outcome:
-        found, processed = analyze(pipeline.recipe, pipeline.load(), pipeline.problems, run, pipeline.notify)
-        write_json(run.analysis / "analysis.json", found)
-        write_atomically(run.analysis / "curves.svg", figure(found))
-        write_atomically(run.analysis / "analysis.md", f"# {pipeline.recipe.name}\n\n{markdown(found)}")
-        length = found["recommended"]["length"]
-        detail = "no prefix.length recommended" if length is None else f"recommended prefix.length {length}"
-        return Outcome(detail, tokens_sampled=found["tokens_sampled"], tokens_processed=processed)
-
-    pipeline = Pipeline(recipe, run_dir, notify)
-    pipeline.standing.remade = "analyze"
-    with pipeline.opened():
-        if ranks().leads:
-            pipeline.stage("analyze", f"prefixes of {pipeline.recipe.model}", work)
-    found: dict[str, Any] = read_json(pipeline.run.analysis / "analysis.json")
+    job = prepare(recipe, run_dir, notify)
+    job.remade = "analyze"
+    with opened(job):
+        do(job, "analyze")
+    found: dict[str, Any] = read_json(job.run.analysis / "analysis.json")
     return found
+
+
+def inputs(job: Job) -> dict[str, Any]:
+    """What the stage `analyze` depends on: the base model, the problems, and how tokens are drawn."""
+    return {
+        **job.inputs.base(),
+        "problems": job.inputs.hashes["problems"],
+        **job.inputs.section_without("generate", "keep", "samples"),
+        **job.inputs.fields("analyze"),
+    }
+
+
+def announce(job: Job) -> StageStarted:
+    """Of which model."""
+    return StageStarted("analyze", f"prefixes of {job.recipe.model}")
+
+
+def work(job: Job, run: RunDir) -> Outcome:
+    """Sample, and write analysis/."""
+    found, processed = analyze(job.recipe, job.load(), job.problems, run, job.notify)
+    write_json(run.analysis / "analysis.json", found)
+    write_atomically(run.analysis / "curves.svg", figure(found))
+    write_atomically(run.analysis / "analysis.md", f"# {job.recipe.name}\n\n{markdown(found)}")
+    length = found["recommended"]["length"]
+    detail = "no prefix.length recommended" if length is None else f"recommended prefix.length {length}"
+    return Outcome(detail, tokens_sampled=found["tokens_sampled"], tokens_processed=processed)
 
 
 def analyze(

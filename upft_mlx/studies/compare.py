@@ -18,11 +18,13 @@ from typing import Any
 from upft_mlx.errors import RecipeError
 from upft_mlx.events import Note, Observer, ignore
 from upft_mlx.fingerprints import dated
+from upft_mlx.job import Job
 from upft_mlx.models.find import find_model
-from upft_mlx.pipeline import Pipeline
+from upft_mlx.pipeline import do, opened, prepare, refuse_changed, report, take_over
 from upft_mlx.recipe.schema import Recipe
 from upft_mlx.rows import EvaluationRow, read_json, read_rows, write_atomically, write_json
 from upft_mlx.rundir import RunDir, fingerprint, versions
+from upft_mlx.stages import before
 from upft_mlx.studies.comparison import Cell, figure, markdown, summarize
 
 BASE = "base"
@@ -104,32 +106,31 @@ def run_cell(
         donors: runs to take over from what was made from the same inputs.
         notify: receives progress events.
     """
-    pipeline = Pipeline(recipe, folder, notify)
-    pipeline.donors = donors
-    with pipeline.opened():
-        pipeline.refuse_changed()
+    job = prepare(recipe, folder, notify)
+    job.donors = donors
+    with opened(job):
+        refuse_changed(job)
         if method != BASE:
             for donor in donors:
-                pipeline.take_over(donor)
-            pipeline.generate()
-            pipeline.build()
-            pipeline.train()
-        pipeline.evaluate()
-        pipeline.report()
-    return _result(pipeline, method)
+                take_over(job, donor)
+            for stage in (*before("train"), "train"):
+                do(job, stage)
+        do(job, "evaluate")
+        report(job)
+    return _result(job, method)
 
 
 def _folder(root: Path, method: str, seed: int) -> Path:
     return root / method.replace(":", "-") / f"seed-{seed}"
 
 
-def _result(pipeline: Pipeline, method: str) -> Cell:
-    stages = [entry for name in ("generate", "build", "train") if (entry := pipeline.run.entry(name)) is not None]
+def _result(job: Job, method: str) -> Cell:
+    stages = [entry for name in (*before("train"), "train") if (entry := job.run.entry(name)) is not None]
     side = "base" if method == BASE else "tuned"
     return Cell(
         method=method,
-        seed=pipeline.recipe.seed,
-        scores={part.entry.label: _scores(pipeline.run.rows_of(part.entry.label, side)) for part in pipeline.sets},
+        seed=job.recipe.seed,
+        scores={part.entry.label: _scores(job.run.rows_of(part.entry.label, side)) for part in job.sets},
         tokens_sampled=sum(entry.tokens_sampled for entry in stages),
         tokens_trained=sum(entry.tokens_trained for entry in stages),
         seconds=sum(entry.seconds for entry in stages),

@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from upft_mlx.rows import Solution
 from upft_mlx.training.batches import Example
 
 MEASURED = {"prefix": 48, "structure": 16, "full": 32}
@@ -133,31 +132,3 @@ def in_words(found: dict[str, Any]) -> list[str]:
     elif most is not None:
         lines.append(f"over half of the loss comes from {most} rows")
     return lines
-
-
-@dataclass(frozen=True)
-class Cut:
-    """Full solutions, and those that reached `generate.max_tokens` and train nothing."""
-
-    full: int
-    cut: int
-    mean_kept: float
-    """Tokens of those that ended."""
-    mean_all: float
-    """Tokens of all as far as they were sampled: the cut ones would have been longer."""
-
-    def __str__(self) -> str:
-        what = f"{self.cut:,} of {self.full:,} full solutions reached generate.max_tokens and train nothing"
-        if self.cut == self.full:
-            return what
-        return f"{what}: those that do have {self.mean_kept:.0f} tokens on average, all at least {self.mean_all:.0f}"
-
-
-def cut_solutions(solutions: Iterable[Solution]) -> Cut:
-    """How many full solutions were cut, and what their absence does to the mean length."""
-    kept: list[int] = []
-    cut: list[int] = []
-    for solution in solutions:
-        if solution.kind == "full":
-            (cut if solution.finish_reason == "length" else kept).append(len(solution.completion_ids))
-    return Cut(len(kept) + len(cut), len(cut), _mean(kept), _mean([*kept, *cut]))

@@ -1,0 +1,36 @@
+"""The stage `build`: solutions.jsonl to dataset/."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from upft_mlx.dataset.build import build, cut_solutions
+from upft_mlx.events import Note, StageStarted
+from upft_mlx.job import Job, Outcome
+from upft_mlx.models.load import load_tokenizer
+from upft_mlx.rows import Solution, read_rows
+from upft_mlx.rundir import RunDir
+
+
+def inputs(job: Job) -> dict[str, Any]:
+    """How a solution becomes a row, and which rows are for validation."""
+    return {
+        **job.inputs.fields("method", "prefix"),
+        "eos": "as sampled",
+        **job.inputs.section("generate", "keep"),
+        **job.inputs.section("train", "valid_ratio"),
+    }
+
+
+def announce(job: Job) -> StageStarted:
+    """Nothing to count yet."""
+    return StageStarted("build", "the training rows")
+
+
+def work(job: Job, run: RunDir) -> Outcome:
+    """Write them."""
+    tokenizer = load_tokenizer(job.model_path, trust_remote_code=job.recipe.trust_remote_code)
+    built = build(job.recipe, tokenizer, job.problems, run, job.notify)
+    if (cut := cut_solutions(read_rows(job.run.solutions, Solution))).cut:
+        job.notify(Note(str(cut)))
+    return Outcome(str(built))

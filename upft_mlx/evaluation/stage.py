@@ -1,0 +1,55 @@
+"""The stage `evaluate`: base and, where there is an adapter, tuned on every benchmark; evaluation/."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from upft_mlx.dataset.instruction import differing
+from upft_mlx.evaluation import evaluate
+from upft_mlx.evaluation.base_and_tuned import Sides, side_inputs
+from upft_mlx.evaluation.summary import summarize
+from upft_mlx.events import Note, Side, StageSkipped, StageStarted
+from upft_mlx.fingerprints import hash_of
+from upft_mlx.job import Job, Outcome
+from upft_mlx.rows import write_json
+from upft_mlx.rundir import RunDir, fingerprint
+
+GROUPED = ("level", "subject")
+"""The fields of a problem by which results are grouped."""
+
+
+def inputs(job: Job) -> dict[str, Any]:
+    """The rows of all sides, and the groups that summary.json tells apart."""
+    groups = {f"{part.entry.label} groups": hash_of(part.problems, "id", *GROUPED) for part in job.sets}
+    measured = sides(job)
+    rows = {
+        f"{part.entry.label} {side}": fingerprint(side_inputs(job, part, side))
+        for part in job.sets
+        for side in measured
+    }
+    return {**groups, **rows}
+
+
+def sides(job: Job) -> tuple[Side, ...]:
+    """Tuned is measured where there is an adapter: one that was given, or the run's own, if it is current."""
+    return ("base", "tuned") if job.adapter is not None or job.takes_along("train") else ("base",)
+
+
+def announce(job: Job) -> StageStarted | StageSkipped:
+    """The benchmarks' names."""
+    if not job.sets:
+        return StageSkipped("evaluate", "evaluate.benchmarks is empty")
+    return StageStarted("evaluate", ", ".join(part.entry.label for part in job.sets))
+
+
+def work(job: Job, run: RunDir) -> Outcome:
+    """Measure what was not measured from the same inputs before, and summarize."""
+    evaluate.announce(job.sets, job.notify)
+    for line in differing([part.entry for part in job.sets], job.recipe.prompt):
+        job.notify(Note(line))
+    measuring = Sides(job, run)
+    tokens = measuring.measure(sides(job))
+    write_json(run.summary, summarize(job.sets, run))
+    completions = sum(part.completions for part in job.sets)
+    processed = measuring.processed_tokens
+    return Outcome(f"{completions} completions per side", tokens_sampled=tokens, tokens_processed=processed)

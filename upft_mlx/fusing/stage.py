@@ -1,0 +1,29 @@
+"""The stage `fuse`: adapter/ into fused/."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from upft_mlx.events import StageStarted
+from upft_mlx.fingerprints import hash_of
+from upft_mlx.job import Job, Outcome
+from upft_mlx.rundir import RunDir
+
+
+def inputs(job: Job) -> dict[str, Any]:
+    """The format, and the benchmarks' questions, which it is judged on."""
+    questions = {part.entry.label: hash_of(part.problems, "question") for part in job.sets}
+    return {**job.inputs.section("publish", "fuse", "min_retained"), "questions": questions}
+
+
+def announce(job: Job) -> StageStarted:
+    """Which format is found by trying."""
+    return StageStarted("fuse", "the adapter into the weights")
+
+
+def work(job: Job, run: RunDir, *, force: bool = False) -> Outcome:
+    """Fuse; `force`: even if too little is kept."""
+    from upft_mlx.fusing.fuse import fuse
+
+    kept = fuse(job.recipe, job.load(), run, job.notify, questions=job.questions, force=force)
+    return Outcome(f"{kept.fuse}, {kept.bytes / 1e6:.1f} MB, keeps {kept.retained:.1%} of the adapter's effect")

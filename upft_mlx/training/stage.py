@@ -1,0 +1,40 @@
+"""The stage `train`: dataset/ to adapter/."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from upft_mlx.distributed.ranks import ranks
+from upft_mlx.events import StageStarted
+from upft_mlx.job import Job, Outcome
+from upft_mlx.rundir import RunDir
+
+UNREAD = ("keep", "report_to", "checkpoint_every")
+"""Fields of `train` that change no weight and no metric: the number of checkpoints, and where else metrics go."""
+
+
+def inputs(job: Job) -> dict[str, Any]:
+    """The adapter and the training; the split into rows to train and to validate on is in the dataset."""
+    return {**job.inputs.fields("lora"), **job.inputs.section_without("train", "valid_ratio", *UNREAD)}
+
+
+def announce(job: Job) -> StageStarted:
+    """How long it takes depends on the rows."""
+    return StageStarted("train", "a LoRA adapter")
+
+
+def work(job: Job, run: RunDir) -> Outcome:
+    """Train it, and measure how far it has moved the model."""
+    from upft_mlx.training.movement import measure
+    from upft_mlx.training.train import train
+
+    loaded = job.load()
+    position = train(job.recipe, loaded, run, job.notify)
+    if ranks().leads:
+        measure(job.recipe, loaded, job.problems, job.sets, run, job.notify)
+    saves_best = job.recipe.train.save == "best" and position.best_loss is not None
+    detail = (
+        f"{position.step:,} steps, {position.trained_tokens:,} supervised tokens, {position.padding:.1%} padding, "
+        f"step {position.best_step if saves_best else position.step:,} kept"
+    )
+    return Outcome(detail, tokens_trained=position.trained_tokens, tokens_processed=position.processed_tokens)
