@@ -113,8 +113,9 @@ class Job:
         if differing and stage != self.remade:
             root = shlex.quote(str(self.run.root))
             adopt = f"If you changed it on purpose, `upft adopt {root}` keeps the change. "
+            adopt = adopt if STAGES[stage].adoptable else ""
             raise RunDirError(
-                f"was changed after `upft {stage}` wrote it. {adopt if STAGES[stage].adoptable else ''}If it is damaged, "
+                f"was changed after `upft {stage}` wrote it. {adopt}If it is damaged, "
                 f"`upft {stage} {root}` makes it again and keeps this version in .kept",
                 path=run.root / differing[0],
             )

@@ -100,9 +100,8 @@ def begun(run: RunDir, stage: str, inputs: dict[str, Any]) -> Entry:
     """The entry of what this stage has begun with these inputs, or a fresh one."""
     current = fingerprint(inputs)
     file = run.work / f"{stage}-{current}" / "entry.json"
-    for other in [version for version in unfinished(run, stage) if version.folder != file.parent][
-        STAGES[stage].keeps :
-    ]:
+    others = [version for version in unfinished(run, stage) if version.folder != file.parent]
+    for other in others[STAGES[stage].keeps :]:
         _discard(other.folder)
     return read_entry(file, read_json(file)) if file.exists() else Entry(current, inputs=inputs)
 
@@ -162,9 +161,8 @@ def _set_aside(run: RunDir, stage: str) -> str:
     """Begin a folder for the version that is there, with its entry; returns its name."""
     entry = run.entry(stage) or Entry("unknown", detail="not in the ledger")
     names = (f"{stage}-{entry.fingerprint}{suffix}" for suffix in ("", *(f"-{n}" for n in range(2, 10_000))))
-    name = next(
-        name for name in names if not any(_exists(run.kept / name / output) for output in STAGES[stage].outputs)
-    )
+    outputs = STAGES[stage].outputs
+    name = next(name for name in names if not any(_exists(run.kept / name / output) for output in outputs))
     write_json(run.kept / name / "entry.json", dump(entry))
     return name
 
