@@ -24,7 +24,7 @@ MODULES = sorted(
 )
 """All but the demo's, which are for development only: `recipe.load`, `recipe.__init__`, `rows`."""
 LAYERS = (
-    "_version errors events interrupt escape quantities digests grade stages",
+    "_version errors events escape quantities digests grade stages",
     "recipe rows machine",
     "data models rundir",
     "distributed fingerprints versions",

@@ -15,9 +15,9 @@ import pytest
 from conftest import MODEL
 from helpers.train import MakeRecipe, comparable, metrics, rows, run
 
+from upft_mlx.distributed.interrupt import deferred_interrupt
 from upft_mlx.errors import ModelError
 from upft_mlx.events import Event, Note, Progress
-from upft_mlx.interrupt import deferred_interrupt
 from upft_mlx.models.adapters import adapter_weights, add_lora
 from upft_mlx.models.load import load
 from upft_mlx.recipe.schema import Lora, Quantize, Train

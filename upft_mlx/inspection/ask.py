@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from upft_mlx.dataset.instruction import as_run
+from upft_mlx.distributed.interrupt import deferred_interrupt
 from upft_mlx.events import Side
 from upft_mlx.inspection.browse import recipe_of, settled_by
-from upft_mlx.interrupt import deferred_interrupt
 from upft_mlx.models.adapters import AdapterSwitch
 from upft_mlx.models.chat import Renderer
 from upft_mlx.models.load import Loaded

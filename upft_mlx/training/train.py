@@ -16,10 +16,10 @@ from typing import Any
 
 import mlx.core as mx
 
+from upft_mlx.distributed.interrupt import deferred_interrupt
 from upft_mlx.distributed.ranks import ranks
 from upft_mlx.errors import TrainingError
 from upft_mlx.events import Note, Observer, Progress, Trained, ignore
-from upft_mlx.interrupt import deferred_interrupt
 from upft_mlx.models.adapters import adapter_weights, add_lora
 from upft_mlx.models.load import Loaded
 from upft_mlx.recipe.schema import Recipe, Train
