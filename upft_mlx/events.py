@@ -19,10 +19,11 @@ class StageStarted:
 
 @dataclass(frozen=True)
 class StageSkipped:
-    """A stage is done and current."""
+    """A stage is not run: it is done and current, or there is nothing to do; `detail` says why."""
 
     stage: str
     detail: str = ""
+    current: bool = True
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,8 @@ class Progress:
     """MLX's peak since the stage began, where it is worth showing."""
     tokens_left: int | None = None
     """Expected to come, where units differ so much in length that their number says little about the time left."""
+    part: str = ""
+    """Which part of the stage it is, for example a benchmark; its progress is counted on its own."""
 
 
 @dataclass(frozen=True)

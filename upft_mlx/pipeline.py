@@ -234,7 +234,8 @@ def _comes_back(job: Job, run: RunDir, stage: str, entry: Entry) -> bool:
         if version.entry.fingerprint == entry.fingerprint and version.is_whole:
             bring_back(run, version)
             write_json(job.measured.recipe, described(job))
-            job.notify(StageSkipped(stage, f"an earlier version comes back: {version.entry.detail}"))
+            back = f"an earlier version comes back: {version.entry.detail}"
+            job.notify(StageSkipped(stage, back, current=False))
             return True
     return False
 

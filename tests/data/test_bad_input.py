@@ -139,7 +139,7 @@ REFUSED: dict[str, tuple[str, str | None, int, tuple[str, ...]]] = {
         MODEL_ONLY + "method: rft\nproblems: {path: q.jsonl}\n",
         '{"question": "a?"}\n',
         1,
-        ("method rft needs answers, 1 of 1 problems have none: 0", "problems.answer, or use method: upft"),
+        ("method: rft needs answers, 1 of 1 problems have none: 0", "problems.answer, or use method: upft"),
     ),
     "no structure rows": (
         MODEL_ONLY + "method: structure_only\nproblems: {path: q.jsonl}\n",

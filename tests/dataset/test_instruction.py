@@ -197,4 +197,4 @@ def test_a_benchmark_of_the_other_kind_is_asked_in_its_own_words_and_said_to_dif
 def test_an_instruction_without_a_question_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("r.yaml").write_text("model: m\nproblems: {builtin: arithmetic}\nprompt: {instruction: Solve it.}\n")
-    assert_fails(upft("plan", "r.yaml"), 2, "r.yaml:3: prompt: instruction: 'Solve it.' has no {question} in it")
+    assert_fails(upft("plan", "r.yaml"), 2, "r.yaml:3: prompt.instruction: 'Solve it.' has no {question} in it")

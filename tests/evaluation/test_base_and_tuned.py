@@ -201,7 +201,7 @@ def test_equal_questions_of_a_benchmark_get_answers_of_their_own(make_recipe: Ma
 def test_progress_counts_both_sides(recipe: Recipe, adapter: Path, tmp_path: Path) -> None:
     _, events = evaluated(recipe, tmp_path / "run", adapter)
     assert EvaluationStarted((("arithmetic", 9), ("sampled", 15))) in events
-    bars = [event for event in events if isinstance(event, Progress) and event.stage == "evaluate arithmetic"]
+    bars = [event for event in events if isinstance(event, Progress) and event.part == "arithmetic"]
     assert {event.total for event in bars} == {18}
     assert bars[-1].done == 18
     assert [event.done for event in bars] == sorted(event.done for event in bars)

@@ -33,7 +33,7 @@ def test_a_refused_fuse_leaves_the_report_and_force_or_the_adapter_finish_the_ru
     make_recipe: MakeRecipe, tmp_path: Path
 ) -> None:
     recipe = make_recipe(**SMALL, publish={"fuse": "base"})
-    with pytest.raises(FuseError, match=r"These values of publish\.fuse pass: .*adapter"):
+    with pytest.raises(FuseError, match=r"these values of publish\.fuse pass: .*adapter"):
         run(recipe, tmp_path)
     assert "arithmetic" in (tmp_path / "report.md").read_text()
     with pytest.raises(RunDirError, match="push needs the stage fuse, which is not done"):

@@ -41,7 +41,7 @@ __all__ = ["made", "partial", "there"]
         ("train", "train.learning_rate=1e+30", "lower train.learning_rate"),
         ("generate", "prompt.chat_template_args={messages: 3}", "the chat template refuses the prompt"),
         ("evaluate", "lora.rank=3", "evaluate would leave out the adapter, which was done with other settings"),
-        ("fuse", "publish.min_retained=1.0", "These values of publish.fuse pass"),
+        ("fuse", "publish.min_retained=1.0", "these values of publish.fuse pass"),
     ],
 )
 @pytest.mark.usefixtures("there")

@@ -155,17 +155,17 @@ def test_stopped_anywhere_it_continues_to_the_same_bytes(recipe: Recipe, tmp_pat
     class Stop(BaseException):
         pass
 
-    def stopper(stage: str, done: int) -> Callable[[Event], None]:
+    def stopper(part: str, done: int) -> Callable[[Event], None]:
         def watch(event: Event) -> None:
-            if isinstance(event, Progress) and event.stage == stage and event.done >= done:
+            if isinstance(event, Progress) and event.part == part and event.done >= done:
                 raise Stop
 
         return watch
 
     run_analysis(recipe, tmp_path / "whole")
-    for stage, done in (("prefixes", 3), ("prefixes", 66), ("trajectories", 70), ("rollouts", 5)):
+    for part, done in (("prefixes", 3), ("prefixes", 66), ("trajectories", 70), ("rollouts", 5)):
         with pytest.raises(Stop):
-            run_analysis(recipe, tmp_path / "stopped", stopper(f"analyze {stage}", done))
+            run_analysis(recipe, tmp_path / "stopped", stopper(part, done))
     run_analysis(recipe, tmp_path / "stopped")
     for path in (tmp_path / "whole" / "analysis").iterdir():
         assert path.read_bytes() == (tmp_path / "stopped" / "analysis" / path.name).read_bytes(), path.name
@@ -216,10 +216,10 @@ def test_the_tokens_of_its_progress_never_fall(recipe: Recipe, tmp_path: Path) -
 
     def watch(event: Event) -> None:
         if isinstance(event, Progress) and event.done < event.total:
-            seen.setdefault(event.stage, []).append(event.tokens)
+            seen.setdefault(event.part, []).append(event.tokens)
 
     run_analysis(recipe, tmp_path, watch)
-    assert set(seen) == {"analyze prefixes", "analyze trajectories", "analyze rollouts"}
+    assert set(seen) == {"prefixes", "trajectories", "rollouts"}
     assert all(tokens == sorted(tokens) for tokens in seen.values())
 
 

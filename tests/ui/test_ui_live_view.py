@@ -51,7 +51,7 @@ def test_header_shows_every_stage() -> None:
     view = watched(StageSkipped("generate", "current: 9"), StageSkipped("build"), StageStarted("train", "a LoRA"))
     assert frame(view)[1] == "✓ generate, build (skipped: current)  ▸ train  · evaluate  · fuse"
     view(StageDone("train", "", 1.0))
-    view(StageSkipped("evaluate", "evaluate.benchmarks is empty"))
+    view(StageSkipped("evaluate", "evaluate.benchmarks is empty", current=False))
     assert frame(view)[1:3] == ["✓ generate, build (skipped: current)  ✓ train  · evaluate (skipped)  · fuse"]
 
 
@@ -140,7 +140,7 @@ def evaluation(benchmarks: int = 1, expected: int = 256) -> LiveView:
         StageStarted("evaluate", ", ".join(names)),
         EvaluationStarted(tuple((name, expected) for name in names)),
     )
-    view(Progress("evaluate arithmetic base", 128, expected, "completions", 9000))
+    view(Progress("evaluate", 128, expected, "completions", 9000, part="arithmetic base"))
     for problem in range(128):
         view(graded("base", problem, problem < 92, question="Why? " * 40))
     return view

@@ -72,10 +72,11 @@ def _refuse_unlabelled(recipe: Recipe, problems: Sequence[Problem]) -> None:
     if missing:
         shown = ", ".join(itertools.islice((p.id for p in problems if p.answer is None), 5))
         shown += ", ..." if missing > 5 else ""
-        what = "method rft" if recipe.method == "rft" else "prefix.selection: label"
+        field, value = ("method", "rft") if recipe.method == "rft" else ("prefix.selection", "label")
         raise ProblemsError(
-            f"{what} needs answers, {missing} of {len(problems)} problems have none: {shown}",
+            f"{value} needs answers, {missing} of {len(problems)} problems have none: {shown}",
             "name the answer's column with problems.answer, or use method: upft without labels",
+            field=field,
         )
 
 

@@ -143,8 +143,8 @@ class Evaluator:
 
         others = sum(count for other, count in self._done.items() if other != side)
         total = len(self._done) * self._part.completions
-        stage, peak = f"evaluate {self._part.entry.label}", mx.get_peak_memory()
-        self._notify(Progress(stage, done + others, total, "completions", tokens, peak))
+        label, peak = self._part.entry.label, mx.get_peak_memory()
+        self._notify(Progress("evaluate", done + others, total, "completions", tokens, peak, part=label))
 
     def _sample(self, side: Side, number: int | None, on_step: OnStep) -> list[EvaluationRow]:
         """This rank's chunk of a round, graded."""

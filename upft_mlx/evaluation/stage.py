@@ -38,7 +38,7 @@ def sides(job: Job) -> tuple[Side, ...]:
 def announce(job: Job) -> StageStarted | StageSkipped:
     """The benchmarks' names."""
     if not job.sets:
-        return StageSkipped("evaluate", "evaluate.benchmarks is empty")
+        return StageSkipped("evaluate", "evaluate.benchmarks is empty", current=False)
     return StageStarted("evaluate", ", ".join(part.entry.label for part in job.sets))
 
 

@@ -24,14 +24,14 @@ def earlier_export(folder: Path) -> dict[str, list[str]]:
         ExportError: something else is there, a file of the export was changed, or the folder cannot be written.
     """
     if folder.is_symlink() and not folder.exists():
-        raise ExportError(f"--to {folder}: is a link to nothing", "make its folder, or choose another")
+        raise ExportError("is a link to nothing", "make its folder, or choose another", field=f"--to {folder}")
     if not folder.exists():
         above = next(path for path in folder.absolute().parents if path.exists())
         if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
-            raise ExportError(f"--to {folder}: cannot be made, {above} is not a folder that you may write to")
+            raise ExportError(f"cannot be made, {above} is not a folder that you may write to", field=f"--to {folder}")
         return {}
     if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
-        raise ExportError(f"--to {folder}: is not a folder that you may write to", "choose another")
+        raise ExportError("is not a folder that you may write to", "choose another", field=f"--to {folder}")
     found = read_json(folder / MANIFEST) or {}
     files = found.get("files") if isinstance(found, dict) else None
     known: dict[str, list[str]] = files if isinstance(files, dict) else {}
@@ -41,13 +41,15 @@ def earlier_export(folder: Path) -> dict[str, list[str]]:
             continue
         if path.name not in known:
             raise ExportError(
-                f"--to {folder}: holds {path.name}, which is not of an earlier export",
+                f"holds {path.name}, which is not of an earlier export",
                 "choose an empty folder or a new one",
+                field=f"--to {folder}",
             )
         if path.is_symlink() or not path.is_file() or digest(path) not in known[path.name]:
             raise ExportError(
-                f"--to {folder}: {path.name} was changed after it was exported",
+                f"{path.name} was changed after it was exported",
                 "move it away, or choose another folder",
+                field=f"--to {folder}",
             )
     return known
 

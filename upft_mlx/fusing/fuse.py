@@ -128,7 +128,8 @@ def _refuse(fuser: Fuser, chosen: Fidelity) -> NoReturn:
             passing.append(f"{family} ({', '.join(detail)})")
     raise FuseError(
         f"fusing as {chosen.fuse} keeps {chosen.retained:.1%} of the adapter's effect (publish.min_retained: "
-        f"{least:.0%}). These values of publish.fuse pass: {'; '.join(passing)}"
+        f"{least:.0%})",
+        f"these values of publish.fuse pass: {'; '.join(passing)}"
         f"{'' if room else '; 16 bits were not tried because measuring them does not fit in memory'}. To fuse anyway: "
-        "`upft fuse --force`, or publish.min_retained: 0"
+        "`upft fuse --force`, or publish.min_retained: 0",
     )

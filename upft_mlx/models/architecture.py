@@ -143,7 +143,9 @@ def from_config(
         return _decoder(config, tensors or {}, quantize, where)
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         shown = one_line(f"{type(error).__name__}: {error}")
-        raise ModelError(f"{where}: does not describe a decoder ({shown})", "memory cannot be planned for it") from None
+        raise ModelError(
+            f"does not describe a decoder ({shown})", "memory cannot be planned for it", path=where
+        ) from None
 
 
 def _decoder(
@@ -156,7 +158,7 @@ def _decoder(
         for name in names:
             if isinstance(value := text.get(name), int) and value > 0:
                 return int(value)
-        raise ModelError(f"{where}: lacks `{names[0]}`", "memory cannot be planned for this model")
+        raise ModelError(f"lacks `{names[0]}`", "memory cannot be planned for this model", path=where)
 
     hidden, heads, experts = number("hidden_size", "n_embd"), number("num_attention_heads", "n_head"), 0
     if text.get("num_experts_per_tok") and text.get("moe_intermediate_size"):

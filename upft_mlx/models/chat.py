@@ -35,10 +35,12 @@ class Renderer:
         self._name = getattr(tokenizer, "name_or_path", "") or "the model"
         template = getattr(tokenizer, "chat_template", None)
         if template is None and not getattr(tokenizer, "has_chat_template", False):
-            raise ModelError(f"{self._name}: has no chat template", "use an instruct model, or add chat_template.jinja")
+            raise ModelError(
+                "has no chat template", "use an instruct model, or add chat_template.jinja", path=self._name
+            )
         if isinstance(template, str) and not template.strip():
             raise ModelError(
-                f"{self._name}: its chat template is empty", "use an instruct model, or fill in the template"
+                "its chat template is empty", "use an instruct model, or fill in the template", path=self._name
             )
         self._tokenizer = tokenizer
         self._prompt = prompt
@@ -66,7 +68,7 @@ class Renderer:
         if question.strip() not in text and len(_squeezed(text)) < self._around + len(_squeezed(question)):
             shown = question if len(question) <= 60 else f"{question[:57]}..."
             raise ModelError(
-                f"{self._name}: the chat template leaves out the question {shown!r}", "reword it or remove it"
+                f"the chat template leaves out the question {shown!r}", "reword it or remove it", path=self._name
             )
         return self._encoded(text)
 
@@ -107,10 +109,12 @@ class Renderer:
             try:
                 text = _squeezed(self._rendered([_QUESTION], parts=parts))
                 if _squeezed(_QUESTION) not in text:
-                    raise ModelError(f"{self._name}: the chat template leaves out the question", "use another template")
+                    raise ModelError(
+                        "the chat template leaves out the question", "use another template", path=self._name
+                    )
                 if _squeezed(self._prompt.system or "") not in text:
                     raise ModelError(
-                        f"{self._name}: the chat template leaves out the system turn", "unset prompt.system"
+                        "the chat template leaves out the system turn", "unset prompt.system", path=self._name
                     )
                 return parts
             except ModelError as error:
@@ -136,7 +140,9 @@ class Renderer:
         try:
             return str(self._render(messages, add_generation_prompt=generation, **self._prompt.chat_template_args))
         except (jinja2.TemplateError, TypeError, ValueError) as error:
-            raise ModelError(f"{self._name}: the chat template refuses the prompt: {error}", "check `prompt`") from None
+            raise ModelError(
+                f"the chat template refuses the prompt: {error}", "check `prompt`", path=self._name
+            ) from None
 
     @cached_property
     def _render(self) -> Callable[..., str]:

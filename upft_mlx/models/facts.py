@@ -62,7 +62,7 @@ def read_model_facts(folder: Path, name: str) -> ModelFacts:
     config = json_object(folder / "config.json")
     template = chat_template(folder)
     if not template:
-        raise ModelError(f"{name}: has no chat template", "use an instruct model, or add chat_template.jinja")
+        raise ModelError("has no chat template", "use an instruct model, or add chat_template.jinja", path=name)
     shape, text = dense_shape(config), config.get("text_config")
     context = (text if isinstance(text, dict) else config).get("max_position_embeddings")
     stated = [config.get(field) for field in ("quantization", "quantization_config")]

@@ -158,8 +158,9 @@ def hold_out(problems: Sequence[Problem], count: int | None, seed: int = 0) -> S
     wanted = min(200, round(0.2 * len(testable))) if count is None else count
     if wanted > len(testable) or (wanted and wanted >= len(firsts)):
         raise ProblemsError(
-            f"--holdout {wanted}: {len(firsts)} different questions, {len(testable)} of them with an answer",
+            f"{len(firsts)} different questions, {len(testable)} of them with an answer",
             "set fewer aside, so that some are left to train on",
+            field=f"--holdout {wanted}",
         )
     drawn = testable[sorted(random.Random(f"holdout/{seed}").sample(range(len(testable)), wanted))]
     train = np.flatnonzero(~np.isin(keys, keys[drawn]))

@@ -86,11 +86,12 @@ def _output(wish: Wish) -> Path:
         path = path.with_name(f"{path.name}.yaml")
     if not _NAME.fullmatch(path.stem):
         raise RecipeError(
-            f"--output {path}: the file's name becomes the run's name: use only letters, digits, `.`, `_` and `-`, "
-            "with a letter or digit first"
+            "the file's name becomes the run's name: use only letters, digits, `.`, `_` and `-`, "
+            "with a letter or digit first",
+            field=f"--output {path}",
         )
     if not path.absolute().parent.is_dir():
-        raise RecipeError(f"--output {path}: the folder {path.parent} does not exist", "create it first")
+        raise RecipeError(f"the folder {path.parent} does not exist", "create it first", field=f"--output {path}")
     return path
 
 
@@ -101,7 +102,9 @@ def _source(wish: Wish) -> Problems:
         return Problems(dataset=wish.dataset, config=wish.config, split=split, question=question, answer=answer)
     for option in ("config", "split"):
         if getattr(wish, option) is not None:
-            raise RecipeError(f"--{option}: {wish.dataset} is a file", "only datasets on the Hub have this option")
+            raise RecipeError(
+                f"{wish.dataset} is a file", "only datasets on the Hub have this option", field=f"--{option}"
+            )
     return Problems(path=str(Path(wish.dataset).expanduser()), question=question, answer=answer)
 
 
@@ -110,7 +113,9 @@ def _parts(wish: Wish, data: DataFacts) -> Split | None:
     if data.source.path is None:
         if wish.holdout:
             raise RecipeError(
-                f"--holdout {wish.holdout}: only local files are split", "evaluate on one of its splits, or download it"
+                "only local files are split",
+                "evaluate on one of its splits, or download it",
+                field=f"--holdout {wish.holdout}",
             )
         return None
     if wish.holdout == 0 or (wish.holdout is None and not data.answered):
@@ -166,7 +171,7 @@ def _refuse_overwriting(draft: Draft, *, force: bool) -> None:
     paths = [draft.path, *(draft.path.parent / name for name in draft.files)]
     source = draft.data.source.path
     if source is not None and Path(source).resolve() in [path.resolve() for path in paths]:
-        raise ProblemsError(f"{source}: would be overwritten by the output", "choose another --output")
+        raise ProblemsError("would be overwritten by the output", "choose another --output", path=source)
     same = []
     if not draft.path.exists():  # it is written last: without it a command was cut, and what it wrote may stay
         same = [draft.path.parent / name for name, rows in draft.files.items() if _holds(draft, name, rows)]

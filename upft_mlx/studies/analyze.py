@@ -170,9 +170,11 @@ class _Analyzer:
         plan = list(_cut(requests, CHUNK_BATCHES * self.sampler.sampling.batch_size))
         sizes = [sum(requests[index].samples for index in chunk) for chunk in plan]
         first = resume(path, sizes)
-        start, total, stage = sum(sizes[:first]), sum(sizes), f"analyze {path.stem}"
+        start, total, part = sum(sizes[:first]), sum(sizes), path.stem
         on_step = summing(
-            lambda tokens, finished: self.notify(Progress(stage, start + finished, total, "completions", tokens))
+            lambda tokens, finished: self.notify(
+                Progress("analyze", start + finished, total, "completions", tokens, part=part)
+            )
         )
         for chunk in plan[first:]:
             asked = [requests[index] for index in chunk]

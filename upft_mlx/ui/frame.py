@@ -40,7 +40,7 @@ class Frame:
         """From top to bottom; the most important first, since a small screen cuts the end off."""
         head = list(self._head())  # a line each
         yield from head
-        if self.state.stage.startswith("evaluate") and self.state.tallies:
+        if self.state.stage == "evaluate" and self.state.tallies:
             yield Text()
             yield from self._evaluation.parts(len(head) + 1)
 
@@ -53,7 +53,7 @@ class Frame:
         if state.meter or (state.stage and state.stages[state.stage] != "done"):
             yield Text()
             yield from self._progress()
-        if state.stage.startswith("train") and state.metrics:
+        if state.stage == "train" and state.metrics:
             yield Text()
             yield from self._training()
 
@@ -78,8 +78,8 @@ class Frame:
 
     def _progress(self) -> Iterator[RenderableType]:
         state, meter = self.state, self.state.meter
-        head = Text().append(self.glyphs.line(meter.stage if meter else state.stage), "bold")
-        if state.detail and (meter is None or meter.stage == state.stage):
+        head = Text().append(self.glyphs.line(meter.name if meter else state.stage), "bold")
+        if state.detail and (meter is None or meter.name == state.stage):
             head.append(f"  {self.glyphs.line(state.detail)}", "dim")
         if meter is None and state.stages.get(state.stage) == "running":
             head.append(f"  {clock(self.now - state.started)}", "dim")

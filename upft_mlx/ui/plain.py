@@ -44,10 +44,10 @@ class PlainView:
             now, state = self._now(), self._state
             if now - self._written < INTERVAL or state.stages.get(state.stage) != "running":
                 return
-            name = self._glyphs.line(state.meter.stage if state.meter else state.stage)
+            name = self._glyphs.line(state.meter.name if state.meter else state.stage)
             numbers = state.meter.numbers(now) if state.meter else [f"{clock(now - state.started)} elapsed"]
             self._write(f"{name}: {'  '.join(numbers)}", now)
-            self._spoke["progress", state.meter.stage if state.meter else state.stage] = now
+            self._spoke["progress", state.meter.name if state.meter else state.stage] = now
 
     @contextmanager
     def beating(self) -> Iterator[None]:
@@ -91,10 +91,10 @@ class PlainView:
 
     def _progress(self, meter: Meter, now: float) -> str | None:
         # An evaluation's sides end with their accuracy instead.
-        complete = meter.done >= meter.total and not meter.stage.startswith("evaluate")
-        if not self._due(("progress", meter.stage), now, complete=complete):
+        complete = meter.done >= meter.total and meter.stage != "evaluate"
+        if not self._due(("progress", meter.name), now, complete=complete):
             return None
-        return f"{self._glyphs.line(meter.stage)}: {'  '.join(meter.numbers(now))}"
+        return f"{self._glyphs.line(meter.name)}: {'  '.join(meter.numbers(now))}"
 
     def _graded(self, event: Graded, now: float) -> str | None:
         tally = self._state.tallies[event.benchmark]

@@ -28,10 +28,10 @@ Status = Literal["pending", "running", "done", "skipped", "current", "stopped"]
 
 
 class Meter:
-    """How fast one `Progress.stage` goes. Times are monotonic seconds, given from outside."""
+    """How fast a stage, or one part of it, goes. Times are monotonic seconds, given from outside."""
 
     def __init__(self, event: Progress, now: float) -> None:
-        self.stage, self.unit = event.stage, event.unit
+        self.stage, self.part, self.unit = event.stage, event.part, event.unit
         self.done, self.total = event.done, event.total
         self._first, self._started, self._last = event.done, now, now
         self._tokens, self.peak = event.tokens, event.peak_memory_bytes
@@ -39,15 +39,20 @@ class Meter:
         self._window = deque([(now, event.tokens)])
 
     def add(self, event: Progress, now: float) -> None:
-        """Take the next report of the same stage."""
+        """Take the next report of the same stage and part."""
         self.done, self.total, self._last, self.peak = event.done, event.total, now, event.peak_memory_bytes
         self._tokens_left = event.tokens_left
         # A training step reports its own tokens, the samplers a running total.
-        self._tokens = self._tokens + event.tokens if self.stage.startswith("train") else event.tokens
+        self._tokens = self._tokens + event.tokens if self.stage == "train" else event.tokens
         self._window.append((now, self._tokens))
         # Two reports stay even if a step takes longer than the window.
         while len(self._window) > 2 and self._window[0][0] < now - WINDOW:
             self._window.popleft()
+
+    @property
+    def name(self) -> str:
+        """The stage with its part."""
+        return f"{self.stage} {self.part}".rstrip()
 
     @property
     def tokens_per_second(self) -> float:
@@ -104,8 +109,7 @@ class State:
             case StageStarted():
                 self._start(event, now)
             case StageSkipped():
-                current = not event.detail or event.detail.startswith("current")
-                self.stages[event.stage] = "current" if current else "skipped"
+                self.stages[event.stage] = "current" if event.current else "skipped"
             case StageDone():
                 self.stages[event.stage] = "done"
             case Progress():
@@ -131,11 +135,11 @@ class State:
     def _start(self, event: StageStarted, now: float) -> None:
         self.stages[event.stage] = "running"
         self.stage, self.detail, self.started, self.meter = event.stage, event.detail, now, None
-        if event.stage.startswith("train"):
+        if event.stage == "train":
             self.metrics, self.valid, self.losses = {}, None, []
 
     def _progress(self, event: Progress, now: float) -> None:
-        if self.meter is None or self.meter.stage != event.stage:
+        if self.meter is None or (self.meter.stage, self.meter.part) != (event.stage, event.part):
             self.meter = Meter(event, now)
         else:
             self.meter.add(event, now)
