@@ -59,11 +59,15 @@ class UpftError(Exception):
         self.problem, self.remedy = problem, remedy
         self.field, self.path, self.line, self.row = field, path, line, row
 
-    def __str__(self) -> str:
+    @property
+    def without_remedy(self) -> str:
+        """Where it is, and what is wrong."""
         where = f"{self.path}:{self.line}" if self.line else str(self.path)
         row = f"row {self.row}" if self.row else ""
-        text = ": ".join(part for part in (where, row, self.field, self.problem) if part)
-        return f"{text}; {self.remedy}" if self.remedy else text
+        return ": ".join(part for part in (where, row, self.field, self.problem) if part)
+
+    def __str__(self) -> str:
+        return f"{self.without_remedy}; {self.remedy}" if self.remedy else self.without_remedy
 
 
 class RecipeError(UpftError):
@@ -103,9 +107,10 @@ class ProblemsError(UpftError):
         super().__init__(problem, remedy, **parts)
         self.found = found
 
-    def __str__(self) -> str:
-        text = super().__str__()
-        return f"{text}, found {self.found}" if self.found else text
+    @property
+    def without_remedy(self) -> str:
+        """See `UpftError`."""
+        return f"{super().without_remedy}, found {self.found}" if self.found else super().without_remedy
 
 
 class ColumnError(ProblemsError):

@@ -15,6 +15,7 @@ from typing import Any
 
 from upft_mlx.data.benchmarks import Set, load_benchmark, resolve
 from upft_mlx.data.on_disk import problems_of
+from upft_mlx.data.source import Notes
 from upft_mlx.dataset.instruction import instructed
 from upft_mlx.dataset.prefix import check_problems
 from upft_mlx.distributed.ranks import ranks
@@ -108,15 +109,18 @@ def prepare(
     run = RunDir(ranks().workplace(Path(run_dir)))
     resolve(recipe.evaluate)  # names that are wrong are refused before anything is read
     model_path = find_model(recipe)
-    problems = problems_of(recipe)
+    problems, notes = problems_of(recipe), Notes()
     check_problems(recipe, problems)
     recipe = instructed(dated(recipe, model_path, run), model_path, problems)
-    sets = [Set(entry, load_benchmark(entry, recipe.seed)) for entry in resolve(recipe.evaluate)]
+    sets = [Set(entry, load_benchmark(entry, recipe.seed, notes)) for entry in resolve(recipe.evaluate)]
     if has_auto(recipe):  # the same numbers on every call, whatever the run has done already
         recipe = Planner(recipe, model_path, problems, sets, this_machine()).settled().recipe
     measured = None if look is None else RunDir(run.looks / look)
     notify = notify if ranks().leads else ignore
-    return Job(recipe, model_path, problems, sets, run, notify, measured=measured, adapter=adapter)
+    job = Job(recipe, model_path, problems, sets, run, notify, measured=measured, adapter=adapter)
+    for text in () if job.is_current("generate") else (*problems.notes.lines(), *notes.lines()):
+        notify(Note(text))
+    return job
 
 
 @contextmanager

@@ -97,13 +97,13 @@ REFUSED: dict[str, tuple[str, str | None, int, tuple[str, ...]]] = {
         MODEL_ONLY + "problems: {path: q.jsonl}\n",
         None,
         1,
-        ("/q.jsonl: no such file", "set problems.path to a .jsonl, .parquet, .csv file"),
+        ("/q.jsonl: no such file", "set `path` to a .jsonl, .json, .csv, .tsv or .parquet file"),
     ),
     "dataset of another kind": (
         MODEL_ONLY + "problems: {path: r.yaml}\n",
         None,
         1,
-        ("/r.yaml: expected a .jsonl, .parquet, .csv file",),
+        ("/r.yaml: not a .jsonl, .json, .csv, .tsv or .parquet file", "write it as JSON lines"),
     ),
     "dataset empty": (
         MODEL_ONLY + "problems: {path: q.jsonl}\n",
@@ -121,19 +121,19 @@ REFUSED: dict[str, tuple[str, str | None, int, tuple[str, ...]]] = {
         MODEL_ONLY + "problems: {path: q.jsonl, question: text}\n",
         TWO,
         1,
-        ("/q.jsonl:1: no column 'text'; it has question, answer; name one with `question`",),
+        ("/q.jsonl:1: no column 'text'; it has question, answer; name the question column with",),
     ),
     "no column found": (
         MODEL_ONLY + "problems: {path: q.jsonl}\n",
         '{"text": "a?"}\n',
         1,
-        ("/q.jsonl:1: no column named question, problem, query, prompt; it has text", "with `question`"),
+        ("/q.jsonl:1: no column named question, problem, query,", "it has text; name the question column with"),
     ),
     "empty question": (
         MODEL_ONLY + "problems: {path: q.jsonl}\n",
         ONE_PROBLEM + '{"question": " "}\n',
         1,
-        ("/q.jsonl:2: question: the question is empty; fill it in or remove the row",),
+        ("/q.jsonl:2: question: the question is empty; fix it, or leave such rows out with `bad_rows: skip`",),
     ),
     "rft without answers": (
         MODEL_ONLY + "method: rft\nproblems: {path: q.jsonl}\n",

@@ -100,7 +100,9 @@ def test_columns_can_be_named(tmp_path: Path) -> None:
     path = write_rows(tmp_path / "own.jsonl", [{"text": "1 + 1?", "key": "2", "hard": 3, "field": "sums"}])
     columns = {"question": "text", "answer": "key", "level": "hard", "subject": "field"}
     assert load_benchmark(entry_of(name="own", path=path, **columns)) == [Problem("0", "1 + 1?", "2", "3", "sums")]
-    with pytest.raises(ProblemsError, match=r"own.jsonl:1: no column 'difficulty'; it has .*; name one with `level`"):
+    with pytest.raises(
+        ProblemsError, match=r"own.jsonl:1: no column 'difficulty'; it has .*; name the level column with `level"
+    ):
         load_benchmark(entry_of(name="own", path=path, **columns | {"level": "difficulty"}))
 
 

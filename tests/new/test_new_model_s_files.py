@@ -19,6 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from upft_mlx.data.benchmarks import load_benchmark, resolve
+from upft_mlx.data.columns import Columns
 from upft_mlx.data.problems import Problem
 from upft_mlx.errors import ModelError, ProblemsError
 from upft_mlx.models.facts import ModelFacts, chat_template, dense_shape, read_model_facts, thinking
@@ -160,7 +161,7 @@ def a_model(**changes: Any) -> ModelFacts:
 
 
 def some_data(length: int = 100) -> DataFacts:
-    return DataFacts(Problems(path="x.jsonl"), "question", None, 1, [Problem("0", "q" * length)])
+    return DataFacts(Problems(path="x.jsonl"), Columns("question"), 1, [Problem("0", "q" * length)])
 
 
 # What is chosen.
@@ -288,7 +289,7 @@ def test_holding_out_loses_no_row_and_shares_no_question(rows: list[tuple[str, s
     assert keys(left) <= keys(parts.test)
 
 
-@settings(max_examples=200)
+@settings(max_examples=200, deadline=None)
 @given(
     st.one_of(
         st.text(max_size=12),

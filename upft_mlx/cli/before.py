@@ -81,9 +81,9 @@ def _print_recipe(name: str, *, as_json: bool) -> None:
 
 @cli.command(
     help=helped(
-        "Write a recipe for MODEL (a folder or a Hub id) and DATASET (a .jsonl, .csv or .parquet file, or a Hub id): "
-        "finds the columns, sets part of a local file aside as test questions, chooses the numbers, and says why next "
-        "to each.",
+        "Write a recipe for MODEL (a folder or a Hub id) and DATASET (a .jsonl, .json, .csv or .parquet file, or a Hub "
+        "id): finds the columns, sets part of a local file aside as test questions, chooses the numbers, and says why "
+        "next to each.",
         "upft new my-model my-questions.jsonl",
         "upft new my-model openai/gsm8k --config main --output my-recipe.yaml",
     )
@@ -93,8 +93,14 @@ def _print_recipe(name: str, *, as_json: bool) -> None:
 @click.option(
     "--output", "-o", type=click.Path(path_type=Path), help="The recipe's file.  [default: the dataset's name]"
 )
-@click.option("--question", metavar="COLUMN", help="The question's column, if it has an unusual name.")
+@click.option(
+    "--question",
+    metavar="COLUMN",
+    help="The question's column, if it has an unusual name; `input.text` if it is nested.",
+)
 @click.option("--answer", metavar="COLUMN", help="The answer's column, if it has an unusual name.")
+@click.option("--id", metavar="COLUMN", help="The id's column; `none` numbers the rows.")
+@click.option("--skip-bad-rows", is_flag=True, help="Leave out rows that cannot be used; says how many.")
 @click.option("--config", help="The Hub dataset's configuration.")
 @click.option("--split", help="The Hub dataset's split.  [default: train]")
 @click.option(

@@ -11,7 +11,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from upft_mlx.data.problems import Problem, load_problems
+from upft_mlx.data.forms import with_options
+from upft_mlx.data.problems import Problem, stream_problems
+from upft_mlx.data.source import Notes
 from upft_mlx.errors import ProblemsError, RecipeError
 from upft_mlx.escape import quoted
 from upft_mlx.grade.correct import normalize_gold
@@ -99,6 +101,8 @@ class Entry:
     revision: str | None = None
     question: str | None = None
     answer: str | None = None
+    id: str | None = None
+    bad_rows: str = "stop"
     level: str | None = None
     subject: str | None = None
     wrong_answers: tuple[str, ...] | None = None
@@ -170,23 +174,37 @@ def _entry(benchmark: Benchmark, evaluate: Evaluate) -> Entry:
 
 
 _GIVEN = (
-    *("path", "dataset", "config", "split", "revision", "question", "answer", "level", "subject", "wrong_answers"),
+    *(
+        "path",
+        "dataset",
+        "config",
+        "split",
+        "revision",
+        "question",
+        "answer",
+        "id",
+        "bad_rows",
+        "level",
+        "subject",
+        "wrong_answers",
+    ),
     *("prompt", "grader", "private"),
 )
 
 
-def load_benchmark(entry: Entry, seed: int = 0) -> list[Problem]:
+def load_benchmark(entry: Entry, seed: int = 0, notes: Notes | None = None) -> list[Problem]:
     """The problems of a benchmark, with answers in the bare form that is compared and options after the questions.
 
     Args:
         entry: the benchmark.
         seed: of the order of the options.
+        notes: takes what is worth saying about how the set was read.
 
     Raises:
         ProblemsError: the set cannot be read, a problem has no answer, or the subset is empty.
         OfflineError: a Hub dataset is not on this machine and cannot be downloaded.
     """
-    problems = _subset(entry, _load(entry))[: entry.limit]
+    problems = _subset(entry, _load(entry, notes))[: entry.limit]
     missing = [problem.id for problem in problems if problem.answer is None]
     if missing:
         raise ProblemsError(
@@ -198,9 +216,12 @@ def load_benchmark(entry: Entry, seed: int = 0) -> list[Problem]:
     return [replace(p, answer=normalize_gold(str(p.answer)), wrong_answers=()) for p in problems]
 
 
-def _load(entry: Entry) -> list[Problem]:
+def _load(entry: Entry, notes: Notes | None) -> list[Problem]:
+    notes = Notes() if notes is None else notes
     try:
-        return load_problems(entry, builtin=entry.builtin)
+        problems = list(stream_problems(entry, builtin=entry.builtin, notes=notes))
+        notes.first = "(withheld)" if entry.private and notes.first else notes.first
+        return problems
     except ProblemsError as error:
         if not entry.private:
             raise
@@ -242,6 +263,5 @@ def _with_options(entry: Entry, problem: Problem, seed: int) -> Problem:
     options = [right, *(answer.strip() for answer in problem.wrong_answers)][: len(LETTERS)]
     order = list(range(len(options)))
     random.Random(f"{seed}/{problem.id}").shuffle(order)
-    lines = [f"({letter}) {options[place]}" for letter, place in zip(LETTERS, order, strict=False)]
-    question = "\n".join([problem.question.strip(), "", *lines])
+    question = with_options(problem.question, [options[place] for place in order])
     return replace(problem, question=question, answer=LETTERS[order.index(0)], wrong_answers=())

@@ -2,26 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import difflib
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from upft_mlx.data.hub import Place
-from upft_mlx.errors import ColumnError
+from upft_mlx.data.source import Located, Row
+from upft_mlx.errors import ColumnError, ProblemsError
 from upft_mlx.escape import one_line, quoted
 
-QUESTION_COLUMNS = ("question", "problem", "query", "prompt")
-ANSWER_COLUMNS = ("answer", "solution", "Correct Answer")
+QUESTION_COLUMNS = ("question", "problem", "query", "prompt", "instruction", "messages", "conversations")
+ANSWER_COLUMNS = (
+    *("answer", "final_answer", "expected_answer", "correct_answer", "ground_truth", "reward_model.ground_truth"),
+    *("answerKey", "solution", "response", "output", "completion"),
+)
 ID_COLUMNS = ("id", "unique_id", "problem_id", "Record ID")
 LEVEL_COLUMNS = ("level",)
 SUBJECT_COLUMNS = ("subject", "type", "High-level domain")
 WRONG_COLUMNS = ("Incorrect Answer 1", "Incorrect Answer 2", "Incorrect Answer 3")
-"""GPQA's columns; in other datasets the names match in upper and lower case."""
+"""GPQA's columns."""
+OPTION_COLUMNS = ("choices", "options")
+NUMBERED = "none"
+"""The value of `id` with which rows are numbered, whatever ids they have."""
 
 
 @dataclass(frozen=True)
 class Columns:
-    """Which column holds what; unset ones are found by their usual names."""
+    """Which column holds what; unset ones are found by their usual names. A dotted path names a nested field."""
 
     question: str | None = None
     answer: str | None = None
@@ -29,55 +37,106 @@ class Columns:
     level: str | None = None
     subject: str | None = None
     wrong_answers: tuple[str, ...] | None = None
+    answers: tuple[str, ...] = ()
+    """Where else an answer is looked for in a row without one, in this order; empty where the recipe names a column."""
+    options: str | None = None
+    """The options of a multiple choice."""
 
 
-def find_columns(place: Place, row: dict[str, Any], named: Columns) -> Columns:
-    """The columns to read, decided on the first row.
+def find_columns(rows: Sequence[Located], named: Columns) -> Columns:
+    """The columns to read, decided on the first rows.
 
     Raises:
         ColumnError: there is no question, or no column of a name that was given.
     """
-    question = named.question or _first(QUESTION_COLUMNS, row)
+    head = [row for _, row in rows if isinstance(row, dict)]
+    if not head and isinstance(rows[0][1], ProblemsError):
+        raise rows[0][1]
+    place = rows[0][0]._asdict()
+    question = named.question or _first(QUESTION_COLUMNS, head)
     if question is None:
-        raise ColumnError(
-            f"no column named {', '.join(QUESTION_COLUMNS)}; it has {_named(row)}",
-            "name the question's column with `question`",
-            column="question",
-            **place._asdict(),
-        )
-    for field in ("question", "answer", "level", "subject"):
-        _refuse_missing(place, row, getattr(named, field), field)
-    for column in named.wrong_answers or ():
-        _refuse_missing(place, row, column, "wrong_answers")
-    wrong = (_first((name,), row) for name in WRONG_COLUMNS)
-    found = tuple(column for column in wrong if column)
+        usual = ", ".join(QUESTION_COLUMNS)
+        remedy = _example("question", head)
+        raise ColumnError(f"no column named {usual}; it has {_named(head)}", remedy, column="question", **place)
+    given = {name: getattr(named, name) for name in ("question", "answer", "level", "subject")}
+    given |= {"id": None if named.id == NUMBERED else named.id}
+    for field, column in [*given.items(), *(("wrong_answers", column) for column in named.wrong_answers or ())]:
+        if column is not None and not any(column in row or value_at(row, column) is not None for row in head):
+            raise ColumnError(
+                f"no column {quoted(column)}; {_nearest(column, head)}it has {_named(head)}",
+                _example(field, head),
+                column=field,
+                **place,
+            )
+    found = [name for name in _all(ANSWER_COLUMNS, head) if name != question]
+    wrong = (_first((name,), head) for name in WRONG_COLUMNS)
     return Columns(
         question=question,
-        answer=named.answer or _first(ANSWER_COLUMNS, row),
-        id=_first(ID_COLUMNS, row),
-        level=named.level or _first(LEVEL_COLUMNS, row),
-        subject=named.subject or _first(SUBJECT_COLUMNS, row),
-        wrong_answers=found if named.wrong_answers is None else named.wrong_answers,
+        answer=named.answer or (found[0] if found else None),
+        id=None if named.id == NUMBERED else named.id or _first(ID_COLUMNS, head),
+        level=named.level or _first(LEVEL_COLUMNS, head),
+        subject=named.subject or _first(SUBJECT_COLUMNS, head),
+        wrong_answers=tuple(c for c in wrong if c) if named.wrong_answers is None else named.wrong_answers,
+        answers=() if named.answer else tuple(found[1:]),
+        options=_first(OPTION_COLUMNS, head),
     )
 
 
-def _refuse_missing(place: Place, row: dict[str, Any], column: str | None, field: str) -> None:
-    if column is not None and column not in row:
-        raise ColumnError(
-            f"no column {quoted(column)}; it has {_named(row)}",
-            f"name one with `{field}`",
-            column=field,
-            **place._asdict(),
-        )
+def value_at(row: Row, column: str | None) -> Any:
+    """A row's value in a column, or at a dotted path into its nested fields; None if it has none."""
+    if column is None or column in row:
+        return row.get(str(column))
+    value: Any = row
+    for part in column.split("."):
+        if isinstance(value, list) and part.isdecimal() and len(part) < 6:
+            value = value[int(part)] if int(part) < len(value) else None
+        else:
+            value = value.get(part) if isinstance(value, dict) else None
+    return value
 
 
-def _first(names: Sequence[str], row: dict[str, Any]) -> str | None:
-    """The first of the names that is a column: an exact match, or else one that ignores upper and lower case."""
-    lowered = {str(column).lower(): column for column in reversed(row)}
-    return next((name for name in names if name in row), None) or next(
-        (lowered[name.lower()] for name in names if name.lower() in lowered), None
-    )
+def names_of(row: Row) -> Iterator[str]:
+    """A row's columns, and with dots the fields in them."""
+    for column, value in row.items():
+        nested = [f"{column}.{name}" for name in value] if isinstance(value, dict) else []
+        yield from nested or [str(column)]
 
 
-def _named(row: Iterable[str]) -> str:
-    return one_line(", ".join(row), 1000) or "none"
+def _all(names: Sequence[str], head: Sequence[Row]) -> list[str]:
+    """Those of the names that are columns, in their order: exact matches, or else ones that are spelt alike."""
+    there = dict.fromkeys(name for row in head for name in (*row, *names_of(row)))
+    alike = {_plain(name): name for name in reversed(there)}
+    found = [name if name in there else alike.get(_plain(name)) for name in names]
+    return list(dict.fromkeys(name for name in found if name is not None))
+
+
+def _first(names: Sequence[str], head: Sequence[Row]) -> str | None:
+    there = {name for row in head for name in (*row, *names_of(row))}
+    return next((name for name in names if name in there), None) or next(iter(_all(names, head)), None)
+
+
+def _plain(name: str) -> str:
+    """A name without capitals, and with any of spaces, `_` and `-` between its words."""
+    return re.sub(r"[\s_-]+", " ", str(name)).strip().casefold()
+
+
+def _nearest(column: str, head: Sequence[Row]) -> str:
+    near = difflib.get_close_matches(column, {name for row in head for name in (*row, *names_of(row))}, n=1)
+    return f"did you mean {quoted(near[0])}? " if near else ""
+
+
+def _named(head: Sequence[Row]) -> str:
+    return one_line(", ".join(dict.fromkeys(name for row in head for name in names_of(row))), 1000) or "none"
+
+
+def _example(field: str, head: Sequence[Row]) -> str:
+    """How to name a column, with the one that looks most like it."""
+    texts = [
+        (len(value), name)
+        for row in (head[:1] if field == "question" else ())
+        for name in names_of(row)
+        if isinstance(value := value_at(row, name), str) and len(name) < 60
+    ]
+    column = one_line(max(texts)[1]) if texts else "COLUMN"
+    option = f" (`upft new`: --{field} {column})" if field in ("question", "answer", "id") else ""
+    return f"name the {field} column with `{field}: {column}`{option}"

@@ -7,44 +7,11 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any
 
+from upft_mlx.data.source import Located, Place, Source
 from upft_mlx.errors import OfflineError, ProblemsError
 from upft_mlx.escape import quoted
-
-
-class Place(NamedTuple):
-    """Where a row stands: the line of a file, or the row of a table."""
-
-    path: str
-    line: int | None = None
-    row: int | None = None
-
-    def __str__(self) -> str:
-        return f"{self.path}:{self.line}" if self.line else f"{self.path}: row {self.row}" if self.row else self.path
-
-
-Located = tuple[Place, dict[str, Any]]
-"""A row's place and its columns."""
-
-
-class Source(Protocol):
-    """What a recipe's `problems` section and a benchmark have in common."""
-
-    @property
-    def path(self) -> str | None: ...  # noqa: D102
-    @property
-    def dataset(self) -> str | None: ...  # noqa: D102
-    @property
-    def config(self) -> str | None: ...  # noqa: D102
-    @property
-    def split(self) -> str | None: ...  # noqa: D102
-    @property
-    def revision(self) -> str | None: ...  # noqa: D102
-    @property
-    def question(self) -> str | None: ...  # noqa: D102
-    @property
-    def answer(self) -> str | None: ...  # noqa: D102
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import overload
 
 from upft_mlx.data.problems import Problem, chosen, stream_problems
+from upft_mlx.data.source import Notes
 from upft_mlx.recipe.schema import Recipe
 
 _IN_MEMORY = 1 << 20
@@ -19,8 +20,9 @@ _IN_MEMORY = 1 << 20
 class Spool(Sequence[Problem]):
     """A sequence of problems, in a temporary file that has no name and goes with the process where they are many."""
 
-    def __init__(self, problems: Iterable[Problem]) -> None:
-        """Write the problems down, one at a time."""
+    def __init__(self, problems: Iterable[Problem], notes: Notes | None = None) -> None:
+        """Write the problems down, one at a time; `notes` says how they were read."""
+        self.notes = Notes() if notes is None else notes
         self._file = tempfile.SpooledTemporaryFile(_IN_MEMORY)  # noqa: SIM115  # open as long as the sequence lives
         weakref.finalize(self, self._file.close)
         self._places = array("q")
@@ -78,7 +80,7 @@ def problems_of(recipe: Recipe) -> Spool:
         ProblemsError: they cannot be read.
         OfflineError: they are on the Hub, and it cannot be asked.
     """
-    section = recipe.problems
-    problems = Spool(stream_problems(section, builtin="train" if section.builtin else None))
+    section, notes = recipe.problems, Notes()
+    problems = Spool(stream_problems(section, builtin="train" if section.builtin else None, notes=notes), notes)
     problems.take(section.limit, recipe.seed if section.shuffle else None)
     return problems

@@ -7,7 +7,6 @@
 
 from __future__ import annotations
 
-import csv
 import itertools
 import json
 import math
@@ -15,15 +14,18 @@ import random
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-from upft_mlx.data.columns import Columns, find_columns
-from upft_mlx.data.hub import Located, Place, Source, first_line, hub_rows
+from upft_mlx.data.columns import Columns, find_columns, names_of, value_at
+from upft_mlx.data.files import file_rows
+from upft_mlx.data.forms import asked, conversation, letter_of, options_of, replied, with_options
+from upft_mlx.data.hub import hub_rows
+from upft_mlx.data.source import SKIP, Located, Notes, Place, Row, Source
 from upft_mlx.errors import ColumnError, ProblemsError
 from upft_mlx.escape import one_line, quoted
 
-SUFFIXES = (".jsonl", ".parquet", ".csv")
 _HEAD = 100
 """Number of rows on which the columns are decided."""
 
@@ -65,47 +67,53 @@ def first_rows(source: Source, count: int) -> list[Located]:
         ProblemsError: the source is missing or malformed there.
         OfflineError: a Hub dataset is not on this machine and cannot be downloaded.
     """
-    return list(itertools.islice(_open(source, None)[1], count))
+    return list(itertools.islice(_open(source, None, Notes())[1], count))
 
 
-def stream_problems(source: Source, *, builtin: str | None = None) -> Iterator[Problem]:
+def stream_problems(source: Source, *, builtin: str | None = None, notes: Notes | None = None) -> Iterator[Problem]:
     """All problems of a source, one at a time, in a fixed order.
 
     Args:
-        source: where to read and which columns to take.
+        source: where to read, which columns to take, and what to do with rows that cannot be used.
         builtin: a file of the package instead (`train` or `test` of the embedded arithmetic problems).
+        notes: takes what is worth saying about how the source was read.
 
     Raises:
         ProblemsError: the source is missing, empty or malformed; names `file:line` and the column.
         OfflineError: a Hub dataset is not on this machine and cannot be downloaded.
     """
-    name, rows = _open(source, builtin)
+    notes = Notes() if notes is None else notes
+    name, rows = _open(source, builtin, notes)
     digests = array("q")
-    for _, problem in _problems(rows, _named_columns(source)):
+    for _, problem in _problems(rows, source, notes):
         digests.append(hash(problem.id))
         yield problem
+    if not digests and notes.skipped:
+        raise ProblemsError(f"none of its {notes.skipped:,} rows can be used; the first: {notes.first}", path=name)
     if not digests:
         raise ProblemsError("no rows", "a dataset needs at least one question", path=name)
     if repeated := _first_repeated(digests):
         (first, _), (place, problem) = (_numbered(source, builtin, number) for number in repeated)
         raise ProblemsError(
-            f"the id {quoted(problem.id)} is already used (by {first})", "give each row its own id", **place._asdict()
+            f"the id {quoted(problem.id)} is already used (by {first})",
+            "give each row its own id, or number the rows with `id: none` (`upft new`: --id none)",
+            **place._asdict(),
         )
 
 
-def problems_of(rows: Iterable[Located], source: Source) -> list[Problem]:
+def problems_of(rows: Iterable[Located], source: Source, notes: Notes) -> list[Problem]:
     """These rows of a source as problems.
 
     Raises:
         ProblemsError: a row is malformed.
     """
-    return [problem for _, problem in _problems(rows, _named_columns(source))]
+    return [problem for _, problem in _problems(rows, source, notes)]
 
 
 def _numbered(source: Source, builtin: str | None, number: int) -> tuple[Place, Problem]:
     """A problem's place, and the problem; reads the source again, because only an error needs this."""
-    _, rows = _open(source, builtin)
-    return next(itertools.islice(_problems(rows, _named_columns(source)), number, None))
+    _, rows = _open(source, builtin, Notes())
+    return next(itertools.islice(_problems(rows, source, Notes()), number, None))
 
 
 def _first_repeated(digests: array[int]) -> tuple[int, int] | None:
@@ -120,135 +128,63 @@ def _first_repeated(digests: array[int]) -> tuple[int, int] | None:
     return min(((int(order[i]), int(order[i + 1])) for i in again), key=lambda numbers: numbers[1])
 
 
-def _open(source: Source, builtin: str | None) -> tuple[str, Iterable[Located]]:
+def _open(source: Source, builtin: str | None, notes: Notes) -> tuple[str, Iterable[Located]]:
     if builtin is not None:
         path = Path(__file__).parent.parent / "demo" / f"{builtin}.jsonl"
-        return path.name, _jsonl(path)
+        return path.name, file_rows(path, notes)
     if source.path is not None:
-        return source.path, _local(Path(source.path))
+        return source.path, file_rows(Path(source.path), notes)
     assert source.dataset is not None
     return source.dataset, hub_rows(source)
 
 
-def _local(path: Path) -> Iterable[Located]:
-    if not path.exists():
-        raise ProblemsError("no such file", f"set problems.path to a {', '.join(SUFFIXES)} file", path=path)
-    readers = {".jsonl": _jsonl, ".csv": _csv, ".parquet": _parquet}
-    if path.suffix not in readers or not path.is_file():
-        raise ProblemsError(f"expected a {', '.join(SUFFIXES)} file", path=path)
-    return readers[path.suffix](path)
+def named_columns(source: Source) -> Columns:
+    """The columns that a recipe names; `problems` knows of three, a benchmark of all."""
+    more: dict[str, Any] = {name: getattr(source, name, None) for name in ("level", "subject", "wrong_answers")}
+    return Columns(question=source.question, answer=source.answer, id=source.id, **more)
 
 
-def _jsonl(path: Path) -> Iterator[Located]:
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            if line.strip():
-                place = Place(str(path), number)
-                yield place, _object(place, line)
-
-
-def _object(place: Place, line: bytes) -> dict[str, Any]:
-    try:
-        row = json.loads(line.decode("utf-8-sig").strip())
-    except UnicodeDecodeError:
-        raise ProblemsError("not UTF-8 text", **place._asdict()) from None
-    except (ValueError, RecursionError) as error:  # a number of thousands of digits is a bare ValueError
-        problem = f"not JSON: {getattr(error, 'msg', error)}"
-        raise ProblemsError(problem, found=_excerpt(line), **place._asdict()) from None
-    if not isinstance(row, dict):
-        raise ProblemsError("expected an object with columns", found=_excerpt(line), **place._asdict())
-    return row
-
-
-def _excerpt(line: bytes) -> str:
-    text = line.decode(errors="replace").strip()
-    return repr(text if len(text) <= 60 else text[:57] + "...")
-
-
-def _csv(path: Path) -> Iterator[Located]:
-    header: list[str] = []
-    start = 1  # a quoted field may hold line breaks: a row is known by its first line
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.reader(file, strict=True)
-            for cells in reader:
-                place, start = Place(str(path), start), reader.line_num + 1
-                if not header:
-                    header = cells
-                elif cells:
-                    yield place, _csv_row(place, header, cells)
-    except csv.Error as error:
-        raise ProblemsError(f"not CSV: {error}", path=path, line=start) from None
-    except UnicodeDecodeError:
-        raise ProblemsError("not UTF-8 text", path=path, line=_first_line_not_utf8(path)) from None
-
-
-def _csv_row(place: Place, header: Sequence[str], cells: Sequence[str]) -> dict[str, Any]:
-    if len(cells) != len(header):
-        raise ProblemsError(f"{len(cells)} columns, but the header has {len(header)}", **place._asdict())
-    return dict(zip(header, cells, strict=True))
-
-
-def _first_line_not_utf8(path: Path) -> int:
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            try:
-                line.decode()
-            except UnicodeDecodeError:
-                return number
-    return 1
-
-
-def _parquet(path: Path) -> Iterator[Located]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    number = 0
-    try:
-        with pq.ParquetFile(path) as file:
-            for batch in file.iter_batches(batch_size=1024):
-                for row in batch.to_pylist():
-                    number += 1
-                    yield Place(str(path), row=number), row
-    except (pa.ArrowException, OSError, ValueError) as error:
-        where = f"after row {number}: " if number else ""
-        raise ProblemsError(f"{where}cannot be read as Parquet: {first_line(error)}", path=path) from None
-
-
-def _named_columns(source: Source) -> Columns:
-    """The columns that a recipe names; `problems` knows of two, a benchmark of all."""
-    more = {name: getattr(source, name, None) for name in ("level", "subject", "wrong_answers")}
-    return Columns(question=source.question, answer=source.answer, **more)
-
-
-def _problems(rows: Iterable[Located], named: Columns) -> Iterator[tuple[Place, Problem]]:
+def _problems(rows: Iterable[Located], source: Source, notes: Notes) -> Iterator[tuple[Place, Problem]]:
     """Rows as problems. The first rows decide which optional columns exist; some of them may lack a column."""
     rows = iter(rows)
     head = list(itertools.islice(rows, _HEAD))
     if not head:
         return
-    columns = find_columns(head[0][0], {column: None for _, row in head for column in row}, named)
+    columns = find_columns(head, named_columns(source))
     for index, (place, row) in enumerate(itertools.chain(head, rows)):
-        problem = _problem(place, row, index, columns)
-        _refuse_surrogates(place, problem)
+        try:
+            if isinstance(row, ProblemsError):
+                raise row
+            problem = _problem(place, row, index, columns, notes)
+            _refuse_surrogates(place, problem)
+        except ProblemsError as error:
+            if source.bad_rows != "skip":
+                raise
+            notes.skip(error)
+            continue
         yield place, problem
 
 
-def _problem(place: Place, row: dict[str, Any], index: int, columns: Columns) -> Problem:
+def _problem(place: Place, row: Row, index: int, columns: Columns, notes: Notes) -> Problem:
+    question, answer = _question(place, row, str(columns.question), notes), _answer_of(place, row, columns)
+    options = options_of(value_at(row, columns.options))
+    if options:
+        question = with_options(question, [text for _, text in options])
+        answer = answer and _letter(place, row, columns, options, answer)
     wrong = (_answer(place, row, column) for column in columns.wrong_answers or ())
     return Problem(
-        id=_id(row.get(columns.id) if columns.id else None, index),
-        question=_question(place, row, str(columns.question)),
-        answer=_answer(place, row, columns.answer),
+        id=_id(value_at(row, columns.id), index),
+        question=question,
+        answer=answer,
         level=_tag(row, columns.level).removeprefix("Level ") or None,
         subject=_tag(row, columns.subject) or None,
         wrong_answers=tuple(answer for answer in wrong if answer is not None),
     )
 
 
-def _tag(row: dict[str, Any], column: str | None) -> str:
+def _tag(row: Row, column: str | None) -> str:
     """A level or a subject as a text; empty if the row has none."""
-    value = row.get(column) if column else None
+    value = value_at(row, column)
     return str(value).strip() if isinstance(value, (str, int, float)) else ""
 
 
@@ -256,34 +192,63 @@ def _id(value: object, index: int) -> str:
     return str(value) if isinstance(value, (str, int)) and str(value) else str(index)
 
 
-def _question(place: Place, row: dict[str, Any], column: str) -> str:
-    if column not in row:
-        there = one_line(", ".join(row), 1000) or "none"
-        raise ColumnError(f"no column {quoted(column)}; it has {there}", column="question", **place._asdict())
-    value = row[column]
+def _question(place: Place, row: Row, column: str, notes: Notes) -> str:
+    value, name = value_at(row, column), one_line(column)
+    if value is None and column not in row:
+        there = one_line(", ".join(names_of(row)), 1000) or "none"
+        raise ColumnError(f"no column {quoted(column)}; it has {there}", SKIP, column="question", **place._asdict())
+    if turns := conversation(value):
+        value = asked(turns, notes)
+        if value is None:
+            raise ProblemsError("the conversation has no user turn", SKIP, field=name, **place._asdict())
+        notes.say(f"the questions are the user turns in `{name}`")
     if not isinstance(value, str):
-        raise ProblemsError("expected text", found=_shown(value), field=one_line(column), **place._asdict())
+        raise ProblemsError("expected text or a conversation", SKIP, found=_shown(value), field=name, **place._asdict())
     if not value.strip():
-        raise ProblemsError(
-            "the question is empty", "fill it in or remove the row", field=one_line(column), **place._asdict()
-        )
+        raise ProblemsError("the question is empty", SKIP, field=name, **place._asdict())
+    if column.rpartition(".")[2].casefold() == "instruction":
+        more = value_at(row, column[: -len("instruction")] + "input")
+        if isinstance(more, str) and more.strip():  # Alpaca
+            notes.say("the questions are `instruction` and `input`, a line each")
+            return f"{value}\n{more}"
     return value
 
 
-def _answer(place: Place, row: dict[str, Any], column: str | None) -> str | None:
-    value = row.get(column) if column else None
-    if value is None or value == "":
+def _answer_of(place: Place, row: Row, columns: Columns) -> str | None:
+    """The answer in the first column that has one, or in the conversation that asks the question."""
+    for column in (columns.answer, *columns.answers):
+        if (answer := _answer(place, row, column)) is not None:
+            return answer
+    turns = conversation(value_at(row, columns.question))
+    return replied(turns) if turns else None
+
+
+def _answer(place: Place, row: Row, column: str | None) -> str | None:
+    value = value_at(row, column)
+    if value is None or (isinstance(value, str) and not value.strip()):
         return None
-    number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    if turns := conversation(value):
+        return replied(turns)
+    number = isinstance(value, (int, float, Decimal)) and not isinstance(value, bool) and math.isfinite(value)
     if not number and not isinstance(value, str):
-        raise ProblemsError(
-            "expected text or a number", found=_shown(value), field=one_line(str(column)), **place._asdict()
-        )
-    return str(value)
+        name = one_line(str(column))
+        raise ProblemsError("expected text or a number", SKIP, found=_shown(value), field=name, **place._asdict())
+    return f"{value:f}" if isinstance(value, Decimal) else str(value)
+
+
+def _letter(place: Place, row: Row, columns: Columns, options: Sequence[tuple[str, str]], answer: str) -> str:
+    """The letter of the right option."""
+    names = [name for name in (columns.answer, *columns.answers) if _answer(place, row, name) is not None]
+    letter = letter_of(value_at(row, names[0]) if names else answer, options)
+    if letter is None:
+        labels = one_line(", ".join(label for label, _ in options))
+        expected = f"the answer should be one of the options {labels}"
+        raise ProblemsError(expected, SKIP, found=quoted(answer, 60), **place._asdict())
+    return letter
 
 
 def _shown(value: object) -> str:
-    return json.dumps(value, default=str)[:60]
+    return one_line(json.dumps(value, default=str)[:200], 60)
 
 
 def _refuse_surrogates(place: Place, problem: Problem) -> None:
@@ -292,4 +257,4 @@ def _refuse_surrogates(place: Place, problem: Problem) -> None:
         f"{problem.id}{problem.question}{problem.answer}".encode()
     except UnicodeEncodeError as error:
         half = error.object[error.start]
-        raise ProblemsError(f"{half!r} is half of a surrogate pair", "fix the text", **place._asdict()) from None
+        raise ProblemsError(f"{half!r} is half of a surrogate pair", SKIP, **place._asdict()) from None

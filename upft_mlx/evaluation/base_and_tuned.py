@@ -102,11 +102,15 @@ class Sides:
                 yield older
 
 
+_READ = ("id", "bad_rows")
+"""Fields of a benchmark that matter for its problems only, which have a hash of their own."""
+
+
 def side_inputs(job: Job, part: Set, side: Side) -> dict[str, Any]:
     """What the rows of one side of one benchmark depend on."""
     found = {
         **job.inputs.base(),
-        "benchmark": asdict(part.entry),
+        "benchmark": {name: value for name, value in asdict(part.entry).items() if name not in _READ},
         "problems": job.inputs.hashes["benchmarks"][part.entry.label],
         **job.inputs.section("evaluate", "batch_size"),
     }

@@ -9,8 +9,8 @@ from shutil import disk_usage
 from typing import Any
 
 from upft_mlx.data.benchmarks import Entry, load_benchmark, resolve
-from upft_mlx.data.hub import Source
 from upft_mlx.data.problems import load_problems
+from upft_mlx.data.source import Source
 from upft_mlx.errors import FetchError, OfflineError
 from upft_mlx.events import Note, Observer, ignore
 from upft_mlx.models.find import FILES, find_model, is_hub_model

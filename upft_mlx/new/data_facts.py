@@ -12,10 +12,12 @@ from pathlib import Path
 import numpy as np
 
 from upft_mlx.data.columns import Columns, find_columns
-from upft_mlx.data.hub import Located, look
+from upft_mlx.data.files import kind_of, refuse_other_files
+from upft_mlx.data.hub import look
 from upft_mlx.data.on_disk import Part, Spool
-from upft_mlx.data.problems import SUFFIXES, Problem, first_rows, problems_of, stream_problems
-from upft_mlx.errors import ColumnError, ProblemsError
+from upft_mlx.data.problems import Problem, first_rows, named_columns, problems_of, stream_problems
+from upft_mlx.data.source import Notes
+from upft_mlx.errors import ProblemsError
 from upft_mlx.escape import quoted
 from upft_mlx.grade.answers import normalize_gold
 from upft_mlx.recipe.schema import Problems
@@ -24,6 +26,8 @@ _LOOKED_AT = 100
 """Number of rows to read from a Hub dataset, and on which the columns of any dataset are decided."""
 _PROSE = 80
 """Longer answers (characters) are texts rather than numbers or formulas."""
+_OTHERS = (".txt", ".xlsx", ".xls", ".gz", ".zip", ".zst", ".arrow", ".yaml")
+"""Endings that a dataset on the Hub does not have either."""
 _LETTER = re.compile(r"\(?[A-J]\)?\.?")
 
 
@@ -32,16 +36,25 @@ class DataFacts:
     """A dataset as `upft new` found it."""
 
     source: Problems
-    question: str
-    """The column."""
-    answer: str | None
-    """The column, if there is one."""
+    columns: Columns
     rows: int | None
     """None if the Hub does not say."""
     seen: Sequence[Problem] = field(repr=False)
     """All problems of a file, on disk if there are many; the first ones of a Hub dataset."""
     splits: tuple[str, ...] = ()
     """The names of a Hub dataset's splits."""
+    notes: tuple[str, ...] = ()
+    """How it was read, where that is not obvious, and what was left out."""
+
+    @property
+    def question(self) -> str:
+        """The question's column."""
+        return str(self.columns.question)
+
+    @property
+    def answer(self) -> str | None:
+        """The answer's column, or that of the conversations; None if no problem has an answer."""
+        return self.columns.answer or (self.columns.question if self.answered else None)
 
     @property
     def answered(self) -> int:
@@ -86,46 +99,29 @@ def is_file(dataset: str) -> bool:
         ProblemsError: it means a file, and there is none, or one of another kind.
     """
     path = Path(dataset).expanduser()
-    if path.is_dir():
-        raise ProblemsError("is a folder", f"name a {', '.join(SUFFIXES)} file in it", path=dataset)
-    if path.is_file() and path.suffix not in SUFFIXES:
-        raise ProblemsError(f"expected a {', '.join(SUFFIXES)} file", "convert it, one question per row", path=dataset)
-    if path.is_file():
-        return True
-    if path.suffix in (*SUFFIXES, ".json", ".txt", ".tsv", ".xlsx") or dataset.startswith((".", "/", "~")):
-        raise ProblemsError(
-            "no such file",
-            f"name a {', '.join(SUFFIXES)} file, or a dataset on the Hub such as openai/gsm8k",
-            path=dataset,
-        )
-    return False
+    named = kind_of(path) is not None or path.suffix.lower() in _OTHERS
+    if not (path.exists() or named or dataset.startswith((".", "/", "~"))):
+        return False
+    refuse_other_files(path, "name")
+    return True
 
 
 def _file_facts(source: Problems) -> DataFacts:
     rows = first_rows(source, _LOOKED_AT)
     if not rows:
-        raise ProblemsError("no rows", "a dataset needs at least one question", path=source.path)
-    columns = _columns(rows, source)
-    problems = Spool(stream_problems(source))
-    return DataFacts(source, str(columns.question), columns.answer, len(problems), problems)
+        raise ProblemsError("no rows", "a dataset needs at least one question", path=str(source.path))
+    columns, notes = find_columns(rows, named_columns(source)), Notes()
+    problems = Spool(stream_problems(source, notes=notes), notes)
+    return DataFacts(source, columns, len(problems), problems, notes=tuple(notes.lines()))
 
 
 def _hub_facts(source: Problems) -> DataFacts:
     found = look(source, _LOOKED_AT)
     if not found.rows:
         raise ProblemsError(f"dataset {source.dataset}: the split {quoted(source.split)} has no rows", "set --split")
-    columns = _columns(found.rows, source)
-    problems = problems_of(found.rows, source)
-    return DataFacts(source, str(columns.question), columns.answer, found.count, problems, found.splits)
-
-
-def _columns(rows: Sequence[Located], source: Problems) -> Columns:
-    try:
-        together = {column: None for _, row in rows for column in row}
-        return find_columns(rows[0][0], together, Columns(question=source.question, answer=source.answer))
-    except ColumnError as error:  # there is no recipe yet: options name columns
-        error.remedy = f"name the {error.column}'s column with --{error.column}"
-        raise
+    columns, notes = find_columns(found.rows, named_columns(source)), Notes()
+    problems = problems_of(found.rows, source, notes)
+    return DataFacts(source, columns, found.count, problems, found.splits, tuple(notes.lines()))
 
 
 @dataclass(frozen=True)

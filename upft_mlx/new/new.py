@@ -36,6 +36,8 @@ class Wish:
     output: Path | None = None
     question: str | None = None
     answer: str | None = None
+    id: str | None = None
+    skip_bad_rows: bool = False
     config: str | None = None
     split: str | None = None
     holdout: int | None = None
@@ -96,16 +98,17 @@ def _output(wish: Wish) -> Path:
 
 
 def _source(wish: Wish) -> Problems:
-    question, answer = wish.question, wish.answer
+    named = {"question": wish.question, "answer": wish.answer, "id": wish.id}
+    named |= {"bad_rows": "skip" if wish.skip_bad_rows else "stop"}
     if not is_file(wish.dataset):
-        split = wish.split or "train"
-        return Problems(dataset=wish.dataset, config=wish.config, split=split, question=question, answer=answer)
+        place = {"dataset": wish.dataset, "config": wish.config, "split": wish.split or "train"}
+        return Problems.model_validate({**place, **named})
     for option in ("config", "split"):
         if getattr(wish, option) is not None:
             raise RecipeError(
                 f"{wish.dataset} is a file", "only datasets on the Hub have this option", field=f"--{option}"
             )
-    return Problems(path=str(Path(wish.dataset).expanduser()), question=question, answer=answer)
+    return Problems.model_validate({"path": str(Path(wish.dataset).expanduser()), **named})
 
 
 def _parts(wish: Wish, data: DataFacts) -> Split | None:
@@ -139,8 +142,21 @@ def _benchmark(data: DataFacts, parts: Split | None, stem: str) -> tuple[dict[st
         entry = {"name": f"{stem}-test", **place, **columns, "limit": 200}
         answered = [problem for problem in data.seen if problem.answer is not None]
         return {key: value for key, value in entry.items() if value is not None}, _graded(answered)
-    why = "it has no answers" if not data.answered else "none of its questions were set aside"
-    return {"name": "gsm8k", "limit": 200}, [f"evaluates on GSM8K, not on your data: {why}"]
+    return {"name": "gsm8k", "limit": 200}, [_elsewhere(data)]
+
+
+def _elsewhere(data: DataFacts) -> str:
+    """Why the evaluation is not on the user's own questions, and how it would be."""
+    own = "or name a file of your own in the recipe: `benchmarks: [{name: mine, path: my-test.jsonl}]`"
+    if data.source.path is None:
+        why = "it has no test split with answers"
+        then = "evaluate on one of its splits: `benchmarks: [{name: mine, dataset: ID, split: NAME}]`"
+    elif data.answered:
+        why, then = "none of its questions were set aside", "leave out --holdout 0"
+    else:
+        why = "it has no answers"
+        then = "add an `answer` to some rows, 100 or more, and `upft new` sets a fifth of them aside (--holdout N: N)"
+    return f"evaluates on 200 questions of GSM8K, not on your data: {why}. To measure on your own, {then}; {own}"
 
 
 def _graded(problems: list[Problem]) -> list[str]:
@@ -228,6 +244,7 @@ def facts(draft: Draft) -> dict[str, Any]:
         },
         "benchmark": draft.benchmark,
         "chosen": asdict(draft.choices),
+        "read": list(data.notes),
         "warnings": draft.warnings,
         "next": draft.next_commands,
     }

@@ -127,8 +127,12 @@ def _problems(draft: Draft) -> Iterator[_Field]:
         if source.config is not None:
             yield _Field("config", source.config)
         yield _Field("split", source.split)
+    if source.id is not None:
+        yield _Field("id", source.id)
+    if source.bad_rows != "stop":
+        yield _Field("bad_rows", source.bad_rows)
     yield _Field("question", data.question, f"{data.mean_length:,.0f} characters on average")
-    if data.answer is not None:
+    if data.columns.answer is not None and not data.columns.answers:
         yield _Field("answer", data.answer, "UPFT does not need it; methods with labels do")
 
 
@@ -196,7 +200,7 @@ def told(draft: Draft) -> str:
     found = f"{rows}; question in `{data.question}` ({data.mean_length:,.0f} characters on average), "
     found += f"answers in `{data.answer}` ({answers})" if data.answer is not None else "no answers"
     lines = [("model", f"{draft.model_name}: {_model_said(draft)}; {_THINKING[draft.model.thinking]}")]
-    lines += [("problems", found)]
+    lines += [("problems", found), *(("read", note) for note in data.notes)]
     if draft.parts:
         lines += [("split", f"{len(draft.parts.train):,} to train on, {len(draft.parts.test):,} test questions")]
         if draft.parts.repeated:

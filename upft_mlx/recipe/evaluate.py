@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from upft_mlx.recipe.fields import Count, FieldError, Section, Sequences, Strings, Subset, as_tuple
+from upft_mlx.recipe.fields import BadRows, Count, FieldError, Section, Sequences, Strings, Subset, as_tuple
 
 
 class Benchmark(Section):
@@ -17,7 +17,7 @@ class Benchmark(Section):
     label: str | None = None
     """The name in the results; unset: `name`."""
     path: str | None = None
-    """A local .jsonl, .parquet or .csv file, relative to the recipe's folder."""
+    """A local file, as for `problems.path`."""
     dataset: str | None = None
     """A dataset id on the Hugging Face Hub."""
     config: str | None = None
@@ -30,6 +30,10 @@ class Benchmark(Section):
     """The question's column."""
     answer: str | None = None
     """The answer's column."""
+    id: str | None = None
+    """The id's column, or `none` to number the rows."""
+    bad_rows: BadRows = "stop"
+    """As for `problems.bad_rows`."""
     level: str | None = None
     """The difficulty's column; unset: level, if there is one."""
     subject: str | None = None

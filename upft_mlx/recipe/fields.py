@@ -54,6 +54,9 @@ def _from_sequences(value: int) -> int | str:
     return "auto" if value == AUTO else value
 
 
+BadRows = Literal["stop", "skip"]
+
+
 Strings = Annotated[tuple[str, ...], BeforeValidator(as_tuple)]
 
 

@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from upft_mlx.recipe.evaluate import Evaluate
-from upft_mlx.recipe.fields import Count, FieldError, Section, Sequences, Share, Strings, as_tuple
+from upft_mlx.recipe.fields import BadRows, Count, FieldError, Section, Sequences, Share, Strings, as_tuple
 
 PAPER_TEMPLATE = (
     " Please provide the initial step towards resolving the question. "
@@ -49,7 +49,8 @@ class Problems(Section):
     """Where the problems come from: exactly one of `path`, `dataset` and `builtin`."""
 
     path: str | None = None
-    """A local .jsonl, .parquet or .csv file, relative to the recipe's folder."""
+    """A local .jsonl, .json, .csv, .tsv or .parquet file, relative to the recipe's folder; may end in .gz, except
+    .parquet."""
     dataset: str | None = None
     """A dataset id on the Hugging Face Hub."""
     builtin: Literal["arithmetic"] | None = None
@@ -61,9 +62,16 @@ class Problems(Section):
     revision: str | None = None
     """The Hub dataset's branch, tag or commit."""
     question: str | None = None
-    """The question's column; unset: question, problem, query or prompt."""
+    """The question's column, with dots for a nested field (`input.question`); unset: question, problem, query, prompt,
+    instruction, messages or conversations."""
     answer: str | None = None
-    """The answer's column; unset: answer or solution, if there is one."""
+    """The answer's column; unset: the first of answer, final_answer, expected_answer, solution and others that is
+    filled."""
+    id: str | None = None
+    """The id's column, or `none` to number the rows; unset: id, unique_id, problem_id or Record ID, if there is one."""
+    bad_rows: BadRows = "stop"
+    """What to do at a row that cannot be used (no question, an answer that is a list, broken JSON): `stop` and name its
+    line, or `skip` it and say how many."""
     limit: Count | None = None
     """Maximum number of problems, taken after the shuffle."""
     shuffle: bool = False
