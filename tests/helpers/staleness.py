@@ -35,7 +35,12 @@ TABLE: list[tuple[str, Any, str]] = [
     ("seed", 1, EVERYTHING),
     ("method", "sft", SAMPLING),
     ("trust_remote_code", True, ""),
-    *((f"problems.{name}", "other", "") for name in ("path", "config", "split", "revision", "question", "answer")),
+    *(
+        (f"problems.{name}", "other", "")
+        for name in ("path", "config", "split", "revision", "question", "answer", "id")
+    ),
+    *((f"{section}.bad_rows", "skip", "") for section in ("problems", "evaluate.benchmarks")),
+    ("evaluate.benchmarks.id", "other", ""),  # the problems have a hash of their own
     *((f"problems.{name}", value, "") for name, value in (("limit", 2), ("shuffle", True))),  # the problems count
     ("prompt.system", "Be brief.", EVERYTHING),
     ("prompt.instruction", "{question}!", EVERYTHING),

@@ -236,8 +236,8 @@ def test_the_examples_and_tables_of_the_page_on_own_data_are_what_the_code_does(
     (tmp_path / "x.jsonl").write_text(rows, encoding="utf-8")
     problems = load_problems(Problems(path=str(tmp_path / "x.jsonl")))
     assert [(p.id, p.answer) for p in problems] == [("0", "42"), ("algebra-1", "5"), ("2", None)]
-    [recipe] = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
-    Recipe.model_validate({"model": "x", **yaml.safe_load(recipe)})
+    for recipe in re.findall(r"```yaml\n(.*?)```", text, re.DOTALL):
+        Recipe.model_validate({"model": "x", **yaml.safe_load(recipe)})
     names = {cells[0].strip(): cells[1] for line in text.splitlines() if len(cells := line.strip("|").split("|")) == 3}
     for column, found in (
         ("question", QUESTION_COLUMNS),
