@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from helpers.input import MINIMAL, ONE_PROBLEM, assert_fails, no_network, upft, write
 
-from upft_mlx import pipeline
+from upft_mlx import job
 from upft_mlx.models import load as models
 
 __all__ = ["no_network"]
@@ -40,9 +40,9 @@ def nothing_loads(monkeypatch: pytest.MonkeyPatch) -> None:
     def load(*arguments: Any, **options: Any) -> None:
         raise AssertionError("a model was loaded")
 
-    for module in (models, pipeline):
+    for module in (models, job):
         monkeypatch.setattr(module, "load", load)
-        monkeypatch.setattr(module, "load_tokenizer", load)
+    monkeypatch.setattr(models, "load_tokenizer", load)
 
 
 MODEL_ONLY = "model: builtin:arithmetic\n"
