@@ -113,7 +113,7 @@ class Job:
         if differing and stage != self.remade:
             root = shlex.quote(str(self.run.root))
             adopt = f"If you changed it on purpose, `upft adopt {root}` keeps the change. "
-            adopt = adopt if STAGES[stage].adoptable else ""
+            adopt = adopt if STAGES[stage].adopted_as else ""
             raise RunDirError(
                 f"was changed after `upft {stage}` wrote it. {adopt}If it is damaged, "
                 f"`upft {stage} {root}` makes it again and keeps this version in .kept",

@@ -38,14 +38,14 @@ class Stage:
     """Files that it works in and removes."""
     in_run: bool = True
     """Whether `upft run` does it."""
-    planned: bool = True
+    planned: bool = False
     """Whether its memory can be planned."""
     shared: bool = True
     """Whether all ranks work on it; else rank 0 does it alone."""
     measures: bool = False
     """Whether it measures the result: kept in a look where one is asked for, and never made again unasked."""
-    adoptable: bool = False
-    """Whether its outputs may be changed by hand and adopted."""
+    adopted_as: str = ""
+    """What the model card calls its outputs where they were changed by hand and adopted; empty: that is refused."""
     keeps: int = 8
     """How many earlier versions are kept."""
 
@@ -59,45 +59,59 @@ STAGES = {
     stage.name: stage
     for stage in (
         Stage(
-            *("generate", "sampling.stage", "sample the solutions."),
+            name="generate",
+            home="sampling.stage",
+            summary="sample the solutions.",
             outputs=("solutions.jsonl",),
             help="Sample the solutions that RECIPE needs into solutions.jsonl; continues where it stopped.",
             scratch=("solutions.partial.jsonl",),
-            adoptable=True,
+            planned=True,
+            adopted_as="The sampled solutions",
         ),
         Stage(
-            *("build", "dataset.stage", "turn them into training rows."),
+            name="build",
+            home="dataset.stage",
+            summary="turn them into training rows.",
             outputs=("dataset",),
             help="Turn solutions.jsonl into the training and validation rows in dataset/.",
             needs=("generate",),
-            planned=False,
-            adoptable=True,
+            adopted_as="The training rows",
         ),
         Stage(
-            *("train", "training.stage", "train the adapter."),
+            name="train",
+            home="training.stage",
+            summary="train the adapter.",
             outputs=("adapter", "metrics.jsonl", "likelihood.json", "movement.json"),
             help="Train the LoRA adapter on dataset/; continues from the last checkpoint.",
             needs=("build",),
-            adoptable=True,
+            planned=True,
+            adopted_as="The adapter's files",
         ),
         Stage(
-            *("evaluate", "evaluation.stage", "measure base against tuned, or any model."),
+            name="evaluate",
+            home="evaluation.stage",
+            summary="measure base against tuned, or any model.",
             outputs=("evaluation",),
             uses=("train",),
+            planned=True,
             measures=True,
         ),
         Stage(
-            *("fuse", "fusing.stage", "write the adapter into the weights."),
+            name="fuse",
+            home="fusing.stage",
+            summary="write the adapter into the weights.",
             outputs=("fused", "fidelity.json"),
             needs=("train",),
+            planned=True,
             shared=False,
             keeps=1,  # a fused model is large, and made again from its adapter in minutes
         ),
         Stage(
-            *("analyze", "studies.analyze", "Find out how long a prefix this model supports."),
+            name="analyze",
+            home="studies.analyze",
+            summary="Find out how long a prefix this model supports.",
             outputs=("analysis",),
             in_run=False,
-            planned=False,
             shared=False,
         ),
     )

@@ -317,7 +317,7 @@ def adopt(run: RunDir) -> list[str]:
     """
     found: list[str] = []
     fingerprints: dict[str, str] = {}
-    adoptable = [name for name, known in STAGES.items() if known.adoptable]
+    adoptable = [name for name, known in STAGES.items() if known.adopted_as]
     for stage, entry in run.entries().items():
         if stage not in adoptable and entry.done and (names := changed(entry, run.root)):
             raise RunDirError(

@@ -19,6 +19,7 @@ from upft_mlx.models.find import HUB_ID, is_hub_model
 from upft_mlx.recipe.safe_yaml import read_yaml, to_yaml
 from upft_mlx.recipe.schema import Recipe
 from upft_mlx.results.report import outcome
+from upft_mlx.stages import STAGES
 
 _HEAD = re.compile(r"\A\ufeff?---[ \t]*\r?\n(.*?)\r?\n---[ \t]*(?:\r?\n|\Z)", re.DOTALL)
 _HEAD_CHARACTERS = 128 * 1024
@@ -158,16 +159,9 @@ def _opening(recipe: Recipe, base: Base, facts: Mapping[str, Any]) -> str:
     return f"{what} {link}{bits} in MLX format. Method: {how}.{_by_hand(facts)} Made with upft_mlx."
 
 
-_BY_HAND = {
-    "generate": "The sampled solutions",
-    "build": "The training rows",
-    "train": "The adapter's files",
-}
-
-
 def _by_hand(facts: Mapping[str, Any]) -> str:
     """What somebody changed after it was made: then it is not, or not only, what the model sampled or training made."""
-    names = [_BY_HAND[s["stage"]] for s in facts["stages"] if s.get("adopted") and s["stage"] in _BY_HAND]
+    names = [STAGES[stage["stage"]].adopted_as for stage in facts["stages"] if stage.get("adopted")]
     return "".join(f" **{name} were changed by hand afterwards.**" for name in names)
 
 
