@@ -37,9 +37,10 @@ class StageDone:
 
 @dataclass(frozen=True)
 class Note:
-    """A line worth keeping, for example why a stage runs again."""
+    """A line worth keeping, for example why a stage runs again; a `minor` one is for who wants to know everything."""
 
     text: str
+    minor: bool = False
 
 
 @dataclass(frozen=True)

@@ -138,7 +138,7 @@ def opened(job: Job) -> Iterator[None]:
             if threads.isdigit():  # as many as the run began with
                 blas.use_threads(int(threads))
         if limits := limit_memory():
-            job.notify(Note(limits))
+            job.notify(Note(limits, minor=True))
         ranks().agree({**job.inputs.everything(), "versions": versions()})
         ranks().mirror(job.run.root)
         yield

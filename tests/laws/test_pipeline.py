@@ -362,15 +362,15 @@ def side(accuracy: float, tokens: float = 30.0, truncated: float = 0.0) -> dict[
     [
         (
             *(side(0.5), side(0.6), (0.1, 0.02, 0.18, 0.01)),
-            ["x: tuned is better than base: +10.0 points [+2.0, +18.0], p = 0.01"],
+            ["x: tuned is better than base: +10.0 points [+2.0, +18.0], p 0.010"],
         ),
         (
             *(side(0.5), side(0.4), (-0.1, -0.18, -0.02, 0.01)),
-            ["x: tuned is worse than base: -10.0 points [-18.0, -2.0], p = 0.01"],
+            ["x: tuned is worse than base: -10.0 points [-18.0, -2.0], p 0.010"],
         ),
         (
             *(side(0.5), side(0.6), (0.1, 0.0, 0.2, 0.05)),
-            ["x: no measurable change: +10.0 points [+0.0, +20.0], p = 0.05"],
+            ["x: no measurable change: +10.0 points [+0.0, +20.0], p 0.050"],
         ),
         (
             *(side(0.5), side(0.5, tokens=12.0), (0.0, -0.1, 0.1, 1.0)),

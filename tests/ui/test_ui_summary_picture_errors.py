@@ -18,9 +18,9 @@ from upft_mlx.ui import views
 from upft_mlx.ui.text import glyphs_for, sparkline
 
 
-def summary_text(report: dict[str, Any], **changes: Any) -> str:
+def summary_text(report: dict[str, Any], *, verbose: bool = False, **changes: Any) -> str:
     target = console(**{"force_terminal": False, **changes})
-    views.print_summary(report, console=target)
+    views.print_summary(report, verbose=verbose, console=target)
     return written(target)
 
 
@@ -28,18 +28,58 @@ def test_summary_has_every_number() -> None:
     text = summary_text(a_report())
     for expected in (
         "demo  upft  models/qwen",
-        "12.3 s    4.1 k           812 MB  256 solutions",
-        "71.5 % [65.3, 77.0]  78.1 % [72.7, 82.8]  +6.6 [+1.2, +12.1]",
+        "12.3 s, 4.1 k tokens sampled, peak 812 MB",
+        "71.5 % [65.3, 77.0]   78.1 % [72.7, 82.8]",
         "n 256, greedy",
         "212 tokens",
-        "3.1 % truncated",
-        "p 0.017",
-        "p 0.612",
-        "gsm8k: no measurable change",
+        "3.1 % cut",
+        "+6.6 [+1.2, +12.1]  p 0.017",
+        "+0.6 [-1.4, +2.5]  p 0.612",
         "adapter  runs/demo/adapter",
     ):
         assert expected in text
     assert all(len(line) <= 80 for line in text.splitlines())
+
+
+def test_the_summary_leads_with_the_verdict_and_an_interval_around_zero() -> None:
+    lines = summary_text(a_report()).splitlines()
+    assert lines[3] == "Tuned is better than base on arithmetic; no measurable change on gsm8k"
+    scale, first, second = lines[5:8]
+    zero = scale.index("0 ", scale.index("-12.1") + 5)
+    assert scale.split()[0::2][:2] == ["-12.1", "+12.1"]
+    assert first.index("├") > zero
+    assert first[zero] == "│"
+    assert second.index("├") < zero < second.index("●") < second.index("┤")
+    assert second[zero] == "┼"
+
+
+def test_a_bar_is_left_out_where_there_is_no_room_and_a_name_is_cut_and_not_broken() -> None:
+    name = "a-benchmark-with-a-name-that-never-ends"
+    report = a_report()
+    report["benchmarks"][name] = report["benchmarks"].pop("gsm8k")
+    for width in (60, 80, 120):
+        text = ANSI.sub("", summary_text(report, width=width, force_terminal=True))
+        assert all(len(line) <= width for line in text.splitlines())
+        assert ("├" in text) == (width > 60)
+        assert "a-benchmark-with-a-name-tha…  " in text
+    assert "71.5 % [" not in summary_text(report, width=60)
+
+
+def test_only_who_asks_sees_each_stage_and_what_training_did() -> None:
+    movement = {"prompts": 4, "source": "evaluation prompts", "max_tokens": 64, "kl": 0.1, "same_first_token": 1.0}
+    sides = {side: {"mean_tokens": 30.0, "truncated": 0.0, "distinct": 1} for side in ("base", "tuned")}
+    training = {"movement": {**movement, **sides, "openings_kept": 1}, "cut_solutions": None}
+    report = a_report(training=training)
+    assert "256 solutions" not in summary_text(report)
+    assert "moved on 4" not in summary_text(report)
+    text = summary_text(report, verbose=True)
+    assert "12.3 s     4.1 k             812 MB   256 solutions" in text
+    assert "moved on 4 evaluation prompts" in text
+
+
+def test_a_remark_stands_under_the_bars() -> None:
+    text = summary_text(a_report(remarks=["arithmetic: completions went from 30 to 12 tokens on average"]))
+    assert "▸ arithmetic: completions went from 30 to 12 tokens on average" in text
 
 
 def test_summary_of_samples_has_pass_and_maj() -> None:
@@ -54,7 +94,8 @@ def test_summary_of_samples_has_pass_and_maj() -> None:
 def test_summary_without_tuned_or_anything() -> None:
     only_base = {"arithmetic": {"base": side_value(0.715, 0.653, 0.77)}}
     line = next(line for line in summary_text(a_report(benchmarks=only_base)).splitlines() if "71.5" in line)
-    assert line.split()[-2:] == ["·", "·"]
+    assert line.split()[-2:] == ["77.0]", "·"]
+    assert "Only base is measured: nothing is compared yet" in summary_text(a_report(benchmarks=only_base))
     nothing = a_report(stages=[], benchmarks={}, verdict=[], files={})
     assert summary_text(nothing).split() == ["demo", "upft", "models/qwen"]
 
@@ -62,22 +103,23 @@ def test_summary_without_tuned_or_anything() -> None:
 def test_only_a_difference_that_is_claimed_has_a_colour() -> None:
     worse: dict[str, Any] = {"delta": -0.05, "ci95": [-0.09, -0.01], "p_value": 0.01}
     touching: dict[str, Any] = {"delta": 0.05, "ci95": [0.0, 0.1], "p_value": 0.05}
-    for paired, colour in ((worse, "31"), (touching, "2")):
+    for paired, colour in ((worse, "31"), (touching, "")):
         sides = {"base": side_value(0.7, 0.6, 0.8), "tuned": side_value(0.7, 0.6, 0.8)}
         text = summary_text(a_report(benchmarks={"x": {**sides, "paired": paired}}), force_terminal=True)
-        assert f"\x1b[{colour}m{100 * paired['delta']:+.1f} [" in text
+        coloured = f"\x1b[{colour}m{100 * paired['delta']:+.1f} [" in text
+        assert coloured if colour else f"  {100 * paired['delta']:+.1f} [" in text
     text = summary_text(a_report(), force_terminal=True)
     assert "\x1b[32m+6.6 [" in text
-    assert "\x1b[2m+0.6 [" in text
-    assert text.count("\x1b[32m") == 1
+    assert "  +0.6 [" in text
+    assert text.count("\x1b[32m") == 2, "the bar and the numbers"
 
 
 def test_a_void_evaluation_has_neither_colour_nor_p() -> None:
     cut = side_value(0.1, 0.05, 0.2, truncated=0.6)
     paired = {"delta": 0.3, "ci95": [0.1, 0.5], "p_value": 0.001}
     text = summary_text(a_report(benchmarks={"x": {"base": cut, "tuned": cut, "paired": paired}}), force_terminal=True)
-    assert "\x1b[2m+30.0 [" in text
-    assert "void" in text
+    assert "  +30.0 [+10.0, +50.0]  void" in text
+    assert "No valid comparison on x" in text
     assert "p 0.001" not in text
 
 
@@ -89,11 +131,11 @@ def test_paths_are_not_broken() -> None:
 
 
 def test_summary_shows_hostile_texts_as_they_are() -> None:
-    report = a_report(name=HOSTILE, verdict=[HOSTILE], benchmarks={HOSTILE: {"base": side_value(0.5, 0.4, 0.6)}})
+    report = a_report(name=HOSTILE, remarks=[HOSTILE], benchmarks={HOSTILE: {"base": side_value(0.5, 0.4, 0.6)}})
     text = summary_text(report, width=120)
     assert f"{HARMLESS}  upft" in text
-    assert f"\n{HARMLESS}\n" in text
-    assert f"\n{HARMLESS}  50.0 %" in text
+    assert f"▸ {HARMLESS}\n" in text
+    assert f"\n{HARMLESS}   50.0 %" in text
 
 
 def test_svg_is_xml_with_the_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -102,7 +144,7 @@ def test_svg_is_xml_with_the_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("COLUMNS", "20")
     path = tmp_path / "run" / "report.svg"
     wide = "w" * 95
-    report = a_report(name="<&>\x07\ufffe\ud800" + HOSTILE, verdict=[wide])
+    report = a_report(name="<&>\x07\ufffe\ud800" + HOSTILE, remarks=[wide])
     views.save_svg(report, path)
     root = ElementTree.fromstring(path.read_text(encoding="utf-8"))
     text = "".join(root.itertext()).replace("\xa0", " ")
@@ -114,7 +156,7 @@ def test_svg_is_xml_with_the_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyP
         "upft",
     ):
         assert expected in text
-    assert wide in [(element.text or "").strip() for element in root.iter()], "100 columns"
+    assert f"▸ {wide}" in [(element.text or "").replace("\xa0", " ").strip() for element in root.iter()], "100 columns"
     assert sorted(tmp_path.rglob("*")) == [path.parent, path], "no temporary file is left"
     first = path.read_bytes()
     views.save_svg(report, path)
@@ -220,8 +262,8 @@ def test_what_to_look_at_next_fits_and_can_be_run(tmp_path: Path) -> None:
     views.print_next(tmp_path / "other", flips=False, console=console(file=file, force_terminal=False, width=40))
     assert file.getvalue().splitlines() == [
         "",
-        "next     upft show 'my run' --flips   what went from wrong to right, and back",
-        "         upft ask 'my run'            your questions to base and tuned",
+        "next     upft show 'my run' --html   every problem with both answers, as a page",
+        "         upft ask 'my run'           your questions to base and tuned",
         "",
         f"next     upft ask {tmp_path / 'other'}   your questions to base and tuned",
     ]

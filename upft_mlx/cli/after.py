@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from upft_mlx.cli.complete import complete_runs
-from upft_mlx.cli.edge import edge, quiet_libraries, run_other
+from upft_mlx.cli.edge import edge, memory_limit, quiet_libraries, run_other
 from upft_mlx.cli.group import cli
-from upft_mlx.cli.options import common, helped, recipe_argument
+from upft_mlx.cli.options import common, helped, recipe_argument, verbose, verbose_option
 from upft_mlx.escape import to_json
 
 if TYPE_CHECKING:
@@ -107,6 +107,7 @@ def _pushed(facts: dict[str, Any]) -> str:
     "--grade", is_flag=True, help="Grade the rows again and show what this version's grader changes. Writes nothing."
 )
 @click.option("--benchmark", "benchmarks", multiple=True, metavar="NAME", help="Only this benchmark; may be repeated.")
+@verbose_option
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 @click.option("--debug", is_flag=True, help="Show tracebacks.")
 def show(
@@ -139,7 +140,7 @@ def show(
             if as_json:
                 click.echo(to_json(facts))
                 return
-            views.print_summary(facts)
+            views.print_summary(facts, verbose=verbose())
             if stale := browse.earlier_stages(found):
                 views.print_text(f"not shown, made with an earlier version of the stages above: {', '.join(stale)}")
             return
@@ -156,12 +157,10 @@ def _show_page(run: RunDir, *, as_json: bool) -> None:
     """Write report.html from what is on this machine, and open it where there is a browser to open it in."""
     from upft_mlx.inspection.page import write_page
     from upft_mlx.models.hub import go_offline
-    from upft_mlx.planning.budget import this_machine
     from upft_mlx.ui import views
 
     go_offline()  # looking at a run downloads nothing
-    budget = this_machine()
-    path = write_page(run, (budget.bytes, budget.what))
+    path = write_page(run, memory_limit())
     if as_json:
         click.echo(to_json({"page": str(path)}))
         return

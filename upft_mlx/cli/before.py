@@ -11,7 +11,7 @@ import click
 
 from upft_mlx.cli.edge import edge, folder_of, prepared, quiet_libraries, run_other
 from upft_mlx.cli.group import cli
-from upft_mlx.cli.options import common, helped, recipe_argument
+from upft_mlx.cli.options import common, helped, recipe_argument, verbose
 from upft_mlx.escape import to_json
 
 if TYPE_CHECKING:
@@ -165,7 +165,7 @@ def plan(
         from upft_mlx.planning.plan import plan_recipe
         from upft_mlx.ui import views
 
-        with views.open_view(plain=plain, stderr=as_json) as notify:
+        with views.open_view(plain=plain, stderr=as_json, verbose=verbose()) as notify:
             facts = plan_recipe(
                 loaded, folder_of(recipe, loaded, run_dir), notify, mac=mac, calibrates=not no_calibration
             )

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from upft_mlx.cli.options import verbose
 from upft_mlx.errors import OfflineError, UpftError
 from upft_mlx.escape import one_line, to_json
 from upft_mlx.models.hub import tell_attempts_once
@@ -43,7 +44,7 @@ def run_other(
         if plain or not sys.stderr.isatty():
             os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
         folder = folder_of(name, recipe, run_dir)
-        with views.open_view(plain=True, stderr=True) as notify:
+        with views.open_view(plain=True, stderr=True, verbose=verbose()) as notify:
             facts = work(recipe, folder, notify)
         if as_json:
             click.echo(to_json(facts))
@@ -86,6 +87,14 @@ def folder_of(name: str | None, recipe: Recipe, run_dir: Path | None) -> Path:
     from upft_mlx.cli.targets import run_for
 
     return run_dir or run_for(name, recipe).root
+
+
+def memory_limit() -> tuple[int, str]:
+    """The bytes that a stage may take on this machine, and what they are."""
+    from upft_mlx.planning.budget import this_machine
+
+    budget = this_machine()
+    return budget.bytes, budget.what
 
 
 def quiet_libraries() -> None:

@@ -13,6 +13,23 @@ from upft_mlx.cli.complete import complete_fields, complete_targets
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
+def _remember(context: click.Context, parameter: click.Parameter, value: bool) -> None:
+    context.meta[__name__] = value
+
+
+def verbose() -> bool:
+    """Whether the command was asked to say everything."""
+    return bool(click.get_current_context().meta.get(__name__))
+
+
+verbose_option = click.option(
+    "--verbose",
+    "-v",
+    is_flag=True,
+    expose_value=False,
+    callback=_remember,
+    help="Show all notes, each stage's cost and what training did.",
+)
 _COMMON = (
     click.option("--run-dir", type=click.Path(path_type=Path), help="Folder of the run.  [default: runs/NAME]"),
     click.option(
@@ -25,6 +42,7 @@ _COMMON = (
     ),
     click.option("--offline", is_flag=True, help="Use no network; missing files are an error."),
     click.option("--plain", is_flag=True, help="Print lines instead of a live view."),
+    verbose_option,
     click.option("--json", "as_json", is_flag=True, help="Print the result as JSON."),
     click.option("--debug", is_flag=True, help="Show tracebacks."),
 )

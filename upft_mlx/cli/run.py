@@ -12,9 +12,9 @@ from typing import Any
 import click
 
 from upft_mlx.cli.complete import complete_targets
-from upft_mlx.cli.edge import folder_of, prepared, writing_to
+from upft_mlx.cli.edge import folder_of, memory_limit, prepared, writing_to
 from upft_mlx.cli.group import cli
-from upft_mlx.cli.options import common, helped, recipe_argument
+from upft_mlx.cli.options import common, helped, recipe_argument, verbose
 from upft_mlx.escape import to_json
 from upft_mlx.stages import STAGES, Stage, in_run
 
@@ -149,11 +149,17 @@ def _run(
         from upft_mlx import pipeline
         from upft_mlx.distributed.ranks import ranks
         from upft_mlx.events import ignore
+        from upft_mlx.inspection.page import write_page
+        from upft_mlx.rundir import RunDir
         from upft_mlx.ui import views
 
         folder, leads = folder_of(name, recipe, run_dir), ranks().leads  # rank 0 has the screen and the run directory
         stages = in_run() if stage is None else (stage,)
-        view = views.open_view(plain=plain, stderr=as_json, stages=stages) if leads else nullcontext(ignore)
+        view = (
+            views.open_view(plain=plain, stderr=as_json, verbose=verbose(), stages=stages)
+            if leads
+            else nullcontext(ignore)
+        )
         with writing_to(folder), view as notify:
             if stage is None:
                 facts = pipeline.run(recipe, folder, notify)
@@ -161,10 +167,12 @@ def _run(
                 facts = pipeline.run_stage(recipe, folder, stage, notify, **extra)
         if not leads:
             return
+        if not extra.get("look") and (stage is None or STAGES[stage].measures):
+            facts["files"]["page"] = str(write_page(RunDir(folder), memory_limit()))
         views.save_svg(facts, (folder / "looks" / extra["look"] if extra.get("look") else folder) / "report.svg")
         if as_json:
             click.echo(to_json(facts))
         elif stage is None or STAGES[stage].measures:
-            views.print_summary(facts)
+            views.print_summary(facts, verbose=verbose())
         if stage is None and not as_json:
             views.print_next(folder, flips=bool(facts.get("benchmarks")))

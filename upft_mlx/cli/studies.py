@@ -10,7 +10,7 @@ import click
 
 from upft_mlx.cli.edge import folder_of, prepared, writing_to
 from upft_mlx.cli.group import cli
-from upft_mlx.cli.options import common, helped, recipe_argument
+from upft_mlx.cli.options import common, helped, recipe_argument, verbose
 from upft_mlx.escape import to_json
 
 
@@ -61,7 +61,7 @@ def _study(
         root = folder_of(name, recipe, run_dir)
         work = {"analyze": run_analysis, "compare": compare}[what]
         stages = ("analyze",) if what == "analyze" else ("generate", "build", "train", "evaluate")
-        with writing_to(root), views.open_view(plain=plain, stderr=as_json, stages=stages) as notify:
+        with writing_to(root), views.open_view(plain=plain, stderr=as_json, verbose=verbose(), stages=stages) as notify:
             found = work(recipe, root, notify)
         if as_json:
             click.echo(to_json(found))

@@ -116,7 +116,7 @@ class Fuser:
         rows = to_examples(list(read_rows(self.run.train, TrainingRow)), self.recipe.train.max_length)
         count = min(len(rows), MAX_ROWS)
         outputs = f"the outputs on {count} training row{'' if count == 1 else 's'}"
-        self._notify(Note(f"fuse: trying {way.name}: rounding that preserves {outputs}"))
+        self._notify(Note(f"fuse: trying {way.name}: rounding that preserves {outputs}", minor=True))
 
         def on_pass(done: int) -> None:
             self._notify(Progress("fuse", done, total, "layers"))

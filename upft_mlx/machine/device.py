@@ -93,7 +93,7 @@ def awake(notify: Observer) -> Iterator[None]:
         yield
         return
     keeper = subprocess.Popen([command, "-i", "-m", "-s", "-w", str(os.getpid())], stdin=subprocess.DEVNULL)
-    notify(Note("this Mac is kept awake until the command ends (caffeinate); its display may sleep"))
+    notify(Note("this Mac is kept awake until the command ends (caffeinate); its display may sleep", minor=True))
     try:
         yield
     finally:

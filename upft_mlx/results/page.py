@@ -101,7 +101,7 @@ def page(found: Material) -> str:
         .render(
             facts=facts,
             headline=headline(facts["benchmarks"]),
-            notes=[line for line in facts["verdict"] if line.startswith("warning")],
+            notes=facts.get("remarks", []),
             date=found.date,
             sections=[(name, title) for name, (title, there) in sections.items() if there],
             benchmarks=benchmarks,

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from upft_mlx import escape
 from upft_mlx.evaluation.stats import ALPHA, drift
+from upft_mlx.quantities import p_value, points
 from upft_mlx.recipe.schema import Recipe
 from upft_mlx.results import economy, training_report
 from upft_mlx.rows import read_json
@@ -47,6 +48,7 @@ def collect(recipe: Recipe, run: RunDir, current: Sequence[str]) -> dict[str, An
         "fidelity": fidelity,
         "training": training,
         "verdict": [*verdict(benchmarks), *training_report.warnings(training)],
+        "remarks": [*remarks(benchmarks), *training_report.warnings(training)],
         "files": {
             **({"adapter": str(run.adapter)} if "train" in current else {}),
             **({"fused": str(run.fused)} if fidelity and fidelity["fuse"] != "adapter" else {}),
@@ -61,6 +63,17 @@ def verdict(benchmarks: dict[str, Any]) -> list[str]:
     for name, sides in benchmarks.items():
         if "paired" in sides:
             lines += [f"{name}: {_difference(sides)}", *_drift(name, sides["base"], sides["tuned"])]
+    return lines
+
+
+def remarks(benchmarks: dict[str, Any]) -> list[str]:
+    """Of the verdict what no number says: why a comparison is void, and what should make a reader suspicious."""
+    lines = []
+    for name, sides in benchmarks.items():
+        if "paired" in sides:
+            _, why = outcome(sides)
+            lines += [f"{name}: {why}"] if why else []
+            lines += _drift(name, sides["base"], sides["tuned"])
     return lines
 
 
@@ -93,12 +106,17 @@ def headline(benchmarks: dict[str, Any]) -> str:
             said.setdefault(outcome(sides)[0], []).append(name)
     if not said:
         return "Only base is measured: nothing is compared yet" if benchmarks else "Nothing is measured yet"
-    claims = [*_CLAIMS, *(found for found in said if found not in _CLAIMS)]
-    text = "; ".join(f"{_CLAIMS.get(found, found)} on {_listed(said[found])}" for found in claims if found in said)
+    order = [*_WORDS, *(found for found in said if found not in _WORDS)]
+    text = "; ".join(f"{_WORDS.get(found, found)} on {_listed(said[found])}" for found in order if found in said)
     return text[0].upper() + text[1:]
 
 
-_CLAIMS = {"better": "tuned is better than base", "worse": "tuned is worse than base"}
+_WORDS = {
+    "better": "tuned is better than base",
+    "worse": "tuned is worse than base",
+    "no measurable change": "no measurable change",
+    "void": "no valid comparison",
+}
 
 
 def _listed(names: Sequence[str], most: int = 3) -> str:
@@ -109,8 +127,8 @@ def _listed(names: Sequence[str], most: int = 3) -> str:
 
 def _difference(sides: dict[str, Any]) -> str:
     paired = sides["paired"]
-    delta, (low, high) = paired["delta"], paired["ci95"]
-    numbers = f"{delta:+.1%} points [{low:+.1%}, {high:+.1%}], p = {paired['p_value']:.3g}".replace("%", "")
+    low, high = paired["ci95"]
+    numbers = f"{points(paired['delta'])} points [{points(low)}, {points(high)}], {p_value(paired['p_value'])}"
     found, why = outcome(sides)
     if found == "void":
         return f"void: {why}"

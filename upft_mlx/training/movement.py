@@ -44,7 +44,7 @@ def measure(
     """Write movement.json for the run's adapter, and say what is in it; `loaded` is the model that was trained."""
     found = movement(recipe, loaded, run, *held_out(recipe, loaded, problems, sets, run))
     write_json(run.movement, found)
-    notify(Note(in_words(found)))
+    notify(Note(in_words(found), minor=True))
 
 
 def held_out(

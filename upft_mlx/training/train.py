@@ -71,7 +71,7 @@ def train(recipe: Recipe, loaded: Loaded, run: RunDir, notify: Observer = ignore
     shared = shared_length([*examples, *valid])
     stepper = Stepper(loaded.model, settings, shared=shared, dropout=recipe.lora.dropout > 0, notify=notify)
     if stepper.shared:
-        notify(Note(f"shared {stepper.shared}-token start computed once per batch"))
+        notify(Note(f"shared {stepper.shared}-token start computed once per batch", minor=True))
     position = _continue(stepper, run, notify)
     if position.step == 0:
         _look_at_rows(recipe, stepper, examples, run, notify)
@@ -127,7 +127,7 @@ def _look_at_rows(recipe: Recipe, stepper: Stepper, examples: Sequence[Example],
     at_start = as_metrics(taken_apart(fixed, [nats[e.id] for e in fixed], examples))
     write_json(run.likelihood, {**found, "fixed": at_start})
     for line in in_words(found):
-        notify(Note(f"before training, {line}"))
+        notify(Note(f"before training, {line}", minor=True))
 
 
 class _Loop:
@@ -237,4 +237,4 @@ def _finish(
         text = f"saved step {position.best_step} (best validation loss, {position.best_loss:.4f})"
     else:
         text = f"saved the last step ({position.step})"
-    notify(Note(text))
+    notify(Note(text, minor=True))

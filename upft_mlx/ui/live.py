@@ -25,8 +25,15 @@ REFRESH = 8
 class LiveView:
     """An observer that keeps the state, and the renderable that draws it."""
 
-    def __init__(self, console: Console, stages: Sequence[str] = (), now: Callable[[], float] = time.monotonic) -> None:
-        self._console, self._now = console, now
+    def __init__(
+        self,
+        console: Console,
+        stages: Sequence[str] = (),
+        now: Callable[[], float] = time.monotonic,
+        *,
+        verbose: bool = False,
+    ) -> None:
+        self._console, self._now, self._verbose = console, now, verbose
         self._state = State(stages)
         self._glyphs = glyphs_for(console.encoding)
         self._drawn: list[int] = []
@@ -39,7 +46,7 @@ class LiveView:
         """Take an event; print its permanent line above the frame if it has one."""
         with self._lock:
             self._state.apply(event, self._now())
-        line = permanent_line(event, self._glyphs)
+        line = permanent_line(event, self._glyphs, verbose=self._verbose)
         if line:
             self._console.print(Text(line))
 

@@ -20,8 +20,15 @@ INTERVAL = 5.0
 class PlainView:
     """An observer that writes lines to a file."""
 
-    def __init__(self, file: IO[str], stages: Sequence[str] = (), now: Callable[[], float] = time.monotonic) -> None:
-        self._file, self._now = file, now
+    def __init__(
+        self,
+        file: IO[str],
+        stages: Sequence[str] = (),
+        now: Callable[[], float] = time.monotonic,
+        *,
+        verbose: bool = False,
+    ) -> None:
+        self._file, self._now, self._verbose = file, now, verbose
         self._state = State(stages)
         self._glyphs = glyphs_for(getattr(file, "encoding", None))
         self._spoke: dict[tuple[str, ...], float] = {}
@@ -82,7 +89,7 @@ class PlainView:
                 return self._progress(self._state.meter, now)
             case Graded():
                 return self._graded(event, now)
-        return permanent_line(event, self._glyphs)
+        return permanent_line(event, self._glyphs, verbose=self._verbose)
 
     def _trained(self, event: Trained) -> str:
         valid = f"valid loss {event.metrics['valid_loss']:.4f}" if "valid_loss" in event.metrics else ""

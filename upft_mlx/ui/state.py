@@ -152,8 +152,8 @@ class State:
             self.valid = (int(event.metrics["step"]), float(event.metrics["valid_loss"]))
 
 
-def permanent_line(event: Event, glyphs: Glyphs) -> str | None:
-    """The line that an event leaves in both views, None where it leaves none."""
+def permanent_line(event: Event, glyphs: Glyphs, *, verbose: bool) -> str | None:
+    """The line that an event leaves in both views, None where it leaves none; `verbose`: of minor notes too."""
     match event:
         case StageDone():
             detail = f"{glyphs.line(event.detail)} " if event.detail else ""
@@ -161,7 +161,7 @@ def permanent_line(event: Event, glyphs: Glyphs) -> str | None:
         case StageSkipped():
             reason = glyphs.line(event.detail) or "current"
             return f"{glyphs.pending} {glyphs.line(event.stage)}  skipped: {reason}"
-        case Note():
+        case Note() if verbose or not event.minor:
             return f"note: {glyphs.line(event.text)}"
     return None
 

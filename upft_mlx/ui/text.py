@@ -33,6 +33,11 @@ class Glyphs:
     sparks: str = "▁▂▃▄▅▆▇█"
     bar: str = "━─"
     """What is done of a bar, and what is not."""
+    interval: tuple[str, str, str] = ("├", "─", "┤")
+    """An interval's beginning, what is between, and its end."""
+    dot: str = "●"
+    zero: tuple[str, str] = ("│", "┼")
+    """Zero beside an interval, and inside it."""
 
     @property
     def overflow(self) -> Literal["crop", "ellipsis"]:
@@ -53,7 +58,7 @@ def glyphs_for(encoding: str | None) -> Glyphs:
     name = (encoding or "utf-8").lower()
     if name.startswith("utf"):
         return Glyphs()
-    return Glyphs("ascii", "+", "x", ">", ".", "->", "...", " .:-=+*#", "#-")
+    return Glyphs("ascii", "+", "x", ">", ".", "->", "...", " .:-=+*#", "#-", ("[", "-", "]"), "o", ("|", "+"))
 
 
 def wrapped(text: str, width: int) -> str:
@@ -68,6 +73,21 @@ def wrapped(text: str, width: int) -> str:
         for part in textwrap.wrap(line, width, break_long_words=False, break_on_hyphens=False) or [""]
     ]
     return "\n".join(lines).replace(_JOINT, " ")
+
+
+def interval_bar(value: float, low: float, high: float, widest: float, width: int, glyphs: Glyphs) -> str:
+    """An interval on a line of `width` columns (odd) that reaches from -`widest` to `widest`, zero in its middle."""
+
+    def place(x: float) -> int:
+        return round((max(-1.0, min(1.0, x / widest if widest else 0.0)) + 1) / 2 * (width - 1))
+
+    opening, inside, closing = glyphs.interval
+    cells, left, right = [" "] * width, place(low), place(high)
+    cells[left : right + 1] = [opening, *[inside] * (right - left - 1), closing] if right > left else [closing]
+    middle = width // 2
+    cells[middle] = glyphs.zero[left < middle < right]
+    cells[place(value)] = glyphs.dot
+    return "".join(cells)
 
 
 def sparkline(values: Sequence[float], width: int, levels: str) -> str:

@@ -41,6 +41,7 @@ def open_view(
     *,
     plain: bool,
     stderr: bool = False,
+    verbose: bool = False,
     console: Console | None = None,
     stages: Sequence[str] = (),
     now: Callable[[], float] = time.monotonic,
@@ -50,6 +51,7 @@ def open_view(
     Args:
         plain: lines even on a terminal.
         stderr: leave stdout to results.
+        verbose: minor notes too.
         console: where to, instead of stdout or stderr.
         stages: the stages to come, shown as pending before they start.
         now: monotonic seconds.
@@ -58,11 +60,11 @@ def open_view(
     alive = console.is_terminal if console else (sys.stderr if stderr else sys.stdout).isatty()
     console = console or open_console(stderr=stderr)
     if plain or not alive or console.is_dumb_terminal:
-        lines = PlainView(console.file, stages, now)
+        lines = PlainView(console.file, stages, now, verbose=verbose)
         with lines.beating():
             yield lines
         return
-    view = LiveView(console, stages, now)
+    view = LiveView(console, stages, now, verbose=verbose)
     with view.live():
         try:
             yield view
@@ -71,12 +73,12 @@ def open_view(
             raise
 
 
-def print_summary(report: dict[str, Any], *, console: Console | None = None) -> None:
-    """Print the end of a run to stdout."""
+def print_summary(report: dict[str, Any], *, verbose: bool = False, console: Console | None = None) -> None:
+    """Print the end of a run to stdout; `verbose`: with each stage, and what training did to the model."""
     console = console or open_console()
     glyphs = glyphs_for(console.encoding)
     console.print()
-    for part in summary(report, glyphs):
+    for part in summary(report, glyphs, console.width, verbose=verbose):
         console.print(part, soft_wrap=isinstance(part, Text) and not console.is_terminal)
     for line in file_lines(report, glyphs):
         console.print(line, soft_wrap=True)  # a path that is broken cannot be copied
@@ -92,7 +94,7 @@ def print_next(run_dir: Path, *, flips: bool, console: Console | None = None) ->
     """
     console = console or open_console()
     run = shlex.quote(run_dir.name if run_dir.parent == Path("runs") else str(run_dir))
-    lines = {f"upft show {run} --flips": "what went from wrong to right, and back"} if flips else {}
+    lines = {f"upft show {run} --html": "every problem with both answers, as a page"} if flips else {}
     lines[f"upft ask {run}"] = "your questions to base and tuned"
     width = max(map(len, lines))
     console.print()
@@ -143,7 +145,7 @@ def save_svg(report: dict[str, Any], path: Path) -> None:
         legacy_windows=False,
     )
     glyphs = glyphs_for("utf-8")
-    for part in (*summary(report, glyphs), *file_lines(report, glyphs)):
+    for part in (*summary(report, glyphs, width), *file_lines(report, glyphs)):
         console.print(part, overflow="fold")
     write_atomically(path, picture(console, "upft"))
 
