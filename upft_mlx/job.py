@@ -66,6 +66,8 @@ class Job:
         """Digests of outputs that were changed by hand and adopted, by stage."""
         self.donors: Sequence[RunDir] = ()
         """Other runs whose answers are taken over where they were made from the same inputs."""
+        self.read: Sequence[str] = ()
+        """How problems and benchmarks were read, as far as somebody should know."""
         self.remade: str | None = None
         """The stage that was asked for by its name: it makes damaged outputs again."""
 

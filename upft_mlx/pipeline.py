@@ -118,8 +118,7 @@ def prepare(
     measured = None if look is None else RunDir(run.looks / look)
     notify = notify if ranks().leads else ignore
     job = Job(recipe, model_path, problems, sets, run, notify, measured=measured, adapter=adapter)
-    for text in () if job.is_current("generate") else (*problems.notes.lines(), *notes.lines()):
-        notify(Note(text))
+    job.read = (*problems.notes.lines(), *notes.lines())
     return job
 
 
@@ -131,6 +130,8 @@ def opened(job: Job) -> Iterator[None]:
             for text in settle(run):
                 job.notify(Note(text))
         job.adopted = adopted(job.run)
+        for text in () if job.is_current("generate") else job.read:
+            job.notify(Note(text))
         if not job.measured.recipe.exists():
             write_json(job.measured.recipe, described(job))
         with suppress(RowsError, AttributeError, KeyError, TypeError):  # damaged: it is written again
