@@ -153,6 +153,28 @@ def show(
             views.print_seen(items, only_flips=flips, whole=problem is not None)
 
 
+@cli.command(
+    help=helped(
+        "List the runs in a folder, newest first: the verdict of each with its differences, and the recipe fields in "
+        "which it differs from most of the others.",
+        "upft runs",
+        "upft runs experiments --json",
+    )
+)
+@click.argument("folder", type=click.Path(path_type=Path), default=Path("runs"))
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+@click.option("--debug", is_flag=True, help="Show tracebacks.")
+def runs(folder: Path, as_json: bool, debug: bool) -> None:
+    """See the help."""
+    quiet_libraries()
+    with edge(debug=debug):
+        from upft_mlx.inspection.runs import list_runs
+        from upft_mlx.ui import views
+
+        found = list_runs(folder)
+        click.echo(to_json(found)) if as_json else views.print_runs(found)
+
+
 def _show_page(run: RunDir, *, as_json: bool) -> None:
     """Write report.html from what is on this machine, and open it where there is a browser to open it in."""
     from upft_mlx.inspection.page import write_page

@@ -26,6 +26,7 @@ SECTIONS: dict[str, dict[str, str]] = {
     },
     "Afterwards": {
         "show": "Show the report, the flips, or one problem.",
+        "runs": "List your runs: verdicts, dates, what differs.",
         "ask": "Ask base and tuned a question, side by side.",
         "kept": "List, restore or remove earlier versions of a stage.",
         "adopt": "Accept files that you changed by hand.",

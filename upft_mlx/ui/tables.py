@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from upft_mlx.quantities import accuracy, count, duration, memory, points
+from upft_mlx.quantities import accuracy, count, duration, memory, p_value, points
 from upft_mlx.ui.console import open_console
 from upft_mlx.ui.text import glyphs_for
 
@@ -85,6 +85,30 @@ def print_recipes(rows: Sequence[dict[str, str]], *, console: Console | None = N
     console.print()
     console.print(Text("upft recipes NAME shows one, with the source of its numbers."), soft_wrap=True)
     console.print(Text("upft recipes NAME > my-recipe.yaml makes a copy that you can change."), soft_wrap=True)
+
+
+def print_runs(found: Sequence[dict[str, Any]], *, console: Console | None = None) -> None:
+    """Runs (`inspection.runs.list_runs`): the name and the verdict of each, its differences, and where it differs."""
+    console = console or open_console()
+    line = glyphs_for(console.encoding).line
+    for number, run in enumerate(found):
+        text = Text("\n" if number else "").append(line(Path(run["run"]).name), "bold")
+        text.append(f"  {run['when']}  {line(run['method'] or '')}  {line(run['model'] or '')}", "dim")
+        text.append(f"\n  {line(run['verdict'] or run['error'] or '')}", "" if run["verdict"] else "red")
+        for name, paired in run["benchmarks"].items():
+            low, high = paired["ci95"]
+            text.append(f"\n    {points(paired['delta'])} [{points(low)}, {points(high)}]  ")
+            text.append(f"{p_value(paired['p_value'])}  {line(name)}", "dim")
+        missing = [stage for stage in ("train", "evaluate") if stage not in run["stages"]]
+        if missing and not run["error"]:
+            text.append(f"\n  not done: {', '.join(missing)}", "yellow")
+        for name, value in run["differs"].items():
+            text.append(f"\n  {line(name)}={line(value)[:_VALUE]}", "dim")
+        console.print(text, soft_wrap=not console.is_terminal)
+
+
+_VALUE = 100
+"""Characters of a recipe field's value in the list of runs."""
 
 
 def _recipe_cells(row: dict[str, str]) -> tuple[str, ...]:

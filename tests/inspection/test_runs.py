@@ -1,0 +1,79 @@
+"""`upft runs`: what it says of several runs, and that a damaged one does not hide the others."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from helpers.input import upft
+from helpers.runs import made, there
+
+from upft_mlx.rows import read_json
+
+__all__ = ["made", "there"]
+
+
+@pytest.fixture
+def several(there: Path) -> Path:
+    """Three runs: the finished one, one of another prefix length with a claim, one that has not been trained."""
+    first = there / "runs" / "r"
+    second, third = (Path(shutil.copytree(first, there / "runs" / name)) for name in ("second", "third"))
+    recipe = read_json(second / "recipe.json")
+    recipe["prefix"]["length"], recipe["name"] = 4, "second"
+    (second / "recipe.json").write_text(json.dumps(recipe))
+    for ledger in (third / "ledger.json", third / ".ledger.json"):
+        entries = json.loads(ledger.read_text())
+        ledger.write_text(json.dumps({"generate": entries["generate"]}))
+    for number, run in enumerate((first, second, third)):
+        for name in ("recipe.json", "ledger.json"):
+            os.utime(run / name, (1_700_000_000 + 3600 * number,) * 2)
+    return there
+
+
+def listed(*arguments: str) -> list[dict[str, Any]]:
+    done = upft("runs", *arguments, "--json")
+    assert done.exit_code == 0, done.output
+    return list(json.loads(done.stdout))
+
+
+def test_the_newest_run_stands_first_with_its_verdict_and_what_differs(several: Path) -> None:
+    third, second, first = listed()
+    assert [Path(run["run"]).name for run in (third, second, first)] == ["third", "second", "r"]
+    assert third["verdict"] == "Nothing is measured yet"
+    assert third["stages"] == ["generate"]
+    assert second["differs"] == {"prefix.length": "4"}
+    assert first["differs"] == third["differs"] == {}
+    paired = read_json(several / "runs/r/evaluation/summary.json")["benchmarks"]["arithmetic"]["paired"]
+    assert first["benchmarks"]["arithmetic"] == {key: paired[key] for key in ("delta", "ci95", "p_value")}
+    assert first["verdict"] == "No measurable change on arithmetic"
+
+
+def test_the_list_for_people_has_the_same(several: Path) -> None:
+    done = upft("runs")
+    lines = done.stdout.splitlines()
+    assert lines[0].startswith("third  2023-11-")
+    assert "  not done: train, evaluate" in lines
+    assert "  prefix.length=4" in lines
+    assert lines.count("  No measurable change on arithmetic") == 2
+    assert any(line.startswith("    +0.0 [") and line.endswith("arithmetic") for line in lines)
+
+
+def test_a_changed_summary_and_a_damaged_recipe_are_named_and_the_others_shown(several: Path) -> None:
+    (several / "runs/second/evaluation/summary.json").write_text('{"benchmarks": {}}')
+    (several / "runs/third/recipe.json").write_text("{")
+    errors = {Path(run["run"]).name: run["error"] for run in listed()}
+    assert errors["r"] is None
+    assert "summary.json: was changed" in errors["second"]
+    assert "third/recipe.json" in errors["third"]
+    assert "No measurable change on arithmetic" in upft("runs").stdout
+
+
+def test_where_there_is_no_run_it_says_what_makes_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = upft("runs")
+    assert done.exit_code == 1
+    assert "runs: no runs here; `upft demo` makes one" in done.stderr

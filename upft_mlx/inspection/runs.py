@@ -1,0 +1,103 @@
+"""The runs of a folder side by side: when each was made, what it says, and where their recipes differ."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from upft_mlx.digests import digest
+from upft_mlx.errors import RunDirError, UpftError
+from upft_mlx.escape import one_line, to_json
+from upft_mlx.inspection.browse import earlier_stages, recipe_of
+from upft_mlx.results.report import headline
+from upft_mlx.rows import read_json
+from upft_mlx.rundir import RunDir
+from upft_mlx.stages import in_run
+
+_NOT_SHOWN = ("name", "prompt.date")
+"""Fields that differ without meaning anything."""
+
+
+def list_runs(folder: Path) -> list[dict[str, Any]]:
+    """The runs below a folder, the newest first.
+
+    Returns:
+        Of each `run` (its folder), `when` (local time, to the minute, of its last change), `model`, `method`, `stages`
+        (those that are done and belong together), `verdict` (one line), `benchmarks` (delta, ci95 and p_value of each
+        that was compared), `differs` (its values of the recipe fields in which it differs from most of the others) and
+        `error` (why it cannot be read; None).
+
+    Raises:
+        RunDirError: there is no run.
+    """
+    runs = [RunDir(path.parent) for path in sorted(folder.glob("*/recipe.json"))]
+    if (folder / "recipe.json").is_file():
+        runs.append(RunDir(folder))
+    if not runs:
+        raise RunDirError(f"{folder}: no runs here", "`upft demo` makes one; or name the folder that holds your runs")
+    found = [_run(run) for run in runs]
+    found.sort(key=lambda facts: facts["when"], reverse=True)
+    usual = _usual([facts["fields"] for facts in reversed(found) if facts["fields"]])
+    for facts in found:
+        fields = facts.pop("fields")
+        facts["differs"] = {name: value for name, value in fields.items() if value != usual.get(name)}
+    return found
+
+
+def _run(run: RunDir) -> dict[str, Any]:
+    stamp = max(path.stat().st_mtime for path in (run.recipe, run.ledger) if path.exists())
+    when = datetime.fromtimestamp(stamp).isoformat(sep=" ", timespec="minutes")
+    found: dict[str, Any] = {"run": str(run.root), "when": when, "model": None, "method": None, "stages": []}
+    try:
+        recipe, entries, stale = recipe_of(run), run.entries(), earlier_stages(run)
+        stages = [stage for stage in in_run() if stage in entries and entries[stage].done and stage not in stale]
+        benchmarks = _benchmarks(run) if "evaluate" in stages else {}
+    except UpftError as error:
+        return {**found, "verdict": "", "benchmarks": {}, "fields": {}, "error": one_line(str(error))}
+    paired = {name: sides["paired"] for name, sides in benchmarks.items() if "paired" in sides}
+    keys = ("delta", "ci95", "p_value")
+    return {
+        **found,
+        "model": recipe.model,
+        "method": recipe.method,
+        "stages": stages,
+        "verdict": headline(benchmarks),
+        "benchmarks": {name: {key: of[key] for key in keys} for name, of in paired.items()},
+        "fields": dict(_flat(recipe.dump())),
+        "error": None,
+    }
+
+
+def _benchmarks(run: RunDir) -> dict[str, Any]:
+    """Those of summary.json, as it was written.
+
+    Raises:
+        RunDirError: it was changed since.
+    """
+    entry, name = run.entry("evaluate"), run.summary.relative_to(run.root).as_posix()
+    known = entry.outputs.get(name) if entry else None
+    if known is not None and (not run.summary.is_file() or digest(run.summary) != known):
+        raise RunDirError(
+            f"{run.summary}: was changed after it was written", f"`upft evaluate {run.root}` makes it again"
+        )
+    return dict(read_json(run.summary)["benchmarks"])
+
+
+def _flat(values: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, str]]:
+    """The fields with dotted names; a value as JSON, a text as it is."""
+    for name, value in values.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{before}{name}.")
+        elif f"{before}{name}" not in _NOT_SHOWN:
+            yield f"{before}{name}", value if isinstance(value, str) else to_json(value, indent=None)
+
+
+def _usual(runs: Sequence[Mapping[str, str]]) -> dict[str, str]:
+    """Of each field the value that most runs have; the oldest run's where several are as frequent."""
+    usual = {}
+    for name in dict.fromkeys(name for fields in runs for name in fields):
+        values = [fields[name] for fields in runs if name in fields]
+        usual[name] = max(values, key=values.count)  # the first of the most frequent ones
+    return usual
