@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from upft_mlx.data.benchmarks import Set, load_benchmark, resolve
-from upft_mlx.data.on_disk import problems_of
+from upft_mlx.data.on_disk import recipe_problems
 from upft_mlx.data.source import Notes
 from upft_mlx.dataset.instruction import instructed
 from upft_mlx.dataset.prefix import check_problems
@@ -109,7 +109,7 @@ def prepare(
     run = RunDir(ranks().workplace(Path(run_dir)))
     resolve(recipe.evaluate)  # names that are wrong are refused before anything is read
     model_path = find_model(recipe)
-    problems, notes = problems_of(recipe), Notes()
+    problems, notes = recipe_problems(recipe), Notes()
     check_problems(recipe, problems)
     recipe = instructed(dated(recipe, model_path, run), model_path, problems)
     sets = [Set(entry, load_benchmark(entry, recipe.seed, notes)) for entry in resolve(recipe.evaluate)]

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from upft_mlx.machine import requirements
-from upft_mlx.machine.requirements import Source
+from upft_mlx.machine.requirements import Platform
 
 MAINS = """Now drawing from 'AC Power'
  -InternalBattery-0 (id=12345678)	100%; charged; 0:00 remaining present: true
@@ -72,49 +72,49 @@ def mac(
     architecture: str = "arm64",
     python: tuple[int, ...] = (3, 12, 4),
     executable: str = "/Users/me/.venv/bin/python",
-) -> Source:
+) -> Platform:
     """A MacBook Air with an M2 on mains, but for `changes` (None: the command fails)."""
     outputs: dict[str, str | None] = {**M2, **(changes or {})}
-    return Source("Darwin", architecture, python, executable, lambda *command: outputs[" ".join(command)])
+    return Platform("Darwin", architecture, python, executable, lambda *command: outputs[" ".join(command)])
 
 
-def rosetta() -> Source:
+def rosetta() -> Platform:
     """An Intel Python on that Mac."""
     return mac({"sysctl -n sysctl.proc_translated": "1\n"}, architecture="x86_64", executable="/usr/local/bin/python3")
 
 
-def intel() -> Source:
+def intel() -> Platform:
     """A Mac with an Intel processor, where sysctl.proc_translated does not exist."""
     chip = "Intel(R) Core(TM) i7-9750H CPU @ 2.60GHz\n"
     changes: dict[str, str | None] = {"sysctl -n machdep.cpu.brand_string": chip}
     return mac({**changes, "sysctl -n sysctl.proc_translated": None}, architecture="x86_64")
 
 
-def old_macos() -> Source:
+def old_macos() -> Platform:
     """The M2 with macOS 13."""
     return mac({"sw_vers -productVersion": "13.6.9\n"})
 
 
-def apples_python() -> Source:
+def apples_python() -> Platform:
     """The M2 with the Python of Apple's developer tools."""
     folder = "/Library/Developer/CommandLineTools/usr/bin/python3"
     return mac(python=(3, 9, 6), executable=folder)
 
 
-def linux() -> Source:
+def linux() -> Platform:
     """A machine with Linux."""
     outputs = {
         "cat /proc/cpuinfo": "processor\t: 0\nmodel name\t: AMD EPYC 9B14\n",
         "cat /proc/meminfo": "MemTotal:       65832100 kB\nMemFree:        1000 kB\n",
     }
-    return Source("Linux", "x86_64", (3, 11, 7), "/home/me/.venv/bin/python", lambda *c: outputs.get(" ".join(c)))
+    return Platform("Linux", "x86_64", (3, 11, 7), "/home/me/.venv/bin/python", lambda *c: outputs.get(" ".join(c)))
 
 
 @pytest.fixture
-def on(monkeypatch: pytest.MonkeyPatch) -> Callable[[Source], None]:
+def on(monkeypatch: pytest.MonkeyPatch) -> Callable[[Platform], None]:
     """Pretend to be a machine."""
 
-    def pretend(source: Source) -> None:
+    def pretend(source: Platform) -> None:
         monkeypatch.setattr(requirements, "here", lambda: source)
         monkeypatch.setattr("upft_mlx.machine.power.here", lambda: source)
 

@@ -24,7 +24,7 @@ from rich.console import Console
 
 from upft_mlx.events import Side
 from upft_mlx.inspection import ask as asking
-from upft_mlx.inspection.ask import Answer, Asker, Conversation
+from upft_mlx.inspection.ask import Asker, Conversation, Reply
 from upft_mlx.models.adapters import AdapterSwitch, load_adapter
 from upft_mlx.models.chat import Renderer
 from upft_mlx.models.load import Loaded, load
@@ -131,7 +131,7 @@ def test_a_stream_that_is_left_changes_nothing_for_the_next(loaded: Loaded) -> N
 
 
 def test_answers_are_told_as_they_grow_base_first(make_recipe: MakeRecipe, adapter: Path) -> None:
-    told: list[Answer] = []
+    told: list[Reply] = []
     answers = Conversation(Asker(make_recipe(), load(MODEL), adapter), keep=False).ask(QUESTION, told.append)
     order = [answer.side for answer in told]
     assert order == sorted(order)
@@ -208,7 +208,7 @@ def test_ctrl_c_ends_the_answer_and_the_next_question_is_answered(
     whole = conversation.ask(QUESTION)
     before = signal.getsignal(signal.SIGINT)
 
-    def press(answer: Answer) -> None:
+    def press(answer: Reply) -> None:
         if answer.tokens == 3 and answer.finish_reason is None:
             os.kill(os.getpid(), signal.SIGINT)
 
@@ -317,7 +317,7 @@ def test_the_question_may_come_from_a_pipe(folder: Path) -> None:
 
 
 def test_an_interrupted_answer_ends_with_status_130(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    answer = Answer("base", "Firs", 1, 0.1, "interrupted")
+    answer = Reply("base", "Firs", 1, 0.1, "interrupted")
     monkeypatch.setattr(asking.Asker, "ask", lambda self, turns, on_text: on_text(answer) or {"base": answer})
     result = upft("ask", "--model", "builtin:arithmetic", QUESTION)
     assert result.exit_code == 130
@@ -357,7 +357,7 @@ def test_a_damaged_run_is_refused(folder: Path) -> None:
 # The screen.
 
 
-def drawn(answers: list[Answer], width: int, height: int = 30, *, at_end: bool = True) -> list[str]:
+def drawn(answers: list[Reply], width: int, height: int = 30, *, at_end: bool = True) -> list[str]:
     """The last picture on a terminal of this size: the whole answers, or the last frame while they grow."""
     file = io.StringIO()
     console = Console(file=file, force_terminal=True, color_system=None, width=width, height=height)
@@ -377,7 +377,7 @@ def lines_of(view: Any, console: Console) -> list[str]:
     return ["".join(segment.text for segment in line) for line in lines]
 
 
-BASE, TUNED = Answer("base", "2+2=4", 5, 1.24, "stop"), Answer("tuned", "It is\n4.", 7, 61.0, "length")
+BASE, TUNED = Reply("base", "2+2=4", 5, 1.24, "stop"), Reply("tuned", "It is\n4.", 7, 61.0, "length")
 
 
 def test_on_a_wide_terminal_both_stand_side_by_side() -> None:
@@ -414,16 +414,16 @@ def test_lines_stream_without_control_characters_and_hold_back_half_characters()
     file = io.StringIO()
     with open_answers(["base"], plain=True, console=Console(file=file)) as view:
         for text in ("\x1b[31mA", "\x1b[31mAb\ufffd", "\x1b[31mAbü"):
-            view(Answer("base", text, 2, 0.1))
+            view(Reply("base", text, 2, 0.1))
             assert "\ufffd" not in file.getvalue()
-        view(Answer("base", "\x1b[31mAbü", 3, 0.1, "stop"))
+        view(Reply("base", "\x1b[31mAbü", 3, 0.1, "stop"))
     assert file.getvalue() == "base:\nAbü\n(3 tokens, 0.1 s)\n\n"
 
 
 def test_an_error_leaves_no_half_line() -> None:
     file = io.StringIO()
     with suppress(RuntimeError), open_answers(["base"], plain=True, console=Console(file=file)) as view:
-        view(Answer("base", "Hal", 1, 0.1))
+        view(Reply("base", "Hal", 1, 0.1))
         raise RuntimeError
     assert file.getvalue() == "base:\nHal\n"
 

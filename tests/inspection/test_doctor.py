@@ -20,7 +20,7 @@ from rich.console import Console
 from upft_mlx.inspection import doctor, selftest
 from upft_mlx.inspection.doctor import Finding, examine
 from upft_mlx.machine import requirements as machine
-from upft_mlx.machine.requirements import Source
+from upft_mlx.machine.requirements import Platform
 from upft_mlx.ui.doctor import NAME
 from upft_mlx.ui.views import print_findings
 
@@ -49,11 +49,11 @@ def metal(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mx, "device_info", lambda: {"max_recommended_working_set_size": 11 * GIB})
 
 
-def found(source: Source) -> dict[str, Finding]:
+def found(source: Platform) -> dict[str, Finding]:
     return {finding.name: finding for finding in examine(source)}
 
 
-def troubles(source: Source) -> dict[str, str]:
+def troubles(source: Platform) -> dict[str, str]:
     return {name: finding.status for name, finding in found(source).items() if finding.status != "ok"}
 
 
@@ -89,7 +89,7 @@ def test_linux_leaves_out_what_only_macos_has() -> None:
 
 
 @pytest.mark.parametrize(("source", "part"), [(intel(), "Intel"), (rosetta(), "Rosetta"), (old_macos(), "macOS 14")])
-def test_a_machine_that_mlx_does_not_run_on_is_an_error_and_nothing_is_computed(source: Source, part: str) -> None:
+def test_a_machine_that_mlx_does_not_run_on_is_an_error_and_nothing_is_computed(source: Platform, part: str) -> None:
     lines = found(source)
     assert troubles(source) == {"system": "error", "MLX": "error"}
     assert part in lines["system"].advice
@@ -125,7 +125,7 @@ def test_lines_that_are_ok_fit_80_columns_but_for_paths() -> None:
 
 @pytest.mark.usefixtures("metal")
 def test_a_mac_that_tells_nothing_is_no_trouble() -> None:
-    silent = Source("Darwin", "arm64", (3, 12, 4), "python", lambda *command: None)
+    silent = Platform("Darwin", "arm64", (3, 12, 4), "python", lambda *command: None)
     assert troubles(silent) == {}
     assert found(silent)["sleep"].value == "unknown"
 
@@ -248,12 +248,12 @@ def test_a_device_that_computes_something_else_is_an_error(monkeypatch: pytest.M
 
 
 @pytest.fixture
-def here(monkeypatch: pytest.MonkeyPatch) -> Callable[[Source], None]:
+def here(monkeypatch: pytest.MonkeyPatch) -> Callable[[Platform], None]:
     return lambda source: monkeypatch.setattr(doctor, "here", lambda: source)
 
 
 def test_the_status_is_0_where_all_is_well_or_a_warning_and_1_at_an_error(
-    here: Callable[[Source], None], monkeypatch: pytest.MonkeyPatch
+    here: Callable[[Platform], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     here(linux())
     shown = upft("doctor")
@@ -270,7 +270,7 @@ def test_the_status_is_0_where_all_is_well_or_a_warning_and_1_at_an_error(
     assert shown.stderr == ""
 
 
-def test_json_has_the_same_findings(here: Callable[[Source], None]) -> None:
+def test_json_has_the_same_findings(here: Callable[[Platform], None]) -> None:
     here(old_macos())
     shown = upft("doctor", "--json")
     facts = json.loads(shown.stdout)

@@ -13,7 +13,7 @@ import pytest
 from mlx.utils import tree_flatten
 
 from upft_mlx.inspection import selftest
-from upft_mlx.inspection.selftest import GRADIENT_NORM, LOSS, SHAPE, answers, make_model, rows
+from upft_mlx.inspection.selftest import GRADIENT_NORM, LOSS, SHAPE, checks, make_model, rows
 from upft_mlx.training import loss
 from upft_mlx.training.batches import Batch, Example, make_batch
 from upft_mlx.training.loss import Modes
@@ -134,11 +134,11 @@ def test_the_weights_are_computed_and_exact_in_float32() -> None:
 
 
 def wrong() -> list[str]:
-    return [answer.name for answer in answers() if not answer.right]
+    return [answer.name for answer in checks() if not answer.right]
 
 
 def test_this_device_computes_what_is_known() -> None:
-    found = list(answers())
+    found = list(checks())
     assert len(found) == 7
     assert max(answer.error for answer in found) < 1e-5  # the tolerance leaves room for other devices
 

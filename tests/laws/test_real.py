@@ -18,7 +18,7 @@ import mlx_lm
 import pytest
 from conftest import ROOT
 
-from upft_mlx.data.on_disk import problems_of
+from upft_mlx.data.on_disk import recipe_problems
 from upft_mlx.dataset.instruction import instructed
 from upft_mlx.inspection.preview import preview
 from upft_mlx.models.adapters import add_lora, load_adapter
@@ -95,7 +95,7 @@ def test_prefixes_are_sampled_ids_and_what_full_solutions_begin_with(run: RunDir
     recipe = Recipe.model_validate({"name": "real", **json.loads(recipe_file.read_text())})
     recipe = instructed(recipe, Path(recipe.model))
     loaded = load(Path(recipe.model))
-    chosen = [p for p in problems_of(recipe) if solutions[p.id].kind == "prefix"][:3]
+    chosen = [p for p in recipe_problems(recipe) if solutions[p.id].kind == "prefix"][:3]
     renderer = Renderer(loaded.tokenizer, recipe.prompt)
     sampler = Sampler(loaded, sampling_for(loaded, recipe.generate.temperature, 12))
     asked = [Request(renderer.asked(problem.question), PREFIX + 8, 1, problem.id) for problem in chosen]

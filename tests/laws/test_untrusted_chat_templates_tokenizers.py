@@ -26,7 +26,7 @@ from upft_mlx.models import rendering
 from upft_mlx.models.find import find_model
 from upft_mlx.models.load import load_tokenizer
 from upft_mlx.results import report
-from upft_mlx.results.figures import Row, intervals
+from upft_mlx.results.figures import IntervalRow, intervals
 
 __all__ = ["no_network"]
 
@@ -278,7 +278,7 @@ def test_json_and_svg_hold_no_raw_control_or_bidirectional_character() -> None:
     assert json.loads(text) == {"a": [ODD], ODD: 1}
     text.encode()
     assert not escape.RAW.search(text.replace("\n", ""))
-    drawn = intervals(ODD, [Row(ODD, 0.1, 0.0, 0.2, ODD)], ODD)
+    drawn = intervals(ODD, [IntervalRow(ODD, 0.1, 0.0, 0.2, ODD)], ODD)
     ElementTree.fromstring(drawn)
     assert not escape.RAW.search(drawn.replace("\n", ""))
     assert "<script" not in drawn

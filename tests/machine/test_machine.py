@@ -19,7 +19,7 @@ from helpers.machine import apples_python, intel, linux, mac, old_macos, on, ros
 from upft_mlx import __main__, pipeline
 from upft_mlx.machine import requirements
 from upft_mlx.machine.requirements import (
-    Source,
+    Platform,
     ask,
     import_refusal,
     look,
@@ -46,14 +46,14 @@ def test_the_facts_of_a_mac_and_of_linux() -> None:
 
 
 def test_facts_that_macos_does_not_tell_are_unknown_and_no_reason_to_refuse() -> None:
-    silent = Source("Darwin", "arm64", (3, 12, 4), "python", lambda *command: None)
+    silent = Platform("Darwin", "arm64", (3, 12, 4), "python", lambda *command: None)
     found = look(silent)
     assert (found.macos, found.chip, found.memory_bytes, found.translated) == (None, None, None, False)
     assert refusal(found) is None
 
 
 @pytest.mark.parametrize("source", [mac(), linux(), mac({"sw_vers -productVersion": "26.0\n"})])
-def test_apple_silicon_and_linux_are_fine(source: Source) -> None:
+def test_apple_silicon_and_linux_are_fine(source: Platform) -> None:
     assert refusal(look(source)) is None
     assert python_refusal(source) is None
 
@@ -64,10 +64,13 @@ def test_apple_silicon_and_linux_are_fine(source: Source) -> None:
         (intel(), ["Intel processor (Intel(R) Core(TM) i7-9750H CPU @ 2.60GHz)", "M1 and later", "or Linux"]),
         (rosetta(), ["/usr/local/bin/python3", "under Rosetta", "prints arm64", "Homebrew in /opt/homebrew"]),
         (old_macos(), ["macOS 13.6.9", "macOS 14 or later", "Software Update"]),
-        (Source("Windows", "AMD64", (3, 12, 1), "python", lambda *c: None), ["Apple silicon and on Linux", "Windows"]),
+        (
+            Platform("Windows", "AMD64", (3, 12, 1), "python", lambda *c: None),
+            ["Apple silicon and on Linux", "Windows"],
+        ),
     ],
 )
-def test_other_machines_are_refused_with_what_to_do(source: Source, parts: list[str]) -> None:
+def test_other_machines_are_refused_with_what_to_do(source: Platform, parts: list[str]) -> None:
     text = refusal(look(source))
     assert text is not None
     assert "\n" not in text
@@ -110,7 +113,7 @@ def test_mlx_that_is_missing_comes_with_the_pip_command(monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize(("source", "package"), [(mac(), "'mlx'"), (linux(), "'mlx[cpu]'")])
-def test_a_native_library_that_cannot_be_loaded_is_installed_anew(source: Source, package: str) -> None:
+def test_a_native_library_that_cannot_be_loaded_is_installed_anew(source: Platform, package: str) -> None:
     error = ImportError("dlopen(core.so, 0x0002): Library not loaded:\n  libmlx.dylib", name="mlx.core")
     text = import_refusal(error, source)
     assert "cannot be loaded (dlopen(core.so, 0x0002): Library not loaded: libmlx.dylib)" in text
@@ -145,14 +148,14 @@ def test_an_environment_without_pip_is_told_uvs_command(monkeypatch: pytest.Monk
 @pytest.mark.parametrize("command", ["run", "generate", "train", "evaluate", "analyze", "compare", "fuse"])
 @pytest.mark.parametrize(("source", "part"), [(intel(), "Intel"), (rosetta(), "Rosetta"), (old_macos(), "macOS 14")])
 def test_what_computes_is_refused_before_the_recipe_is_even_read(
-    on: Callable[[Source], None], command: str, source: Source, part: str
+    on: Callable[[Platform], None], command: str, source: Platform, part: str
 ) -> None:
     on(source)
     assert_fails(upft(command, "no-such-recipe.yaml"), 1, part)
 
 
 def test_help_version_and_results_are_not_refused(
-    on: Callable[[Source], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    on: Callable[[Platform], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     on(intel())
     monkeypatch.chdir(tmp_path)

@@ -24,7 +24,7 @@ from upft_mlx import pipeline
 from upft_mlx.events import Event, Note
 from upft_mlx.machine import device
 from upft_mlx.machine.power import Power, read_power
-from upft_mlx.machine.requirements import Source
+from upft_mlx.machine.requirements import Platform
 from upft_mlx.recipe.schema import Recipe
 
 __all__ = ["on"]
@@ -71,7 +71,7 @@ def test_a_desktop_high_power_and_a_warm_mac_are_fine(changes: dict[str, str | N
 
 
 def test_where_pmset_fails_nothing_is_known_and_nothing_is_said() -> None:
-    power = read_power(Source("Darwin", "arm64", (3, 12, 4), "python", lambda *command: None))
+    power = read_power(Platform("Darwin", "arm64", (3, 12, 4), "python", lambda *command: None))
     assert power == Power()
     assert power.concerns() == {}
 
@@ -85,7 +85,7 @@ def notes(told: list[Event]) -> list[str]:
 
 
 def test_a_run_says_once_that_it_is_on_battery_and_goes_on(
-    on: Callable[[Source], None], make_recipe: Callable[..., Recipe], tmp_path: Path
+    on: Callable[[Platform], None], make_recipe: Callable[..., Recipe], tmp_path: Path
 ) -> None:
     on(mac({"pmset -g batt": BATTERY}))
     told: list[Event] = []
@@ -100,7 +100,7 @@ def test_a_run_says_once_that_it_is_on_battery_and_goes_on(
     ]
 
 
-def test_heat_that_comes_later_is_told_at_the_next_look(on: Callable[[Source], None]) -> None:
+def test_heat_that_comes_later_is_told_at_the_next_look(on: Callable[[Platform], None]) -> None:
     told: list[Event] = []
     watch = device.PowerWatch(told.append)
     on(mac())
@@ -112,7 +112,7 @@ def test_heat_that_comes_later_is_told_at_the_next_look(on: Callable[[Source], N
     assert [text.split(":")[0] for text in notes(told)] == ["heat slows this Mac down (thermal pressure trapping)"]
 
 
-def test_on_linux_a_run_says_nothing_of_power(on: Callable[[Source], None]) -> None:
+def test_on_linux_a_run_says_nothing_of_power(on: Callable[[Platform], None]) -> None:
     on(linux())
     told: list[Event] = []
     device.PowerWatch(told.append).look()

@@ -26,7 +26,7 @@ from upft_mlx.models.facts import ModelFacts, chat_template, dense_shape, read_m
 from upft_mlx.new.data_facts import DataFacts, data_facts, hard_to_grade, hold_out
 from upft_mlx.new.draft import Draft
 from upft_mlx.new.new import Wish, new_recipe
-from upft_mlx.new.settings import choose
+from upft_mlx.new.settings import choose_settings
 from upft_mlx.new.text import recipe_text
 from upft_mlx.recipe.load import load_recipe
 from upft_mlx.recipe.safe_yaml import read_yaml, to_yaml, yaml_scalar
@@ -179,7 +179,7 @@ def some_data(length: int = 100) -> DataFacts:
 def test_models_that_think_get_longer_prefixes_and_solutions(
     kind: str, asked: bool, length: int, tokens: int, switch: bool | None
 ) -> None:
-    found = choose(a_model(thinking=kind), some_data(), 5000, thinking=asked)
+    found = choose_settings(a_model(thinking=kind), some_data(), 5000, thinking=asked)
     assert (found.length, found.max_tokens, found.enable_thinking) == (length, tokens, switch)
     assert found.grad_checkpoint == (length == 128)
     assert (found.max_length or 2048) >= found.max_tokens + 100
@@ -191,7 +191,7 @@ def test_models_that_think_get_longer_prefixes_and_solutions(
 def test_small_sets_are_trained_on_as_the_papers_smallest(
     trained: int | None, expected: tuple[float, int, int]
 ) -> None:
-    found = choose(a_model(), some_data(), trained, thinking=False)
+    found = choose_settings(a_model(), some_data(), trained, thinking=False)
     assert (found.structure_ratio, found.epochs, found.trained_together) == expected
 
 
@@ -208,7 +208,7 @@ def test_models_whose_long_rows_or_fusing_need_much_memory_get_by_with_less(
 ) -> None:
     how = {"quantization": {"bits": bits, "group_size": 64}} if bits else {}
     model = a_model(bits=bits, shape=dense_shape({**config, **how, "num_hidden_layers": 28}))
-    found = choose(model, some_data(), 5000, thinking=False)
+    found = choose_settings(model, some_data(), 5000, thinking=False)
     assert (found.grad_checkpoint, found.fuse) == expected
 
 
@@ -228,9 +228,9 @@ def test_what_less_memory_costs_stands_beside_it(folder: Path, monkeypatch: pyte
 
 
 def test_long_questions_and_short_contexts_are_heeded() -> None:
-    assert choose(a_model(), some_data(100), 100, thinking=False).max_length is None
-    assert choose(a_model(), some_data(5000), 100, thinking=False).max_length == 3328
-    assert choose(a_model(context=512), some_data(), 100, thinking=False).max_tokens == 256
+    assert choose_settings(a_model(), some_data(100), 100, thinking=False).max_length is None
+    assert choose_settings(a_model(), some_data(5000), 100, thinking=False).max_length == 3328
+    assert choose_settings(a_model(context=512), some_data(), 100, thinking=False).max_tokens == 256
 
 
 def test_large_unquantized_models_are_told_how_to_become_small(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -346,7 +346,7 @@ def test_no_name_in_a_strangers_model_or_data_adds_a_field_to_the_recipe(folder:
     facts = replace(read_model_facts(MODEL, "m"), kind=evil)
     data = data_facts(Problems(path=str(folder / f"{evil}.jsonl"), question=evil, answer=f"b{evil}"))
     entry = {"name": evil, "path": evil, "question": evil}
-    chosen = choose(facts, data, 9, thinking=False)
+    chosen = choose_settings(facts, data, 9, thinking=False)
     draft = Draft(folder / "a.yaml", f"./{evil}", False, facts, data, None, entry, chosen, [])
     write(folder / "a.yaml", recipe_text(draft))
     made = load_recipe(folder / "a.yaml")

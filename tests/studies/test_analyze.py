@@ -18,7 +18,15 @@ from upft_mlx.recipe.schema import Analyze, Recipe
 from upft_mlx.rows import Rollout, Solution, read_rows
 from upft_mlx.rundir import RunDir
 from upft_mlx.studies import analyze as analyze_module
-from upft_mlx.studies.analysis import Trial, figure, markdown, prefix_accuracy, recommend, self_consistency, summarize
+from upft_mlx.studies.analysis import (
+    RolloutStart,
+    figure,
+    markdown,
+    prefix_accuracy,
+    recommend,
+    self_consistency,
+    summarize,
+)
 from upft_mlx.studies.analyze import run_analysis
 
 MakeRecipe = Callable[..., Recipe]
@@ -37,18 +45,18 @@ def test_a_solution_that_ended_is_another_prefix_than_one_that_went_on() -> None
     assert row["mean"] == 1.0
 
 
-def trials(scores: dict[int, list[tuple[float, float]]]) -> list[Trial]:
+def starts(scores: dict[int, list[tuple[float, float]]]) -> list[RolloutStart]:
     """For each length the (correct, incorrect) scores of questions 0, 1, ..."""
     made = []
     for length, pairs in scores.items():
         for number, pair in enumerate(pairs):
             arms = ("both",) if length == 0 else ("correct", "incorrect")
-            made += [Trial(str(number), arm, length, [], score) for arm, score in zip(arms, pair, strict=False)]  # type: ignore[arg-type]
+            made += [RolloutStart(str(number), arm, length, [], score) for arm, score in zip(arms, pair, strict=False)]  # type: ignore[arg-type]
     return made
 
 
 def test_accuracy_is_per_arm_and_the_arms_are_one_at_length_0() -> None:
-    start, later = prefix_accuracy([0, 4], trials({0: [(0.5, 0.5), (1.0, 1.0)], 4: [(1.0, 0.25), (0.5, 0.25)]}))
+    start, later = prefix_accuracy([0, 4], starts({0: [(0.5, 0.5), (1.0, 1.0)], 4: [(1.0, 0.25), (0.5, 0.25)]}))
     assert start["correct"] == start["incorrect"]
     assert start["difference"]["delta"] == 0
     assert (later["correct"]["mean"], later["incorrect"]["mean"], later["problems"]) == (0.75, 0.25, 2)
@@ -56,7 +64,7 @@ def test_accuracy_is_per_arm_and_the_arms_are_one_at_length_0() -> None:
 
 
 def test_a_question_counts_only_where_both_trajectories_go_on() -> None:
-    made = [*trials({4: [(1.0, 0.0), (1.0, 1.0), (0.5, 0.5)]}), Trial("9", "correct", 4, [], 0.0)]
+    made = [*starts({4: [(1.0, 0.0), (1.0, 1.0), (0.5, 0.5)]}), RolloutStart("9", "correct", 4, [], 0.0)]
     (row,) = prefix_accuracy([4], made)
     assert (row["problems"], row["correct"]["mean"]) == (3, pytest.approx(2.5 / 3))
 
@@ -87,7 +95,7 @@ def test_the_longest_prefix_up_to_which_the_arms_are_alike_is_recommended(
 FOUND = summarize(
     Analyze(lengths=(0, 1, 4)),
     [("a", [1, 2]), ("a", [1, 3]), ("b", [1, 2])],
-    trials({0: [(0.5, 0.5), (1.0, 1.0)], 4: [(1.0, 0.25), (0.5, 0.25)]}),
+    starts({0: [(0.5, 0.5), (1.0, 1.0)], 4: [(1.0, 0.25), (0.5, 0.25)]}),
 )
 
 

@@ -15,8 +15,8 @@ from upft_mlx.rows import TrainingRow
 from upft_mlx.training.batches import (
     PAD_ROWS,
     PAD_TOKENS,
-    Counts,
     Example,
+    StepCounts,
     count,
     epoch_order,
     make_batch,
@@ -47,7 +47,7 @@ def test_one_row_is_supervised_on_its_completion_alone() -> None:
     assert batch.tokens.tolist() == [[5, 6, 7, 0, 0, 0, 0, 0]]
     assert supervised(batch) == [(0, 1, 7, 0.5), (0, 2, 8, 0.5)]
     counts = count([Example("a", [5, 6, 7, 8], start=2)], [batch])
-    assert counts == Counts(examples=1, supervised_tokens=2, processed_tokens=8, padding_tokens=5)
+    assert counts == StepCounts(examples=1, supervised_tokens=2, processed_tokens=8, padding_tokens=5)
 
 
 @pytest.mark.parametrize("inputs", [7, 8, 9])

@@ -14,7 +14,7 @@ from conftest import MODEL
 
 from upft_mlx import pipeline
 from upft_mlx.data.benchmarks import Set, load_benchmark, resolve
-from upft_mlx.data.on_disk import problems_of
+from upft_mlx.data.on_disk import recipe_problems
 from upft_mlx.data.problems import Problem
 from upft_mlx.dataset.instruction import instructed
 from upft_mlx.events import Note
@@ -128,7 +128,7 @@ def prepared(recipe: Recipe, tmp_path: Path, size: float) -> tuple[Loaded, RunDi
 
 def prompts_of(recipe: Recipe, loaded: Loaded) -> list[list[int]]:
     renderer = Renderer(loaded.tokenizer, recipe.prompt)
-    return [renderer.asked(problem.question) for problem in problems_of(recipe)[:5]]
+    return [renderer.asked(problem.question) for problem in recipe_problems(recipe)[:5]]
 
 
 def test_an_adapter_without_effect_moves_nothing(make_recipe: MakeRecipe, tmp_path: Path) -> None:

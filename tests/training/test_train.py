@@ -29,7 +29,7 @@ from upft_mlx.rundir import RunDir
 from upft_mlx.training import checkpoints
 from upft_mlx.training import loss as loss_module
 from upft_mlx.training import step as step_module
-from upft_mlx.training.batches import Counts, to_examples
+from upft_mlx.training.batches import StepCounts, to_examples
 from upft_mlx.training.checkpoints import Position, latest
 from upft_mlx.training.loss import scalar
 from upft_mlx.training.step import Stepper, learning_rate
@@ -57,7 +57,7 @@ def test_the_reported_loss_is_the_mean_of_the_steps_since_the_last_report(
     make_recipe: MakeRecipe, run: RunDir, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     losses = iter([8.0, 4.0, 2.0, 1.0])
-    monkeypatch.setattr(Stepper, "step", lambda *_: (next(losses), Counts(1, 1, 1)))
+    monkeypatch.setattr(Stepper, "step", lambda *_: (next(losses), StepCounts(1, 1, 1)))
     monkeypatch.setattr(Stepper, "loss", lambda *_: 3.0)
     train(make_recipe(train={"steps": 4, "report_every": 3, "validate_every": 9}), load(MODEL), run)
     assert [(line["step"], line["loss"]) for line in metrics(run)] == [(1, 8.0), (3, 3.0), (4, 1.0)]
@@ -178,7 +178,7 @@ def test_a_loss_that_is_not_finite_stops_with_step_and_rows_and_keeps_the_checkp
 ) -> None:
     original = Stepper.step
 
-    def step(self: Stepper, examples: Any, rate: float, seed: int) -> tuple[float, Counts]:
+    def step(self: Stepper, examples: Any, rate: float, seed: int) -> tuple[float, StepCounts]:
         loss, counts = original(self, examples, rate, seed)
         return math.nan if int(self.optimizer.step.item()) == 4 else loss, counts
 
@@ -257,9 +257,9 @@ def steps_of(recipe: Recipe, run: RunDir, monkeypatch: pytest.MonkeyPatch) -> tu
     """The adapter that training begins with, and what each step is given; nothing is computed."""
     given: list[Step] = []
 
-    def step(self: Stepper, examples: Any, rate: float, seed: int) -> tuple[float, Counts]:
+    def step(self: Stepper, examples: Any, rate: float, seed: int) -> tuple[float, StepCounts]:
         given.append(([example.id for example in examples], rate, seed))
-        return 1.0, Counts(1, 1, 1)
+        return 1.0, StepCounts(1, 1, 1)
 
     loaded = load(MODEL)
     with monkeypatch.context() as patch:

@@ -17,7 +17,7 @@ from upft_mlx.escape import to_json
 
 if TYPE_CHECKING:
     from upft_mlx.events import Side
-    from upft_mlx.inspection.ask import Answer, Asker
+    from upft_mlx.inspection.ask import Asker, Reply
     from upft_mlx.recipe.schema import Recipe
     from upft_mlx.rundir import RunDir
 
@@ -145,7 +145,7 @@ def _asker(
     return Asker(recipe, loaded, adapter, temperature=temperature, max_tokens=max_tokens)
 
 
-def _answered(asker: Asker, question: str, *, silent: bool, plain: bool) -> dict[Side, Answer]:
+def _answered(asker: Asker, question: str, *, silent: bool, plain: bool) -> dict[Side, Reply]:
     """The answers to one question, shown as they grow unless `silent`."""
     from upft_mlx.inspection.ask import Conversation
     from upft_mlx.ui.ask import open_answers

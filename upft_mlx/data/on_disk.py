@@ -17,7 +17,7 @@ _IN_MEMORY = 1 << 20
 """Bytes of problems that need no file."""
 
 
-class Spool(Sequence[Problem]):
+class DiskProblems(Sequence[Problem]):
     """A sequence of problems, in a temporary file that has no name and goes with the process where they are many."""
 
     def __init__(self, problems: Iterable[Problem], notes: Notes | None = None) -> None:
@@ -53,7 +53,7 @@ class Spool(Sequence[Problem]):
         return (self[number] for number in range(len(self)))
 
 
-class Part(Sequence[Problem]):
+class ProblemSubset(Sequence[Problem]):
     """Some of a sequence of problems, in the order of their numbers; only the numbers are held."""
 
     def __init__(self, problems: Sequence[Problem], numbers: Iterable[int]) -> None:
@@ -73,7 +73,7 @@ class Part(Sequence[Problem]):
         return self._problems[self._numbers[index]]
 
 
-def problems_of(recipe: Recipe) -> Spool:
+def recipe_problems(recipe: Recipe) -> DiskProblems:
     """The problems that a recipe samples solutions of.
 
     Raises:
@@ -81,6 +81,6 @@ def problems_of(recipe: Recipe) -> Spool:
         OfflineError: they are on the Hub, and it cannot be asked.
     """
     section, notes = recipe.problems, Notes()
-    problems = Spool(stream_problems(section, builtin="train" if section.builtin else None, notes=notes), notes)
+    problems = DiskProblems(stream_problems(section, builtin="train" if section.builtin else None, notes=notes), notes)
     problems.take(section.limit, recipe.seed if section.shuffle else None)
     return problems

@@ -101,7 +101,7 @@ def stream_problems(source: Source, *, builtin: str | None = None, notes: Notes 
         )
 
 
-def problems_of(rows: Iterable[Located], source: Source, notes: Notes) -> list[Problem]:
+def to_problems(rows: Iterable[Located], source: Source, notes: Notes) -> list[Problem]:
     """These rows of a source as problems.
 
     Raises:

@@ -10,7 +10,19 @@ from fractions import Fraction
 from upft_mlx.grade import symbolic, values
 from upft_mlx.grade.answers import extract_answer, normalize_gold
 from upft_mlx.grade.notation import LABELLED, decimal_commas, tidy
-from upft_mlx.grade.values import MAX_LENGTH, Answer, Group, Number, Text, Time, as_number, as_text, key, read, sides
+from upft_mlx.grade.values import (
+    MAX_LENGTH,
+    Group,
+    Number,
+    ParsedAnswer,
+    Text,
+    Time,
+    as_number,
+    as_text,
+    key,
+    read,
+    sides,
+)
 
 MAX_NESTING = 30  # brackets inside brackets; no answer of MATH has more than 5
 MAX_PARTS = 32  # of a group; longer ones are compared as text only
@@ -101,13 +113,13 @@ def _equal(wanted: str, given: str, rules: Rules) -> bool:
     return not (alone and alone.compound) and _same_value(a, b, Fraction(1), rules)
 
 
-def _with_letter(answer: Answer) -> Answer:
+def _with_letter(answer: ParsedAnswer) -> ParsedAnswer:
     """`5 m` with its letter as a unit: that is what it is where the other answer has one."""
     match = _LETTER_UNIT.fullmatch(answer.latex)
     return read(rf"{match[1]}\text{{{match[2]}}}{match[3] or ''}") if match else answer
 
 
-def _same_value(a: Answer, b: Answer, factor: Fraction, rules: Rules) -> bool:
+def _same_value(a: ParsedAnswer, b: ParsedAnswer, factor: Fraction, rules: Rules) -> bool:
     """Whether a equals b times the factor between their units."""
     first, second = a.value, b.value
     if isinstance(first, Text) or isinstance(second, Text):

@@ -93,7 +93,7 @@ class Text:
 
 
 @dataclass(frozen=True)
-class Answer:
+class ParsedAnswer:
     """An answer as the grammar reads it."""
 
     name: str
@@ -105,32 +105,32 @@ class Answer:
 
 
 @lru_cache(maxsize=4096)
-def read(text: str) -> Answer:
+def read(text: str) -> ParsedAnswer:
     """The answer that a tidied text is."""
     if _DATE.fullmatch(text):
-        return Answer("", text, as_text(text))
+        return ParsedAnswer("", text, as_text(text))
     if number := as_number(text):
-        return Answer("", text, number)
+        return ParsedAnswer("", text, number)
     name, body = sides(text)
     if number := as_number(body):
-        return Answer(name, body, number)
+        return ParsedAnswer(name, body, number)
     if (time := _TIME.fullmatch(body)) and (time["minute"] or time["half"]):
         hour, half = int(time["hour"]), (time["half"] or "").lower()
         hour = hour % 12 + 12 * (half == "p") if half else hour
-        return Answer(name, body, Time(60 * hour + int(time["minute"] or 0), half, time["minute"] is None))
+        return ParsedAnswer(name, body, Time(60 * hour + int(time["minute"] or 0), half, time["minute"] is None))
     bare, unit = split_unit(body)
     if unit and (number := as_number(bare)):
-        return Answer(name, bare, number, unit)
+        return ParsedAnswer(name, bare, number, unit)
     if group := as_group(body):
-        return _compound(name, body, group) or Answer(name, body, group)
+        return _compound(name, body, group) or ParsedAnswer(name, body, group)
     if unit and is_maths(bare):
-        return Answer(name, bare, None, unit)
+        return ParsedAnswer(name, bare, None, unit)
     if is_text(body):
-        return Answer(name, body, as_text(body))
-    return Answer(name, body.replace(r"\text{degree}", ""), None)
+        return ParsedAnswer(name, body, as_text(body))
+    return ParsedAnswer(name, body.replace(r"\text{degree}", ""), None)
 
 
-def _compound(name: str, body: str, group: Group) -> Answer | None:
+def _compound(name: str, body: str, group: Group) -> ParsedAnswer | None:
     """`2 hours, 30 minutes` as one quantity: the parts have different units of one dimension."""
     parts = [read(part) for part in group.parts] if group.kind == "{}" else []
     units = [part.unit for part in parts if part.unit and isinstance(part.value, Number)]
@@ -140,7 +140,7 @@ def _compound(name: str, body: str, group: Group) -> Answer | None:
         return None
     values = [part.value.value * unit.factor for part, unit in zip(parts, units, strict=True)]  # type: ignore[union-attr]
     unit = Unit(Fraction(1), units[0].base, frozenset(), compound=True)
-    return Answer(name, body, Number(sum(values, Fraction(0))), unit)
+    return ParsedAnswer(name, body, Number(sum(values, Fraction(0))), unit)
 
 
 def as_number(text: str) -> Number | None:

@@ -29,12 +29,12 @@ from upft_mlx.training.stage import UNREAD
 REDRAW = 1 / 12
 """Seconds between two texts of a growing answer: decoding a long one anew for each token costs more than it shows."""
 
-OnText = Callable[["Answer"], None]
+OnText = Callable[["Reply"], None]
 """Called with the answer as far as it is, after each token."""
 
 
 @dataclass(frozen=True)
-class Answer:
+class Reply:
     """What one side says, so far or in the end."""
 
     side: Side
@@ -89,7 +89,7 @@ class Asker:
         self._switch(side)
         return Sampler(self._loaded, sampling_for(self._loaded, self.temperature, batch_size=1))
 
-    def ask(self, conversations: dict[Side, list[str]], on_text: OnText = lambda answer: None) -> dict[Side, Answer]:
+    def ask(self, conversations: dict[Side, list[str]], on_text: OnText = lambda answer: None) -> dict[Side, Reply]:
         """Each side's answer; the first Ctrl-C ends it where it is, and there is no further one.
 
         Args:
@@ -103,7 +103,7 @@ class Asker:
             ModelError: the chat template refuses the conversation.
         """
         self._asked += 1
-        answers: dict[Side, Answer] = {}
+        answers: dict[Side, Reply] = {}
         with deferred_interrupt() as interrupt:
             for side in self.sides:
                 for answer in self._stream(side, conversations[side], lambda: interrupt.asked):
@@ -113,7 +113,7 @@ class Asker:
                     break
         return answers
 
-    def _stream(self, side: Side, turns: Sequence[str], stop: Callable[[], bool]) -> Iterator[Answer]:
+    def _stream(self, side: Side, turns: Sequence[str], stop: Callable[[], bool]) -> Iterator[Reply]:
         """The answer after each token, its text some times per second; the last one says how it ended."""
         key = f"{self._asked}/{turns[-1]}"
         first, *others = turns  # the instruction goes around the first question, what follows is a conversation
@@ -122,14 +122,14 @@ class Asker:
         self._switch(side)
         start = due = time.perf_counter()
         ids: list[int] = []
-        answer = Answer(side, "", 0, 0.0)
+        answer = Reply(side, "", 0, 0.0)
         finished: Literal["length", "stop", "interrupted"] = "interrupted"
         with closing(self._samplers[side].stream(request, self._seed)) as stream:
             for made in stream:
                 ids, now = made.ids, time.perf_counter()
                 text = self._renderer.text(ids) if now >= due else answer.text
                 due = now + REDRAW if now >= due else due
-                answer = Answer(side, text, len(ids), now - start)
+                answer = Reply(side, text, len(ids), now - start)
                 yield answer
                 finished = "interrupted" if stop() else made.finish_reason
                 if finished == "interrupted":
@@ -144,7 +144,7 @@ class Conversation:
         self._asker, self._keep = asker, keep
         self._turns: dict[Side, list[str]] = {side: [] for side in asker.sides}
 
-    def ask(self, question: str, on_text: OnText = lambda answer: None) -> dict[Side, Answer]:
+    def ask(self, question: str, on_text: OnText = lambda answer: None) -> dict[Side, Reply]:
         """See `Asker.ask`. A question that not all sides came to answer is left out of what is kept."""
         turns = {side: [*before, question] for side, before in self._turns.items()}
         answers = self._asker.ask(turns, on_text)

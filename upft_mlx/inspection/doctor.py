@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from upft_mlx._version import __version__
 from upft_mlx.machine.power import THERMAL_LEVELS, Power, read_power
-from upft_mlx.machine.requirements import Machine, Source, here, look, mlx_refusal, pip_install, refusal
+from upft_mlx.machine.requirements import Machine, Platform, here, look, mlx_refusal, pip_install, refusal
 
 if TYPE_CHECKING:
     from packaging.specifiers import SpecifierSet
 
-Status = Literal["ok", "warning", "error"]
+Severity = Literal["ok", "warning", "error"]
 PACKAGES = ("mlx", "mlx-lm", "transformers", "datasets", "huggingface-hub")
 GIB = 2**30
 FEW_BYTES = 10 * 10**9
@@ -42,7 +42,7 @@ class Finding:
     group: str
     name: str
     value: str
-    status: Status = "ok"
+    status: Severity = "ok"
     advice: str = ""
     """What to do; empty if it is ok."""
 
@@ -51,7 +51,7 @@ class Finding:
         return asdict(self)
 
 
-def examine(source: Source | None = None, folder: Path | None = None) -> Iterator[Finding]:
+def examine(source: Platform | None = None, folder: Path | None = None) -> Iterator[Finding]:
     """All findings, one after the other; the last ones take a second or two.
 
     Args:
@@ -231,9 +231,9 @@ def _sleep(power: Power) -> str:
 
 
 def _self_test() -> Iterator[Finding]:
-    from upft_mlx.inspection.selftest import answers
+    from upft_mlx.inspection.selftest import checks
 
-    for answer in answers():
-        value = f"off by {answer.error:.1e} (relative)"
-        advice = "" if answer.right else _WRONG
-        yield Finding("self-test", answer.name, value, "ok" if answer.right else "error", advice)
+    for check in checks():
+        value = f"off by {check.error:.1e} (relative)"
+        advice = "" if check.right else _WRONG
+        yield Finding("self-test", check.name, value, "ok" if check.right else "error", advice)

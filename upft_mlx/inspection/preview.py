@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from upft_mlx.data.benchmarks import QUESTION, Entry, load_benchmark, resolve
-from upft_mlx.data.on_disk import problems_of
+from upft_mlx.data.on_disk import recipe_problems
 from upft_mlx.dataset.instruction import differing, instructed, user_turn
 from upft_mlx.dataset.prefix import check_problems
 from upft_mlx.errors import RunDirError, UpftError
@@ -116,7 +116,7 @@ class _Preview:
     def __init__(self, recipe: Recipe, run: RunDir) -> None:
         path = find_model(recipe, weights=False)
         resolve(recipe.evaluate)  # names that are wrong are refused before anything is read
-        self.problems = problems_of(recipe)
+        self.problems = recipe_problems(recipe)
         check_problems(recipe, self.problems)
         self.recipe = recipe = instructed(dated(recipe, path, run), path, self.problems)
         self.entries, self._run = resolve(recipe.evaluate), run

@@ -47,7 +47,7 @@ GROUP = 64
 
 
 @dataclass(frozen=True)
-class Answer:
+class Check:
     """How far what this device computes is from what is known."""
 
     name: str
@@ -60,12 +60,12 @@ class Answer:
         return self.error <= TOLERANCE
 
 
-def answers() -> Iterator[Answer]:
+def checks() -> Iterator[Check]:
     """All checks: the loss as training computes it and plainly, then quantized products."""
     for where, modes in (("", Modes()), (", all positions", Modes(gather=False, share=False))):
         loss, norm = loss_and_gradient_norm(modes)
-        yield Answer(f"loss{where}", abs(loss - LOSS) / LOSS)
-        yield Answer(f"gradient{where}", abs(norm - GRADIENT_NORM) / GRADIENT_NORM)
+        yield Check(f"loss{where}", abs(loss - LOSS) / LOSS)
+        yield Check(f"gradient{where}", abs(norm - GRADIENT_NORM) / GRADIENT_NORM)
     yield from _quantized_products()
 
 
@@ -122,7 +122,7 @@ def loss_and_gradient_norm(modes: Modes) -> tuple[float, float]:
     return scalar(loss), math.sqrt(sum(squares))
 
 
-def _quantized_products() -> Iterator[Answer]:
+def _quantized_products() -> Iterator[Check]:
     """One row, as in decoding, and several, as in a prompt; and the product of the backward pass."""
     outputs, inputs = 64, 2 * GROUP
     codes = ((uniform(outputs * inputs) + 1) * 8).astype(np.int64).reshape(outputs, inputs)  # 0 to 15
@@ -139,7 +139,7 @@ def _quantized_products() -> Iterator[Answer]:
             mx.array(x.astype(np.float32)), *parts, transpose=transpose, group_size=GROUP, bits=4
         )
         error = float(np.abs(np.array(found) - wanted).max() / np.abs(wanted).max())
-        yield Answer(f"4-bit product, {name}", error)
+        yield Check(f"4-bit product, {name}", error)
 
 
 def gigaflops(size: int = 768) -> float:

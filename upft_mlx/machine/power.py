@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from upft_mlx.machine.requirements import Source, here
+from upft_mlx.machine.requirements import Platform, here
 
 THERMAL_LEVELS = ("nominal", "moderate", "heavy", "trapping", "sleeping")
 """Of thermalpressurelevel, from 0, as OSThermalNotification.h names them; from `heavy` on the chip is slowed down."""
@@ -62,7 +62,7 @@ class Power:
         return found
 
 
-def read_power(source: Source | None = None) -> Power | None:
+def read_power(source: Platform | None = None) -> Power | None:
     """The power state of a Mac, by default this one; None on other systems."""
     source = source or here()
     if source.system != "Darwin":

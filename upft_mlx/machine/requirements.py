@@ -1,7 +1,7 @@
 """The kind of machine, and the ones upft cannot run on: facts from `platform` and from macOS's own commands.
 
 Nothing newer than Python 3.9, which Apple ships, and nothing that must be installed: `python3 -m upft_mlx` in a clone
-says what is missing before anything is there. All facts come through `Source`, so that tests can be any machine.
+says what is missing before anything is there. All facts come through `Platform`, so that tests can be any machine.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _APPLES = ("/Library/Developer/CommandLineTools/", "/Applications/Xcode", "/usr/
 
 
 @dataclass(frozen=True)
-class Source:
+class Platform:
     """Where the facts come from."""
 
     system: str
@@ -61,9 +61,9 @@ def ask(*command: str) -> str | None:
     return done.stdout if done.returncode == 0 else None
 
 
-def here() -> Source:
+def here() -> Platform:
     """This machine."""
-    return Source(platform.system(), platform.machine(), tuple(sys.version_info[:3]), sys.executable, ask)
+    return Platform(platform.system(), platform.machine(), tuple(sys.version_info[:3]), sys.executable, ask)
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ class Machine:
         return self.system == "Darwin"
 
 
-def look(source: Source | None = None) -> Machine:
+def look(source: Platform | None = None) -> Machine:
     """The facts of a machine, by default this one."""
     source = source or here()
     python = ".".join(map(str, source.python))
@@ -108,7 +108,7 @@ def look(source: Source | None = None) -> Machine:
     )
 
 
-def _sysctl(source: Source, name: str) -> str | None:
+def _sysctl(source: Platform, name: str) -> str | None:
     return (source.ask("sysctl", "-n", name) or "").strip() or None
 
 
@@ -126,7 +126,7 @@ def versions_line() -> str:
 # What cannot work, and what to do.
 
 
-def python_refusal(source: Source | None = None) -> str | None:
+def python_refusal(source: Platform | None = None) -> str | None:
     """Why this Python is too old; None if it is not."""
     source = source or here()
     if tuple(source.python[:2]) >= OLDEST_PYTHON:
@@ -171,7 +171,7 @@ def refusal(machine: Machine | None = None) -> str | None:
     return None
 
 
-def mlx_refusal(source: Source | None = None) -> str | None:
+def mlx_refusal(source: Platform | None = None) -> str | None:
     """Why MLX cannot be imported, and the command that helps; None if it can."""
     source = source or here()
     try:
@@ -193,7 +193,7 @@ def kernel_refusal(error: Exception) -> str | None:
     )
 
 
-def import_refusal(error: ImportError, source: Source | None = None) -> str:
+def import_refusal(error: ImportError, source: Platform | None = None) -> str:
     """What to do about a package that is missing or cannot be loaded."""
     source = source or here()
     name = (error.name or "mlx").partition(".")[0]

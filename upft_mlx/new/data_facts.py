@@ -14,8 +14,8 @@ import numpy as np
 from upft_mlx.data.columns import Columns, find_columns
 from upft_mlx.data.files import kind_of, refuse_other_files
 from upft_mlx.data.hub import look
-from upft_mlx.data.on_disk import Part, Spool
-from upft_mlx.data.problems import Problem, first_rows, named_columns, problems_of, stream_problems
+from upft_mlx.data.on_disk import DiskProblems, ProblemSubset
+from upft_mlx.data.problems import Problem, first_rows, named_columns, stream_problems, to_problems
 from upft_mlx.data.source import Notes
 from upft_mlx.errors import ProblemsError
 from upft_mlx.escape import quoted
@@ -111,7 +111,7 @@ def _file_facts(source: Problems) -> DataFacts:
     if not rows:
         raise ProblemsError("no rows", "a dataset needs at least one question", path=str(source.path))
     columns, notes = find_columns(rows, named_columns(source)), Notes()
-    problems = Spool(stream_problems(source, notes=notes), notes)
+    problems = DiskProblems(stream_problems(source, notes=notes), notes)
     return DataFacts(source, columns, len(problems), problems, notes=tuple(notes.lines()))
 
 
@@ -120,7 +120,7 @@ def _hub_facts(source: Problems) -> DataFacts:
     if not found.rows:
         raise ProblemsError(f"dataset {source.dataset}: the split {quoted(source.split)} has no rows", "set --split")
     columns, notes = find_columns(found.rows, named_columns(source)), Notes()
-    problems = problems_of(found.rows, source, notes)
+    problems = to_problems(found.rows, source, notes)
     return DataFacts(source, columns, found.count, problems, found.splits, tuple(notes.lines()))
 
 
@@ -160,7 +160,9 @@ def hold_out(problems: Sequence[Problem], count: int | None, seed: int = 0) -> S
         )
     drawn = testable[sorted(random.Random(f"holdout/{seed}").sample(range(len(testable)), wanted))]
     train = np.flatnonzero(~np.isin(keys, keys[drawn]))
-    return Split(Part(problems, train), [problems[int(number)] for number in drawn], len(problems) - len(firsts))
+    return Split(
+        ProblemSubset(problems, train), [problems[int(number)] for number in drawn], len(problems) - len(firsts)
+    )
 
 
 def _key(question: str) -> str:

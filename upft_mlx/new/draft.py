@@ -12,7 +12,7 @@ from typing import Any
 from upft_mlx.data.problems import Problem
 from upft_mlx.models.facts import ModelFacts
 from upft_mlx.new.data_facts import DataFacts, Split
-from upft_mlx.new.settings import Choices
+from upft_mlx.new.settings import NewSettings
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Draft:
     """The two parts of a dataset with test questions set aside."""
     benchmark: dict[str, Any]
     """The entry of `evaluate.benchmarks`."""
-    choices: Choices
+    settings: NewSettings
     warnings: list[str]
 
     @property

@@ -19,7 +19,7 @@ from upft_mlx.models.facts import model_facts
 from upft_mlx.models.find import BUILTIN, is_hub_model
 from upft_mlx.new.data_facts import DataFacts, Split, all_letters, data_facts, hard_to_grade, hold_out, is_file
 from upft_mlx.new.draft import Draft, relative
-from upft_mlx.new.settings import choose
+from upft_mlx.new.settings import choose_settings
 from upft_mlx.new.text import recipe_text
 from upft_mlx.recipe.schema import Problems
 from upft_mlx.rows import replacing, write_atomically
@@ -59,10 +59,10 @@ def new_recipe(wish: Wish) -> Draft:
     parts = _parts(wish, data)
     benchmark, warnings = _benchmark(data, parts, path.stem)
     trained = len(parts.train) if parts else data.rows
-    choices = choose(model, data, trained, thinking=wish.thinking)
+    settings = choose_settings(model, data, trained, thinking=wish.thinking)
     name = _model_name(wish.model, path.parent)
     hub = is_hub_model(wish.model) or data.source.path is None or "path" not in benchmark
-    draft = Draft(path, name, hub, model, data, parts, benchmark, choices, [*warnings, *_small(parts)])
+    draft = Draft(path, name, hub, model, data, parts, benchmark, settings, [*warnings, *_small(parts)])
     text = recipe_text(draft)
     _refuse_overwriting(draft, force=wish.force)
     for file, problems in draft.files.items():
@@ -243,7 +243,7 @@ def facts(draft: Draft) -> dict[str, Any]:
             "repeated": draft.parts.repeated if draft.parts else None,
         },
         "benchmark": draft.benchmark,
-        "chosen": asdict(draft.choices),
+        "chosen": asdict(draft.settings),
         "read": list(data.notes),
         "warnings": draft.warnings,
         "next": draft.next_commands,

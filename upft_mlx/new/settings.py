@@ -22,7 +22,7 @@ _MAC = another_mac(16)
 
 
 @dataclass(frozen=True)
-class Choices:
+class NewSettings:
     """What `upft new` writes, and why."""
 
     thinks: bool
@@ -48,7 +48,7 @@ class Choices:
     """Peak bytes of fusing in 16 bits, the worst case of `auto`; None: unknown."""
 
 
-def choose(model: ModelFacts, data: DataFacts, trained: int | None, *, thinking: bool) -> Choices:
+def choose_settings(model: ModelFacts, data: DataFacts, trained: int | None, *, thinking: bool) -> NewSettings:
     """The numbers for a model and `trained` problems (None: not known).
 
     Raises:
@@ -63,7 +63,7 @@ def choose(model: ModelFacts, data: DataFacts, trained: int | None, *, thinking:
     max_tokens = _within(model.context, 8192 if thinks else 1024)
     longest = math.ceil(data.longest / _CHARACTERS) + 128 + max_tokens
     step, sixteen = _step_bytes(model.shape, longest, max_tokens), _fuse_bytes(model.shape)
-    return Choices(
+    return NewSettings(
         thinks=thinks,
         enable_thinking=thinking if model.thinking == "switch" else None,
         length=min(128 if thinks else 16, max_tokens),

@@ -96,7 +96,7 @@ def _smaller(draft: Draft) -> str:
 
 
 def _sections(draft: Draft) -> Iterator[tuple[str, list[_Field]]]:
-    chosen = draft.choices
+    chosen = draft.settings
     yield "problems", list(_problems(draft))
     if chosen.enable_thinking is not None:
         args = {"enable_thinking": chosen.enable_thinking}
@@ -137,7 +137,7 @@ def _problems(draft: Draft) -> Iterator[_Field]:
 
 
 def _prefix(draft: Draft) -> Iterator[_Field]:
-    chosen = draft.choices
+    chosen = draft.settings
     why = "the paper's for a thinking model (R1-Distill)" if chosen.thinks else "in the paper, 8 to 32 are alike"
     yield _Field("length", chosen.length, f"tokens; {why}")
     small = "the paper's for its smallest set (LIMO, 817)" if chosen.structure_ratio == 0.3 else "the paper's"
@@ -145,7 +145,7 @@ def _prefix(draft: Draft) -> Iterator[_Field]:
 
 
 def _train(draft: Draft) -> Iterator[_Field]:
-    chosen = draft.choices
+    chosen = draft.settings
     yield _Field("epochs", chosen.epochs, "the paper's for its smallest set" if chosen.epochs == 3 else None)
     yield _Field("batch_size", chosen.trained_together, "sequences per step (the paper: 64)")
     yield _Field("learning_rate", 1e-4, "our default for LoRA, not tuned on this model")
@@ -157,7 +157,7 @@ def _train(draft: Draft) -> Iterator[_Field]:
 
 
 def _evaluate(draft: Draft) -> Iterator[_Field]:
-    chosen = draft.choices
+    chosen = draft.settings
     if chosen.thinks:
         yield _Field("temperature", 0.6, "thinking models repeat themselves when greedy")
     yield _Field("max_tokens", chosen.max_tokens, "a longer answer counts as wrong; the report says how many")
@@ -194,7 +194,7 @@ _THINKING = {
 
 def told(draft: Draft) -> str:
     """A summary of what was found, chosen and written."""
-    data, chosen = draft.data, draft.choices
+    data, chosen = draft.data, draft.settings
     rows = f"{data.rows:,} rows" if data.rows is not None else f"rows not counted, read {len(data.seen)}"
     answers = f"{data.answered:,} of {len(data.seen):,}" + (" read" if data.source.path is None else "")
     found = f"{rows}; question in `{data.question}` ({data.mean_length:,.0f} characters on average), "

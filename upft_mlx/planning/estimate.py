@@ -106,7 +106,7 @@ class Planner:
     # Tokens.
 
     @property
-    def counts(self) -> Counts:
+    def counts(self) -> ExpectedCounts:
         """Solutions to sample and rows to train."""
         return count(self.recipe, len(self.problems), self.rooms, self.solutions)
 
@@ -229,7 +229,7 @@ def _field(recipe: Recipe, name: str) -> Any:
 
 
 @dataclass(frozen=True)
-class Counts:
+class ExpectedCounts:
     """Expected numbers; they can be fractions because they include shares of problems."""
 
     prefixes: float
@@ -244,7 +244,7 @@ class Counts:
     """Tokens of the rows in an epoch, without the shared ones."""
 
 
-def count(recipe: Recipe, problems: int, rooms: Rooms, solutions: Solutions) -> Counts:
+def count(recipe: Recipe, problems: int, rooms: Rooms, solutions: Solutions) -> ExpectedCounts:
     """What a recipe samples and trains on, for this number of problems."""
     full, prefix = rooms.kinds(recipe)
     samples = recipe.generate.samples
@@ -257,7 +257,7 @@ def count(recipe: Recipe, problems: int, rooms: Rooms, solutions: Solutions) -> 
     prefix_rows, full_rows = prefix_rows * (1 - held), full_rows * (1 - held)
     t = recipe.prefix.length + recipe.prefix.eos
     asked, trained = rooms.prompts.mean - rooms.trained.shared, rooms.trained.mean - rooms.trained.shared
-    return Counts(
+    return ExpectedCounts(
         prefixes=prefix * samples,
         full=full * (samples if recipe.samples_full else 1),
         rows=prefix_rows + full_rows,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from upft_mlx.data.on_disk import problems_of
+from upft_mlx.data.on_disk import recipe_problems
 from upft_mlx.events import Note, Observer, ignore
 from upft_mlx.models.find import model_hash
 from upft_mlx.planning.budget import another_mac
@@ -36,7 +36,7 @@ def plan_recipe(
         UpftError: one of its kinds, as a run would raise it.
     """
     budget = another_mac(mac) if mac is not None else None
-    planner = Planner.of(recipe, problems_of(recipe), budget, RunDir(run_dir))
+    planner = Planner.of(recipe, recipe_problems(recipe), budget, RunDir(run_dir))
     if mac is None and planner.is_here:
         planner = _with_speed(planner, notify, calibrates=calibrates)
     return planner.facts()

@@ -45,7 +45,7 @@ class Panel:
 
 
 @dataclass(frozen=True)
-class Row:
+class IntervalRow:
     """One line of a chart of intervals: what stands left of it, the value, and what stands right of it."""
 
     name: str
@@ -109,7 +109,7 @@ def _curve(series: Series, place: Callable[[float, float], tuple[float, float]],
     )
 
 
-def intervals(title: str, rows: Sequence[Row], x_label: str, *, zero: bool = True) -> str:
+def intervals(title: str, rows: Sequence[IntervalRow], x_label: str, *, zero: bool = True) -> str:
     """A line with a dot for each row's value and interval, in percentage points; `zero` marks no difference."""
     width, left, right, up = 720, 190, 500, 54
     down = up + 30 * len(rows)

@@ -15,7 +15,7 @@ LONGEST = 32
 
 
 @dataclass(frozen=True)
-class Trial:
+class RolloutStart:
     """A prefix from which rollouts start, and the share of them that is right."""
 
     problem_id: str
@@ -24,21 +24,23 @@ class Trial:
     ids: list[int]
     score: float = 0.0
 
-    def scored(self, score: float) -> Trial:
+    def scored(self, score: float) -> RolloutStart:
         """The same with a score."""
         return replace(self, score=score)
 
 
-def summarize(settings: Analyze, prefixes: Iterable[tuple[str, list[int]]], trials: Sequence[Trial]) -> dict[str, Any]:
+def summarize(
+    settings: Analyze, prefixes: Iterable[tuple[str, list[int]]], starts: Sequence[RolloutStart]
+) -> dict[str, Any]:
     """The content of analysis.json.
 
     Args:
         settings: the recipe's.
         prefixes: (problem, ids) of each sampled prefix, -1 for the end of a solution.
-        trials: scored; empty where there were no answers, or no question had both a right and a wrong trajectory.
+        starts: scored; empty where there were no answers, or no question had both a right and a wrong trajectory.
     """
     consistency = self_consistency(settings.lengths, prefixes, settings.samples)
-    accuracy = prefix_accuracy(settings.lengths, trials)
+    accuracy = prefix_accuracy(settings.lengths, starts)
     length, reason = recommend(accuracy)
     return {
         "samples": settings.samples,
@@ -68,15 +70,15 @@ def self_consistency(
     return result
 
 
-def prefix_accuracy(lengths: Sequence[int], trials: Sequence[Trial]) -> list[dict[str, Any]]:
+def prefix_accuracy(lengths: Sequence[int], starts: Sequence[RolloutStart]) -> list[dict[str, Any]]:
     """For each length the share of right rollouts per arm, and their paired difference over the questions.
 
     A question counts at the lengths at which neither of its trajectories has ended.
     """
     scores: dict[tuple[str, int], dict[str, float]] = {}
-    for trial in trials:
-        arms = ("correct", "incorrect") if trial.arm == "both" else (trial.arm,)
-        scores.setdefault((trial.problem_id, trial.length), {}).update(dict.fromkeys(arms, trial.score))
+    for start in starts:
+        arms = ("correct", "incorrect") if start.arm == "both" else (start.arm,)
+        scores.setdefault((start.problem_id, start.length), {}).update(dict.fromkeys(arms, start.score))
     result = []
     for length in sorted({0, *lengths}):
         pairs = [s for (_, at), s in scores.items() if at == length and len(s) == 2]

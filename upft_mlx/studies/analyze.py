@@ -36,7 +36,7 @@ from upft_mlx.rows import (
 from upft_mlx.rundir import RunDir
 from upft_mlx.sampling.decoding import Completion, Request
 from upft_mlx.sampling.sampler import Sampler, sampling_for, summing
-from upft_mlx.studies.analysis import Trial, figure, markdown, summarize
+from upft_mlx.studies.analysis import RolloutStart, figure, markdown, summarize
 
 CHUNK_BATCHES = 4
 
@@ -94,14 +94,14 @@ def analyze(
     """
     analyzer = _Analyzer(recipe, loaded, problems[: recipe.analyze.problems], run, notify)
     analyzer.prefixes()
-    scored: list[Trial] = []
+    scored: list[RolloutStart] = []
     if any(problem.answer is None for problem in analyzer.problems):
         notify(Note("some problems have no answer: only prefix self-consistency is measured"))
     else:
         analyzer.trajectories()
-        trials = analyzer.trials()
-        analyzer.rollouts(trials)
-        scored = analyzer.counted(trials)
+        starts = analyzer.starts()
+        analyzer.rollouts(starts)
+        scored = analyzer.counted(starts)
     found = summarize(recipe.analyze, analyzer.prefix_ids(), scored)
     return {**found, "tokens_sampled": analyzer.tokens_sampled()}, analyzer.sampler.processed_tokens
 
@@ -143,9 +143,9 @@ class _Analyzer:
 
         self._sample(path, requests, row)
 
-    def rollouts(self, trials: Sequence[Trial]) -> None:
-        """`rollouts` continuations of each trial's prefix, graded together with it."""
-        order = sorted(trials, key=lambda trial: -len(self._start(trial)))
+    def rollouts(self, starts: Sequence[RolloutStart]) -> None:
+        """`rollouts` continuations of each start's prefix, graded together with it."""
+        order = sorted(starts, key=lambda start: -len(self._start(start)))
         limit = self.recipe.generate.max_tokens
         requests = [
             Request(
@@ -155,15 +155,15 @@ class _Analyzer:
         ]
 
         def row(index: int, sample: int, completion: Completion) -> Rollout:
-            trial = order[index]
-            text = self.decode([*trial.ids, *completion.ids])
-            correct = is_correct(text, str(self.problems[self.by_id[trial.problem_id]].answer))
-            return Rollout(trial.problem_id, trial.arm, trial.length, sample, correct, len(completion.ids))
+            start = order[index]
+            text = self.decode([*start.ids, *completion.ids])
+            correct = is_correct(text, str(self.problems[self.by_id[start.problem_id]].answer))
+            return Rollout(start.problem_id, start.arm, start.length, sample, correct, len(completion.ids))
 
         self._sample(self.run.analysis / "rollouts.jsonl", requests, row)
 
-    def _start(self, trial: Trial) -> list[int]:
-        return [*self.prompts[self.by_id[trial.problem_id]], *trial.ids]
+    def _start(self, start: RolloutStart) -> list[int]:
+        return [*self.prompts[self.by_id[start.problem_id]], *start.ids]
 
     def _sample(self, path: Path, requests: Sequence[Request], row: Callable[[int, int, Completion], Row]) -> None:
         """Append rows chunk by chunk, from where the file ends."""
@@ -196,7 +196,7 @@ class _Analyzer:
             ended = solution.finish_reason == "stop" and len(solution.completion_ids) < longest
             yield solution.problem_id, [*solution.completion_ids, *([-1] if ended else [])]
 
-    def trials(self) -> list[Trial]:
+    def starts(self) -> list[RolloutStart]:
         """Each question's first correct and first incorrect trajectory at each length; both, or the question is out.
 
         At length 0 the arms are one. A prefix that is the whole solution is not rolled out.
@@ -211,23 +211,23 @@ class _Analyzer:
                 found.setdefault(solution.problem_id, {}).setdefault(arm, solution.completion_ids)
         both = [(name, arms) for name, arms in found.items() if len(arms) == 2][: self.settings.rollout_problems]
         lengths = [length for length in self.settings.lengths if length > 0]
-        starts = [Trial(name, "both", 0, []) for name, _ in both]
+        starts = [RolloutStart(name, "both", 0, []) for name, _ in both]
         return starts + [
-            Trial(name, arm, length, ids[:length])
+            RolloutStart(name, arm, length, ids[:length])
             for name, arms in both
             for arm, ids in arms.items()
             for length in lengths
             if length < len(ids)
         ]
 
-    def counted(self, trials: Sequence[Trial]) -> list[Trial]:
-        """The trials with how many of their rollouts were right."""
+    def counted(self, starts: Sequence[RolloutStart]) -> list[RolloutStart]:
+        """The starts with how many of their rollouts were right."""
         right: dict[tuple[str, str, int], int] = {}
         for row in read_rows(self.run.analysis / "rollouts.jsonl", Rollout):
             key = (row.problem_id, row.arm, row.length)
             right[key] = right.get(key, 0) + row.correct
         share = self.settings.rollouts
-        return [t.scored(right[t.problem_id, t.arm, t.length] / share) for t in trials]
+        return [t.scored(right[t.problem_id, t.arm, t.length] / share) for t in starts]
 
 
 def _cut(requests: Sequence[Request], size: int) -> Iterator[list[int]]:

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from upft_mlx import escape
-from upft_mlx.results.figures import Row, intervals
-from upft_mlx.studies.two_way import crossed_mean
+from upft_mlx.results.figures import IntervalRow, intervals
+from upft_mlx.studies.two_way import two_way_mean
 
 COSTS = ("tokens_sampled", "tokens_trained", "seconds", "peak_memory_bytes")
 Scores = Mapping[str, Mapping[str, float]]
@@ -64,9 +64,9 @@ def _result(benchmark: str, mine: Sequence[Cell], base: Sequence[Cell]) -> dict[
     seeds = {cell.seed for cell in mine}
     own = _table(benchmark, mine)
     others = _table(benchmark, [cell for cell in base if cell.seed in seeds])
-    accuracy = crossed_mean(own, (0.0, 1.0))
+    accuracy = two_way_mean(own, (0.0, 1.0))
     changes = [[t - b for t, b in zip(*rows, strict=True)] for rows in zip(own, others, strict=True)]
-    difference = crossed_mean(changes, (-1.0, 1.0))
+    difference = two_way_mean(changes, (-1.0, 1.0))
     return {
         "accuracy": accuracy.value,
         "ci95": list(accuracy.ci95),
@@ -116,5 +116,5 @@ def figure(found: Mapping[str, Any], benchmark: str) -> str:
         if difference is not None:
             cost = f"{row['tokens_sampled']:,.0f} sampled, {row['tokens_trained']:,.0f} trained"
             low, high = difference["ci95"]
-            rows.append(Row(method, difference["delta"], low, high, cost))
+            rows.append(IntervalRow(method, difference["delta"], low, high, cost))
     return intervals(f"{benchmark}: difference to base", rows, "points of accuracy, 95 % interval; tokens on the right")

@@ -21,7 +21,7 @@ class Mean:
     ci95: tuple[float, float]
 
 
-def crossed_mean(scores: Sequence[Sequence[float]], bounds: tuple[float, float]) -> Mean:
+def two_way_mean(scores: Sequence[Sequence[float]], bounds: tuple[float, float]) -> Mean:
     """The mean of problems x seeds with the interval of the two-way random-effects model.
 
     With problem means a, seed means b and residuals r, the variance of the mean is estimated without bias by

@@ -73,7 +73,7 @@ class Batch:
 
 
 @dataclass(frozen=True)
-class Counts:
+class StepCounts:
     """What a step, or several, passed through the model."""
 
     examples: int = 0
@@ -82,9 +82,9 @@ class Counts:
     """Padding included; shared tokens once per batch."""
     padding_tokens: int = 0
 
-    def __add__(self, other: Counts) -> Counts:
+    def __add__(self, other: StepCounts) -> StepCounts:
         """Both together."""
-        return Counts(**{name: value + getattr(other, name) for name, value in asdict(self).items()})
+        return StepCounts(**{name: value + getattr(other, name) for name, value in asdict(self).items()})
 
 
 def to_examples(rows: Sequence[TrainingRow], max_length: int, prefix: Prefix | None = None) -> list[Example]:
@@ -161,12 +161,12 @@ def make_batch(examples: Sequence[Example], shared: int = 0, of: int | None = No
     )
 
 
-def count(examples: Sequence[Example], batches: Sequence[Batch]) -> Counts:
+def count(examples: Sequence[Example], batches: Sequence[Batch]) -> StepCounts:
     """What `examples`, split into `batches`, cost."""
     processed = sum(batch.shared.size + batch.tokens.size for batch in batches)
     needed = sum(batch.shared.size for batch in batches)
     needed += sum(len(e.ids) - 1 - batches[0].shared.size for e in examples)
-    return Counts(len(examples), sum(e.supervised for e in examples), processed, processed - needed)
+    return StepCounts(len(examples), sum(e.supervised for e in examples), processed, processed - needed)
 
 
 def epoch_order(examples: Sequence[Example], batch_size: int, seed: int, epoch: int) -> list[list[int]]:

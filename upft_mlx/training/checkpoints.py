@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from upft_mlx.digests import digest
 from upft_mlx.errors import TrainingError
 from upft_mlx.rows import read_json, replacing, write_error, write_json
-from upft_mlx.training.batches import Counts
+from upft_mlx.training.batches import StepCounts
 
 if TYPE_CHECKING:
     import mlx.core as mx
@@ -39,7 +39,7 @@ class Position:
     padding_tokens: int = 0
     """Of these, padding."""
 
-    def add(self, counts: Counts) -> None:
+    def add(self, counts: StepCounts) -> None:
         """Count a step's tokens."""
         self.trained_tokens += counts.supervised_tokens
         self.processed_tokens += counts.processed_tokens

@@ -16,8 +16,8 @@ from upft_mlx.events import Note, Observer, ignore
 from upft_mlx.recipe.schema import Train
 from upft_mlx.training.batches import (
     Batch,
-    Counts,
     Example,
+    StepCounts,
     count,
     split,
 )
@@ -101,7 +101,7 @@ class Stepper:
             self._update = mx.compile(update, inputs=self._state, outputs=self._state)
             self._loss = mx.compile(self._loss, inputs=[model.state])
 
-    def step(self, examples: Sequence[Example], rate: float, seed: int) -> tuple[float, Counts]:
+    def step(self, examples: Sequence[Example], rate: float, seed: int) -> tuple[float, StepCounts]:
         """One optimizer step on all of the examples, in micro-batches, each rank on its part.
 
         MLX's random state can be seeded but not restored, so each step has a seed of its own.
@@ -127,7 +127,7 @@ class Stepper:
         self.gradient_norm = scalar(norm)
         return scalar(loss), counts
 
-    def _parts(self, examples: Sequence[Example]) -> tuple[list[Batch], Counts]:
+    def _parts(self, examples: Sequence[Example]) -> tuple[list[Batch], StepCounts]:
         """This rank's micro-batches of a step, and the counts of all ranks'.
 
         Every rank knows all examples, so that nobody needs to be told; of sequences sorted by length each takes
@@ -135,7 +135,7 @@ class Stepper:
         """
         order = sorted(examples, key=lambda e: len(e.ids))
         mine: list[Batch] = []
-        counts = Counts()
+        counts = StepCounts()
         for rank in range(ranks().size):
             if part := order[rank :: ranks().size]:
                 batches = split(part, self.micro_batch_size, self.shared, of=len(order))

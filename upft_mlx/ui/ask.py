@@ -31,8 +31,8 @@ STYLES: dict[Side, str] = {"base": "cyan", "tuned": "green"}
 ENDS = {"length": "cut at --max-tokens", "interrupted": "interrupted"}
 
 
-class Answer(Protocol):
-    """What one side says, so far or in the end (`ask.Answer`)."""
+class Reply(Protocol):
+    """What one side says, so far or in the end (`ask.Reply`)."""
 
     @property
     def side(self) -> Side: ...  # noqa: D102
@@ -49,7 +49,7 @@ class Answer(Protocol):
 class View(Protocol):
     """Receives answers as they grow."""
 
-    def __call__(self, answer: Answer) -> None: ...  # noqa: D102
+    def __call__(self, answer: Reply) -> None: ...  # noqa: D102
 
 
 @contextmanager
@@ -98,7 +98,7 @@ class _Lines:
         self._shown = 0
         self._open = False
 
-    def __call__(self, answer: Answer) -> None:
+    def __call__(self, answer: Reply) -> None:
         if answer.side != self._side:
             self._side, self._shown, self._open = answer.side, 0, True
             self._write(f"{answer.side}:\n")
@@ -127,10 +127,10 @@ class _Panels:
     def __init__(self, sides: Sequence[Side], console: Console) -> None:
         self._sides, self._console = sides, console
         self._glyphs = glyphs_for(console.encoding)
-        self._answers: dict[Side, Answer] = {}
+        self._answers: dict[Side, Reply] = {}
         self._lock = threading.Lock()
 
-    def __call__(self, answer: Answer) -> None:
+    def __call__(self, answer: Reply) -> None:
         with self._lock:
             self._answers[answer.side] = answer
 
@@ -165,7 +165,7 @@ class _Panels:
 
     def _grid(self, console: Console, options: ConsoleOptions, room: int | None) -> Table:
         with self._lock:
-            answers: Mapping[Side, Answer] = dict(self._answers)
+            answers: Mapping[Side, Reply] = dict(self._answers)
         beside = self._beside(options.max_width)
         width = options.max_width // 2 if beside else options.max_width
         sides = [side for side in self._sides if room is not None or side in answers]
@@ -183,14 +183,14 @@ class _Panels:
         return grid
 
 
-def _body(answer: Answer | None, glyphs: Glyphs, console: Console, width: int, room: int | None) -> list[Text]:
+def _body(answer: Reply | None, glyphs: Glyphs, console: Console, width: int, room: int | None) -> list[Text]:
     """An answer's lines inside a panel of `width` columns, the last `room` of them."""
     text = Text(glyphs.lines(answer.text).strip() if answer else glyphs.pending)
     lines = text.wrap(console, max(1, width - 4), tab_size=4)
     return list(lines if room is None else lines[-room:])
 
 
-def _panel(side: Side, answer: Answer | None, glyphs: Glyphs, lines: Sequence[Text], width: int) -> Panel:
+def _panel(side: Side, answer: Reply | None, glyphs: Glyphs, lines: Sequence[Text], width: int) -> Panel:
     """One side's answer, in its colour while it grows."""
     return Panel(
         Text("\n").join(lines),
@@ -204,7 +204,7 @@ def _panel(side: Side, answer: Answer | None, glyphs: Glyphs, lines: Sequence[Te
     )
 
 
-def _numbers(answer: Answer) -> str:
+def _numbers(answer: Reply) -> str:
     """`42 tokens, 1.3 s`, and how it ended where that was not by itself."""
     parts = [f"{answer.tokens} token{'' if answer.tokens == 1 else 's'}", duration(answer.seconds)]
     parts += [ENDS[answer.finish_reason]] if answer.finish_reason in ENDS else []

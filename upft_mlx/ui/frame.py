@@ -12,10 +12,10 @@ from rich.text import Text
 
 from upft_mlx.quantities import clock
 from upft_mlx.ui.evaluation import EvaluationFrame
-from upft_mlx.ui.state import Meter, State, Status, training_numbers
+from upft_mlx.ui.state import Meter, StageStatus, State, training_numbers
 from upft_mlx.ui.text import Glyphs, sparkline
 
-STYLES: dict[Status, str] = {
+STYLES: dict[StageStatus, str] = {
     "pending": "dim",
     "running": "bold cyan",
     "done": "green",

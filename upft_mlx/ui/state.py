@@ -24,7 +24,7 @@ from upft_mlx.ui.text import Glyphs
 WINDOW = 5.0
 """Seconds over which the token rate is taken."""
 
-Status = Literal["pending", "running", "done", "skipped", "current", "stopped"]
+StageStatus = Literal["pending", "running", "done", "skipped", "current", "stopped"]
 
 
 class Meter:
@@ -90,7 +90,7 @@ class State:
     """The run as seen so far."""
 
     def __init__(self, stages: Sequence[str] = ()) -> None:
-        self.stages: dict[str, Status] = dict.fromkeys(stages, "pending")
+        self.stages: dict[str, StageStatus] = dict.fromkeys(stages, "pending")
         self.stage, self.detail = "", ""
         self.started = 0.0
         self.meter: Meter | None = None

@@ -26,12 +26,12 @@ def print_analysis(found: dict[str, Any], folder: Path, *, console: Console | No
     consistency = {row["length"]: row for row in found["self_consistency"]}
     table = table_of("t", "self-consistency", "from correct", "from incorrect", "difference, points")
     for length in sorted(consistency.keys() | by_length.keys()):
-        row, trials = consistency.get(length), by_length.get(length)
+        row, right = consistency.get(length), by_length.get(length)
         table.add_row(
             str(length),
             f"{row['mean']:.1f} [{row['ci95'][0]:.1f}, {row['ci95'][1]:.1f}]" if row else "",
-            *([_share(trials["correct"]), _share(trials["incorrect"])] if trials else ["", ""]),
-            _difference(trials["difference"]) if trials and length else "",
+            *([_share(right["correct"]), _share(right["incorrect"])] if right else ["", ""]),
+            _difference(right["difference"]) if right and length else "",
         )
     console.print()
     console.print(table)
