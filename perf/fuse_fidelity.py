@@ -1,10 +1,10 @@
-"""What does each way of fusing keep of adapters of three sizes, and what does it weigh?
+"""What does each form of fusing keep of adapters of three sizes, and what does it weigh?
 
     python perf/fuse_fidelity.py                                         # the embedded model, quantized to 4 bits
     python perf/fuse_fidelity.py --model FOLDER --problems FILE.jsonl    # any quantized model, your questions
 
 Samples prefixes of 160 problems, trains 8 steps with the default adapter at each learning rate, and fuses each adapter
-in every way. Prints a table with the retained effect, the greedy agreement, the weights' size and what `publish.fuse:
+in every form. Prints a table with the retained effect, the greedy agreement, the weights' size and what `publish.fuse:
 auto` takes. Results: docs/use/fusing.md.
 """
 
@@ -51,7 +51,7 @@ def prepare(arguments: argparse.Namespace, work: Path) -> None:
 
 
 def rows(arguments: argparse.Namespace, work: Path, rate: float) -> list[str]:
-    """Train at a rate and measure every way."""
+    """Train at a rate and measure every form."""
     from upft_mlx.fusing.fuse import KEPT
     from upft_mlx.fusing.fuser import Fuser
     from upft_mlx.models.load import load
@@ -69,14 +69,14 @@ def rows(arguments: argparse.Namespace, work: Path, rate: float) -> list[str]:
         f"| {rate:g} | not fused: the base | 0.000 | {base.greedy_agreement:.3f} | {base.top1_agreement:.3f} | | |"
     ]
     taken = None
-    for way in fuser.ways:
-        found = fuser.measure(way)
+    for form in fuser.formats:
+        found = fuser.measure(form)
         if found is None:
             continue
-        taken = taken or (way.name if found.retained >= KEPT else None)
-        mark = "auto" if taken == way.name else ""
+        taken = taken or (form.name if found.retained >= KEPT else None)
+        mark = "auto" if taken == form.name else ""
         lines.append(
-            f"| {rate:g} | {way.name} | {found.retained:.3f} | {found.greedy_agreement:.3f} "
+            f"| {rate:g} | {form.name} | {found.retained:.3f} | {found.greedy_agreement:.3f} "
             f"| {found.top1_agreement:.3f} | {found.bytes / 1e6:.2f} | {mark} |"
         )
     found = fuser.adapter()
@@ -97,7 +97,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = arguments.work or Path(temporary)
         prepare(arguments, folder)
-        print("| learning rate | way | retained effect | greedy agreement | top-1 agreement | MB | |")
+        print("| learning rate | form | retained effect | greedy agreement | top-1 agreement | MB | |")
         print("|---|---|---|---|---|---|---|")
         for rate in RATES:
             print("\n".join(rows(arguments, folder, rate)), flush=True)

@@ -105,7 +105,7 @@ def left_to_gain(rows: Path, options: argparse.Namespace, loaded: Any) -> dict[s
     config, needed = loaded.config, Counter[tuple[Any, ...]]()
     batches = split(part, None, stepper.shared)
     for batch in batches:
-        needed.update(products(config, *batch.tokens.shape, stepper.shared, len(batch.rows)))
+        needed.update(products(config, *batch.tokens.shape, stepper.shared, len(batch.positions)))
     stepper.step(part, RATE, 0)
     step, alone = [], []
     for seed in range(3):

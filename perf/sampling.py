@@ -52,13 +52,13 @@ def ours(loaded: Any, questions: list[str], samples: int, options: argparse.Name
     from upft_mlx.models.chat import Renderer
     from upft_mlx.recipe.schema import Prompt
     from upft_mlx.sampling.decoding import Request, Sampling
-    from upft_mlx.sampling.generate import Plan
+    from upft_mlx.sampling.generate import SamplingOrder
     from upft_mlx.sampling.sampler import Sampler
 
     renderer = Renderer(loaded.tokenizer, Prompt())
     sampler = Sampler(loaded, Sampling(0.0, batch_size=options.batch))
     wanted = [Wanted(number, "prefix", samples) for number in range(len(questions))]
-    plan = Plan(wanted, array("L", map(len, questions)), options.batch)
+    plan = SamplingOrder(wanted, array("L", map(len, questions)), options.batch)
     made = []
     for number in range(len(plan.sizes)):
         requests = [Request(renderer.ids(questions[w.number]), LENGTH, samples) for w in plan.chunk(number)]

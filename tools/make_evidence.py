@@ -27,7 +27,7 @@ from upft_mlx.recipe.schema import Recipe
 from upft_mlx.rows import TrainingRow, write_rows
 from upft_mlx.rundir import RunDir
 from upft_mlx.studies.compare import run_cell
-from upft_mlx.studies.comparison import Cell, summarize
+from upft_mlx.studies.method_table import Cell, summarize
 
 ROOT = Path(__file__).resolve().parent.parent
 MODEL = ROOT / "upft_mlx" / "demo" / "model"

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from upft_mlx.models.architecture import Architecture, from_config
-from upft_mlx.planning.budget import MARGIN, Rooms, another_mac, changed
+from upft_mlx.planning.budget import MARGIN, MemoryPlan, another_mac, changed
 from upft_mlx.planning.lengths import Prompts, Solutions
 from upft_mlx.recipe.schema import Recipe
 
@@ -86,13 +86,13 @@ def architecture(name: str, bits: int = 16) -> Architecture:
 
 
 @cache
-def rooms(name: str, bits: int, gigabytes: float) -> Rooms:
+def memory_plan(name: str, bits: int, gigabytes: float) -> MemoryPlan:
     """A model on a Mac, with 1,000 problems of the lengths that are assumed."""
     asked = Prompts(1000, PROMPT, (LONGEST,), SHARED)
     trained = Prompts(1000, PROMPT + TEMPLATE, (LONGEST + TEMPLATE,), SHARED)
     limit = RECIPE.generate.max_tokens
     solutions = Solutions(limit / 2, limit, (limit,), 1.0, "assumed")
-    return Rooms(architecture(name, bits), asked, trained, solutions, asked, another_mac(gigabytes))
+    return MemoryPlan(architecture(name, bits), asked, trained, solutions, asked, another_mac(gigabytes))
 
 
 def weights_table() -> str:
@@ -117,10 +117,10 @@ def stages_table() -> str:
     )
     rows = [f"| model | {' | '.join(heads)} |", "|---" * (len(heads) + 1) + "|"]
     for name in CONFIGS:
-        room = rooms(name, 4, 64)
-        sampling = [room.peaks(changed(RECIPE, batches(n)))["evaluate"] for n in (8, 32)]
-        training = [room.train(changed(RECIPE, fields)) for fields in (WITHOUT_FULL, {}, CHECKPOINT)]
-        fusing = [room.peaks(changed(RECIPE, {**batches(8), "publish.fuse": w}))["fuse"] for w in ("mixed", "auto")]
+        plan = memory_plan(name, 4, 64)
+        sampling = [plan.peaks(changed(RECIPE, batches(n)))["evaluate"] for n in (8, 32)]
+        training = [plan.train(changed(RECIPE, fields)) for fields in (WITHOUT_FULL, {}, CHECKPOINT)]
+        fusing = [plan.peaks(changed(RECIPE, {**batches(8), "publish.fuse": w}))["fuse"] for w in ("mixed", "auto")]
         cells = [f"{peak / GB:.1f} GB" for peak in (*sampling, *training, *fusing)]
         rows.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(rows)
@@ -128,10 +128,10 @@ def stages_table() -> str:
 
 def fits(name: str, bits: int, gigabytes: float, *, checkpoint: bool) -> bool:
     """Whether sampling, training and evaluation fit, with as much to spare as the formulas may be wrong."""
-    room = rooms(name, bits, gigabytes)
+    plan = memory_plan(name, bits, gigabytes)
     fuse = "adapter" if bits == 16 else "mixed"
-    recipe = room.settle(changed(RECIPE, {"train.grad_checkpoint": checkpoint, "publish.fuse": fuse}))
-    return all(peak <= MARGIN * room.budget.bytes for peak in room.peaks(recipe).values())
+    recipe = plan.settle(changed(RECIPE, {"train.grad_checkpoint": checkpoint, "publish.fuse": fuse}))
+    return all(peak <= MARGIN * plan.budget.bytes for peak in plan.peaks(recipe).values())
 
 
 def most_bits(name: str, gigabytes: float) -> str:

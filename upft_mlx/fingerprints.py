@@ -16,7 +16,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from upft_mlx.data.benchmarks import Set
+from upft_mlx.data.benchmarks import BenchmarkSet
 from upft_mlx.data.problems import Problem
 from upft_mlx.models.chat import PRINTS_DATE
 from upft_mlx.models.facts import chat_template
@@ -41,10 +41,12 @@ def dated(recipe: Recipe, model_path: Path, run: RunDir) -> Recipe:
     return Recipe.model_validate(data)
 
 
-class Inputs:
+class StageInputs:
     """What the stages of one recipe read of it, of its model and of its data."""
 
-    def __init__(self, recipe: Recipe, model_path: Path, problems: Sequence[Problem], sets: Sequence[Set]) -> None:
+    def __init__(
+        self, recipe: Recipe, model_path: Path, problems: Sequence[Problem], sets: Sequence[BenchmarkSet]
+    ) -> None:
         self._dump = recipe.dump()
         self._model_path, self._problems, self._sets = model_path, problems, sets
 

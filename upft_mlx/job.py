@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from upft_mlx.data.benchmarks import Set
+from upft_mlx.data.benchmarks import BenchmarkSet
 from upft_mlx.data.problems import Problem
 from upft_mlx.errors import RunDirError
 from upft_mlx.events import Observer, ignore
-from upft_mlx.fingerprints import Inputs
+from upft_mlx.fingerprints import StageInputs
 from upft_mlx.machine.device import PowerWatch
 from upft_mlx.models.load import Loaded, load
 from upft_mlx.recipe.schema import Recipe
@@ -39,7 +39,7 @@ class Job:
         recipe: Recipe,
         model_path: Path,
         problems: Sequence[Problem],
-        sets: Sequence[Set],
+        sets: Sequence[BenchmarkSet],
         run: RunDir,
         notify: Observer = ignore,
         *,
@@ -61,7 +61,7 @@ class Job:
         self.recipe, self.model_path, self.problems, self.sets = recipe, model_path, problems, sets
         self.run, self.measured, self.adapter, self.notify = run, measured or run, adapter, notify
         self.power = PowerWatch(notify)
-        self.inputs = Inputs(recipe, model_path, problems, sets)
+        self.inputs = StageInputs(recipe, model_path, problems, sets)
         self.adopted: dict[str, str] = {}
         """Digests of outputs that were changed by hand and adopted, by stage."""
         self.donors: Sequence[RunDir] = ()

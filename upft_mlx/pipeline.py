@@ -13,7 +13,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from upft_mlx.data.benchmarks import Set, load_benchmark, resolve
+from upft_mlx.data.benchmarks import BenchmarkSet, load_benchmark, resolve
 from upft_mlx.data.on_disk import recipe_problems
 from upft_mlx.data.source import Notes
 from upft_mlx.dataset.instruction import instructed
@@ -35,7 +35,7 @@ from upft_mlx.recipe.schema import Recipe
 from upft_mlx.results.economy import economy
 from upft_mlx.results.report import collect, markdown
 from upft_mlx.rows import read_json, write_atomically, write_json
-from upft_mlx.rundir import Entry, RunDir, versions
+from upft_mlx.rundir import LedgerEntry, RunDir, versions
 from upft_mlx.stages import STAGES, in_run
 from upft_mlx.versions import adopted, begun, bring_back, finish, kept, pause, settle
 
@@ -112,7 +112,7 @@ def prepare(
     problems, notes = recipe_problems(recipe), Notes()
     check_problems(recipe, problems)
     recipe = instructed(dated(recipe, model_path, run), model_path, problems)
-    sets = [Set(entry, load_benchmark(entry, recipe.seed, notes)) for entry in resolve(recipe.evaluate)]
+    sets = [BenchmarkSet(entry, load_benchmark(entry, recipe.seed, notes)) for entry in resolve(recipe.evaluate)]
     if has_auto(recipe):  # the same numbers on every call, whatever the run has done already
         recipe = Planner(recipe, model_path, problems, sets, this_machine()).settled().recipe
     measured = None if look is None else RunDir(run.looks / look)
@@ -165,7 +165,7 @@ def check_memory(job: Job, *stages: str) -> None:
     """Refuse stages that are still to be done and cannot end well, or cannot fit into this machine's memory.
 
     Raises:
-        RoomError: what is needed, what there is, and what would fit.
+        MemoryLimitError: what is needed, what there is, and what would fit.
         UpftError: another of its kinds.
     """
     due = tuple(stage for stage in stages if STAGES[stage].planned and not job.is_current(stage))
@@ -233,7 +233,7 @@ def do(job: Job, name: str, **options: Any) -> None:
     job.notify(StageDone(name, outcome.detail, seconds))
 
 
-def _comes_back(job: Job, run: RunDir, stage: str, entry: Entry) -> bool:
+def _comes_back(job: Job, run: RunDir, stage: str, entry: LedgerEntry) -> bool:
     """Whether an earlier version was made from the same inputs; then it takes its place again."""
     for version in kept(run, stage):
         if version.entry.fingerprint == entry.fingerprint and version.is_whole:

@@ -29,7 +29,7 @@ from upft_mlx.stages import STAGES
 
 
 @dataclass(frozen=True)
-class Entry:
+class LedgerEntry:
     """What a stage has cost so far; a continued stage adds up."""
 
     fingerprint: str
@@ -105,11 +105,11 @@ class RunDir:
         """The path of an output by its name in the run directory, as a stage at work sees it."""
         return self._moved.get(name, self.root / name)
 
-    def entry(self, stage: str) -> Entry | None:
+    def entry(self, stage: str) -> LedgerEntry | None:
         """The ledger's entry of a stage."""
         return self.entries().get(stage)
 
-    def entries(self) -> dict[str, Entry]:
+    def entries(self) -> dict[str, LedgerEntry]:
         """All entries of the ledger, by stage.
 
         Raises:
@@ -117,7 +117,7 @@ class RunDir:
         """
         return read_ledger(self.ledger)
 
-    def record(self, stage: str, entry: Entry | None) -> None:
+    def record(self, stage: str, entry: LedgerEntry | None) -> None:
         """Write or, with None, remove a stage's entry."""
         entries = self.entries()
         entries.pop(stage, None)
@@ -163,7 +163,7 @@ class RunDir:
             yield
 
 
-def read_ledger(path: Path) -> dict[str, Entry]:
+def read_ledger(path: Path) -> dict[str, LedgerEntry]:
     """The entries of a ledger by stage, none where there is no file.
 
     Raises:
@@ -178,26 +178,26 @@ def read_ledger(path: Path) -> dict[str, Entry]:
     return {stage: read_entry(path, found) for stage, found in ledger.items()}
 
 
-def dump(entry: Entry) -> dict[str, Any]:
+def dump(entry: LedgerEntry) -> dict[str, Any]:
     """An entry for JSON, with a check of itself."""
     data = asdict(entry)
     return {**data, "check": fingerprint(data)}
 
 
-def read_entry(path: Path, found: Any) -> Entry:
+def read_entry(path: Path, found: Any) -> LedgerEntry:
     """An entry from its JSON; fields that an earlier version did not write have their defaults.
 
     Raises:
         RunDirError: it is damaged, or of a later version; `path` is the file.
     """
-    known = {item.name for item in fields(Entry)} | {"check"}
-    needed = {item.name for item in fields(Entry) if item.default is MISSING and item.default_factory is MISSING}
+    known = {item.name for item in fields(LedgerEntry)} | {"check"}
+    needed = {item.name for item in fields(LedgerEntry) if item.default is MISSING and item.default_factory is MISSING}
     if not isinstance(found, dict) or not needed <= set(found) <= known:
         raise _not_a_ledger(path)
     data = {name: value for name, value in found.items() if name != "check"}
     if found.get("check", fingerprint(data)) != fingerprint(data):
         raise _not_a_ledger(path)
-    return Entry(**data)
+    return LedgerEntry(**data)
 
 
 def _not_a_ledger(path: Path) -> RunDirError:
@@ -233,12 +233,12 @@ def is_card(inside: Path) -> bool:
 _CARD = ("README.md", "LICENSE")
 
 
-def missing(entry: Entry, root: Path) -> list[str]:
+def missing(entry: LedgerEntry, root: Path) -> list[str]:
     """The outputs of an entry that are not there."""
     return [name for name in entry.outputs if not (root / name).is_file()]
 
 
-def changed(entry: Entry, root: Path) -> list[str]:
+def changed(entry: LedgerEntry, root: Path) -> list[str]:
     """The outputs of an entry that are there and are not what was written."""
     return [name for name, known in entry.outputs.items() if (root / name).is_file() and digest(root / name) != known]
 

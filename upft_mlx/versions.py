@@ -22,7 +22,7 @@ from typing import Any
 from upft_mlx.errors import RunDirError
 from upft_mlx.rows import Solution, TrainingRow, read_json, read_rows, write_atomically, write_json
 from upft_mlx.rundir import (
-    Entry,
+    LedgerEntry,
     RunDir,
     changed,
     dump,
@@ -42,7 +42,7 @@ class Version:
 
     name: str
     stage: str
-    entry: Entry
+    entry: LedgerEntry
     folder: Path
 
     @property
@@ -96,17 +96,17 @@ def find(run: RunDir, name: str) -> Version:
 # A stage at work.
 
 
-def begun(run: RunDir, stage: str, inputs: dict[str, Any]) -> Entry:
+def begun(run: RunDir, stage: str, inputs: dict[str, Any]) -> LedgerEntry:
     """The entry of what this stage has begun with these inputs, or a fresh one."""
     current = fingerprint(inputs)
     file = run.work / f"{stage}-{current}" / "entry.json"
     others = [version for version in unfinished(run, stage) if version.folder != file.parent]
     for other in others[STAGES[stage].keeps :]:
         _discard(other.folder)
-    return read_entry(file, read_json(file)) if file.exists() else Entry(current, inputs=inputs)
+    return read_entry(file, read_json(file)) if file.exists() else LedgerEntry(current, inputs=inputs)
 
 
-def pause(run: RunDir, stage: str, entry: Entry) -> None:
+def pause(run: RunDir, stage: str, entry: LedgerEntry) -> None:
     """Note what an unfinished stage has cost; where it has made nothing, nothing stays."""
     folder = run.work / f"{stage}-{entry.fingerprint}"
     if any(path.stat().st_size for path in folder.rglob("*") if path.is_file() and path.name != "entry.json"):
@@ -115,7 +115,7 @@ def pause(run: RunDir, stage: str, entry: Entry) -> None:
         _discard(folder)
 
 
-def finish(run: RunDir, stage: str, entry: Entry) -> Entry:
+def finish(run: RunDir, stage: str, entry: LedgerEntry) -> LedgerEntry:
     """Put what a stage has made in its place.
 
     Returns:
@@ -159,7 +159,7 @@ def install(run: RunDir, folder: Path) -> None:
 
 def _set_aside(run: RunDir, stage: str) -> str:
     """Begin a folder for the version that is there, with its entry; returns its name."""
-    entry = run.entry(stage) or Entry("unknown", detail="not in the ledger")
+    entry = run.entry(stage) or LedgerEntry("unknown", detail="not in the ledger")
     names = (f"{stage}-{entry.fingerprint}{suffix}" for suffix in ("", *(f"-{n}" for n in range(2, 10_000))))
     outputs = STAGES[stage].outputs
     name = next(name for name in names if not any(_exists(run.kept / name / output) for output in outputs))
@@ -198,7 +198,7 @@ def is_in_place(run: RunDir, name: str) -> bool:
     return not there and current is not None and name == f"{stage}-{current.fingerprint}"
 
 
-def made_from(entry: Entry) -> dict[str, str]:
+def made_from(entry: LedgerEntry) -> dict[str, str]:
     """The stages that a stage worked on, with the fingerprint of each."""
     found = {name.removesuffix(" stage"): of for name, of in (entry.inputs or {}).items() if name.endswith(" stage")}
     return {stage: of for stage, of in found.items() if stage in STAGES}
@@ -287,7 +287,7 @@ _NEEDED = {
 """Without these a stage is not done, whatever the ledger of an earlier version says."""
 
 
-def _to_work(run: RunDir, stage: str, entry: Entry, sides: dict[str, Entry]) -> None:
+def _to_work(run: RunDir, stage: str, entry: LedgerEntry, sides: dict[str, LedgerEntry]) -> None:
     """Unfinished outputs out of the places of results."""
     folder = run.work / f"{stage}-{entry.fingerprint}"
     for name, side in sides.items() if stage == "evaluate" else ():

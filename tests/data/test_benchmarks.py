@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from upft_mlx import pipeline
-from upft_mlx.data.benchmarks import KNOWN, SOURCES, Entry, load_benchmark, resolve
+from upft_mlx.data.benchmarks import KNOWN, SOURCES, BenchmarkSpec, load_benchmark, resolve
 from upft_mlx.data.problems import Problem
 from upft_mlx.errors import ProblemsError, RecipeError
 from upft_mlx.evaluation.evaluate import WITHHELD
@@ -43,7 +43,7 @@ GPQA = [
 ]
 
 
-def entry_of(**fields: Any) -> Entry:
+def entry_of(**fields: Any) -> BenchmarkSpec:
     (entry,) = resolve(Evaluate.model_validate({"benchmarks": [fields]}))
     return entry
 

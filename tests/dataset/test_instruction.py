@@ -141,7 +141,7 @@ def test_all_uses_have_the_prompt_that_is_worked_out_by_hand(
     assert trained(recipe, run, structure_ratio=1.0) == expected, "structure rows"
     assert [prompt["ids"] for prompt in preview(recipe, run)["prompts"]] == [expected] * (len(stages) - 1)
     assert json.loads((run / "recipe.json").read_text())["prompt"]["instruction"] == turn
-    assert Planner.of(recipe, load_problems(recipe.problems)).rooms.prompts.longest == (len(expected),)
+    assert Planner.of(recipe, load_problems(recipe.problems)).memory_plan.prompts.longest == (len(expected),)
     templated = trained(recipe, run, template="paper")
     question = CASES[case][2]["question"]
     assert tokenizer.decode(templated) == text.replace(question, question + PAPER_TEMPLATE), "and nothing else"

@@ -22,7 +22,7 @@ from upft_mlx.grade.graders import Task, Verdict
 from upft_mlx.models.adapters import AdapterSwitch, load_adapter
 from upft_mlx.models.load import Loaded, load
 from upft_mlx.recipe.load import load_recipe
-from upft_mlx.recipe.override import narrowed
+from upft_mlx.recipe.override import with_benchmarks
 from upft_mlx.recipe.schema import Quantize, Recipe
 from upft_mlx.rows import EvaluationRow, read_rows
 from upft_mlx.rundir import RunDir
@@ -150,7 +150,7 @@ def test_another_adapter_measures_tuned_again_and_keeps_base(recipe: Recipe, ada
 def test_a_look_at_less_does_not_cost_the_whole(recipe: Recipe, tmp_path: Path) -> None:
     run = tmp_path / "run"
     whole, _ = evaluated(recipe, run)
-    few = narrowed(recipe, limit=3)
+    few = with_benchmarks(recipe, limit=3)
     less, _ = evaluated(few, run)
     assert json.loads(less["summary"][""])["benchmarks"]["arithmetic"]["base"]["n"] == 3
     again, events = evaluated(recipe, run)
@@ -233,7 +233,7 @@ def test_answers_that_cannot_be_graded_in_time_are_wrong_and_said_to_be(
 def test_evaluation_killed_again_and_again_has_the_same_rows_and_summary(tmp_path: Path) -> None:
     """The embedded model at 8 bits, both benchmarks of the quickstart, both sides."""
     settings = ("evaluate.batch_size=4", "evaluate.max_tokens=40")
-    recipe = narrowed(load_recipe("quickstart", settings), limit=10)
+    recipe = with_benchmarks(load_recipe("quickstart", settings), limit=10)
     adapter = write_adapter(tmp_path / "adapter", recipe.quantize)
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     pipeline.run_stage(recipe, whole, "evaluate", adapter=adapter)

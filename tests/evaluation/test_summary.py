@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats as scipy_stats
 
-from upft_mlx.data.benchmarks import Set, resolve
+from upft_mlx.data.benchmarks import BenchmarkSet, resolve
 from upft_mlx.data.problems import Problem
 from upft_mlx.evaluation.stats import drift, wilson_interval
 from upft_mlx.evaluation.summary import SIDES, flips, side_summary, summarize
@@ -33,11 +33,11 @@ def row(problem: int, sample: int, given: Answer) -> EvaluationRow:
     return EvaluationRow(f"p{problem}", sample, "text", answer, "7", correct and answer is not None, tokens, reason)
 
 
-def a_set(problems: int, samples: int, **tags: list[str]) -> Set:
+def a_set(problems: int, samples: int, **tags: list[str]) -> BenchmarkSet:
     spec = {"name": "x", "path": "x.jsonl", "samples": samples, "temperature": 1.0}
     (entry,) = resolve(Evaluate.model_validate({"benchmarks": [spec]}))
     known: list[dict[str, Any]] = [{name: values[n] for name, values in tags.items()} for n in range(problems)]
-    return Set(entry, [Problem(f"p{n}", "?", "7", **known[n]) for n in range(problems)])
+    return BenchmarkSet(entry, [Problem(f"p{n}", "?", "7", **known[n]) for n in range(problems)])
 
 
 answers = st.tuples(st.sampled_from(["7", "8", "9", None]), st.booleans(), st.integers(0, 99), st.booleans())

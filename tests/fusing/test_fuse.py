@@ -22,7 +22,7 @@ from mlx_lm.utils import load as mlx_lm_load
 from upft_mlx.errors import FuseError, ModelError
 from upft_mlx.events import Event, Note
 from upft_mlx.fusing.fidelity import Comparison, Fidelity, greedy_probes, retained
-from upft_mlx.fusing.formats import Way, write_model
+from upft_mlx.fusing.formats import Format, write_model
 from upft_mlx.fusing.fuse import fuse
 from upft_mlx.fusing.fuser import Fuser
 from upft_mlx.models.load import Loaded, load
@@ -95,14 +95,14 @@ def test_auto_stays_small_where_that_keeps_the_effect(make_recipe: MakeRecipe, r
 def test_auto_takes_the_smallest_way_that_keeps_95_percent(
     make_recipe: MakeRecipe, run: RunDir, monkeypatch: pytest.MonkeyPatch, base: float, chosen: str
 ) -> None:
-    """What each way keeps is made up; the rest of the choice is real."""
+    """What each form keeps is made up; the rest of the choice is real."""
     kept = {"base": base, "base-fitted": 0.9, "mixed-6": 0.9, "mixed-6-fitted": 0.949, "mixed-8": 0.951}
     kept["mixed-8-fitted"] = 0.98
     judge = Fuser.judge
 
-    def judged(self: Fuser, way: Way) -> Fidelity:
-        self.measured[way.name] = replace(judge(self, way), retained=kept[way.name])
-        return self.measured[way.name]
+    def judged(self: Fuser, form: Format) -> Fidelity:
+        self.measured[form.name] = replace(judge(self, form), retained=kept[form.name])
+        return self.measured[form.name]
 
     monkeypatch.setattr(Fuser, "judge", judged)
     write_adapter(run, 0.02, Q4)
@@ -142,11 +142,13 @@ def test_a_refusal_tries_16_bits_only_where_there_is_room_for_them(
     assert "fp16" not in str(caught.value)
 
 
-@pytest.mark.parametrize("way", ["force", "min_retained"])
-def test_what_loses_the_effect_is_fused_where_that_is_asked_for(make_recipe: MakeRecipe, run: RunDir, way: str) -> None:
+@pytest.mark.parametrize("form", ["force", "min_retained"])
+def test_what_loses_the_effect_is_fused_where_that_is_asked_for(
+    make_recipe: MakeRecipe, run: RunDir, form: str
+) -> None:
     write_adapter(run, 0.0005, Q4)
-    publish = {"fuse": "base", **({"min_retained": 0.0} if way == "min_retained" else {})}
-    kept = fuse(make_recipe(publish=publish), load(MODEL, quantize=Q4), run, force=way == "force")
+    publish = {"fuse": "base", **({"min_retained": 0.0} if form == "min_retained" else {})}
+    kept = fuse(make_recipe(publish=publish), load(MODEL, quantize=Q4), run, force=form == "force")
     assert kept.retained < 0.5
     assert run.fused.exists()
 
@@ -169,11 +171,11 @@ def test_mixed_gives_the_touched_layers_more_bits_and_leaves_the_others(make_rec
     assert mx.array_equal(fused.model.embed_tokens.weight, load(MODEL, quantize=Q4).model.model.embed_tokens.weight)
 
 
-@pytest.mark.parametrize("way", ["base", "mixed", "bf16", "fp16"])
-def test_what_is_written_is_what_was_measured(make_recipe: MakeRecipe, run: RunDir, way: str) -> None:
+@pytest.mark.parametrize("form", ["base", "mixed", "bf16", "fp16"])
+def test_what_is_written_is_what_was_measured(make_recipe: MakeRecipe, run: RunDir, form: str) -> None:
     """The folder, loaded by mlx-lm, diverges from the adapter exactly as fidelity.json says."""
     adapted = write_adapter(run, 0.02, Q4)
-    chosen = fuse(make_recipe(publish={"fuse": way, "min_retained": 0.0}), load(MODEL, quantize=Q4), run)
+    chosen = fuse(make_recipe(publish={"fuse": form, "min_retained": 0.0}), load(MODEL, quantize=Q4), run)
     rows = to_examples(list(read_rows(run.valid, TrainingRow)), 2048)
     comparison = Comparison(adapted.model, rows, greedy_probes(adapted, [e.ids[: e.start] for e in rows]))
     fused, *_ = mlx_lm_load(str(run.fused))

@@ -11,7 +11,7 @@ from helpers.adapter import Q4, run, write_adapter
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from upft_mlx.fusing.formats import fused_layer, input_size, ways
+from upft_mlx.fusing.formats import candidate_formats, fused_layer, input_size
 from upft_mlx.fusing.moments import second_moments
 from upft_mlx.fusing.rounding import Matrix, feedback, fit_scales, pack, round_bfloat16, round_float16, unpack
 from upft_mlx.models.adapters import add_lora
@@ -136,7 +136,7 @@ def test_a_layers_outputs_are_nearer_with_fitting(run: RunDir, name: str) -> Non
     path = "model.layers.1.mlp.up_proj"
     layer, x = layers[path], inputs(400, input_size(layers[path]))
     wanted = layer(mx.array(x))
-    by_name = {way.name: way for way in ways(loaded, layers)}
+    by_name = {form.name: form for form in candidate_formats(loaded, layers)}
     off = {}
     for suffix in ("", "-fitted"):
         fused = fused_layer(layer, by_name[name + suffix], [x.T @ x] if suffix else None)
@@ -158,8 +158,8 @@ def test_an_update_that_scales_and_biases_can_hold_is_held_as_large_as_it_is(sca
     layer.lora_b = mx.array((0.1 * RNG.normal(size=(2, layer.lora_b.shape[1]))).astype(np.float32))
     x = inputs(300, size)
     base, wanted = layer.linear(mx.array(x)), layer(mx.array(x))
-    way = next(way for way in ways(loaded, {"q": layer}) if way.name == "base-fitted")
-    fused = fused_layer(layer, way, [x.T @ x])
+    form = next(form for form in candidate_formats(loaded, {"q": layer}) if form.name == "base-fitted")
+    fused = fused_layer(layer, form, [x.T @ x])
     fused.set_dtype(mx.float32)
     off, effect = (scalar(mx.square(found - wanted).sum()) for found in (fused(mx.array(x)), base))
     assert off < 1e-4 * effect

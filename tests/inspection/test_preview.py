@@ -21,7 +21,7 @@ from upft_mlx import pipeline
 from upft_mlx.dataset.prefix import structure_numbers
 from upft_mlx.errors import ProblemsError
 from upft_mlx.evaluation import evaluate
-from upft_mlx.inspection.explain import rules
+from upft_mlx.inspection.explain import explanations
 from upft_mlx.inspection.preview import Marked, marked, preview
 from upft_mlx.models.chat import Renderer
 from upft_mlx.models.load import load_tokenizer
@@ -331,7 +331,7 @@ def test_no_weights_are_loaded_or_even_needed(
 
 
 def rule(recipe: Recipe, name: str, count: int = 256) -> str:
-    found = {item.name: item.text for item in rules(recipe, count)}
+    found = {item.name: item.text for item in explanations(recipe, count)}
     assert all(text.endswith(".") for text in found.values())
     return found.get(name, "")
 

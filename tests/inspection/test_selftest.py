@@ -158,7 +158,7 @@ def test_a_mean_over_tokens_instead_of_rows_is_found(monkeypatch: pytest.MonkeyP
     def uneven(*arguments: Any) -> Batch:
         batch = make_batch(*arguments)
         used = batch.weights > 0
-        return Batch(batch.shared, batch.tokens, batch.rows, batch.targets, (used / used.sum()).astype(np.float32))
+        return Batch(batch.shared, batch.tokens, batch.positions, batch.targets, (used / used.sum()).astype(np.float32))
 
     monkeypatch.setattr(selftest, "make_batch", uneven)
     assert len(wrong()) == 4

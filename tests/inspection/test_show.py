@@ -18,7 +18,7 @@ from helpers.input import assert_fails, upft, write
 from helpers.show import TMUX, wait_for
 
 from upft_mlx.grade.correct import VERSION
-from upft_mlx.recipe.override import narrowed, recipe_for_model
+from upft_mlx.recipe.override import recipe_for_model, with_benchmarks
 from upft_mlx.rows import EvaluationRow, read_rows
 
 
@@ -107,13 +107,13 @@ def test_what_is_wrong_is_refused_with_what_to_do(folder: Path, arguments: list[
 
 def test_the_options_narrow_a_recipe() -> None:
     recipe = recipe_for_model("builtin:arithmetic", ["evaluate.samples=4", "evaluate.temperature=0.5"])
-    few = narrowed(recipe, ["gsm8k", "math500"], 7, ["level=4", "level=5", "subject=Algebra"])
+    few = with_benchmarks(recipe, ["gsm8k", "math500"], 7, ["level=4", "level=5", "subject=Algebra"])
     for entry in few.evaluate.benchmarks:
         assert entry.limit == 7
         assert entry.subset == {"level": ("4", "5"), "subject": ("Algebra",)}
     assert few.evaluate.samples == 4
-    assert [entry.name for entry in narrowed(few, limit=2).evaluate.benchmarks] == ["gsm8k", "math500"]
-    assert narrowed(few, limit=2).evaluate.benchmarks[0].subset == {"level": ("4", "5"), "subject": ("Algebra",)}
+    assert [entry.name for entry in with_benchmarks(few, limit=2).evaluate.benchmarks] == ["gsm8k", "math500"]
+    assert with_benchmarks(few, limit=2).evaluate.benchmarks[0].subset == {"level": ("4", "5"), "subject": ("Algebra",)}
 
 
 # Show.

@@ -22,7 +22,7 @@ from upft_mlx.dataset.instruction import instructed
 from upft_mlx.errors import ProblemsError, RunDirError
 from upft_mlx.events import Event, Graded, Note, StageDone, StageSkipped, StageStarted
 from upft_mlx.grade.graders import Task, grade
-from upft_mlx.recipe.override import narrowed, recipe_for_model
+from upft_mlx.recipe.override import recipe_for_model, with_benchmarks
 from upft_mlx.recipe.schema import Recipe
 from upft_mlx.results.report import verdict
 from upft_mlx.rows import EvaluationRow, TrainingRow, read_rows
@@ -296,7 +296,7 @@ def test_an_adapter_that_stock_mlx_lm_trained_on_our_rows_is_evaluated(finished:
     command += ["--num-layers", "2", "--val-batches", "1", "--adapter-path", str(tmp_path / "theirs")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, done.stderr
-    recipe = narrowed(recipe_for_model(str(MODEL), ["evaluate.max_tokens=24"]), ["arithmetic"], limit=4)
+    recipe = with_benchmarks(recipe_for_model(str(MODEL), ["evaluate.max_tokens=24"]), ["arithmetic"], limit=4)
     facts = pipeline.run_stage(recipe, tmp_path / "run", "evaluate", adapter=tmp_path / "theirs")
     assert facts["benchmarks"]["arithmetic"]["tuned"]["n"] == 4
     sides = [(tmp_path / f"run/evaluation/arithmetic/{side}.jsonl").read_text() for side in ("base", "tuned")]

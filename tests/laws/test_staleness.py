@@ -17,7 +17,7 @@ from helpers.templates import FAMILIES, write_tokenizer
 from pydantic import BaseModel
 
 from upft_mlx import stages
-from upft_mlx.data.benchmarks import Set, resolve
+from upft_mlx.data.benchmarks import BenchmarkSet, resolve
 from upft_mlx.data.problems import Problem
 from upft_mlx.evaluation.base_and_tuned import side_inputs
 from upft_mlx.events import Side
@@ -68,7 +68,7 @@ def fingerprints(
     adapter: Path | None = None,
 ) -> dict[str, str]:
     (entry,) = resolve(recipe.evaluate)
-    part = Set(entry, asked)
+    part = BenchmarkSet(entry, asked)
     made = job(recipe, model, problems, [part], adapter)
     own = {name: made.fingerprint(name) for name in stages.STAGES if name != "evaluate"}
     sides: tuple[Side, ...] = ("base", "tuned")
@@ -83,7 +83,7 @@ def job(
     recipe: Recipe,
     model: Path = MODEL,
     problems: list[Problem] = PROBLEMS,
-    sets: Sequence[Set] = (),
+    sets: Sequence[BenchmarkSet] = (),
     adapter: Path | None = None,
 ) -> Job:
     """Of a run whose adapter is trained, whatever it was trained with."""

@@ -22,7 +22,7 @@ from helpers.models import write_model
 from helpers.staleness import PROBLEMS, TABLE, UPFT
 from helpers.templates import FAMILIES, write_tokenizer
 
-from upft_mlx.data.benchmarks import Set, resolve
+from upft_mlx.data.benchmarks import BenchmarkSet, resolve
 from upft_mlx.data.problems import Problem
 from upft_mlx.dataset.build import build
 from upft_mlx.dataset.prefix import wanted
@@ -96,7 +96,7 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[set[str], 
     """What each stage reads, one after the other."""
     recipe, run, loaded = Recipe.model_validate(DATA), RunDir(tmp_path_factory.mktemp("seen")), load(MODEL)
     problems = [Problem(str(n), f"Mia has {n} pens and gets 3 more. How many pens?", str(n + 3)) for n in range(12)]
-    part = Set(resolve(recipe.evaluate)[0], PROBLEMS)
+    part = BenchmarkSet(resolve(recipe.evaluate)[0], PROBLEMS)
     questions = [problem.question for problem in PROBLEMS]
 
     def measured() -> None:

@@ -18,7 +18,7 @@ from upft_mlx.errors import ModelError, RecipeError
 from upft_mlx.events import Event, StageSkipped
 from upft_mlx.fingerprints import dated
 from upft_mlx.inspection.browse import settled_by
-from upft_mlx.inspection.explain import rules
+from upft_mlx.inspection.explain import explanations
 from upft_mlx.models.chat import Renderer
 from upft_mlx.models.load import load_tokenizer
 from upft_mlx.pipeline import run_stage
@@ -27,7 +27,7 @@ from upft_mlx.recipe.schema import Prompt, Recipe
 from upft_mlx.rows import TrainingRow, read_rows, write_json
 from upft_mlx.rundir import RunDir
 from upft_mlx.studies.compare import compare
-from upft_mlx.studies.comparison import Cell
+from upft_mlx.studies.method_table import Cell
 
 MakeRecipe = Callable[..., Recipe]
 QUESTION = "Ann has 3 apples and eats 1.\n\nHow many are left? Is 2 < 3 & 1 > 0?"
@@ -221,7 +221,7 @@ def test_a_run_that_knows_no_day_gets_todays(
 
 
 def test_the_preview_says_which_day_is_printed(make_recipe: MakeRecipe) -> None:
-    text = {rule.name: rule.text for rule in rules(make_recipe(prompt={"date": "2025-03-09"}), 3)}["prompt"]
+    text = {rule.name: rule.text for rule in explanations(make_recipe(prompt={"date": "2025-03-09"}), 3)}["prompt"]
     assert text.endswith("It prints a date: 2025-03-09 for the whole run.")
 
 

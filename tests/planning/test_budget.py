@@ -19,7 +19,7 @@ from upft_mlx.fusing.fuse import fuse
 from upft_mlx.models.architecture import read_architecture
 from upft_mlx.models.chat import Renderer
 from upft_mlx.models.load import load, load_tokenizer
-from upft_mlx.planning.budget import Rooms, changed, this_machine
+from upft_mlx.planning.budget import MemoryPlan, changed, this_machine
 from upft_mlx.planning.lengths import measure_prompts, measure_solutions
 from upft_mlx.planning.memory import fusing_peak
 from upft_mlx.recipe.schema import Recipe
@@ -101,8 +101,8 @@ def test_planned_peaks_are_within_15_percent_of_those_measured(
     tokenizer = load_tokenizer(folder)
     renderer = Renderer(tokenizer, recipe.prompt)
 
-    def rooms() -> Rooms:
-        return Rooms(
+    def memory_plan() -> MemoryPlan:
+        return MemoryPlan(
             read_architecture(folder),
             measure_prompts(len(problems), lambda n: problems[n].question, renderer),
             measure_prompts(len(problems), lambda n: problems[n].question + recipe.prefix.template_text, renderer),
@@ -116,7 +116,7 @@ def test_planned_peaks_are_within_15_percent_of_those_measured(
         "generate": peak_of(lambda: generate(recipe, load(folder), problems, asked, run)),
         "train": peak_of(lambda: (build(recipe, tokenizer, problems, run), train(recipe, load(folder), run))),
     }
-    planned = rooms().peaks(recipe)
+    planned = memory_plan().peaks(recipe)
     for stage, peak in measured.items():
         table.append((name, stage, planned[stage], peak))
         print(

@@ -14,7 +14,7 @@ from helpers.models import write_model
 
 from upft_mlx import pipeline
 from upft_mlx.cli.main import cli
-from upft_mlx.errors import ModelError, RoomError
+from upft_mlx.errors import MemoryLimitError, ModelError
 from upft_mlx.events import Event, Note
 from upft_mlx.models.architecture import from_config, read_architecture
 from upft_mlx.models.chat import Renderer
@@ -219,7 +219,7 @@ def test_a_run_that_cannot_fit_is_refused_before_anything_is_loaded_with_what_wo
 ) -> None:
     monkeypatch.setattr(pipeline, "this_machine", lambda: machine(12_000_000))
     monkeypatch.setattr("upft_mlx.job.load", lambda *_, **__: pytest.fail("loaded"))
-    with pytest.raises(RoomError) as refused:
+    with pytest.raises(MemoryLimitError) as refused:
         pipeline.run(recipe(train={"micro_batch_size": 16}), tmp_path / "run")
     lines = str(refused.value).splitlines()
     assert [line.split()[0] for line in lines] == ["generate", "train", "evaluate", "if"]
@@ -269,7 +269,7 @@ def test_what_is_done_is_not_planned_again(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(pipeline, "this_machine", lambda: machine(1000))
     pipeline.run_stage(given, tmp_path / "run", "generate")
     pipeline.run_stage(given, tmp_path / "run", "build")
-    with pytest.raises(RoomError, match="train needs"):
+    with pytest.raises(MemoryLimitError, match="train needs"):
         pipeline.run_stage(given, tmp_path / "run", "train")
 
 
@@ -295,13 +295,13 @@ def test_a_model_that_cannot_be_planned_runs_all_the_same(tmp_path: Path) -> Non
 def test_who_knows_better_can_say_what_there_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     given = recipe(problems={"limit": 4}, evaluate={"benchmarks": []})
     monkeypatch.setenv("UPFT_MEMORY_GB", "0.001")
-    with pytest.raises(RoomError, match=r"but UPFT_MEMORY_GB is 1 MB.*\n.*UPFT_MEMORY_GB=N"):
+    with pytest.raises(MemoryLimitError, match=r"but UPFT_MEMORY_GB is 1 MB.*\n.*UPFT_MEMORY_GB=N"):
         pipeline.run_stage(given, tmp_path / "run", "generate")
     monkeypatch.setenv("UPFT_MEMORY_GB", "8.5")
     pipeline.run_stage(given, tmp_path / "run", "generate")
     for wrong in ("much", "0", "-1", "nan", "inf"):
         monkeypatch.setenv("UPFT_MEMORY_GB", wrong)
-        with pytest.raises(RoomError, match=f"UPFT_MEMORY_GB: '{wrong}': should be a number"):
+        with pytest.raises(MemoryLimitError, match=f"UPFT_MEMORY_GB: '{wrong}': should be a number"):
             plan_recipe(given, tmp_path / "run", calibrates=False)
 
 

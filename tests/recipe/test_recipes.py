@@ -24,7 +24,7 @@ from upft_mlx.errors import ProblemsError
 from upft_mlx.models.chat import Renderer
 from upft_mlx.models.find import BUILTIN
 from upft_mlx.models.load import load_tokenizer
-from upft_mlx.planning.budget import MARGIN, Rooms, another_mac, changed
+from upft_mlx.planning.budget import MARGIN, MemoryPlan, another_mac, changed
 from upft_mlx.planning.lengths import Prompts, Solutions
 from upft_mlx.planning.plan import plan_recipe
 from upft_mlx.recipe.catalogue import KEYS, catalogue, read_header
@@ -192,7 +192,7 @@ SHARED, TEMPLATE = 25, 25
 LARGE = [name for name in NAMES if name not in ("quickstart", "qwen2.5-0.5b-gsm8k")]
 
 
-def planned(recipe: Recipe, gigabytes: float) -> tuple[Rooms, Recipe]:
+def planned(recipe: Recipe, gigabytes: float) -> tuple[MemoryPlan, Recipe]:
     """What `upft plan --mac` knows before a run, where solutions are as long as they may be; `auto` in numbers."""
     data = str(recipe.problems.dataset)
     mean, longest = LENGTHS[data]
@@ -203,14 +203,14 @@ def planned(recipe: Recipe, gigabytes: float) -> tuple[Rooms, Recipe]:
     solutions = Solutions(limit / 2, limit, (limit,), 1.0, "assumed")
     model = MEMORY["architecture"](MODELS[recipe.model.partition("/")[2]], 4 if recipe.model.endswith("4bit") else 16)
     tests = Prompts(1000, 130, (700,), SHARED)  # MATH-500 has the longest of the benchmarks but GPQA
-    rooms = Rooms(model, asked, trained, solutions, tests, another_mac(gigabytes))
-    return rooms, rooms.settle(recipe)
+    memory = MemoryPlan(model, asked, trained, solutions, tests, another_mac(gigabytes))
+    return memory, memory.settle(recipe)
 
 
 def fits(recipe: Recipe, gigabytes: float) -> bool:
     """Whether every stage fits, also if the formulas are wrong by as much as they are elsewhere."""
-    rooms, settled = planned(recipe, gigabytes)
-    return all(peak <= MARGIN * rooms.budget.bytes for peak in rooms.peaks(settled).values())
+    memory, settled = planned(recipe, gigabytes)
+    return all(peak <= MARGIN * memory.budget.bytes for peak in memory.peaks(settled).values())
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "quickstart"])
@@ -233,13 +233,13 @@ def test_what_a_header_advises_for_a_smaller_mac_is_enough_and_needed(name: str)
 @pytest.mark.parametrize("name", LARGE)
 def test_what_a_recipe_says_of_other_settings_is_what_the_plan_computes(name: str) -> None:
     text, recipe = shipped_recipes()[name].read_text(encoding="utf-8"), load_recipe(name)
-    rooms, settled = planned(recipe, 64)
+    memory, settled = planned(recipe, 64)
     [told] = re.findall(r"  grad_checkpoint: true +# .*without it a step takes up to (\d+) GB\n", text)
-    peak = rooms.train(changed(settled, {"train.grad_checkpoint": False}))
+    peak = memory.train(changed(settled, {"train.grad_checkpoint": False}))
     assert int(told) == pytest.approx(peak / 1e9, rel=0.05, abs=0.5)
     if recipe.publish.fuse == "mixed":
         [told] = re.findall(r"  fuse: mixed +# .*16 as well takes (\d+) GB\n", text)
-        sixteen = rooms.peaks(changed(settled, {"publish.fuse": "auto"}))["fuse"]
+        sixteen = memory.peaks(changed(settled, {"publish.fuse": "auto"}))["fuse"]
         assert int(told) == pytest.approx(sixteen / 1e9, rel=0.05, abs=0.5)
 
 

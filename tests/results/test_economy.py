@@ -11,7 +11,7 @@ from upft_mlx.data.problems import Problem
 from upft_mlx.recipe.schema import Recipe
 from upft_mlx.results.economy import economy, expected_kept, markdown
 from upft_mlx.rows import Solution, TrainingRow, write_rows
-from upft_mlx.rundir import Entry, RunDir
+from upft_mlx.rundir import LedgerEntry, RunDir
 
 MakeRecipe = Callable[..., Recipe]
 PROBLEMS = [Problem(str(number), "?", "4") for number in range(10)]
@@ -28,8 +28,8 @@ def run(tmp_path: Path) -> RunDir:
     prefixes = [Solution(str(n), 0, "prefix", [1] * 5, "", "length") for n in range(2, 10)]
     write_rows(run.solutions, [full(0, "\\boxed{4}", 20), full(1, "\\boxed{5}", 30), *prefixes])
     write_rows(run.train, [TrainingRow(str(n), str(n), 0, "prefix", "", "", [1], [1] * 6) for n in range(10)])
-    run.record("generate", Entry("x", done=True, tokens_sampled=90))
-    run.record("train", Entry("x", done=True, tokens_trained=120))
+    run.record("generate", LedgerEntry("x", done=True, tokens_sampled=90))
+    run.record("train", LedgerEntry("x", done=True, tokens_trained=120))
     return run
 
 

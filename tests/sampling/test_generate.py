@@ -22,7 +22,7 @@ from upft_mlx.models.load import Loaded, load
 from upft_mlx.recipe.schema import Recipe
 from upft_mlx.rows import Solution, TrainingRow, read_rows
 from upft_mlx.rundir import RunDir
-from upft_mlx.sampling.generate import Plan, generate
+from upft_mlx.sampling.generate import SamplingOrder, generate
 from upft_mlx.sampling.sampler import Sampler
 
 MakeRecipe = Callable[..., Recipe]
@@ -229,7 +229,7 @@ def test_a_plan_samples_everything_once_in_chunks_of_one_kind_the_long_ones_firs
 ) -> None:
     wanted_ = items(spec)
     lengths = data.draw(st.lists(st.integers(1, 9), min_size=len(spec), max_size=len(spec)))
-    plan = Plan(wanted_, lengths, batch_size)
+    plan = SamplingOrder(wanted_, lengths, batch_size)
     chunks = [plan.chunk(number) for number in range(len(plan.sizes))]
     assert sorted(item.number for chunk in chunks for item in chunk) == list(range(len(spec)))
     assert plan.sizes == [sum(item.samples for item in chunk) for chunk in chunks]

@@ -18,7 +18,8 @@ from upft_mlx.recipe.schema import Analyze, Recipe
 from upft_mlx.rows import Rollout, Solution, read_rows
 from upft_mlx.rundir import RunDir
 from upft_mlx.studies import analyze as analyze_module
-from upft_mlx.studies.analysis import (
+from upft_mlx.studies.analyze import run_analysis
+from upft_mlx.studies.prefix_statistics import (
     RolloutStart,
     figure,
     markdown,
@@ -27,7 +28,6 @@ from upft_mlx.studies.analysis import (
     self_consistency,
     summarize,
 )
-from upft_mlx.studies.analyze import run_analysis
 
 MakeRecipe = Callable[..., Recipe]
 

@@ -17,7 +17,7 @@ from upft_mlx.models import load
 from upft_mlx.recipe.schema import Recipe
 from upft_mlx.rundir import RunDir
 from upft_mlx.studies.compare import compare, variant
-from upft_mlx.studies.comparison import Cell, figure, markdown, summarize
+from upft_mlx.studies.method_table import Cell, figure, markdown, summarize
 
 MakeRecipe = Callable[..., Recipe]
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from upft_mlx.recipe.schema import Prefix
 from upft_mlx.rows import TrainingRow
 from upft_mlx.training.batches import (
-    PAD_ROWS,
+    PAD_POSITIONS,
     PAD_TOKENS,
     Example,
     StepCounts,
@@ -37,7 +37,7 @@ def supervised(batch: Any) -> list[tuple[int, int, int, Any]]:
     length = batch.tokens.shape[1]
     return [
         (int(place) // length, int(place) % length, int(target), float(weight))
-        for place, target, weight in zip(batch.rows, batch.targets, batch.weights, strict=True)
+        for place, target, weight in zip(batch.positions, batch.targets, batch.weights, strict=True)
         if weight
     ]
 
@@ -106,7 +106,7 @@ def test_a_batch_supervises_each_completion_id_once_with_equal_weight_per_sequen
         assert batch.tokens[index].tolist()[: len(example.ids) - 1] == example.ids[:-1]
         assert not batch.tokens[index, len(example.ids) - 1 :].any()
     assert batch.tokens.shape[1] % PAD_TOKENS == 0
-    assert len(batch.rows) % PAD_ROWS == 0
+    assert len(batch.positions) % PAD_POSITIONS == 0
     assert np.isclose(batch.weights.sum(), 1)
 
 

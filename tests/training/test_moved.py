@@ -13,7 +13,7 @@ import pytest
 from conftest import MODEL
 
 from upft_mlx import pipeline
-from upft_mlx.data.benchmarks import Set, load_benchmark, resolve
+from upft_mlx.data.benchmarks import BenchmarkSet, load_benchmark, resolve
 from upft_mlx.data.on_disk import recipe_problems
 from upft_mlx.data.problems import Problem
 from upft_mlx.dataset.instruction import instructed
@@ -175,11 +175,11 @@ def _log_probabilities(loaded: Loaded, ids: list[int]) -> mx.array:
 
 def test_prompts_are_held_out_where_something_is(make_recipe: MakeRecipe, loaded: Loaded, tmp_path: Path) -> None:
     recipe = instructed(make_recipe(evaluate={"benchmarks": [{"name": "arithmetic", "limit": 40}]}), MODEL)
-    sets = [Set(entry, load_benchmark(entry)) for entry in resolve(recipe.evaluate)]
+    sets = [BenchmarkSet(entry, load_benchmark(entry)) for entry in resolve(recipe.evaluate)]
     problems, run = [Problem(str(n), f"What is {n}?", None) for n in range(30)], RunDir(tmp_path)
     decode = loaded.tokenizer.decode
 
-    def asked(parts: Sequence[Set]) -> tuple[str, list[str]]:
+    def asked(parts: Sequence[BenchmarkSet]) -> tuple[str, list[str]]:
         source, prompts = held_out(recipe, loaded, problems, parts, run)
         return source, [decode(prompt) for prompt in prompts]
 
@@ -188,7 +188,7 @@ def test_prompts_are_held_out_where_something_is(make_recipe: MakeRecipe, loaded
     source, prompts = asked(sets)
     assert (source, len(prompts)) == ("evaluation prompts", 16)
     assert all(problem.question in text for problem, text in zip(sets[0].problems[::2], prompts, strict=False))
-    source, prompts = asked([Set(replace(part.entry, private=True), part.problems) for part in sets])
+    source, prompts = asked([BenchmarkSet(replace(part.entry, private=True), part.problems) for part in sets])
     assert source == "validation prompts"
     assert [text.split("\n")[1].removesuffix("<|im_end|>") for text in prompts] == ["What is 4?", "What is 7?"]
     write_rows(run.valid, [])

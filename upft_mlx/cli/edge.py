@@ -60,7 +60,7 @@ def prepared(
     offline: bool,
     debug: bool,
     model: str | None = None,
-    narrow: dict[str, Any] | None = None,
+    benchmark_options: dict[str, Any] | None = None,
 ) -> Iterator[Recipe]:
     """The recipe, with the ranks joined, the network off if asked, and errors turned into messages."""
     quiet_libraries()
@@ -75,11 +75,13 @@ def prepared(
             go_offline()
         from upft_mlx.cli.targets import recipe_for
         from upft_mlx.distributed.ranks import ranks
-        from upft_mlx.recipe.override import narrowed, recipe_for_model
+        from upft_mlx.recipe.override import recipe_for_model, with_benchmarks
 
         ranks()  # first, so that all ranks hear of an error on one
         recipe = recipe_for_model(str(model), overrides) if name is None else recipe_for(name, overrides)
-        yield narrowed(recipe, **narrow) if narrow is not None and any(narrow.values()) else recipe
+        if benchmark_options is not None and any(benchmark_options.values()):
+            recipe = with_benchmarks(recipe, **benchmark_options)
+        yield recipe
 
 
 def folder_of(name: str | None, recipe: Recipe, run_dir: Path | None) -> Path:

@@ -111,14 +111,14 @@ def evaluate(
     """See the help."""
     if (recipe is None) == (model is None):
         raise click.UsageError("give a RECIPE, or a model with --model" + (", not both" if recipe else ""))
-    narrow = {"benchmarks": benchmarks, "limit": limit, "subset": subset}
+    benchmark_options = {"benchmarks": benchmarks, "limit": limit, "subset": subset}
     if recipe is None and not benchmarks:
-        narrow["benchmarks"] = ("arithmetic",)
+        benchmark_options["benchmarks"] = ("arithmetic",)
     if adapter is not None:
         options["adapter"] = adapter
-    if recipe is not None and (adapter is not None or any(narrow.values())):
+    if recipe is not None and (adapter is not None or any(benchmark_options.values())):
         options["look"] = _look(adapter, benchmarks, limit, subset)
-    _run(recipe, "evaluate", model=model, narrow=narrow, **options)
+    _run(recipe, "evaluate", model=model, benchmark_options=benchmark_options, **options)
 
 
 def _look(adapter: Path | None, benchmarks: Sequence[str], limit: int | None, subset: Sequence[str]) -> str:
@@ -141,11 +141,13 @@ def _run(
     as_json: bool,
     debug: bool,
     model: str | None = None,
-    narrow: dict[str, Any] | None = None,
+    benchmark_options: dict[str, Any] | None = None,
     **extra: Any,
 ) -> None:
     """Run a stage, or all, in a live view; `extra` holds the stage's own options."""
-    with prepared(name, overrides, offline=offline, debug=debug, model=model, narrow=narrow) as recipe:
+    with prepared(
+        name, overrides, offline=offline, debug=debug, model=model, benchmark_options=benchmark_options
+    ) as recipe:
         from upft_mlx import pipeline
         from upft_mlx.distributed.ranks import ranks
         from upft_mlx.events import ignore

@@ -84,7 +84,7 @@ reads these columns; they were written without access to the Hub (November 2026)
 
 
 @dataclass(frozen=True)
-class Entry:
+class BenchmarkSpec:
     """One benchmark of a recipe with everything resolved."""
 
     label: str
@@ -118,10 +118,10 @@ class Entry:
 
 
 @dataclass(frozen=True)
-class Set:
+class BenchmarkSet:
     """A benchmark entry and its problems."""
 
-    entry: Entry
+    entry: BenchmarkSpec
     problems: list[Problem]
 
     @property
@@ -130,7 +130,7 @@ class Set:
         return len(self.problems) * self.entry.samples
 
 
-def resolve(evaluate: Evaluate) -> list[Entry]:
+def resolve(evaluate: Evaluate) -> list[BenchmarkSpec]:
     """The recipe's benchmarks with their defaults.
 
     Raises:
@@ -152,7 +152,7 @@ def _unknown(benchmark: Benchmark) -> RecipeError:
     )
 
 
-def _entry(benchmark: Benchmark, evaluate: Evaluate) -> Entry:
+def _entry(benchmark: Benchmark, evaluate: Evaluate) -> BenchmarkSpec:
     own = {name: value for name in _GIVEN if (value := getattr(benchmark, name)) is not None}
     elsewhere = benchmark.path or benchmark.dataset
     source = {} if elsewhere else SOURCES[benchmark.name]
@@ -162,7 +162,7 @@ def _entry(benchmark: Benchmark, evaluate: Evaluate) -> Entry:
         value = getattr(benchmark, name)
         return getattr(evaluate, name) if value is None else value
 
-    return Entry(
+    return BenchmarkSpec(
         label=benchmark.label or benchmark.name,
         samples=either("samples"),
         temperature=either("temperature"),
@@ -192,7 +192,7 @@ _GIVEN = (
 )
 
 
-def load_benchmark(entry: Entry, seed: int = 0, notes: Notes | None = None) -> list[Problem]:
+def load_benchmark(entry: BenchmarkSpec, seed: int = 0, notes: Notes | None = None) -> list[Problem]:
     """The problems of a benchmark, with answers in the bare form that is compared and options after the questions.
 
     Args:
@@ -216,7 +216,7 @@ def load_benchmark(entry: Entry, seed: int = 0, notes: Notes | None = None) -> l
     return [replace(p, answer=normalize_gold(str(p.answer)), wrong_answers=()) for p in problems]
 
 
-def _load(entry: Entry, notes: Notes | None) -> list[Problem]:
+def _load(entry: BenchmarkSpec, notes: Notes | None) -> list[Problem]:
     notes = Notes() if notes is None else notes
     try:
         problems = list(stream_problems(entry, builtin=entry.builtin, notes=notes))
@@ -229,7 +229,7 @@ def _load(entry: Entry, notes: Notes | None) -> list[Problem]:
         raise error from None
 
 
-def _subset(entry: Entry, problems: Sequence[Problem]) -> list[Problem]:
+def _subset(entry: BenchmarkSpec, problems: Sequence[Problem]) -> list[Problem]:
     """The problems with the wanted levels and subjects."""
     everything = problems
     for field, wanted in entry.subset:
@@ -246,7 +246,7 @@ def _subset(entry: Entry, problems: Sequence[Problem]) -> list[Problem]:
     return list(problems)
 
 
-def _with_options(entry: Entry, problem: Problem, seed: int) -> Problem:
+def _with_options(entry: BenchmarkSpec, problem: Problem, seed: int) -> Problem:
     """A multiple choice: options after the question, and a letter as the answer; a problem that has a letter stays.
 
     The order depends on the seed and the problem alone, so that a limit or a subset changes none.

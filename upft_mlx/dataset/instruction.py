@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from upft_mlx.data.benchmarks import BOXED, LETTER, QUESTION, Entry, resolve
+from upft_mlx.data.benchmarks import BOXED, LETTER, QUESTION, BenchmarkSpec, resolve
 from upft_mlx.data.problems import Problem
 from upft_mlx.grade.graders import LETTERS
 from upft_mlx.models.chat import Renderer
@@ -63,12 +63,12 @@ def as_run(recipe: Recipe, run: RunDir) -> Recipe:
     return Recipe.model_validate(data)
 
 
-def user_turn(entry: Entry, prompt: Prompt) -> str:
+def user_turn(entry: BenchmarkSpec, prompt: Prompt) -> str:
     """The user turn of a benchmark, with `{question}` in it: its own where it has one, else the recipe's."""
     return entry.prompt or prompt.instruction or QUESTION
 
 
-def differing(entries: Sequence[Entry], prompt: Prompt) -> list[str]:
+def differing(entries: Sequence[BenchmarkSpec], prompt: Prompt) -> list[str]:
     """A line for each benchmark that is asked in other words than the training problems."""
     return [
         f"{entry.label}: asked with a prompt of its own, {entry.prompt!r}; sampling and training use "

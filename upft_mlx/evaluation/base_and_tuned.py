@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from upft_mlx.data.benchmarks import Set
+from upft_mlx.data.benchmarks import BenchmarkSet
 from upft_mlx.digests import digest
 from upft_mlx.distributed.ranks import ranks
 from upft_mlx.errors import RowsError
@@ -19,7 +19,7 @@ from upft_mlx.models.adapters import AdapterSwitch
 from upft_mlx.models.find import model_hash
 from upft_mlx.models.load import Loaded
 from upft_mlx.rows import EvaluationRow, read_rows, replacing
-from upft_mlx.rundir import Entry, RunDir, fingerprint
+from upft_mlx.rundir import LedgerEntry, RunDir, fingerprint
 from upft_mlx.versions import kept, unfinished
 
 
@@ -59,7 +59,7 @@ class Sides:
         paths = [self._run.rows_of(part.entry.label, side) for part in self._sets for side in sides]
         return sum(row.tokens for path in paths for row in read_rows(path, EvaluationRow))
 
-    def _measure(self, part: Set, sides: Sequence[Side]) -> None:
+    def _measure(self, part: BenchmarkSet, sides: Sequence[Side]) -> None:
         if self._loaded is None:
             self._loaded = self._job.load()
         if "tuned" in sides and not isinstance(self._switch, AdapterSwitch):
@@ -68,7 +68,7 @@ class Sides:
         evaluator.run(sides, self._switch)
         self.processed_tokens += evaluator.processed_tokens
 
-    def _is_whole(self, part: Set, side: Side) -> bool:
+    def _is_whole(self, part: BenchmarkSet, side: Side) -> bool:
         """Whether every problem and sample has its row, in order."""
         path = self._run.rows_of(part.entry.label, side)
         places = [(problem.id, sample) for problem in part.problems for sample in range(part.entry.samples)]
@@ -77,7 +77,7 @@ class Sides:
         except RowsError:  # a line that a kill has torn
             return False
 
-    def _take_over(self, part: Set, side: Side) -> None:
+    def _take_over(self, part: BenchmarkSet, side: Side) -> None:
         """Copy rows that were made from the same inputs, finished or not, from wherever they are."""
         path = self._run.rows_of(part.entry.label, side)
         for rows in sorted(self._made(part, side), key=lambda rows: -rows.stat().st_size):
@@ -86,7 +86,7 @@ class Sides:
             if self._is_whole(part, side):
                 return
 
-    def _made(self, part: Set, side: Side) -> Iterator[Path]:
+    def _made(self, part: BenchmarkSet, side: Side) -> Iterator[Path]:
         """Files of such rows that are as they were written."""
         wanted, name = fingerprint(side_inputs(self._job, part, side)), f"evaluation/{part.entry.label}/{side}.jsonl"
         for run in dict.fromkeys((self._job.measured, self._job.run, *self._job.donors)):
@@ -106,7 +106,7 @@ _READ = ("id", "bad_rows")
 """Fields of a benchmark that matter for its problems only, which have a hash of their own."""
 
 
-def side_inputs(job: Job, part: Set, side: Side) -> dict[str, Any]:
+def side_inputs(job: Job, part: BenchmarkSet, side: Side) -> dict[str, Any]:
     """What the rows of one side of one benchmark depend on."""
     found = {
         **job.inputs.base(),
@@ -121,7 +121,7 @@ def side_inputs(job: Job, part: Set, side: Side) -> dict[str, Any]:
     return {**found, "train stage": job.fingerprint("train")}
 
 
-def _is_as_written(entry: Entry, root: Path, name: str) -> bool:
+def _is_as_written(entry: LedgerEntry, root: Path, name: str) -> bool:
     """Whether a file of rows is there, with its digest where the stage was finished."""
     path = root / name
     return path.is_file() and (not entry.done or entry.outputs.get(name, digest(path)) == digest(path))

@@ -12,7 +12,7 @@ from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
-from upft_mlx.data.benchmarks import QUESTION, Entry, Set
+from upft_mlx.data.benchmarks import QUESTION, BenchmarkSet, BenchmarkSpec
 from upft_mlx.data.problems import Problem
 from upft_mlx.dataset.instruction import user_turn
 from upft_mlx.distributed.ranks import mine, ranks, rounds
@@ -39,12 +39,12 @@ Switch = Callable[[Side], None]
 """Puts the adapter on for `tuned`, off for `base`."""
 
 
-def announce(sets: Sequence[Set], notify: Observer) -> None:
+def announce(sets: Sequence[BenchmarkSet], notify: Observer) -> None:
     """Tell the view what will come."""
     notify(EvaluationStarted(tuple((s.entry.label, s.completions) for s in sets)))
 
 
-class Plan:
+class SamplingOrder:
     """The order in which problems are sampled: chunks of like length, the long ones first, so that little is padding.
 
     A chunk holds whole problems, so that the samples of one share its prompt.
@@ -65,12 +65,14 @@ class Plan:
 class Evaluator:
     """One model on one benchmark, one side or both in turns."""
 
-    def __init__(self, recipe: Recipe, loaded: Loaded, part: Set, run: RunDir, notify: Observer = ignore) -> None:
+    def __init__(
+        self, recipe: Recipe, loaded: Loaded, part: BenchmarkSet, run: RunDir, notify: Observer = ignore
+    ) -> None:
         self._recipe, self._loaded, self._part, self._run, self._notify = recipe, loaded, part, run, notify
         self._sampling = sampling_for(loaded, part.entry.temperature, recipe.evaluate.batch_size)
         self._renderer = Renderer(loaded.tokenizer, recipe.prompt)
         self._prompt = user_turn(part.entry, recipe.prompt)
-        self._plan = Plan(part.problems, part.entry.samples, recipe.evaluate.batch_size)
+        self._order = SamplingOrder(part.problems, part.entry.samples, recipe.evaluate.batch_size)
         self._samplers: dict[Side, Sampler] = {}
         """One of each side: what prompts share has other keys and values with the adapter on."""
         self._done: dict[Side, int] = {}
@@ -78,7 +80,7 @@ class Evaluator:
 
     def run(self, sides: Sequence[Side], switch: Switch) -> None:
         """Sample and grade what is missing; files that hold whole chunks already are continued."""
-        numbers = rounds(range(len(self._plan.chunks)))
+        numbers = rounds(range(len(self._order.chunks)))
         done = {side: self._resume(side, numbers) for side in sides}
         for place, round_ in enumerate(numbers):
             for side in sides:
@@ -105,7 +107,7 @@ class Evaluator:
         path = self._path(side)
         resume(path, [1] * self._part.completions)  # cuts off a torn line
         rows = {(row.problem_id, row.sample): row for row in read_rows(path, EvaluationRow)}
-        wanted = [[place for number in round_ for place in self._plan.places(number)] for round_ in numbers]
+        wanted = [[place for number in round_ for place in self._order.places(number)] for round_ in numbers]
         whole = {index for index, places in enumerate(wanted) if all(place in rows for place in places)}
         kept = {place for index in whole for place in wanted[index]}
         if len(kept) < len(rows):
@@ -116,7 +118,7 @@ class Evaluator:
 
     def _round(self, side: Side, round_: Sequence[int]) -> None:
         entry = self._part.entry
-        questions = {p.id: p for number in round_ for p in self._plan.chunks[number]}
+        questions = {p.id: p for number in round_ for p in self._order.chunks[number]}
         rows = self._sample(side, mine(round_), summing(partial(self._on_step, side, len(round_))))
         for made in ranks().gather([asdict(row) for row in rows]):
             graded = [EvaluationRow(**row) for row in made]
@@ -150,7 +152,7 @@ class Evaluator:
         """This rank's chunk of a round, graded."""
         if number is None:
             return []
-        entry, chunk = self._part.entry, self._plan.chunks[number]
+        entry, chunk = self._part.entry, self._order.chunks[number]
         turns = [self._prompt.replace(QUESTION, problem.question) for problem in chunk]
         requests = [
             Request(self._renderer.ids(turn), entry.max_tokens, entry.samples, problem.id)
@@ -182,7 +184,7 @@ class Evaluator:
         return [_row(entry, problem, sample, *rest) for (problem, sample), *rest in parts]
 
 
-def replay(part: Set, side: Side, run: RunDir, notify: Observer) -> None:
+def replay(part: BenchmarkSet, side: Side, run: RunDir, notify: Observer) -> None:
     """Tell the view what the rows on the disk say already."""
     by_id = {problem.id: problem for problem in part.problems}
     for row in read_rows(run.rows_of(part.entry.label, side), EvaluationRow):
@@ -190,7 +192,7 @@ def replay(part: Set, side: Side, run: RunDir, notify: Observer) -> None:
 
 
 def _row(
-    entry: Entry, problem: Problem, sample: int, completion: Completion, text: str, verdict: Verdict
+    entry: BenchmarkSpec, problem: Problem, sample: int, completion: Completion, text: str, verdict: Verdict
 ) -> EvaluationRow:
     answer, gold = verdict.answer, str(problem.answer)
     if entry.private:
@@ -215,7 +217,7 @@ def _fingerprint(answer: str) -> str:
     return f"sha256:{hashlib.sha256(normalize_answer(answer).encode('utf-8', 'replace')).hexdigest()[:16]}"
 
 
-def _graded(entry: Entry, side: Side, problem: Problem, row: EvaluationRow, *, resumed: bool = False) -> Graded:
+def _graded(entry: BenchmarkSpec, side: Side, problem: Problem, row: EvaluationRow, *, resumed: bool = False) -> Graded:
     return Graded(
         benchmark=entry.label,
         side=side,

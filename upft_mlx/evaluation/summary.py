@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from upft_mlx.data.benchmarks import Entry, Set
+from upft_mlx.data.benchmarks import BenchmarkSet, BenchmarkSpec
 from upft_mlx.data.problems import Problem
 from upft_mlx.evaluation.stats import accuracy_interval, drift, maj_at_k, mean_interval, paired_difference, pass_at_k
 from upft_mlx.events import Side
@@ -32,12 +32,12 @@ Rows = Sequence[Sequence[EvaluationRow]]
 """The rows of each problem, in the order of the samples."""
 
 
-def summarize(sets: Sequence[Set], run: RunDir) -> dict[str, Any]:
+def summarize(sets: Sequence[BenchmarkSet], run: RunDir) -> dict[str, Any]:
     """The content of summary.json from the rows on the disk; `tuned` and `paired` where there are such rows."""
     return {"benchmarks": {part.entry.label: _summarize(part, run) for part in sets}}
 
 
-def _summarize(part: Set, run: RunDir) -> dict[str, Any]:
+def _summarize(part: BenchmarkSet, run: RunDir) -> dict[str, Any]:
     result: dict[str, Any] = {}
     read: dict[Side, Rows] = {}
     for side in SIDES:
@@ -53,7 +53,7 @@ def _summarize(part: Set, run: RunDir) -> dict[str, Any]:
     return result
 
 
-def side_summary(entry: Entry, problems: Rows) -> dict[str, Any]:
+def side_summary(entry: BenchmarkSpec, problems: Rows) -> dict[str, Any]:
     """One side of summary.json (see the module)."""
     rows = [row for problem in problems for row in problem]
     scores = _scores(problems)
@@ -74,7 +74,7 @@ def side_summary(entry: Entry, problems: Rows) -> dict[str, Any]:
     }
 
 
-def paired_summary(entry: Entry, base: Rows, tuned: Rows, sides: dict[str, Any]) -> dict[str, Any]:
+def paired_summary(entry: BenchmarkSpec, base: Rows, tuned: Rows, sides: dict[str, Any]) -> dict[str, Any]:
     """What tells the sides apart; rows of the same problems and samples, in the same order."""
     scores = [_means(_scores(side)) for side in (base, tuned)]
     found = asdict(paired_difference(*scores))

@@ -12,7 +12,7 @@ import mlx.core as mx
 
 from upft_mlx.errors import ExportError, ModelError
 from upft_mlx.events import Observer, ignore
-from upft_mlx.fusing.formats import DTYPES, Way, write_model
+from upft_mlx.fusing.formats import DTYPES, Format, write_model
 from upft_mlx.fusing.fuser import Fuser
 from upft_mlx.models.files import json_object, read_header
 from upft_mlx.models.hub import reason
@@ -115,14 +115,14 @@ def export_dequantized(
         if "weight" in module and module.weight.ndim > 2:  # stacked experts, convolutions
             raise ExportError(f"{name}: transformers keeps such weights in another form", "use fused/ with mlx-lm")
     fuser = Fuser(recipe, loaded, run, questions, notify)
-    way = Way("dequantized", DTYPES[dtype], whole=True)
-    fuser.apply(way)
+    form = Format("dequantized", DTYPES[dtype], whole=True)
+    fuser.apply(form)
     dequantize_model(loaded.model)
-    loaded.model.set_dtype(way.dtype)
-    found = fuser.judge(way)
-    loaded.model.set_dtype(way.dtype)
+    loaded.model.set_dtype(form.dtype)
+    found = fuser.judge(form)
+    loaded.model.set_dtype(form.dtype)
     config = {k: v for k, v in loaded.config.items() if k not in ("quantization", "quantization_config")}
-    config["torch_dtype"] = str(way.dtype).removeprefix("mlx.core.")
+    config["torch_dtype"] = str(form.dtype).removeprefix("mlx.core.")
     write_model(loaded, config, folder)
     template, settings = folder / "chat_template.jinja", folder / "tokenizer_config.json"
     if template.is_file():  # Ollama and older tools look for it in the other file only

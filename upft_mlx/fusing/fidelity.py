@@ -48,7 +48,7 @@ class Divergence:
 
 @dataclass(frozen=True)
 class Fidelity(Divergence):
-    """What a way of fusing keeps and weighs."""
+    """What a form of fusing keeps and weighs."""
 
     fuse: str
     retained: float

@@ -23,7 +23,7 @@ MIXED_BITS = (6, 8)
 
 
 @dataclass(frozen=True)
-class Way:
+class Format:
     """The format of the layers with an adapter."""
 
     name: str
@@ -53,27 +53,29 @@ class Way:
         return self.name.partition("-")[0]
 
 
-def ways(loaded: Loaded, layers: dict[str, nn.Module]) -> list[Way]:
+def candidate_formats(loaded: Loaded, layers: dict[str, nn.Module]) -> list[Format]:
     """All formats for a model with an adapter on `layers`."""
     own, quantized = loaded.dtype, base_bits(layers)
-    result = [Way("base", own, quantized)]
+    result = [Format("base", own, quantized)]
     if quantized is not None:
-        result += [Way(f"mixed-{bits}", own, bits) for bits in MIXED_BITS if bits > quantized]
+        result += [Format(f"mixed-{bits}", own, bits) for bits in MIXED_BITS if bits > quantized]
     # The model's own type first. The other 16-bit type would be computed in float32, in matrices converted for every
     # token, if it stood beside the model's own: then the whole model takes it, which for scales and norms is exact.
     sixteen = sorted(DTYPES, key=lambda name: (DTYPES[name] != own, name != "fp16"))
     for name in sixteen:
         if quantized is not None or DTYPES[name] != own:
-            result.append(Way(name, DTYPES[name], whole=own in DTYPES.values() and DTYPES[name] != own))
+            result.append(Format(name, DTYPES[name], whole=own in DTYPES.values() and DTYPES[name] != own))
     if all(can_be_fitted(layer) for layer in layers.values()):
         result += [
-            replace(way, name=f"{way.name}-fitted", fitted=True) for way in result if way.bits or way.dtype.size == 2
+            replace(form, name=f"{form.name}-fitted", fitted=True)
+            for form in result
+            if form.bits or form.dtype.size == 2
         ]
-    return sorted(result, key=lambda way: (way.width, way.whole))  # stable: fitted after nearest
+    return sorted(result, key=lambda form: (form.width, form.whole))  # stable: fitted after nearest
 
 
 def can_be_fitted(layer: nn.Module) -> bool:
-    """Whether a layer is a plain matrix, unquantized or quantized in a way that `fitting` supports."""
+    """Whether a layer is a plain matrix, unquantized or quantized in a form that `fitting` supports."""
     inner = inner_layer(layer)
     return isinstance(inner, nn.Linear) or (isinstance(inner, nn.QuantizedLinear) and inner.mode == "affine")
 
@@ -95,32 +97,32 @@ def inner_layer(layer: nn.Module) -> nn.Module:
     return inner
 
 
-def fused_layer(layer: nn.Module, way: Way, moments: list[Matrix] | None = None) -> nn.Module:
-    """One layer with its update, added in float32 and then rounded as `way` says.
+def fused_layer(layer: nn.Module, form: Format, moments: list[Matrix] | None = None) -> nn.Module:
+    """One layer with its update, added in float32 and then rounded as `form` says.
 
-    `moments` are those of the layer's inputs, for a way that is fitted.
+    `moments` are those of the layer's inputs, for a form that is fitted.
     """
     inner = inner_layer(layer)
     layer.set_dtype(mx.float32)
     fused: nn.Module = layer.fuse(dequantize=True)
-    quantized = way.bits is not None and hasattr(inner, "bits")
-    if way.fitted and quantized and way.family == "base":
-        return _with_fitted_scales(layer, way, moments or [])
-    wanted = np.array(fused.weight) if way.fitted else None
-    fused.set_dtype(way.dtype)
+    quantized = form.bits is not None and hasattr(inner, "bits")
+    if form.fitted and quantized and form.family == "base":
+        return _with_fitted_scales(layer, form, moments or [])
+    wanted = np.array(fused.weight) if form.fitted else None
+    fused.set_dtype(form.dtype)
     if quantized:
-        fused = fused.to_quantized(**quantization_of(inner, way))
+        fused = fused.to_quantized(**quantization_of(inner, form))
     if wanted is not None:
-        _round_with_feedback(fused, wanted, way, moments or [])
+        _round_with_feedback(fused, wanted, form, moments or [])
     return fused
 
 
-def _round_with_feedback(fused: nn.Module, wanted: Matrix, way: Way, moments: list[Matrix]) -> None:
+def _round_with_feedback(fused: nn.Module, wanted: Matrix, form: Format, moments: list[Matrix]) -> None:
     """Replace the nearest rounding of a layer's weights (O, D), on the same grid."""
     if not hasattr(fused, "bits"):
-        nearest = round_bfloat16 if way.dtype == mx.bfloat16 else round_float16
+        nearest = round_bfloat16 if form.dtype == mx.bfloat16 else round_float16
         rounded = feedback(wanted, moments, lambda part, columns: nearest(part))
-        fused.weight = mx.array(rounded).astype(way.dtype)
+        fused.weight = mx.array(rounded).astype(form.dtype)
         return
     parts = (np.array(part.astype(mx.float32)) for part in (fused.scales, fused.biases))  # (O, D / group) each
     scales, biases = (np.repeat(part, fused.group_size, axis=1) for part in parts)  # (O, D): as large as the weights
@@ -136,7 +138,7 @@ def _round_with_feedback(fused: nn.Module, wanted: Matrix, way: Way, moments: li
     fused.weight = mx.array(pack(codes, fused.bits))
 
 
-def _with_fitted_scales(layer: nn.Module, way: Way, moments: list[Matrix]) -> nn.Module:
+def _with_fitted_scales(layer: nn.Module, form: Format, moments: list[Matrix]) -> nn.Module:
     """The base's own codes, with scales and biases moved by as much of the update as they can represent."""
     inner = inner_layer(layer)
     delta = np.array(((layer.scale * layer.lora_b.T) @ layer.lora_a.T).astype(mx.float32))
@@ -144,43 +146,43 @@ def _with_fitted_scales(layer: nn.Module, way: Way, moments: list[Matrix]) -> nn
     scales, biases = fit_scales(delta, codes.astype(np.float32), moments, inner.group_size)
     fused = nn.QuantizedLinear(inner.group_size, 1, "bias" in inner, inner.group_size, inner.bits)
     fused.weight = inner.weight
-    fused.scales = (inner.scales.astype(mx.float32) + mx.array(scales)).astype(way.dtype)
-    fused.biases = (inner.biases.astype(mx.float32) + mx.array(biases)).astype(way.dtype)
+    fused.scales = (inner.scales.astype(mx.float32) + mx.array(scales)).astype(form.dtype)
+    fused.biases = (inner.biases.astype(mx.float32) + mx.array(biases)).astype(form.dtype)
     if "bias" in inner:
-        fused.bias = inner.bias.astype(way.dtype)
+        fused.bias = inner.bias.astype(form.dtype)
     return fused
 
 
-def quantization_of(inner: nn.Module, way: Way) -> dict[str, Any]:
+def quantization_of(inner: nn.Module, form: Format) -> dict[str, Any]:
     """How a touched layer is quantized, in mlx-lm's per-layer terms."""
-    if way.family == "base" or inner.bits >= (way.bits or 0):
+    if form.family == "base" or inner.bits >= (form.bits or 0):
         return {"group_size": inner.group_size, "bits": inner.bits, "mode": inner.mode}
-    return {"group_size": max(32, inner.group_size), "bits": way.bits, "mode": "affine"}
+    return {"group_size": max(32, inner.group_size), "bits": form.bits, "mode": "affine"}
 
 
-def config_of(config: dict[str, Any], layers: dict[str, nn.Module], way: Way) -> dict[str, Any]:
-    """The config.json of a model fused this way."""
+def config_of(config: dict[str, Any], layers: dict[str, nn.Module], form: Format) -> dict[str, Any]:
+    """The config.json of a model fused to this form."""
     config = dict(config)
-    if "quantization" in config and way.family != "base":
+    if "quantization" in config and form.family != "base":
         per_layer = {
-            name: quantization_of(inner, way) if way.bits is not None and hasattr(inner, "bits") else False
+            name: quantization_of(inner, form) if form.bits is not None and hasattr(inner, "bits") else False
             for name, layer in layers.items()
             if (inner := inner_layer(layer)) is not None
         }
         config["quantization"] = {**config["quantization"], **per_layer}
-    if way.whole:
+    if form.whole:
         config.update(
-            {key: str(way.dtype).removeprefix("mlx.core.") for key in ("torch_dtype", "dtype") if key in config}
+            {key: str(form.dtype).removeprefix("mlx.core.") for key in ("torch_dtype", "dtype") if key in config}
         )
     return config
 
 
-def size_of(loaded: Loaded, layers: dict[str, nn.Module], way: Way) -> int:
-    """Bytes of the weights as they will be saved; the model has its touched layers fused this way, in float32."""
-    rest = way.dtype if way.whole else loaded.dtype
+def size_of(loaded: Loaded, layers: dict[str, nn.Module], form: Format) -> int:
+    """Bytes of the weights as they will be saved; the model has its touched layers fused to this form, in float32."""
+    rest = form.dtype if form.whole else loaded.dtype
     total = 0
     for name, array in dict(tree_flatten(loaded.model.parameters())).items():
-        saved = way.dtype if name.rpartition(".")[0] in layers else rest
+        saved = form.dtype if name.rpartition(".")[0] in layers else rest
         total += array.size * saved.size if mx.issubdtype(array.dtype, mx.floating) else array.nbytes
     return total
 

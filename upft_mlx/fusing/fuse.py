@@ -1,6 +1,6 @@
 """The adapter's update written into the weights: a folder that stock mlx-lm loads.
 
-Re-quantising to the base's few bits rounds small updates away (mlx-lm #654), so what each way of fusing keeps is
+Re-quantising to the base's few bits rounds small updates away (mlx-lm #654), so what each form of fusing keeps is
 measured: `auto` takes the smallest that keeps the effect, and what keeps too little is refused.
 """
 
@@ -13,7 +13,7 @@ from typing import NoReturn
 from upft_mlx.errors import FuseError, ModelError
 from upft_mlx.events import Observer, Progress, ignore
 from upft_mlx.fusing.fidelity import Fidelity
-from upft_mlx.fusing.formats import Way, config_of, write_model
+from upft_mlx.fusing.formats import Format, config_of, write_model
 from upft_mlx.fusing.fuser import Fuser
 from upft_mlx.models.architecture import read_architecture
 from upft_mlx.models.load import Loaded
@@ -56,14 +56,14 @@ def fuse(
     if chosen.fuse == "adapter":
         remove(run.fused)
     else:  # its weights in the types in which they were measured
-        way = next(way for way in fuser.ways if way.name == chosen.fuse)
-        fuser.apply(way)
-        loaded.model.set_dtype(way.dtype if way.whole else loaded.dtype)
+        form = next(form for form in fuser.formats if form.name == chosen.fuse)
+        fuser.apply(form)
+        loaded.model.set_dtype(form.dtype if form.whole else loaded.dtype)
         modules = dict(loaded.model.named_modules())
         for name in fuser.layers:
-            modules[name].set_dtype(way.dtype)
-        write_model(loaded, config_of(loaded.config, fuser.layers, way), run.fused)
-    notify(Progress("fuse", len(fuser.ways) + 1, len(fuser.ways) + 1, "steps"))
+            modules[name].set_dtype(form.dtype)
+        write_model(loaded, config_of(loaded.config, fuser.layers, form), run.fused)
+    notify(Progress("fuse", len(fuser.formats) + 1, len(fuser.formats) + 1, "steps"))
     candidates = [asdict(found) for found in fuser.measured.values()]
     write_json(run.fidelity, {**asdict(chosen), **fuser.probed, "base": asdict(fuser.base), "candidates": candidates})
     return chosen
@@ -74,19 +74,19 @@ def _choose(fuser: Fuser) -> Fidelity:
     asked = fuser.recipe.publish.fuse
     if asked == "adapter":
         return fuser.adapter()
-    allowed = [way for way in fuser.ways if asked in ("auto", way.family, way.second_name)]  # smallest first
+    allowed = [form for form in fuser.formats if asked in ("auto", form.family, form.second_name)]  # smallest first
     if not allowed:
-        families = ", ".join(dict.fromkeys(way.family for way in fuser.ways))
-        bits = next(way.width for way in fuser.ways if way.name == "base")
+        families = ", ".join(dict.fromkeys(form.family for form in fuser.formats))
+        bits = next(form.width for form in fuser.formats if form.name == "base")
         raise FuseError(
             f"{asked}: has no effect when the base has {bits} bits",
             f"set it to auto, {families} or adapter",
             field="publish.fuse",
         )
-    for way in allowed:
-        if _needs_no_try(fuser, way):
+    for form in allowed:
+        if _needs_no_try(fuser, form):
             continue
-        found = fuser.measure(way)
+        found = fuser.measure(form)
         if found is not None and found.retained >= max(KEPT, fuser.recipe.publish.min_retained):
             return found
     if not fuser.measured:
@@ -94,18 +94,18 @@ def _choose(fuser: Fuser) -> Fidelity:
     return max(fuser.measured.values(), key=lambda found: found.retained)
 
 
-def _needs_no_try(fuser: Fuser, way: Way) -> bool:
+def _needs_no_try(fuser: Fuser, form: Format) -> bool:
     """Whether to skip fitting, which takes minutes for a large model: nearest rounding keeps enough, or nothing.
 
     Where nearest rounding ended below 0, fitted rounding ended below 0.8 in all that was measured (docs/use/fusing.md).
     The base's own bits are another matter: there fitting keeps the codes, which nearest rounding does not.
     """
-    if not way.fitted:
+    if not form.fitted:
         return False
-    nearest = fuser.measured.get(way.name.removesuffix("-fitted"))
+    nearest = fuser.measured.get(form.name.removesuffix("-fitted"))
     if nearest is None or nearest.retained >= max(KEPT, fuser.recipe.publish.min_retained):
         return True
-    return way.family != "base" and nearest.retained < 0
+    return form.family != "base" and nearest.retained < 0
 
 
 def _refuse(fuser: Fuser, chosen: Fidelity) -> NoReturn:
@@ -116,9 +116,9 @@ def _refuse(fuser: Fuser, chosen: Fidelity) -> NoReturn:
         room = fusing_peak(shape, fuser.recipe.lora, budget.device, all_float32=True) <= budget.bytes
     except ModelError:
         room = True
-    for way in fuser.ways:
-        if way.name not in fuser.measured and (room or way.bits) and not _needs_no_try(fuser, way):
-            fuser.measure(way)
+    for form in fuser.formats:
+        if form.name not in fuser.measured and (room or form.bits) and not _needs_no_try(fuser, form):
+            fuser.measure(form)
     passing = []
     for found in (*fuser.measured.values(), fuser.adapter()):
         if found.retained >= least:

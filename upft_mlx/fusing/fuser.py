@@ -11,7 +11,7 @@ from mlx.utils import tree_flatten, tree_unflatten
 
 from upft_mlx.events import Note, Observer, Progress, ignore
 from upft_mlx.fusing.fidelity import MAX_PROMPTS, Comparison, Divergence, Fidelity, greedy_probes, probes, retained
-from upft_mlx.fusing.formats import Way, fused_layer, input_size, size_of, ways
+from upft_mlx.fusing.formats import Format, candidate_formats, fused_layer, input_size, size_of
 from upft_mlx.fusing.moments import MAX_ROWS, second_moments
 from upft_mlx.models.adapters import load_adapter
 from upft_mlx.models.chat import Renderer
@@ -40,10 +40,10 @@ class Fuser:
         arrays = dict(tree_flatten(loaded.model.parameters()))
         inside = tuple(f"{name}." for name in self.layers)
         self._rest = [(name, array) for name, array in arrays.items() if not name.startswith(inside)]
-        self.ways = ways(loaded, self.layers)
+        self.formats = candidate_formats(loaded, self.layers)
         self.measured: dict[str, Fidelity] = {}
-        self._applied: Way | None = None
-        notify(Progress("fuse", 0, len(self.ways) + 1, "steps"))
+        self._applied: Format | None = None
+        notify(Progress("fuse", 0, len(self.formats) + 1, "steps"))
         rows, greedy = self._probes(questions)
         self.probed = {"rows": len(rows), "prompts": len(greedy)}
         self._comparison = Comparison(loaded.model, rows, greedy)
@@ -66,49 +66,51 @@ class Fuser:
 
     # Measuring.
 
-    def measure(self, way: Way) -> Fidelity | None:
+    def measure(self, form: Format) -> Fidelity | None:
         """How much a format keeps; None if the model overflows in it. Leaves the model fused, in float32."""
-        self.apply(way)
-        if way.whole:  # does the model work in a 16-bit type that is not its own? float16 ends at 65504
-            self.loaded.model.set_dtype(way.dtype)
+        self.apply(form)
+        if form.whole:  # does the model work in a 16-bit type that is not its own? float16 ends at 65504
+            self.loaded.model.set_dtype(form.dtype)
             finite = self._comparison.is_finite(self.loaded.model)
             self.loaded.model.set_dtype(mx.float32)
             if not finite:
-                self._notify(Note(f"{way.name}: this model's activations overflow in this format; not used"))
+                self._notify(Note(f"{form.name}: this model's activations overflow in this format; not used"))
                 return None
-        return self.judge(way)
+        return self.judge(form)
 
-    def judge(self, way: Way) -> Fidelity:
-        """How much the current model, fused as `way`, keeps; leaves it in float32."""
+    def judge(self, form: Format) -> Fidelity:
+        """How much the current model, fused as `form`, keeps; leaves it in float32."""
         self._in_float32()
-        found, size = self._comparison.of(self.loaded.model), size_of(self.loaded, self.layers, way)
+        found, size = self._comparison.of(self.loaded.model), size_of(self.loaded, self.layers, form)
         kept = retained(found.kl, self.base.kl)
-        fidelity = Fidelity(**asdict(found), fuse=way.name, retained=kept, kl_base=self.base.kl, bytes=size)
-        self.measured[way.name] = fidelity
-        self._notify(Progress("fuse", len(self.measured), len(self.ways) + 1, "steps"))
+        fidelity = Fidelity(**asdict(found), fuse=form.name, retained=kept, kl_base=self.base.kl, bytes=size)
+        self.measured[form.name] = fidelity
+        self._notify(Progress("fuse", len(self.measured), len(self.formats) + 1, "steps"))
         return fidelity
 
-    def apply(self, way: Way) -> None:
+    def apply(self, form: Format) -> None:
         """Put the fused layers into the model instead of the adapters; float32 holds every format's values exactly."""
-        if self._applied == way:
+        if self._applied == form:
             return
         model = self.loaded.model
-        fused = self._fitted(way) if way.fitted else [(n, fused_layer(layer, way)) for n, layer in self.layers.items()]
+        fused = (
+            self._fitted(form) if form.fitted else [(n, fused_layer(layer, form)) for n, layer in self.layers.items()]
+        )
         model.update_modules(tree_unflatten(fused))
         rest = self._rest
-        if way.whole:
+        if form.whole:
             floating = [mx.issubdtype(array.dtype, mx.floating) for _, array in rest]
-            rest = [(n, a.astype(way.dtype) if real else a) for (n, a), real in zip(rest, floating, strict=True)]
+            rest = [(n, a.astype(form.dtype) if real else a) for (n, a), real in zip(rest, floating, strict=True)]
         model.load_weights(rest, strict=False)
         self._in_float32()
         mx.eval(model.parameters())
-        self._applied = way
+        self._applied = form
 
     def _in_float32(self) -> None:
         self.loaded.model.set_dtype(mx.float32)
         add_dense_copies(self.loaded.model)
 
-    def _fitted(self, way: Way) -> list[tuple[str, nn.Module]]:
+    def _fitted(self, form: Format) -> list[tuple[str, nn.Module]]:
         """The layers, rounded to preserve their outputs on training rows with the adapter on."""
         model, total = self.loaded.model, len(self.layers)
         model.update_modules(tree_unflatten(list(self.layers.items())))
@@ -116,13 +118,13 @@ class Fuser:
         rows = to_examples(list(read_rows(self.run.train, TrainingRow)), self.recipe.train.max_length)
         count = min(len(rows), MAX_ROWS)
         outputs = f"the outputs on {count} training row{'' if count == 1 else 's'}"
-        self._notify(Note(f"fuse: trying {way.name}: rounding that preserves {outputs}", minor=True))
+        self._notify(Note(f"fuse: trying {form.name}: rounding that preserves {outputs}", minor=True))
 
         def on_pass(done: int) -> None:
             self._notify(Progress("fuse", done, total, "layers"))
 
         moments = second_moments(model, self.layers, rows, input_size, on_pass)
-        return [(name, fused_layer(self.layers[name], way, found)) for name, found in moments]
+        return [(name, fused_layer(self.layers[name], form, found)) for name, found in moments]
 
     def adapter(self) -> Fidelity:
         """The adapter itself, not fused: the reference for the others."""

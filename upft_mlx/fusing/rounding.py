@@ -1,6 +1,6 @@
 """Rounding that serves the outputs of a layer instead of its weights: what is lost at one weight others make up for.
 
-A layer's inputs are strongly correlated, so that many matrices give nearly the same outputs. Both ways here use the
+A layer's inputs are strongly correlated, so that many matrices give nearly the same outputs. Both formats here use the
 second moments of the inputs, E[x x^T] over calibration rows, and minimise E[|W x - W' x|^2] for the wanted W:
 
 - `feedback` rounds column after column and corrects the columns to come for the error made (GPTQ, arXiv 2210.17323);

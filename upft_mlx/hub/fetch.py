@@ -8,7 +8,7 @@ from pathlib import Path
 from shutil import disk_usage
 from typing import Any
 
-from upft_mlx.data.benchmarks import Entry, load_benchmark, resolve
+from upft_mlx.data.benchmarks import BenchmarkSpec, load_benchmark, resolve
 from upft_mlx.data.problems import load_problems
 from upft_mlx.data.source import Source
 from upft_mlx.errors import FetchError, OfflineError
@@ -65,7 +65,7 @@ def fetch(recipe: Recipe, notify: Observer = ignore) -> dict[str, Any]:
     return {"model": str(path), "problems": len(problems), "benchmarks": benchmarks, "repositories": found}
 
 
-def _repositories(recipe: Recipe, entries: list[Entry]) -> list[Repository]:
+def _repositories(recipe: Recipe, entries: list[BenchmarkSpec]) -> list[Repository]:
     wanted: dict[tuple[str, str, str | None], None] = {}
     if is_hub_model(recipe.model):
         wanted["model", recipe.model, recipe.revision] = None

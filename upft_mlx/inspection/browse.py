@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from upft_mlx.data.benchmarks import Entry, load_benchmark, resolve
+from upft_mlx.data.benchmarks import BenchmarkSpec, load_benchmark, resolve
 from upft_mlx.data.problems import Problem
 from upft_mlx.errors import RunDirError, UpftError
 from upft_mlx.escape import quoted
@@ -169,7 +169,7 @@ def seen(run: RunDir, benchmarks: Sequence[str] = (), *, only_flips: bool = Fals
     return found
 
 
-def _entries(run: RunDir, benchmarks: Sequence[str]) -> list[Entry]:
+def _entries(run: RunDir, benchmarks: Sequence[str]) -> list[BenchmarkSpec]:
     """The benchmarks of these labels, all of the run where there are none."""
     entries = {entry.label: entry for entry in resolve(recipe_of(run).evaluate)}
     if unknown := [label for label in benchmarks if label not in entries]:
@@ -218,7 +218,7 @@ def regraded(run: RunDir, benchmarks: Sequence[str] = ()) -> dict[str, Any]:
     return found
 
 
-def _regraded(entry: Entry, path: Path) -> dict[str, Any]:
+def _regraded(entry: BenchmarkSpec, path: Path) -> dict[str, Any]:
     rows = list(read_rows(path, EvaluationRow))
     verdicts = grade_all([Task(row.completion, row.gold, entry.grader, entry.percent_as_unit) for row in rows])
     pairs = list(zip(rows, verdicts, strict=True))
@@ -235,7 +235,7 @@ def _regraded(entry: Entry, path: Path) -> dict[str, Any]:
     }
 
 
-def _problems(entry: Entry, seed: int) -> dict[str, Problem]:
+def _problems(entry: BenchmarkSpec, seed: int) -> dict[str, Problem]:
     """The problems by id, none where the set cannot be read; a private set's questions are not shown."""
     try:
         problems = load_benchmark(entry, seed)

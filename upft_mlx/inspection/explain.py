@@ -13,34 +13,42 @@ from upft_mlx.recipe.schema import Recipe
 
 
 @dataclass(frozen=True)
-class Rule:
+class Explanation:
     """One rule: the field or the topic, and what it means for this recipe."""
 
     name: str
     text: str
 
 
-def rules(recipe: Recipe, count: int) -> list[Rule]:
+def explanations(recipe: Recipe, count: int) -> list[Explanation]:
     """The rules in the order in which they apply.
 
     Args:
         recipe: the recipe.
         count: its problems.
     """
-    found = [Rule("prompt", _prompt(recipe)), Rule("sampling", _sampling(recipe)), Rule("method", _method(recipe))]
+    found = [
+        Explanation("prompt", _prompt(recipe)),
+        Explanation("sampling", _sampling(recipe)),
+        Explanation("method", _method(recipe)),
+    ]
     if recipe.method in ("upft", "structure_only"):
-        found.append(Rule("structure_ratio", _structure(recipe, count)))
+        found.append(Explanation("structure_ratio", _structure(recipe, count)))
     if recipe.method == "upft":
-        found += [Rule("length", _length(recipe)), Rule("template", _template(recipe)), Rule("eos", _eos(recipe))]
+        found += [
+            Explanation("length", _length(recipe)),
+            Explanation("template", _template(recipe)),
+            Explanation("eos", _eos(recipe)),
+        ]
     return [
         *found,
-        Rule("selection", _selection(recipe)),
-        Rule("filters", _filters(recipe)),
-        Rule("validation", _validation(recipe, count)),
-        Rule("max_length", _max_length(recipe)),
-        Rule("masking", _masking()),
-        Rule("weighting", _weighting(recipe)),
-        Rule("shared", _shared(recipe)),
+        Explanation("selection", _selection(recipe)),
+        Explanation("filters", _filters(recipe)),
+        Explanation("validation", _validation(recipe, count)),
+        Explanation("max_length", _max_length(recipe)),
+        Explanation("masking", _masking()),
+        Explanation("weighting", _weighting(recipe)),
+        Explanation("shared", _shared(recipe)),
     ]
 
 

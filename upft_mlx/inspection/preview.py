@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from upft_mlx.data.benchmarks import QUESTION, Entry, load_benchmark, resolve
+from upft_mlx.data.benchmarks import QUESTION, BenchmarkSpec, load_benchmark, resolve
 from upft_mlx.data.on_disk import recipe_problems
 from upft_mlx.dataset.instruction import differing, instructed, user_turn
 from upft_mlx.dataset.prefix import check_problems
@@ -19,7 +19,7 @@ from upft_mlx.errors import RunDirError, UpftError
 from upft_mlx.evaluation.evaluate import WITHHELD
 from upft_mlx.fingerprints import dated
 from upft_mlx.inspection.browse import settled_by
-from upft_mlx.inspection.explain import rules
+from upft_mlx.inspection.explain import explanations
 from upft_mlx.inspection.preview_rows import Found, Rows
 from upft_mlx.job import Job
 from upft_mlx.models.chat import Renderer
@@ -54,7 +54,9 @@ def marked(batch: Batch) -> list[Marked]:
     """The sequences of a batch, from its arrays alone; each must end with a supervised id."""
     size, shared = batch.tokens.shape[1], batch.shared.tolist()
     trained: list[dict[int, tuple[int, float]]] = [{} for _ in batch.tokens]
-    for row, target, weight in zip(batch.rows.tolist(), batch.targets.tolist(), batch.weights.tolist(), strict=True):
+    for row, target, weight in zip(
+        batch.positions.tolist(), batch.targets.tolist(), batch.weights.tolist(), strict=True
+    ):
         if weight > 0:  # the logits at `row` predict the id one further on
             trained[row // size][len(shared) + row % size + 1] = (target, weight)
     return [
@@ -106,7 +108,7 @@ def preview(
         "prompts_differ": differing(looked_at.entries, looked_at.recipe.prompt),
         "rows": looked_at.shown(found),
         "base_view": looked_at.base_view() if model else None,
-        "rules": [asdict(rule) for rule in rules(looked_at.recipe, len(looked_at.problems))],
+        "rules": [asdict(rule) for rule in explanations(looked_at.recipe, len(looked_at.problems))],
     }
 
 
@@ -136,7 +138,7 @@ class _Preview:
         for entry in self.entries:
             yield {"use": "evaluation", "benchmark": entry.label, **self._evaluation(entry, problem)}
 
-    def _evaluation(self, entry: Entry, problem: str | None) -> dict[str, Any]:
+    def _evaluation(self, entry: BenchmarkSpec, problem: str | None) -> dict[str, Any]:
         """A benchmark's prompt; one that cannot be read has the place of the question in it."""
         turn = user_turn(entry, self.recipe.prompt)
         try:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from upft_mlx.errors import RoomError
+from upft_mlx.errors import MemoryLimitError
 from upft_mlx.machine.device import memory_bytes, on_gpu, working_set_bytes
 from upft_mlx.models.architecture import Architecture
 from upft_mlx.planning.lengths import Prompts, Solutions, first
@@ -38,7 +38,7 @@ def this_machine() -> Budget:
     """Metal's working set, elsewhere three quarters of the memory; UPFT_MEMORY_GB overrides both.
 
     Raises:
-        RoomError: UPFT_MEMORY_GB is not a number above 0.
+        MemoryLimitError: UPFT_MEMORY_GB is not a number above 0.
     """
     total = memory_bytes()
     if told := os.environ.get("UPFT_MEMORY_GB"):
@@ -55,7 +55,7 @@ def _told_bytes(told: str) -> int:
     except ValueError:
         size = math.nan
     if not 0 < size < math.inf:
-        raise RoomError(f"{told!r}: should be a number of GB above 0, for example 12", field="UPFT_MEMORY_GB")
+        raise MemoryLimitError(f"{told!r}: should be a number of GB above 0, for example 12", field="UPFT_MEMORY_GB")
     return int(size * 1e9)
 
 
@@ -67,7 +67,7 @@ def another_mac(gigabytes: float) -> Budget:
 
 
 @dataclass(frozen=True)
-class Rooms:
+class MemoryPlan:
     """Everything that the peaks of one recipe depend on."""
 
     model: Architecture
@@ -150,7 +150,7 @@ class Rooms:
                 parts = split(rows, settings.micro_batch_size, shared)
                 for part in parts:
                     count, tokens = part.tokens.shape
-                    yield TrainingPass(count, tokens, part.shared.size, part.rows.size, len(parts) > 1)
+                    yield TrainingPass(count, tokens, part.shared.size, part.positions.size, len(parts) > 1)
 
     def _longest_rows(self, recipe: Recipe) -> tuple[list[Example], list[Example]]:
         """As many of the longest full and prefix rows as a batch can hold."""
@@ -230,13 +230,13 @@ class Rooms:
         """Refuse what would not fit even if the formulas were 15 % too high.
 
         Raises:
-            RoomError: the stages, the memory they need, the limit, and what would fit.
+            MemoryLimitError: the stages, the memory they need, the limit, and what would fit.
         """
         peaks = {stage: peak * MARGIN for stage, peak in self.peaks(recipe).items() if stage in stages}
         over = {stage: peak / MARGIN for stage, peak in peaks.items() if peak > self.budget.bytes}
         if over:
             lines = self.too_large(recipe, over)
-            raise RoomError(
+            raise MemoryLimitError(
                 "\n".join([*lines, "if you know that it fits: UPFT_MEMORY_GB=N sets the memory limit to N GB"])
             )
 

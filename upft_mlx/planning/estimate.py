@@ -12,7 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from upft_mlx.data.benchmarks import QUESTION, Set, load_benchmark, resolve
+from upft_mlx.data.benchmarks import QUESTION, BenchmarkSet, load_benchmark, resolve
 from upft_mlx.data.problems import Problem
 from upft_mlx.dataset.instruction import differing, instructed, user_turn
 from upft_mlx.dataset.prefix import check_problems, valid_numbers
@@ -20,7 +20,7 @@ from upft_mlx.models.architecture import Architecture, read_architecture
 from upft_mlx.models.chat import Renderer
 from upft_mlx.models.find import find_model
 from upft_mlx.models.load import load_tokenizer
-from upft_mlx.planning.budget import Budget, Rooms, this_machine
+from upft_mlx.planning.budget import Budget, MemoryPlan, this_machine
 from upft_mlx.planning.lengths import Prompts, Solutions, measure_prompts, measure_solutions
 from upft_mlx.planning.speed import Speed
 from upft_mlx.recipe.schema import Recipe
@@ -40,7 +40,7 @@ class Planner:
     recipe: Recipe
     model_path: Path
     problems: Sequence[Problem]
-    sets: Sequence[Set]
+    sets: Sequence[BenchmarkSet]
     budget: Budget
     run: RunDir | None = None
     speed: Speed | None = None
@@ -57,12 +57,12 @@ class Planner:
         check_problems(recipe, problems)
         path = find_model(recipe, weights=False)
         recipe = instructed(recipe, path, problems)
-        sets = [Set(entry, load_benchmark(entry, recipe.seed)) for entry in resolve(recipe.evaluate)]
+        sets = [BenchmarkSet(entry, load_benchmark(entry, recipe.seed)) for entry in resolve(recipe.evaluate)]
         return cls(recipe, path, problems, sets, budget or this_machine(), run).settled()
 
     def settled(self) -> Planner:
         """The same with numbers instead of `auto`."""
-        self.recipe = self.rooms.settle(self.recipe)
+        self.recipe = self.memory_plan.settle(self.recipe)
         return self
 
     def with_speed(self, speed: Speed) -> Planner:
@@ -86,14 +86,14 @@ class Planner:
         return measure_solutions(self.recipe, self.problems, self.tokenizer, self.run, sampled)
 
     @cached_property
-    def rooms(self) -> Rooms:
+    def memory_plan(self) -> MemoryPlan:
         """Everything that memory depends on."""
         renderer = Renderer(self.tokenizer, self.recipe.prompt)
         count, template = len(self.problems), self.recipe.prefix.template_text
         plain = measure_prompts(count, lambda n: renderer.turn(self.problems[n].question), renderer)
         trained = measure_prompts(count, lambda n: renderer.turn(self.problems[n].question + template), renderer)
         asked = self._asked(renderer)
-        return Rooms(self.model, plain, trained, self.solutions, asked, self.budget)
+        return MemoryPlan(self.model, plain, trained, self.solutions, asked, self.budget)
 
     def _asked(self, renderer: Renderer) -> Prompts | None:
         """The prompts of all benchmarks together."""
@@ -108,7 +108,7 @@ class Planner:
     @property
     def counts(self) -> ExpectedCounts:
         """Solutions to sample and rows to train."""
-        return count(self.recipe, len(self.problems), self.rooms, self.solutions)
+        return count(self.recipe, len(self.problems), self.memory_plan, self.solutions)
 
     def tokens(self) -> dict[str, Any]:
         """The tokens of this recipe, and of SFT and RFT with 16 samples on the same problems."""
@@ -194,7 +194,7 @@ class Planner:
 
     def facts(self) -> dict[str, Any]:
         """The plan as plain values."""
-        peaks = self.rooms.peaks(self.recipe)
+        peaks = self.memory_plan.peaks(self.recipe)
         settings = {name: _field(self.recipe, name) for name in _SETTINGS}
         return {
             "recipe": self.recipe.name,
@@ -204,14 +204,14 @@ class Planner:
             "problems": len(self.problems),
             "steps": self.steps,
             "settings": settings,
-            "prompt_tokens": {"mean": self.rooms.prompts.mean, "longest": self.rooms.prompts.longest[0]},
+            "prompt_tokens": {"mean": self.memory_plan.prompts.mean, "longest": self.memory_plan.prompts.longest[0]},
             "solution_tokens": {"mean": self.solutions.mean, "how": self.solutions.how},
             "tokens": self.tokens(),
             "memory": {
                 "budget_bytes": self.budget.bytes,
                 "budget": self.budget.what,
                 "peak_bytes": {stage: round(peak) for stage, peak in peaks.items()},
-                "too_large": self.rooms.too_large(self.recipe, peaks),
+                "too_large": self.memory_plan.too_large(self.recipe, peaks),
                 "not_measured_for": list(self.model.unusual),
             },
             "disk_bytes": {name: round(size) for name, size in self.disk().items()},
@@ -244,9 +244,9 @@ class ExpectedCounts:
     """Tokens of the rows in an epoch, without the shared ones."""
 
 
-def count(recipe: Recipe, problems: int, rooms: Rooms, solutions: Solutions) -> ExpectedCounts:
+def count(recipe: Recipe, problems: int, memory: MemoryPlan, solutions: Solutions) -> ExpectedCounts:
     """What a recipe samples and trains on, for this number of problems."""
-    full, prefix = rooms.kinds(recipe)
+    full, prefix = memory.kinds(recipe)
     samples = recipe.generate.samples
     held = len(valid_numbers(range(problems), recipe.train.valid_ratio, recipe.seed)) / problems
     prefix_rows, full_rows = float(prefix), full * solutions.finished
@@ -256,7 +256,7 @@ def count(recipe: Recipe, problems: int, rooms: Rooms, solutions: Solutions) -> 
         full_rows = full * min(recipe.generate.keep, samples) * solutions.finished
     prefix_rows, full_rows = prefix_rows * (1 - held), full_rows * (1 - held)
     t = recipe.prefix.length + recipe.prefix.eos
-    asked, trained = rooms.prompts.mean - rooms.trained.shared, rooms.trained.mean - rooms.trained.shared
+    asked, trained = memory.prompts.mean - memory.trained.shared, memory.trained.mean - memory.trained.shared
     return ExpectedCounts(
         prefixes=prefix * samples,
         full=full * (samples if recipe.samples_full else 1),

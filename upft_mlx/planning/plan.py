@@ -47,7 +47,7 @@ def _with_speed(planner: Planner, notify: Observer, *, calibrates: bool) -> Plan
     recipe = planner.recipe
     key = key_of(recipe, model_hash(planner.model_path), len(planner.problems), versions())
     speed = known(key)
-    if speed is None and calibrates and not planner.rooms.too_large(recipe):
+    if speed is None and calibrates and not planner.memory_plan.too_large(recipe):
         notify(Note("timing a short trial, about ten seconds; --no-calibration skips it"))
         speed = calibrate(recipe, planner.model_path, planner.problems)
         keep(key, speed)

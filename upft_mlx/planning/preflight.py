@@ -31,7 +31,7 @@ def refuse_early(planner: Planner, run: RunDir, due: Sequence[str], notify: Obse
         notify: receives notes on what may not be enough or is unknown.
 
     Raises:
-        RoomError: what is needed, what there is, and what would fit.
+        MemoryLimitError: what is needed, what there is, and what would fit.
         UpftError: another of its kinds.
     """
     recipe, trains = planner.recipe, "train" in due
@@ -41,15 +41,15 @@ def refuse_early(planner: Planner, run: RunDir, due: Sequence[str], notify: Obse
     if trains or "generate" in due:
         refuse_prompts(recipe, planner.tokenizer, planner.problems, trains=trains)
     try:
-        model, rooms = planner.model, planner.rooms
+        model, memory = planner.model, planner.memory_plan
     except ModelError as error:  # a kind of model that has no plan may run all the same
         notify(Note(f"memory is not planned: {error}"))
         return
     if trains:
         refuse_adapter(recipe.lora, model)
-    rooms.refuse_too_large(recipe, tuple(stage for stage in due if stage != "fuse"))
-    peaks = rooms.peaks(recipe)
-    for line in rooms.too_large(recipe, {stage: peaks[stage] for stage in due if stage in peaks}):
+    memory.refuse_too_large(recipe, tuple(stage for stage in due if stage != "fuse"))
+    peaks = memory.peaks(recipe)
+    for line in memory.too_large(recipe, {stage: peaks[stage] for stage in due if stage in peaks}):
         notify(Note(f"memory may not be enough: {line}"))
 
 

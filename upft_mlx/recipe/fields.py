@@ -39,7 +39,7 @@ def _as_subset(value: object) -> object:
 
 
 AUTO = 0
-"""The code's value for `auto`: `rooms.settle` replaces it with a number before anything is sampled or trained."""
+"""The code's value for `auto`: `MemoryPlan.settle` replaces it with a number before anything is sampled or trained."""
 
 
 def _as_sequences(value: object) -> object:

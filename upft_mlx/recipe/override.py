@@ -28,7 +28,7 @@ def recipe_for_model(model: str, overrides: Sequence[str] = ()) -> Recipe:
     return validated(Path("--model"), {}, data, overrides)
 
 
-def narrowed(
+def with_benchmarks(
     recipe: Recipe, benchmarks: Sequence[str] = (), limit: int | None = None, subset: Sequence[str] = ()
 ) -> Recipe:
     """The recipe with other benchmarks, or fewer of their problems, as the command line asks for.

@@ -39,7 +39,7 @@ class Generated:
     """Passed through the model by this process, prompts and padding included."""
 
 
-class Plan:
+class SamplingOrder:
     """The order in which solutions are sampled."""
 
     def __init__(self, wanted: Sequence[Wanted], lengths: Sequence[int], batch_size: int) -> None:
@@ -93,7 +93,7 @@ def generate(
     generator = _Generator(recipe, loaded, problems, wanted, run, notify)
     if run.partial.exists() or not run.solutions.exists():  # else all that is left to do is to say what is there
         generator.sample()
-        arrange(run.partial, run.solutions, generator.plan.lines())
+        arrange(run.partial, run.solutions, generator.order.lines())
         run.partial.unlink()
     solutions = full = tokens = 0
     for row in read_rows(run.solutions, Solution):
@@ -123,17 +123,17 @@ class _Generator:
             notify(Note(self.sampler.notice))
         self.renderer = Renderer(loaded.tokenizer, recipe.prompt)
         lengths = array("L", (len(problem.question) for problem in problems))
-        self.plan = Plan(wanted, lengths, g.batch_size)
+        self.order = SamplingOrder(wanted, lengths, g.batch_size)
         self.done = self.tokens = self.shown = self.first = 0
-        self.total = sum(self.plan.sizes)
+        self.total = sum(self.order.sizes)
         self.full = sum(item.samples for item in wanted if item.kind == "full")
 
     def sample(self) -> None:
         """All chunks that are not there yet, as many at a time as there are ranks."""
-        first = resume(self.run.partial, self.plan.sizes)
-        self.done = self.first = sum(self.plan.sizes[:first])
+        first = resume(self.run.partial, self.order.sizes)
+        self.done = self.first = sum(self.order.sizes[:first])
         self._progress(0, 0)
-        for part in rounds(range(first, len(self.plan.sizes))):
+        for part in rounds(range(first, len(self.order.sizes))):
 
             def on_step(tokens: int, finished: int, count: int = len(part)) -> None:
                 # The other ranks are taken to be as far as this one; the end of the round says how far they are.
@@ -166,7 +166,7 @@ class _Generator:
         if number is None:
             return []
         limits = {"prefix": self.recipe.prefix.length, "full": self.recipe.generate.max_tokens}
-        asked = [(self.problems[item.number], item) for item in self.plan.chunk(number)]
+        asked = [(self.problems[item.number], item) for item in self.order.chunk(number)]
         requests = [  # sampling never has the task template, which is for training only
             Request(self.renderer.asked(problem.question), limits[item.kind], item.samples, problem.id)
             for problem, item in asked

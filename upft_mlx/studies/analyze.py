@@ -36,7 +36,7 @@ from upft_mlx.rows import (
 from upft_mlx.rundir import RunDir
 from upft_mlx.sampling.decoding import Completion, Request
 from upft_mlx.sampling.sampler import Sampler, sampling_for, summing
-from upft_mlx.studies.analysis import RolloutStart, figure, markdown, summarize
+from upft_mlx.studies.prefix_statistics import RolloutStart, figure, markdown, summarize
 
 CHUNK_BATCHES = 4
 

@@ -25,7 +25,7 @@ from upft_mlx.recipe.schema import Recipe
 from upft_mlx.rows import EvaluationRow, read_json, read_rows, write_atomically, write_json
 from upft_mlx.rundir import RunDir, fingerprint, versions
 from upft_mlx.stages import before
-from upft_mlx.studies.comparison import Cell, figure, markdown, summarize
+from upft_mlx.studies.method_table import Cell, figure, markdown, summarize
 
 BASE = "base"
 

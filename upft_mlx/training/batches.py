@@ -3,12 +3,12 @@
 A batch states in arrays exactly what is trained. For prompt ids [4, 5, 6] and completion ids [7, 8] alone, where the
 first token is shared by all rows of the run:
 
-    shared  [4]                          inputs that all sequences begin with, passed once
-    tokens  [[5, 6, 7, 0, 0, 0, 0, 0]]   the inputs after them; the last id is never one; padded to a multiple of 8
-    rows    [1, 2, 0, 0, ...]            where in the flattened tokens the logits are read
-    targets [7, 8, 0, 0, ...]            what stands one further on
-    weights [0.5, 0.5, 0, 0, ...]        1 / (supervised ids of the sequence * sequences of the step); 0 on padding;
-                                         an EOS after a prefix may weigh less (`prefix.eos_weight`)
+    shared     [4]                          inputs that all sequences begin with, passed once
+    tokens     [[5, 6, 7, 0, 0, 0, 0, 0]]   the inputs after them; the last id is never one; padded to a multiple of 8
+    positions  [1, 2, 0, 0, ...]            where in the flattened tokens the logits are read
+    targets    [7, 8, 0, 0, ...]            what stands one further on
+    weights    [0.5, 0.5, 0, 0, ...]        1 / (supervised ids of the sequence * sequences of the step); 0 on padding;
+                                            an EOS after a prefix may weigh less (`prefix.eos_weight`)
 
 A step's sequences may be spread over several batches (micro-batches, or ranks): the weights are those of the whole
 step, so losses and gradients add up to it whatever the split.
@@ -32,7 +32,7 @@ PAD_TOKENS = 8
 """Sequence lengths are padded to a multiple of this: every new shape costs a compilation."""
 PASS_TOKENS = 512
 """Tokens of a micro-batch where the recipe does not say: more take memory in proportion, and are hardly faster."""
-PAD_ROWS = 32
+PAD_POSITIONS = 32
 """The number of supervised positions is padded to a multiple of this."""
 
 
@@ -64,7 +64,7 @@ class Batch:
     """(P,)"""
     tokens: npt.NDArray[np.int32]
     """(B, T)"""
-    rows: npt.NDArray[np.int32]
+    positions: npt.NDArray[np.int32]
     """(N,)"""
     targets: npt.NDArray[np.int32]
     """(N,)"""
@@ -140,22 +140,22 @@ def make_batch(examples: Sequence[Example], shared: int = 0, of: int | None = No
     """
     length = _round_up(max(len(e.ids) - 1 for e in examples) - shared, PAD_TOKENS)
     tokens = np.zeros((len(examples), length), np.int32)
-    rows: list[int] = []
+    positions: list[int] = []
     targets: list[int] = []
     weights: list[float] = []
     for index, example in enumerate(examples):
         own = example.ids[shared:-1]
         tokens[index, : len(own)] = own
         first = index * length - shared - 1  # where in the flattened (B * T) tokens the logits of id i are: first + i
-        rows += range(first + example.start, first + len(example.ids))
+        positions += range(first + example.start, first + len(example.ids))
         targets += example.ids[example.start :]
         unit = 1 / ((example.supervised - 1 + example.last) * (of or len(examples)))
         weights += [unit] * (example.supervised - 1) + [unit * example.last]
-    padding = _round_up(len(rows), PAD_ROWS) - len(rows)
+    padding = _round_up(len(positions), PAD_POSITIONS) - len(positions)
     return Batch(
         shared=np.array(examples[0].ids[:shared], np.int32),
         tokens=tokens,
-        rows=np.array(rows + [0] * padding, np.int32),
+        positions=np.array(positions + [0] * padding, np.int32),
         targets=np.array(targets + [0] * padding, np.int32),
         weights=np.array(weights + [0.0] * padding, np.float32),
     )

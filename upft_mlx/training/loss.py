@@ -26,8 +26,8 @@ Arrays = tuple[mx.array, mx.array, mx.array, mx.array, mx.array]
 
 
 def to_arrays(batch: Batch) -> Arrays:
-    """shared (P,), tokens (B, T), rows (N,), targets (N,), weights (N,)."""
-    parts = (batch.shared, batch.tokens, batch.rows, batch.targets, batch.weights)
+    """shared (P,), tokens (B, T), positions (N,), targets (N,), weights (N,)."""
+    parts = (batch.shared, batch.tokens, batch.positions, batch.targets, batch.weights)
     return tuple(mx.array(part) for part in parts)  # type: ignore[return-value]
 
 
@@ -75,9 +75,9 @@ def make_loss(model: nn.Module, modes: Modes) -> Callable[..., mx.array]:
     per-sequence mean and then the mean over sequences. Returns a float32 scalar.
     """
 
-    def loss(shared: mx.array, tokens: mx.array, rows: mx.array, targets: mx.array, weights: mx.array) -> mx.array:
+    def loss(shared: mx.array, tokens: mx.array, positions: mx.array, targets: mx.array, weights: mx.array) -> mx.array:
         # (N, V) float32 <- very big: N supervised positions of the micro-batch times the vocabulary
-        logits = supervised_logits(model, shared, tokens, rows, modes).astype(mx.float32)
+        logits = supervised_logits(model, shared, tokens, positions, modes).astype(mx.float32)
         total: mx.array = (weights * nn.losses.cross_entropy(logits, targets)).sum()
         return total
 
@@ -90,8 +90,10 @@ def value_and_grad(model: nn.Module, modes: Modes) -> Callable[..., tuple[mx.arr
     return value_grad
 
 
-def supervised_logits(model: nn.Module, shared: mx.array, tokens: mx.array, rows: mx.array, modes: Modes) -> mx.array:
-    """The logits (N, V) at `rows`, indices into the flattened positions of `tokens` (B, T).
+def supervised_logits(
+    model: nn.Module, shared: mx.array, tokens: mx.array, positions: mx.array, modes: Modes
+) -> mx.array:
+    """The logits (N, V) at `positions`, indices into the flattened positions of `tokens` (B, T).
 
     Each sequence is `shared` (P,), which may be empty, followed by its row of `tokens`; `shared` must be empty where
     the modes do not share.
@@ -105,17 +107,17 @@ def supervised_logits(model: nn.Module, shared: mx.array, tokens: mx.array, rows
             model(shared[None], cache=records)  # (1, P)
             cache = [_SharedKeys(record.keys, record.values) for record in records]
         if modes.gather:
-            stack.enter_context(_gathering(model, rows))
-        # (1, N, V) where rows are gathered before the head; else (B, T, V), of which nearly all is thrown away
+            stack.enter_context(_gathering(model, positions))
+        # (1, N, V) where positions are gathered before the head; else (B, T, V), of which nearly all is thrown away
         logits: mx.array = model(tokens) if cache is None else model(tokens, cache=cache)
-    return logits[0] if modes.gather else logits.reshape(-1, logits.shape[-1])[rows]
+    return logits[0] if modes.gather else logits.reshape(-1, logits.shape[-1])[positions]
 
 
 # Logits at supervised positions only.
 
 
 def gathers_exactly(model: nn.Module) -> bool:
-    """Whether gathering rows at the final norm gives this model's own logits, tried on a few tokens."""
+    """Whether gathering positions at the final norm gives this model's own logits, tried on a few tokens."""
     if _with_final_norm(model) is None:
         return False
     return _same_logits(model, mx.array([], mx.int32), Modes(share=False))
@@ -130,14 +132,14 @@ def _with_final_norm(model: nn.Module) -> nn.Module | None:
 
 
 @contextmanager
-def _gathering(model: nn.Module, rows: mx.array) -> Iterator[None]:
-    """While active, the final norm sees and returns the rows only, as (1, N, D)."""
+def _gathering(model: nn.Module, positions: mx.array) -> Iterator[None]:
+    """While active, the final norm sees and returns the positions only, as (1, N, D)."""
     inner = _with_final_norm(model)
     assert inner is not None
     norm = inner["norm"]
 
     def gather(hidden: mx.array, *args: Any) -> Any:
-        return norm(hidden.reshape(-1, hidden.shape[-1])[rows][None], *args)  # (B, T, D) -> (1, N, D)
+        return norm(hidden.reshape(-1, hidden.shape[-1])[positions][None], *args)  # (B, T, D) -> (1, N, D)
 
     # Set in the module's dict in place, so that the order of its parameters stays what it was.
     dict.__setitem__(inner, "norm", gather)
@@ -222,12 +224,12 @@ def _recomputed(original: Callable[..., Any]) -> Callable[..., Any]:
 def _same_logits(model: nn.Module, shared: mx.array, modes: Modes) -> bool:
     """Whether the modes give the logits of a plain pass over the same tokens, but for rounding."""
     tokens = mx.arange(16).reshape(2, 8)
-    rows = mx.array([1, 6, 10])
+    positions = mx.array([1, 6, 10])
     whole = mx.concatenate([mx.broadcast_to(shared, (2, shared.size)).astype(tokens.dtype), tokens], axis=1)
     width = whole.shape[1]
     places = mx.array([shared.size + 1, shared.size + 6, width + shared.size + 2])
     try:
-        found = supervised_logits(model, shared, tokens, rows, modes)
+        found = supervised_logits(model, shared, tokens, positions, modes)
         return same_logits(found, model(whole).reshape(2 * width, -1)[places])
     except (ValueError, TypeError, AttributeError, IndexError, KeyError, NotImplementedError):
         return False  # the family's layers are called with other shapes or another kind of cache

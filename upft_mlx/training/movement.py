@@ -8,7 +8,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from upft_mlx.data.benchmarks import QUESTION, Set
+from upft_mlx.data.benchmarks import QUESTION, BenchmarkSet
 from upft_mlx.data.problems import Problem
 from upft_mlx.dataset.instruction import user_turn
 from upft_mlx.events import Note, Observer, ignore
@@ -37,7 +37,7 @@ def measure(
     recipe: Recipe,
     loaded: Loaded,
     problems: Sequence[Problem],
-    sets: Sequence[Set],
+    sets: Sequence[BenchmarkSet],
     run: RunDir,
     notify: Observer = ignore,
 ) -> None:
@@ -48,7 +48,7 @@ def measure(
 
 
 def held_out(
-    recipe: Recipe, loaded: Loaded, problems: Sequence[Problem], sets: Sequence[Set], run: RunDir
+    recipe: Recipe, loaded: Loaded, problems: Sequence[Problem], sets: Sequence[BenchmarkSet], run: RunDir
 ) -> tuple[str, list[list[int]]]:
     """What the prompts are, and the prompts: of benchmarks that may be shown, else of validation problems.
 

@@ -26,8 +26,8 @@ def token_losses(model: nn.Module, examples: Sequence[Example], modes: Modes, sh
     model.eval()
     for batch in split([examples[index] for index in order], None, shared) if examples else []:
         count = int((batch.weights > 0).sum())
-        shared_ids, tokens, rows, targets, _ = to_arrays(batch)
-        logits = supervised_logits(model, shared_ids, tokens, rows[:count], modes).astype(mx.float32)  # (N, V)
+        shared_ids, tokens, positions, targets, _ = to_arrays(batch)
+        logits = supervised_logits(model, shared_ids, tokens, positions[:count], modes).astype(mx.float32)  # (N, V)
         found: list[float] = nn.losses.cross_entropy(logits, targets[:count]).tolist()  # type: ignore[assignment]
         nats += found
     model.train(training)
