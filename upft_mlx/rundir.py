@@ -24,7 +24,7 @@ from upft_mlx import __version__
 from upft_mlx.digests import digest
 from upft_mlx.errors import RowsError, RunDirError
 from upft_mlx.machine import blas
-from upft_mlx.rows import own_file, read_json, write_json
+from upft_mlx.rows import own_file, read_json, write_atomically, write_json
 from upft_mlx.stages import STAGES
 
 
@@ -116,6 +116,23 @@ class RunDir:
             RunDirError: the ledger is damaged, or of another version.
         """
         return read_ledger(self.ledger)
+
+    def ledger_from_copy(self) -> Iterator[str]:
+        """Put the copy in the place of a ledger that is damaged or gone, and say so.
+
+        Raises:
+            RunDirError: the copy is no better.
+        """
+        try:
+            if self.ledger.exists() or not self.copy.exists():
+                self.entries()
+                return
+        except RunDirError:
+            if not self.copy.exists():
+                raise
+        read_ledger(self.copy)
+        write_atomically(self.ledger, self.copy.read_bytes())
+        yield f"{self.ledger}: was damaged or missing; its copy takes its place"
 
     def record(self, stage: str, entry: LedgerEntry | None) -> None:
         """Write or, with None, remove a stage's entry."""

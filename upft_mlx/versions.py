@@ -14,13 +14,13 @@ import errno
 import shutil
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from upft_mlx.errors import RunDirError
-from upft_mlx.rows import Solution, TrainingRow, read_json, read_rows, write_atomically, write_json
+from upft_mlx.rows import Solution, TrainingRow, read_json, read_rows, write_json
 from upft_mlx.rundir import (
     LedgerEntry,
     RunDir,
@@ -29,7 +29,6 @@ from upft_mlx.rundir import (
     fingerprint,
     missing,
     read_entry,
-    read_ledger,
     remove,
     written,
 )
@@ -231,7 +230,7 @@ def _remove_empty(folder: Path) -> None:
 
 def settle(run: RunDir) -> Iterator[str]:
     """Take up what a killed process left and what earlier versions laid out differently; says what is worth saying."""
-    yield from _ledger_from_copy(run)
+    yield from run.ledger_from_copy()
     yield from _from_before(run)
     for version in unfinished(run):
         if version.entry.done:
@@ -239,20 +238,6 @@ def settle(run: RunDir) -> Iterator[str]:
     for version in kept(run):
         if not any(_exists(version.folder / name) for name in STAGES[version.stage].outputs):
             _discard(version.folder)  # begun, and killed before the first file was moved
-
-
-def _ledger_from_copy(run: RunDir) -> Iterator[str]:
-    """A ledger that is damaged or gone is its copy; where that is no better, the error stands."""
-    try:
-        if run.ledger.exists() or not run.copy.exists():
-            run.entries()
-            return
-    except RunDirError:
-        if not run.copy.exists():
-            raise
-    read_ledger(run.copy)
-    write_atomically(run.ledger, run.copy.read_bytes())
-    yield f"{run.ledger}: was damaged or missing; its copy takes its place"
 
 
 def _from_before(run: RunDir) -> Iterator[str]:
@@ -317,22 +302,23 @@ def adopt(run: RunDir) -> list[str]:
     """
     found: list[str] = []
     fingerprints: dict[str, str] = {}
-    adoptable = [name for name, known in STAGES.items() if known.adopted_as]
-    for stage, entry in run.entries().items():
-        if stage not in adoptable and entry.done and (names := changed(entry, run.root)):
+    adoptable = [name for name, of in STAGES.items() if of.adopted_as]
+    for stage, known in run.entries().items():
+        if stage not in adoptable and known.done and (names := changed(known, run.root)):
             raise RunDirError(
                 f"what `upft {stage}` found cannot be adopted",
                 f"`upft {stage} {run.root}` makes it again",
                 path=run.root / names[0],
             )
     for stage in adoptable:
-        entry_or_none = run.entry(stage)
-        if entry_or_none is None or not (names := changed(entry_or_none, run.root)):
+        entry = run.entry(stage)
+        if entry is None or not (names := changed(entry, run.root)):
             continue
-        entry = entry_or_none
         if gone := missing(entry, run.root):
             raise RunDirError("is missing", f"`upft {stage} {run.root}` makes it again", path=run.root / gone[0])
-        _refuse_malformed(run, names)
+        rows: Any = {"generate": Solution, "build": TrainingRow}.get(stage)
+        for name in names if rows is not None else ():
+            deque(read_rows(run.root / name, rows), maxlen=0)  # a malformed one is refused
         outputs = written(stage, run.root)
         of = fingerprint(outputs)
         inputs = {**(entry.inputs or {}), "adopted": of}
@@ -343,15 +329,6 @@ def adopt(run: RunDir) -> list[str]:
     if not found:
         raise RunDirError("nothing to adopt: its files are what the stages wrote", path=run.root)
     return found
-
-
-def _refuse_malformed(run: RunDir, names: Sequence[str]) -> None:
-    for name in names:
-        if name.endswith(".jsonl") and name != run.metrics.name:
-            if name == run.solutions.name:
-                deque(read_rows(run.root / name, Solution), maxlen=0)
-            else:
-                deque(read_rows(run.root / name, TrainingRow), maxlen=0)
 
 
 def adopted(run: RunDir) -> dict[str, str]:

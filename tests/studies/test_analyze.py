@@ -14,7 +14,8 @@ import pytest
 from upft_mlx.events import Event, Note, Progress
 from upft_mlx.grade import correct
 from upft_mlx.models.load import Loaded
-from upft_mlx.recipe.schema import Analyze, Recipe
+from upft_mlx.recipe.schema import Recipe
+from upft_mlx.recipe.studies import Analyze
 from upft_mlx.rows import Rollout, Solution, read_rows
 from upft_mlx.rundir import RunDir
 from upft_mlx.studies import analyze as analyze_module

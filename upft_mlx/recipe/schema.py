@@ -5,19 +5,21 @@
     problems: {path: questions.jsonl}
     prefix: {length: 16}
 
-Unknown keys are errors that suggest the nearest field; everything that is wrong is reported at once.
+Unknown keys are errors that suggest the nearest field; everything that is wrong is reported at once. The sections of
+the evaluation and of the studies, which are used on their own, too, are in `evaluate.py` and `studies.py`.
 """
 
 from __future__ import annotations
 
 import re
 from datetime import date
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from upft_mlx.recipe.evaluate import Evaluate
 from upft_mlx.recipe.fields import BadRows, Count, FieldError, Section, Sequences, Share, Strings, as_tuple
+from upft_mlx.recipe.studies import Analyze, Compare, Method, Selection
 
 PAPER_TEMPLATE = (
     " Please provide the initial step towards resolving the question. "
@@ -133,10 +135,6 @@ class Generate(Section):
         if "" in self.stop:
             raise FieldError('"" is everywhere', "remove it", field="stop")
         return self
-
-
-Method = Literal["upft", "sft", "rft", "structure_only"]
-Selection = Literal["first", "consensus", "majority_answer", "confidence", "longest", "label"]
 
 
 class Prefix(Section):
@@ -282,57 +280,6 @@ class Publish(Section):
                 field="repo",
             )
         return self
-
-
-def _known_methods(value: tuple[str, ...]) -> tuple[str, ...]:
-    for name in value:
-        method, _, selection = name.partition(":")
-        if method not in get_args(Method) or (selection and selection not in get_args(Selection)):
-            raise FieldError(
-                f"{name!r}: expected one of {', '.join(get_args(Method))}, or one with a selection after it: "
-                f"upft:{', upft:'.join(get_args(Selection)[1:])}"
-            )
-    if len(set(value)) < len(value):
-        raise FieldError("a method is listed twice")
-    return value
-
-
-def _ascending(value: tuple[int, ...]) -> tuple[int, ...]:
-    if not value or list(value) != sorted(set(value)):
-        raise FieldError("needs lengths in ascending order, without repeats")
-    return value
-
-
-class Analyze(Section):
-    """What `upft analyze` samples."""
-
-    problems: Count = 100
-    """Maximum number of problems, from the first."""
-    samples: Annotated[int, Field(ge=2)] = 64
-    """Prefixes per problem for the prefix self-consistency (the paper: 1000)."""
-    lengths: Annotated[
-        tuple[Annotated[int, Field(ge=0)], ...], BeforeValidator(as_tuple), AfterValidator(_ascending)
-    ] = (0, 1, 2, 4, 6, 8, 12, 16, 24, 32, 48, 64)
-    """Prefix lengths (tokens)."""
-    trajectories: Annotated[int, Field(ge=2)] = 16
-    """Full solutions per problem; one right and one wrong solution are used."""
-    rollout_problems: Count = 50
-    """Maximum number of problems with rollouts, among those with both a right and a wrong solution."""
-    rollouts: Count = 8
-    """Continuations of each prefix (the paper: 32)."""
-
-
-class Compare(Section):
-    """What `upft compare` runs besides the base model."""
-
-    methods: Annotated[tuple[str, ...], BeforeValidator(as_tuple), AfterValidator(_known_methods)] = (
-        *("sft", "rft", "upft", "upft:label", "structure_only"),
-    )
-    """Methods; a selection follows after a colon: `upft:majority_answer`."""
-    seeds: Count = 3
-    """Runs of each method; run number k has the recipe's `seed` + k."""
-    samples: Annotated[int, Field(ge=2)] = 16
-    """Solutions per problem for rft and for selections among several (the paper: 16)."""
 
 
 class Recipe(Section):

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from upft_mlx.evaluation.stats import mean_interval, paired_difference
-from upft_mlx.recipe.schema import Analyze
+from upft_mlx.recipe.studies import Analyze
 from upft_mlx.results.figures import Panel, Point, Series, curves
 
 LONGEST = 32

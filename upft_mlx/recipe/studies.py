@@ -1,0 +1,63 @@
+"""The sections of a recipe that only `upft analyze` and `upft compare` read, and the methods that there are."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, get_args
+
+from pydantic import AfterValidator, BeforeValidator, Field
+
+from upft_mlx.recipe.fields import Count, FieldError, Section, as_tuple
+
+Method = Literal["upft", "sft", "rft", "structure_only"]
+Selection = Literal["first", "consensus", "majority_answer", "confidence", "longest", "label"]
+
+
+def _known_methods(value: tuple[str, ...]) -> tuple[str, ...]:
+    for name in value:
+        method, _, selection = name.partition(":")
+        if method not in get_args(Method) or (selection and selection not in get_args(Selection)):
+            raise FieldError(
+                f"{name!r}: expected one of {', '.join(get_args(Method))}, or one with a selection after it: "
+                f"upft:{', upft:'.join(get_args(Selection)[1:])}"
+            )
+    if len(set(value)) < len(value):
+        raise FieldError("a method is listed twice")
+    return value
+
+
+def _ascending(value: tuple[int, ...]) -> tuple[int, ...]:
+    if not value or list(value) != sorted(set(value)):
+        raise FieldError("needs lengths in ascending order, without repeats")
+    return value
+
+
+class Analyze(Section):
+    """What `upft analyze` samples."""
+
+    problems: Count = 100
+    """Maximum number of problems, from the first."""
+    samples: Annotated[int, Field(ge=2)] = 64
+    """Prefixes per problem for the prefix self-consistency (the paper: 1000)."""
+    lengths: Annotated[
+        tuple[Annotated[int, Field(ge=0)], ...], BeforeValidator(as_tuple), AfterValidator(_ascending)
+    ] = (0, 1, 2, 4, 6, 8, 12, 16, 24, 32, 48, 64)
+    """Prefix lengths (tokens)."""
+    trajectories: Annotated[int, Field(ge=2)] = 16
+    """Full solutions per problem; one right and one wrong solution are used."""
+    rollout_problems: Count = 50
+    """Maximum number of problems with rollouts, among those with both a right and a wrong solution."""
+    rollouts: Count = 8
+    """Continuations of each prefix (the paper: 32)."""
+
+
+class Compare(Section):
+    """What `upft compare` runs besides the base model."""
+
+    methods: Annotated[tuple[str, ...], BeforeValidator(as_tuple), AfterValidator(_known_methods)] = (
+        *("sft", "rft", "upft", "upft:label", "structure_only"),
+    )
+    """Methods; a selection follows after a colon: `upft:majority_answer`."""
+    seeds: Count = 3
+    """Runs of each method; run number k has the recipe's `seed` + k."""
+    samples: Annotated[int, Field(ge=2)] = 16
+    """Solutions per problem for rft and for selections among several (the paper: 16)."""
