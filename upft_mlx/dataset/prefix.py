@@ -67,6 +67,16 @@ def wanted(recipe: Recipe, count: int) -> list[Wanted]:
     return [Wanted(number, "full") if number in full else Wanted(number, "prefix", samples) for number in range(count)]
 
 
+def most_sampled(recipe: Recipe, kind: Literal["prefix", "full"]) -> int:
+    """The most tokens that are sampled for a solution of this kind."""
+    return recipe.prefix.length if kind == "prefix" else recipe.generate.max_tokens
+
+
+def most_supervised(prefix: Prefix) -> int:
+    """The most ids of a prefix row that are supervised: `prefix.length` tokens, and EOS if `prefix.eos` says so."""
+    return prefix.length + prefix.eos
+
+
 def _refuse_unlabelled(recipe: Recipe, problems: Sequence[Problem]) -> None:
     missing = sum(problem.answer is None for problem in problems)
     if missing:
@@ -130,10 +140,15 @@ def row_kind(recipe: Recipe, *, structure: bool) -> RowKind:
 
 def prefix_ids(solution: Solution, prefix: Prefix, eos_id: int) -> list[int]:
     """The supervised ids of a prefix row: at most `prefix.length` sampled ids, and EOS where it is due."""
-    ids = solution.completion_ids[: prefix.length]
-    whole = solution.finish_reason == "stop" and len(solution.completion_ids) <= prefix.length
-    ended = whole and len(ids) < prefix.length
+    ids, ended = sampled_prefix(solution, prefix)
+    whole = solution.finish_reason == "stop" and len(ids) == len(solution.completion_ids)
     return [*ids, _stop_id(solution, eos_id) if whole else eos_id] if prefix.eos or ended else ids
+
+
+def sampled_prefix(solution: Solution, prefix: Prefix) -> tuple[list[int], bool]:
+    """The first `prefix.length` sampled ids, and whether the solution ended before it had so many."""
+    ids = solution.completion_ids[: prefix.length]
+    return ids, solution.finish_reason == "stop" and len(ids) < prefix.length
 
 
 def has_eos(row: TrainingRow, prefix: Prefix) -> bool:

@@ -11,9 +11,9 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 
 from upft_mlx.data.problems import Problem
-from upft_mlx.dataset.prefix import why_dropped
+from upft_mlx.dataset.prefix import sampled_prefix, why_dropped
 from upft_mlx.grade.correct import extract_answer, is_correct, normalize_answer
-from upft_mlx.recipe.schema import Recipe
+from upft_mlx.recipe.schema import Prefix, Recipe
 from upft_mlx.rows import Solution
 
 
@@ -61,7 +61,7 @@ def _one(recipe: Recipe, problem: Problem, samples: Sequence[Solution], dropped:
     """The sample that the selection's rule picks, if there is one."""
     rules: dict[str, Callable[[], int | None]] = {
         "first": lambda: 0 if samples else None,
-        "consensus": lambda: _commonest([_prefix_key(sample, recipe.prefix.length) for sample in samples]),
+        "consensus": lambda: _commonest([_prefix_key(sample, recipe.prefix) for sample in samples]),
         "majority_answer": lambda: _commonest([_answer(sample) for sample in samples]),
         "confidence": lambda: _highest([_mean_logprob(sample) for sample in samples]),
         "longest": lambda: _highest([float(len(sample.completion_ids)) for sample in samples]),
@@ -93,10 +93,10 @@ def _highest(values: Sequence[float]) -> int | None:
     return max(range(len(values)), key=lambda index: values[index]) if values else None
 
 
-def _prefix_key(sample: Solution, length: int) -> tuple[tuple[int, ...], bool]:
+def _prefix_key(sample: Solution, prefix: Prefix) -> tuple[tuple[int, ...], bool]:
     """What makes two prefixes the same: their ids, and whether the solution ended there."""
-    ended = sample.finish_reason == "stop" and len(sample.completion_ids) < length
-    return tuple(sample.completion_ids[:length]), ended
+    ids, ended = sampled_prefix(sample, prefix)
+    return tuple(ids), ended
 
 
 def _answer(sample: Solution) -> str | None:

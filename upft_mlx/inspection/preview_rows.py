@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from upft_mlx.data.problems import Problem
-from upft_mlx.dataset.prefix import RowKind, row_kind, structure_numbers, training_row
+from upft_mlx.dataset.prefix import RowKind, most_sampled, row_kind, structure_numbers, training_row
 from upft_mlx.dataset.selection import choose
 from upft_mlx.errors import ProblemsError
 from upft_mlx.escape import quoted
@@ -174,7 +174,7 @@ class Rows:
 
     def _stand_in(self, number: int) -> Solution:
         """The dataset's own solution where it is long enough to be one, else a sentence that is none."""
-        problem, length = self._problems[number], self._recipe.prefix.length
+        problem, length = self._problems[number], most_sampled(self._recipe, "prefix")
         ids = self._encoded(problem.answer or "")
         if len(ids) <= length:
             ids = self._encoded(_placeholder(problem.answer, length))

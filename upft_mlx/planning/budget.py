@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from upft_mlx.dataset.prefix import most_sampled, most_supervised
 from upft_mlx.errors import MemoryLimitError
 from upft_mlx.machine.device import memory_bytes, on_gpu, working_set_bytes
 from upft_mlx.models.architecture import Architecture
@@ -104,11 +105,11 @@ class MemoryPlan:
         if full:
             each = samples if recipe.samples_full else 1
             chunk = min(full, math.ceil(4 * batch / each))
-            limit = min(recipe.generate.max_tokens, max(1, self.solutions.longest))
+            limit = min(most_sampled(recipe, "full"), max(1, self.solutions.longest))
             loads.append(self._load(self.prompts, batch, chunk, each, limit))
         if prefix:
             chunk = min(prefix, math.ceil(2 * batch / samples))
-            loads.append(self._load(self.prompts, batch, chunk, samples, recipe.prefix.length))
+            loads.append(self._load(self.prompts, batch, chunk, samples, most_sampled(recipe, "prefix")))
         return max(sampling_peak(self.model, load, self.budget.device) for load in loads)
 
     def kinds(self, recipe: Recipe) -> tuple[int, int]:
@@ -160,7 +161,7 @@ class MemoryPlan:
             full, prefix = 0, full
         if recipe.method == "rft":
             full *= recipe.generate.keep
-        length = recipe.prefix.length + recipe.prefix.eos
+        length = most_supervised(recipe.prefix)
         longs = [self._full_row(number, limit) for number in range(min(batch, round(full * self.solutions.finished)))]
         return longs, [_row(prompt, length, limit) for prompt in self.trained.first(min(batch, prefix))]
 

@@ -15,7 +15,7 @@ from typing import Any
 from upft_mlx.data.benchmarks import QUESTION, BenchmarkSet, load_benchmark, resolve
 from upft_mlx.data.problems import Problem
 from upft_mlx.dataset.instruction import differing, instructed, user_turn
-from upft_mlx.dataset.prefix import check_problems, valid_numbers
+from upft_mlx.dataset.prefix import check_problems, most_sampled, most_supervised, valid_numbers
 from upft_mlx.models.architecture import Architecture, read_architecture
 from upft_mlx.models.chat import Renderer
 from upft_mlx.models.find import find_model
@@ -113,7 +113,7 @@ class Planner:
     def tokens(self) -> dict[str, Any]:
         """The tokens of this recipe, and of SFT and RFT with 16 samples on the same problems."""
         mine, many = self.counts, len(self.problems)
-        sampled = mine.prefixes * self.recipe.prefix.length + mine.full * self.solutions.mean
+        sampled = mine.prefixes * most_sampled(self.recipe, "prefix") + mine.full * self.solutions.mean
         assumed = self.solutions.how if mine.full else "prefixes alone"
         each = self._passes * self._trained_share * many * (self.solutions.mean + 1)
         kept = min(KEEP, self.recipe.generate.keep)
@@ -255,7 +255,7 @@ def count(recipe: Recipe, problems: int, memory: MemoryPlan, solutions: Solution
     if recipe.method == "rft":
         full_rows = full * min(recipe.generate.keep, samples) * solutions.finished
     prefix_rows, full_rows = prefix_rows * (1 - held), full_rows * (1 - held)
-    t = recipe.prefix.length + recipe.prefix.eos
+    t = most_supervised(recipe.prefix)
     asked, trained = memory.prompts.mean - memory.trained.shared, memory.trained.mean - memory.trained.shared
     return ExpectedCounts(
         prefixes=prefix * samples,

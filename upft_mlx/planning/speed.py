@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from upft_mlx.data.problems import Problem
+from upft_mlx.dataset.prefix import most_sampled
 from upft_mlx.errors import RowsError
 from upft_mlx.models.chat import Renderer
 from upft_mlx.models.load import Loaded, load
@@ -70,7 +71,7 @@ def key_of(recipe: Recipe, model_hash: str, problems: int, versions: dict[str, s
             "model": model_hash,
             "recipe": recipe.model_dump(mode="json", include=fields),
             "train": recipe.train.model_dump(mode="json", include=train),
-            "prefix": [recipe.prefix.length, recipe.prefix.template],
+            "prefix": [most_sampled(recipe, "prefix"), recipe.prefix.template],
             "problems": [recipe.problems.model_dump(mode="json"), problems],
             "versions": {name: versions[name] for name in ("upft-mlx", "mlx", "mlx-lm")},
         }
@@ -152,7 +153,7 @@ def _full(
     recipe: Recipe, loaded: Loaded, problems: Sequence[Problem]
 ) -> tuple[float, tuple[tuple[int, bool], ...], bool]:
     """Tokens per second, lengths of the solutions, and whether these are estimates."""
-    sampler, limit = _sampler(recipe, loaded), recipe.generate.max_tokens
+    sampler, limit = _sampler(recipe, loaded), most_sampled(recipe, "full")
     sampler.sample(_requests(recipe, loaded, problems[:2], 2), 0)  # what compiles does so before
     tokens = finished = 0
     begin = time.perf_counter()
@@ -177,7 +178,7 @@ def _prefixes(recipe: Recipe, loaded: Loaded, problems: Sequence[Problem]) -> tu
     """Seconds per prefix, and the prefixes."""
     sampler = _sampler(recipe, loaded)
     begin = time.perf_counter()
-    made = sampler.sample(_requests(recipe, loaded, problems, recipe.prefix.length), 0)
+    made = sampler.sample(_requests(recipe, loaded, problems, most_sampled(recipe, "prefix")), 0)
     return (time.perf_counter() - begin) / len(problems), [one.ids for one in made]
 
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 
 from upft_mlx.data.problems import Problem
-from upft_mlx.dataset.prefix import Wanted
+from upft_mlx.dataset.prefix import Wanted, most_sampled
 from upft_mlx.distributed.ranks import mine, ranks, rounds
 from upft_mlx.events import Note, Observer, Progress, ignore
 from upft_mlx.models.chat import Renderer
@@ -151,13 +151,13 @@ class _Generator:
         self.shown = max(self.shown, self.tokens + tokens)  # a step counts EOS, rows do not
         done = self.done + finished
         full = self.full - done
-        left: int | None = (self.total - max(self.full, done)) * self.recipe.prefix.length
+        left: int | None = (self.total - max(self.full, done)) * most_sampled(self.recipe, "prefix")
         if full > 0 and done == self.first:
             left = None  # no full solution has ended yet
         elif full > 0 and left is not None:
             ended = done - self.first
             in_flight = min(full, self.recipe.generate.batch_size)  # halfway on average
-            mean = min(self.recipe.generate.max_tokens, self.shown / (ended + in_flight / 2))
+            mean = min(most_sampled(self.recipe, "full"), self.shown / (ended + in_flight / 2))
             left += round(max(0.0, mean * (ended + full) - self.shown))
         self.notify(Progress("generate", done, self.total, "solutions", self.shown, tokens_left=left))
 
@@ -165,10 +165,11 @@ class _Generator:
         """This rank's chunk of a round."""
         if number is None:
             return []
-        limits = {"prefix": self.recipe.prefix.length, "full": self.recipe.generate.max_tokens}
         asked = [(self.problems[item.number], item) for item in self.order.chunk(number)]
         requests = [  # sampling never has the task template, which is for training only
-            Request(self.renderer.asked(problem.question), limits[item.kind], item.samples, problem.id)
+            Request(
+                self.renderer.asked(problem.question), most_sampled(self.recipe, item.kind), item.samples, problem.id
+            )
             for problem, item in asked
         ]
         completions = iter(self.sampler.sample(requests, self.recipe.seed, on_step))
