@@ -18,6 +18,13 @@ class StageStarted:
 
 
 @dataclass(frozen=True)
+class Expected:
+    """Seconds that stages to come will take, as far as a calibration of this machine tells."""
+
+    seconds: dict[str, float]
+
+
+@dataclass(frozen=True)
 class StageSkipped:
     """A stage is not run: it is done and current, or there is nothing to do; `detail` says why."""
 
@@ -92,7 +99,7 @@ class Graded:
     resumed: bool = False
 
 
-Event = StageStarted | StageSkipped | StageDone | Note | Progress | Trained | EvaluationStarted | Graded
+Event = Expected | StageStarted | StageSkipped | StageDone | Note | Progress | Trained | EvaluationStarted | Graded
 Observer = Callable[[Event], None]
 
 

@@ -20,17 +20,18 @@ from upft_mlx.dataset.instruction import instructed
 from upft_mlx.dataset.prefix import check_problems
 from upft_mlx.distributed.ranks import ranks
 from upft_mlx.errors import RowsError, RunDirError
-from upft_mlx.events import Note, Observer, StageDone, StageSkipped, ignore
+from upft_mlx.events import Expected, Note, Observer, StageDone, StageSkipped, ignore
 from upft_mlx.fingerprints import dated
 from upft_mlx.hub.card import base_of, model_card
 from upft_mlx.job import Job, Outcome, differences
 from upft_mlx.machine import blas
 from upft_mlx.machine.device import awake, limit_memory
-from upft_mlx.models.find import find_model
+from upft_mlx.models.find import find_model, model_hash
 from upft_mlx.models.gate import terms
 from upft_mlx.planning.budget import has_auto, this_machine
 from upft_mlx.planning.estimate import Planner
 from upft_mlx.planning.preflight import refuse_early
+from upft_mlx.planning.speed import key_of, known
 from upft_mlx.recipe.schema import Recipe
 from upft_mlx.results.economy import economy
 from upft_mlx.results.report import collect, markdown
@@ -53,6 +54,7 @@ def run(recipe: Recipe, run_dir: str | Path, notify: Observer = ignore) -> dict[
     with opened(job):
         refuse_changed(job)
         check_memory(job, *in_run())
+        tell_expected(job)
         for stage in in_run():
             do(job, stage)
             if STAGES[stage].measures:
@@ -172,6 +174,16 @@ def check_memory(job: Job, *stages: str) -> None:
     if due:
         planner = Planner(job.recipe, job.model_path, job.problems, job.sets, this_machine(), job.run)
         refuse_early(planner, job.run, due, job.notify)
+
+
+def tell_expected(job: Job) -> None:
+    """Tell how long the stages to come will take, where `upft plan` has timed this model on this machine."""
+    speed = known(key_of(job.recipe, model_hash(job.model_path), len(job.problems), versions()))
+    if speed is None:
+        return
+    planner = Planner(job.recipe, job.model_path, job.problems, job.sets, this_machine(), job.run)
+    seconds = planner.with_speed(speed).seconds() or {}
+    job.notify(Expected({stage: took for stage, took in seconds.items() if not job.is_current(stage)}))
 
 
 def refuse_changed(job: Job) -> None:

@@ -15,7 +15,7 @@ from rich.console import Console
 
 from upft_mlx.quantities import clock, count, duration, memory, points
 from upft_mlx.ui import views
-from upft_mlx.ui.text import glyphs_for, sparkline
+from upft_mlx.ui.text import glyphs_for, interval_bar, plot
 
 
 def summary_text(report: dict[str, Any], *, verbose: bool = False, **changes: Any) -> str:
@@ -226,14 +226,19 @@ def test_numbers() -> None:
     assert [points(d) for d in (0.0123, -0.0123, -0.0001, 0.0)] == ["+1.2", "-1.2", "+0.0", "+0.0"]
 
 
-def test_sparkline() -> None:
-    levels = "01234567"
-    assert sparkline([0, 7, 3.4], 10, levels) == "073"
-    assert sparkline([5, 5], 10, levels) == "00"
-    assert sparkline([0, 0, 7, 7], 2, levels) == "07"
-    assert sparkline([1.0, float("nan"), float("inf"), 2.0], 10, levels) == "07"
-    assert (sparkline([], 10, levels), sparkline([1], 0, levels)) == ("", "")
-    assert len(sparkline(list(range(1000)), 60, levels)) == 60
+def test_a_plot_has_its_greatest_and_least_value_at_its_left_and_a_sign_for_each_curve() -> None:
+    curves = [("o", [(1, 4.0), (2, float("nan")), (10, 2.0)]), ("x", [(5, 3.0)])]
+    assert plot(curves, 10, 26, 3) == ["4.000   o", "                x", "2.000                    o"]
+    assert plot([("o", [(1, 1.0)])], 10, 26, 3) == ["1.000", "        o", "1.000"]
+    assert plot([], 10, 26, 3) == plot(curves, 10, 26, 1) == plot(curves, 10, 7, 3) == []
+
+
+def test_an_interval_bar_has_zero_in_its_middle() -> None:
+    ascii_signs = glyphs_for("ascii")
+    assert interval_bar(0.0, -0.2, 0.2, 0.2, 9, ascii_signs) == "[---o---]"
+    assert interval_bar(0.1, -0.1, 0.2, 0.2, 9, ascii_signs) == "  [-+-o-]"
+    assert interval_bar(-0.2, -0.2, -0.1, 0.2, 9, ascii_signs) == "o-] |    "
+    assert interval_bar(0.0, 0.0, 0.0, 0.0, 9, ascii_signs) == "    o    "
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,8 @@ from upft_mlx.recipe.schema import Recipe
 from upft_mlx.results.economy import KEEP, SAMPLES, Cost
 from upft_mlx.rundir import RunDir
 
+_FUSE_ROWS = 128
+"""Trained rows that take about as long as fusing: 64 rows pass once, and some are measured in each format."""
 _ROW_BYTES = 12
 """Bytes of a token in a JSONL row, about: its id and its text."""
 _CHECKPOINT_COPIES = 3
@@ -188,6 +190,9 @@ class Planner:
         if self.sets:
             answers = 2 * sum(part.completions * min(self.solutions.mean, part.entry.max_tokens) for part in self.sets)
             found["evaluate"] = speed.load_seconds + answers / speed.tokens_per_second
+        if self.recipe.publish.fuse != "adapter":
+            row = mine.row_tokens / max(1.0, mine.rows)
+            found["fuse"] = speed.load_seconds + _FUSE_ROWS * row * speed.seconds_per_trained_token
         return found
 
     # All of it.

@@ -234,7 +234,7 @@ class Train(Section):
     valid_ratio: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.05
     """Share of the problems held out for the validation loss; 0: none."""
     report_every: Count = 10
-    """Steps between two lines of metrics."""
+    """Steps between two lines of metrics; each of the first ten steps has one."""
     validate_every: Count = 50
     """Steps between two validation losses; the last step always has one."""
     checkpoint_every: Count = 50

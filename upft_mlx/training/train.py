@@ -39,6 +39,8 @@ from upft_mlx.training.row_loss import FIXED, MEASURED, as_metrics, drawn, in_wo
 from upft_mlx.training.step import Stepper, learning_rate
 from upft_mlx.training.tracking import reporter
 
+EACH = 10
+"""The first steps, of which each is reported: whoever waits for the first report wants to see the loss move."""
 _SUMS = ("steps", "loss", "examples", "supervised_tokens", "processed_tokens", "padding_tokens", "seconds")
 
 
@@ -177,7 +179,7 @@ class _Loop:
             if math.isfinite(valid_loss) and (position.best_loss is None or valid_loss < position.best_loss):
                 position.best_loss, position.best_step = valid_loss, number
                 save_safetensors(self.run.checkpoints / "best.safetensors", adapter_weights(self.stepper.model))
-        if number == 1 or last or number % settings.report_every == 0 or valid_loss is not None:
+        if number <= EACH or last or number % settings.report_every == 0 or valid_loss is not None:
             self._report(epoch, rate, valid_loss)
         if last or number % settings.checkpoint_every == 0:
             self.checkpoint()

@@ -145,7 +145,7 @@ class EvaluationFrame:
     def _side(self, tally: Tally, side: Side) -> Text:
         if not tally.done(side):
             return Text(self.glyphs.pending, "dim")
-        accuracy = tally.accuracy(side)
+        accuracy = tally.accuracy(side, paired=True)
         return Text(accuracy if "intervals" in self.detail else accuracy.partition(" [")[0])
 
     def _difference(self) -> Iterator[Text]:

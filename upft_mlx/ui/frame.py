@@ -13,7 +13,7 @@ from rich.text import Text
 from upft_mlx.quantities import clock
 from upft_mlx.ui.evaluation import EvaluationFrame
 from upft_mlx.ui.state import Meter, StageStatus, State, training_numbers
-from upft_mlx.ui.text import Glyphs, sparkline
+from upft_mlx.ui.text import Glyphs, plot
 
 STYLES: dict[StageStatus, str] = {
     "pending": "dim",
@@ -28,12 +28,18 @@ BAR = 60
 """Columns of bars and curves at most: longer ones say no more."""
 
 
+PLOT = 10
+"""Lines of the plot of losses at most."""
+LINES_AROUND_PLOT = 12
+"""Lines of a training's frame that are not the plot, some permanent ones above it included."""
+
+
 class Frame:
     """One picture of a state for one size of the screen."""
 
     def __init__(self, state: State, glyphs: Glyphs, width: int, height: int, now: float) -> None:
         self.state, self.glyphs, self.now = state, glyphs, now
-        self.width = width
+        self.width, self._height = width, height
         self._evaluation = EvaluationFrame(state, glyphs, width, height, now)
 
     def parts(self) -> Iterator[RenderableType]:
@@ -50,12 +56,14 @@ class Frame:
         yield Text()  # apart from the permanent lines
         if state.stages:
             yield self._stages()
-        if state.meter or (state.stage and state.stages[state.stage] != "done"):
+            if (left := state.left(self.now)) is not None:
+                yield self._evaluation.line(f"about {clock(left)} left over all stages", "dim")
+        if state.stages.get(state.stage) in ("running", "stopped"):  # what is finished has its line above
             yield Text()
             yield from self._progress()
-        if state.stage == "train" and state.metrics:
-            yield Text()
-            yield from self._training()
+            if state.stage == "train" and state.metrics:
+                yield Text()
+                yield from self._training()
 
     def _stages(self) -> Text:
         """`(done) a  (done) b, c (skipped: current)  (running) d  (pending) e`."""
@@ -112,6 +120,10 @@ class Frame:
         *losses, rate, speed, peak = training_numbers(state.metrics, valid)
         yield from self._packed(losses)
         yield from self._packed([rate, speed, peak])
-        ends = f"loss {state.losses[0]:.3f} ", f" {state.losses[-1]:.3f}"
-        room = min(BAR, self.width - sum(map(len, ends)))
-        yield self._evaluation.line(sparkline(state.losses, room, self.glyphs.sparks).join(ends), "cyan")
+        height = max(0, min(PLOT, self._height - LINES_AROUND_PLOT))
+        curves = [(self.glyphs.small, state.losses), (self.glyphs.dot, state.valid_losses)]
+        drawn = plot(curves, state.total_steps, min(BAR, self.width), height) if len(state.losses) > 1 else []
+        if drawn:
+            names = f"{self.glyphs.small} loss" + (f"  {self.glyphs.dot} validation" if state.valid_losses else "")
+            yield self._evaluation.line(names, "dim")
+            yield from (self._evaluation.line(text, "cyan") for text in drawn)

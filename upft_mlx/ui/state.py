@@ -9,6 +9,7 @@ from typing import Literal
 from upft_mlx.events import (
     EvaluationStarted,
     Event,
+    Expected,
     Graded,
     Note,
     Progress,
@@ -21,6 +22,8 @@ from upft_mlx.quantities import clock, duration, memory, rate
 from upft_mlx.ui.tally import Answers, Tally
 from upft_mlx.ui.text import Glyphs
 
+_QUICK = ("build",)
+"""Stages that take seconds, whatever the recipe: no estimate knows them."""
 WINDOW = 5.0
 """Seconds over which the token rate is taken."""
 
@@ -98,7 +101,11 @@ class State:
         self.valid: tuple[int, float] | None = None
         """Step and value of the last validation loss."""
         self.total_steps = 0
-        self.losses: list[float] = []
+        self.losses: list[tuple[int, float]] = []
+        self.valid_losses: list[tuple[int, float]] = []
+        """(step, loss) of each report."""
+        self._expected: dict[str, float] = {}
+        self._took: dict[str, float] = {}
         self.tallies: dict[str, Tally] = {}
         self.latest: Graded | None = None
         self.answers = Answers()
@@ -106,12 +113,15 @@ class State:
     def apply(self, event: Event, now: float) -> None:
         """Fold one event in."""
         match event:
+            case Expected():
+                self._expected = dict(event.seconds)
             case StageStarted():
                 self._start(event, now)
             case StageSkipped():
                 self.stages[event.stage] = "current" if event.current else "skipped"
             case StageDone():
                 self.stages[event.stage] = "done"
+                self._took[event.stage] = event.seconds
             case Progress():
                 self._progress(event, now)
             case Trained():
@@ -126,6 +136,23 @@ class State:
             case Note():
                 pass
 
+    def left(self, now: float) -> float | None:
+        """Seconds to go over all stages; None where a stage to come has no estimate.
+
+        The estimate is scaled by what the stages that are done took beside their own.
+        """
+        running = [stage for stage, status in self.stages.items() if status == "running"]
+        waiting = [stage for stage, status in self.stages.items() if status == "pending" and stage not in _QUICK]
+        if len(self.stages) < 2 or not running or any(stage not in self._expected for stage in waiting):
+            return None
+        known = [stage for stage in self._took if stage in self._expected]
+        expected = sum(self._expected[stage] for stage in known)
+        pace = sum(self._took[stage] for stage in known) / expected if expected else 1.0
+        told = self.meter.left(now) if self.meter and self.meter.stage == self.stage else None
+        if told is None:
+            told = max(0.0, pace * self._expected.get(self.stage, 0.0) - (now - self.started))
+        return told + pace * sum(self._expected[stage] for stage in waiting)
+
     def stop(self) -> None:
         """The run ends here: what still runs was stopped."""
         for stage, status in self.stages.items():
@@ -136,7 +163,7 @@ class State:
         self.stages[event.stage] = "running"
         self.stage, self.detail, self.started, self.meter = event.stage, event.detail, now, None
         if event.stage == "train":
-            self.metrics, self.valid, self.losses = {}, None, []
+            self.metrics, self.valid, self.losses, self.valid_losses = {}, None, [], []
 
     def _progress(self, event: Progress, now: float) -> None:
         if self.meter is None or (self.meter.stage, self.meter.part) != (event.stage, event.part):
@@ -147,9 +174,11 @@ class State:
     def _trained(self, event: Trained) -> None:
         self.metrics, self.total_steps = event.metrics, event.total_steps
         # A batch's loss depends on which rows are in it: their order would draw the curve.
-        self.losses.append(float(event.metrics.get("fixed_loss", event.metrics["loss"])))
+        step = int(event.metrics["step"])
+        self.losses.append((step, float(event.metrics.get("fixed_loss", event.metrics["loss"]))))
         if "valid_loss" in event.metrics:
-            self.valid = (int(event.metrics["step"]), float(event.metrics["valid_loss"]))
+            self.valid = (step, float(event.metrics["valid_loss"]))
+            self.valid_losses.append(self.valid)
 
 
 def permanent_line(event: Event, glyphs: Glyphs, *, verbose: bool) -> str | None:

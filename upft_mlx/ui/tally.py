@@ -63,15 +63,20 @@ class Tally:
         begun = [self.done(side) for side in ("base", "tuned") if self.done(side)]
         return sum(begun) / (len(begun) * self.expected) if begun and self.expected else 0.0
 
-    def accuracy(self, side: Side) -> str:
-        """The share that is right so far with its interval, as at the end; empty before the first."""
-        return self._remembered(side, lambda: self._accuracy(side))
+    def accuracy(self, side: Side, *, paired: bool = False) -> str:
+        """The share that is right so far with its interval, as at the end; empty before the first.
 
-    def _accuracy(self, side: Side) -> str:
+        `paired`: over what both sides have answered, once both have begun: they are not at the same problem, and an
+        accuracy over easier ones would look like a difference.
+        """
+        return self._remembered(f"{side} {paired}", lambda: self._accuracy(side, paired))
+
+    def _accuracy(self, side: Side, paired: bool) -> str:
         graded = self._correct[side]
-        if not graded:
+        both = self._correct["base"].keys() & self._correct["tuned"].keys()
+        ordered = sorted(both if paired and both else graded)
+        if not ordered:
             return ""
-        ordered = sorted(graded)
         problems = [[graded[place] for place in group] for _, group in groupby(ordered, key=lambda place: place[0])]
         mean = sum(sum(samples) / len(samples) for samples in problems) / len(problems)
         return accuracy(mean, accuracy_interval(problems))
@@ -92,7 +97,9 @@ class Tally:
 
     def lengths(self, arrow: str) -> str:
         """Mean tokens of base and tuned; empty before both have answered."""
-        base, tuned = ([*self._tokens[side].values()] for side in ("base", "tuned"))
+        known = self._tokens["base"], self._tokens["tuned"]
+        both = known[0].keys() & known[1].keys()
+        base, tuned = ([side[place] for place in both] if both else [*side.values()] for side in known)
         if not base or not tuned:
             return f"{sum(base) / len(base):.0f}" if base else ""
         return f"{sum(base) / len(base):.0f}{arrow}{sum(tuned) / len(tuned):.0f}"

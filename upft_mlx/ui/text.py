@@ -7,7 +7,6 @@ import re
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Literal
 
 from upft_mlx.escape import plain
@@ -30,12 +29,12 @@ class Glyphs:
     pending: str = "·"
     arrow: str = "→"
     ellipsis: str = "…"
-    sparks: str = "▁▂▃▄▅▆▇█"
     bar: str = "━─"
     """What is done of a bar, and what is not."""
     interval: tuple[str, str, str] = ("├", "─", "┤")
     """An interval's beginning, what is between, and its end."""
     dot: str = "●"
+    small: str = "•"
     zero: tuple[str, str] = ("│", "┼")
     """Zero beside an interval, and inside it."""
 
@@ -58,7 +57,7 @@ def glyphs_for(encoding: str | None) -> Glyphs:
     name = (encoding or "utf-8").lower()
     if name.startswith("utf"):
         return Glyphs()
-    return Glyphs("ascii", "+", "x", ">", ".", "->", "...", " .:-=+*#", "#-", ("[", "-", "]"), "o", ("|", "+"))
+    return Glyphs("ascii", "+", "x", ">", ".", "->", "...", "#-", ("[", "-", "]"), "o", ".", ("|", "+"))
 
 
 def wrapped(text: str, width: int) -> str:
@@ -90,14 +89,28 @@ def interval_bar(value: float, low: float, high: float, widest: float, width: in
     return "".join(cells)
 
 
-def sparkline(values: Sequence[float], width: int, levels: str) -> str:
-    """The values as at most `width` signs, each the mean of its share; what is not finite is left out."""
-    finite = [value for value in values if math.isfinite(value)]
-    if not finite or width < 1:
-        return ""
-    cells = min(width, len(finite))
-    edges = [index * len(finite) // cells for index in range(cells + 1)]
-    means = [sum(finite[start:stop]) / (stop - start) for start, stop in pairwise(edges)]
-    low, span = min(means), max(means) - min(means)
-    top = len(levels) - 1
-    return "".join(levels[round((mean - low) / span * top) if span else 0] for mean in means)
+def plot(curves: Sequence[tuple[str, Sequence[tuple[int, float]]]], last: int, width: int, height: int) -> list[str]:
+    """Curves as `height` lines of `width` columns, drawn with a sign each, the greatest and least value on the left.
+
+    Args:
+        curves: sign, and (step, value) at steps from 1; what is not finite is left out.
+        last: the step at the right edge.
+        width: columns, the values included.
+        height: lines.
+    """
+    finite = [(sign, [(x, y) for x, y in points if math.isfinite(y)]) for sign, points in curves]
+    values = [y for _, points in finite for _, y in points]
+    if not values or height < 2:
+        return []
+    low, high = min(values), max(values)
+    labels = f"{high:.3f}", f"{low:.3f}"
+    room = width - max(map(len, labels)) - 1
+    if room < 2:
+        return []
+    cells = [[" "] * room for _ in range(height)]
+    for sign, points in finite:
+        for x, y in points:
+            row = round((high - y) / (high - low) * (height - 1)) if high > low else height // 2
+            cells[row][min(room - 1, round(x / max(1, last) * (room - 1)))] = sign
+    lead = {0: labels[0], height - 1: labels[1]}
+    return [f"{lead.get(row, ''):>{width - room - 1}} {''.join(line)}".rstrip() for row, line in enumerate(cells)]

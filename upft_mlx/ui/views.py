@@ -65,9 +65,10 @@ def open_view(
             yield lines
         return
     view = LiveView(console, stages, now, verbose=verbose)
-    with view.live():
+    with view.live() as display:
         try:
             yield view
+            display.transient = True  # what is done has its lines; what was stopped stays on the screen
         except BaseException:
             view.stop()
             raise
