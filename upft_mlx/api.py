@@ -18,6 +18,7 @@ from typing import Any
 
 from upft_mlx import pipeline
 from upft_mlx.events import Observer, ignore
+from upft_mlx.forecasting.estimate import Forecast
 from upft_mlx.fusing.exported import deliver, earlier_export
 from upft_mlx.hub.card import base_of
 from upft_mlx.hub.upload import listing, refuse_unknown, require_repo
@@ -74,6 +75,26 @@ def plan(
     """
     _begin()
     return planning.plan_recipe(recipe, _folder(recipe, run_dir), notify, mac=mac, calibrates=calibrates)
+
+
+def forecast(recipe: Recipe, run_dir: str | Path | None = None, notify: Observer = ignore) -> Forecast:
+    """What each rule that picks prefixes would change, before any training, from the problems that have answers.
+
+    Args:
+        recipe: the recipe; `forecast` says how many problems and samples are used.
+        run_dir: where it is kept; None: runs/NAME. Continues what was interrupted.
+        notify: receives progress events.
+
+    Returns:
+        For each rule and prefix length the forecast change of sampled accuracy (-1 to 1) with its 95 % interval, and
+        advice.
+
+    Raises:
+        ProblemsError: fewer than 8 problems have an answer.
+        UpftError: another of its kinds.
+    """
+    _begin()
+    return pipeline.run_forecast(recipe, _folder(recipe, run_dir), notify)
 
 
 def generate(recipe: Recipe, run_dir: str | Path | None = None, notify: Observer = ignore) -> Facts:

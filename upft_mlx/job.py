@@ -58,10 +58,10 @@ class Job:
             measured: where the evaluation is kept; None: in the run.
             adapter: the folder of one to evaluate instead of the run's own.
         """
-        self.recipe, self.model_path, self.problems, self.sets = recipe, model_path, problems, sets
+        self.model_path, self.problems, self.sets = model_path, problems, sets
         self.run, self.measured, self.adapter, self.notify = run, measured or run, adapter, notify
         self.power = PowerWatch(notify)
-        self.inputs = StageInputs(recipe, model_path, problems, sets)
+        self.use(recipe)
         self.adopted: dict[str, str] = {}
         """Digests of outputs that were changed by hand and adopted, by stage."""
         self.donors: Sequence[RunDir] = ()
@@ -70,6 +70,11 @@ class Job:
         """How problems and benchmarks were read, as far as somebody should know."""
         self.remade: str | None = None
         """The stage that was asked for by its name: it makes damaged outputs again."""
+
+    def use(self, recipe: Recipe) -> None:
+        """Go on with this recipe."""
+        self.recipe = recipe
+        self.inputs = StageInputs(recipe, self.model_path, self.problems, self.sets)
 
     def load(self) -> Loaded:
         """The recipe's model."""

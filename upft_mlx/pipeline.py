@@ -22,6 +22,8 @@ from upft_mlx.distributed.ranks import ranks
 from upft_mlx.errors import RowsError, RunDirError
 from upft_mlx.events import Expected, Note, Observer, StageDone, StageSkipped, ignore
 from upft_mlx.fingerprints import dated
+from upft_mlx.forecasting.choice import no_choice, take_choice
+from upft_mlx.forecasting.estimate import Forecast
 from upft_mlx.hub.card import base_of, model_card
 from upft_mlx.job import Job, Outcome, differences
 from upft_mlx.machine import blas
@@ -55,6 +57,7 @@ def run(recipe: Recipe, run_dir: str | Path, notify: Observer = ignore) -> dict[
         refuse_changed(job)
         check_memory(job, *in_run())
         tell_expected(job)
+        learn(job)
         for stage in in_run():
             do(job, stage)
             if STAGES[stage].measures:
@@ -85,6 +88,8 @@ def run_stage(
     with opened(job):
         job.require(stage)
         check_memory(job, stage)
+        if stage == "generate":
+            learn(job)
         do(job, stage, **options)
         return report(job)
 
@@ -121,7 +126,43 @@ def prepare(
     notify = notify if ranks().leads else ignore
     job = Job(recipe, model_path, problems, sets, run, notify, measured=measured, adapter=adapter)
     job.read = (*problems.notes.lines(), *notes.lines())
+    take_choice(job)
     return job
+
+
+def run_forecast(recipe: Recipe, run_dir: str | Path, notify: Observer = ignore) -> Forecast:
+    """What each rule that picks prefixes would change: the stages answers and forecast.
+
+    Raises:
+        ProblemsError: too few problems have an answer.
+        UpftError: another of its kinds; what was sampled is kept.
+    """
+    job = prepare(recipe, run_dir, notify)
+    job.remade = "forecast"
+    with opened(job):
+        do(job, "answers")
+        do(job, "forecast")
+    return Forecast.load(read_json(job.run.forecast / "forecast.json"))
+
+
+LEARNING = ("answers", "choose")
+"""The stages of `learn`."""
+
+
+def learn(job: Job) -> None:
+    """Before anything is sampled to train on: what the recipe's selection learns from a few problems with answers.
+
+    Raises:
+        TrainingError: `prefix.selection: auto` finds no rule that is worth training with.
+    """
+    if job.recipe.uses_answers:
+        for stage in LEARNING:
+            for donor in job.donors:
+                take_over(job, donor, stage)
+            do(job, stage)
+        take_choice(job)
+        if job.recipe.prefix.selection == "auto":
+            raise no_choice(job.run)
 
 
 @contextmanager
@@ -257,12 +298,15 @@ def _comes_back(job: Job, run: RunDir, stage: str, entry: LedgerEntry) -> bool:
     return False
 
 
-def take_over(job: Job, donor: RunDir) -> None:
-    """Take over another run's solutions where they were made from the same inputs, with what they cost."""
-    entry, current = donor.entry("generate"), job.fingerprint("generate")
-    if entry is not None and donor.is_current("generate", current) and not job.is_current("generate"):
-        write_atomically(job.run.working("generate", current).solutions, donor.solutions.read_bytes())
-        finish(job.run, "generate", entry)
+def take_over(job: Job, donor: RunDir, stage: str = "generate") -> None:
+    """Take over what a stage made in another run from the same inputs, such as solutions, with what it cost."""
+    entry, current = donor.entry(stage), job.fingerprint(stage)
+    if entry is not None and donor.is_current(stage, current) and not job.is_current(stage):
+        working = job.run.working(stage, current)
+        for name in entry.outputs:
+            first, *rest = Path(name).parts
+            write_atomically(working.place(first).joinpath(*rest), (donor.root / name).read_bytes())
+        finish(job.run, stage, entry)
 
 
 def report(job: Job) -> dict[str, Any]:

@@ -43,6 +43,8 @@ class Solution:
     temperature); only where `prefix.selection` looks at it."""
     stop_id: int | None = None
     """The token that ended it; None where it was cut at a limit or before a stop text, and in older files."""
+    score: float | None = None
+    """What the rule of `prefix.selection` gives its prefix; None: the rule rates none, or the sample must not train."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,24 @@ class Rollout:
     """Sampled after the prefix."""
 
 
-Row = TypeVar("Row", Solution, TrainingRow, EvaluationRow, Rollout)
+@dataclass(frozen=True)
+class Continuation:
+    """A line of forecast/continuations.jsonl: a prefix of a sample, continued anew."""
+
+    problem_id: str
+    of: int
+    """The sample that the prefix is of; -1: what greedy decoding gives."""
+    length: int
+    """Of the prefix, in tokens."""
+    sample: int
+    correct: bool
+    tokens: int
+    """Sampled after the prefix."""
+    said: str | None = None
+    """The answer that it gives, in the form in which answers are equal; only where votes count."""
+
+
+Row = TypeVar("Row", Solution, TrainingRow, EvaluationRow, Rollout, Continuation)
 
 
 def to_line(row: Any) -> str:

@@ -22,7 +22,7 @@ from upft_mlx.recipe.schema import Recipe
 __all__ = ["no_network"]
 pytestmark = pytest.mark.usefixtures("no_network")
 
-VERBS = ("build", "evaluate", "fuse", "generate", "run", "train")
+VERBS = ("build", "evaluate", "forecast", "fuse", "generate", "run", "train")
 PAGES = (ROOT / "docs" / "use" / "python.md", ROOT / "README.md")
 
 
@@ -36,7 +36,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_the_exports_are_these() -> None:
-    stages = ["build", "evaluate", "fuse", "generate"]
+    stages = ["build", "evaluate", "forecast", "fuse", "generate"]
     assert upft_mlx.__all__ == ["__version__", *stages, "load_recipe", "plan", "run", "train"]
     assert set(upft_mlx.__all__) <= set(dir(upft_mlx))
     for name in VERBS:

@@ -34,6 +34,7 @@ LAYERS = (
     "training",
     "evaluation",
     "results",
+    "forecasting",
     "ui hub",
     "planning inspection",
     "fusing new",
@@ -49,6 +50,7 @@ LARGEST = {"ui": 17}
 """Modules of a folder: 16 elsewhere. More than that nobody takes in at a glance."""
 SLOW = ("mlx_lm", "transformers", "datasets", "huggingface_hub", "pyarrow", "math_verify")
 WITH_MLX = {
+    "forecasting.states",
     "fusing.export",
     "fusing.fidelity",
     "fusing.formats",

@@ -34,6 +34,7 @@ SECTIONS: dict[str, dict[str, str]] = {
         "push": "Upload to the Hugging Face Hub with a model card.",
     },
     "Choose settings": {
+        **{name: STAGES[name].summary for name in ("forecast", "answers", "choose")},
         "analyze": STAGES["analyze"].summary,
         "compare": "Compare methods over several seeds.",
     },

@@ -1,4 +1,4 @@
-"""`upft analyze` and `upft compare`: each prints its own table, not a run's report."""
+"""`upft forecast`, `analyze` and `compare`: each prints its own table, not a run's report."""
 
 from __future__ import annotations
 
@@ -15,13 +15,23 @@ from upft_mlx.escape import to_json
 
 
 def _study_command(what: str, text: str, *examples: str) -> None:
-    """Define `upft analyze RECIPE` and `upft compare RECIPE`."""
+    """Define `upft WHAT RECIPE`."""
 
     @cli.command(name=what, help=helped(text, *examples))
     @recipe_argument
     @common
     def command(recipe: str, **options: Any) -> None:
         _study(recipe, what, **options)
+
+
+_study_command(
+    "forecast",
+    "Say before any training what each rule that picks prefixes would change, from RECIPE's problems that have answers "
+    "(32 to 64 are enough): coverage, accuracy, a forecast with its interval, cost, and advice. Continues where it "
+    "stopped.",
+    "upft forecast quickstart",
+    "upft forecast my-recipe.yaml --set forecast.problems=128 --set 'forecast.lengths=[8, 16, 32]'",
+)
 
 
 _study_command(
@@ -52,15 +62,26 @@ def _study(
     as_json: bool,
     debug: bool,
 ) -> None:
-    """`upft analyze` and `upft compare`: each prints its own table, not a run's report."""
+    """Run one, and print its table."""
     with prepared(name, overrides, offline=offline, debug=debug) as recipe:
+        from upft_mlx.pipeline import run_forecast
         from upft_mlx.studies.analyze import run_analysis
         from upft_mlx.studies.compare import compare
         from upft_mlx.ui import views
 
         root = folder_of(name, recipe, run_dir)
+        cells = ("generate", "build", "train", "evaluate")
+        stages = {"analyze": ("analyze",), "compare": cells, "forecast": ("answers", "forecast")}[what]
+        if what == "forecast":
+            view = views.open_view(plain=plain, stderr=as_json, verbose=verbose(), stages=stages)
+            with writing_to(root), view as notify:
+                forecast = run_forecast(recipe, root, notify)
+            if as_json:
+                click.echo(to_json(forecast.dump()))
+            else:
+                views.print_forecast(forecast.dump(), root / "forecast")
+            return
         work = {"analyze": run_analysis, "compare": compare}[what]
-        stages = ("analyze",) if what == "analyze" else ("generate", "build", "train", "evaluate")
         with writing_to(root), views.open_view(plain=plain, stderr=as_json, verbose=verbose(), stages=stages) as notify:
             found = work(recipe, root, notify)
         if as_json:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from upft_mlx.data.problems import Problem
-from upft_mlx.dataset.prefix import row_kind, structure_numbers, training_row, valid_numbers
+from upft_mlx.dataset.prefix import row_kind, structure_of, training_row, valid_numbers
 from upft_mlx.dataset.selection import choose
 from upft_mlx.errors import RowsError, TrainingError
 from upft_mlx.escape import quoted
@@ -75,7 +75,7 @@ class _Builder:
         self.recipe, self.problems, self.run, self.notify = recipe, problems, run, notify
         self.renderer = Renderer(tokenizer, recipe.prompt)
         self.eos_id = self.renderer.end_of_turn
-        self.structure = structure_numbers(len(problems), recipe.prefix.structure_ratio, recipe.seed)
+        self.structure = structure_of(recipe, problems)
         self.built = Built()
         self.kept = bytearray()
         """For each line of solutions.jsonl whether it trains."""

@@ -39,6 +39,37 @@ def structure_numbers(count: int, ratio: float, seed: int) -> frozenset[int]:
     return frozenset(random.Random(f"structure/{seed}").sample(range(count), round(ratio * count)))
 
 
+def structure_of(recipe: Recipe, problems: Sequence[Problem]) -> frozenset[int]:
+    """The problems of D_f; where a few answers are used, the problems with these come first, since they are checked."""
+    count, ratio = len(problems), recipe.prefix.structure_ratio
+    if not recipe.uses_answers:
+        return structure_numbers(count, ratio, recipe.seed)
+    known = labelled(recipe, problems)
+    others = sorted(set(range(count)) - set(known))
+    rng, size = random.Random(f"structure/{recipe.seed}"), round(ratio * count)
+    return frozenset((rng.sample(known, len(known)) + rng.sample(others, len(others)))[:size])
+
+
+LEAST_ANSWERS = 8
+"""Problems with answers; from fewer nothing can be said about a rule."""
+
+
+def labelled(recipe: Recipe, problems: Sequence[Problem]) -> list[int]:
+    """The numbers of the problems whose answers a forecast uses: the first `forecast.problems` that have one.
+
+    Raises:
+        ProblemsError: there are fewer than `LEAST_ANSWERS`.
+    """
+    with_answer = (number for number, problem in enumerate(problems) if problem.answer is not None)
+    numbers = list(itertools.islice(with_answer, recipe.forecast.problems))
+    if len(numbers) < LEAST_ANSWERS:
+        raise ProblemsError(
+            f"a forecast needs at least {LEAST_ANSWERS} problems with answers, found {len(numbers)} of {len(problems)}",
+            "name the answer's column with problems.answer, or write a few answers: 32 to 64 are enough",
+        )
+    return numbers
+
+
 def check_problems(recipe: Recipe, problems: Sequence[Problem]) -> None:
     """Refuse problems that the recipe's method or selection cannot work with.
 
@@ -47,6 +78,8 @@ def check_problems(recipe: Recipe, problems: Sequence[Problem]) -> None:
     """
     if recipe.needs_labels:
         _refuse_unlabelled(recipe, problems)
+    if recipe.uses_answers:
+        labelled(recipe, problems)
     ratio, count = recipe.prefix.structure_ratio, len(problems)
     if recipe.method == "structure_only" and round(ratio * count) == 0:
         raise ProblemsError(
@@ -140,15 +173,15 @@ def row_kind(recipe: Recipe, *, structure: bool) -> RowKind:
 
 def prefix_ids(solution: Solution, prefix: Prefix, eos_id: int) -> list[int]:
     """The supervised ids of a prefix row: at most `prefix.length` sampled ids, and EOS where it is due."""
-    ids, ended = sampled_prefix(solution, prefix)
+    ids, ended = sampled_prefix(solution, prefix.length)
     whole = solution.finish_reason == "stop" and len(ids) == len(solution.completion_ids)
     return [*ids, _stop_id(solution, eos_id) if whole else eos_id] if prefix.eos or ended else ids
 
 
-def sampled_prefix(solution: Solution, prefix: Prefix) -> tuple[list[int], bool]:
-    """The first `prefix.length` sampled ids, and whether the solution ended before it had so many."""
-    ids = solution.completion_ids[: prefix.length]
-    return ids, solution.finish_reason == "stop" and len(ids) < prefix.length
+def sampled_prefix(solution: Solution, length: int) -> tuple[list[int], bool]:
+    """The first `length` sampled ids, and whether the solution ended before it had so many."""
+    ids = solution.completion_ids[:length]
+    return ids, solution.finish_reason == "stop" and len(ids) < length
 
 
 def has_eos(row: TrainingRow, prefix: Prefix) -> bool:

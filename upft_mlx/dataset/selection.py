@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 from upft_mlx.data.problems import Problem
 from upft_mlx.dataset.prefix import sampled_prefix, why_dropped
 from upft_mlx.grade.correct import extract_answer, is_correct, normalize_answer
-from upft_mlx.recipe.schema import Prefix, Recipe
+from upft_mlx.recipe.schema import Recipe
+from upft_mlx.recipe.studies import SCORED, Selection
 from upft_mlx.rows import Solution
 
 
@@ -59,27 +60,40 @@ def _rejection(samples: Sequence[Solution], problem: Problem, keep: int, dropped
 
 def _one(recipe: Recipe, problem: Problem, samples: Sequence[Solution], dropped: Counter[str]) -> list[int]:
     """The sample that the selection's rule picks, if there is one."""
-    rules: dict[str, Callable[[], int | None]] = {
-        "first": lambda: 0 if samples else None,
-        "consensus": lambda: _commonest([_prefix_key(sample, recipe.prefix) for sample in samples]),
-        "majority_answer": lambda: _commonest([_answer(sample) for sample in samples]),
-        "confidence": lambda: _highest([_mean_logprob(sample) for sample in samples]),
-        "longest": lambda: _highest([float(len(sample.completion_ids)) for sample in samples]),
-        "label": lambda: _first_correct(samples, problem),
-    }
     selection = recipe.prefix.selection
-    found = rules[selection]()
+    found = pick(selection, samples, recipe.prefix.length, problem.answer)
     if found is None:
         if samples:
-            dropped["wrong" if selection == "label" else "no answer"] += len(samples)
+            dropped["no answer" if selection == "majority_answer" else "wrong"] += len(samples)
         return []
     if len(samples) > 1:
         dropped["not selected"] += len(samples) - 1
     return [found]
 
 
-def _first_correct(samples: Sequence[Solution], problem: Problem) -> int | None:
-    correct = (index for index, sample in enumerate(samples) if is_correct(sample.completion, problem.answer or ""))
+def pick(selection: Selection, samples: Sequence[Solution], length: int, answer: str | None) -> int | None:
+    """The position of the sample that a rule picks, if there is one.
+
+    Args:
+        selection: the rule; not `auto`, which is one of the others by the time that samples are there.
+        samples: of one problem; with a `score` for the rules that rate prefixes.
+        length: of the prefixes, in tokens.
+        answer: the right one, for `label`.
+    """
+    rules: dict[str, Callable[[], int | None]] = {
+        "first": lambda: 0 if samples else None,
+        "consensus": lambda: _commonest([prefix_key(sample, length) for sample in samples]),
+        "majority_answer": lambda: _commonest([said(sample.completion) for sample in samples]),
+        "confidence": lambda: _highest([_mean_logprob(sample) for sample in samples]),
+        "longest": lambda: _highest([float(len(sample.completion_ids)) for sample in samples]),
+        "label": lambda: _first_correct(samples, answer),
+        **dict.fromkeys(SCORED, lambda: _highest_scored(samples)),
+    }
+    return rules[selection]()
+
+
+def _first_correct(samples: Sequence[Solution], answer: str | None) -> int | None:
+    correct = (index for index, sample in enumerate(samples) if is_correct(sample.completion, answer or ""))
     return next(correct, None)
 
 
@@ -93,15 +107,21 @@ def _highest(values: Sequence[float]) -> int | None:
     return max(range(len(values)), key=lambda index: values[index]) if values else None
 
 
-def _prefix_key(sample: Solution, prefix: Prefix) -> tuple[tuple[int, ...], bool]:
+def _highest_scored(samples: Sequence[Solution]) -> int | None:
+    """The best of those that have a score; of equally good ones the earliest."""
+    scored = [(index, sample.score) for index, sample in enumerate(samples) if sample.score is not None]
+    return max(scored, key=lambda pair: pair[1])[0] if scored else None
+
+
+def prefix_key(sample: Solution, length: int) -> tuple[tuple[int, ...], bool]:
     """What makes two prefixes the same: their ids, and whether the solution ended there."""
-    ids, ended = sampled_prefix(sample, prefix)
+    ids, ended = sampled_prefix(sample, length)
     return tuple(ids), ended
 
 
-def _answer(sample: Solution) -> str | None:
-    """The answer in the form in which answers are equal."""
-    answer = extract_answer(sample.completion)
+def said(text: str) -> str | None:
+    """The answer that a text gives, in the form in which answers are equal."""
+    answer = extract_answer(text)
     return None if answer is None else normalize_answer(answer)
 
 

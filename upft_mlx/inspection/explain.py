@@ -147,6 +147,12 @@ def _selection(recipe: Recipe) -> str:
         "majority_answer": "Of a problem's samples the first with the most frequent answer trains.",
         "confidence": "Of a problem's samples the one with the highest mean log-probability trains.",
         "longest": "Of a problem's samples the longest one trains.",
+        "prefix_confidence": "Of a problem's samples the one with the likeliest prefix trains.",
+        "rollouts": "Of a problem's samples the one trains from whose prefix most continuations are right or, "
+        "without an answer, agree with the majority.",
+        "probe": "Of a problem's samples the one trains whose prefix a classifier of hidden states rates highest; of "
+        f"the first {recipe.forecast.problems} problems with answers, among the right samples alone.",
+        "auto": "The rule that `upft forecast` finds best chooses among a problem's samples.",
         "label": "Of a problem's samples the first whose answer is right trains; problems without one are left out.",
     }[recipe.prefix.selection]
 

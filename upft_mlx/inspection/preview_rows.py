@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from upft_mlx.data.problems import Problem
-from upft_mlx.dataset.prefix import RowKind, most_sampled, row_kind, structure_numbers, training_row
+from upft_mlx.dataset.prefix import RowKind, most_sampled, row_kind, structure_of, training_row
 from upft_mlx.dataset.selection import choose
 from upft_mlx.errors import ProblemsError
 from upft_mlx.escape import quoted
@@ -64,7 +64,7 @@ class Rows:
         """`current` says of generate and build whether what they wrote is that of this recipe."""
         self._recipe, self._tokenizer, self._renderer = recipe, tokenizer, renderer
         self._problems, self._run = problems, run
-        self._structure = structure_numbers(len(problems), recipe.prefix.structure_ratio, recipe.seed)
+        self._structure = structure_of(recipe, problems)
         self.eos_id = renderer.end_of_turn
         self._source: Literal["dataset", "solutions", "stand-in"] = "stand-in"
         if current["build"] and run.train.exists() and run.valid.exists():

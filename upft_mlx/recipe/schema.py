@@ -19,7 +19,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from upft_mlx.recipe.evaluate import Evaluate
 from upft_mlx.recipe.fields import BadRows, Count, FieldError, Section, Sequences, Share, Strings, as_tuple
-from upft_mlx.recipe.studies import Analyze, Compare, Method, Selection
+from upft_mlx.recipe.studies import SCORED, Analyze, Compare, Forecast, Method, Selection
 
 PAPER_TEMPLATE = (
     " Please provide the initial step towards resolving the question. "
@@ -155,7 +155,17 @@ class Prefix(Section):
     """Which sample to train on. `first`: the only one (the paper). `consensus`: one with the most frequent prefix.
     `majority_answer`: one whose full solution has the majority's answer. `confidence`: the full solution with the
     highest mean log-probability. `longest`: the longest full solution, as the control for `confidence`. `label`: one
-    with the right answer."""
+    with the right answer. `prefix_confidence`: the prefix with the highest mean log-probability. `rollouts`: the prefix
+    from which most continuations are right, or agree with the majority where a problem has no answer. `probe`: the
+    prefix that a classifier rates highest, which is fitted on the hidden states of a few problems with answers
+    (`forecast.problems`). `auto`: of consensus, prefix_confidence and probe the one with the best forecast
+    (`upft forecast`); refuses to train if none is above zero."""
+    rollouts: Count = 4
+    """Continuations of each prefix (selection `rollouts`)."""
+    structure: Literal["unchecked", "checked"] = "unchecked"
+    """Where structure rows come from. `unchecked`: one solution of each problem of a random share (the paper).
+    `checked`: right solutions, of the problems whose answers are used (`forecast.problems`); `probe` and `auto` always
+    take these."""
     drop_cjk: bool = False
     """Drop solutions with Chinese, Japanese or Korean characters (the reference code's filter)."""
     require_boxed: bool = False
@@ -315,6 +325,8 @@ class Recipe(Section):
     """Benchmarks."""
     analyze: Analyze = Analyze()
     """Prefix statistics."""
+    forecast: Forecast = Forecast()
+    """What a rule would change, before training."""
     compare: Compare = Compare()
     """Methods side by side."""
     publish: Publish = Publish()
@@ -347,9 +359,15 @@ class Recipe(Section):
                 "remove it, or set method: upft or sft",
                 field="prefix.selection",
             )
-        if self.method == "sft" and selection == "consensus":
+        if self.prefix.structure == "checked" and (self.method != "upft" or self.samples_full):
             raise FieldError(
-                "consensus compares prefixes, and method sft trains on full solutions",
+                f"checked with method {self.method} and prefix.selection {selection}: all problems are sampled whole",
+                "use method: upft and a rule that samples prefixes, or unchecked",
+                field="prefix.structure",
+            )
+        if self.method == "sft" and selection in ("consensus", "auto", *SCORED):
+            raise FieldError(
+                f"{selection} compares prefixes, and method sft trains on full solutions",
                 "use majority_answer, or method: upft",
                 field="prefix.selection",
             )
@@ -360,6 +378,11 @@ class Recipe(Section):
         """Whether every sample is a full solution: methods that train on them, and selections that look at them."""
         whole = ("majority_answer", "confidence", "longest", "label")
         return self.method in ("sft", "rft") or self.prefix.selection in whole
+
+    @property
+    def uses_answers(self) -> bool:
+        """Whether a few problems with answers are sampled first, and their right solutions train."""
+        return self.prefix.selection in ("probe", "auto") or self.prefix.structure == "checked"
 
     @property
     def needs_labels(self) -> bool:

@@ -1,4 +1,4 @@
-"""The sections of a recipe that only `upft analyze` and `upft compare` read, and the methods that there are."""
+"""The sections of a recipe of `upft analyze`, `forecast` and `compare`, and the methods that there are."""
 
 from __future__ import annotations
 
@@ -9,7 +9,20 @@ from pydantic import AfterValidator, BeforeValidator, Field
 from upft_mlx.recipe.fields import Count, FieldError, Section, as_tuple
 
 Method = Literal["upft", "sft", "rft", "structure_only"]
-Selection = Literal["first", "consensus", "majority_answer", "confidence", "longest", "label"]
+Selection = Literal[
+    "first",
+    "consensus",
+    "majority_answer",
+    "confidence",
+    "longest",
+    "label",
+    "prefix_confidence",
+    "rollouts",
+    "probe",
+    "auto",
+]
+SCORED = ("prefix_confidence", "rollouts", "probe")
+"""Selections that rate prefixes: the samples of solutions.jsonl say how."""
 
 
 def _known_methods(value: tuple[str, ...]) -> tuple[str, ...]:
@@ -48,6 +61,21 @@ class Analyze(Section):
     """Maximum number of problems with rollouts, among those with both a right and a wrong solution."""
     rollouts: Count = 8
     """Continuations of each prefix (the paper: 32)."""
+
+
+class Forecast(Section):
+    """What `upft forecast` samples, and `prefix.selection: probe` and `auto` learn from."""
+
+    problems: Annotated[int, Field(ge=8)] = 64
+    """Maximum number of problems with answers that are used, from the first."""
+    samples: Annotated[int, Field(ge=2)] = 16
+    """Full solutions of each of them."""
+    lengths: Annotated[
+        tuple[Annotated[int, Field(ge=1)], ...], BeforeValidator(as_tuple), AfterValidator(_ascending)
+    ] = (4, 8, 16, 32)
+    """Prefix lengths (tokens) that are forecast besides `prefix.length`."""
+    continuations: Count = 2
+    """Fresh continuations of each prefix whose rule has seen how it goes on."""
 
 
 class Compare(Section):

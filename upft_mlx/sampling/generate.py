@@ -115,7 +115,7 @@ class _Generator:
     ) -> None:
         self.recipe, self.loaded, self.problems, self.run, self.notify = recipe, loaded, problems, run, notify
         g = recipe.generate
-        confidence = recipe.prefix.selection == "confidence"
+        confidence = recipe.prefix.selection in ("confidence", "prefix_confidence")
         self.sampler = Sampler(
             loaded, sampling_for(loaded, g.temperature, g.batch_size, g.top_p, g.top_k, g.stop, confidence)
         )

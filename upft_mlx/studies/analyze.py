@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from upft_mlx.data.problems import Problem
-from upft_mlx.events import Note, Observer, Progress, StageStarted, ignore
+from upft_mlx.events import Note, Observer, StageStarted, ignore
 from upft_mlx.grade.correct import is_correct
 from upft_mlx.job import Job, Outcome
 from upft_mlx.models.chat import Renderer
@@ -26,19 +26,16 @@ from upft_mlx.rows import (
     Rollout,
     Row,
     Solution,
-    append_chunk,
     read_json,
     read_rows,
-    resume,
     write_atomically,
     write_json,
 )
 from upft_mlx.rundir import RunDir
 from upft_mlx.sampling.decoding import Completion, Request
-from upft_mlx.sampling.sampler import Sampler, sampling_for, summing
+from upft_mlx.sampling.resumed import sample_rows
+from upft_mlx.sampling.sampler import Sampler, sampling_for
 from upft_mlx.studies.prefix_statistics import RolloutStart, figure, markdown, summarize
-
-CHUNK_BATCHES = 4
 
 
 def run_analysis(recipe: Recipe, run_dir: str | Path, notify: Observer = ignore) -> dict[str, Any]:
@@ -166,21 +163,7 @@ class _Analyzer:
         return [*self.prompts[self.by_id[start.problem_id]], *start.ids]
 
     def _sample(self, path: Path, requests: Sequence[Request], row: Callable[[int, int, Completion], Row]) -> None:
-        """Append rows chunk by chunk, from where the file ends."""
-        plan = list(_cut(requests, CHUNK_BATCHES * self.sampler.sampling.batch_size))
-        sizes = [sum(requests[index].samples for index in chunk) for chunk in plan]
-        first = resume(path, sizes)
-        start, total, part = sum(sizes[:first]), sum(sizes), path.stem
-        on_step = summing(
-            lambda tokens, finished: self.notify(
-                Progress("analyze", start + finished, total, "completions", tokens, part=part)
-            )
-        )
-        for chunk in plan[first:]:
-            asked = [requests[index] for index in chunk]
-            completions = iter(self.sampler.sample(asked, self.recipe.seed, on_step))
-            pairs = [(index, sample) for index in chunk for sample in range(requests[index].samples)]
-            append_chunk(path, [row(*pair, next(completions)) for pair in pairs])
+        sample_rows(path, self.sampler, requests, self.recipe.seed, row, "analyze", self.notify)
 
     def tokens_sampled(self) -> int:
         """In the rows of all files that are there."""
@@ -228,15 +211,3 @@ class _Analyzer:
             right[key] = right.get(key, 0) + row.correct
         share = self.settings.rollouts
         return [t.scored(right[t.problem_id, t.arm, t.length] / share) for t in starts]
-
-
-def _cut(requests: Sequence[Request], size: int) -> Iterator[list[int]]:
-    """Indices of requests, about `size` completions at a time."""
-    chunk: list[int] = []
-    for index in range(len(requests)):
-        chunk.append(index)
-        if sum(requests[i].samples for i in chunk) >= size:
-            yield chunk
-            chunk = []
-    if chunk:
-        yield chunk

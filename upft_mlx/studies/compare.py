@@ -20,7 +20,7 @@ from upft_mlx.events import Note, Observer, ignore
 from upft_mlx.fingerprints import dated
 from upft_mlx.job import Job
 from upft_mlx.models.find import find_model
-from upft_mlx.pipeline import do, opened, prepare, refuse_changed, report, take_over
+from upft_mlx.pipeline import LEARNING, do, learn, opened, prepare, refuse_changed, report, take_over
 from upft_mlx.recipe.schema import Recipe
 from upft_mlx.rows import EvaluationRow, read_json, read_rows, write_atomically, write_json
 from upft_mlx.rundir import RunDir, fingerprint, versions
@@ -111,6 +111,7 @@ def run_cell(
     with opened(job):
         refuse_changed(job)
         if method != BASE:
+            learn(job)
             for donor in donors:
                 take_over(job, donor)
             for stage in (*before("train"), "train"):
@@ -125,7 +126,9 @@ def _folder(root: Path, method: str, seed: int) -> Path:
 
 
 def _result(job: Job, method: str) -> Cell:
-    stages = [entry for name in (*before("train"), "train") if (entry := job.run.entry(name)) is not None]
+    learning = LEARNING if job.recipe.uses_answers else ()
+    names = (*learning, *before("train"), "train")
+    stages = [entry for name in names if (entry := job.run.entry(name)) is not None]
     side = "base" if method == BASE else "tuned"
     return Cell(
         method=method,

@@ -118,12 +118,12 @@ def supervised_logits(
 
 def gathers_exactly(model: nn.Module) -> bool:
     """Whether gathering positions at the final norm gives this model's own logits, tried on a few tokens."""
-    if _with_final_norm(model) is None:
+    if with_final_norm(model) is None:
         return False
     return _same_logits(model, mx.array([], mx.int32), Modes(share=False))
 
 
-def _with_final_norm(model: nn.Module) -> nn.Module | None:
+def with_final_norm(model: nn.Module) -> nn.Module | None:
     """The module whose `norm` is applied last before the head: `model.model`, below `language_model` where images are
     understood as well."""
     text = model.get("language_model", model)
@@ -134,7 +134,7 @@ def _with_final_norm(model: nn.Module) -> nn.Module | None:
 @contextmanager
 def _gathering(model: nn.Module, positions: mx.array) -> Iterator[None]:
     """While active, the final norm sees and returns the positions only, as (1, N, D)."""
-    inner = _with_final_norm(model)
+    inner = with_final_norm(model)
     assert inner is not None
     norm = inner["norm"]
 

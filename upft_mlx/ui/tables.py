@@ -75,6 +75,41 @@ def print_comparison(found: dict[str, Any], folder: Path, *, console: Console | 
     )
 
 
+def print_forecast(found: dict[str, Any], folder: Path, *, console: Console | None = None) -> None:
+    """A forecast (`estimate.Forecast.dump`): the advice, then a table for each prefix length."""
+    console = console or open_console()
+    console.print()
+    console.print(Text(f"advice: {found['advice']['text']}", "bold"))
+    low, high = found["base"]["ci95"]
+    share = f"{100 * found['base']['mean']:.0f} % [{100 * low:.0f}, {100 * high:.0f}]"
+    greedy = f"{100 * found['greedy_base']['mean']:.0f} %"
+    told = f"{found['problems']} problems with answers; base is right on {share} of its samples, greedily on {greedy}"
+    console.print(Text(told, "dim"))
+    for length in sorted({rule["length"] for rule in found["rules"]}):
+        rows = [rule for rule in found["rules"] if rule["length"] == length]
+        table = table_of("rule", "share", "accuracy", "forecast, points", "greedy, points", "tokens")
+        for rule in sorted(rows, key=lambda rule: -rule["forecast"]["mean"] if rule["forecast"] else 1.0):
+            shared = rule["prefix_coverage"]
+            table.add_row(
+                rule["selection"],
+                f"{100 * shared['mean']:.0f} %" if shared else "",
+                f"{100 * rule['accuracy']['mean']:.0f} %" if rule["accuracy"] else "",
+                _points_of(rule["forecast"]),
+                _points_of(rule["greedy"]),
+                f"{rule['tokens_per_problem']:,.0f}",
+            )
+        console.print()
+        console.print(Text(f"t = {length} tokens", "bold"))
+        console.print(table)
+    console.print(Text("share: of the samples that begin as the pick does. greedy: against the prefix that", "dim"))
+    console.print(Text("greedy decoding takes. tokens: sampled per problem to train so.", "dim"))
+    _files(console, [folder / name for name in ("forecast.md", "forecast.json", "curves.svg")])
+
+
+def _points_of(value: dict[str, Any] | None) -> Text:
+    return Text("") if value is None else _difference({"delta": value["mean"], "ci95": value["ci95"]})
+
+
 def print_recipes(rows: Sequence[dict[str, str]], *, console: Console | None = None) -> None:
     """The shipped recipes, `catalogue.Shipped.facts` of each; on two lines each where a table would not fit."""
     console = console or open_console()
@@ -146,7 +181,7 @@ def _difference(difference: dict[str, Any]) -> Text:
     return Text(f"{points(difference['delta'])} [{points(low)}, {points(high)}]", style)
 
 
-_WORDS = ("method", "tokens", "peak memory of", "disk", "time of")
+_WORDS = ("method", "rule", "tokens", "peak memory of", "disk", "time of")
 
 
 def table_of(*columns: str) -> Table:

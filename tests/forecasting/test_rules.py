@@ -1,0 +1,241 @@
+"""The command and the rules on the embedded model: what is sampled, what trains, and that a stop changes no byte."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from upft_mlx.errors import ProblemsError, TrainingError
+from upft_mlx.events import Event, Progress
+from upft_mlx.forecasting.estimate import Forecast
+from upft_mlx.forecasting.states import Reader
+from upft_mlx.grade.correct import is_correct
+from upft_mlx.models.load import Loaded
+from upft_mlx.pipeline import run_forecast, run_stage
+from upft_mlx.recipe.schema import Recipe
+from upft_mlx.rows import Continuation, Solution, TrainingRow, read_rows
+from upft_mlx.rundir import RunDir
+
+MakeRecipe = Callable[..., Recipe]
+ROWS = Path(__file__).parents[2] / "upft_mlx" / "demo" / "train.jsonl"
+
+
+@pytest.fixture
+def small(make_recipe: MakeRecipe) -> Callable[..., Recipe]:
+    def make(**changes: Any) -> Recipe:
+        settings: dict[str, Any] = {
+            "problems": {"builtin": "arithmetic", "limit": 24},
+            "generate": {"temperature": 1.0, "batch_size": 16, "samples": 4},
+            "prefix": {"length": 6, "structure_ratio": 0.25, "selection": "consensus"},
+            "forecast": {"problems": 12, "samples": 4, "lengths": [4, 6]},
+            "train": {"valid_ratio": 0.0},
+        }
+        for section, value in changes.items():
+            settings[section] = {**settings.get(section, {}), **value}
+        return make_recipe(**settings)
+
+    return make
+
+
+def stopping(part: str, done: int) -> Callable[[Event], None]:
+    def watch(event: Event) -> None:
+        if isinstance(event, Progress) and event.part == part and event.done >= done:
+            raise InterruptedError
+
+    return watch
+
+
+def solutions(folder: Path) -> dict[str, list[Solution]]:
+    found: dict[str, list[Solution]] = {}
+    for row in read_rows(folder / "solutions.jsonl", Solution):
+        found.setdefault(row.problem_id, []).append(row)
+    return found
+
+
+# What is read of the model.
+
+
+def test_states_are_those_of_a_plain_pass(loaded: Loaded) -> None:
+    prompt, prefixes = [5, 6, 7, 8], [[10, 11, 12], [13], [10, 11, 12], []]
+    found = Reader(loaded).states(prompt, prefixes, [1, 3])
+    for length in (1, 3):
+        for number, ids in enumerate(prefixes):
+            tokens = mx.array([[*prompt, *ids[:length]]])
+            expected = np.array(loaded.model.model(tokens)[0, -1])
+            assert np.allclose(found[length].features[number], expected, atol=1e-3)
+            logits = loaded.model(tokens)[0]
+            likely = np.array(logits - mx.logsumexp(logits, axis=-1, keepdims=True))
+            steps = [likely[3 + place, token] for place, token in enumerate(ids[:length])]
+            assert found[length].logprobs[number] == pytest.approx(np.mean(steps) if steps else 0.0, abs=1e-3)
+
+
+# The forecast.
+
+
+def test_the_command_writes_what_it_returns(small: MakeRecipe, tmp_path: Path) -> None:
+    found = run_forecast(small(), tmp_path)
+    assert Forecast.load(json.loads((tmp_path / "forecast" / "forecast.json").read_text())) == found
+    assert {rule.length for rule in found.rules} == {4, 6}
+    names = {rule.selection for rule in found.rules}
+    assert names >= {"first", "consensus", "majority_answer", "confidence", "longest", "label", "prefix_confidence"}
+    assert (found.problems, found.samples) == (12, 4)
+    ElementTree.fromstring((tmp_path / "forecast" / "curves.svg").read_text())
+    text = (tmp_path / "forecast" / "forecast.md").read_text()
+    assert found.advice.text in text
+    assert "| consensus | 6 |" in text
+    run = RunDir(tmp_path)
+    samples = list(read_rows(run.answers / "samples.jsonl", Solution))
+    greedy = list(read_rows(run.answers / "greedy.jsonl", Solution))
+    assert (len(samples), len(greedy)) == (48, 12)
+    continued = list(read_rows(run.forecast / "continuations.jsonl", Continuation))
+    entries = run.entries()
+    assert entries["answers"].tokens_sampled == sum(len(row.completion_ids) for row in (*samples, *greedy))
+    assert entries["forecast"].tokens_sampled == found.tokens_sampled == sum(row.tokens for row in continued)
+
+
+def test_it_uses_the_problems_with_answers_alone(small: MakeRecipe, tmp_path: Path) -> None:
+    lines = [json.loads(line) for line in ROWS.read_text().splitlines()[:20]]
+    for number, line in enumerate(lines):
+        if number % 2:
+            del line["answer"]
+    (tmp_path / "q.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    own = {"builtin": None, "limit": None, "path": str(tmp_path / "q.jsonl")}
+    assert run_forecast(small(problems=own), tmp_path / "run").problems == 10
+    with pytest.raises(ProblemsError, match="at least 8 problems with answers, found 7 of 14"):
+        run_forecast(small(problems={**own, "limit": 14}), tmp_path / "few")
+
+
+def test_a_stop_changes_no_byte(small: MakeRecipe, tmp_path: Path) -> None:
+    run_forecast(small(), tmp_path / "whole")
+    for part, done in (("samples", 20), ("greedy", 3), ("continuations", 5)):
+        with pytest.raises(InterruptedError):
+            run_forecast(small(), tmp_path / "cut", stopping(part, done))
+    run_forecast(small(), tmp_path / "cut")
+    for name in ("answers", "forecast"):
+        for path in (tmp_path / "whole" / name).iterdir():
+            assert path.read_bytes() == (tmp_path / "cut" / name / path.name).read_bytes(), path.name
+
+
+# The rules.
+
+
+@pytest.mark.parametrize(
+    ("selection", "parts"),
+    [
+        ("prefix_confidence", ("", "continued")),
+        ("rollouts", ("", "continuations", "continued")),
+        ("probe", ("", "ratings")),
+    ],
+)
+def test_a_rule_that_rates_prefixes_continues_with_the_same_bytes(
+    small: MakeRecipe, tmp_path: Path, selection: str, parts: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trusting(monkeypatch)
+    recipe = small(prefix={"selection": selection, "length": 6, "structure_ratio": 0.25, "rollouts": 2})
+    run_stage(recipe, tmp_path / "whole", "generate")
+    for part in parts:
+        with pytest.raises(InterruptedError):
+            run_stage(recipe, tmp_path / "cut", "generate", stopping(part, 1))
+    run_stage(recipe, tmp_path / "cut", "generate")
+    assert (tmp_path / "whole" / "solutions.jsonl").read_bytes() == (tmp_path / "cut" / "solutions.jsonl").read_bytes()
+    left = [path.name for path in (tmp_path / "whole").rglob("*.jsonl") if "work" in str(path)]
+    assert left == []
+
+
+def trusting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a probe that was fitted on a dozen problems pass: whether it is any good is another test's question."""
+    monkeypatch.setattr("upft_mlx.forecasting.choice.CHANCE", -1.0)
+
+
+def test_prefix_confidence_decodes_prefixes_and_picks_the_likeliest(small: MakeRecipe, tmp_path: Path) -> None:
+    recipe = small(prefix={"selection": "prefix_confidence", "length": 6, "structure_ratio": 0.25})
+    run_stage(recipe, tmp_path, "generate")
+    run_stage(recipe, tmp_path, "build")
+    found = solutions(tmp_path)
+    assert len(found) == 24
+    whole = {name for name, rows in found.items() if rows[0].kind == "full"}
+    assert len(whole) == 6
+    assert all(len(found[name]) == 1 for name in whole), "of a structure row the picked sample alone"
+    prefixes = [row for name, rows in found.items() if name not in whole for row in rows]
+    assert len(prefixes) == 18 * 4
+    assert all(row.kind == "prefix" and len(row.completion_ids) <= 6 for row in prefixes)
+    entry = RunDir(tmp_path).entry("generate")
+    assert entry is not None
+    assert 24 * 4 * 5 < entry.tokens_sampled <= 24 * 4 * 6 + 6 * 40
+    for row in read_rows(tmp_path / "dataset" / "train.jsonl", TrainingRow):
+        rows = found[row.problem_id]
+        best = max(rows, key=lambda sample: sample.score or -99.0)
+        assert row.sample == best.sample
+
+
+def test_rollouts_are_judged_by_answers_or_by_votes(small: MakeRecipe, tmp_path: Path) -> None:
+    lines = [json.loads(line) for line in ROWS.read_text().splitlines()[:8]]
+    for line in lines[4:]:
+        del line["answer"]
+    (tmp_path / "q.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    own = {"builtin": None, "limit": None, "path": str(tmp_path / "q.jsonl")}
+    recipe = small(problems=own, prefix={"selection": "rollouts", "length": 6, "structure_ratio": 0.0, "rollouts": 2})
+    run_stage(recipe, tmp_path / "run", "generate")
+    scores = [row.score for rows in solutions(tmp_path / "run").values() for row in rows]
+    assert set(scores) <= {0.0, 0.5, 1.0}
+    assert len(set(scores)) > 1
+
+
+def test_the_probe_samples_no_problem_twice_and_trains_on_right_samples(
+    small: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trusting(monkeypatch)
+    recipe = small(prefix={"selection": "probe", "length": 6, "structure_ratio": 0.25})
+    run_stage(recipe, tmp_path, "generate")
+    run_stage(recipe, tmp_path, "build")
+    answers = {line["id"]: line["answer"] for line in map(json.loads, ROWS.read_text().splitlines()[:24])}
+    known = list(answers)[:12]
+    found = solutions(tmp_path)
+    for name, rows in found.items():
+        if name in known:
+            assert all(row.kind == "full" and is_correct(row.completion, answers[name]) for row in rows)
+        else:
+            assert [row.kind for row in rows] == ["prefix"] * 4
+    trained = read_rows(tmp_path / "dataset" / "train.jsonl", TrainingRow)
+    structure = [row for row in trained if row.kind == "structure"]
+    assert 1 <= len(structure) <= 6
+    assert {row.problem_id for row in structure} <= set(known)
+    entry = RunDir(tmp_path).entry("generate")
+    assert entry is not None
+    assert entry.tokens_sampled <= 12 * 4 * 6, "the answers' samples are in the ledger under answers"
+
+
+def test_a_probe_that_tells_nothing_apart_refuses_itself(small: MakeRecipe, tmp_path: Path) -> None:
+    recipe = small(prefix={"selection": "probe", "length": 1, "structure_ratio": 0.25})
+    with pytest.raises(TrainingError, match=r"prefix\.selection: probe: at t = 1 it .*more answers"):
+        run_stage(recipe, tmp_path, "generate")
+
+
+def test_auto_takes_the_rule_of_the_forecast_and_later_commands_know_it(
+    small: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = small(prefix={"selection": "auto", "length": 6, "structure_ratio": 0.25})
+    monkeypatch.setattr("upft_mlx.forecasting.choice.chosen_by_auto", lambda rules, length: rules[1])
+    run_stage(recipe, tmp_path, "generate")
+    monkeypatch.undo()
+    assert json.loads((tmp_path / "recipe.json").read_text())["prefix"]["selection"] == "consensus"
+    run_stage(recipe, tmp_path, "build")
+    assert any(row.kind == "structure" for row in read_rows(tmp_path / "dataset" / "train.jsonl", TrainingRow))
+
+
+def test_auto_refuses_to_train_where_no_forecast_is_above_zero(
+    small: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("upft_mlx.forecasting.choice.chosen_by_auto", lambda rules, length: None)
+    recipe = small(prefix={"selection": "auto", "length": 6, "structure_ratio": 0.25})
+    with pytest.raises(TrainingError, match=r"no rule is worth training with: .*upft forecast"):
+        run_stage(recipe, tmp_path, "generate")
+    assert not (tmp_path / "solutions.jsonl").exists()
+    assert run_forecast(recipe, tmp_path).problems == 12, "the forecast itself can still be made"

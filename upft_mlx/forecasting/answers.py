@@ -1,0 +1,119 @@
+"""The problems whose answers are used: full solutions of each, and the one that greedy decoding gives.
+
+    answers/samples.jsonl    `forecast.samples` full solutions per problem
+    answers/greedy.jsonl     one per problem
+
+Both are sampled in chunks and can be continued.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from upft_mlx.data.problems import Problem
+from upft_mlx.dataset.prefix import labelled
+from upft_mlx.events import Observer, StageStarted, ignore
+from upft_mlx.forecasting.estimate import Graded
+from upft_mlx.grade.graders import Task, grade_all
+from upft_mlx.job import Job, Outcome
+from upft_mlx.models.chat import Renderer
+from upft_mlx.models.load import Loaded
+from upft_mlx.recipe.schema import Recipe
+from upft_mlx.rows import Solution, read_rows
+from upft_mlx.rundir import RunDir
+from upft_mlx.sampling.decoding import Completion, Request
+from upft_mlx.sampling.resumed import sample_rows
+from upft_mlx.sampling.sampler import Sampler, sampling_for
+
+
+def inputs(job: Job) -> dict[str, Any]:
+    """What the stage `answers` depends on: the base model, the problems, and how tokens are drawn."""
+    return {
+        **job.inputs.base(),
+        "problems": job.inputs.hashes["problems"],
+        **job.inputs.section_without("generate", "keep", "samples"),
+        **job.inputs.section("forecast", "problems", "samples"),
+    }
+
+
+def announce(job: Job) -> StageStarted:
+    """Of how many problems."""
+    count = len(labelled(job.recipe, job.problems))
+    return StageStarted("answers", f"{job.recipe.forecast.samples} full solutions of {count} problems with answers")
+
+
+def work(job: Job, run: RunDir) -> Outcome:
+    """Sample both files."""
+    made = Answers(job.recipe, job.problems, run)
+    tokens, processed = made.sample(job.recipe, job.load(), job.notify)
+    detail = f"{len(made.problems)} problems, {job.recipe.forecast.samples} solutions each, {tokens:,} tokens"
+    return Outcome(detail, tokens_sampled=tokens, tokens_processed=processed)
+
+
+class Answers:
+    """The problems whose answers are used, with their samples once these are there."""
+
+    def __init__(self, recipe: Recipe, problems: Sequence[Problem], run: RunDir) -> None:
+        """Raises:
+        ProblemsError: too few problems have answers.
+        """
+        self.problems = [problems[number] for number in labelled(recipe, problems)]
+        self._number = {problem.id: number for number, problem in enumerate(self.problems)}
+        self._samples, self._greedy = (run.answers / f"{name}.jsonl" for name in ("samples", "greedy"))
+
+    def sample(self, recipe: Recipe, loaded: Loaded, notify: Observer = ignore) -> tuple[int, int]:
+        """Sample what is missing of both files.
+
+        Returns:
+            The tokens in the files, and those that this process passed through the model.
+        """
+        g = recipe.generate
+        own = (g.batch_size, g.top_p, g.top_k, g.stop)
+        samplers = [
+            Sampler(loaded, sampling_for(loaded, g.temperature, *own, logprobs=True)),
+            Sampler(loaded, sampling_for(loaded, 0.0, *own)),
+        ]
+        files = (self._samples, self._greedy)
+        for path, sampler, samples in zip(files, samplers, (recipe.forecast.samples, 1), strict=True):
+            self._sample(recipe, loaded, path, sampler, samples, notify)
+        tokens = sum(len(row.completion_ids) for path in files for row in read_rows(path, Solution))
+        return tokens, sum(sampler.processed_tokens for sampler in samplers)
+
+    def _sample(
+        self, recipe: Recipe, loaded: Loaded, path: Path, sampler: Sampler, samples: int, notify: Observer
+    ) -> None:
+        renderer = Renderer(loaded.tokenizer, recipe.prompt)
+        prompts = [renderer.asked(problem.question) for problem in self.problems]
+        order = sorted(range(len(prompts)), key=lambda number: -len(prompts[number]))
+        limit = recipe.generate.max_tokens
+        requests = [Request(prompts[n], limit, samples, self.problems[n].id) for n in order]
+
+        def row(index: int, sample: int, made: Completion) -> Solution:
+            text, name = loaded.tokenizer.decode(made.ids), self.problems[order[index]].id
+            return Solution(name, sample, "full", made.ids, text, made.finish_reason, made.logprob, made.stop_id)
+
+        sample_rows(path, sampler, requests, recipe.seed, row, "answers", notify)
+
+    def task(self, number: int, text: str) -> Task:
+        """What a solution of one of the problems is graded on."""
+        return Task(text, str(self.problems[number].answer))
+
+    def graded(self) -> list[Graded]:
+        """Each problem with its samples."""
+        return self._read(self._samples)
+
+    def greedy(self) -> list[Graded]:
+        """Each problem with the solution that greedy decoding gives."""
+        return self._read(self._greedy)
+
+    def _read(self, path: Path) -> list[Graded]:
+        rows = list(read_rows(path, Solution))
+        verdicts = grade_all([self.task(self._number[row.problem_id], row.completion) for row in rows])
+        found: list[list[tuple[Solution, bool]]] = [[] for _ in self.problems]
+        for row, verdict in zip(rows, verdicts, strict=True):
+            found[self._number[row.problem_id]].append((row, verdict.correct))
+        return [
+            Graded(problem.id, *zip(*pairs, strict=True)) for problem, pairs in zip(self.problems, found, strict=True)
+        ]

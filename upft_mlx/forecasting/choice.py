@@ -1,0 +1,93 @@
+"""Which rule `prefix.selection: auto` takes, and the probe of `probe`: choice/choice.json and choice/probe.json."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from upft_mlx.errors import TrainingError
+from upft_mlx.events import StageStarted
+from upft_mlx.forecasting.estimate import AUTO, Forecast, chosen_by_auto, points
+from upft_mlx.forecasting.forecast import Forecaster, dump_probes
+from upft_mlx.forecasting.probe import Probe
+from upft_mlx.job import Job, Outcome
+from upft_mlx.recipe.schema import Recipe
+from upft_mlx.rows import read_json, write_json
+from upft_mlx.rundir import RunDir
+
+CHANCE = 0.5
+"""The AUC of a coin; the interval of a probe that is used lies above it."""
+
+
+def inputs(job: Job) -> dict[str, Any]:
+    """What the stage `choose` depends on, besides the answers."""
+    return {
+        **job.inputs.section("prefix", "length", "drop_cjk", "require_boxed"),
+        **job.inputs.section("forecast", "continuations"),
+    }
+
+
+def announce(job: Job) -> StageStarted:
+    """At which length."""
+    return StageStarted("choose", f"the rule that picks prefixes of {job.recipe.prefix.length} tokens")
+
+
+def work(job: Job, run: RunDir) -> Outcome:
+    """Forecast the rules of `auto` at `prefix.length`; write down the best one, and the probe."""
+    length = job.recipe.prefix.length
+    forecaster = Forecaster(job.recipe, job.load(), job.problems, run, "choose", job.notify)
+    made = forecaster.make(("first", *AUTO), [length])
+    chosen = chosen_by_auto(made.forecast.rules, length)
+    text = made.forecast.advice.text
+    if chosen is not None and chosen.forecast is not None:
+        text = f"{chosen.selection}: {points(chosen.forecast)} points at t = {length}"
+        text += f", from {made.forecast.problems} problems with answers"
+    write_json(run.choice / "probe.json", dump_probes(made.probes))
+    selection = None if chosen is None else chosen.selection
+    write_json(run.choice / "choice.json", {"selection": selection, "text": text, "forecast": made.forecast.dump()})
+    return Outcome(text, tokens_sampled=made.forecast.tokens_sampled, tokens_processed=made.tokens_processed)
+
+
+def take_choice(job: Job) -> None:
+    """Put the rule that was chosen in the place of `prefix.selection: auto`, where one was."""
+    if job.recipe.prefix.selection == "auto" and job.is_current("choose"):
+        selection = read_json(job.run.choice / "choice.json")["selection"]
+        if selection is not None:
+            data = job.recipe.model_dump()
+            data["prefix"] |= {"selection": selection, "structure": "checked"}
+            job.use(Recipe.model_validate(data))
+
+
+def no_choice(run: RunDir) -> TrainingError:
+    """Why nothing is trained where the stage choose found no rule for `auto`."""
+    return TrainingError(
+        f"no rule is worth training with: {read_json(run.choice / 'choice.json')['text']}",
+        "`upft forecast` shows all rules and lengths; to train in spite of it, name a prefix.selection",
+        field="prefix.selection: auto",
+    )
+
+
+def read_probe(run: RunDir, length: int) -> Probe:
+    """The probe that the stage choose fitted.
+
+    Raises:
+        TrainingError: it cannot tell right from wrong prefixes.
+    """
+    choice, probes = read_json(run.choice / "choice.json"), read_json(run.choice / "probe.json")
+    area: dict[str, Any] | None = Forecast.load(choice["forecast"]).probe.get(length)
+    if str(length) not in probes or area is None or area["ci95"][0] <= CHANCE:
+        found = "could not be fitted" if area is None else _area(area)
+        raise TrainingError(
+            f"at t = {length} it {found}",
+            "give it more answers with forecast.problems, try another prefix.length, or take another rule (`upft "
+            "forecast` shows all)",
+            field="prefix.selection: probe",
+        )
+    return Probe(**probes[str(length)])
+
+
+def _area(area: dict[str, Any]) -> str:
+    low, high = area["ci95"]
+    return (
+        f"rates a right sample above a wrong one of the same problem in {area['mean']:.0%} [{low:.0%}, {high:.0%}] of "
+        "the pairs, which is not measurably better than chance"
+    )

@@ -1,0 +1,260 @@
+"""The estimator: what the prefixes that a rule picks are worth, from samples that were graded. Pure.
+
+For each problem with an answer, n full solutions. A rule picks one of them. Its worth is how often solutions that begin
+with the picked prefix are right; the forecast is that minus how often all n are right, mean over problems.
+
+A rule that looks at prefixes alone (`first`, `consensus`, `prefix_confidence`, `probe`) never sees how its pick goes
+on: the pick's own outcome says what the prefix is worth without bias, and the other samples with the same prefix, which
+count with it, only make it more certain. A rule that looks at whole solutions (`majority_answer`, `confidence`,
+`longest`, `label`) has seen the outcome, or what hangs together with it: it is worth what fresh continuations of the
+picked prefix are.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from upft_mlx.dataset.selection import prefix_key
+from upft_mlx.evaluation.stats import mean_interval
+from upft_mlx.recipe.studies import Selection
+from upft_mlx.rows import Solution
+
+FROM_PREFIXES = ("first", "consensus", "prefix_confidence", "probe")
+"""Rules that look at prefixes alone."""
+AUTO: tuple[Selection, ...] = ("consensus", "prefix_confidence", "probe")
+"""Rules among which `auto` chooses: they sample prefixes alone, and choose among several."""
+
+Fresh = Mapping[tuple[str, int, int], Sequence[bool]]
+"""Whether each fresh continuation of a prefix is right: by problem, the first sample that begins so, and length."""
+
+
+@dataclass(frozen=True)
+class Graded:
+    """One problem's samples."""
+
+    problem_id: str
+    solutions: Sequence[Solution]
+    right: Sequence[bool]
+    """Whether each solution is."""
+
+    @property
+    def mean(self) -> float:
+        """The share of right ones."""
+        return sum(self.right) / len(self.right)
+
+    def worth(self, sample: int, length: int, fresh: Fresh | None) -> float:
+        """The success of the prefix of one sample: of fresh continuations, or of all samples that begin with it."""
+        solution = self.solutions[sample]
+        key = prefix_key(solution, length)
+        if fresh is None:
+            alike = [
+                mark for other, mark in zip(self.solutions, self.right, strict=True) if prefix_key(other, length) == key
+            ]
+            return sum(alike) / len(alike)
+        if key[1]:  # the prefix is the whole solution: nothing can follow
+            return float(self.right[sample])
+        marks = fresh[self.problem_id, self.first_alike(sample, length), length]
+        return sum(marks) / len(marks)
+
+    def first_alike(self, sample: int, length: int) -> int:
+        """The first sample that begins with the prefix of one."""
+        key = prefix_key(self.solutions[sample], length)
+        return next(n for n, other in enumerate(self.solutions) if prefix_key(other, length) == key)
+
+    def share(self, sample: int, length: int) -> float:
+        """The share of the samples that begin with one's prefix."""
+        key = prefix_key(self.solutions[sample], length)
+        return sum(prefix_key(other, length) == key for other in self.solutions) / len(self.solutions)
+
+
+@dataclass(frozen=True)
+class Mean:
+    """A mean over problems with its 95 % interval."""
+
+    mean: float
+    ci95: tuple[float, float]
+
+
+@dataclass(frozen=True)
+class RuleForecast:
+    """What one rule's picks at one prefix length are worth."""
+
+    selection: str
+    length: int
+    """Of the prefixes, in tokens."""
+    problems: int
+    """Those for which the rule picks a sample."""
+    problem_coverage: float
+    """Their share of all problems."""
+    prefix_coverage: Mean | None
+    """The share of a problem's samples that begin with the picked prefix."""
+    accuracy: Mean | None
+    """How often solutions that begin with it are right; None where fewer than two problems have a pick."""
+    forecast: Mean | None
+    """The same minus how often all samples of the problem are right, -1 to 1."""
+    greedy: Mean | None
+    """The same minus how often solutions are right that begin with the prefix that greedy decoding takes; None for
+    `first`, which prefers no prefix."""
+    tokens_per_problem: float
+    """Sampled to train with the rule, without what the forecast itself samples."""
+
+
+def weigh(
+    selection: str,
+    length: int,
+    problems: Sequence[Graded],
+    picks: Sequence[int | None],
+    fresh: Fresh,
+    greedy: Mapping[str, float],
+    tokens_per_problem: float,
+) -> RuleForecast:
+    """The forecast of one rule at one length.
+
+    Args:
+        selection: the rule.
+        length: of the prefixes, in tokens.
+        problems: all problems with answers.
+        picks: for each the sample that the rule picks, None where it picks none.
+        fresh: continuations of the picks, for a rule that looks at whole solutions.
+        greedy: by problem the success of the prefix that greedy decoding takes; empty where it was not sampled.
+        tokens_per_problem: see `RuleForecast`.
+    """
+    continued = None if selection in FROM_PREFIXES else fresh
+    chosen = [(problem, pick) for problem, pick in zip(problems, picks, strict=True) if pick is not None]
+    worth = [problem.worth(pick, length, continued) for problem, pick in chosen]
+    beyond = [value - problem.mean for value, (problem, _) in zip(worth, chosen, strict=True)]
+    compared = [
+        value - greedy[p.problem_id] for value, (p, _) in zip(worth, chosen, strict=True) if p.problem_id in greedy
+    ]
+    return RuleForecast(
+        selection=selection,
+        length=length,
+        problems=len(chosen),
+        problem_coverage=len(chosen) / len(problems),
+        prefix_coverage=_mean([problem.share(pick, length) for problem, pick in chosen], (0.0, 1.0)),
+        accuracy=_mean(worth, (0.0, 1.0)),
+        forecast=_mean(beyond, (-1.0, 1.0)),
+        greedy=None if selection == "first" else _mean(compared, (-1.0, 1.0)),
+        tokens_per_problem=tokens_per_problem,
+    )
+
+
+def _mean(values: Sequence[float], bounds: tuple[float, float]) -> Mean | None:
+    return mean_of(values, bounds) if len(values) > 1 else None
+
+
+def mean_of(values: Sequence[float], bounds: tuple[float, float]) -> Mean:
+    """The mean of values within `bounds`, one per problem."""
+    return Mean(math.fsum(values) / len(values), mean_interval(values, bounds))
+
+
+@dataclass(frozen=True)
+class Advice:
+    """What to do, and why."""
+
+    selection: str | None
+    """The rule to train with; None: do not train."""
+    length: int | None
+    text: str
+
+
+def advise(rules: Sequence[RuleForecast], answers: int) -> Advice:
+    """The rule and length with the best lower bound among those that need no answers beyond these, or not to train.
+
+    Args:
+        rules: all forecasts.
+        answers: problems that they were made from.
+    """
+    usable = [rule for rule in rules if rule.selection not in ("first", "label") and rule.forecast is not None]
+    if not usable:
+        return Advice(None, None, f"no rule picks a sample for two of the {answers} problems: nothing can be forecast")
+    best = max(usable, key=lambda rule: _of(rule).ci95[0])
+    if _of(best).ci95[0] > 0:
+        lower = best.greedy is not None and best.greedy.ci95[1] < 0
+        text = f"train with prefix.selection: {best.selection} and prefix.length: {best.length}"
+        text += f" ({points(_of(best))} points)"
+        if lower:
+            assert best.greedy is not None
+            text += (
+                f"; greedy accuracy would fall ({points(best.greedy)}): what greedy decoding takes is better than what "
+                "the rule picks"
+            )
+        return Advice(best.selection, best.length, text)
+    hopeful = max(usable, key=lambda rule: _of(rule).mean)
+    value = _of(hopeful)
+    name = f"the best forecast is {hopeful.selection} at t = {hopeful.length}, {points(value)} points"
+    if value.mean <= 0:
+        return Advice(None, None, f"do not train: the forecast is negative or zero with {answers} answers; {name}")
+    needed = round(answers * ((value.ci95[1] - value.ci95[0]) / 2 / value.mean) ** 2)
+    return Advice(
+        None,
+        None,
+        f"do not train: no forecast is distinguishable from zero with {answers} answers; {name}; about {needed:,} "
+        "answers would settle it",
+    )
+
+
+def chosen_by_auto(rules: Sequence[RuleForecast], length: int) -> RuleForecast | None:
+    """The rule that `prefix.selection: auto` takes: of `AUTO` that with the best lower bound.
+
+    None where no bound is above 0, or where what greedy decoding takes is better than what each such rule picks.
+    """
+    usable = [r for r in rules if r.selection in AUTO and r.length == length and r.forecast is not None]
+    usable = [r for r in usable if r.greedy is None or r.greedy.ci95[1] >= 0]
+    best = max(usable, key=lambda rule: _of(rule).ci95[0], default=None)
+    return best if best is not None and _of(best).ci95[0] > 0 else None
+
+
+def _of(rule: RuleForecast) -> Mean:
+    assert rule.forecast is not None
+    return rule.forecast
+
+
+def points(value: Mean) -> str:
+    """In percentage points with the interval."""
+    low, high = value.ci95
+    return f"{100 * value.mean:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """The content of forecast.json."""
+
+    problems: int
+    """With answers, that were sampled."""
+    samples: int
+    """Full solutions of each."""
+    base: Mean
+    """The share of right ones."""
+    greedy_base: Mean
+    """The share of problems that greedy decoding solves."""
+    rules: tuple[RuleForecast, ...]
+    probe: dict[int, dict[str, Any] | None]
+    """By prefix length the probe's `auc` on problems that it was not fitted on."""
+    advice: Advice
+    tokens_sampled: int
+
+    def dump(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return asdict(self)
+
+    @classmethod
+    def load(cls, data: Mapping[str, Any]) -> Forecast:
+        """From what `dump` gave, whether or not it went through JSON."""
+        rules = tuple(
+            RuleForecast(**{**rule, **{name: _read(rule[name]) for name in _MEANS}}) for rule in data["rules"]
+        )
+        base, greedy = (Mean(data[name]["mean"], tuple(data[name]["ci95"])) for name in ("base", "greedy_base"))
+        probe = {int(length): value for length, value in data["probe"].items()}
+        read = {"base": base, "greedy_base": greedy, "rules": rules, "probe": probe, "advice": Advice(**data["advice"])}
+        return cls(**{**data, **read})
+
+
+_MEANS = ("prefix_coverage", "accuracy", "forecast", "greedy")
+
+
+def _read(value: Mapping[str, Any] | None) -> Mean | None:
+    return None if value is None else Mean(value["mean"], tuple(value["ci95"]))

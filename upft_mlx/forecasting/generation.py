@@ -1,0 +1,58 @@
+"""The stage `generate`: problems to solutions.jsonl, with whichever rule."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from upft_mlx.dataset.prefix import labelled, wanted
+from upft_mlx.events import StageStarted
+from upft_mlx.forecasting.rated import generate_rated
+from upft_mlx.job import Job, Outcome
+from upft_mlx.recipe.schema import Recipe
+from upft_mlx.recipe.studies import SCORED
+from upft_mlx.rundir import RunDir
+from upft_mlx.sampling.generate import generate
+
+
+def inputs(job: Job) -> dict[str, Any]:
+    """The base model, the problems, how tokens are drawn, and which solutions.
+
+    Methods and selections that need the same solutions share them.
+    """
+    recipe = job.recipe
+    found = {
+        **job.inputs.base(),
+        "problems": job.inputs.hashes["problems"],
+        **job.inputs.section_without("generate", "keep"),
+    }
+    if recipe.samples_full:
+        return {**found, "solutions": {"all_full": True, "logprobs": recipe.prefix.selection == "confidence"}}
+    if _is_rated(recipe):
+        learnt = {"choose stage": job.fingerprint("choose")} if recipe.uses_answers else {}
+        continued = ("rollouts",) if recipe.prefix.selection == "rollouts" else ()
+        return {**found, **job.inputs.section("prefix", "selection", "length", "structure_ratio", *continued), **learnt}
+    only = recipe.method == "structure_only"
+    return {**found, "solutions": {"structure_only": only}, **job.inputs.section("prefix", "length", "structure_ratio")}
+
+
+def announce(job: Job) -> StageStarted:
+    """How many solutions, of which model."""
+    asked = wanted(job.recipe, len(job.problems))
+    there = set(labelled(job.recipe, job.problems)) if job.recipe.uses_answers else set[int]()
+    solutions = sum(item.samples for item in asked if item.number not in there)
+    return StageStarted("generate", f"{solutions} solutions of {job.recipe.model}")
+
+
+def work(job: Job, run: RunDir) -> Outcome:
+    """Sample them."""
+    if _is_rated(job.recipe):
+        made = generate_rated(job.recipe, job.load(), job.problems, run, job.notify)
+    else:
+        asked = wanted(job.recipe, len(job.problems))
+        made = generate(job.recipe, job.load(), job.problems, asked, run, job.notify)
+    detail = f"{made.solutions:,} solutions ({made.full:,} full), {made.tokens_sampled:,} tokens"
+    return Outcome(detail, tokens_sampled=made.tokens_sampled, tokens_processed=made.tokens_processed)
+
+
+def _is_rated(recipe: Recipe) -> bool:
+    return recipe.uses_answers or recipe.prefix.selection in SCORED

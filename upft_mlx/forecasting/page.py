@@ -1,0 +1,69 @@
+"""A forecast as a table and a picture. Pure."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from upft_mlx.forecasting.estimate import Forecast, Mean, RuleForecast, points
+from upft_mlx.results.figures import Panel, Point, Series, curves
+
+
+def markdown(found: Forecast) -> str:
+    """What forecast.md says below its title."""
+    samples = f"{found.problems} problems with answers, {found.samples} full solutions each"
+    lines = [
+        f"**Advice: {found.advice.text}.**",
+        "",
+        f"From {samples}. Base is right on {_percent(found.base)} of its samples, and greedily on "
+        f"{_percent(found.greedy_base)} of the problems. Brackets: 95 % interval over problems.",
+        "",
+        "| rule | t (tokens) | problems with a pick | samples with its prefix | accuracy given the prefix | "
+        "forecast (points) | against greedy's prefix (points) | tokens sampled per problem |",
+        "|---|---|---|---|---|---|---|---|",
+        *map(_row, found.rules),
+        "",
+        "Forecast: accuracy given the picked prefix minus base. Against greedy's prefix: the same minus the accuracy "
+        "given the prefix that greedy decoding takes; below zero, greedy accuracy may fall though sampled accuracy "
+        "rises. `label` needs answers for every problem that it trains on; all other rules need none beyond these.",
+    ]
+    for length, area in found.probe.items():
+        if area is not None:
+            low, high = area["ci95"]
+            lines += [
+                "",
+                f"Probe at t = {length}: on problems that it was not fitted on, rates a right sample above a wrong one "
+                f"of the same problem in {area['mean']:.1%} [{low:.1%}, {high:.1%}] of the pairs (AUC).",
+            ]
+    return "\n".join(lines) + "\n"
+
+
+def _row(rule: RuleForecast) -> str:
+    cells = [
+        rule.selection,
+        str(rule.length),
+        f"{rule.problem_coverage:.0%}",
+        "" if rule.prefix_coverage is None else f"{rule.prefix_coverage.mean:.0%}",
+        "" if rule.accuracy is None else _percent(rule.accuracy),
+        "" if rule.forecast is None else points(rule.forecast),
+        "" if rule.greedy is None else points(rule.greedy),
+        f"{rule.tokens_per_problem:,.0f}",
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+def _percent(value: Mean) -> str:
+    low, high = value.ci95
+    return f"{value.mean:.1%} [{low:.1%}, {high:.1%}]"
+
+
+def figure(found: Forecast) -> str:
+    """The forecasts against the prefix length, one curve per rule, as SVG."""
+    curves_of: dict[str, list[Point]] = {}
+    for rule in found.rules:
+        if rule.forecast is not None:
+            low, high = rule.forecast.ci95
+            values: list[Any] = [100 * value for value in (rule.forecast.mean, low, high)]
+            curves_of.setdefault(rule.selection, []).append(Point(rule.length, *values))
+    series = [Series(name, values) for name, values in curves_of.items()]
+    panel = Panel("Forecast of each rule", "points over base", series)
+    return curves([panel], "prefix length t (tokens)")

@@ -1,0 +1,117 @@
+"""What the model makes of prefixes: hidden states and log-probabilities, one pass per problem."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import mlx.core as mx
+import numpy as np
+
+from upft_mlx.errors import ModelError
+from upft_mlx.training.loss import Modes, shares_exactly, supervised_logits, with_final_norm
+
+if TYPE_CHECKING:
+    import mlx.nn as nn
+
+    from upft_mlx.forecasting.probe import Array
+    from upft_mlx.models.load import Loaded
+
+_TOGETHER = 64
+"""Prefixes of one problem that are passed at a time."""
+
+
+@dataclass(frozen=True)
+class States:
+    """Of one problem's samples at one prefix length."""
+
+    features: Array
+    """(N, D): the hidden state at each prefix's last token, behind the final norm."""
+    logprobs: list[float]
+    """Mean log-probability (nats) of each prefix's tokens in the model's own distribution."""
+
+
+class Reader:
+    """Reads the states of prefixes from one model."""
+
+    def __init__(self, loaded: Loaded) -> None:
+        """Raises:
+        ModelError: the model family has no norm right before its head, from which states could be read.
+        """
+        self._model = loaded.model
+        self._shares = shares_exactly(self._model)
+        if with_final_norm(self._model) is None:
+            raise ModelError(
+                "hidden states cannot be read from this model family",
+                "use a prefix.selection other than probe and auto",
+                path=loaded.path,
+            )
+
+    def states(
+        self, prompt: Sequence[int], completions: Sequence[Sequence[int]], lengths: Sequence[int]
+    ) -> dict[int, States]:
+        """For each length the states of the completions' prefixes; one that is shorter is taken whole.
+
+        An empty completion has the state of the prompt's last token, and the log-probability 0.
+
+        Args:
+            prompt: token ids, at least one.
+            completions: token ids of each sample.
+            lengths: of prefixes, in tokens.
+        """
+        longest = max(lengths)
+        cut = [tuple(ids[:longest]) for ids in completions]
+        distinct = list(dict.fromkeys(cut))
+        hidden, logprobs = zip(
+            *(
+                pair
+                for start in range(0, len(distinct), _TOGETHER)
+                for pair in self._pass(prompt, distinct[start:][:_TOGETHER])
+            ),
+            strict=True,
+        )
+        place = {ids: number for number, ids in enumerate(distinct)}
+        found = {}
+        for length in lengths:
+            ends = [(place[ids], min(length, len(ids))) for ids in cut]
+            features = np.stack([hidden[number][end] for number, end in ends]).astype(np.float64)
+            means = [float(logprobs[number][:end].mean()) if end else 0.0 for number, end in ends]
+            found[length] = States(features, means)
+        return found
+
+    def _pass(self, prompt: Sequence[int], prefixes: Sequence[Sequence[int]]) -> Iterator[tuple[Any, Any]]:
+        """Each prefix's hidden states (1 + T, D), from the prompt's last token on, and its log-probabilities (T)."""
+        shares = self._shares and len(prompt) > 1
+        start = [prompt[-1]] if shares else list(prompt)
+        width = max(map(len, prefixes))
+        tokens = mx.array([[*start, *ids, *[0] * (width - len(ids))] for ids in prefixes])  # (B, S + T), padded behind
+        shared = mx.array([*prompt[:-1]] if shares else [], mx.int32)
+        modes = Modes(gather=False, share=shares)
+        with _catching(self._model) as caught:
+            logits = supervised_logits(self._model, shared, tokens, mx.arange(tokens.size), modes)  # (B (S + T), V)
+        at = len(start) - 1
+        exact = logits.reshape(*tokens.shape, -1)[:, at:].astype(mx.float32)  # (B, 1 + T, V)
+        drawn = mx.take_along_axis(exact[:, :-1], tokens[:, at + 1 :, None], axis=-1)[..., 0]
+        logprobs = np.array(drawn - mx.logsumexp(exact[:, :-1], axis=-1))
+        hidden = np.array(caught[-1][:, at:].astype(mx.float32))
+        yield from zip(hidden, logprobs, strict=True)
+
+
+@contextmanager
+def _catching(model: nn.Module) -> Iterator[list[mx.array]]:
+    """While active, what the final norm returns is added to the list."""
+    inner = with_final_norm(model)
+    assert inner is not None
+    norm, caught = inner["norm"], list[mx.array]()
+
+    def catch(hidden: mx.array, *args: Any) -> Any:
+        caught.append(norm(hidden, *args))
+        return caught[-1]
+
+    dict.__setitem__(inner, "norm", catch)  # in place: the order of the parameters stays what it was
+    try:
+        yield caught
+    finally:
+        dict.__setitem__(inner, "norm", norm)
