@@ -220,7 +220,7 @@ def test_json_is_all_that_stdout_holds(calls: list[tuple[Any, ...]]) -> None:
 
 
 def fail_with(error: BaseException, monkeypatch: pytest.MonkeyPatch) -> None:
-    from upft_mlx.sampling import stage
+    from upft_mlx.forecasting import generation as stage
 
     def work(*arguments: Any, **options: Any) -> None:
         raise error

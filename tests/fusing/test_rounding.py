@@ -114,7 +114,7 @@ class Two(nn.Module):
 
 @pytest.mark.parametrize("budget", [2**30, 1])
 def test_moments_are_those_of_the_inputs_however_many_passes(monkeypatch: pytest.MonkeyPatch, budget: int) -> None:
-    monkeypatch.setattr("upft_mlx.fusing.moments._BUDGET", budget)
+    monkeypatch.setattr("upft_mlx.fusing.moments.MOMENTS_BYTES", budget)
     model = Two()
     layers: dict[str, nn.Module] = {"first": model.first, "second": model.second}
     rows = [Example("a", [1, 2, 3], 1), Example("b", [4, 5], 1)]

@@ -34,7 +34,7 @@ from upft_mlx.recipe.load import load_recipe
 from upft_mlx.recipe.schema import Recipe
 from upft_mlx.rows import Solution, TrainingRow, read_rows, rows_writer
 from upft_mlx.rundir import RunDir
-from upft_mlx.training.train import total_steps
+from upft_mlx.training.batches import total_steps
 
 NAMES = sorted(shipped_recipes())
 ROWS = 60

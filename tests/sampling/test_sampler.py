@@ -22,8 +22,9 @@ from upft_mlx.models.chat import Renderer
 from upft_mlx.models.load import Loaded
 from upft_mlx.recipe.schema import Prompt
 from upft_mlx.sampling import prefill as prefill_module
+from upft_mlx.sampling.chunks import shared_start
 from upft_mlx.sampling.decoding import Request, Sampling, drawer, random_key
-from upft_mlx.sampling.prefill import Prefill, shared_length
+from upft_mlx.sampling.prefill import Prefill
 from upft_mlx.sampling.sampler import Sampler, chunks, derive_seed, sample_chunk, sampling_for
 from upft_mlx.training.loss import scalar
 
@@ -184,7 +185,8 @@ def test_later_tokens_follow_what_was_sampled_before(loaded: Loaded) -> None:
 def test_samples_of_a_prompt_share_its_prefill_and_all_prompts_what_they_begin_with(loaded: Loaded) -> None:
     asked = requests(loaded, 4)
     lengths = [len(request.prompt_ids) for request in asked]
-    shared = shared_length([request.prompt_ids for request in asked])
+    prompts = [request.prompt_ids for request in asked]
+    shared = shared_start(prompts, [len(ids) for ids in prompts])
     assert shared >= 3, "the opening of the user turn"
     few, many = Sampler(loaded, Sampling(0.0)), Sampler(loaded, Sampling(0.0))
     alone = few.sample(asked, seed=0)
@@ -349,7 +351,7 @@ def test_a_completion_that_goes_round_in_circles_is_cut(fresh: Loaded, period: i
 
 @given(st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=6), min_size=1, max_size=5))
 def test_shared_tokens_are_those_of_all_prompts_and_leave_each_at_least_one(prompts: list[list[int]]) -> None:
-    n = shared_length(prompts)
+    n = shared_start(prompts, [len(ids) for ids in prompts])
     assert all(ids[:n] == prompts[0][:n] for ids in prompts)
     assert n < min(map(len, prompts))
     assert n == min(map(len, prompts)) - 1 or len({ids[n] for ids in prompts}) > 1

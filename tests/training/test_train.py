@@ -29,11 +29,11 @@ from upft_mlx.rundir import RunDir
 from upft_mlx.training import checkpoints
 from upft_mlx.training import loss as loss_module
 from upft_mlx.training import step as step_module
-from upft_mlx.training.batches import StepCounts, to_examples
+from upft_mlx.training.batches import StepCounts, to_examples, total_steps
 from upft_mlx.training.checkpoints import Position, latest
 from upft_mlx.training.loss import scalar
 from upft_mlx.training.step import Stepper, learning_rate
-from upft_mlx.training.train import total_steps, train
+from upft_mlx.training.train import train
 
 __all__ = ["run"]
 

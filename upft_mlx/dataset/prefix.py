@@ -174,7 +174,7 @@ def row_kind(recipe: Recipe, *, structure: bool) -> RowKind:
 def prefix_ids(solution: Solution, prefix: Prefix, eos_id: int) -> list[int]:
     """The supervised ids of a prefix row: at most `prefix.length` sampled ids, and EOS where it is due."""
     ids, ended = sampled_prefix(solution, prefix.length)
-    whole = solution.finish_reason == "stop" and len(ids) == len(solution.completion_ids)
+    _, whole = sampled_prefix(solution, prefix.length + 1)
     return [*ids, _stop_id(solution, eos_id) if whole else eos_id] if prefix.eos or ended else ids
 
 
@@ -186,7 +186,7 @@ def sampled_prefix(solution: Solution, length: int) -> tuple[list[int], bool]:
 
 def has_eos(row: TrainingRow, prefix: Prefix) -> bool:
     """Whether a row ends with an EOS that stands after its prefix because `prefix.eos` says so."""
-    return row.kind == "prefix" and prefix.eos and len(row.completion_ids) > prefix.length
+    return row.kind == "prefix" and prefix.eos and len(row.completion_ids) >= most_supervised(prefix)
 
 
 def _stop_id(solution: Solution, eos_id: int) -> int:

@@ -25,16 +25,13 @@ from upft_mlx.models.load import Loaded
 from upft_mlx.recipe.schema import Recipe
 from upft_mlx.rows import EvaluationRow, append_chunk, read_rows, resume, write_rows
 from upft_mlx.rundir import RunDir
+from upft_mlx.sampling.chunks import evaluated_together
 from upft_mlx.sampling.decoding import Completion, OnStep, Request
 from upft_mlx.sampling.sampler import Sampler, chunks, sampling_for, summing
 
 WITHHELD = "(withheld)"
 """What stands for a private benchmark's texts."""
 
-BATCHES = 4
-"""Of completions in a chunk: fewer lose less to an interruption; more keep the batch full where lengths differ."""
-CHUNKS = 8
-"""Small sets have so many chunks rather than full ones: the view has something to show."""
 Switch = Callable[[Side], None]
 """Puts the adapter on for `tuned`, off for `base`."""
 
@@ -52,8 +49,7 @@ class SamplingOrder:
 
     def __init__(self, problems: Sequence[Problem], samples: int, batch_size: int) -> None:
         order = sorted(range(len(problems)), key=lambda i: (-len(problems[i].question), i))
-        batches = len(problems) * samples // batch_size
-        per_chunk = max(1, min(BATCHES, max(1, batches // CHUNKS)) * batch_size // samples)
+        per_chunk = evaluated_together(len(problems), batch_size, samples)
         self.chunks = [[problems[i] for i in part] for part in chunks(order, per_chunk)]
         self._samples = samples
 

@@ -10,15 +10,14 @@ import mlx.nn as nn
 import numpy as np
 from mlx.utils import tree_unflatten
 
-from upft_mlx.fusing.rounding import BLOCK, Matrix
+from upft_mlx.fusing.rounding import Matrix
+from upft_mlx.planning.memory import MOMENTS_BLOCK, MOMENTS_BYTES
 from upft_mlx.training.batches import Example
 
 MAX_ROWS = 64
 """Calibration rows."""
 MAX_TOKENS = 512
 """Of each."""
-_BUDGET = 2**30
-"""Bytes of moments in memory; layers beyond it are seen in another pass over the rows."""
 
 
 class _Watcher(nn.Module):
@@ -31,7 +30,7 @@ class _Watcher(nn.Module):
 
     def __call__(self, x: mx.array, *arguments: Any) -> mx.array:
         flat = x.reshape(-1, x.shape[-1]).astype(mx.float32)  # (tokens, D)
-        parts = [flat[:, start : start + BLOCK] for start in range(0, flat.shape[-1], BLOCK)]
+        parts = [flat[:, start : start + MOMENTS_BLOCK] for start in range(0, flat.shape[-1], MOMENTS_BLOCK)]
         sums = [part.T @ part for part in parts]
         self._sums = [a + b for a, b in zip(self._sums, sums, strict=True)] if self._sums else sums
         result: mx.array = self.layer(x, *arguments)
@@ -61,10 +60,10 @@ def second_moments(
     names, done = list(layers), 0
     while done < len(names):
         part: list[str] = []
-        room = _BUDGET
+        room = MOMENTS_BYTES  # layers beyond it are seen in another pass over the rows
         while done + len(part) < len(names) and (not part or room > 0):
             name = names[done + len(part)]
-            room -= 4 * width(layers[name]) * min(BLOCK, width(layers[name]))
+            room -= 4 * width(layers[name]) * min(MOMENTS_BLOCK, width(layers[name]))
             part.append(name)
         watchers = {name: _Watcher(layers[name]) for name in part}
         model.update_modules(tree_unflatten(list(watchers.items())))

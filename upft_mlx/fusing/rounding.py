@@ -21,8 +21,6 @@ Matrix = npt.NDArray[np.floating[Any]]
 Round = Callable[[Matrix, npt.NDArray[np.intp]], Matrix]
 """Rounds columns (O, k) of the matrix, given their indices (k,)."""
 
-BLOCK = 1024
-"""Columns whose correlations are used together."""
 DAMPING = 0.01
 """Of the mean second moment, added to each: directions that no calibration input has still count."""
 _PANEL = 64

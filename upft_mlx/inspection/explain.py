@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from upft_mlx.dataset.prefix import structure_numbers, valid_numbers
 from upft_mlx.escape import to_json
 from upft_mlx.recipe.schema import Recipe
+from upft_mlx.training.batches import unshared_because
 
 
 @dataclass(frozen=True)
@@ -198,8 +199,7 @@ def _weighting(recipe: Recipe) -> str:
 
 
 def _shared(recipe: Recipe) -> str:
-    if recipe.lora.dropout or recipe.train.grad_checkpoint:
-        why = "lora.dropout" if recipe.lora.dropout else "train.grad_checkpoint"
+    if why := unshared_because(recipe.lora.dropout, recipe.train.grad_checkpoint):
         return f"With {why}, the whole prompt of every row runs through the model."
     return (
         "The start that all prompts share is computed once per batch, if a trial before training shows that this is "

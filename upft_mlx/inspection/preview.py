@@ -28,7 +28,7 @@ from upft_mlx.models.load import load_tokenizer
 from upft_mlx.recipe.schema import Recipe
 from upft_mlx.rows import TrainingRow
 from upft_mlx.rundir import RunDir
-from upft_mlx.training.batches import Batch, make_batch, shared_length, to_examples
+from upft_mlx.training.batches import Batch, make_batch, shared_length, to_examples, unshared_because
 from upft_mlx.versions import adopted
 
 EXAMPLES = 3
@@ -168,7 +168,7 @@ class _Preview:
 
     def shown(self, found: Found) -> list[dict[str, Any]]:
         """The rows with what the trainer makes of each."""
-        shares = not (self.recipe.lora.dropout or self.recipe.train.grad_checkpoint)
+        shares = unshared_because(self.recipe.lora.dropout, self.recipe.train.grad_checkpoint) is None
         examples = [*found.outline, *to_examples([row for row, _ in found.rows], self.recipe.train.max_length)]
         shared = shared_length(examples) if shares and examples else 0
         return [self._shown(row, place, shared) for row, place in found.rows]

@@ -16,7 +16,8 @@ from upft_mlx.planning.lengths import Prompts, Solutions, first
 from upft_mlx.planning.memory import Device, SamplingLoad, TrainingPass, fusing_peak, sampling_peak, training_peak
 from upft_mlx.recipe.fields import AUTO
 from upft_mlx.recipe.schema import Recipe
-from upft_mlx.training.batches import Example, split
+from upft_mlx.sampling.chunks import evaluated_together, generated_together
+from upft_mlx.training.batches import Example, split, unshared_because
 
 MARGIN = 0.85
 """Share of the budget that `auto` fills: the formulas are right to about 15 %."""
@@ -104,11 +105,11 @@ class MemoryPlan:
         loads = []
         if full:
             each = samples if recipe.samples_full else 1
-            chunk = min(full, math.ceil(4 * batch / each))
+            chunk = min(full, generated_together("full", batch, each))
             limit = min(most_sampled(recipe, "full"), max(1, self.solutions.longest))
             loads.append(self._load(self.prompts, batch, chunk, each, limit))
         if prefix:
-            chunk = min(prefix, math.ceil(2 * batch / samples))
+            chunk = min(prefix, generated_together("prefix", batch, samples))
             loads.append(self._load(self.prompts, batch, chunk, samples, most_sampled(recipe, "prefix")))
         return max(sampling_peak(self.model, load, self.budget.device) for load in loads)
 
@@ -123,7 +124,7 @@ class MemoryPlan:
     def _evaluate(self, recipe: Recipe) -> float:
         assert self.questions is not None
         batch, samples = recipe.evaluate.batch_size, recipe.evaluate.samples
-        prompts = min(self.questions.count, math.ceil(4 * batch / samples))
+        prompts = min(self.questions.count, evaluated_together(self.questions.count, batch, samples))
         load = self._load(self.questions, batch, prompts, samples, recipe.evaluate.max_tokens)
         adapter = self.model.adapter_numbers(recipe.lora)
         return sampling_peak(self.model, load, self.budget.device, adapter)
@@ -144,7 +145,7 @@ class MemoryPlan:
     def _passes(self, recipe: Recipe) -> Iterator[TrainingPass]:
         """The rows of the batch with the longest rows, and of a batch of the longest prefix rows."""
         settings = recipe.train
-        shared = 0 if recipe.lora.dropout or settings.grad_checkpoint else self.trained.shared
+        shared = 0 if unshared_because(recipe.lora.dropout, settings.grad_checkpoint) else self.trained.shared
         long, short = self._longest_rows(recipe)
         for rows in ([*long, *short][: settings.batch_size], short[: settings.batch_size]):
             if rows:

@@ -26,6 +26,7 @@ from upft_mlx.planning.speed import Speed
 from upft_mlx.recipe.schema import Recipe
 from upft_mlx.results.economy import KEEP, SAMPLES, Cost
 from upft_mlx.rundir import RunDir
+from upft_mlx.training.batches import total_steps, unshared_because
 
 _FUSE_ROWS = 128
 """Trained rows that take about as long as fusing: 64 rows pass once, and some are measured in each format."""
@@ -136,8 +137,7 @@ class Planner:
     @property
     def steps(self) -> int:
         """Optimizer steps."""
-        settings, rows = self.recipe.train, max(1, round(self.counts.rows))
-        return settings.steps or (settings.epochs or 1) * -(-rows // settings.batch_size)
+        return total_steps(self.recipe.train, max(1, round(self.counts.rows)))
 
     @property
     def _passes(self) -> float:
@@ -261,7 +261,8 @@ def count(recipe: Recipe, problems: int, memory: MemoryPlan, solutions: Solution
         full_rows = full * min(recipe.generate.keep, samples) * solutions.finished
     prefix_rows, full_rows = prefix_rows * (1 - held), full_rows * (1 - held)
     t = most_supervised(recipe.prefix)
-    asked, trained = memory.prompts.mean - memory.trained.shared, memory.trained.mean - memory.trained.shared
+    shared = 0 if unshared_because(recipe.lora.dropout, recipe.train.grad_checkpoint) else memory.trained.shared
+    asked, trained = memory.prompts.mean - shared, memory.trained.mean - shared
     return ExpectedCounts(
         prefixes=prefix * samples,
         full=full * (samples if recipe.samples_full else 1),

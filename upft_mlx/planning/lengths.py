@@ -14,7 +14,7 @@ from upft_mlx.models.chat import Renderer
 from upft_mlx.recipe.schema import Recipe
 from upft_mlx.rows import Solution, read_rows
 from upft_mlx.rundir import RunDir
-from upft_mlx.training.batches import shared_length
+from upft_mlx.sampling.chunks import shared_start
 from upft_mlx.versions import unfinished
 
 _COUNTED = 256
@@ -74,14 +74,8 @@ def measure_prompts(count: int, text: Callable[[int], str], renderer: Renderer) 
     spaced = [renderer.ids(text(number)) for number in range(0, count, max(1, count // _COUNTED))]
     longest = heapq.nlargest(_LONGEST, range(count), key=sizes.__getitem__)
     lengths = sorted((len(renderer.ids(text(number))) for number in longest), reverse=True)
-    shared = _shared(spaced) if len(spaced) > 1 else 0
+    shared = shared_start(spaced, [len(ids) for ids in spaced]) if len(spaced) > 1 else 0
     return Prompts(count, sum(map(len, spaced)) / len(spaced), tuple(lengths), shared)
-
-
-def _shared(prompts: Sequence[list[int]]) -> int:
-    from upft_mlx.training.batches import Example
-
-    return shared_length([Example("", [*ids, 0], len(ids)) for ids in prompts])
 
 
 def measure_solutions(

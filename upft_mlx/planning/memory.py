@@ -12,18 +12,15 @@ from dataclasses import dataclass
 from upft_mlx.machine.device import dense_bytes_limit
 from upft_mlx.models.architecture import Architecture, Matrix
 from upft_mlx.recipe.schema import Lora
+from upft_mlx.sampling.chunks import prompts_per_wave
 
 CACHE_STEP = 256
 """Tokens by which mlx-lm's key-value caches grow."""
-WAVE_PROMPTS = 8
-"""Prompts that are passed together at least (`sampling/sampler.py`)."""
 OPTIMIZER_COPIES = 3
 """Of the adapter in float32: itself and AdamW's two moments."""
 
 MOMENTS_BLOCK, MOMENTS_BYTES = 1024, 2**30
-"""Columns of a block of second moments, and bytes of them that are held at once (`fusing/moments.py`, fitted
-rounding).
-"""
+"""Columns of a block of second moments, and bytes of them that fitted rounding holds at once (`fusing/moments.py`)."""
 
 
 @dataclass(frozen=True)
@@ -154,7 +151,7 @@ def sampling_peak(model: Architecture, load: SamplingLoad, device: Device, adapt
     number = 4 if not device.is_gpu else max(2, model.float_bytes)
     token = 2 * number * model.kv_width * model.layers  # keys and values of one token
     active = min(load.batch_size, load.prompts * load.samples)
-    wave = min(load.prompts, max(WAVE_PROMPTS, math.ceil(load.batch_size / 4 / load.samples)))
+    wave = min(load.prompts, prompts_per_wave(load.batch_size, load.samples))
     prompt = load.shared + load.prompt_tokens
     cache = active * token * (prompt + CACHE_STEP * math.ceil(load.max_tokens / CACHE_STEP))
     filled = wave * token * (load.shared + CACHE_STEP * math.ceil(load.prompt_tokens / CACHE_STEP))

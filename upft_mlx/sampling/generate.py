@@ -20,11 +20,9 @@ from upft_mlx.models.load import Loaded
 from upft_mlx.recipe.schema import Recipe
 from upft_mlx.rows import Solution, append_chunk, arrange, read_rows, resume
 from upft_mlx.rundir import RunDir
+from upft_mlx.sampling.chunks import generated_together
 from upft_mlx.sampling.decoding import OnStep, Request
 from upft_mlx.sampling.sampler import Sampler, sampling_for, summing
-
-_BATCHES = {"full": 4, "prefix": 2}
-"""Batches per chunk: fewer lose less work to an interruption; more keep the batch full where lengths differ."""
 
 
 @dataclass(frozen=True)
@@ -51,16 +49,16 @@ class SamplingOrder:
         """Of each chunk, in the order."""
         self.sizes: list[int] = []
         """Solutions of each chunk."""
-        size = 0
+        size = problems = 0
         for position, index in enumerate(self._order):
             item = self._wanted[index]
-            size += item.samples
+            size, problems = size + item.samples, problems + 1
             following = self._order[position + 1] if position + 1 < len(self._order) else None
             ends = following is None or self._wanted[following].kind != item.kind
-            if ends or size >= _BATCHES[item.kind] * batch_size:
+            if ends or problems >= generated_together(item.kind, batch_size, item.samples):
                 self._ends.append(position + 1)
                 self.sizes.append(size)
-                size = 0
+                size = problems = 0
 
     def chunk(self, number: int) -> list[Wanted]:
         """What is sampled together."""

@@ -6,13 +6,13 @@ batch size 1, then all other tokens of a batch of prompts but the last ones, fro
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
 
 from upft_mlx.models.same_logits import same_logits
+from upft_mlx.sampling.chunks import shared_start
 
 if TYPE_CHECKING:
     import mlx.nn as nn
@@ -40,7 +40,7 @@ class Prefill:
         """Pass what these prompts begin with, unless that is what was passed last."""
         from mlx_lm.models.cache import make_prompt_cache
 
-        shared = list(prompts[0][: shared_length(prompts)])
+        shared = list(prompts[0][: shared_start(prompts, [len(ids) for ids in prompts])])
         if shared != self._shared_ids:
             self._shared_ids = shared
             (self._shared_cache,) = self._pass([shared], [make_prompt_cache(self._model)])
@@ -96,12 +96,3 @@ class Prefill:
 
 
 _TRIED = [[16, 17, 18, 19, 20, 5, 6, 7], [16, 17, 18, 19, 20, 8, 9, 10, 11, 12]]
-
-
-def shared_length(prompts: Sequence[Sequence[int]]) -> int:
-    """How many tokens all prompts begin with, at least one left over for each."""
-    lists = [list(ids) for ids in prompts]
-    first, last = min(lists), max(lists)  # what these begin with, all do
-    pairs = zip(first, last, strict=False)
-    common = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
-    return min(common, min(map(len, prompts)) - 1)

@@ -17,15 +17,11 @@ from collections.abc import Generator, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, TypeVar
 
+from upft_mlx.sampling.chunks import is_wave
 from upft_mlx.sampling.decoding import Chunk, Completion, OnStep, Request, Sampling
 
 if TYPE_CHECKING:
     from upft_mlx.models.load import Loaded
-
-WAVE_PROMPTS = 8
-"""Prompts that are passed together at least; a quarter of a batch where that is more."""
-CHUNK_BATCHES = 2
-"""Batches per chunk: fewer lose less work to an interruption, more keep the batch full."""
 
 Item = TypeVar("Item")
 
@@ -146,7 +142,7 @@ class Sampler:
         for index in order:
             wave.append(index)
             completions = sum(requests[i].samples for i in wave)
-            if len(wave) >= WAVE_PROMPTS and 4 * completions >= self.sampling.batch_size:
+            if is_wave(len(wave), completions, self.sampling.batch_size):
                 yield wave
                 wave = []
         if wave:

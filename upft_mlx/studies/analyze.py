@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from upft_mlx.data.problems import Problem
+from upft_mlx.dataset.prefix import sampled_prefix
 from upft_mlx.events import Note, Observer, StageStarted, ignore
 from upft_mlx.grade.correct import is_correct
 from upft_mlx.job import Job, Outcome
@@ -176,8 +177,8 @@ class _Analyzer:
         """(problem, sampled ids) of each sample; a solution that ended early ends with -1."""
         longest = max(self.settings.lengths)
         for solution in read_rows(self.run.analysis / "prefixes.jsonl", Solution):
-            ended = solution.finish_reason == "stop" and len(solution.completion_ids) < longest
-            yield solution.problem_id, [*solution.completion_ids, *([-1] if ended else [])]
+            ids, ended = sampled_prefix(solution, longest)
+            yield solution.problem_id, [*ids, *([-1] if ended else [])]
 
     def starts(self) -> list[RolloutStart]:
         """Each question's first correct and first incorrect trajectory at each length; both, or the question is out.

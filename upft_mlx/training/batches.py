@@ -16,7 +16,6 @@ step, so losses and gradients add up to it whatever the split.
 
 from __future__ import annotations
 
-import itertools
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -25,8 +24,9 @@ import numpy as np
 import numpy.typing as npt
 
 from upft_mlx.dataset.prefix import has_eos
-from upft_mlx.recipe.schema import Prefix
+from upft_mlx.recipe.schema import Prefix, Train
 from upft_mlx.rows import TrainingRow
+from upft_mlx.sampling.chunks import shared_start
 
 PAD_TOKENS = 8
 """Sequence lengths are padded to a multiple of this: every new shape costs a compilation."""
@@ -108,10 +108,14 @@ def shared_length(examples: Sequence[Example]) -> int:
 
     At least one prompt token stays with each row: the one whose logits predict its first supervised token.
     """
-    first, last = min(e.ids for e in examples), max(e.ids for e in examples)  # what these begin with, all do
-    pairs = zip(first, last, strict=False)
-    common = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
-    return max(0, min(common, min(e.start for e in examples) - 1))
+    return shared_start([e.ids for e in examples], [e.start for e in examples])
+
+
+def unshared_because(dropout: float, checkpoint: bool) -> str | None:
+    """The recipe field that makes each sequence's whole prompt run through the model; None: shared tokens run once."""
+    if dropout:
+        return "lora.dropout"
+    return "train.grad_checkpoint" if checkpoint else None
 
 
 def split(examples: Sequence[Example], size: int | None, shared: int = 0, of: int | None = None) -> list[Batch]:
@@ -201,6 +205,13 @@ def steps_from(
 def steps_per_epoch(examples: int, batch_size: int) -> int:
     """Batches that it takes to see every row once; the last may be smaller."""
     return -(-examples // batch_size)
+
+
+def total_steps(settings: Train, examples: int) -> int:
+    """Optimizer steps of a run."""
+    if settings.steps is not None:
+        return settings.steps
+    return (settings.epochs or 1) * steps_per_epoch(examples, settings.batch_size)
 
 
 def _round_up(number: int, multiple: int) -> int:

@@ -20,7 +20,7 @@ import mlx.nn as nn
 
 from upft_mlx.models.same_logits import same_logits
 from upft_mlx.models.same_logits import scalar as scalar  # where others look for it
-from upft_mlx.training.batches import Batch
+from upft_mlx.training.batches import Batch, unshared_because
 
 Arrays = tuple[mx.array, mx.array, mx.array, mx.array, mx.array]
 
@@ -43,6 +43,12 @@ class Modes:
     """Gradient checkpointing: layers are computed again in the backward pass instead of kept."""
 
 
+_UNSHARED = {
+    "lora.dropout": "with lora.dropout each needs its own noise",
+    "train.grad_checkpoint": "train.grad_checkpoint computes the layers twice, which would fill their cache twice",
+}
+
+
 def choose_modes(model: nn.Module, *, dropout: bool, checkpoint: bool) -> tuple[Modes, list[str]]:
     """The modes that are exact for this model, tried on a few tokens, and why those left out are not.
 
@@ -53,13 +59,8 @@ def choose_modes(model: nn.Module, *, dropout: bool, checkpoint: bool) -> tuple[
     if not gather:
         reasons.append("logits are computed at all positions: this model family has no norm right before its head")
     share = False
-    if dropout:
-        reasons.append("shared prompt tokens are passed for each sequence: with lora.dropout each needs its own noise")
-    elif checkpoint:
-        reasons.append(
-            "shared prompt tokens are passed for each sequence: train.grad_checkpoint computes the layers twice, which "
-            "would fill their cache twice"
-        )
+    if unshared := unshared_because(dropout, checkpoint):
+        reasons.append(f"shared prompt tokens are passed for each sequence: {_UNSHARED[unshared]}")
     elif not (share := shares_exactly(model)):
         reasons.append(
             "shared prompt tokens are passed for each sequence: this model family's layers take no keys and values "

@@ -22,7 +22,7 @@ from upft_mlx.errors import TrainingError
 from upft_mlx.events import Note, Observer, Progress, Trained, ignore
 from upft_mlx.models.adapters import adapter_weights, add_lora
 from upft_mlx.models.load import Loaded
-from upft_mlx.recipe.schema import Recipe, Train
+from upft_mlx.recipe.schema import Recipe
 from upft_mlx.rows import TrainingRow, read_rows, write_atomically, write_json
 from upft_mlx.rundir import RunDir
 from upft_mlx.sampling.sampler import derive_seed
@@ -31,8 +31,8 @@ from upft_mlx.training.batches import (
     Example,
     shared_length,
     steps_from,
-    steps_per_epoch,
     to_examples,
+    total_steps,
 )
 from upft_mlx.training.checkpoints import Position, save_safetensors
 from upft_mlx.training.row_loss import FIXED, MEASURED, as_metrics, drawn, in_words, taken_apart
@@ -42,13 +42,6 @@ from upft_mlx.training.tracking import reporter
 EACH = 10
 """The first steps, of which each is reported: whoever waits for the first report wants to see the loss move."""
 _SUMS = ("steps", "loss", "examples", "supervised_tokens", "processed_tokens", "padding_tokens", "seconds")
-
-
-def total_steps(settings: Train, examples: int) -> int:
-    """Optimizer steps of a run."""
-    if settings.steps is not None:
-        return settings.steps
-    return (settings.epochs or 1) * steps_per_epoch(examples, settings.batch_size)
 
 
 def train(recipe: Recipe, loaded: Loaded, run: RunDir, notify: Observer = ignore) -> Position:
