@@ -1,0 +1,309 @@
+"""Writes docs/measured/forecast.md: does the forecast hold, and does choosing by it help?
+
+    python tools/make_forecast_page.py WORK simulate
+    python tools/make_forecast_page.py WORK careful          (and: careless)
+    python tools/make_forecast_page.py WORK smollm2 MODEL
+    python tools/make_forecast_page.py WORK page
+
+Each finished unit is a line of WORK/units.jsonl, and each training run is a run directory that continues. What is
+compared, and what would count as failure, is in `PLAN`, which stands in the page above the results.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent))
+import make_evidence as evidence
+
+from upft_mlx.dataset.selection import pick
+from upft_mlx.errors import TrainingError
+from upft_mlx.forecasting.estimate import Graded, weigh
+from upft_mlx.forecasting.probe import held_out
+from upft_mlx.pipeline import run_forecast
+from upft_mlx.recipe.schema import Recipe
+from upft_mlx.recipe.studies import Selection
+from upft_mlx.rows import Solution, read_json
+from upft_mlx.rundir import RunDir
+from upft_mlx.studies.compare import run_cell
+from upft_mlx.studies.two_way import two_way_mean
+
+ANSWERS, SAMPLES, PREFIXES, RATIO = 64, 16, 8, 0.2
+"""Problems with answers, full solutions of each, prefixes of each other problem, and the share of structure rows."""
+RATES = (3e-4, 1e-3)
+CHOOSE, REPORT = range(2), range(5)
+"""Seeds."""
+
+PLAN = f"""## What is compared, and what counts as failure
+
+Written down before the results.
+
+1. The forecast of `first` must contain zero in every world, and intervals must cover the true value in 93 to 97 % of
+   simulated samples.
+2. Forecast (t = 8, T = 0.6) against the measured change of sampled accuracy (T = 0.7, problems not trained on), over
+   all rules and worlds: the rank correlation (Spearman) must be at least 0.8, and no rule whose forecast interval lies
+   above zero may measure below zero.
+3. `auto` and `probe` with {ANSWERS} answers ({SAMPLES} solutions each; {PREFIXES} prefixes of each other problem; p =
+   {RATIO}): in both toy worlds at least 80 % of RFT's gain, at most 25 % of its trained and 40 % of its sampled tokens,
+   and never below base, sampled or greedy (an interval below zero is a failure). The learning rate (3e-4 or 1e-3) is
+   chosen with seeds 0 and 1 on one half of the evaluation problems; reported are seeds 0 to 4 on the other half.
+"""
+
+
+class Units:
+    """What is finished: one JSON line each."""
+
+    def __init__(self, work: Path) -> None:
+        self.path = work / "units.jsonl"
+        work.mkdir(parents=True, exist_ok=True)
+        lines = self.path.read_text(encoding="utf-8").splitlines() if self.path.exists() else []
+        self.done: dict[str, Any] = dict(json.loads(line) for line in lines)
+
+    def get(self, name: str, make: Callable[[], Any]) -> Any:
+        """The unit of this name; made and written down where it is not there."""
+        if name not in self.done:
+            print(name, flush=True)
+            self.done[name] = make()
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps([name, self.done[name]]) + "\n")
+        return self.done[name]
+
+
+# Known values: a world in which each prefix has a worth of its own.
+
+
+def simulate(units: Units) -> None:
+    """How often the interval holds the true forecast, by rule and number of problems."""
+    for rule in ("first", "consensus", "probe", "label"):
+        for problems in (32, 64, 256):
+            units.get(f"simulate/{rule}/{problems}", lambda rule=rule, problems=problems: coverage(rule, problems))
+
+
+def coverage(rule: Selection, problems: int, repeats: int = 400) -> dict[str, float]:
+    """The share of `repeats` forecasts whose interval holds the truth, and their mean beside it."""
+    rng = random.Random(f"{rule}/{problems}")
+    found = [simulated(rule, problems, rng) for _ in range(repeats)]
+    truth = sum(true for _, true in found) / len(found)
+    held = sum(value.ci95[0] <= truth <= value.ci95[1] for value, _ in found)
+    return {"covered": held / repeats, "mean": sum(value.mean for value, _ in found) / repeats, "truth": truth}
+
+
+def simulated(rule: Selection, count: int, rng: random.Random, samples: int = 8) -> tuple[Any, float]:
+    """One forecast of a rule, and what its picks are truly worth beyond the mean.
+
+    Each problem has 5 prefixes. How often they are drawn and how often they lead to a right answer hang together a
+    little, differently from problem to problem; a feature of two numbers tells something about the worth.
+    """
+    import numpy as np
+
+    made, worths, features = [], [], []
+    for number in range(count):
+        base = rng.betavariate(1.5, 1.5)
+        worth = [min(1.0, max(0.0, rng.gauss(base, 0.25))) for _ in range(5)]
+        weights = [rng.random() + 0.5 * value for value in worth]
+        starts = rng.choices(range(5), weights, k=samples)
+        right = [rng.random() < worth[start] for start in starts]
+        rows = [Solution(str(number), n, "full", [start, 9], "", "stop") for n, start in enumerate(starts)]
+        total = sum(weights)
+        made.append(Graded(str(number), rows, right))
+        worths.append((worth, sum(w * v for w, v in zip(weights, worth, strict=True)) / total))
+        features.append(np.array([[worth[s] + rng.gauss(0, 0.3), rng.gauss(0, 1)] for s in starts]))
+    scores = held_out(features, [item.right for item in made], 1, 0) if rule == "probe" else None
+    picks = [simulated_pick(rule, item, None if scores is None else scores[n]) for n, item in enumerate(made)]
+    fresh = {
+        (item.problem_id, item.first_alike(found, 1), 1): [
+            rng.random() < worth[item.solutions[found].completion_ids[0]] for _ in range(2)
+        ]
+        for item, found, (worth, _) in zip(made, picks, worths, strict=True)
+        if found is not None
+    }
+    value = weigh(rule, 1, made, picks, fresh, {}, 0.0).forecast
+    true = [
+        worth[item.solutions[found].completion_ids[0]] - mean
+        for item, found, (worth, mean) in zip(made, picks, worths, strict=True)
+        if found is not None
+    ]
+    return value, sum(true) / len(true)
+
+
+def simulated_pick(rule: Selection, item: Graded, scores: Sequence[float] | None) -> int | None:
+    """What the rule picks."""
+    if rule == "label":
+        return next((number for number, mark in enumerate(item.right) if mark), None)
+    if scores is not None:
+        return max(range(len(scores)), key=lambda number: scores[number])
+    return pick(rule, item.solutions, 1, None)
+
+
+# The toy worlds.
+
+
+def toy_recipe(model: Path, work: Path, seed: int, selection: Selection = "first", rate: float = 1e-3) -> Recipe:
+    """One cell's recipe; both halves of the evaluation problems, sampled and greedy."""
+    data = evidence.recipe(model, None, "", seed, work).model_dump()
+    answers = selection in ("auto", "probe")
+    data["generate"]["samples"] = 1 if selection == "first" else PREFIXES if answers else SAMPLES
+    data["prefix"] |= {"selection": selection, "template": "none", "eos": False, "structure_ratio": RATIO}
+    data["forecast"] |= {"problems": ANSWERS, "samples": SAMPLES, "lengths": (evidence.LENGTH,)}
+    data["train"]["learning_rate"] = rate
+    data["evaluate"] |= {"samples": 3, "temperature": 0.7}
+    data["evaluate"]["benchmarks"] = [
+        {"name": f"{half}{greedy and '-greedy'}", "path": str(work / f"{half}.jsonl"), **settings}
+        for half in ("choose", "report")
+        for greedy, settings in (("", {}), ("greedy", {"samples": 1, "temperature": 0.0}))
+    ]
+    return Recipe.model_validate(data)
+
+
+def toy(units: Units, work: Path, name: str) -> None:
+    """The forecast and the cells of one world."""
+    evidence.write_halves(work)
+    world = evidence.World(name, work)
+    units.get(f"{name}/forecast", lambda: forecast(toy_recipe(world.model, work, 0), work / name / "forecast", 256))
+    for selection in ("probe", "auto"):
+        gains = {}
+        for rate in RATES:
+            cells = [toy_cell(units, world, selection, rate, seed) for seed in CHOOSE]
+            gains[rate] = change(cells, "choose").value
+        best = max(gains, key=lambda rate: gains[rate])
+        units.get(
+            f"{name}/{selection}/rate", lambda gains=gains, best=best: {"rate": best, "gains": list(gains.values())}
+        )
+        for seed in REPORT:
+            toy_cell(units, world, selection, best, seed)
+    for seed in CHOOSE:
+        toy_cell(units, world, "prefix_confidence", RATES[0], seed)
+
+
+def forecast(recipe: Recipe, folder: Path, problems: int) -> dict[str, Any]:
+    """The forecast of all rules at the recipe's length."""
+    data = recipe.model_dump()
+    data["forecast"]["problems"] = problems
+    return run_forecast(Recipe.model_validate(data), folder).dump()
+
+
+def toy_cell(units: Units, world: Any, selection: Selection, rate: float, seed: int) -> dict[str, Any]:
+    """Base and tuned of one cell."""
+
+    def make() -> dict[str, Any]:
+        return measured(
+            toy_recipe(world.model, world.work, seed, selection, rate), world.root, selection, f"{rate:g}", seed
+        )
+
+    found: dict[str, Any] = units.get(f"{world.name}/{selection}/{rate:g}/{seed}", make)
+    return found
+
+
+def measured(recipe: Recipe, root: Path, selection: str, setting: str, seed: int) -> dict[str, Any]:
+    """Train, and measure base and tuned; where `auto` does not train, tuned is base."""
+    folder = root / f"{selection}-{setting}" / f"seed-{seed}"
+    donors = [RunDir(path) for path in sorted(root.glob(f"*/seed-{seed}")) if path != folder]
+    base = recipe.model_dump() | {"method": "upft"}
+    base["prefix"] |= {"selection": "first", "structure": "unchecked"}
+    base["generate"]["samples"] = 1
+    before = run_cell(Recipe.model_validate(base), "base", root / "base" / f"seed-{seed}", donors)
+    try:
+        after = run_cell(recipe, selection, folder, [*donors, RunDir(root / "base" / f"seed-{seed}")])
+    except TrainingError as error:
+        after, refused = before, str(error)
+    else:
+        refused = ""
+    return {
+        "base": {name: list(scores.values()) for name, scores in before.scores.items()},
+        "tuned": {name: list(scores.values()) for name, scores in after.scores.items()},
+        "tokens_sampled": after.tokens_sampled,
+        "tokens_trained": after.tokens_trained,
+        "chosen": (read_json(folder / "recipe.json") or {}).get("prefix", {}).get("selection"),
+        "refused": refused,
+    }
+
+
+def change(cells: Sequence[dict[str, Any]], label: str) -> Any:
+    """Tuned minus base over problems and seeds."""
+    pairs = [(cell["base"][label], cell["tuned"][label]) for cell in cells]
+    table = [[tuned[p] - base[p] for base, tuned in pairs] for p in range(len(pairs[0][0]))]
+    return two_way_mean(table, (-1.0, 1.0))
+
+
+# A real model.
+
+REAL_RULES: tuple[Selection, ...] = ("first", "consensus", "prefix_confidence", "probe", "auto")
+REAL_SEEDS = range(2)
+
+
+def real(units: Units, work: Path, model: Path) -> None:
+    """SmolLM2-135M-Instruct on one-step problems."""
+    units.get(
+        "smollm2/forecast",
+        lambda: forecast(real_recipe(model, work, 0, "first"), work / "smollm2" / "forecast", ANSWERS),
+    )
+    for seed in REAL_SEEDS:
+        for selection in REAL_RULES:
+            make = lambda seed=seed, rule=selection: measured(  # noqa: E731
+                real_recipe(model, work, seed, rule), work / "smollm2", rule, "1e-4", seed
+            )
+            units.get(f"smollm2/{selection}/0.0001/{seed}", make)
+
+
+def real_recipe(model: Path, work: Path, seed: int, selection: Selection) -> Recipe:
+    """128 problems to train on, 128 to report, t = 8, one epoch, the default learning rate."""
+    from one_step import INSTRUCTION, problems
+
+    files = {}
+    for part, start in (("train", 500), ("report", 600)):
+        files[part] = work / f"one-step-{part}-{seed}.jsonl"
+        rows = [{"id": p.id, "question": p.question, "answer": p.answer} for p in problems(128, start + seed)]
+        files[part].write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    report = {"path": str(files["report"])}
+    return Recipe.model_validate(
+        {
+            "name": "forecast",
+            "model": str(model),
+            "seed": seed,
+            "problems": {"path": str(files["train"])},
+            "prompt": {"instruction": INSTRUCTION},
+            "generate": {"max_tokens": 40, "batch_size": 64, "samples": 1 if selection == "first" else 8},
+            "prefix": {"length": 8, "selection": selection, "template": "none", "structure_ratio": 0.1},
+            "forecast": {"problems": ANSWERS, "samples": 8, "lengths": (4, 8)},
+            "train": {"batch_size": 8, "valid_ratio": 0.0, "save": "last"},
+            "evaluate": {
+                "max_tokens": 40,
+                "batch_size": 64,
+                "benchmarks": [
+                    {"name": "report", "samples": 2, "temperature": 0.7, **report},
+                    {"name": "report-greedy", **report},
+                ],
+            },
+        }
+    )
+
+
+def main() -> None:
+    """One phase."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("work", type=Path)
+    parser.add_argument("phase", choices=("simulate", "careful", "careless", "smollm2", "page"))
+    parser.add_argument("model", type=Path, nargs="?")
+    options = parser.parse_args()
+    work = options.work.resolve()
+    units = Units(work)
+    if options.phase == "simulate":
+        simulate(units)
+    elif options.phase == "smollm2":
+        real(units, work, options.model.resolve())
+    elif options.phase == "page":
+        import forecast_page
+
+        forecast_page.write(units.done)
+    else:
+        toy(units, work, options.phase)
+
+
+if __name__ == "__main__":
+    main()
