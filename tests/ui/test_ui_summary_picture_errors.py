@@ -43,8 +43,8 @@ def test_summary_has_every_number() -> None:
 
 def test_the_summary_leads_with_the_verdict_and_an_interval_around_zero() -> None:
     lines = summary_text(a_report()).splitlines()
-    assert lines[3] == "Tuned is better than base on arithmetic; no measurable change on gsm8k"
-    scale, first, second = lines[5:8]
+    assert lines[2] == "Tuned is better than base on arithmetic; no measurable change on gsm8k"
+    scale, first, second = lines[4:7]
     zero = scale.index("0 ", scale.index("-12.1") + 5)
     assert scale.split()[0::2][:2] == ["-12.1", "+12.1"]
     assert first.index("├") > zero
@@ -77,6 +77,13 @@ def test_only_who_asks_sees_each_stage_and_what_training_did() -> None:
     assert "moved on 4 evaluation prompts" in text
 
 
+def test_files_that_something_was_made_of_are_named_only_to_who_asks() -> None:
+    files = {"adapter": "a/adapter", "fused": "a/fused", "report": "a/report.md", "page": "a/report.html"}
+    assert summary_text(a_report(files=files)).split()[-4:] == ["fused", "a/fused", "page", "a/report.html"]
+    assert "a/adapter" in summary_text(a_report(files=files), verbose=True)
+    assert "a/adapter" in summary_text(a_report(files={"adapter": "a/adapter"}))
+
+
 def test_a_remark_stands_under_the_bars() -> None:
     text = summary_text(a_report(remarks=["arithmetic: completions went from 30 to 12 tokens on average"]))
     assert "▸ arithmetic: completions went from 30 to 12 tokens on average" in text
@@ -87,8 +94,7 @@ def test_summary_of_samples_has_pass_and_maj() -> None:
     report = a_report(benchmarks={"x": {"base": side_value(0.3, 0.2, 0.4, samples=16, temperature=0.6, **at)}})
     text = summary_text(report)
     assert "n 256 x 16, T 0.6" in text
-    assert "pass@16 80.0 %" in text
-    assert "maj@16 42.0 %" in text
+    assert "pass@16 80.0 %, maj@16 42.0 %" in text
 
 
 def test_summary_without_tuned_or_anything() -> None:
@@ -229,7 +235,7 @@ def test_numbers() -> None:
 def test_a_plot_has_its_greatest_and_least_value_at_its_left_and_a_sign_for_each_curve() -> None:
     curves = [("o", [(1, 4.0), (2, float("nan")), (10, 2.0)]), ("x", [(5, 3.0)])]
     assert plot(curves, 10, 26, 3) == ["4.000   o", "                x", "2.000                    o"]
-    assert plot([("o", [(1, 1.0)])], 10, 26, 3) == ["1.000", "        o", "1.000"]
+    assert plot([("o", [(1, 1.0), (5, 1.001)])], 10, 26, 3) == ["1.011", "        o       o", "0.990"], "it is flat"
     assert plot([], 10, 26, 3) == plot(curves, 10, 26, 1) == plot(curves, 10, 7, 3) == []
 
 
@@ -267,7 +273,7 @@ def test_what_to_look_at_next_fits_and_can_be_run(tmp_path: Path) -> None:
     views.print_next(tmp_path / "other", flips=False, console=console(file=file, force_terminal=False, width=40))
     assert file.getvalue().splitlines() == [
         "",
-        "next     upft show 'my run' --html   every problem with both answers, as a page",
+        "next     upft show 'my run' --html   every problem with both answers",
         "         upft ask 'my run'           your questions to base and tuned",
         "",
         f"next     upft ask {tmp_path / 'other'}   your questions to base and tuned",

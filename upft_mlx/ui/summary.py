@@ -20,8 +20,6 @@ STYLES = {"better": "green", "worse": "red"}
 NAME = 28
 """Columns of a benchmark's name at most: a longer one is cut, not broken."""
 LONGEST_BAR, SHORTEST_BAR = 41, 9
-INTERVALS = 72
-"""Columns from which accuracies have their intervals."""
 
 
 def summary(report: dict[str, Any], glyphs: Glyphs, width: int, *, verbose: bool = False) -> Iterator[RenderableType]:
@@ -32,7 +30,6 @@ def summary(report: dict[str, Any], glyphs: Glyphs, width: int, *, verbose: bool
     yield title
     benchmarks = report.get("benchmarks") or {}
     if benchmarks:
-        yield Text()
         yield Text(line(headline(benchmarks)), "bold")
         compared = {name: sides for name, sides in benchmarks.items() if "paired" in sides}
         if compared:
@@ -40,7 +37,7 @@ def summary(report: dict[str, Any], glyphs: Glyphs, width: int, *, verbose: bool
             yield from _differences(compared, glyphs, width)
         yield from (Text(f"{glyphs.running} {line(text)}", "yellow") for text in report.get("remarks", ()))
         yield Text()
-        yield _benchmarks(benchmarks, glyphs, intervals=width >= INTERVALS)
+        yield _benchmarks(benchmarks, glyphs, width)
     if stages := report.get("stages"):
         yield Text()
         yield _stages(stages, glyphs) if verbose else Text(_cost(stages), "dim")
@@ -114,14 +111,15 @@ def _stages(stages: list[dict[str, Any]], glyphs: Glyphs) -> Table:
     return table
 
 
-def _benchmarks(benchmarks: dict[str, dict[str, Any]], glyphs: Glyphs, *, intervals: bool) -> Table:
+def _benchmarks(benchmarks: dict[str, dict[str, Any]], glyphs: Glyphs, width: int) -> Table:
     table = _table("benchmark", "base", "tuned")
     table.leading = 1
     for column in table.columns:
         column.no_wrap, column.overflow = True, glyphs.overflow
+    room = (width - max(len(_name(name, glyphs)) for name in benchmarks)) // 2 - 3
     for name, result in benchmarks.items():
         base, tuned = result.get("base"), result.get("tuned")
-        cells = (_side(side, glyphs, intervals=intervals) for side in (base, tuned))
+        cells = (_side(side, glyphs, room) for side in (base, tuned))
         table.add_row(_heading(name, base or tuned or {}, glyphs), *cells)
     return table
 
@@ -147,26 +145,32 @@ def _heading(name: str, side: dict[str, Any], glyphs: Glyphs) -> Text:
     return text
 
 
-def _side(side: dict[str, Any] | None, glyphs: Glyphs, *, intervals: bool) -> Text:
-    """Accuracy with its interval; below it what was measured besides."""
+def _side(side: dict[str, Any] | None, glyphs: Glyphs, room: int) -> Text:
+    """Accuracy with its interval; below it what was measured besides; in `room` columns."""
     if not side:
         return Text(glyphs.pending, "dim")
-    text = Text(accuracy(side["accuracy"], side["ci95"]) if intervals else percent(side["accuracy"]))
+    whole = accuracy(side["accuracy"], side["ci95"])
+    text = Text(whole if len(whole) <= room else percent(side["accuracy"]))
     parts = [f"{side['mean_tokens']:.0f} tokens"]
+    at = []
     for name in ("pass", "maj"):
         values = {int(k): value for k, value in (side.get(f"{name}_at_k") or {}).items()}
         k = max(values, default=1)
         if k > 1:  # at 1 both are the accuracy
-            parts.append(f"{name}@{k} {percent(values[k])}")
+            at.append(f"{name}@{k} {percent(values[k])}")
+    parts += [", ".join(at)] if at and len(", ".join(at)) <= room else at
     parts += [f"{percent(side['truncated'])} cut"] if side["truncated"] else []
     for part in parts:
         text.append(f"\n{part}", "dim")
     return text
 
 
-def file_lines(report: dict[str, Any], glyphs: Glyphs) -> Iterator[Text]:
-    """The end of the page: a line per file."""
+def file_lines(report: dict[str, Any], glyphs: Glyphs, *, verbose: bool = False) -> Iterator[Text]:
+    """The end of the page: a line per file; the adapter and report.md only where nothing is made of them."""
     files = {name: path for name, path in (report.get("files") or {}).items() if path}
+    if not verbose:
+        superseded = {"adapter": "fused", "report": "page"}
+        files = {name: path for name, path in files.items() if superseded.get(name) not in files}
     if files:
         yield Text()
         width = max(map(len, files))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from rich.text import Text
 
 from upft_mlx.quantities import accuracy, count, duration, memory, p_value, points
 from upft_mlx.ui.console import open_console
-from upft_mlx.ui.text import glyphs_for
+from upft_mlx.ui.text import glyphs_for, interval_bar
 
 _WIDE, _UNBROKEN = 150, 200
 """Columns that the table of the recipes needs, and those of one that goes into a file or a pipe."""
@@ -34,45 +34,72 @@ def print_analysis(found: dict[str, Any], folder: Path, *, console: Console | No
             _difference(right["difference"]) if right and length else "",
         )
     console.print()
-    console.print(table)
-    console.print()
     length = found["recommended"]["length"]
     console.print(Text(f"recommended prefix.length: {length if length is not None else 'none'}", "bold"))
     console.print(Text(glyphs_for(console.encoding).line(found["recommended"]["reason"])))
+    console.print()
+    console.print(table)
     _files(console, [folder / name for name in ("analysis.md", "analysis.json", "curves.svg")])
 
 
 def print_comparison(found: dict[str, Any], folder: Path, *, console: Console | None = None) -> None:
-    """A table of costs, and one of accuracies per benchmark."""
+    """What is better than base, each difference as an interval around zero per benchmark, and a table of costs."""
     console = console or open_console()
+    glyphs = glyphs_for(console.encoding)
+    console.print()
+    console.print(Text(glyphs.line(_compared(found)), "bold"), soft_wrap=not console.is_terminal)
+    for name in found["benchmarks"]:
+        console.print()
+        console.print(Text(glyphs.line(name), "bold"))
+        for line in _intervals({method: row["benchmarks"][name] for method, row in found["methods"].items()}, console):
+            console.print(line, soft_wrap=not console.is_terminal)
     costs = table_of("method", "tokens sampled", "tokens trained", "time", "peak memory")
     for method, row in found["methods"].items():
-        spent = bool(row["tokens_sampled"])
-        costs.add_row(
-            method,
-            count(round(row["tokens_sampled"])) if spent else "",
-            count(round(row["tokens_trained"])) if spent else "",
-            duration(row["seconds"]) if spent else "",
-            memory(round(row["peak_memory_bytes"])) if spent else "",
-        )
+        if row["tokens_sampled"]:
+            costs.add_row(
+                method,
+                count(round(row["tokens_sampled"])),
+                count(round(row["tokens_trained"])),
+                duration(row["seconds"]),
+                memory(round(row["peak_memory_bytes"])),
+            )
     console.print()
     console.print(costs)
-    for name in found["benchmarks"]:
-        table = table_of("method", "accuracy", "difference to base, points")
-        for method, row in found["methods"].items():
-            result = row["benchmarks"][name]
-            difference = result["difference"]
-            table.add_row(
-                method,
-                accuracy(result["accuracy"], result["ci95"]),
-                _difference(difference) if difference else "",
-            )
-        console.print()
-        console.print(Text(glyphs_for(console.encoding).line(name), "bold"))
-        console.print(table)
     _files(
         console, [folder / "compare.md", folder / "compare.json", *(folder / f"{n}.svg" for n in found["benchmarks"])]
     )
+
+
+def _compared(found: dict[str, Any]) -> str:
+    """`rft is better than base on arithmetic-sampled; sft is worse on ...`, or that no method differs."""
+    claims = []
+    for word, sign in (("better", 1), ("worse", -1)):
+        for method, row in found["methods"].items():
+            differences = {name: result["difference"] for name, result in row["benchmarks"].items()}
+            names = [name for name, of in differences.items() if of and min(sign * end for end in of["ci95"]) > 0]
+            claims += [f"{method} is {word} than base on {' and '.join(names)}"] if names else []
+    return "; ".join(claims) or "no method differs measurably from base"
+
+
+def _intervals(results: dict[str, dict[str, Any]], console: Console) -> Iterator[Text]:
+    """A line per method: accuracy, and its difference to base on a line through zero and in numbers."""
+    glyphs = glyphs_for(console.encoding)
+    differences = {method: result["difference"] for method, result in results.items()}
+    widest = max((abs(end) for of in differences.values() if of for end in of["ci95"]), default=0.0)
+    longest = max(map(len, results))
+    room = (console.width if console.is_terminal else _UNBROKEN) - longest - 50
+    bar = min(_BAR, room - (room + 1) % 2)
+    for method, result in results.items():
+        text = Text(f"{method:{longest}}  ").append(f"{accuracy(result['accuracy'], result['ci95']):21}")
+        if (of := differences[method]) and bar >= 9:
+            low, high = of["ci95"]
+            style = _style(low, high)
+            text.append("  ").append(interval_bar(of["delta"], low, high, widest, bar, glyphs), style)
+        yield text.append("  ").append_text(_difference(of)) if of else text
+
+
+_BAR = 31
+"""Columns of an interval at most."""
 
 
 def print_forecast(found: dict[str, Any], folder: Path, *, console: Console | None = None) -> None:
@@ -177,8 +204,11 @@ def _share(value: dict[str, Any]) -> str:
 
 def _difference(difference: dict[str, Any]) -> Text:
     low, high = difference["ci95"]
-    style = "green" if low > 0 else "red" if high < 0 else "dim"
-    return Text(f"{points(difference['delta'])} [{points(low)}, {points(high)}]", style)
+    return Text(f"{points(difference['delta'])} [{points(low)}, {points(high)}]", _style(low, high))
+
+
+def _style(low: float, high: float) -> str:
+    return "green" if low > 0 else "red" if high < 0 else "dim"
 
 
 _WORDS = ("method", "rule", "tokens", "peak memory of", "disk", "time of")

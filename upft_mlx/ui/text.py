@@ -14,6 +14,8 @@ from upft_mlx.escape import plain
 _COMMANDS = re.compile("`[^`\n]*`")
 _JOINT = "\0"
 """Stands for a space at which a line is not broken; no text that is shown holds it."""
+FLAT = 0.02
+"""Share of its greatest value that the range of a plot has at least."""
 _CLEANED = 4000
 """Characters looked at for a single line; a screen shows far fewer."""
 
@@ -103,6 +105,8 @@ def plot(curves: Sequence[tuple[str, Sequence[tuple[int, float]]]], last: int, w
     if not values or height < 2:
         return []
     low, high = min(values), max(values)
+    if high - low < FLAT * abs(high):  # what is flat looks flat
+        low, high = (low + high - FLAT * abs(high)) / 2, (low + high + FLAT * abs(high)) / 2
     labels = f"{high:.3f}", f"{low:.3f}"
     room = width - max(map(len, labels)) - 1
     if room < 2:

@@ -81,7 +81,7 @@ def print_summary(report: dict[str, Any], *, verbose: bool = False, console: Con
     console.print()
     for part in summary(report, glyphs, console.width, verbose=verbose):
         console.print(part, soft_wrap=isinstance(part, Text) and not console.is_terminal)
-    for line in file_lines(report, glyphs):
+    for line in file_lines(report, glyphs, verbose=verbose):
         console.print(line, soft_wrap=True)  # a path that is broken cannot be copied
 
 
@@ -95,7 +95,7 @@ def print_next(run_dir: Path, *, flips: bool, console: Console | None = None) ->
     """
     console = console or open_console()
     run = shlex.quote(run_dir.name if run_dir.parent == Path("runs") else str(run_dir))
-    lines = {f"upft show {run} --html": "every problem with both answers, as a page"} if flips else {}
+    lines = {f"upft show {run} --html": "every problem with both answers"} if flips else {}
     lines[f"upft ask {run}"] = "your questions to base and tuned"
     width = max(map(len, lines))
     console.print()

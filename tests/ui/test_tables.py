@@ -1,0 +1,57 @@
+"""What `compare` and `analyze` print: the answer first, then each difference around zero."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from helpers.ui import console, written
+
+from upft_mlx.ui import views
+
+MEASURED = Path(__file__).parents[2] / "docs" / "assets" / "compare-quickstart.json"
+
+
+@pytest.fixture(scope="module")
+def measured() -> dict[str, Any]:
+    return dict(json.loads(MEASURED.read_text()))
+
+
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_a_comparison_leads_with_what_is_better(measured: dict[str, Any], width: int) -> None:
+    target = console(width, color_system=None)
+    views.print_comparison(measured, Path("runs/q/compare"), console=target)
+    lines = written(target).splitlines()
+    assert lines[1].startswith("rft is better than base on arithmetic-sampled;")
+    rows = [line for line in lines if line.startswith("rft ") and "[" in line]
+    assert [line.split()[1:] for line in rows][1][-2:] == ["[+2.2,", "+4.5]"]
+    assert all(len(line) <= width for line in lines if "/" not in line)
+    assert any("├" in line for line in lines) == (width >= 80)
+    if width >= 80:
+        zero = next(line for line in lines if line.startswith("upft ") and "┼" in line).index("┼")
+        assert {line[zero] for line in rows} == {"┼", "│"}
+        assert rows[1].index("├") > zero
+
+
+def test_a_comparison_without_a_difference_says_so(measured: dict[str, Any]) -> None:
+    target = console(80, color_system=None)
+    few = {name: measured["methods"][name] for name in ("base", "sft", "upft")}
+    views.print_comparison({**measured, "methods": few}, Path("compare"), console=target)
+    assert written(target).splitlines()[1] == "no method differs measurably from base"
+
+
+def test_an_analysis_leads_with_the_recommendation() -> None:
+    share = {"mean": 0.5, "ci95": [0.4, 0.6]}
+    difference = {"delta": 0.02, "ci95": [-0.05, 0.09]}
+    found = {
+        "self_consistency": [{"length": 4, "mean": 3.5, "ci95": [3.0, 4.0]}],
+        "accuracy": [{"length": 4, "correct": share, "incorrect": share, "difference": difference}],
+        "recommended": {"length": 4, "reason": "both arms are alike up to here"},
+    }
+    target = console(80, color_system=None)
+    views.print_analysis(found, Path("analysis"), console=target)
+    lines = written(target).splitlines()
+    assert lines[1:3] == ["recommended prefix.length: 4", "both arms are alike up to here"]
+    assert "50 % [40, 60]" in lines[6]
