@@ -21,7 +21,8 @@ import pytest
 from conftest import MODEL
 
 from upft_mlx import pipeline
-from upft_mlx.distributed.ranks import Ranks, _hosts, _launched, joined, mine, ranks, rounds
+from upft_mlx.distributed.ranks import Ranks, _hosts, _launched, joined, ranks
+from upft_mlx.distributed.seam import mine, rounds
 from upft_mlx.errors import RankError
 from upft_mlx.recipe.load import load_recipe
 
@@ -167,7 +168,8 @@ EXCHANGE = """
 import json, sys
 from pathlib import Path
 import mlx.core as mx
-from upft_mlx.distributed.ranks import mine, ranks, rounds
+from upft_mlx.distributed.ranks import ranks
+from upft_mlx.distributed.seam import mine, rounds
 team = ranks()
 tree = {"a": [{}, {"b": mx.array([1.0, 2.0]) * (team.rank + 1)}], "c": mx.full((2, 2), 10.0 ** team.rank)}
 total = team.sum((mx.array(0.5), tree))

@@ -188,6 +188,18 @@ def test_the_ui_knows_events_and_rows_but_no_stage() -> None:
     }
 
 
+def test_the_ranks_are_behind_one_seam() -> None:
+    """Who shares work knows `seam`, and who stops it `interrupt`; the ranks themselves only who has the run or the
+    screen.
+    """
+    users = {m: {o for o in own(m) if package(o) == "distributed"} for m in MODULES if package(m) != "distributed"}
+    inside = {module for module, used in users.items() if used - {"distributed.seam", "distributed.interrupt"}}
+    assert inside == {"pipeline", "cli.edge", "cli.run"}
+    assert {package(module) for module, used in users.items() if "distributed.seam" in used} == {
+        *("sampling", "evaluation", "training")
+    }
+
+
 @pytest.mark.parametrize("module", ["_version", "errors"])
 def test_what_everything_stands_on_stands_on_nothing(module: str) -> None:
     assert not own(module)

@@ -18,6 +18,7 @@ from helpers.train import MakeRecipe, comparable, metrics, run
 from mlx.utils import tree_map
 from mlx_lm.utils import load as mlx_lm_load
 
+from upft_mlx.distributed import seam
 from upft_mlx.distributed.ranks import Ranks
 from upft_mlx.errors import TrainingError
 from upft_mlx.events import Event, Note, Progress
@@ -303,7 +304,7 @@ def test_each_rank_has_a_dropout_of_its_own(run: RunDir, monkeypatch: pytest.Mon
     losses: dict[float, list[float]] = {}
     for dropout in (0.0, 0.5):
         for rank in (0, 1):
-            monkeypatch.setattr(step_module, "ranks", lambda rank=rank: Rank(rank))
+            monkeypatch.setattr(seam, "ranks", lambda rank=rank: Rank(rank))
             stepper = with_effect(dropout)
             losses.setdefault(dropout, []).append(stepper.step([example, example], 1e-4, 7)[0])
     assert losses[0.0][0] == losses[0.0][1]

@@ -1,4 +1,4 @@
-"""Ctrl-C that lets the step in hand finish."""
+"""Ctrl-C that lets the step in hand finish, on all ranks the same one."""
 
 from __future__ import annotations
 
@@ -8,11 +8,23 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from upft_mlx.distributed.ranks import ranks
+
 
 class Interrupt:
     """Whether Ctrl-C was pressed."""
 
     asked = False
+    """In this process."""
+
+    def anywhere(self) -> bool:
+        """Whether it was pressed in any rank; all ranks must ask at the same point."""
+        return ranks().any(self.asked)
+
+    def leave(self) -> None:
+        """Take leave of the other ranks, which have stopped at the same point; none takes it for trouble."""
+        ranks().any(True)  # all have come so far
+        ranks().leave()
 
 
 @contextmanager

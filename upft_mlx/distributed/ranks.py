@@ -17,7 +17,7 @@ import secrets
 import shutil
 import socket
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -286,14 +286,3 @@ def _is_mirrored(name: Path) -> bool:
     """Not what only the leader makes or needs: the fused model, earlier versions, exports."""
     alone = any(part == ".kept" or part.startswith(("fuse-", "export-")) for part in name.parts)
     return not alone and name.parts[0] not in _NOT_MIRRORED and not name.name.startswith(".")
-
-
-def rounds(items: Sequence[Item]) -> list[Sequence[Item]]:
-    """The items in order, as many at a time as there are ranks."""
-    return [items[start : start + ranks().size] for start in range(0, len(items), ranks().size)]
-
-
-def mine(items: Sequence[Item]) -> Item | None:
-    """This rank's of a round's items; None where they are fewer than the ranks."""
-    number = ranks().rank
-    return items[number] if number < len(items) else None

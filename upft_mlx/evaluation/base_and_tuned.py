@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from upft_mlx.data.benchmarks import BenchmarkSet
 from upft_mlx.digests import digest
-from upft_mlx.distributed.ranks import ranks
+from upft_mlx.distributed.seam import led
 from upft_mlx.errors import RowsError
 from upft_mlx.evaluation.evaluate import Evaluator, Switch, replay
 from upft_mlx.events import Note, Side
@@ -44,11 +46,7 @@ class Sides:
         """
         if "tuned" not in sides:
             self._notify(Note("no current adapter: only the base model is evaluated"))
-        for part in self._sets if ranks().leads else ():
-            for side in sides:
-                if not self._run.rows_of(part.entry.label, side).exists():
-                    self._take_over(part, side)
-        ranks().mirror(self._run.root)
+        led(self._run.root, partial(self._take_over, sides))
         for part in self._sets:
             missing = [side for side in sides if not self._is_whole(part, side)]
             for side in sides:
@@ -77,14 +75,17 @@ class Sides:
         except RowsError:  # a line that a kill has torn
             return False
 
-    def _take_over(self, part: BenchmarkSet, side: Side) -> None:
+    def _take_over(self, sides: Sequence[Side]) -> None:
         """Copy rows that were made from the same inputs, finished or not, from wherever they are."""
-        path = self._run.rows_of(part.entry.label, side)
-        for rows in sorted(self._made(part, side), key=lambda rows: -rows.stat().st_size):
-            with replacing(path) as temporary:
-                shutil.copyfile(rows, temporary)
-            if self._is_whole(part, side):
-                return
+        for part, side in itertools.product(self._sets, sides):
+            path = self._run.rows_of(part.entry.label, side)
+            if path.exists():
+                continue
+            for rows in sorted(self._made(part, side), key=lambda rows: -rows.stat().st_size):
+                with replacing(path) as temporary:
+                    shutil.copyfile(rows, temporary)
+                if self._is_whole(part, side):
+                    break
 
     def _made(self, part: BenchmarkSet, side: Side) -> Iterator[Path]:
         """Files of such rows that are as they were written."""

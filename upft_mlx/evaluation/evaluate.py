@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
 from upft_mlx.data.benchmarks import QUESTION, BenchmarkSet, BenchmarkSpec
 from upft_mlx.data.problems import Problem
 from upft_mlx.dataset.instruction import user_turn
-from upft_mlx.distributed.ranks import mine, ranks, rounds
+from upft_mlx.distributed.seam import made_by_all, rounds
 from upft_mlx.events import EvaluationStarted, Graded, Note, Observer, Progress, Side, ignore
 from upft_mlx.grade.correct import VERSION, normalize_answer
 from upft_mlx.grade.graders import Task, Verdict, grade_all
@@ -115,9 +114,8 @@ class Evaluator:
     def _round(self, side: Side, round_: Sequence[int]) -> None:
         entry = self._part.entry
         questions = {p.id: p for number in round_ for p in self._order.chunks[number]}
-        rows = self._sample(side, mine(round_), summing(partial(self._on_step, side, len(round_))))
-        for made in ranks().gather([asdict(row) for row in rows]):
-            graded = [EvaluationRow(**row) for row in made]
+        on_step = summing(partial(self._on_step, side, len(round_)))
+        for graded in made_by_all(round_, partial(self._sample, side, on_step), EvaluationRow):
             append_chunk(self._path(side), graded)
             self._done[side] += len(graded)
             self._tokens += sum(row.tokens for row in graded)
@@ -144,10 +142,8 @@ class Evaluator:
         label, peak = self._part.entry.label, mx.get_peak_memory()
         self._notify(Progress("evaluate", done + others, total, "completions", tokens, peak, part=label))
 
-    def _sample(self, side: Side, number: int | None, on_step: OnStep) -> list[EvaluationRow]:
-        """This rank's chunk of a round, graded."""
-        if number is None:
-            return []
+    def _sample(self, side: Side, on_step: OnStep, number: int) -> list[EvaluationRow]:
+        """A chunk, graded."""
         entry, chunk = self._part.entry, self._order.chunks[number]
         turns = [self._prompt.replace(QUESTION, problem.question) for problem in chunk]
         requests = [

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from functools import partial
 
 from upft_mlx.data.problems import Problem
 from upft_mlx.dataset.prefix import Wanted, most_sampled
-from upft_mlx.distributed.ranks import mine, ranks, rounds
+from upft_mlx.distributed.seam import made_by_all, rounds
 from upft_mlx.events import Note, Observer, Progress, ignore
 from upft_mlx.models.chat import Renderer
 from upft_mlx.models.load import Loaded
@@ -137,11 +138,10 @@ class _Generator:
                 # The other ranks are taken to be as far as this one; the end of the round says how far they are.
                 self._progress(tokens * count, finished * count)
 
-            rows = self._rows(mine(part), summing(on_step))
-            for made in ranks().gather([asdict(row) for row in rows]):
-                append_chunk(self.run.partial, [Solution(**row) for row in made])
+            for made in made_by_all(part, partial(self._rows, summing(on_step)), Solution):
+                append_chunk(self.run.partial, made)
                 self.done += len(made)
-                self.tokens += sum(len(row["completion_ids"]) for row in made)
+                self.tokens += sum(len(row.completion_ids) for row in made)
             self._progress(0, 0)
 
     def _progress(self, tokens: int, finished: int) -> None:
@@ -159,10 +159,8 @@ class _Generator:
             left += round(max(0.0, mean * (ended + full) - self.shown))
         self.notify(Progress("generate", done, self.total, "solutions", self.shown, tokens_left=left))
 
-    def _rows(self, number: int | None, on_step: OnStep) -> list[Solution]:
-        """This rank's chunk of a round."""
-        if number is None:
-            return []
+    def _rows(self, on_step: OnStep, number: int) -> list[Solution]:
+        """A chunk's solutions."""
         asked = [(self.problems[item.number], item) for item in self.order.chunk(number)]
         requests = [  # sampling never has the task template, which is for training only
             Request(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from upft_mlx.distributed.ranks import ranks
+from upft_mlx.distributed.seam import leads
 from upft_mlx.events import StageStarted
 from upft_mlx.job import Job, Outcome
 from upft_mlx.rundir import RunDir
@@ -30,7 +30,7 @@ def work(job: Job, run: RunDir) -> Outcome:
 
     loaded = job.load()
     position = train(job.recipe, loaded, run, job.notify)
-    if ranks().leads:
+    if leads():
         measure(job.recipe, loaded, job.problems, job.sets, run, job.notify)
     saves_best = job.recipe.train.save == "best" and position.best_loss is not None
     detail = (

@@ -11,7 +11,7 @@ import mlx.nn as nn
 import mlx.optimizers as optim
 from mlx.utils import tree_flatten, tree_map
 
-from upft_mlx.distributed.ranks import ranks
+from upft_mlx.distributed.seam import own_seed, shared_out, summed
 from upft_mlx.events import Note, Observer, ignore
 from upft_mlx.recipe.schema import Train
 from upft_mlx.training.batches import (
@@ -109,7 +109,7 @@ class Stepper:
         Returns:
             The loss before the step, and what it took.
         """
-        mx.random.seed(seed + ranks().rank)
+        mx.random.seed(own_seed(seed))
         self.optimizer.learning_rate = rate
         loss, gradients = mx.array(0.0), None
         parts, counts = self._parts(examples)
@@ -121,26 +121,22 @@ class Stepper:
                 mx.eval(loss, gradients)  # only then is this micro-batch's memory free for the next
         if gradients is None:  # fewer sequences than ranks
             gradients = tree_map(mx.zeros_like, self.model.trainable_parameters())
-        loss, gradients = ranks().sum((loss, gradients))  # the weights are the whole step's: a sum, not a mean
+        loss, gradients = summed((loss, gradients))  # the weights are the whole step's: a sum, not a mean
         norm = self._update(gradients)
         mx.eval(self._state, loss, norm)
         self.gradient_norm = scalar(norm)
         return scalar(loss), counts
 
     def _parts(self, examples: Sequence[Example]) -> tuple[list[Batch], StepCounts]:
-        """This rank's micro-batches of a step, and the counts of all ranks'.
-
-        Every rank knows all examples, so that nobody needs to be told; of sequences sorted by length each takes
-        every size-th, so that all have about the same to do.
-        """
+        """This rank's micro-batches of a step, and the counts of all ranks'."""
         order = sorted(examples, key=lambda e: len(e.ids))
         mine: list[Batch] = []
         counts = StepCounts()
-        for rank in range(ranks().size):
-            if part := order[rank :: ranks().size]:
+        for part, own in shared_out(order):
+            if part:
                 batches = split(part, self.micro_batch_size, self.shared, of=len(order))
                 counts += count(part, batches)
-                mine = batches if rank == ranks().rank else mine
+                mine = batches if own else mine
         return mine, counts
 
     def loss(self, examples: Sequence[Example], batch_size: int) -> float:
@@ -148,11 +144,11 @@ class Stepper:
         self.model.eval()
         batches = split(examples, self.micro_batch_size or batch_size, self.shared)
         total = mx.array(0.0)
-        for batch in batches[ranks().rank :: ranks().size]:
+        for batch in next(part for part, own in shared_out(batches) if own):
             total = total + self._loss(*to_arrays(batch))
             mx.eval(total)
         self.model.train()
-        return scalar(ranks().sum(total))
+        return scalar(summed(total))
 
     def token_losses(self, examples: Sequence[Example]) -> list[list[float]]:
         """Nats of each supervised id of each example, without dropout; each rank computes all of them."""

@@ -17,7 +17,7 @@ from typing import Any
 import mlx.core as mx
 
 from upft_mlx.distributed.interrupt import deferred_interrupt
-from upft_mlx.distributed.ranks import ranks
+from upft_mlx.distributed.seam import leads
 from upft_mlx.errors import TrainingError
 from upft_mlx.events import Note, Observer, Progress, Trained, ignore
 from upft_mlx.models.adapters import adapter_weights, add_lora
@@ -75,13 +75,12 @@ def train(recipe: Recipe, loaded: Loaded, run: RunDir, notify: Observer = ignore
     stream = steps_from(examples, settings.batch_size, recipe.seed, position.step)
     notify(Progress("train", position.step, total, "steps"))
     with deferred_interrupt() as interrupt:
-        while position.step < total and not ranks().any(interrupt.asked):
+        while position.step < total and not interrupt.anywhere():
             loop.step(*next(stream))
     if position.step < total:
         loop.checkpoint()
         notify(Note(f"interrupted after step {position.step} of {total}, which is saved"))
-        ranks().any(True)  # all have come so far: none takes another's leave for trouble
-        ranks().leave()
+        interrupt.leave()
         raise KeyboardInterrupt
     _finish(recipe, stepper, run, position, adapter_config, notify)
     return position
@@ -142,7 +141,7 @@ class _Loop:
         self.recipe, self.settings, self.stepper, self.run = recipe, recipe.train, stepper, run
         self.notify, self.position, self.total, self.valid = notify, position, total, valid
         self.examples, self.fixed = examples, drawn(examples, FIXED, recipe.seed)
-        self.report = reporter(recipe, run) if ranks().leads else None
+        self.report = reporter(recipe, run) if leads() else None
         if not position.window:
             position.window = dict.fromkeys(_SUMS, 0.0)
 
