@@ -196,7 +196,7 @@ def test_the_ranks_are_behind_one_seam() -> None:
     inside = {module for module, used in users.items() if used - {"distributed.seam", "distributed.interrupt"}}
     assert inside == {"pipeline", "cli.edge", "cli.run"}
     assert {package(module) for module, used in users.items() if "distributed.seam" in used} == {
-        *("sampling", "evaluation", "training")
+        *("sampling", "evaluation", "training", "forecasting")
     }
 
 

@@ -55,6 +55,11 @@ def own_seed(seed: int) -> int:
     return seed + ranks().rank
 
 
+def alone() -> bool:
+    """Whether this process works alone, for what cannot be shared."""
+    return ranks().size == 1
+
+
 def leads() -> bool:
     """Whether this process does what only one may do, such as sending metrics to a service."""
     return ranks().leads

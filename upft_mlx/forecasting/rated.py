@@ -20,7 +20,7 @@ from dataclasses import replace
 from upft_mlx.data.problems import Problem
 from upft_mlx.dataset.prefix import Wanted, structure_of
 from upft_mlx.dataset.selection import pick, said
-from upft_mlx.distributed.ranks import ranks
+from upft_mlx.distributed.seam import alone
 from upft_mlx.errors import TrainingError
 from upft_mlx.events import Observer, Progress, ignore
 from upft_mlx.forecasting.answers import Answers
@@ -51,7 +51,7 @@ def generate_rated(
         TrainingError: several ranks work together, or the probe cannot tell right from wrong prefixes.
         RowsError: a file of samples is malformed.
     """
-    if ranks().size > 1:
+    if not alone():
         raise TrainingError(
             f"{recipe.prefix.selection} samples on one machine only",
             "run `upft generate` on one, then the other stages on all",
