@@ -44,6 +44,13 @@ def test_markdown_shows_a_loop_and_a_joined_list_as_text(tmp_path: Path) -> None
     assert shown == "- \\<b\\>\n- \\#x\n"
 
 
+def test_markdown_formats_numbers_and_lets_no_text_pass_for_one() -> None:
+    template = templates.markdown().from_string("{{ value | number('+.1%') }}")
+    assert template.render(value=0.5) == "+50.0%"
+    with pytest.raises(TypeError, match="not a number"):
+        template.render(value="# 5")
+
+
 @pytest.mark.parametrize("environment", [templates.html, templates.markdown])
 def test_a_name_that_is_not_given_is_an_error(environment: object) -> None:
     assert callable(environment)

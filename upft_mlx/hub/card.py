@@ -13,11 +13,12 @@ from yaml import YAMLError
 
 from upft_mlx.data.benchmarks import resolve
 from upft_mlx.errors import ModelError
-from upft_mlx.escape import code, fenced, markdown, one_line
+from upft_mlx.escape import code, one_line
 from upft_mlx.models.files import bounded
 from upft_mlx.models.find import HUB_ID, is_hub_model
 from upft_mlx.recipe.safe_yaml import read_yaml, to_yaml
 from upft_mlx.recipe.schema import Recipe
+from upft_mlx.results import templates
 from upft_mlx.results.report import outcome
 from upft_mlx.stages import STAGES
 
@@ -31,14 +32,6 @@ _METHODS = {
     "answer is right",
     "structure_only": "trained on whole, unverified solutions of {ratio:.0%} of the problems (a control for UPFT)",
 }
-_PAPER = """@article{ji2025first,
-  title   = {The First Few Tokens Are All You Need: An Efficient and Effective Unsupervised Prefix Fine-Tuning Method
-             for Reasoning Models},
-  author  = {Ji, Ke and Xu, Jiahao and Liang, Tian and Liu, Qiuzhi and He, Zhiwei and Chen, Xingyu and Liu, Xiaoyuan
-             and Wang, Zhijie and Chen, Junying and Wang, Benyou and Tu, Zhaopeng and Mi, Haitao and Yu, Dong},
-  journal = {arXiv preprint arXiv:2503.02875},
-  year    = {2025}
-}"""
 
 
 @dataclass(frozen=True)
@@ -58,7 +51,12 @@ def base_of(recipe: Recipe, folder: Path) -> Base:
 
     A local folder that carries a card is named after the model that this card derives from.
     """
-    card = _metadata(folder / "README.md")
+    try:  # what stands at the head of its card; nothing where that is damaged, or too long to be one
+        head = _HEAD.match(bounded(folder / "README.md", 4 << 20).decode("utf-8", errors="replace"))
+        found = read_yaml(head[1])[0] if head and len(head[1]) <= _HEAD_CHARACTERS else None
+    except (ModelError, ValueError, TypeError, RecursionError, YAMLError):
+        found = None
+    card: dict[str, Any] = found if isinstance(found, dict) else {}
     known = {key: one_line(str(card[key])) for key in ("license", "license_name", "license_link") if card.get(key)}
     if is_hub_model(recipe.model):
         return Base(recipe.model, recipe.model, known)
@@ -66,16 +64,6 @@ def base_of(recipe: Recipe, folder: Path) -> Base:
     above = above[0] if isinstance(above, list) and above else above
     name = recipe.model if recipe.model.startswith("builtin:") else Path(recipe.model).name
     return Base(name, above if isinstance(above, str) and HUB_ID.match(above) else None, known)
-
-
-def _metadata(card: Path) -> dict[str, Any]:
-    """What stands at the head of a model's card; nothing where that is damaged, or too long to be one."""
-    try:
-        head = _HEAD.match(bounded(card, 4 << 20).decode("utf-8", errors="replace"))
-        found = read_yaml(head[1])[0] if head and len(head[1]) <= _HEAD_CHARACTERS else None
-    except (ModelError, ValueError, TypeError, RecursionError, YAMLError):
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 def model_card(recipe: Recipe, base: Base, facts: Mapping[str, Any], described: Mapping[str, Any]) -> str:
@@ -87,27 +75,44 @@ def model_card(recipe: Recipe, base: Base, facts: Mapping[str, Any], described: 
         facts: what `report.collect` found.
         described: recipe.json, with versions and hashes.
     """
-    parts = [
-        f"---\n{to_yaml(card_data(recipe, base, facts))}---",
-        f"# {_title(recipe)}",
-        _opening(recipe, base, facts),
-        "## Evaluation",
-        _evaluation(facts),
-        "## How it was made",
-        _making(recipe, facts, described),
-        f"The recipe, where it differs from the defaults of upft_mlx:\n\n{fenced(to_yaml(_public(recipe)), 'yaml')}",
-        "## How much of the training is in these weights",
-        _fidelity(facts["fidelity"]),
-        "## Use",
-        _use(recipe, base, facts["fidelity"]["fuse"]),
-        "## Limits",
-        _limits(recipe, facts),
-        "## Licence",
-        _licence(base),
-        "## Citation",
-        f"The method:\n\n```bibtex\n{_PAPER}\n```",
-    ]
-    return "\n\n".join(parts) + "\n"
+    fidelity, problems = facts["fidelity"], recipe.problems
+    adapter = fidelity["fuse"] == "adapter"
+    stages = {stage["stage"]: stage for stage in facts["stages"]}
+    name = recipe.publish.repo or "PATH/TO/THIS/FOLDER"
+    if adapter:
+        model = shlex.quote(one_line(base.hub_id or base.name))
+        use = f'python -m mlx_lm generate --model {model} --adapter-path adapter --prompt "..."'
+        commands = f"hf download {name} --local-dir adapter\n{use}"
+    else:
+        commands = f'python -m mlx_lm generate --model {name} --prompt "..."\npython -m mlx_lm server --model {name}'
+    template = templates.markdown(Path(__file__).parent).get_template("card.md")
+    return template.render(
+        metadata=to_yaml(card_data(recipe, base, facts)),
+        title=_title(recipe),
+        recipe=recipe,
+        base=base,
+        facts=facts,
+        described=described,
+        fidelity=fidelity,
+        problems=problems,
+        adapter=adapter,
+        above=_link(base.name, "") if base.hub_id == base.name else code(base.name),
+        method=_METHODS[recipe.method].format(length=recipe.prefix.length, ratio=recipe.prefix.structure_ratio),
+        by_hand=[STAGES[name].adopted_as for name, stage in stages.items() if stage.get("adopted")],
+        compared={label: sides for label, sides in facts["benchmarks"].items() if "tuned" in sides},
+        stages=stages,
+        source=_link(problems.dataset or "", "datasets/"),
+        file=Path(problems.path or "").name,
+        yaml=to_yaml(_public(recipe)),
+        commands=commands,
+        asked=recipe.prompt.system or recipe.prompt.instruction not in (None, "{question}"),
+        license=base.license.get("license_name") or base.license.get("license"),
+    )
+
+
+def _link(name: str, kind: str) -> str:
+    """A link to a Hub repository; the name alone where it is none."""
+    return f"[{name}](https://huggingface.co/{kind}{name})" if HUB_ID.match(name) else code(name)
 
 
 def card_data(recipe: Recipe, base: Base, facts: Mapping[str, Any]) -> dict[str, Any]:
@@ -150,78 +155,6 @@ def _title(recipe: Recipe) -> str:
     return recipe.publish.repo.partition("/")[2] if recipe.publish.repo else recipe.name
 
 
-def _opening(recipe: Recipe, base: Base, facts: Mapping[str, Any]) -> str:
-    link = f"[{base.name}](https://huggingface.co/{base.hub_id})" if base.hub_id == base.name else code(base.name)
-    what = "A LoRA adapter for" if facts["fidelity"]["fuse"] == "adapter" else "A fine-tune of"
-    how = _METHODS[recipe.method].format(length=recipe.prefix.length, ratio=recipe.prefix.structure_ratio)
-    quantize = recipe.quantize
-    bits = f", quantized to {quantize.bits} bits (groups of {quantize.group_size})" if quantize else ""
-    return f"{what} {link}{bits} in MLX format. Method: {how}.{_by_hand(facts)} Made with upft_mlx."
-
-
-def _by_hand(facts: Mapping[str, Any]) -> str:
-    """What somebody changed after it was made: then it is not, or not only, what the model sampled or training made."""
-    names = [STAGES[stage["stage"]].adopted_as for stage in facts["stages"] if stage.get("adopted")]
-    return "".join(f" **{name} were changed by hand afterwards.**" for name in names)
-
-
-def _evaluation(facts: Mapping[str, Any]) -> str:
-    if not any("tuned" in sides for sides in facts["benchmarks"].values()):
-        return "Not evaluated. Whether this model is better than its base is not known."
-    rows = ["| benchmark | problems x samples | T | base | tuned | tuned - base | p |", "|---|---|---|---|---|---|---|"]
-    rows += [_row(label, sides) for label, sides in facts["benchmarks"].items() if "tuned" in sides]
-    verdict = "\n".join(f"- {markdown(line)}" for line in facts["verdict"])
-    about = (
-        "Accuracy in %, with its 95 % interval; the difference is on the same problems. `tuned` is the base with the "
-        "adapter on, before fusing."
-    )
-    return "\n\n".join(["\n".join(rows), about, verdict])
-
-
-def _row(label: str, sides: Mapping[str, Any]) -> str:
-    def shown(side: Mapping[str, Any]) -> str:
-        low, high = side["ci95"]
-        return f"{100 * side['accuracy']:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
-
-    tuned, paired = sides["tuned"], sides["paired"]
-    low, high = paired["ci95"]
-    delta = f"{100 * paired['delta']:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
-    settings = f"{markdown(label)} | {tuned['n']} x {tuned['samples']} | {tuned['temperature']:g}"
-    return f"| {settings} | {shown(sides['base'])} | {shown(tuned)} | {delta} | {paired['p_value']:.3g} |"
-
-
-def _making(recipe: Recipe, facts: Mapping[str, Any], described: Mapping[str, Any]) -> str:
-    stages = {stage["stage"]: stage for stage in facts["stages"]}
-    versions = ", ".join(markdown(f"{name} {version}") for name, version in described["versions"].items())
-    lines = [
-        f"- data: {_source(recipe)}; fingerprint of the problems {code(described['hashes']['problems'])}",
-        f"- base model's fingerprint: {code(described['hashes']['model'])}",
-    ]
-    if made := stages.get("generate"):
-        lines.append(
-            f"- sampled: {made['tokens_sampled']:,} tokens ({markdown(made['detail'])}), {made['seconds']:,.0f} s"
-        )
-    if made := stages.get("train"):
-        peak = f"{made['peak_memory_bytes'] / 1e9:.2f} GB"
-        tokens = f"{made['tokens_trained']:,} supervised tokens"
-        lines.append(f"- trained: {tokens} ({markdown(made['detail'])}), {made['seconds']:,.0f} s, peak memory {peak}")
-    return "\n".join([*lines, f"- versions: {versions}"])
-
-
-def _source(recipe: Recipe) -> str:
-    problems = recipe.problems
-    if problems.dataset:
-        at = f" at revision {markdown(problems.revision)}" if problems.revision else ""
-        name = problems.dataset
-        link = f"[{name}](https://huggingface.co/datasets/{name})" if HUB_ID.match(name) else code(name)
-        return f"{link}, {markdown(problems.split)}{at}"
-    return (
-        f"the file {code(Path(problems.path).name)}"
-        if problems.path
-        else f"the problems `{problems.builtin}` of upft_mlx"
-    )
-
-
 def _public(recipe: Recipe) -> dict[str, Any]:
     """The recipe without what says something about the machine: of local paths, the names only."""
     data = recipe.model_dump(mode="json", exclude_defaults=True)
@@ -231,61 +164,3 @@ def _public(recipe: Recipe) -> dict[str, Any]:
         if section.get("path"):
             section["path"] = Path(section["path"]).name
     return data
-
-
-def _fidelity(fidelity: Mapping[str, Any]) -> str:
-    if fidelity["fuse"] == "adapter":
-        return "All of it: this is the adapter itself."
-    return (
-        f"Rounding can erase a small fine-tune. Fused as `{fidelity['fuse']}`, these weights keep "
-        f"**{fidelity['retained']:.1%}** of the adapter's effect: 1 - KL(adapter || fused) / KL(adapter || base), with "
-        f"{fidelity['kl']:.3g} and {fidelity['kl_base']:.3g} nats per position. They agree with the adapter on the "
-        f"most likely token at {fidelity['top1_agreement']:.1%} of the positions, and repeat "
-        f"{fidelity['greedy_agreement']:.1%} of its first greedy tokens (the base model: "
-        f"{fidelity['base']['greedy_agreement']:.1%}). Measured on {fidelity['rows']} held-out rows and "
-        f"{fidelity['prompts']} prompts."
-    )
-
-
-def _use(recipe: Recipe, base: Base, fuse: str) -> str:
-    name = recipe.publish.repo or "PATH/TO/THIS/FOLDER"
-    if fuse == "adapter":
-        model = shlex.quote(one_line(base.hub_id or base.name))
-        commands = (
-            f"hf download {name} --local-dir adapter\n"
-            f'python -m mlx_lm generate --model {model} --adapter-path adapter --prompt "..."'
-        )
-        quantized = "The base must be quantized first, as in training: `mlx_lm convert -q`. "
-        before = quantized if recipe.quantize else ""
-        return f"{before}With [mlx-lm](https://github.com/ml-explore/mlx-lm):\n\n{fenced(commands, 'sh')}"
-    asked = recipe.prompt.system or recipe.prompt.instruction not in (None, "{question}")
-    prompt = " Trained and evaluated with the system turn and instruction of the recipe above." if asked else ""
-    return (
-        "With [mlx-lm](https://github.com/ml-explore/mlx-lm), no other code needed:\n\n```sh\n"
-        f'python -m mlx_lm generate --model {name} --prompt "..."\npython -m mlx_lm server --model {name}\n```\n\n'
-        "transformers does not read MLX's quantized weights. `upft export RECIPE --format dequantized` writes a folder "
-        f"that it loads, `--format peft` the adapter for PEFT.{prompt}"
-    )
-
-
-def _limits(recipe: Recipe, facts: Mapping[str, Any]) -> str:
-    lines = ["It knows what its base knows, with its base's faults; the training adds no facts and no safety."]
-    if recipe.method in ("upft", "sft", "structure_only"):
-        lines.append("The solutions that it was trained on were not checked: some are wrong.")
-    if facts["benchmarks"]:
-        lines.append(
-            "The evaluation covers the benchmarks above and nothing else. An interval that includes 0 shows no "
-            "measurable change."
-        )
-    return "\n".join(f"- {line}" for line in lines)
-
-
-def _licence(base: Base) -> str:
-    if not base.license:
-        return (
-            f"Not known to upft_mlx: the folder of {code(base.name)} has no card that states one. The base model's "
-            "licence applies; look it up before you pass these weights on."
-        )
-    name = markdown(base.license.get("license_name") or base.license.get("license") or "")
-    above = f"Inherited from the base model {code(base.name)}: {name}, as its card says."
-    return f"{above} Its terms apply to these weights."

@@ -7,6 +7,7 @@ through a filter that makes Markdown of it:
     {{ value | code }}      Markdown: an inline code span; `fenced(language)`: a block of code
     {{ value | safe }}      what is markup already: a chart, a table of another function; in Markdown, a macro's text
     {{ n | many("step") }}  `1 step`, `1,024 steps`
+    {{ n | number(".1%") }} Markdown: a number in that format; a text is refused
     {{ value | script }}    HTML: JSON inside a script element
 """
 
@@ -50,8 +51,16 @@ def markdown(folder: Path = FOLDER) -> Environment:
         "safe": _Markdown,
         "code": lambda text: _Markdown(escape.code(text)),
         "fenced": lambda text, language="": _Markdown(escape.fenced(text, language)),
+        "number": _number,
     }
     return environment
+
+
+def _number(value: float, form: str) -> _Markdown:
+    """A number in a format of Python's; a text, which could hold anything, is an error."""
+    if isinstance(value, str):
+        raise TypeError(f"not a number: {value!r}")
+    return _Markdown(format(value, form))
 
 
 def _environment(folder: Path, *, autoescape: bool) -> Environment:
