@@ -21,7 +21,7 @@ from rich.text import Text
 from upft_mlx.events import Side
 from upft_mlx.quantities import duration
 from upft_mlx.ui.console import open_console
-from upft_mlx.ui.text import Glyphs, glyphs_for
+from upft_mlx.ui.text import glyphs_for
 
 SIDE_BY_SIDE = 88
 """Columns from which two panels stand beside each other."""
@@ -164,44 +164,36 @@ class _Panels:
         return len(self._sides) > 1 and width >= SIDE_BY_SIDE
 
     def _grid(self, console: Console, options: ConsoleOptions, room: int | None) -> Table:
+        """A panel for each side, in its colour while it grows; of its answer the last `room` lines, or all."""
         with self._lock:
             answers: Mapping[Side, Reply] = dict(self._answers)
-        beside = self._beside(options.max_width)
+        glyphs, beside = self._glyphs, self._beside(options.max_width)
         width = options.max_width // 2 if beside else options.max_width
-        sides = [side for side in self._sides if room is not None or side in answers]
-        bodies = {side: _body(answers.get(side), self._glyphs, console, width, room) for side in sides}
+        bodies: dict[Side, list[Text]] = {}
+        for side in [side for side in self._sides if room is not None or side in answers]:
+            text = Text(glyphs.lines(answers[side].text).strip() if side in answers else glyphs.pending)
+            lines = list(text.wrap(console, max(1, width - 4), tab_size=4))
+            bodies[side] = lines if room is None else lines[-room:]
         most = max((len(lines) for lines in bodies.values()), default=0)
-        grid = Table.grid()
-        panels = [
-            _panel(
-                side, answers.get(side), self._glyphs, lines + [Text()] * (most - len(lines) if beside else 0), width
+        panels = []
+        for side, lines in bodies.items():
+            answer = answers.get(side)
+            panels.append(
+                Panel(
+                    Text("\n").join(lines + [Text()] * (most - len(lines) if beside else 0)),
+                    title=Text(side, f"bold {STYLES[side]}"),
+                    title_align="left",
+                    subtitle=Text(_numbers(answer), "dim") if answer else None,
+                    subtitle_align="right",
+                    box=box.ASCII if glyphs.encoding == "ascii" else box.ROUNDED,
+                    border_style=STYLES[side] if answer and answer.finish_reason is None else "dim",
+                    width=width,
+                )
             )
-            for side, lines in bodies.items()
-        ]
+        grid = Table.grid()
         for row in [panels] if beside else [[panel] for panel in panels]:
             grid.add_row(*row)
         return grid
-
-
-def _body(answer: Reply | None, glyphs: Glyphs, console: Console, width: int, room: int | None) -> list[Text]:
-    """An answer's lines inside a panel of `width` columns, the last `room` of them."""
-    text = Text(glyphs.lines(answer.text).strip() if answer else glyphs.pending)
-    lines = text.wrap(console, max(1, width - 4), tab_size=4)
-    return list(lines if room is None else lines[-room:])
-
-
-def _panel(side: Side, answer: Reply | None, glyphs: Glyphs, lines: Sequence[Text], width: int) -> Panel:
-    """One side's answer, in its colour while it grows."""
-    return Panel(
-        Text("\n").join(lines),
-        title=Text(side, f"bold {STYLES[side]}"),
-        title_align="left",
-        subtitle=Text(_numbers(answer), "dim") if answer else None,
-        subtitle_align="right",
-        box=box.ASCII if glyphs.encoding == "ascii" else box.ROUNDED,
-        border_style=STYLES[side] if answer and answer.finish_reason is None else "dim",
-        width=width,
-    )
 
 
 def _numbers(answer: Reply) -> str:

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.text import Text
 
 from upft_mlx.ui.console import open_console
-from upft_mlx.ui.text import Glyphs, glyphs_for, wrapped
+from upft_mlx.ui.text import glyphs_for, wrapped
 
 NAME = 23
 """Columns of a finding's name."""
@@ -21,36 +21,22 @@ def print_findings(findings: Iterable[dict[str, Any]], *, console: Console | Non
     """Print findings (`group, name, value, status, advice`), and at the end how many are not ok."""
     console = console or open_console()
     glyphs = glyphs_for(console.encoding)
+    signs = {"ok": glyphs.done, "warning": "!", "error": glyphs.wrong}
     group, counts = None, {"ok": 0, "warning": 0, "error": 0}
     for finding in findings:
+        status = finding["status"]
+        counts[status] += 1
         if finding["group"] != group:
             group = finding["group"]
             console.print(Text(group, "bold"))
-        counts[finding["status"]] += 1
-        _print(finding, console, glyphs)
+        line = Text("  ").append(signs[status], STYLES[status]).append(f" {finding['name']:{NAME}}  ")
+        console.print(line.append(glyphs.line(finding["value"])), soft_wrap=True)
+        if finding["advice"]:
+            advice = f"{status}: {glyphs.line(finding['advice'])}"
+            if console.is_terminal:  # a pipe gets one line; commands and paths stay whole in any case
+                advice = wrapped(advice, max(20, console.width - INDENT))
+            for part in advice.split("\n"):
+                console.print(Text(" " * INDENT).append(part, STYLES[status]), soft_wrap=True)
+    found = [(f"{counts[k]} {k}{'s' if counts[k] > 1 else ''}", STYLES[k]) for k in ("error", "warning") if counts[k]]
     console.print()
-    console.print(_total(counts))
-
-
-def _print(finding: dict[str, Any], console: Console, glyphs: Glyphs) -> None:
-    status = finding["status"]
-    sign = {"ok": glyphs.done, "warning": "!", "error": glyphs.wrong}[status]
-    line = Text("  ").append(sign, STYLES[status]).append(f" {finding['name']:{NAME}}  ")
-    console.print(line.append(glyphs.line(finding["value"])), soft_wrap=True)
-    if finding["advice"]:
-        advice = f"{status}: {glyphs.line(finding['advice'])}"
-        for part in _wrapped(advice, console):
-            console.print(Text(" " * INDENT).append(part, STYLES[status]), soft_wrap=True)
-
-
-def _wrapped(text: str, console: Console) -> list[str]:
-    """Lines that fit the terminal; commands and paths stay whole, and a pipe gets one line."""
-    if not console.is_terminal:
-        return [text]
-    return wrapped(text, max(20, console.width - INDENT)).split("\n")
-
-
-def _total(counts: dict[str, int]) -> Text:
-    parts = [(f"{counts[kind]} {kind}{'s' if counts[kind] > 1 else ''}", STYLES[kind]) for kind in ("error", "warning")]
-    found = [part for part in parts if not part[0].startswith("0")]
-    return Text.assemble(*(found[0], ", ", found[1]) if len(found) > 1 else found or [("all is well", "green")])
+    console.print(Text(", ").join(Text(*part) for part in found or [("all is well", "green")]))

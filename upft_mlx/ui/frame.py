@@ -12,7 +12,7 @@ from rich.text import Text
 
 from upft_mlx.quantities import clock
 from upft_mlx.ui.evaluation import EvaluationFrame
-from upft_mlx.ui.state import Meter, StageStatus, State, training_numbers
+from upft_mlx.ui.state import State, training_numbers
 from upft_mlx.ui.text import Glyphs, plot
 
 STYLES: dict[StageStatus, str] = {
@@ -40,30 +40,24 @@ class Frame:
     def __init__(self, state: State, glyphs: Glyphs, width: int, height: int, now: float) -> None:
         self.state, self.glyphs, self.now = state, glyphs, now
         self.width, self._height = width, height
-        self._evaluation = EvaluationFrame(state, glyphs, width, height, now)
+        self._evaluation = EvaluationFrame(state, glyphs, width, height)
 
     def parts(self) -> Iterator[RenderableType]:
         """From top to bottom; the most important first, since a small screen cuts the end off."""
-        head = list(self._head())  # a line each
+        state = self.state
+        head: list[RenderableType] = [Text()]  # a line each, apart from the permanent lines
+        if state.stages:
+            head.append(self._stages())
+            if (left := state.left(self.now)) is not None:
+                head.append(self._evaluation.line(f"about {clock(left)} left over all stages", "dim"))
+        if state.stages.get(state.stage) in ("running", "stopped"):  # what is finished has its line above
+            head += [Text(), *self._progress()]
+            if state.stage == "train" and state.metrics:
+                head += [Text(), *self._training()]
         yield from head
-        if self.state.stage == "evaluate" and self.state.tallies:
+        if state.stage == "evaluate" and state.tallies:
             yield Text()
             yield from self._evaluation.parts(len(head) + 1)
-
-    def _head(self) -> Iterator[RenderableType]:
-        """What every stage has, and the training's own part."""
-        state = self.state
-        yield Text()  # apart from the permanent lines
-        if state.stages:
-            yield self._stages()
-            if (left := state.left(self.now)) is not None:
-                yield self._evaluation.line(f"about {clock(left)} left over all stages", "dim")
-        if state.stages.get(state.stage) in ("running", "stopped"):  # what is finished has its line above
-            yield Text()
-            yield from self._progress()
-            if state.stage == "train" and state.metrics:
-                yield Text()
-                yield from self._training()
 
     def _stages(self) -> Text:
         """`(done) a  (done) b, c (skipped: current)  (running) d  (pending) e`."""
@@ -93,15 +87,11 @@ class Frame:
             head.append(f"  {clock(self.now - state.started)}", "dim")
         yield self._evaluation.cropped(head)
         if meter is not None:
-            yield self._bar(meter)
+            total = max(1, meter.total)
+            row = Table.grid(Column(width=min(BAR, self.width - 6)), Column(justify="right", width=6))
+            row.add_row(ProgressBar(total=total, completed=meter.done), Text(f"{100 * meter.done // total} %"))
+            yield row
             yield from self._packed(meter.numbers(self.now))
-
-    def _bar(self, meter: Meter) -> Table:
-        bar = ProgressBar(total=max(1, meter.total), completed=meter.done)
-        share = 100 * meter.done // max(1, meter.total)
-        row = Table.grid(Column(width=min(BAR, self.width - 6)), Column(justify="right", width=6))
-        row.add_row(bar, Text(f"{share} %"))
-        return row
 
     def _packed(self, parts: Sequence[str]) -> Iterator[Text]:
         """The parts in as few lines as hold them unbroken."""

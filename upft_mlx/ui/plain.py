@@ -10,7 +10,7 @@ from typing import IO
 
 from upft_mlx.events import Event, Graded, Progress, StageStarted, Trained
 from upft_mlx.quantities import clock
-from upft_mlx.ui.state import Meter, State, permanent_line, training_numbers
+from upft_mlx.ui.state import State, permanent_line, training_numbers
 from upft_mlx.ui.text import glyphs_for
 
 INTERVAL = 5.0
@@ -79,37 +79,27 @@ class PlainView:
             self._written = now
 
     def _line(self, event: Event, now: float) -> str | None:
-        line = self._glyphs.line
+        line, meter = self._glyphs.line, self._state.meter
         match event:
             case StageStarted():
                 return f"{self._glyphs.running} {line(event.stage)}  {line(event.detail)}".rstrip()
             case Trained():
-                return self._trained(event)
-            case Progress() if self._state.meter is not None:
-                return self._progress(self._state.meter, now)
+                valid = f"valid loss {event.metrics['valid_loss']:.4f}" if "valid_loss" in event.metrics else ""
+                numbers = "  ".join(training_numbers(event.metrics, valid))
+                return f"train: step {event.metrics['step']:,}/{event.total_steps:,}  {numbers}"
+            case Progress() if meter is not None:
+                # An evaluation's sides end with their accuracy instead.
+                complete = meter.done >= meter.total and meter.stage != "evaluate"
+                due = self._due(("progress", meter.name), now, complete=complete)
+                return f"{line(meter.name)}: {'  '.join(meter.numbers(now))}" if due else None
             case Graded():
-                return self._graded(event, now)
+                tally = self._state.tallies[event.benchmark]
+                done = tally.done(event.side)
+                if not self._due(("graded", event.benchmark, event.side), now, complete=done == tally.expected):
+                    return None
+                where = f"{line(event.benchmark)} {event.side} {done:,}/{tally.expected:,}"
+                return f"evaluate: {where}  accuracy {tally.accuracy(event.side)}"
         return permanent_line(event, self._glyphs, verbose=self._verbose)
-
-    def _trained(self, event: Trained) -> str:
-        valid = f"valid loss {event.metrics['valid_loss']:.4f}" if "valid_loss" in event.metrics else ""
-        numbers = "  ".join(training_numbers(event.metrics, valid))
-        return f"train: step {event.metrics['step']:,}/{event.total_steps:,}  {numbers}"
-
-    def _progress(self, meter: Meter, now: float) -> str | None:
-        # An evaluation's sides end with their accuracy instead.
-        complete = meter.done >= meter.total and meter.stage != "evaluate"
-        if not self._due(("progress", meter.name), now, complete=complete):
-            return None
-        return f"{self._glyphs.line(meter.name)}: {'  '.join(meter.numbers(now))}"
-
-    def _graded(self, event: Graded, now: float) -> str | None:
-        tally = self._state.tallies[event.benchmark]
-        done = tally.done(event.side)
-        if not self._due(("graded", event.benchmark, event.side), now, complete=done == tally.expected):
-            return None
-        where = f"{self._glyphs.line(event.benchmark)} {event.side} {done:,}/{tally.expected:,}"
-        return f"evaluate: {where}  accuracy {tally.accuracy(event.side)}"
 
     def _due(self, topic: tuple[str, ...], now: float, *, complete: bool) -> bool:
         """Whether to write: once when complete, and until then not before the interval is over."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from rich.console import Console
@@ -19,71 +20,55 @@ _NAMES = {"this": "this recipe", "sft": "SFT, 1 full solution", "rft": "RFT, 16 
 def print_plan(facts: dict[str, Any], *, console: Console | None = None) -> None:
     """Print a plan to stdout."""
     console = console or open_console()
+    line, settings = glyphs_for(console.encoding).line, facts["settings"]
+    number = facts["parameters"]
+    parameters = f"{number / 1e9:.1f} billion" if number >= 1e9 else f"{number / 1e6:.1f} million"
     here = "" if facts["model_is_here"] else ", not on this machine yet"
     console.print()
-    line = glyphs_for(console.encoding).line
-    head = f"{facts['recipe']}: {facts['model']} ({_parameters(facts['parameters'])}{here})"
-    console.print(Text(line(head), "bold"))
-    console.print(Text(_work(facts)))
-    parts = [_tokens(facts), _memory(facts), _disk(facts), *([_time(facts)] if facts["seconds"] else [])]
-    for part in parts:
+    console.print(Text(line(f"{facts['recipe']}: {facts['model']} ({parameters} parameters{here})"), "bold"))
+    passes, size = settings["train.micro_batch_size"], settings["train.batch_size"]
+    micro = f"{passes} at a time" if passes else "micro-batches of up to 512 tokens"
+    sequences = "1 sequence" if size == 1 else f"{size} sequences ({micro})"
+    problems = f"{facts['problems']:,} problem{'' if facts['problems'] == 1 else 's'}"
+    steps = f"{facts['steps']:,} step{'' if facts['steps'] == 1 else 's'}"
+    console.print(Text(f"{problems}, {steps} of {sequences}, {settings['generate.batch_size']} decoded together"))
+    for table in _tables(facts):
         console.print()
-        console.print(part)
+        console.print(table)
     for remark in _remarks(facts):
         console.print(Text(line(remark)), soft_wrap=not console.is_terminal)
 
 
-def _parameters(number: int) -> str:
-    return f"{number / 1e9:.1f} billion parameters" if number >= 1e9 else f"{number / 1e6:.1f} million parameters"
-
-
-def _work(facts: dict[str, Any]) -> str:
-    settings = facts["settings"]
-    passes, size = settings["train.micro_batch_size"], settings["train.batch_size"]
-    micro = f"{passes} at a time" if passes else "micro-batches of up to 512 tokens"
-    sequences = "1 sequence" if size == 1 else f"{size} sequences ({micro})"
-    return (
-        f"{facts['problems']:,} problem{'' if facts['problems'] == 1 else 's'}, {facts['steps']:,} "
-        f"step{'' if facts['steps'] == 1 else 's'} of {sequences}, {settings['generate.batch_size']} decoded together"
+def _tables(facts: dict[str, Any]) -> Iterator[Table]:
+    """Tokens, memory, disk, and time where it is known."""
+    table, mine = (
+        table_of("tokens", "sampled", "this recipe's share", "trained on", "its share"),
+        facts["tokens"]["this"],
     )
-
-
-def _tokens(facts: dict[str, Any]) -> Table:
-    table = table_of("tokens", "sampled", "this recipe's share", "trained on", "its share")
-    mine = facts["tokens"]["this"]
     for name, row in facts["tokens"].items():
         cells = []
         for kind in ("tokens_sampled", "tokens_trained"):
             share = "" if name == "this" or not row[kind] else f"{mine[kind] / row[kind]:.1%}"
             cells += [f"{row[kind]:,.0f}", share]
         table.add_row(_NAMES[name], *cells)
-    return table
-
-
-def _memory(facts: dict[str, Any]) -> Table:
-    found = facts["memory"]
-    table = table_of("peak memory of", "about", "of the limit")
+    yield table
+    table, found = table_of("peak memory of", "about", "of the limit"), facts["memory"]
     for stage, peak in found["peak_bytes"].items():
         share = peak / found["budget_bytes"]
         table.add_row(stage, memory(peak), Text(f"{share:.0%}", "red" if share > 1 else ""))
     table.add_row(found["budget"], memory(found["budget_bytes"]), "")
-    return table
-
-
-def _disk(facts: dict[str, Any]) -> Table:
+    yield table
     table = table_of("disk", "about")
     for name, size in facts["disk_bytes"].items():
         if size:
             table.add_row(name, memory(size))
-    return table
-
-
-def _time(facts: dict[str, Any]) -> Table:
-    table = table_of("time of", "about")
-    for stage, seconds in facts["seconds"].items():
-        table.add_row(stage, duration(seconds))
-    table.add_row("together", duration(sum(facts["seconds"].values())))
-    return table
+    yield table
+    if facts["seconds"]:
+        table = table_of("time of", "about")
+        for stage, seconds in facts["seconds"].items():
+            table.add_row(stage, duration(seconds))
+        table.add_row("together", duration(sum(facts["seconds"].values())))
+        yield table
 
 
 def _remarks(facts: dict[str, Any]) -> list[str]:

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from rich.console import Console, RenderableType
-from rich.table import Table
 from rich.text import Text
 
 from upft_mlx.training.row_loss import in_words
@@ -73,7 +72,10 @@ class _View:
         for row in self._facts["rows"]:
             yield Text()
             yield self._head(row)
-            yield from self._why(row)
+            if not row["trains"]:
+                yield Text("does not train: its prompt leaves no room in train.max_length", "yellow")
+            elif row["cut"]:
+                yield Text(f"cut by {row['cut']} tokens at train.max_length", "yellow")
             yield self._row(row)
         yield Text()
         if (view := self._facts.get("base_view")) is not None:
@@ -81,7 +83,10 @@ class _View:
             yield from (Text(line) for line in in_words(view))
             yield Text()
         yield self._rule("rules of this recipe")
-        yield from self._rules()
+        for rule in self._facts["rules"]:
+            yield Text.assemble(
+                (f"{rule['name']}: ", "bold" if self._coloured else ""), self._glyphs.line(rule["text"])
+            )
 
     def _rule(self, title: str) -> Text:
         line = "──" if self._coloured and self._glyphs.encoding != "ascii" else "=="
@@ -97,16 +102,13 @@ class _View:
         yield self._rule(f"the prompt in {what}{problem}: {len(prompt['ids'])} tokens")
         if "error" in prompt:
             yield Text(f"no question to show: {self._glyphs.line(prompt['error'])}", "yellow")
-        yield self._rendered(prompt)
-        yield Text(f"ids {' '.join(map(str, prompt['ids']))}", "dim")
-        yield Text()
-
-    def _rendered(self, prompt: dict[str, Any]) -> Text:
-        """The text whole: its tokens joined would lose characters that are spread over several."""
+        # The text whole: its tokens joined would lose characters that are spread over several.
         text = Text(self._glyphs.lines(prompt["text"]).replace("\n", f"{self._marks.newline}\n").rstrip("\n"))
         pairs = zip(prompt["ids"], prompt["tokens"], strict=True)
         text.highlight_words(sorted({token for id_, token in pairs if id_ in self._special}), SPECIAL)
-        return text
+        yield text
+        yield Text(f"ids {' '.join(map(str, prompt['ids']))}", "dim")
+        yield Text()
 
     # Rows.
 
@@ -137,57 +139,24 @@ class _View:
         head = Text().append(row["kind"], "bold").append(f"  {self._glyphs.line(row['id'])}{place}  ")
         return head.append(", ".join(numbers), "dim")
 
-    def _why(self, row: dict[str, Any]) -> Iterator[Text]:
-        if not row["trains"]:
-            yield Text("does not train: its prompt leaves no room in train.max_length", "yellow")
-        elif row["cut"]:
-            yield Text(f"cut by {row['cut']} tokens at train.max_length", "yellow")
-
     def _row(self, row: dict[str, Any]) -> Text:
-        line = Text()
+        """The row token by token, each on one line whatever is in it; hidden characters alone show their numbers."""
+        marks, line, last = self._marks, Text(), len(row["ids"]) - 1
         for place, (token, supervised) in enumerate(zip(row["tokens"], row["supervised"], strict=True)):
-            shown = self._token(token)
+            shown = self._glyphs.lines(token).replace("\n", marks.newline).replace("\t", "    ")
+            shown = shown or token.encode("unicode_escape").decode()
             eos = supervised and row["ids"][place] in self._facts["eos_ids"]
+            style = ""
             if self._coloured:
-                line.append(shown, self._style(place, supervised, eos, place < row["shared"]))
-            else:
-                line.append(self._marked(row, place, shown, eos))
+                masked = f"{SHARED if place < row['shared'] else MASKED} {BACKGROUNDS[place % 2]}"
+                style = EOS if eos else SUPERVISED[place % 2] if supervised else masked
+            elif supervised:
+                shown = f"{marks.opening}{shown}{' EOS' if eos else ''}{marks.closing}"
+            elif place + 1 == row["shared"]:
+                shown += marks.shared
+            elif place < last and not row["supervised"][place + 1]:
+                shown += marks.between
+            line.append(shown, style)
             if "\n" in token and not eos:
                 line.append("\n")
-        pads = self._marks.pad * row["padding"]
-        return line.append(pads, PADDING if self._coloured else "")
-
-    def _style(self, place: int, supervised: bool, eos: bool, shared: bool) -> str:
-        if eos:
-            return EOS
-        if supervised:
-            return SUPERVISED[place % 2]
-        return f"{SHARED if shared else MASKED} {BACKGROUNDS[place % 2]}"
-
-    def _marked(self, row: dict[str, Any], place: int, shown: str, eos: bool) -> str:
-        marks = self._marks
-        if row["supervised"][place]:
-            return f"{marks.opening}{shown}{' EOS' if eos else ''}{marks.closing}"
-        if place + 1 == row["shared"]:
-            return f"{shown}{marks.shared}"
-        last = place + 1 == len(row["ids"]) or row["supervised"][place + 1]
-        return shown if last else f"{shown}{marks.between}"
-
-    def _token(self, token: str) -> str:
-        """A token on one line, whatever is in it; one of hidden characters alone shows their numbers."""
-        shown = self._glyphs.lines(token).replace("\n", self._marks.newline).replace("\t", "    ")
-        return shown or token.encode("unicode_escape").decode()
-
-    # Rules.
-
-    def _rules(self) -> Iterator[RenderableType]:
-        rules: Sequence[dict[str, str]] = self._facts["rules"]
-        if not self._coloured:
-            yield from (Text(f"{rule['name']}: {self._glyphs.line(rule['text'])}") for rule in rules)
-            return
-        table = Table.grid(padding=(0, 2, 0, 0))
-        table.add_column(no_wrap=True, style="bold")
-        table.add_column()
-        for rule in rules:
-            table.add_row(rule["name"], Text(self._glyphs.line(rule["text"])))
-        yield table
+        return line.append(marks.pad * row["padding"], PADDING if self._coloured else "")

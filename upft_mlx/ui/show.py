@@ -44,20 +44,19 @@ def listing(items: Sequence[Seen], glyphs: Glyphs, width: int, *, only_flips: bo
     if not items:
         yield Text("no flips: base and tuned agree on every problem" if only_flips else "no rows yet")
         return
-    groups = _by_direction(items, glyphs) if only_flips else [("", items)]
-    for title, group in groups:
+    groups = {"": list(items)}
+    if only_flips:
+        gained = [item for item in items if item.tuned is not None and item.tuned.correct]
+        lost = [item for item in items if item not in gained]
+        groups = {f"wrong {glyphs.arrow} right": gained, f"right {glyphs.arrow} wrong": lost}
+    for title, group in groups.items():
+        if not group:
+            continue
         if title:
             yield Text(f"{title}: {len(group)}", "bold")
         yield _table(group, glyphs, width)
         yield Text()
     yield Text("upft show RUN --problem ID shows one problem with both completions", "dim")
-
-
-def _by_direction(items: Sequence[Seen], glyphs: Glyphs) -> list[tuple[str, list[Seen]]]:
-    gained = [item for item in items if item.tuned is not None and item.tuned.correct]
-    lost = [item for item in items if item not in gained]
-    titles = (f"wrong {glyphs.arrow} right", f"right {glyphs.arrow} wrong")
-    return [(title, group) for title, group in zip(titles, (gained, lost), strict=True) if group]
 
 
 def _table(items: Sequence[Seen], glyphs: Glyphs, width: int) -> Table:
@@ -103,23 +102,19 @@ def regrading(facts: dict[str, Any], glyphs: Glyphs) -> Iterator[RenderableType]
                 "dim",
             )
             for row in found["changed"]:
-                yield _changed(row, glyphs)
+                answers = [
+                    glyphs.line(answer or "none found")[:ANSWER] for answer in (row["answer"], row["answer_now"])
+                ]
+                answer = answers[0] if answers[0] == answers[1] else f"{answers[0]} {glyphs.arrow} {answers[1]}"
+                sign, style = (glyphs.done, "green") if row["correct_now"] else (glyphs.wrong, "red")
+                sample = f" #{row['sample']}" if row["sample"] else ""
+                about = f"  gold {glyphs.line(row['gold'])[:ANSWER]}  {glyphs.line(row['problem_id'])}{sample}"
+                yield Text("  ").append(f"{sign} {answer}", style).append(about)
     for label in facts["withheld"]:
         yield Text(
             f"{glyphs.line(label)}: private; its completions are not stored, so they cannot be graded again", "dim"
         )
     yield Text(f"this version's grader: {facts['grader']}; nothing was written", "dim")
-
-
-def _changed(row: dict[str, Any], glyphs: Glyphs) -> Text:
-    answers = [glyphs.line(answer or "none found")[:ANSWER] for answer in (row["answer"], row["answer_now"])]
-    sample = f" #{row['sample']}" if row["sample"] else ""
-    sign, style = (glyphs.done, "green") if row["correct_now"] else (glyphs.wrong, "red")
-    answer = answers[0] if answers[0] == answers[1] else f"{answers[0]} {glyphs.arrow} {answers[1]}"
-    gold = glyphs.line(row["gold"])[:ANSWER]
-    return (
-        Text("  ").append(f"{sign} {answer}", style).append(f"  gold {gold}  {glyphs.line(row['problem_id'])}{sample}")
-    )
 
 
 def detail(item: Seen, glyphs: Glyphs) -> Iterator[RenderableType]:

@@ -19,13 +19,15 @@ from upft_mlx.events import (
     Trained,
 )
 from upft_mlx.quantities import clock, duration, memory, rate
-from upft_mlx.ui.tally import Answers, Tally
+from upft_mlx.ui.tally import Tally
 from upft_mlx.ui.text import Glyphs
 
 _QUICK = ("build",)
 """Stages that take seconds, whatever the recipe: no estimate knows them."""
 WINDOW = 5.0
 """Seconds over which the token rate is taken."""
+FLIPS = 32
+"""Flips that are remembered."""
 
 StageStatus = Literal["pending", "running", "done", "skipped", "current", "stopped"]
 
@@ -108,7 +110,8 @@ class State:
         self._took: dict[str, float] = {}
         self.tallies: dict[str, Tally] = {}
         self.latest: Graded | None = None
-        self.answers = Answers()
+        self.flips: deque[Graded] = deque(maxlen=FLIPS)
+        """Answers of tuned that differ from base's in being right, the newest last."""
 
     def apply(self, event: Event, now: float) -> None:
         """Fold one event in."""
@@ -116,22 +119,36 @@ class State:
             case Expected():
                 self._expected = dict(event.seconds)
             case StageStarted():
-                self._start(event, now)
+                self.stages[event.stage] = "running"
+                self.stage, self.detail, self.started, self.meter = event.stage, event.detail, now, None
+                if event.stage == "train":
+                    self.metrics, self.valid, self.losses, self.valid_losses = {}, None, [], []
             case StageSkipped():
                 self.stages[event.stage] = "current" if event.current else "skipped"
             case StageDone():
                 self.stages[event.stage] = "done"
                 self._took[event.stage] = event.seconds
             case Progress():
-                self._progress(event, now)
+                if self.meter is None or (self.meter.stage, self.meter.part) != (event.stage, event.part):
+                    self.meter = Meter(event, now)
+                else:
+                    self.meter.add(event, now)
             case Trained():
-                self._trained(event)
+                self.metrics, self.total_steps = event.metrics, event.total_steps
+                # A batch's loss depends on which rows are in it: their order would draw the curve.
+                step = int(event.metrics["step"])
+                self.losses.append((step, float(event.metrics.get("fixed_loss", event.metrics["loss"]))))
+                if "valid_loss" in event.metrics:
+                    self.valid = (step, float(event.metrics["valid_loss"]))
+                    self.valid_losses.append(self.valid)
             case EvaluationStarted():
                 self.tallies = {name: Tally(expected) for name, expected in event.entries}
-                self.latest, self.answers = None, Answers()
+                self.latest = None
+                self.flips.clear()
             case Graded():
-                self.tallies.setdefault(event.benchmark, Tally(0)).add(event)
-                self.answers.add(event)
+                flipped = self.tallies.setdefault(event.benchmark, Tally(0)).add(event)
+                if flipped and event.side == "tuned":
+                    self.flips.append(event)
                 self.latest = event
             case Note():
                 pass
@@ -158,27 +175,6 @@ class State:
         for stage, status in self.stages.items():
             if status == "running":
                 self.stages[stage] = "stopped"
-
-    def _start(self, event: StageStarted, now: float) -> None:
-        self.stages[event.stage] = "running"
-        self.stage, self.detail, self.started, self.meter = event.stage, event.detail, now, None
-        if event.stage == "train":
-            self.metrics, self.valid, self.losses, self.valid_losses = {}, None, [], []
-
-    def _progress(self, event: Progress, now: float) -> None:
-        if self.meter is None or (self.meter.stage, self.meter.part) != (event.stage, event.part):
-            self.meter = Meter(event, now)
-        else:
-            self.meter.add(event, now)
-
-    def _trained(self, event: Trained) -> None:
-        self.metrics, self.total_steps = event.metrics, event.total_steps
-        # A batch's loss depends on which rows are in it: their order would draw the curve.
-        step = int(event.metrics["step"])
-        self.losses.append((step, float(event.metrics.get("fixed_loss", event.metrics["loss"]))))
-        if "valid_loss" in event.metrics:
-            self.valid = (step, float(event.metrics["valid_loss"]))
-            self.valid_losses.append(self.valid)
 
 
 def permanent_line(event: Event, glyphs: Glyphs, *, verbose: bool) -> str | None:

@@ -142,8 +142,17 @@ def print_recipes(rows: Sequence[dict[str, str]], *, console: Console | None = N
     console = console or open_console()
     if not console.is_terminal:  # a file or a pipe: nothing is broken
         console = Console(file=console.file, width=_UNBROKEN)
-    cells = [_recipe_cells(row) for row in rows]
-    console.print(_recipe_table(cells) if console.width >= _WIDE else _recipe_lines(cells))
+    text = Text()
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False, header_style="bold")
+    for column in ("recipe", "Mac", "time", "method", "model and problems"):
+        table.add_column(column, no_wrap=column in ("recipe", "Mac", "method"))
+    for row in rows:
+        mac, time = (row.get(key, "").partition(";")[0] for key in ("mac", "time"))
+        what = f"{row['model'].rpartition('/')[2]} on {row['problems'].rpartition('/')[2]}"
+        table.add_row(Text(row["name"], "bold"), mac, time, row["method"], what)
+        text.append(f"{row['name']:28}", "bold").append(f"{mac:7}{time}\n").append(f"  {what}\n", "dim")
+    text.rstrip()
+    console.print(table if console.width >= _WIDE else text)
     console.print()
     console.print(Text("upft recipes NAME shows one, with the source of its numbers."), soft_wrap=True)
     console.print(Text("upft recipes NAME > my-recipe.yaml makes a copy that you can change."), soft_wrap=True)
@@ -171,29 +180,6 @@ def print_runs(found: Sequence[dict[str, Any]], *, console: Console | None = Non
 
 _VALUE = 100
 """Characters of a recipe field's value in the list of runs."""
-
-
-def _recipe_cells(row: dict[str, str]) -> tuple[str, ...]:
-    mac, time = (row.get(key, "").partition(";")[0] for key in ("mac", "time"))
-    what = f"{row['model'].rpartition('/')[2]} on {row['problems'].rpartition('/')[2]}"
-    return row["name"], mac, time, row["method"], what
-
-
-def _recipe_table(cells: Sequence[tuple[str, ...]]) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False, header_style="bold")
-    for column in ("recipe", "Mac", "time", "method", "model and problems"):
-        table.add_column(column, no_wrap=column in ("recipe", "Mac", "method"))
-    for name, *others in cells:
-        table.add_row(Text(name, "bold"), *others)
-    return table
-
-
-def _recipe_lines(cells: Sequence[tuple[str, ...]]) -> Text:
-    text = Text()
-    for name, mac, time, _, what in cells:
-        text.append(f"{name:28}", "bold").append(f"{mac:7}{time}\n").append(f"  {what}\n", "dim")
-    text.rstrip()
-    return text
 
 
 def _share(value: dict[str, Any]) -> str:
