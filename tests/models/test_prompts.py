@@ -222,7 +222,7 @@ def test_a_run_that_knows_no_day_gets_todays(
 
 def test_the_preview_says_which_day_is_printed(make_recipe: MakeRecipe) -> None:
     text = {rule.name: rule.text for rule in explanations(make_recipe(prompt={"date": "2025-03-09"}), 3)}["prompt"]
-    assert text.endswith("It prints a date: 2025-03-09 for the whole run.")
+    assert text.endswith("The date in it is 2025-03-09 for the whole run.")
 
 
 def test_a_day_may_be_written_as_yaml_likes_it_and_must_be_one(tmp_path: Path) -> None:

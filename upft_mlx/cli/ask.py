@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,8 +17,7 @@ from upft_mlx.cli.options import common, helped
 from upft_mlx.escape import to_json
 
 if TYPE_CHECKING:
-    from upft_mlx.events import Side
-    from upft_mlx.inspection.ask import Asker, Reply
+    from upft_mlx.inspection.ask import Asker
     from upft_mlx.recipe.schema import Recipe
     from upft_mlx.rundir import RunDir
 
@@ -77,18 +77,30 @@ def ask(
         raise click.UsageError("give a recipe or a run before the question, or a model with --model")
     if chat and (as_json or not sys.stdin.isatty()):
         raise click.UsageError("--chat needs a terminal and does not work with --json")
-    question = _given(target, question, as_json=as_json)
+    if question is None and not sys.stdin.isatty():
+        question = sys.stdin.read()
+    if question is None and as_json:
+        raise click.UsageError("--json needs a QUESTION")
+    question = question and question.strip()
+    if question == "":
+        first = f" after {target!r}, which is read as a recipe or run" if target else ""
+        raise click.UsageError(f"the question is empty; give one as the last argument{first}, or on stdin")
     with prepared(target, overrides, offline=offline, debug=debug, model=model) as recipe:
+        from upft_mlx.inspection.ask import Conversation, trained
         from upft_mlx.rundir import RunDir
+        from upft_mlx.ui.ask import open_answers, print_note
 
         run = None if target is None else RunDir(folder_of(target, recipe, run_dir))
         if adapter is None and run is not None:
-            adapter = _trained(recipe, run)
+            adapter, note = trained(recipe, run)
+            if note:
+                print_note(note)
         asker = _asker(recipe, run, adapter, temperature, max_tokens)
-        if question is None or chat:
+        if question is None or chat:  # a terminal asks for questions
             _talk(asker, recipe, adapter, question, keep=chat, plain=plain)
             return
-        answers = _answered(asker, question, silent=as_json, plain=plain)
+        with nullcontext() if as_json else open_answers(asker.sides, plain=plain) as view:
+            answers = Conversation(asker, keep=False).ask(question, view or (lambda answer: None))
         if as_json:
             about: dict[str, Any] = {
                 "model": recipe.model,
@@ -100,31 +112,6 @@ def ask(
             click.echo(to_json({**about, "answers": shown}))
     if any(answer.finish_reason == "interrupted" for answer in answers.values()):
         sys.exit(130)
-
-
-def _given(target: str | None, question: str | None, *, as_json: bool) -> str | None:
-    """The question from the command line or from stdin; None if a terminal should ask."""
-    if question is None and not sys.stdin.isatty():
-        question = sys.stdin.read()
-    if question is None:
-        if as_json:
-            raise click.UsageError("--json needs a QUESTION")
-        return None
-    if not question.strip():
-        first = f" after {target!r}, which is read as a recipe or run" if target else ""
-        raise click.UsageError(f"the question is empty; give one as the last argument{first}, or on stdin")
-    return question.strip()
-
-
-def _trained(recipe: Recipe, run: RunDir) -> Path | None:
-    """The run's adapter; a note about it goes to stderr."""
-    from upft_mlx.inspection.ask import trained
-    from upft_mlx.ui.ask import print_note
-
-    adapter, note = trained(recipe, run)
-    if note:
-        print_note(note)
-    return adapter
 
 
 def _asker(
@@ -143,18 +130,6 @@ def _asker(
     limit_memory()
     loaded = load(path, quantize=recipe.quantize, trust_remote_code=recipe.trust_remote_code)
     return Asker(recipe, loaded, adapter, temperature=temperature, max_tokens=max_tokens)
-
-
-def _answered(asker: Asker, question: str, *, silent: bool, plain: bool) -> dict[Side, Reply]:
-    """The answers to one question, shown as they grow unless `silent`."""
-    from upft_mlx.inspection.ask import Conversation
-    from upft_mlx.ui.ask import open_answers
-
-    conversation = Conversation(asker, keep=False)
-    if silent:
-        return conversation.ask(question)
-    with open_answers(asker.sides, plain=plain) as view:
-        return conversation.ask(question, view)
 
 
 def _talk(asker: Asker, recipe: Recipe, adapter: Path | None, question: str | None, *, keep: bool, plain: bool) -> None:

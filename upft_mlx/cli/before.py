@@ -53,30 +53,17 @@ def recipes(name: str | None, as_json: bool) -> None:
     """See the help."""
     with edge(debug=False):
         if name is None:
-            _list_recipes(as_json=as_json)
-        else:
-            _print_recipe(name, as_json=as_json)
+            from upft_mlx.recipe.catalogue import catalogue
+            from upft_mlx.ui import views
 
+            rows = [item.facts() for item in catalogue()]
+            click.echo(to_json(rows)) if as_json else views.print_recipes(rows)
+            return
+        from upft_mlx.recipe.find import find_shipped
+        from upft_mlx.recipe.load import load_recipe
 
-def _list_recipes(*, as_json: bool) -> None:
-    from upft_mlx.recipe.catalogue import catalogue
-
-    rows = [item.facts() for item in catalogue()]
-    if as_json:
-        click.echo(to_json(rows))
-        return
-    from upft_mlx.ui import views
-
-    views.print_recipes(rows)
-
-
-def _print_recipe(name: str, *, as_json: bool) -> None:
-    """Print the shipped text, or the resolved recipe as JSON."""
-    from upft_mlx.recipe.find import find_shipped
-    from upft_mlx.recipe.load import load_recipe
-
-    path = find_shipped(name)
-    click.echo(to_json(load_recipe(path).dump()) if as_json else path.read_text(encoding="utf-8"), nl=as_json)
+        path = find_shipped(name)
+        click.echo(to_json(load_recipe(path).dump()) if as_json else path.read_text(encoding="utf-8"), nl=as_json)
 
 
 @cli.command(
@@ -178,7 +165,7 @@ def plan(
 @cli.command(
     help=helped(
         "Show what RECIPE asks and trains on, before a run: the exact prompts of sampling and evaluation, some "
-        "training rows token by token (supervised and masked), and the rules in plain sentences. If the run has rows, "
+        "training rows token by token (supervised and masked), and the rules in four sentences. If the run has rows, "
         "they are shown. Only the tokenizer is loaded; with --model the model is loaded as well, to measure how likely "
         "it finds the rows that it sampled: nats per token, by kind.",
         "upft preview quickstart",

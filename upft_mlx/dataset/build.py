@@ -104,16 +104,14 @@ class _Builder:
                         row = training_row(
                             problem, solution, kind, recipe=self.recipe, renderer=self.renderer, eos_id=self.eos_id
                         )
-                        (valid if number in held_out else train)(row)
-                        self._count(len(row.completion_ids), valid=number in held_out)
+                        if number in held_out:
+                            valid(row)
+                            self.built.valid += 1
+                        else:
+                            train(row)
+                            self.built.train += 1
+                            self.built.tokens += len(row.completion_ids)
                     line += 1
-
-    def _count(self, tokens: int, *, valid: bool) -> None:
-        if valid:
-            self.built.valid += 1
-        else:
-            self.built.train += 1
-            self.built.tokens += tokens
 
     def _grouped(self, done: int) -> Iterator[tuple[int, Problem, list[Solution]]]:
         """Each problem that has solutions, with its number and all of them; both files are in the same order."""

@@ -40,9 +40,14 @@ def instructed(recipe: Recipe, model_path: Path, problems: Sequence[Problem] = (
     """
     if recipe.prompt.instruction is not None:
         return recipe
-    plain = recipe.model in BUILTIN or _asks_already(recipe, model_path)
+    plain = recipe.model in BUILTIN
+    if not plain and "boxed" in chat_template(model_path) + (recipe.prompt.system or ""):
+        # Does the prompt ask for a boxed answer before the question says anything? Usually no tokenizer is needed.
+        renderer = Renderer(load_tokenizer(model_path, trust_remote_code=recipe.trust_remote_code), recipe.prompt)
+        plain = "boxed" in renderer.text(renderer.ids("?"))
     of_kind = {False: QUESTION if plain else BOXED, True: LETTER}
-    choice = _all_letters(problems)
+    letters = ((problem.answer or "").strip("(). ").upper() for problem in problems)
+    choice = bool(problems) and all(len(letter) == 1 and letter in LETTERS for letter in letters)
     data: dict[str, Any] = recipe.model_dump()
     data["prompt"]["instruction"] = of_kind[choice]
     for benchmark, entry in zip(data["evaluate"]["benchmarks"], resolve(recipe.evaluate), strict=True):
@@ -76,21 +81,3 @@ def differing(entries: Sequence[BenchmarkSpec], prompt: Prompt) -> list[str]:
         for entry in entries
         if user_turn(entry, prompt) != (prompt.instruction or QUESTION)
     ]
-
-
-def _asks_already(recipe: Recipe, model_path: Path) -> bool:
-    r"""Whether a prompt asks for a `\boxed` answer before the question says anything."""
-    if "boxed" not in chat_template(model_path) + (recipe.prompt.system or ""):
-        return False  # the usual case: no tokenizer needs to be loaded
-    renderer = Renderer(load_tokenizer(model_path, trust_remote_code=recipe.trust_remote_code), recipe.prompt)
-    return "boxed" in renderer.text(renderer.ids("?"))
-
-
-def _all_letters(problems: Sequence[Problem]) -> bool:
-    """Whether every answer is the letter of an option; looks no further than the first that is not."""
-    return bool(problems) and all(_is_letter(problem.answer) for problem in problems)
-
-
-def _is_letter(answer: str | None) -> bool:
-    letter = (answer or "").strip("(). ").upper()
-    return len(letter) == 1 and letter in LETTERS

@@ -76,8 +76,16 @@ def check_problems(recipe: Recipe, problems: Sequence[Problem]) -> None:
     Raises:
         ProblemsError: answers are needed, and problems have none; or structure_only, and no problem was drawn.
     """
-    if recipe.needs_labels:
-        _refuse_unlabelled(recipe, problems)
+    unlabelled = (problem.id for problem in problems if problem.answer is None)
+    if recipe.needs_labels and (shown := list(itertools.islice(unlabelled, 5))):
+        missing = len(shown) + sum(1 for _ in unlabelled)
+        field, value = ("method", "rft") if recipe.method == "rft" else ("prefix.selection", "label")
+        more = ", ..." if missing > 5 else ""
+        raise ProblemsError(
+            f"{value} needs answers, {missing} of {len(problems)} problems have none: {', '.join(shown)}{more}",
+            "name the answer's column with problems.answer, or use method: upft without labels",
+            field=field,
+        )
     if recipe.uses_answers:
         labelled(recipe, problems)
     ratio, count = recipe.prefix.structure_ratio, len(problems)
@@ -108,19 +116,6 @@ def most_sampled(recipe: Recipe, kind: Literal["prefix", "full"]) -> int:
 def most_supervised(prefix: Prefix) -> int:
     """The most ids of a prefix row that are supervised: `prefix.length` tokens, and EOS if `prefix.eos` says so."""
     return prefix.length + prefix.eos
-
-
-def _refuse_unlabelled(recipe: Recipe, problems: Sequence[Problem]) -> None:
-    missing = sum(problem.answer is None for problem in problems)
-    if missing:
-        shown = ", ".join(itertools.islice((p.id for p in problems if p.answer is None), 5))
-        shown += ", ..." if missing > 5 else ""
-        field, value = ("method", "rft") if recipe.method == "rft" else ("prefix.selection", "label")
-        raise ProblemsError(
-            f"{value} needs answers, {missing} of {len(problems)} problems have none: {shown}",
-            "name the answer's column with problems.answer, or use method: upft without labels",
-            field=field,
-        )
 
 
 def why_dropped(solution: Solution, prefix: Prefix) -> str | None:

@@ -66,6 +66,10 @@ def fetch(recipe: Recipe, notify: Observer = ignore) -> dict[str, Any]:
 
 
 def _repositories(recipe: Recipe, entries: list[BenchmarkSpec]) -> list[Repository]:
+    """What the Hub says about what the recipe reads; where it says nothing, the download names the error."""
+    from huggingface_hub import HfApi, try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError, HTTPError  # type: ignore[attr-defined]
+
     wanted: dict[tuple[str, str, str | None], None] = {}
     if is_hub_model(recipe.model):
         wanted["model", recipe.model, recipe.revision] = None
@@ -73,25 +77,22 @@ def _repositories(recipe: Recipe, entries: list[BenchmarkSpec]) -> list[Reposito
     for source in sources:
         if source.dataset is not None and source.path is None:
             wanted["dataset", source.dataset, source.revision] = None
-    return [_ask(*key) for key in wanted]
-
-
-def _ask(kind: str, name: str, revision: str | None) -> Repository:
-    """What the Hub says about a repository; if it says nothing, the download names the error."""
-    from huggingface_hub import HfApi, try_to_load_from_cache
-    from huggingface_hub.errors import HFValidationError, HTTPError  # type: ignore[attr-defined]
-
-    try:
-        info = HfApi().repo_info(name, repo_type=kind, revision=revision, files_metadata=True)
-    except (HTTPError, HFValidationError, OSError):
-        return Repository(kind, name, revision, None, None)
-    missing = 0
-    for file in getattr(info, "siblings", None) or []:
-        if kind == "model" and not any(fnmatch(file.rfilename, pattern) for pattern in FILES):
+    found = []
+    for kind, name, revision in wanted:
+        try:
+            info = HfApi().repo_info(name, repo_type=kind, revision=revision, files_metadata=True)
+        except (HTTPError, HFValidationError, OSError):
+            found.append(Repository(kind, name, revision, None, None))
             continue
-        cached = try_to_load_from_cache(name, file.rfilename, revision=info.sha, repo_type=kind)
-        missing += 0 if isinstance(cached, str) else (file.size or 0)
-    return Repository(kind, name, revision, info.sha, missing * (2 if kind == "dataset" else 1))
+        missing = 0
+        for file in getattr(info, "siblings", None) or []:
+            if kind == "model" and not any(fnmatch(file.rfilename, pattern) for pattern in FILES):
+                continue
+            cached = try_to_load_from_cache(name, file.rfilename, revision=info.sha, repo_type=kind)
+            missing += 0 if isinstance(cached, str) else (file.size or 0)
+        size = missing * (2 if kind == "dataset" else 1)  # a dataset is converted: a second copy
+        found.append(Repository(kind, name, revision, info.sha, size))
+    return found
 
 
 def _check_room(repositories: list[Repository], notify: Observer) -> None:
@@ -104,19 +105,16 @@ def _check_room(repositories: list[Repository], notify: Observer) -> None:
     cache = Path(constants.HF_HUB_CACHE)
     free = disk_usage(next(folder for folder in (cache, *cache.parents) if folder.is_dir())).free
     needed = sum(r.bytes or 0 for r in repositories)
-    parts = ", ".join(f"{r.kind} {r.name} {_shown(r)}" for r in repositories)
+    parts = []
+    for r in repositories:
+        size = "the Hub does not say how large" if r.bytes is None else f"{r.bytes / 1e6:.1f} MB"
+        most = "at most " if r.kind == "dataset" and r.bytes is not None else ""
+        parts.append(f"{r.kind} {r.name} ({most}{size})")
     room = "disk space" if any(r.bytes is None for r in repositories) else f"{needed / 1e9:.2f} GB of disk space"
-    notify(Note(f"fetch: {room}: {parts}; {free / 1e9:.1f} GB are free in {cache}"))
+    notify(Note(f"fetch: {room}: {', '.join(parts)}; {free / 1e9:.1f} GB are free in {cache}"))
     if needed + _ROOM > free:
         raise FetchError(
             f"{needed / 1e9:.2f} GB are needed and {free / 1e9:.2f} GB are free",
             "make room, or set HF_HOME to a folder on a larger disk",
             path=cache,
         )
-
-
-def _shown(repository: Repository) -> str:
-    if repository.bytes is None:
-        return "(the Hub does not say how large)"
-    most = "at most " if repository.kind == "dataset" else ""
-    return f"({most}{repository.bytes / 1e6:.1f} MB)"

@@ -82,12 +82,11 @@ class Asker:
         self.sides: tuple[Side, ...] = ("base",)
         if adapter is not None:
             self._switch, self.sides = AdapterSwitch(loaded, adapter), ("base", "tuned")
-        self._samplers = {side: self._sampler(side) for side in self.sides}
+        self._samplers: dict[Side, Sampler] = {}
+        for side in self.sides:
+            self._switch(side)
+            self._samplers[side] = Sampler(loaded, sampling_for(loaded, temperature, batch_size=1))
         self._asked = 0
-
-    def _sampler(self, side: Side) -> Sampler:
-        self._switch(side)
-        return Sampler(self._loaded, sampling_for(self._loaded, self.temperature, batch_size=1))
 
     def ask(self, conversations: dict[Side, list[str]], on_text: OnText = lambda answer: None) -> dict[Side, Reply]:
         """Each side's answer; the first Ctrl-C ends it where it is, and there is no further one.
@@ -156,6 +155,9 @@ class Conversation:
 def trained(recipe: Recipe, run: RunDir) -> tuple[Path | None, str | None]:
     """The run's adapter, if it has been trained, and what the user should know about it.
 
+    What has changed since it was trained is said as far as the ledger and recipe.json say it: fingerprints would say it
+    exactly, but they need the problems, and a question should not wait for these.
+
     Raises:
         RunDirError: the ledger is none, or recipe.json is damaged.
     """
@@ -164,26 +166,17 @@ def trained(recipe: Recipe, run: RunDir) -> tuple[Path | None, str | None]:
         return None, f"no adapter in {run.root}: base answers alone; `upft run` trains one"
     if names := changed(entry, run.root):
         return run.adapter, f"{run.root / names[0]} was changed after `upft train` wrote it"
-    return run.adapter, _why_stale(recipe, run)
-
-
-def _why_stale(recipe: Recipe, run: RunDir) -> str | None:
-    """What has changed since the adapter was trained, as far as the ledger and recipe.json say it.
-
-    Fingerprints would say it exactly, but they need the problems, and a question should not wait for these.
-    """
-    recipe, made, entry = as_run(settled_by(recipe, run), run), recipe_of(run).dump(), run.entry("train")
-    known = (entry.inputs if entry is not None else None) or {}
-    old = {name: made[name] for name in _TRAINED_WITH} | {
-        name: known[name] for name in ("lora", "train") if name in known
-    }
+    recipe, made, known = as_run(settled_by(recipe, run), run), recipe_of(run).dump(), entry.inputs or {}
+    old = {name: made[name] for name in _TRAINED_WITH}
+    old |= {name: known[name] for name in ("lora", "train") if name in known}
     new = {name: recipe.dump()[name] for name in _TRAINED_WITH}
     ignored = {f"train.{name}" for name in ("valid_ratio", *UNREAD)}
+    warning = None
     if differing := [name for name in changes(old, new) if name not in ignored]:
-        return f"the adapter in {run.root} was trained with other settings: {', '.join(differing)}"
-    if not _follows(run, "train", "build") or not _follows(run, "build", "generate"):
-        return f"the adapter in {run.root} is older than the rows in it; `upft run` trains it again"
-    return None
+        warning = f"the adapter in {run.root} was trained with other settings: {', '.join(differing)}"
+    elif not _follows(run, "train", "build") or not _follows(run, "build", "generate"):
+        warning = f"the adapter in {run.root} is older than the rows in it; `upft run` trains it again"
+    return run.adapter, warning
 
 
 def _follows(run: RunDir, stage: str, before: str) -> bool:

@@ -66,21 +66,14 @@ def find_run(name: str) -> RunDir:
         if (path / "recipe.json").is_file():
             return RunDir(path)
     if Path(name).is_file():
-        return _run_of_file(name)
+        run = RunDir(Path("runs") / load_recipe(name).name)
+        if run.recipe.is_file():
+            return run
+        remedy = f"`upft run {name}` makes it (with --run-dir name that folder instead)"
+        raise RunDirError(f"{run.root} is not there yet", remedy, path=name)
     there = sorted(path.parent.name for path in Path("runs").glob("*/recipe.json"))
     known = f"in runs/ there are {', '.join(there)}" if there else "there is no run in runs/ yet; `upft demo` makes one"
     raise RunDirError("not a run directory (no recipe.json in it)", known, path=name)
-
-
-def _run_of_file(name: str) -> RunDir:
-    run = RunDir(Path("runs") / load_recipe(name).name)
-    if not run.recipe.is_file():
-        raise RunDirError(
-            f"{run.root} is not there yet",
-            f"`upft run {name}` makes it (with --run-dir name that folder instead)",
-            path=name,
-        )
-    return run
 
 
 def recipe_of(run: RunDir) -> Recipe:
@@ -164,8 +157,22 @@ def seen(run: RunDir, benchmarks: Sequence[str] = (), *, only_flips: bool = Fals
     _refuse_changed(run, "evaluate")
     seed, found = recipe_of(run).seed, list[Seen]()
     for entry in _entries(run, benchmarks):
-        problems = _problems(entry, seed)
-        found += _flips(entry.label, run, problems) if only_flips else _all(entry.label, run, problems)
+        try:
+            problems = {problem.id: problem for problem in load_benchmark(entry, seed)}
+        except UpftError:
+            problems = {}  # the rows are shown without the questions
+        if entry.private:
+            problems = {name: replace(problem, question=WITHHELD) for name, problem in problems.items()}
+        if only_flips:
+            found += [_seen(entry.label, problems, flip.base, flip.tuned) for flip in flips(entry.label, run)]
+            continue
+        sides = []
+        for side in SIDES:
+            path = run.rows_of(entry.label, side)
+            rows = read_rows(path, EvaluationRow) if path.exists() else ()
+            sides.append({(row.problem_id, row.sample): row for row in rows})
+        base, tuned = sides
+        found += [_seen(entry.label, problems, base.get(at), tuned.get(at)) for at in {**base, **tuned}]
     return found
 
 
@@ -214,48 +221,22 @@ def regraded(run: RunDir, benchmarks: Sequence[str] = ()) -> dict[str, Any]:
         if entry.private:
             found["withheld"] += [entry.label] if sides else []
             continue
-        found["benchmarks"][entry.label] = {side: _regraded(entry, path) for side, path in sides.items()}
+        of = found["benchmarks"][entry.label] = {}
+        for side, path in sides.items():
+            rows = list(read_rows(path, EvaluationRow))
+            verdicts = grade_all([Task(row.completion, row.gold, entry.grader, entry.percent_as_unit) for row in rows])
+            of[side] = {
+                "graders": sorted({row.grader for row in rows}),
+                "rows": len(rows),
+                "accuracy": sum(row.correct for row in rows) / max(1, len(rows)),
+                "regraded": sum(verdict.correct for verdict in verdicts) / max(1, len(rows)),
+                "changed": [
+                    {**asdict(row), "answer_now": verdict.answer, "correct_now": verdict.correct}
+                    for row, verdict in zip(rows, verdicts, strict=True)
+                    if row.correct != verdict.correct
+                ],
+            }
     return found
-
-
-def _regraded(entry: BenchmarkSpec, path: Path) -> dict[str, Any]:
-    rows = list(read_rows(path, EvaluationRow))
-    verdicts = grade_all([Task(row.completion, row.gold, entry.grader, entry.percent_as_unit) for row in rows])
-    pairs = list(zip(rows, verdicts, strict=True))
-    return {
-        "graders": sorted({row.grader for row in rows}),
-        "rows": len(rows),
-        "accuracy": sum(row.correct for row in rows) / max(1, len(rows)),
-        "regraded": sum(verdict.correct for verdict in verdicts) / max(1, len(rows)),
-        "changed": [
-            {**asdict(row), "answer_now": verdict.answer, "correct_now": verdict.correct}
-            for row, verdict in pairs
-            if row.correct != verdict.correct
-        ],
-    }
-
-
-def _problems(entry: BenchmarkSpec, seed: int) -> dict[str, Problem]:
-    """The problems by id, none where the set cannot be read; a private set's questions are not shown."""
-    try:
-        problems = load_benchmark(entry, seed)
-    except UpftError:
-        return {}
-    return {problem.id: replace(problem, question=WITHHELD) if entry.private else problem for problem in problems}
-
-
-def _flips(label: str, run: RunDir, problems: Mapping[str, Problem]) -> list[Seen]:
-    return [_seen(label, problems, flip.base, flip.tuned) for flip in flips(label, run)]
-
-
-def _all(label: str, run: RunDir, problems: Mapping[str, Problem]) -> list[Seen]:
-    sides = []
-    for side in SIDES:
-        path = run.rows_of(label, side)
-        rows = read_rows(path, EvaluationRow) if path.exists() else ()
-        sides.append({(row.problem_id, row.sample): row for row in rows})
-    base, tuned = sides
-    return [_seen(label, problems, base.get(place), tuned.get(place)) for place in {**base, **tuned}]
 
 
 def _seen(label: str, problems: Mapping[str, Problem], base: EvaluationRow | None, tuned: EvaluationRow | None) -> Seen:

@@ -20,7 +20,7 @@ from upft_mlx.machine.power import THERMAL_LEVELS, Power, read_power
 from upft_mlx.machine.requirements import Machine, Platform, here, look, mlx_refusal, pip_install, refusal
 
 if TYPE_CHECKING:
-    from packaging.specifiers import SpecifierSet
+    pass
 
 Severity = Literal["ok", "warning", "error"]
 PACKAGES = ("mlx", "mlx-lm", "transformers", "datasets", "huggingface-hub")
@@ -104,21 +104,19 @@ def _memory(machine: Machine, *, usable: bool) -> Iterator[Finding]:
     little = size is not None and size < LITTLE_MEMORY
     advice = "only the smallest models fit (0.5B in 4 bits)" if little else ""
     yield Finding("machine", "memory", text, "warning" if little else "ok", advice)
-    if usable:
-        yield _working_set(machine)
-
-
-def _working_set(machine: Machine) -> Finding:
+    if not usable:
+        return
     from upft_mlx.machine.device import working_set_bytes
 
-    size = working_set_bytes()
-    if size is not None:
-        share = f", {size / machine.memory_bytes:.0%} of the memory" if machine.memory_bytes else ""
-        return Finding("machine", "working set", f"{size / GIB:.1f} GiB on Metal{share}")
-    if not machine.is_mac:
-        return Finding("machine", "working set", "not macOS: MLX runs on the CPU")
-    advice = "MLX runs on the CPU, many times slower; is this a virtual machine?"
-    return Finding("machine", "working set", "Metal is not available", "warning", advice)
+    working_set = working_set_bytes()
+    if working_set is not None:
+        share = f", {working_set / size:.0%} of the memory" if size else ""
+        yield Finding("machine", "working set", f"{working_set / GIB:.1f} GiB on Metal{share}")
+    elif not machine.is_mac:
+        yield Finding("machine", "working set", "not macOS: MLX runs on the CPU")
+    else:
+        advice = "MLX runs on the CPU, many times slower; is this a virtual machine?"
+        yield Finding("machine", "working set", "Metal is not available", "warning", advice)
 
 
 def _blas() -> Iterator[Finding]:
@@ -134,11 +132,16 @@ def _blas() -> Iterator[Finding]:
 
 
 def _packages() -> Iterator[Finding]:
+    from packaging.requirements import Requirement
     from packaging.specifiers import SpecifierSet
 
     yield Finding("packages", "upft-mlx", __version__)
     pip = pip_install(sys.executable)
-    needs = _requirements()
+    try:
+        needed = [Requirement(line) for line in metadata.requires("upft-mlx") or []]
+    except metadata.PackageNotFoundError:  # run from a clone that is not installed
+        needed = []
+    needs = {r.name: r.specifier for r in needed if r.marker is None or r.marker.evaluate({"extra": ""})}
     for name in PACKAGES:
         try:
             version = metadata.version(name)
@@ -152,22 +155,13 @@ def _packages() -> Iterator[Finding]:
             yield Finding("packages", name, version, "error", advice)
 
 
-def _requirements() -> dict[str, SpecifierSet]:
-    """The versions of other packages that this one needs on this machine."""
-    from packaging.requirements import Requirement
-
-    try:
-        lines = metadata.requires("upft-mlx") or []
-    except metadata.PackageNotFoundError:  # run from a clone that is not installed
-        return {}
-    needed = [Requirement(line) for line in lines]
-    return {r.name: r.specifier for r in needed if r.marker is None or r.marker.evaluate({"extra": ""})}
-
-
 def _hub() -> Iterator[Finding]:
     from huggingface_hub import constants, get_token
 
-    where = _token_place(Path(constants.HF_TOKEN_PATH))
+    file = Path(constants.HF_TOKEN_PATH)
+    where = str(file) if file.is_file() else "the Hub's client"  # never the token
+    for name in ("HUGGING_FACE_HUB_TOKEN", "HF_TOKEN"):  # the client looks for the last one first
+        where = f"environment variable {name}" if os.environ.get(name) else where
     if get_token() is None:
         yield Finding("hub", "login", "none: needed for private models and `upft push`")
     else:
@@ -175,14 +169,6 @@ def _hub() -> Iterator[Finding]:
     if constants.is_offline_mode():
         yield Finding("hub", "network", "off (HF_HUB_OFFLINE)")
     yield _disk("cache", Path(constants.HF_HUB_CACHE), "hub")
-
-
-def _token_place(file: Path) -> str:
-    """Where the token comes from, in the order in which the Hub's client looks; never the token."""
-    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
-        if os.environ.get(name):
-            return f"environment variable {name}"
-    return str(file) if file.is_file() else "the Hub's client"
 
 
 def _disk(name: str, folder: Path, group: str = "disk") -> Finding:
@@ -217,17 +203,14 @@ def _power(power: Power | None) -> Iterator[Finding]:
     yield finding("source", f"{source}{charge}", "battery")
     low = {True: "on", False: "off", None: "unknown"}[power.low_power_mode]
     yield finding("low power mode", low, "low power mode")
-    yield Finding("power", "sleep", _sleep(power))
+    sleep = "unknown"
+    if power.sleep_minutes is not None:
+        idle = f"after {power.sleep_minutes} min idle (not in a run)" if power.sleep_minutes else "never when idle"
+        sleep = idle + {True: ", Power Nap on", False: ", Power Nap off", None: ""}[power.power_nap]
+    yield Finding("power", "sleep", sleep)
     level = power.thermal_level
     calm = THERMAL_LEVELS[level] if level is not None and level < len(THERMAL_LEVELS) else "nothing recorded"
     yield finding("heat", power.heat or calm, "heat")
-
-
-def _sleep(power: Power) -> str:
-    if power.sleep_minutes is None:
-        return "unknown"
-    idle = f"after {power.sleep_minutes} min idle (not in a run)" if power.sleep_minutes else "never when idle"
-    return idle + {True: ", Power Nap on", False: ", Power Nap off", None: ""}[power.power_nap]
 
 
 def _self_test() -> Iterator[Finding]:

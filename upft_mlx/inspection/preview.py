@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from upft_mlx.data.benchmarks import QUESTION, BenchmarkSpec, load_benchmark, resolve
+from upft_mlx.data.benchmarks import QUESTION, load_benchmark, resolve
 from upft_mlx.data.on_disk import recipe_problems
 from upft_mlx.dataset.instruction import differing, instructed, user_turn
 from upft_mlx.dataset.prefix import check_problems
@@ -26,7 +26,6 @@ from upft_mlx.models.chat import Renderer
 from upft_mlx.models.find import find_model
 from upft_mlx.models.load import load_tokenizer
 from upft_mlx.recipe.schema import Recipe
-from upft_mlx.rows import TrainingRow
 from upft_mlx.rundir import RunDir
 from upft_mlx.training.batches import Batch, make_batch, shared_length, to_examples, unshared_because
 from upft_mlx.versions import adopted
@@ -59,21 +58,19 @@ def marked(batch: Batch) -> list[Marked]:
     ):
         if weight > 0:  # the logits at `row` predict the id one further on
             trained[row // size][len(shared) + row % size + 1] = (target, weight)
-    return [
-        _marked([*shared, *own], places, len(shared))
-        for own, places in zip(batch.tokens.tolist(), trained, strict=True)
-    ]
-
-
-def _marked(inputs: list[int], trained: dict[int, tuple[int, float]], shared: int) -> Marked:
-    length = max(trained) + 1
-    return Marked(
-        ids=[trained[place][0] if place in trained else inputs[place] for place in range(length)],
-        supervised=[place in trained for place in range(length)],
-        weights=[trained[place][1] if place in trained else 0.0 for place in range(length)],
-        shared=shared,
-        padding=len(inputs) - (length - 1),  # the last id is no input
-    )
+    found = []
+    for own, places in zip(batch.tokens.tolist(), trained, strict=True):
+        inputs, length = [*shared, *own], max(places) + 1
+        found.append(
+            Marked(
+                ids=[places[place][0] if place in places else inputs[place] for place in range(length)],
+                supervised=[place in places for place in range(length)],
+                weights=[places[place][1] if place in places else 0.0 for place in range(length)],
+                shared=len(shared),
+                padding=len(inputs) - (length - 1),  # the last id is no input
+            )
+        )
+    return found
 
 
 def preview(
@@ -132,22 +129,23 @@ class _Preview:
         self.rows = Rows(recipe, tokenizer, self._renderer, self.problems, run, current)
 
     def prompts(self, problem: str | None) -> Iterator[dict[str, Any]]:
-        """The sampling prompt of one problem, and for each benchmark that of one of its own."""
+        """The sampling prompt of one problem, and for each benchmark that of one of its own.
+
+        That of a benchmark that cannot be read has the place of the question in it.
+        """
         asked = self.problems[self.rows.number_of(problem) if problem is not None else 0]
         yield {"use": "sampling", "problem_id": asked.id, **self._rendered(self._renderer.turn(asked.question))}
         for entry in self.entries:
-            yield {"use": "evaluation", "benchmark": entry.label, **self._evaluation(entry, problem)}
-
-    def _evaluation(self, entry: BenchmarkSpec, problem: str | None) -> dict[str, Any]:
-        """A benchmark's prompt; one that cannot be read has the place of the question in it."""
-        turn = user_turn(entry, self.recipe.prompt)
-        try:
-            problems = load_benchmark(entry, self.recipe.seed)
-        except UpftError as error:
-            return {"problem_id": None, "error": str(error), **self._rendered(turn)}
-        asked = next((p for p in problems if p.id == problem), problems[0])
-        question = WITHHELD if entry.private else asked.question
-        return {"problem_id": asked.id, **self._rendered(turn.replace(QUESTION, question))}
+            found: dict[str, Any] = {"use": "evaluation", "benchmark": entry.label}
+            turn = user_turn(entry, self.recipe.prompt)
+            try:
+                problems = load_benchmark(entry, self.recipe.seed)
+            except UpftError as error:
+                yield {**found, "problem_id": None, "error": str(error), **self._rendered(turn)}
+                continue
+            asked = next((p for p in problems if p.id == problem), problems[0])
+            question = WITHHELD if entry.private else asked.question
+            yield {**found, "problem_id": asked.id, **self._rendered(turn.replace(QUESTION, question))}
 
     def base_view(self) -> dict[str, Any]:
         """What the model thinks of the rows that will train."""
@@ -167,24 +165,21 @@ class _Preview:
         return {"user": user, "text": self._renderer.text(ids), "ids": ids, "tokens": self._renderer.tokens(ids)}
 
     def shown(self, found: Found) -> list[dict[str, Any]]:
-        """The rows with what the trainer makes of each."""
+        """The rows with what the trainer makes of each, in a batch of its own."""
         shares = unshared_because(self.recipe.lora.dropout, self.recipe.train.grad_checkpoint) is None
-        examples = [*found.outline, *to_examples([row for row, _ in found.rows], self.recipe.train.max_length)]
-        shared = shared_length(examples) if shares and examples else 0
-        return [self._shown(row, place, shared) for row, place in found.rows]
-
-    def _shown(self, row: TrainingRow, place: str, shared: int) -> dict[str, Any]:
-        """One row, in a batch of its own."""
-        whole = len(row.prompt_ids) + len(row.completion_ids)
         prefix, limit = self.recipe.prefix, self.recipe.train.max_length
-        examples = to_examples([row], limit, prefix)
-        marks = marked(make_batch(examples, shared))[0] if examples else _left_out(row, self.recipe.train.max_length)
-        about = {name: getattr(row, name) for name in ("id", "problem_id", "sample", "kind", "prompt", "completion")}
-        cut = max(0, whole - self.recipe.train.max_length)
-        texts = self._renderer.tokens(marks.ids)
-        return {**about, "place": place, "trains": bool(examples), "cut": cut, **asdict(marks), "tokens": texts}
-
-
-def _left_out(row: TrainingRow, max_length: int) -> Marked:
-    ids = row.prompt_ids[:max_length]
-    return Marked(ids, [False] * len(ids), [0.0] * len(ids), 0, 0)
+        outline = [*found.outline, *to_examples([row for row, _ in found.rows], limit)]
+        shared = shared_length(outline) if shares and outline else 0
+        shown = []
+        for row, place in found.rows:
+            examples = to_examples([row], limit, prefix)
+            ids = row.prompt_ids[:limit]
+            marks = Marked(ids, [False] * len(ids), [0.0] * len(ids), 0, 0)  # of a row without room for a completion
+            if examples:
+                (marks,) = marked(make_batch(examples, shared))
+            about = {n: getattr(row, n) for n in ("id", "problem_id", "sample", "kind", "prompt", "completion")}
+            cut = max(0, len(row.prompt_ids) + len(row.completion_ids) - limit)
+            texts = self._renderer.tokens(marks.ids)
+            found_out = {"place": place, "trains": bool(examples), "cut": cut, **asdict(marks), "tokens": texts}
+            shown.append({**about, **found_out})
+        return shown

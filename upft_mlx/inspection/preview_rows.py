@@ -74,12 +74,18 @@ class Rows:
 
     def some(self, count: int) -> Found:
         """The first rows, with both kinds among them where there are two and room for them."""
+        kinds: dict[str, list[Placed]]
         if self._source == "dataset":
             scanned = itertools.islice(self._dataset(), max(SCANNED, count))
             kinds, outline = _first_and_outline(scanned, count, self._recipe.train.max_length)
             return Found("dataset", _pick(kinds, count), outline)
-        made = self._from_solutions() if self._source == "solutions" else self._made_up(self._spread(count))
-        return Found(self._source, _pick(self._enough(made, count), count), self._outline())
+        kinds = {}
+        expected = {self._kind(number) for number in self._spread(1) if not self._skipped(number)}
+        for placed in self._from_solutions() if self._source == "solutions" else self._made_up(self._spread(count)):
+            kinds.setdefault(placed[0].kind, []).append(placed)
+            if set(kinds) == expected and sum(map(len, kinds.values())) >= count + 1:
+                break  # further rows would not be shown
+        return Found(self._source, _pick(kinds, count), self._outline())
 
     def training(self) -> Iterator[TrainingRow]:
         """The rows that train: the dataset's, else those that building will make; none where nothing is sampled."""
@@ -103,7 +109,12 @@ class Rows:
             made = self._from_solutions(number) if self._source == "solutions" else self._made_up([number])
             rows, outline = list(made), self._outline()
         if not rows:
-            raise ProblemsError(f"problem {quoted(problem_id)} trains no row: {self._why_none(number)}")
+            why = "method structure_only trains those that were drawn, and it was not"
+            if not self._skipped(number):
+                solutions = [s for s in read_rows(self._run.solutions, Solution) if s.problem_id == problem_id]
+                dropped = choose(self._recipe, self._problems[number], solutions).dropped
+                why = ", ".join(dropped) or "it has no solution"
+            raise ProblemsError(f"problem {quoted(problem_id)} trains no row: {why}")
         return Found(self._source, rows, outline)
 
     def number_of(self, problem_id: str) -> int:
@@ -119,13 +130,6 @@ class Rows:
                 f"no problem {quoted(problem_id)} among the recipe's {len(ids):,}", f"there are {', '.join(near)}"
             )
         return ids.index(problem_id)
-
-    def _why_none(self, number: int) -> str:
-        if self._skipped(number):
-            return "method structure_only trains those that were drawn, and it was not"
-        problem = self._problems[number]
-        solutions = [s for s in read_rows(self._run.solutions, Solution) if s.problem_id == problem.id]
-        return ", ".join(choose(self._recipe, problem, solutions).dropped) or "it has no solution"
 
     # Where rows come from.
 
@@ -173,27 +177,19 @@ class Rows:
         return sorted({*itertools.islice(others, count), *sorted(self._structure)[:count]})
 
     def _stand_in(self, number: int) -> Solution:
-        """The dataset's own solution where it is long enough to be one, else a sentence that is none."""
+        """The dataset's own solution where it is long enough to be one, else sentences that are none."""
         problem, length = self._problems[number], most_sampled(self._recipe, "prefix")
         ids = self._encoded(problem.answer or "")
         if len(ids) <= length:
-            ids = self._encoded(_placeholder(problem.answer, length))
+            step = "First, I write down what is given. Then I take one step after the other. "
+            end = f"So the answer is \\boxed{{{problem.answer}}}." if problem.answer else "This gives the answer."
+            ids = self._encoded(step * (1 + length // 12) + end)  # a step is more than twelve tokens, in any tokenizer
         kind: Literal["prefix", "full"] = "prefix" if self._kind(number) == "prefix" else "full"
         ids = ids[:length] if kind == "prefix" else ids
         return Solution(problem.id, 0, kind, ids, self._renderer.text(ids), "length" if kind == "prefix" else "stop")
 
     def _encoded(self, text: str) -> list[int]:
         return [int(token) for token in self._tokenizer.encode(text, add_special_tokens=False)]
-
-    def _enough(self, rows: Iterable[Placed], count: int) -> dict[str, list[Placed]]:
-        """The first rows of each kind, not looking further than needed."""
-        kinds: dict[str, list[Placed]] = {}
-        expected = {self._kind(number) for number in self._spread(1) if not self._skipped(number)}
-        for placed in rows:
-            kinds.setdefault(placed[0].kind, []).append(placed)
-            if set(kinds) == expected and sum(map(len, kinds.values())) >= count + 1:
-                break
-        return kinds
 
     def _outline(self) -> list[Example]:
         """What the trainer will see of the prompts, from the first problems."""
@@ -231,10 +227,3 @@ def _pick(kinds: Mapping[str, list[Placed]], count: int) -> list[Placed]:
     picked = (lists[0] if lists else [])[: count - len(others)] + others
     spare = [placed for rows in lists[1:] for placed in rows[1:]]
     return picked + spare[: max(0, count - len(picked))]
-
-
-def _placeholder(answer: str | None, length: int) -> str:
-    """Text of more tokens than a prefix has: a step is more than twelve, whatever the tokenizer."""
-    end = f"So the answer is \\boxed{{{answer}}}." if answer else "This gives the answer."
-    step = "First, I write down what is given. Then I take one step after the other. "
-    return step * (1 + length // 12) + end

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from upft_mlx.dataset.prefix import most_sampled, most_supervised
+from upft_mlx.dataset.prefix import most_sampled
 from upft_mlx.errors import MemoryLimitError
 from upft_mlx.machine.device import memory_bytes, on_gpu, working_set_bytes
 from upft_mlx.models.architecture import Architecture
@@ -44,21 +44,19 @@ def this_machine() -> Budget:
     """
     total = memory_bytes()
     if told := os.environ.get("UPFT_MEMORY_GB"):
-        return Budget(_told_bytes(told), "UPFT_MEMORY_GB", Device(on_gpu(), total))
+        try:
+            wanted = float(told)
+        except ValueError:
+            wanted = math.nan
+        if not 0 < wanted < math.inf:
+            raise MemoryLimitError(
+                f"{told!r}: should be a number of GB above 0, for example 12", field="UPFT_MEMORY_GB"
+            )
+        return Budget(int(wanted * 1e9), "UPFT_MEMORY_GB", Device(on_gpu(), total))
     size = working_set_bytes()
     if size is not None:
         return Budget(size, "this Mac's working set", Device(is_gpu=True, memory_bytes=total))
     return Budget(total * 3 // 4, "three quarters of this machine's memory", Device(on_gpu(), total))
-
-
-def _told_bytes(told: str) -> int:
-    try:
-        size = float(told)
-    except ValueError:
-        size = math.nan
-    if not 0 < size < math.inf:
-        raise MemoryLimitError(f"{told!r}: should be a number of GB above 0, for example 12", field="UPFT_MEMORY_GB")
-    return int(size * 1e9)
 
 
 def another_mac(gigabytes: float) -> Budget:
@@ -155,77 +153,74 @@ class MemoryPlan:
                     yield TrainingPass(count, tokens, part.shared.size, part.positions.size, len(parts) > 1)
 
     def _longest_rows(self, recipe: Recipe) -> tuple[list[Example], list[Example]]:
-        """As many of the longest full and prefix rows as a batch can hold."""
+        """As many of the longest full and prefix rows as a batch can hold.
+
+        Prompts and solutions are taken to be long independently of each other.
+        """
         batch, limit = recipe.train.batch_size, recipe.train.max_length
         full, prefix = self.kinds(recipe)
         if recipe.samples_full and recipe.method == "upft":
             full, prefix = 0, full
         if recipe.method == "rft":
             full *= recipe.generate.keep
-        length = most_supervised(recipe.prefix)
-        longs = [self._full_row(number, limit) for number in range(min(batch, round(full * self.solutions.finished)))]
-        return longs, [_row(prompt, length, limit) for prompt in self.trained.first(min(batch, prefix))]
-
-    def _full_row(self, number: int, limit: int) -> Example:
-        """The row that is number `number` in length, if prompts and solutions are long independently of each other."""
-        prompt, solution = self.prompts.first(number + 1)[number], first(self.solutions.trained, number + 1)[number] + 1
+        count = min(batch, round(full * self.solutions.finished))
         mean = self.prompts.mean + self.solutions.mean
-        length = mean + math.hypot(prompt - self.prompts.mean, solution - self.solutions.mean)
-        return _row(prompt, max(1, round(length) - prompt), limit)
+        longs = []
+        for prompt, tokens in zip(self.prompts.first(count), first(self.solutions.trained, count), strict=True):
+            apart = math.hypot(prompt - self.prompts.mean, tokens + 1 - self.solutions.mean)
+            longs.append(_row(prompt, max(1, round(mean + apart) - prompt), limit))
+        length = recipe.prefix.length + recipe.prefix.eos
+        return longs, [_row(prompt, length, limit) for prompt in self.trained.first(min(batch, prefix))]
 
     # What `auto` is.
 
     def settle(self, recipe: Recipe) -> Recipe:
-        """The recipe with numbers instead of `auto`."""
-        for section, field, sizes in (
-            ("generate", "batch_size", _halves(MAX_DECODED)),
-            ("evaluate", "batch_size", _halves(MAX_DECODED)),
-            ("train", "batch_size", [self._paper_batch(recipe)]),
-            ("train", "micro_batch_size", None),
-        ):
-            if getattr(getattr(recipe, section), field) == AUTO:
-                choices = sizes or _halves(recipe.train.batch_size)
-                recipe = self._largest(recipe, section, field, choices)
-        return recipe
+        """The recipe with numbers instead of `auto`: the largest with which the stage fits, 1 where none does.
 
-    def _largest(self, recipe: Recipe, section: str, field: str, sizes: list[int]) -> Recipe:
-        """The first of these sizes with which the stage fits, or the last."""
-        for size in sizes:
-            tried = changed(recipe, {f"{section}.{field}": size})
-            if field == "batch_size" and section == "train":
-                return tried
-            if self._peak_of(section, tried) <= MARGIN * self.budget.bytes:
-                return tried
-        return tried
-
-    def _peak_of(self, stage: str, recipe: Recipe) -> float:
-        if stage == "evaluate" and self.questions is None:
-            return 0.0
+        `train.batch_size` changes what is trained, so it does not follow the memory: the paper's where there are
+        enough rows for `MIN_STEPS` steps in an epoch.
+        """
         peak: dict[str, Callable[[Recipe], float]] = {
             "generate": self._generate,
-            "evaluate": self._evaluate,
+            "evaluate": lambda tried: 0.0 if self.questions is None else self._evaluate(tried),
             "train": self.train,
         }
-        return peak[stage](recipe)
-
-    def _paper_batch(self, recipe: Recipe) -> int:
-        rows = self.prompts.count * (1 - recipe.train.valid_ratio)
-        if recipe.method == "structure_only":
-            rows *= recipe.prefix.structure_ratio
-        most = max(1, int(rows) // MIN_STEPS)
-        return int(min(PAPER_BATCH, 2 ** int(math.log2(most))))
+        if recipe.train.batch_size == AUTO:
+            rows = self.prompts.count * (1 - recipe.train.valid_ratio)
+            rows *= recipe.prefix.structure_ratio if recipe.method == "structure_only" else 1
+            steps = max(1, int(rows) // MIN_STEPS)
+            recipe = changed(recipe, {"train.batch_size": int(min(PAPER_BATCH, 2 ** int(math.log2(steps))))})
+        for section, field, most in (
+            ("generate", "batch_size", MAX_DECODED),
+            ("evaluate", "batch_size", MAX_DECODED),
+            ("train", "micro_batch_size", recipe.train.batch_size),
+        ):
+            if getattr(getattr(recipe, section), field) == AUTO:
+                tries = [changed(recipe, {f"{section}.{field}": size}) for size in _halves(most)]
+                fitting = (tried for tried in tries if peak[section](tried) <= MARGIN * self.budget.bytes)
+                recipe = next(fitting, tries[-1])
+        return recipe
 
     # What does not fit.
 
     def too_large(self, recipe: Recipe, peaks: dict[str, float] | None = None) -> list[str]:
-        """A message for each stage that does not fit, with a change that would fit."""
+        """A message for each stage that does not fit, with the first usual remedy that would."""
         lines = []
         for stage, peak in (peaks or self.peaks(recipe)).items():
-            if peak > self.budget.bytes:
-                lines.append(
-                    f"{stage} needs about {gigabytes(peak)}, but {self.budget.what} is {gigabytes(self.budget.bytes)}; "
-                    f"{self._advice(stage, recipe)}"
-                )
+            if peak <= self.budget.bytes:
+                continue
+            advice = "no batch size, checkpointing or length fits: use a smaller or more quantized model"
+            if stage == "fuse":
+                advice = "--set publish.fuse=adapter skips fusing and makes the adapter the result"
+            for fields in _remedies(stage, recipe, quantized=self._is_quantized(recipe)):
+                less = self.peaks(changed(recipe, fields))[stage]
+                if less <= self.budget.bytes:
+                    values = {name: str(v).lower() if isinstance(v, bool) else v for name, v in fields.items()}
+                    sets = " ".join(f"--set {name}={value}" for name, value in values.items())
+                    advice = f"it would take {gigabytes(less)} with {sets}"
+                    break
+            what = f"{self.budget.what} is {gigabytes(self.budget.bytes)}"
+            lines.append(f"{stage} needs about {gigabytes(peak)}, but {what}; {advice}")
         return lines
 
     def refuse_too_large(self, recipe: Recipe, stages: tuple[str, ...]) -> None:
@@ -241,18 +236,6 @@ class MemoryPlan:
             raise MemoryLimitError(
                 "\n".join([*lines, "if you know that it fits: UPFT_MEMORY_GB=N sets the memory limit to N GB"])
             )
-
-    def _advice(self, stage: str, recipe: Recipe) -> str:
-        """The first usual remedy with which the stage fits."""
-        for fields in _remedies(stage, recipe, quantized=self._is_quantized(recipe)):
-            tried = changed(recipe, fields)
-            peak = self.peaks(tried)[stage]
-            if peak <= self.budget.bytes:
-                sets = " ".join(f"--set {name}={_yaml(value)}" for name, value in fields.items())
-                return f"it would take {gigabytes(peak)} with {sets}"
-        if stage == "fuse":
-            return "--set publish.fuse=adapter skips fusing and makes the adapter the result"
-        return "no batch size, checkpointing or length fits: use a smaller or more quantized model"
 
 
 def _remedies(stage: str, recipe: Recipe, *, quantized: bool) -> Iterator[dict[str, Any]]:
@@ -299,10 +282,6 @@ def _halves(size: int) -> list[int]:
     while found[-1] > 1:
         found.append(found[-1] // 2)
     return found
-
-
-def _yaml(value: Any) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def gigabytes(size: float) -> str:

@@ -21,7 +21,7 @@ from upft_mlx.models.chat import Renderer
 from upft_mlx.models.find import find_model
 from upft_mlx.models.load import load_tokenizer
 from upft_mlx.planning.budget import Budget, MemoryPlan, this_machine
-from upft_mlx.planning.lengths import Prompts, Solutions, measure_prompts, measure_solutions
+from upft_mlx.planning.lengths import Solutions, measure_prompts, measure_solutions
 from upft_mlx.planning.speed import Speed
 from upft_mlx.recipe.schema import Recipe
 from upft_mlx.results.economy import KEEP, SAMPLES, Cost
@@ -95,16 +95,12 @@ class Planner:
         count, template = len(self.problems), self.recipe.prefix.template_text
         plain = measure_prompts(count, lambda n: renderer.turn(self.problems[n].question), renderer)
         trained = measure_prompts(count, lambda n: renderer.turn(self.problems[n].question + template), renderer)
-        asked = self._asked(renderer)
-        return MemoryPlan(self.model, plain, trained, self.solutions, asked, self.budget)
-
-    def _asked(self, renderer: Renderer) -> Prompts | None:
-        """The prompts of all benchmarks together."""
-        turns = []
+        turns = []  # of all benchmarks together
         for part in self.sets:
             turn = user_turn(part.entry, self.recipe.prompt)
             turns += [turn.replace(QUESTION, problem.question) for problem in part.problems]
-        return measure_prompts(len(turns), turns.__getitem__, renderer) if turns else None
+        asked = measure_prompts(len(turns), turns.__getitem__, renderer) if turns else None
+        return MemoryPlan(self.model, plain, trained, self.solutions, asked, self.budget)
 
     # Tokens.
 
@@ -118,7 +114,8 @@ class Planner:
         mine, many = self.counts, len(self.problems)
         sampled = mine.prefixes * most_sampled(self.recipe, "prefix") + mine.full * self.solutions.mean
         assumed = self.solutions.how if mine.full else "prefixes alone"
-        each = self._passes * self._trained_share * many * (self.solutions.mean + 1)
+        held = len(valid_numbers(range(many), self.recipe.train.valid_ratio, self.recipe.seed))  # do not train
+        each = self._passes * (many - held) * (self.solutions.mean + 1)
         kept = min(KEEP, self.recipe.generate.keep)
         found = {
             "this": Cost(sampled, mine.trained_tokens * self._passes, assumed),
@@ -126,13 +123,6 @@ class Planner:
             "rft": Cost(SAMPLES * many * self.solutions.mean, each * kept, f"{self.solutions.how}, all correct"),
         }
         return {name: asdict(cost) for name, cost in found.items()}
-
-    @property
-    def _trained_share(self) -> float:
-        """The share of problems that are not held out for the validation loss."""
-        many = len(self.problems)
-        held = len(valid_numbers(range(many), self.recipe.train.valid_ratio, self.recipe.seed))
-        return 1 - held / many
 
     @property
     def steps(self) -> int:
@@ -155,20 +145,17 @@ class Planner:
         tokens = self.tokens()["this"]
         kept = 2 + _CHECKPOINT_COPIES * (self.recipe.train.keep + 1)  # adapter/, the best, checkpoints and the next one
         answers = 2 * sum(part.completions for part in self.sets) * self.solutions.mean
-        fused = self._fused_bytes()
+        fuse, fused = self.recipe.publish.fuse, 0.0
+        if fuse in ("auto", "bf16", "fp16"):  # the most that `auto` may choose
+            fused = 2.0 * self.model.parameters
+        elif fuse != "adapter":
+            fused = 1.5 * self.model.weight_bytes(2)
         return {
             "rows": _ROW_BYTES * (tokens["tokens_sampled"] + 2 * tokens["tokens_trained"] / self._passes + answers),
             "adapter and checkpoints": kept * adapter,
             "fused model": fused,
             "model to download": 0.0 if self.is_here else self.model.weight_bytes(self.model.float_bytes),
         }
-
-    def _fused_bytes(self) -> float:
-        fuse = self.recipe.publish.fuse
-        if fuse == "adapter":
-            return 0.0
-        sixteen = fuse in ("auto", "bf16", "fp16")  # the most that `auto` may choose
-        return 2.0 * self.model.parameters if sixteen else 1.5 * self.model.weight_bytes(2)
 
     @property
     def is_here(self) -> bool:
@@ -200,7 +187,7 @@ class Planner:
     def facts(self) -> dict[str, Any]:
         """The plan as plain values."""
         peaks = self.memory_plan.peaks(self.recipe)
-        settings = {name: _field(self.recipe, name) for name in _SETTINGS}
+        settings = {f"{section}.{field}": getattr(getattr(self.recipe, section), field) for section, field in _SIZES}
         return {
             "recipe": self.recipe.name,
             "model": self.recipe.model,
@@ -225,12 +212,12 @@ class Planner:
         }
 
 
-_SETTINGS = ("generate.batch_size", "evaluate.batch_size", "train.batch_size", "train.micro_batch_size")
-
-
-def _field(recipe: Recipe, name: str) -> Any:
-    section, _, field = name.partition(".")
-    return getattr(getattr(recipe, section), field)
+_SIZES = (
+    ("generate", "batch_size"),
+    ("evaluate", "batch_size"),
+    ("train", "batch_size"),
+    ("train", "micro_batch_size"),
+)
 
 
 @dataclass(frozen=True)

@@ -91,8 +91,19 @@ def measure_solutions(
         sampled: what a calibration has found on this machine.
     """
     limit = recipe.generate.max_tokens
-    if run is not None and (found := _of_run(run, limit)):
-        return found
+    lengths: list[tuple[int, bool]] = []  # of what the run has sampled already
+    if run is not None:
+        begun = [version.folder / run.partial.name for version in unfinished(run, "generate")]
+        path = next((path for path in (run.solutions, *begun, run.partial) if path.exists()), None)
+        try:
+            for solution in read_rows(path, Solution, growing=True) if path else ():
+                if solution.kind == "full":
+                    lengths.append((min(limit, len(solution.completion_ids)), solution.finish_reason == "stop"))
+        except RowsError:
+            lengths = []  # a plan must not fail on what the stage itself will look at
+    if lengths:
+        many = "" if len(lengths) == 1 else "s"
+        return of_lengths(lengths, f"measured on {len(lengths)} full solution{many} of this run")
     if sampled is not None:
         return sampled
     step = max(1, len(problems) // _COUNTED)
@@ -102,24 +113,6 @@ def measure_solutions(
         how = "assumed to be as long as the solutions in the dataset"
         return Solutions(sum(counts) / len(counts), limit, (limit,), 1.0, how)
     return Solutions(limit / 2, limit, (limit,), 1.0, "assumed: half of generate.max_tokens")
-
-
-def _of_run(run: RunDir, limit: int) -> Solutions | None:
-    """The lengths of the solutions that the run has sampled already."""
-    begun = [version.folder / run.partial.name for version in unfinished(run, "generate")]
-    path = next((path for path in (run.solutions, *begun, run.partial) if path.exists()), None)
-    lengths: list[tuple[int, bool]] = []
-    try:
-        for solution in read_rows(path, Solution, growing=True) if path else ():
-            if solution.kind == "full":
-                lengths.append((min(limit, len(solution.completion_ids)), solution.finish_reason == "stop"))
-    except RowsError:
-        return None  # a plan must not fail on what the stage itself will look at
-    return (
-        of_lengths(lengths, f"measured on {len(lengths)} full solution{'' if len(lengths) == 1 else 's'} of this run")
-        if lengths
-        else None
-    )
 
 
 def of_lengths(lengths: Sequence[tuple[int, bool]], how: str) -> Solutions:

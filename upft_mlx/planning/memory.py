@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass
 
 from upft_mlx.machine.device import dense_bytes_limit
-from upft_mlx.models.architecture import Architecture, Matrix
+from upft_mlx.models.architecture import Architecture
 from upft_mlx.recipe.schema import Lora
 from upft_mlx.sampling.chunks import prompts_per_wave
 
@@ -178,13 +178,10 @@ def fusing_peak(model: Architecture, lora: Lora, device: Device, *, all_float32:
     largest = max((matrix.size for matrix in adapted), default=0)
     loaded = model.weight_bytes(4) if device.is_gpu else weight_bytes(model, device)
     quantized = [matrix for matrix in adapted if matrix.stored]
-    fused = sum(_fused_bytes(matrix) for matrix in adapted)
+    fused = 0.0  # a rounded layer has 8 bits with float32 scales and biases, or float32 where the base has
+    for matrix in adapted:
+        fused += matrix.size * (4 if matrix.stored is None else 1 + 8 / matrix.stored.group_size)
     fused += min(MOMENTS_BYTES, sum(4 * matrix.inputs * min(MOMENTS_BLOCK, matrix.inputs) for matrix in quantized))
     if all_float32:
         fused = max(fused, 4 * sum(matrix.size for matrix in adapted))
     return loaded + fused + 4 * (model.adapter_numbers(lora) + 3 * largest)
-
-
-def _fused_bytes(matrix: Matrix) -> float:
-    """Of a rounded layer: 8 bits with float32 scales and biases, or float32 where the base is not quantized."""
-    return 4 * matrix.size if matrix.stored is None else matrix.size * (1 + 8 / matrix.stored.group_size)

@@ -38,17 +38,12 @@ def plan_recipe(
     budget = another_mac(mac) if mac is not None else None
     planner = Planner.of(recipe, recipe_problems(recipe), budget, RunDir(run_dir))
     if mac is None and planner.is_here:
-        planner = _with_speed(planner, notify, calibrates=calibrates)
+        recipe = planner.recipe
+        key = key_of(recipe, model_hash(planner.model_path), len(planner.problems), versions())
+        speed = known(key)
+        if speed is None and calibrates and not planner.memory_plan.too_large(recipe):
+            notify(Note("timing a short trial, about ten seconds; --no-calibration skips it"))
+            speed = calibrate(recipe, planner.model_path, planner.problems)
+            keep(key, speed)
+        planner = planner if speed is None else planner.with_speed(speed)
     return planner.facts()
-
-
-def _with_speed(planner: Planner, notify: Observer, *, calibrates: bool) -> Planner:
-    """The planner with the speed of this machine, known or measured without taking too much memory."""
-    recipe = planner.recipe
-    key = key_of(recipe, model_hash(planner.model_path), len(planner.problems), versions())
-    speed = known(key)
-    if speed is None and calibrates and not planner.memory_plan.too_large(recipe):
-        notify(Note("timing a short trial, about ten seconds; --no-calibration skips it"))
-        speed = calibrate(recipe, planner.model_path, planner.problems)
-        keep(key, speed)
-    return planner if speed is None else planner.with_speed(speed)

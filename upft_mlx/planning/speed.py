@@ -131,8 +131,12 @@ def calibrate(recipe: Recipe, path: Path, problems: Sequence[Problem]) -> Speed:
     step = max(1, len(problems) // recipe.generate.batch_size)
     chosen = [problems[number] for number in range(0, len(problems), step)][: recipe.generate.batch_size]
     rate, lengths, was_cut = _full(recipe, loaded, chosen)
-    per_prefix, prefixes = _prefixes(recipe, loaded, chosen)
-    return Speed(load_seconds, rate, per_prefix, _train(recipe, loaded, chosen, prefixes), lengths, was_cut)
+    sampler = _sampler(recipe, loaded)
+    begin = time.perf_counter()
+    made = sampler.sample(_requests(recipe, loaded, chosen, most_sampled(recipe, "prefix")), 0)
+    per_prefix = (time.perf_counter() - begin) / len(chosen)
+    per_token = _train(recipe, loaded, chosen, [one.ids for one in made])
+    return Speed(load_seconds, rate, per_prefix, per_token, lengths, was_cut)
 
 
 def _requests(recipe: Recipe, loaded: Loaded, problems: Sequence[Problem], limit: int) -> list[Any]:
@@ -172,14 +176,6 @@ def _full(
         return rate, ((mean, mean < limit),) * max(1, finished), True
     rate = tokens / (time.perf_counter() - begin)
     return rate, tuple((len(one.ids), one.finish_reason == "stop") for one in made), False
-
-
-def _prefixes(recipe: Recipe, loaded: Loaded, problems: Sequence[Problem]) -> tuple[float, list[list[int]]]:
-    """Seconds per prefix, and the prefixes."""
-    sampler = _sampler(recipe, loaded)
-    begin = time.perf_counter()
-    made = sampler.sample(_requests(recipe, loaded, problems, most_sampled(recipe, "prefix")), 0)
-    return (time.perf_counter() - begin) / len(problems), [one.ids for one in made]
 
 
 def _train(recipe: Recipe, loaded: Loaded, problems: Sequence[Problem], prefixes: list[list[int]]) -> float:

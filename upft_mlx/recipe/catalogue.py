@@ -63,13 +63,8 @@ def catalogue() -> list[Shipped]:
     """
     paths = shipped_recipes().items()
     found = [Shipped(name, path, load_recipe(path), read_header(path.read_text("utf-8"))) for name, path in paths]
-    return sorted(found, key=lambda item: (_gigabytes(item.header), item.name))
-
-
-def _gigabytes(header: Header) -> int:
-    """The memory of the Mac; 0 for any."""
-    number = header.short("Mac").partition(" ")[0]
-    return int(number) if number.isdigit() else 0
+    memory = {item.name: item.header.short("Mac").partition(" ")[0] for item in found}  # "8" of "8 GB", "any" of any
+    return sorted(found, key=lambda item: (int(memory[item.name]) if memory[item.name].isdigit() else 0, item.name))
 
 
 KEYS = ("command", "Mac", "disk", "time", "numbers", "sources", "licence")

@@ -38,20 +38,15 @@ def find_shipped(name: str, problem: str = "no shipped recipe of that name") -> 
     """The file of a shipped recipe.
 
     Raises:
-        UnknownRecipeError: there is none of this name: the `problem`, with the nearest one.
+        UnknownRecipeError: there is none of this name: the `problem`, with what may have been meant.
     """
-    shipped = shipped_recipes()
+    shipped, missing = shipped_recipes(), Path(name)
     if name in shipped:
         return shipped[name]
-    raise UnknownRecipeError(problem, _nearest(Path(name), shipped), path=name)
-
-
-def _nearest(missing: Path, shipped: dict[str, Path]) -> str:
-    """What may have been meant: a shipped recipe, a file beside the missing one; else where recipes come from."""
     beside = {path.stem: str(path) for path in sorted((*missing.parent.glob("*.yaml"), *missing.parent.glob("*.yml")))}
     near = difflib.get_close_matches(missing.stem, {**beside, **shipped}, n=1)
-    if near and near[0] in shipped:
-        return f"did you mean the shipped recipe {near[0]!r}?"
+    remedy = "`upft recipes` lists those that ship, `upft new` writes one for your own questions"
     if near:
-        return f"did you mean {beside[near[0]]!r}?"
-    return "`upft recipes` lists those that ship, `upft new` writes one for your own questions"
+        shown = f"the shipped recipe {near[0]!r}" if near[0] in shipped else repr(beside[near[0]])
+        remedy = f"did you mean {shown}?"
+    raise UnknownRecipeError(problem, remedy, path=name)

@@ -29,7 +29,16 @@ def load_recipe(path_or_name: str | Path, overrides: Sequence[str] = ()) -> Reci
         RecipeError: with one line per error, each with file, line, field, value and what would be valid.
     """
     path = find_recipe(path_or_name)
-    text = _read(path)
+    try:
+        with path.open("rb") as file:
+            content = file.read(_LARGEST + 1)
+        if len(content) > _LARGEST:
+            raise RecipeError(f"not a recipe: larger than {_LARGEST // 1024} KB", path=path)
+        text = content.decode()
+    except UnicodeDecodeError as error:
+        raise RecipeError(f"not a text file (byte {error.start} is not UTF-8)", path=path) from None
+    except OSError as error:
+        raise RecipeError(f"cannot be read: {error.strerror}", path=path) from None
     data, node = _parse(path, text)
     resolve_paths(data, path.parent, str(path))
     data.setdefault("name", path.stem)
@@ -55,25 +64,17 @@ def validated(path: Path, lines: dict[tuple[Any, ...], int], data: dict[str, Any
         raise RecipeError.of_all([describe(path, lines, dict(item), patches) for item in error.errors()]) from None
 
 
-def _read(path: Path) -> str:
-    try:
-        with path.open("rb") as file:
-            content = file.read(_LARGEST + 1)
-        if len(content) > _LARGEST:
-            raise RecipeError(f"not a recipe: larger than {_LARGEST // 1024} KB", path=path)
-        return content.decode()
-    except UnicodeDecodeError as error:
-        raise RecipeError(f"not a text file (byte {error.start} is not UTF-8)", path=path) from None
-    except OSError as error:
-        raise RecipeError(f"cannot be read: {error.strerror}", path=path) from None
-
-
 def _parse(path: Path, text: str) -> tuple[dict[str, Any], yaml.Node | None]:
     try:
         data, node = read_yaml(text)
         _refuse_duplicates(path, node)
+    except yaml.reader.ReaderError as error:
+        problem = f"not valid YAML: character {error.character:#04x}: {error.reason}"
+        raise RecipeError(problem, path=path, line=text.count("\n", 0, error.position) + 1) from None
     except yaml.YAMLError as error:
-        raise _not_yaml(path, text, error) from None
+        mark = getattr(error, "problem_mark", None)
+        problem = f"not valid YAML: {one_line(getattr(error, 'problem', None) or str(error))}"
+        raise RecipeError(problem, path=path, line=mark.line + 1 if mark else None) from None
     except RecursionError:
         raise RecipeError("not a recipe: nested too deeply, or an alias (*) contains itself", path=path) from None
     except (ValueError, TypeError) as error:  # an explicit tag that does not fit, for example `!!int x`
@@ -82,15 +83,6 @@ def _parse(path: Path, text: str) -> tuple[dict[str, Any], yaml.Node | None]:
         found = "nothing" if data is None else f"a {type(data).__name__}"
         raise RecipeError(f"a recipe is a mapping of fields to values, found {found}", path=path)
     return data, node
-
-
-def _not_yaml(path: Path, text: str, error: yaml.YAMLError) -> RecipeError:
-    if isinstance(error, yaml.reader.ReaderError):
-        line = text.count("\n", 0, error.position) + 1
-        return RecipeError(f"not valid YAML: character {error.character:#04x}: {error.reason}", path=path, line=line)
-    mark = getattr(error, "problem_mark", None)
-    problem = one_line(getattr(error, "problem", None) or str(error))
-    return RecipeError(f"not valid YAML: {problem}", path=path, line=mark.line + 1 if mark else None)
 
 
 def _refuse_duplicates(path: Path, node: yaml.Node | None) -> None:
@@ -159,18 +151,13 @@ def _override(data: dict[str, Any], override: str) -> dict[str, Any]:
     for key in reversed(keys):
         patch = {key: patch}
     resolve_paths(patch, Path.cwd(), "--set")
-    _replace_source(data, patch)
-    _merge(data, patch)
-    return dict(patch)
-
-
-def _replace_source(data: dict[str, Any], patch: dict[str, Any]) -> None:
-    """`--set problems.path=...` replaces the recipe's own source instead of adding a second one."""
-    sources = ("path", "dataset", "builtin")
+    sources = ("path", "dataset", "builtin")  # `problems.path=...` replaces the recipe's own source, adds no second one
     old, new = data.get("problems"), patch.get("problems")
     if isinstance(old, dict) and isinstance(new, dict) and any(source in new for source in sources):
         for source in sources:
             old.pop(source, None)
+    _merge(data, patch)
+    return dict(patch)
 
 
 def _merge(data: dict[str, Any], patch: dict[str, Any]) -> None:

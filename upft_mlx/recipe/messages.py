@@ -66,16 +66,16 @@ def _in_yaml_terms(message: str, loc: tuple[Any, ...]) -> str:
 
 
 def _suggest(loc: tuple[Any, ...]) -> str:
-    """The nearest valid name of a misspelt field, else all of them."""
-    fields = _fields_at(loc[:-1])
-    near = _in_another_section(loc) or difflib.get_close_matches(str(loc[-1]), fields, n=1, cutoff=0.5)
+    """The nearest valid name of a misspelt field, another section's field of exactly that name, else all names."""
+    section: type[BaseModel] = Recipe
+    for part in loc[:-1]:
+        if isinstance(part, str) and part in section.model_fields:
+            section = _section_type(section.model_fields[part].annotation) or section
+    fields = list(section.model_fields)
+    elsewhere = [f"{name}.{loc[-1]}" for name in Recipe.model_fields if loc[-1] in _fields_of(name)]
+    near = elsewhere or difflib.get_close_matches(str(loc[-1]), fields, n=1, cutoff=0.5)
     valid = f"valid here: {', '.join(fields)}"
     return f"did you mean {near[0]!r}? ({valid})" if near else valid
-
-
-def _in_another_section(loc: tuple[Any, ...]) -> list[str]:
-    """The sections' fields of exactly this name, as `section.field`."""
-    return [f"{section}.{loc[-1]}" for section in Recipe.model_fields if loc[-1] in _fields_of(section)]
 
 
 def field_names() -> list[str]:
@@ -90,14 +90,6 @@ def field_names() -> list[str]:
 def _fields_of(section: str) -> list[str]:
     kind = _section_type(Recipe.model_fields[section].annotation)
     return list(kind.model_fields) if kind else []
-
-
-def _fields_at(loc: tuple[Any, ...]) -> list[str]:
-    section: type[BaseModel] = Recipe
-    for part in loc:
-        if isinstance(part, str) and part in section.model_fields:
-            section = _section_type(section.model_fields[part].annotation) or section
-    return list(section.model_fields)
 
 
 def _section_type(annotation: Any) -> type[BaseModel] | None:

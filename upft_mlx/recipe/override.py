@@ -45,25 +45,18 @@ def with_benchmarks(
     data = recipe.dump()
     evaluate = data["evaluate"]
     if benchmarks:
-        evaluate["benchmarks"] = [_named_benchmark(name) for name in benchmarks]
-    chosen = _chosen(subset)
-    for entry in evaluate["benchmarks"]:
-        entry["limit"] = entry.get("limit") if limit is None else limit
-        entry["subset"] = chosen or entry.get("subset") or {}
-    return validated(Path("--benchmark"), {}, data, ())
-
-
-def _named_benchmark(name: str) -> dict[str, Any]:
-    """A known benchmark by its name, or a local file by its path."""
-    path = Path(name)
-    return {"name": path.stem, "path": str(path.resolve())} if path.suffix and path.is_file() else {"name": name}
-
-
-def _chosen(subset: Sequence[str]) -> dict[str, list[str]]:
-    found: dict[str, list[str]] = {}
+        files = {name: Path(name) for name in benchmarks if Path(name).suffix and Path(name).is_file()}
+        evaluate["benchmarks"] = [
+            {"name": files[name].stem, "path": str(files[name].resolve())} if name in files else {"name": name}
+            for name in benchmarks
+        ]
+    chosen: dict[str, list[str]] = {}
     for option in subset:
         field, equals, value = option.partition("=")
         if not equals or not value.strip() or field.strip() not in ("level", "subject"):
             raise RecipeError("expected level=VALUE or subject=VALUE, for example level=5", field=f"--subset {option}")
-        found.setdefault(field.strip(), []).append(value.strip())
-    return found
+        chosen.setdefault(field.strip(), []).append(value.strip())
+    for entry in evaluate["benchmarks"]:
+        entry["limit"] = entry.get("limit") if limit is None else limit
+        entry["subset"] = chosen or entry.get("subset") or {}
+    return validated(Path("--benchmark"), {}, data, ())

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from upft_mlx.quantities import clock
 from upft_mlx.ui.evaluation import EvaluationFrame
-from upft_mlx.ui.state import State, training_numbers
+from upft_mlx.ui.state import StageStatus, State, training_numbers
 from upft_mlx.ui.text import Glyphs, plot
 
 STYLES: dict[StageStatus, str] = {
