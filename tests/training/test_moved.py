@@ -22,12 +22,13 @@ from upft_mlx.models.adapters import add_lora, load_adapter
 from upft_mlx.models.chat import Renderer
 from upft_mlx.models.load import Loaded, load
 from upft_mlx.recipe.schema import Recipe
+from upft_mlx.results.report import markdown
 from upft_mlx.rows import TrainingRow, write_rows
 from upft_mlx.rundir import RunDir
 from upft_mlx.sampling.decoding import Request, Sampling
 from upft_mlx.sampling.sampler import sample_chunk
 from upft_mlx.training import train
-from upft_mlx.training.moved import Answered, in_words, markdown, opening, summarize, warnings
+from upft_mlx.training.moved import Answered, in_words, opening, summarize, warnings
 from upft_mlx.training.movement import held_out, movement
 
 MakeRecipe = Callable[..., Recipe]
@@ -98,9 +99,12 @@ def test_the_verdict_warns_of_short_answers_and_of_lost_openings(
 def test_an_opening_can_leave_neither_its_cell_nor_its_line() -> None:
     hostile = "a`b|c\x1b[31m\u202e\n| # Title\n"
     assert opening(hostile) == "a`b|c [31m |"
-    text = markdown({**summarize([answered(hostile)], [answered("")], [[0.0]]), "source": "prompts", "max_tokens": 1})
-    row = next(line for line in text.splitlines() if "a'b" in line)
-    assert row == "| `a'b/c [31m /` | 100% | ` ` | 100% |"
+    moved = {**summarize([answered(hostile)], [answered("")], [[0.0]]), "source": "prompts", "max_tokens": 1}
+    training: dict[str, Any] = {"base_view": None, "cut_solutions": None, "losses": [], "movement": moved}
+    run: dict[str, Any] = {"name": "n", "model": "m", "method": "upft", "stages": [], "fidelity": None, "verdict": []}
+    text = markdown({**run, "benchmarks": {}, "training": training})
+    row = next(line for line in text.splitlines() if "a`b" in line)
+    assert row == "| ``a`b/c [31m /`` | 100% | ` ` | 100% |"
     assert "\x1b" not in text
 
 

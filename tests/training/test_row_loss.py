@@ -19,7 +19,8 @@ from upft_mlx.events import Note
 from upft_mlx.inspection.preview import preview
 from upft_mlx.models.load import Loaded
 from upft_mlx.recipe.schema import Recipe
-from upft_mlx.results.training_report import markdown, training_facts
+from upft_mlx.results.report import markdown
+from upft_mlx.results.training_report import training_facts
 from upft_mlx.rows import Solution, TrainingRow, read_rows
 from upft_mlx.rundir import RunDir
 from upft_mlx.training.batches import Example, make_batch, shared_length, to_examples
@@ -213,7 +214,8 @@ def test_where_nothing_is_learned_the_curve_is_flat_whatever_the_batches_say(
     assert max(fixed) == pytest.approx(min(fixed), rel=1e-5)
     facts = training_facts(RunDir(tmp_path), ("generate", "build", "train"))
     assert [line["fixed_loss"] for line in facts["losses"]] == pytest.approx([fixed[0], *fixed], rel=1e-5)
-    text = "\n".join(markdown(facts))
+    rest: dict[str, Any] = {"name": "n", "model": "m", "method": "upft", "stages": [], "fidelity": None, "verdict": []}
+    text = markdown({**rest, "benchmarks": {}, "training": facts})
     assert "| step | fixed rows | prefix | structure | EOS | validation |" in text
     assert f"| 0 | {fixed[0]:.3f} |" in text
 

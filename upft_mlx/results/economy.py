@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from upft_mlx import escape
 from upft_mlx.data.problems import Problem
 from upft_mlx.grade.correct import is_correct
 from upft_mlx.recipe.schema import Recipe
@@ -89,25 +88,3 @@ def expected_kept(share: float) -> float:
     """How many of 16 samples RFT keeps on average when `share` of them are right: at most 4, duplicates not known."""
     chances = (math.comb(SAMPLES, k) * share**k * (1 - share) ** (SAMPLES - k) for k in range(SAMPLES + 1))
     return sum(min(KEEP, k) * chance for k, chance in enumerate(chances))
-
-
-def markdown(found: dict[str, Any]) -> str:
-    """The section of report.md."""
-    lines = ["| | tokens sampled | tokens trained | how it is known |", "|---|---|---|---|"]
-    names = {"this": "this run", "sft": "SFT (1 full solution)", "rft": f"RFT ({SAMPLES} full solutions)"}
-    mine = found["this"]
-    for key, name in names.items():
-        if key in found:
-            row = found[key]
-            kinds = ("tokens_sampled", "tokens_trained")
-            cells = [_count(row[kind], None if key == "this" else mine[kind]) for kind in kinds]
-            lines.append(f"| {name} | {cells[0]} | {cells[1]} | {escape.markdown(row['how'])} |")
-    if "sft" not in found:
-        lines.append("\nNo full solution was sampled, so that their length is not known.")
-    return "\n".join(lines)
-
-
-def _count(value: float, mine: float | None) -> str:
-    """The number and, beside it, this run's share of it."""
-    share = f" (this run: {mine / value:.1%} of it)" if mine is not None and value else ""
-    return f"{value:,.0f}{share}"

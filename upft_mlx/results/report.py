@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from upft_mlx import escape
 from upft_mlx.evaluation.stats import ALPHA, drift
 from upft_mlx.quantities import p_value, points
 from upft_mlx.recipe.schema import Recipe
-from upft_mlx.results import economy, training_report
+from upft_mlx.results import templates, training_report
 from upft_mlx.rows import read_json
 from upft_mlx.rundir import RunDir
 from upft_mlx.stages import STAGES
+from upft_mlx.training import moved, row_loss
 
 Outcome = Literal["better", "worse", "no measurable change", "void"]
 
@@ -148,106 +148,27 @@ def _drift(name: str, base: dict[str, Any], tuned: dict[str, Any]) -> list[str]:
 
 def markdown(report: dict[str, Any]) -> str:
     """report.md."""
-    parts = [
-        f"# {escape.markdown(report['name'])}",
-        f"Model {escape.code(report['model'])}, method `{report['method']}`.",
-        "## Result",
-        "\n".join(f"- {escape.markdown(line)}" for line in report["verdict"])
-        or _nothing_compared(report["benchmarks"]),
-        _benchmark_table(report["benchmarks"]),
-        *_group_tables(report["benchmarks"]),
-        "Accuracy with its 95 % interval. The difference is tuned - base on the same problems.",
-        *(training_report.markdown(report["training"]) if "training" in report else []),
-        "## What it took",
-        _stage_table(report["stages"]),
-        *_economy(report.get("economy")),
-        *_fidelity(report["fidelity"]),
-    ]
-    return "\n\n".join(part for part in parts if part) + "\n"
-
-
-def _nothing_compared(benchmarks: dict[str, Any]) -> str:
-    if benchmarks:
-        return "Nothing was compared: only the base model has been measured."
-    return "Nothing was compared: `evaluate.benchmarks` is empty, or has not been measured yet."
-
-
-def _benchmark_table(benchmarks: dict[str, Any]) -> str:
-    if not benchmarks:
-        return ""
-    lines = [
-        "| benchmark | side | problems x samples | T | accuracy | pass@k | maj@k | tokens | cut | answer found |",
-        "|---|---|---|---|---|---|---|---|---|---|",
-    ]
-    for name, sides in benchmarks.items():
-        lines += [_side_row(name, side, sides[side]) for side in ("base", "tuned") if side in sides]
-    return "\n".join(lines)
-
-
-def _side_row(name: str, side: str, s: dict[str, Any]) -> str:
-    low, high = s["ci95"]
-    at = {key: ", ".join(f"{k}: {v:.1%}" for k, v in s[key].items()) for key in ("pass_at_k", "maj_at_k")}
-    return (
-        f"| {escape.markdown(name)} | {side} | {s['n']} x {s['samples']} | {s['temperature']:g} "
-        f"| {s['accuracy']:.1%} [{low:.1%}, {high:.1%}] | {at['pass_at_k']} | {at['maj_at_k']} "
-        f"| {s['mean_tokens']:.1f} | {s['truncated']:.1%} "
-        f"| {s.get('answer_found', 1):.1%} |"
-    )
-
-
-def _group_tables(benchmarks: dict[str, Any]) -> list[str]:
-    """A table for each benchmark that knows levels or subjects."""
-    tables = []
-    for name, sides in benchmarks.items():
+    training = report.get("training") or {"base_view": None, "cut_solutions": None, "losses": [], "movement": None}
+    view, movement = training["base_view"], training["movement"]
+    words = moved.in_words(movement) if movement else ""
+    groups = []  # a table for each benchmark that knows levels or subjects
+    for name, sides in report["benchmarks"].items():
         for field in ("level", "subject"):
-            groups = {
-                side: sides[side][f"by_{field}"] for side in ("base", "tuned") if f"by_{field}" in sides.get(side, {})
-            }
-            if groups:
-                tables.append("\n".join(_group_lines(name, field, groups)))
-    return tables
-
-
-def _group_lines(name: str, field: str, groups: dict[str, dict[str, Any]]) -> list[str]:
-    lines = [f"| {escape.markdown(name)}, {field} | n | {' | '.join(groups)} |", "|---" * (2 + len(groups)) + "|"]
-    for value, group in next(iter(groups.values())).items():
-        cells = [side[value] for side in groups.values() if value in side]
-        shown = [f"{c['accuracy']:.1%} [{c['ci95'][0]:.1%}, {c['ci95'][1]:.1%}]" for c in cells]
-        lines.append(f"| {escape.markdown(value)} | {group['n']} | {' | '.join(shown)} |")
-    return lines
-
-
-def _by_hand(stage: dict[str, Any]) -> str:
-    return "; changed by hand since" if stage.get("adopted") else ""
-
-
-def _stage_table(stages: list[dict[str, Any]]) -> str:
-    lines = [
-        "| stage | what | tokens sampled | tokens trained | seconds | peak memory |",
-        "|---|---|---|---|---|---|",
-    ]
-    for s in stages:
-        lines.append(
-            f"| {s['stage']} | {escape.markdown(s['detail'])}{_by_hand(s)} "
-            f"| {s['tokens_sampled'] or ''} | {s['tokens_trained'] or ''} "
-            f"| {s['seconds']:.1f} | {s['peak_memory_bytes'] / 1e6:.0f} MB |"
+            by = {s: sides[s][f"by_{field}"] for s in ("base", "tuned") if f"by_{field}" in sides.get(s, {})}
+            first: dict[str, Any] = next(iter(by.values()), {})
+            rows = [(value, first[value]["n"], [s[value] for s in by.values() if value in s]) for value in first]
+            groups += [{"name": name, "field": field, "sides": list(by), "rows": rows}] if rows else []
+    return (
+        templates.markdown()
+        .get_template("report.md")
+        .render(
+            report=report,
+            groups=groups,
+            training=training,
+            view=row_loss.in_words(view) if view else [],
+            losses=training_report.losses_table(training["losses"]),
+            moved=words[:1].upper() + words[1:],
+            economy=report.get("economy"),
+            fidelity=report["fidelity"],
         )
-    return "\n".join(lines)
-
-
-def _economy(found: dict[str, Any] | None) -> list[str]:
-    return [] if found is None else ["## Beside full solutions on the same problems", economy.markdown(found)]
-
-
-def _fidelity(fidelity: dict[str, Any] | None) -> list[str]:
-    if fidelity is None:
-        return []
-    if fidelity["fuse"] == "adapter":
-        return ["## Fused model", "Not fused (`publish.fuse: adapter`): the result is the adapter."]
-    return [
-        "## Fused model",
-        f"Fused as `{fidelity['fuse']}` ({fidelity['bytes'] / 1e6:.1f} MB): keeps {fidelity['retained']:.1%} of the "
-        "adapter's effect (1 - KL(adapter || fused) / KL(adapter || base)), the most likely token at "
-        f"{fidelity['top1_agreement']:.1%} of the positions and {fidelity['greedy_agreement']:.1%} of the first greedy "
-        f"tokens; measured on {fidelity['rows']} held-out rows and {fidelity['prompts']} prompts.",
-    ]
+    )

@@ -10,7 +10,6 @@ from upft_mlx.dataset.build import cut_solutions
 from upft_mlx.rows import Solution, read_json, read_rows
 from upft_mlx.rundir import RunDir
 from upft_mlx.training import moved
-from upft_mlx.training.row_loss import in_words
 
 LINES = 12
 """Of the table of losses at most, evenly spaced; the first and the last are always there."""
@@ -52,35 +51,14 @@ def lines(facts: dict[str, Any]) -> list[str]:
     return [*found, *([facts["cut_solutions"]["text"]] if facts["cut_solutions"] else [])]
 
 
-def markdown(facts: dict[str, Any]) -> list[str]:
-    """The sections of report.md."""
-    parts: list[str] = []
-    if (view := facts["base_view"]) is not None:
-        shown = [*in_words(view), *(_positions(kind, of) for kind, of in view["kinds"].items())]
-        parts += ["## What the base thinks of the training rows", "\n".join(f"- {line}" for line in shown)]
-    if facts["cut_solutions"]:
-        parts += [f"{facts['cut_solutions']['text']}."]
-    if facts["losses"]:
-        about = "The same few training rows at each report, so that neither their order nor a batch draws the curve."
-        parts += ["## Loss while training", _table(facts["losses"]), f"{about} In nats; the parts are per token."]
-    if facts["movement"] is not None:
-        parts += ["## How far the model moved", moved.markdown(facts["movement"])]
-    return parts
-
-
-def _positions(kind: str, of: dict[str, Any]) -> str:
-    return f"{kind} rows, nats by position: {', '.join(f'{value:.2g}' for value in of['by_position'])}"
-
-
-def _table(losses: Sequence[dict[str, Any]]) -> str:
+def losses_table(losses: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+    """Some of the losses for a table: their `names`, how the table calls these in `heads`, and the `lines`."""
+    if not losses:
+        return None
     names = [name for name in dict.fromkeys(name for line in losses for name in line) if name != "step"]
     names.sort(key=lambda name: name == "valid_loss")
     heads = [name.removeprefix("fixed_loss").strip("_") or "fixed rows" for name in names]
     heads = [{"eos": "EOS", "valid_loss": "validation"}.get(head, head) for head in heads]
     step = -(-len(losses) // LINES)
-    chosen = [line for place, line in enumerate(losses) if place % step == 0 or place == len(losses) - 1]
-    rows = [f"| step | {' | '.join(heads)} |", "|---" * (len(names) + 1) + "|"]
-    for line in chosen:
-        cells = [f"{line[name]:.3f}" if name in line else "" for name in names]
-        rows.append(f"| {line['step']} | {' | '.join(cells)} |")
-    return "\n".join(rows)
+    lines = [line for place, line in enumerate(losses) if place % step == 0 or place == len(losses) - 1]
+    return {"names": names, "heads": heads, "lines": lines}

@@ -104,23 +104,3 @@ def in_words(found: dict[str, Any]) -> str:
         f"{base['mean_tokens']:.0f} to {tuned['mean_tokens']:.0f} tokens, cut {base['truncated']:.0%} to "
         f"{tuned['truncated']:.0%}, {found['openings_kept']} of {base['distinct']} openings kept"
     )
-
-
-def markdown(found: dict[str, Any]) -> str:
-    """The section of report.md."""
-    by_position = ", ".join(f"{value:.2g}" for value in found["kl_by_position"])
-    sides = [found[side]["openings"] for side in ("base", "tuned")]
-    rows = ["| base begins | share | tuned begins | share |", "|---|---|---|---|"]
-    for place in range(max(map(len, sides))):
-        cells = []
-        for side in sides:
-            text, share = side[place] if place < len(side) else (" ", None)
-            code = str(text).replace("`", "'").replace("|", "/") or " "  # nothing in an opening can leave its code
-            cells += [" ", " "] if share is None else [f"`{code}`", f"{share:.0%}"]
-        rows.append(f"| {' | '.join(cells)} |")
-    parts = [
-        f"{in_words(found)[0].upper()}{in_words(found)[1:]}.",
-        "\n".join(rows),
-        f"KL(base \\|\\| tuned) by position of base's answers, nats: {by_position}.",
-    ]
-    return "\n\n".join(parts)
