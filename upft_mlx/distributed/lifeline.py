@@ -35,25 +35,25 @@ class Lifeline(threading.Thread):
             for peer in select.select(list(sockets), [], [], BEAT_SECONDS)[0]:
                 number = sockets[peer]
                 heard[number] = time.monotonic()
-                data = _receive(peer)
+                try:
+                    data = peer.recv(4096).decode(errors="replace")
+                except OSError:
+                    data = ""  # the other side is gone
                 if self._stopped.is_set():
                     return
                 if not data:
                     self._end(f"rank {number} is gone")
                 *lines, buffers[number] = (buffers[number] + data).split("\n")
                 for line in lines:
-                    self._hear(number, line)
+                    word, _, rest = line.partition(" ")
+                    if word == "bye":
+                        self._peers.pop(number).close()
+                    elif word == "trouble":
+                        who, _, what = rest.partition(" ")
+                        self._end(f"rank {who} stopped: {what}")
             for number in self._peers:
                 if time.monotonic() - heard[number] > SILENCE_SECONDS:
                     self._end(f"rank {number} is gone (no sign of life for {SILENCE_SECONDS:.0f} s)")
-
-    def _hear(self, number: int, line: str) -> None:
-        word, _, rest = line.partition(" ")
-        if word == "bye":
-            self._peers.pop(number).close()
-        elif word == "trouble":
-            who, _, what = rest.partition(" ")
-            self._end(f"rank {who} stopped: {what}")
 
     def _end(self, why: str) -> None:
         """Tell the others, say it, and end the process: its main thread may wait for the dead rank inside MLX."""
@@ -72,11 +72,3 @@ class Lifeline(threading.Thread):
     def stop(self) -> None:
         """Listen no longer."""
         self._stopped.set()
-
-
-def _receive(peer: socket.socket) -> str:
-    """What has come; empty where the other side is gone."""
-    try:
-        return peer.recv(4096).decode(errors="replace")
-    except OSError:
-        return ""

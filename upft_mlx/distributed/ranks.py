@@ -91,7 +91,18 @@ def ranks() -> Ranks:
     Raises:
         RankError: the other ranks cannot be reached.
     """
-    return _join() if _launched() else Ranks()
+    if not _launched():
+        return Ranks()
+    import mlx.core as mx
+
+    try:
+        group = mx.distributed.init(strict=True)
+        return _Team(group) if group.size() > 1 else Ranks()
+    except (RuntimeError, OSError) as error:
+        number = os.environ["MLX_RANK"]
+        raise RankError(
+            f"rank {number}: cannot reach the other ranks: {error}", "check that all were started, and their addresses"
+        ) from None
 
 
 def joined() -> Ranks | None:
@@ -117,25 +128,6 @@ def _hosts(path: str) -> list[list[str]]:
         return [[str(connection) for connection in rank] for rank in hosts]
     except (OSError, ValueError, TypeError) as error:
         raise RankError(f"{path}: not a list of each rank's addresses: {error}", field="MLX_HOSTFILE") from None
-
-
-def _leader_address() -> str:
-    if hostfile := os.environ.get("MLX_HOSTFILE"):
-        return _hosts(hostfile)[0][0].rpartition(":")[0]
-    return os.environ["MLX_JACCL_COORDINATOR"].rpartition(":")[0]
-
-
-def _join() -> Ranks:
-    import mlx.core as mx
-
-    try:
-        group = mx.distributed.init(strict=True)
-        return _Team(group) if group.size() > 1 else Ranks()
-    except (RuntimeError, OSError) as error:
-        number = os.environ["MLX_RANK"]
-        raise RankError(
-            f"rank {number}: cannot reach the other ranks: {error}", "check that all were started, and their addresses"
-        ) from None
 
 
 class _Team(Ranks):
@@ -167,7 +159,9 @@ class _Team(Ranks):
 
     def _follow(self) -> Lifeline:
         port, token = self._share(None)
-        peer = socket.create_connection((_leader_address(), port), timeout=SILENCE_SECONDS)
+        hostfile = os.environ.get("MLX_HOSTFILE")
+        leader = _hosts(hostfile)[0][0] if hostfile else os.environ["MLX_JACCL_COORDINATOR"]
+        peer = socket.create_connection((leader.rpartition(":")[0], port), timeout=SILENCE_SECONDS)
         peer.sendall(f"{token}{self.rank:08d}".encode())
         return Lifeline({0: peer})
 
@@ -276,13 +270,11 @@ class _Team(Ranks):
 
 
 def _listing(root: Path) -> dict[str, str]:
-    """Relative path to hash of each file that followers need."""
-    files = sorted(path for path in root.rglob("*") if path.is_file())
-    names = {path.relative_to(root): path for path in files}
-    return {str(name): digest(path) for name, path in names.items() if _is_mirrored(name)}
-
-
-def _is_mirrored(name: Path) -> bool:
-    """Not what only the leader makes or needs: the fused model, earlier versions, exports."""
-    alone = any(part == ".kept" or part.startswith(("fuse-", "export-")) for part in name.parts)
-    return not alone and name.parts[0] not in _NOT_MIRRORED and not name.name.startswith(".")
+    """Relative path to hash of each file that followers need, not of what only the leader makes or needs."""
+    found = {}
+    for path in sorted(path for path in root.rglob("*") if path.is_file()):
+        name = path.relative_to(root)
+        alone = any(part == ".kept" or part.startswith(("fuse-", "export-")) for part in name.parts)
+        if not alone and name.parts[0] not in _NOT_MIRRORED and not name.name.startswith("."):
+            found[str(name)] = digest(path)
+    return found

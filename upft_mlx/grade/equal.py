@@ -105,18 +105,17 @@ def _equal(wanted: str, given: str, rules: Rules) -> bool:
     if bool(a.name) != bool(b.name) and "=" in sides(wanted)[1] + sides(given)[1]:
         return _same_mathematics(wanted, given, rules)
     if bool(a.unit) != bool(b.unit):
-        a, b = (answer if answer.unit else _with_letter(answer) for answer in (a, b))
+        # `5 m` with its letter as a unit: that is what it is where the other answer has one.
+        letters = (None if answer.unit else _LETTER_UNIT.fullmatch(answer.latex) for answer in (a, b))
+        a, b = (
+            read(rf"{match[1]}\text{{{match[2]}}}{match[3] or ''}") if match else answer
+            for match, answer in zip(letters, (a, b), strict=True)
+        )
     if a.unit and b.unit:
         factor = a.unit.within(b.unit)
         return factor is not None and _same_value(a, b, factor, rules)
     alone = a.unit or b.unit
     return not (alone and alone.compound) and _same_value(a, b, Fraction(1), rules)
-
-
-def _with_letter(answer: ParsedAnswer) -> ParsedAnswer:
-    """`5 m` with its letter as a unit: that is what it is where the other answer has one."""
-    match = _LETTER_UNIT.fullmatch(answer.latex)
-    return read(rf"{match[1]}\text{{{match[2]}}}{match[3] or ''}") if match else answer
 
 
 def _same_value(a: ParsedAnswer, b: ParsedAnswer, factor: Fraction, rules: Rules) -> bool:

@@ -58,7 +58,14 @@ def equal(wanted: str, given: str, precision: int, *, strict: bool, allow_set_re
         options = {"strict": strict, "allow_set_relation_comp": allow_set_relation_comp, "timeout_seconds": None}
         if not verify(*parsed, float_rounding=precision, **options):
             return False
-        return not strict or _borne_out(first[0], second[0], places)
+        from sympy import Expr, Rational
+
+        if not strict or not isinstance(first[0], Expr) or not isinstance(second[0], Expr):
+            return True
+        names = sorted(first[0].free_symbols | second[0].free_symbols, key=str)
+        point = {name: Rational(7 * place + 13, 11 + 2 * place) for place, name in enumerate(names)}
+        there = _same_constant(first[0].subs(point), second[0].subs(point), float("inf"), places)
+        return there is not False  # equal at a point as well, or not to be told
     except MemoryError:
         raise
     except Exception:  # sympy raises nearly anything on a model's text
@@ -103,17 +110,6 @@ def _same_constant(a: Any, b: Any, precision: float, places: int | None) -> bool
     if places is not None and places >= precision and 2 * distance * 10**places <= 1:
         return bool(size * 10**places >= 1000)
     return bool(distance <= size / 10 ** (DIGITS - 10 if places is None else 12))
-
-
-def _borne_out(a: Any, b: Any, places: int | None) -> bool:
-    """Whether two expressions have the same value at a point; True where that cannot be told."""
-    from sympy import Expr, Rational
-
-    if not isinstance(a, Expr) or not isinstance(b, Expr):
-        return True
-    names = sorted(a.free_symbols | b.free_symbols, key=str)
-    point = {name: Rational(7 * place + 13, 11 + 2 * place) for place, name in enumerate(names)}
-    return _same_constant(a.subs(point), b.subs(point), float("inf"), places) is not False
 
 
 @lru_cache(maxsize=1024)

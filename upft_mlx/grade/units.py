@@ -77,14 +77,14 @@ def split_unit(text: str) -> tuple[str, Unit | None]:
     plain = value[-1:].isdigit() or value.endswith("%")
     bare = re.findall(r"[A-Za-z]+", re.sub(r"\\text\{[^{}]*\}|\\cdot", " ", words))
     letters = bare[1:] if bare and words.startswith(bare[0]) else bare
-    if not value or not all(_is_unit(word, plain) or (word in letters and word in KNOWN) for word in bare):
+    for word in bare:
+        known = word in KNOWN or word in _RATES or word.lower().rstrip("s") in KNOWN
+        known = known or (plain and len(word) > 2) or word in _POWERS or word in _IDLE or word == "per"
+        if not (len(word) > 1 and known) and not (word in letters and word in KNOWN):
+            return text, None
+    if not value:
         return text, None
     return value, _unit(words)
-
-
-def _is_unit(word: str, plain: bool) -> bool:
-    known = word in KNOWN or word in _RATES or word.lower().rstrip("s") in KNOWN
-    return len(word) > 1 and (known or (plain and len(word) > 2) or word in _POWERS or word in _IDLE or word == "per")
 
 
 def _unit(words: str) -> Unit:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from upft_mlx.escape import markup
@@ -42,7 +42,11 @@ def lines(title: str, curves: Sequence[Line], x_label: str, shown: Callable[[flo
         shown: a value of the y axis as text.
         zero: whether the y axis holds 0.
     """
-    finite = [_finite(curve) for curve in curves]
+    finite = []
+    for curve in curves:
+        kept = [index for index, (_, y) in enumerate(curve.points) if math.isfinite(y)]
+        band = [curve.band[index] for index in kept] if curve.band else ()
+        finite.append(replace(curve, points=[curve.points[index] for index in kept], band=band))
     curves = [curve for curve in finite if curve.points]
     if not curves:
         return ""
@@ -59,7 +63,8 @@ def lines(title: str, curves: Sequence[Line], x_label: str, shown: Callable[[flo
 
     parts = [_grid(low, high, place, x_low, shown), _legend(curves)]
     whole = all(float(x).is_integer() for x in xs)
-    for x in _ticks(x_low, x_high, whole=whole):
+    ticks = [x for x in round_values(x_low, x_high) if not whole or float(x).is_integer()] if x_high > x_low else []
+    for x in ticks if len(ticks) > 1 else sorted({x_low, x_high}):  # about five, or the ends
         parts.append(_text(place(x, low)[0], BOTTOM + 16, f"{x:,.{0 if whole else 2}f}", "middle"))
     parts.append(_text((LEFT + RIGHT) / 2, HEIGHT - 6, x_label, "middle"))
     parts += [_curve(curve, place, x_label, shown) for curve in curves]
@@ -102,18 +107,6 @@ def interval(title: str, value: float, low: float, high: float, widest: float) -
         *(_text(place(x), up + 26, f"{100 * x:+g}" if x else "0", "middle") for x in round_values(-half, half)),
     ]
     return _svg(title, up + 32, parts)
-
-
-def _finite(curve: Line) -> Line:
-    kept = [index for index, (_, y) in enumerate(curve.points) if math.isfinite(y)]
-    band = [curve.band[index] for index in kept] if curve.band else ()
-    return Line(curve.name, curve.css, [curve.points[index] for index in kept], band, curve.dashed)
-
-
-def _ticks(low: float, high: float, *, whole: bool) -> list[float]:
-    """About five places of the x axis, its ends among them where there is nothing between."""
-    found = [x for x in round_values(low, high) if not whole or float(x).is_integer()] if high > low else []
-    return found if len(found) > 1 else [low, high] if high > low else [low]
 
 
 def _grid(

@@ -42,7 +42,8 @@ def economy(recipe: Recipe, problems: Sequence[Problem], run: RunDir) -> dict[st
     seen = _full_solutions(problems, run)
     result = {"this": asdict(Cost(generated.tokens_sampled, trained.tokens_trained, "measured"))}
     if seen.count:
-        passes = trained.tokens_trained / max(1, _tokens_per_epoch(run))
+        epoch = sum(len(row.completion_ids) for row in read_rows(run.train, TrainingRow))
+        passes = trained.tokens_trained / max(1, epoch)
         rows = (1 - recipe.train.valid_ratio) * len(problems) * passes
         length, how = seen.tokens / seen.count, f"computed from {seen.count} full solutions of this run"
         kept = KEEP if seen.right is None else expected_kept(seen.right / seen.count)
@@ -78,10 +79,6 @@ def _full_solutions(problems: Sequence[Problem], run: RunDir) -> _Seen:
             labelled = labelled and problem.answer is not None
             right += labelled and is_correct(solution.completion, str(problem.answer))
     return _Seen(count, finished, tokens, right if labelled else None)
-
-
-def _tokens_per_epoch(run: RunDir) -> int:
-    return sum(len(row.completion_ids) for row in read_rows(run.train, TrainingRow))
 
 
 def expected_kept(share: float) -> float:

@@ -78,8 +78,12 @@ def _panel(panel: Panel, x_label: str, top: int, width: int, height: int) -> str
         _, y = place(ticks[0], value)
         parts.append(f"<line x1='{left}' x2='{right}' y1='{y:.1f}' y2='{y:.1f}' stroke='#ddd'/>")
         parts.append(_text(left - 8, y + 4, f"{value:.0%}" if panel.percent else f"{value:.3g}", anchor="end"))
-    for tick in _apart(ticks, lambda x: place(x, 0)[0]):
+    last = -math.inf
+    for tick in ticks:
         x, _ = place(tick, 0)
+        if x - last < 26:  # pixels, so that its number has room
+            continue
+        last = x
         parts.append(f"<line x1='{x:.1f}' x2='{x:.1f}' y1='{down}' y2='{down + 5}' stroke='#666'/>")
         parts.append(_text(x, down + 19, f"{tick:g}", anchor="middle"))
     parts.append(_text((left + right) / 2, down + 38, x_label, anchor="middle"))
@@ -158,15 +162,6 @@ def _log_scale(ticks: Sequence[float]) -> Callable[[float], float]:
     places = {tick: math.log2(tick) if tick > 0 else math.log2(least) - 1 for tick in ticks}
     start, span = min(places.values()), (max(places.values()) - min(places.values())) or 1.0
     return lambda x: (places[x] - start) / span
-
-
-def _apart(ticks: Sequence[float], place: Callable[[float], float], least: float = 26) -> list[float]:
-    """The ticks that have room for their number."""
-    shown: list[float] = []
-    for tick in ticks:
-        if not shown or place(tick) - place(shown[-1]) >= least:
-            shown.append(tick)
-    return shown
 
 
 def nice(value: float) -> float:

@@ -43,21 +43,17 @@ def _branches(base: Sequence[Pieces], tuned: Sequence[Pieces], depth: int, total
         for pieces in answers:
             if len(pieces) > depth:
                 groups.setdefault(pieces[depth], ([], []))[side].append(pieces)
-    found = [
-        _joined(text, group, depth, totals)
-        for text, group in groups.items()
-        if any(len(answers) >= LEAST * total for answers, total in zip(group, totals, strict=True))
-    ]
+    found = []
+    for text, group in groups.items():
+        of_base, of_tuned = (len(answers) / total for answers, total in zip(group, totals, strict=True))
+        if max(of_base, of_tuned) < LEAST:
+            continue
+        end, only = depth + 1, text
+        while end < DEPTH:  # the pieces that follow in all of its answers belong to the branch
+            following = {pieces[end] if len(pieces) > end else None for answers in group for pieces in answers}
+            piece = following.pop() if len(following) == 1 else None
+            if piece is None:
+                break
+            only, end = only + piece, end + 1
+        found.append(Branch(only, of_base, of_tuned, _branches(*group, end, totals)))
     return sorted(found, key=lambda branch: -max(branch.base, branch.tuned))[:WIDEST]
-
-
-def _joined(text: str, group: tuple[list[Pieces], list[Pieces]], depth: int, totals: tuple[int, int]) -> Branch:
-    """A branch with the pieces that follow in all of its answers."""
-    base, tuned = (len(answers) / total for answers, total in zip(group, totals, strict=True))
-    while True:
-        depth += 1
-        following = {pieces[depth] if len(pieces) > depth else None for answers in group for pieces in answers}
-        only = following.pop() if len(following) == 1 else None
-        if only is None or depth >= DEPTH:
-            return Branch(text, base, tuned, _branches(*group, depth, totals))
-        text += only

@@ -83,7 +83,13 @@ def page(found: Material) -> str:
     facts = found.facts
     style, code = ((FOLDER / f"report.{kind}").read_text(encoding="utf-8") for kind in ("css", "js"))
     benchmarks = [_benchmark(name, sides, found) for name, sides in facts["benchmarks"].items()]
-    most = _room([text for item in found.asked for text in _texts(item)])
+    most = _room(
+        [
+            text
+            for item in found.asked
+            for text in [row.completion for row in (item.base, item.tuned) if row is not None]
+        ]
+    )
     training = list(_training(facts))
     examples = list(_examples(found.preview)) if found.preview else []
     begun = _openings(found)
@@ -130,10 +136,6 @@ def _hash(text: str) -> str:
 # The table of problems.
 
 
-def _texts(item: Asked) -> list[str]:
-    return [row.completion for row in (item.base, item.tuned) if row is not None]
-
-
 def _room(texts: Sequence[str]) -> int | None:
     """The characters that each text may keep so that all fit into `TEXTS`; None where they fit whole."""
     sizes = [len(script(text)) for text in texts]
@@ -169,17 +171,13 @@ def _data(asked: Sequence[Asked], names: Sequence[str], most: int | None) -> dic
 
 
 def _side(row: EvaluationRow | None, most: int | None) -> list[Any] | None:
+    """An answer as the script reads it; of a long text the beginning, and the end, where the answer is."""
     if row is None:
         return None
-    text = row.completion if most is None else _cut(row.completion, most)
+    text = row.completion
+    if most is not None and len(text) > most:
+        text = f"{text[: most // 2]}\n[... {len(text) - most:,} characters ...]\n{text[-(most - most // 2) :]}"
     return [int(row.correct), row.answer, row.tokens, int(row.finish_reason == "length"), text]
-
-
-def _cut(text: str, most: int) -> str:
-    """The beginning and the end of a text, where the answer is."""
-    if len(text) <= most:
-        return text
-    return f"{text[: most // 2]}\n[... {len(text) - most:,} characters ...]\n{text[-(most - most // 2) :]}"
 
 
 # A benchmark's card.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from upft_mlx.dataset.build import cut_solutions
@@ -11,6 +11,7 @@ from upft_mlx.rows import Solution, read_json, read_rows
 from upft_mlx.rundir import RunDir
 from upft_mlx.training import moved
 
+_BESIDE = ("step", "valid_loss")
 LINES = 12
 """Of the table of losses at most, evenly spaced; the first and the last are always there."""
 
@@ -19,25 +20,18 @@ def training_facts(run: RunDir, current: Sequence[str]) -> dict[str, Any]:
     """From the files of the stages that are current; None or empty where there is nothing to say."""
     trained = "train" in current
     cut = cut_solutions(read_rows(run.solutions, Solution)) if "build" in current and run.solutions.exists() else None
+    before = read_json(run.likelihood) if trained else None
+    # On the fixed rows, before training and at each report, with the validation loss where there is one.
+    losses = [] if before is None else [{"step": 0, **before["fixed"]}]
+    for text in run.metrics.read_text(encoding="utf-8").splitlines() if trained and run.metrics.exists() else ():
+        line = json.loads(text)
+        losses.append({name: line[name] for name in line if name.startswith("fixed_loss") or name in _BESIDE})
     return {
-        "base_view": read_json(run.likelihood) if trained else None,
-        "losses": list(_losses(run)) if trained else [],
+        "base_view": before,
+        "losses": losses,
         "movement": read_json(run.movement) if trained else None,
         "cut_solutions": None if cut is None or not cut.cut else {**vars(cut), "text": str(cut)},
     }
-
-
-def _losses(run: RunDir) -> Iterator[dict[str, Any]]:
-    """The loss on the fixed rows, before training and at each report, with the validation loss where there is one."""
-    before = read_json(run.likelihood)
-    if before is not None:
-        yield {"step": 0, **before["fixed"]}
-    for text in run.metrics.read_text(encoding="utf-8").splitlines() if run.metrics.exists() else ():
-        line = json.loads(text)
-        yield {name: value for name, value in line.items() if name.startswith("fixed_loss") or name in _BESIDE}
-
-
-_BESIDE = ("step", "valid_loss")
 
 
 def warnings(facts: dict[str, Any]) -> list[str]:
