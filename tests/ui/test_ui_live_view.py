@@ -202,15 +202,11 @@ def evaluation(benchmarks: int = 1, expected: int = 256) -> LiveView:
     return view
 
 
-def test_evaluation_shows_accuracy_interval_progress_and_an_answer() -> None:
+def test_evaluation_shows_accuracy_interval_and_progress() -> None:
     lines = frame(evaluation())
     assert lines[7].split() == ["benchmark", "progress", "base", "tuned", "tuned", "-", "base", "✗→✓", "✓→✗"]
     assert re.split(r" {2,}", lines[8].strip()) == ["arithmetic", "━━━━━─────", "50 %", "71.9 % [63.5, 78.9]", *"····"]
-    assert re.fullmatch(r"arithmetic p-\d+  gold [78]", lines[10])
-    assert lines[11].startswith("  Why? Why? ")
-    assert lines[11].endswith("…")
-    assert len(lines[11]) == 80
-    assert lines[12] in ("  base  ✓ 7  So 7.", "  base  ✗ 7  So 7.")
+    assert len(lines) == 9
 
 
 FOUR = [(False, True), (False, True), (True, False), (True, True)]
@@ -360,9 +356,7 @@ def test_texts_from_models_are_shown_as_they_are() -> None:
     assert "title" not in written(target)
     lines = frame(view, 120)
     assert lines[3] == HARMLESS
-    assert f"{HARMLESS} p-0  gold {HARMLESS}" in lines
-    assert f"  {HARMLESS}" in lines
-    assert f"  base  ✓ {HARMLESS}  So 7." in lines
+    assert any(line.startswith(f"{HARMLESS}  1") for line in lines), "the benchmark's name in the table"
 
 
 def test_live_without_unicode() -> None:
@@ -382,7 +376,7 @@ def test_live_without_unicode() -> None:
     text = ANSI.sub("", file.read())
     assert "> evaluate  . fuse" in text
     assert "x->+" in text
-    assert " ? ? ?..." in text
+    assert "?????..." in text
 
 
 @pytest.mark.parametrize("width", [100, 80, 50, 20, 5])
@@ -404,8 +398,8 @@ def test_every_width_without_unicode(width: int) -> None:
 
 def test_lines_broken_by_a_narrower_terminal_are_counted() -> None:
     view = evaluation()
-    assert max(map(len, frame(view, 120))) == 120
+    assert max(map(len, frame(view, 120))) == 88
     assert view.broken_lines(120) == 0
-    # Longer than 60: the bar with its share (66), the two lines of the table and the question (120).
-    assert view.broken_lines(60) == 4
-    assert view.broken_lines(30) > 6
+    # Longer than 60: the bar with its share (66) and the two lines of the table (88).
+    assert view.broken_lines(60) == 3
+    assert view.broken_lines(30) > 5

@@ -136,20 +136,16 @@ def resolve(evaluate: Evaluate) -> list[BenchmarkSpec]:
     Raises:
         RecipeError: unknown names, with the nearest known ones; all at once.
     """
-    unknown = [_unknown(b) for b in evaluate.benchmarks if b.name not in KNOWN and not (b.path or b.dataset)]
+    unknown = []
+    for name in [b.name for b in evaluate.benchmarks if b.name not in KNOWN and not (b.path or b.dataset)]:
+        near = difflib.get_close_matches(name, KNOWN, n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        own = "or name your own with `path` (a local file) or `dataset` (a Hub id)"
+        problem, remedy = f"{quoted(name)}: unknown benchmark", f"{hint}known: {', '.join(KNOWN)}; {own}"
+        unknown.append(RecipeError(problem, remedy, field="evaluate.benchmarks"))
     if unknown:
         raise RecipeError.of_all(unknown)
     return [_entry(benchmark, evaluate) for benchmark in evaluate.benchmarks]
-
-
-def _unknown(benchmark: Benchmark) -> RecipeError:
-    near = difflib.get_close_matches(benchmark.name, KNOWN, n=1)
-    hint = f"did you mean {near[0]!r}? " if near else ""
-    return RecipeError(
-        f"{quoted(benchmark.name)}: unknown benchmark",
-        f"{hint}known: {', '.join(KNOWN)}; or name your own with `path` (a local file) or `dataset` (a Hub id)",
-        field="evaluate.benchmarks",
-    )
 
 
 def _entry(benchmark: Benchmark, evaluate: Evaluate) -> BenchmarkSpec:
@@ -174,21 +170,8 @@ def _entry(benchmark: Benchmark, evaluate: Evaluate) -> BenchmarkSpec:
 
 
 _GIVEN = (
-    *(
-        "path",
-        "dataset",
-        "config",
-        "split",
-        "revision",
-        "question",
-        "answer",
-        "id",
-        "bad_rows",
-        "level",
-        "subject",
-        "wrong_answers",
-    ),
-    *("prompt", "grader", "private"),
+    *("path", "dataset", "config", "split", "revision", "question", "answer", "id", "bad_rows", "level", "subject"),
+    *("wrong_answers", "prompt", "grader", "private"),
 )
 
 
@@ -204,7 +187,16 @@ def load_benchmark(entry: BenchmarkSpec, seed: int = 0, notes: Notes | None = No
         ProblemsError: the set cannot be read, a problem has no answer, or the subset is empty.
         OfflineError: a Hub dataset is not on this machine and cannot be downloaded.
     """
-    problems = _subset(entry, _load(entry, notes))[: entry.limit]
+    notes = Notes() if notes is None else notes
+    try:
+        everything = list(stream_problems(entry, builtin=entry.builtin, notes=notes))
+    except ProblemsError as error:
+        if not entry.private:
+            raise
+        error.found = ""  # an excerpt of its text
+        raise error from None
+    notes.first = "(withheld)" if entry.private and notes.first else notes.first
+    problems = _subset(entry, everything)[: entry.limit]
     missing = [problem.id for problem in problems if problem.answer is None]
     if missing:
         raise ProblemsError(
@@ -214,19 +206,6 @@ def load_benchmark(entry: BenchmarkSpec, seed: int = 0, notes: Notes | None = No
     if entry.grader == "choice":
         return [_with_options(entry, problem, seed) for problem in problems]
     return [replace(p, answer=normalize_gold(str(p.answer)), wrong_answers=()) for p in problems]
-
-
-def _load(entry: BenchmarkSpec, notes: Notes | None) -> list[Problem]:
-    notes = Notes() if notes is None else notes
-    try:
-        problems = list(stream_problems(entry, builtin=entry.builtin, notes=notes))
-        notes.first = "(withheld)" if entry.private and notes.first else notes.first
-        return problems
-    except ProblemsError as error:
-        if not entry.private:
-            raise
-        error.found = ""  # an excerpt of its text
-        raise error from None
 
 
 def _subset(entry: BenchmarkSpec, problems: Sequence[Problem]) -> list[Problem]:

@@ -72,20 +72,18 @@ def refuse_other_files(path: Path, name: str = "set `path` to") -> None:
         hint = f"did you mean {quoted(near[0])}? " if near else ""
         raise ProblemsError("no such file", f"{hint}{name} a {_or(SUFFIXES)} file", path=path)
     if path.is_dir():
-        raise ProblemsError("is a folder", _in_a_folder(path) or f"{name} a {_or(SUFFIXES)} file in it", path=path)
+        remedy = f"{name} a {_or(SUFFIXES)} file in it"
+        if any((path / file).exists() for file in ("dataset_info.json", "dataset_dict.json", "state.json")):
+            part = "" if (path / "state.json").exists() else "['train']"
+            load = f"datasets.load_from_disk({str(path)!r}){part}"
+            remedy = _python(f"import datasets; {load}.to_json({f'{path}.jsonl'!r})")
+        raise ProblemsError("is a folder", remedy, path=path)
     if kind_of(path) is None or not path.is_file():
         raise ProblemsError(f"not a {_or(SUFFIXES)} file", _convert(path), path=path)
 
 
 def _or(names: Sequence[str]) -> str:
     return f"{', '.join(names[:-1])} or {names[-1]}"
-
-
-def _in_a_folder(path: Path) -> str:
-    if any((path / name).exists() for name in ("dataset_info.json", "dataset_dict.json", "state.json")):
-        part = "" if (path / "state.json").exists() else "['train']"
-        return _python(f"import datasets; datasets.load_from_disk({str(path)!r}){part}.to_json({f'{path}.jsonl'!r})")
-    return ""
 
 
 def _convert(path: Path) -> str:
@@ -167,10 +165,14 @@ def _text_rows(path: Path, kind: str, notes: Notes) -> Iterator[Located]:
     with _text(path, notes) as file:
         if kind in (".csv", ".tsv"):
             yield from _csv(path, kind, file, notes)
-        elif _one_per_line(file):
-            yield from _json_lines(path, file)
-        else:
-            yield from _json_values(path, file)
+            return
+        start = file.read(1 << 20).lstrip()
+        file.seek(0)
+        try:  # is the first line a whole object, or nothing that JSON can begin with?
+            one_per_line = isinstance(_decoded(start.partition("\n")[0]), dict)
+        except (ValueError, RecursionError):
+            one_per_line = not start.startswith(("{", "["))
+        yield from _json_lines(path, file) if one_per_line else _json_values(path, file)
 
 
 def _lines(path: Path, file: TextIO) -> Iterator[tuple[int, str]]:
@@ -182,16 +184,6 @@ def _lines(path: Path, file: TextIO) -> Iterator[tuple[int, str]]:
 
 
 # JSON.
-
-
-def _one_per_line(file: TextIO) -> bool:
-    """Whether the first line is a whole object, or nothing that JSON can begin with."""
-    start = file.read(1 << 20).lstrip()
-    file.seek(0)
-    try:
-        return isinstance(_decoded(start.partition("\n")[0]), dict)
-    except (ValueError, RecursionError):
-        return not start.startswith(("{", "["))
 
 
 def _decoded(line: str) -> Any:
@@ -276,13 +268,13 @@ def _excerpt(line: str) -> str:
 
 def _csv(path: Path, kind: str, file: TextIO, notes: Notes) -> Iterator[Located]:
     separator, spaced = _separator(kind, file)
+    mark = _SEPARATORS.get(separator, repr(separator))
     if separator != ("\t" if kind == ".tsv" else ","):
-        notes.say(f"{path.name}: columns are separated by {_SEPARATORS.get(separator, repr(separator))}")
+        notes.say(f"{path.name}: columns are separated by {mark}")
     header: list[str] = []
     start = 1  # a quoted field may hold line breaks: a row is known by its first line
-    reader = csv.reader(
-        (line for _, line in _lines(path, file)), delimiter=separator, strict=True, skipinitialspace=spaced
-    )
+    lines = (line for _, line in _lines(path, file))
+    reader = csv.reader(lines, delimiter=separator, strict=True, skipinitialspace=spaced)
     try:
         for cells in reader:
             place, start = Place(str(path), start), reader.line_num + 1
@@ -292,10 +284,14 @@ def _csv(path: Path, kind: str, file: TextIO, notes: Notes) -> Iterator[Located]
                 if twice := [cell for cell in header if cell and header.count(cell) > 1]:
                     problem = f"two columns are called {quoted(twice[0])}"
                     raise ProblemsError(problem, "rename one", **place._asdict())
+            elif len(cells) == len(header) and any(cell.strip() for cell in cells):
+                yield place, dict(zip(header, cells, strict=True))
             elif any(cell.strip() for cell in cells):
-                yield place, _csv_row(place, separator, header, cells)
+                columns = f"{len(cells)} column{'' if len(cells) == 1 else 's'}, but the header has {len(header)}"
+                remedy = f"a field that holds {mark} needs quotes; {SKIP}"
+                yield place, ProblemsError(columns, remedy, **place._asdict())
     except csv.Error as error:
-        field = f"a field that holds {_SEPARATORS.get(separator, repr(separator))}, quotes or line breaks"
+        field = f"a field that holds {mark}, quotes or line breaks"
         remedy = f"{field} needs quotes around all of it, and each quote in it twice"
         raise ProblemsError(f"not CSV: {error}", remedy, path=path, line=start) from None
 
@@ -314,14 +310,6 @@ def _separator(kind: str, file: TextIO) -> tuple[str, bool]:
     columns = {mark: next(csv.reader([line], delimiter=mark), []) for mark in usual if len(line) < 100_000}
     separator = max(columns, key=lambda mark: len(columns[mark]), default=usual[0])
     return separator, any(cell.startswith(" ") for cell in columns.get(separator, [])[1:])
-
-
-def _csv_row(place: Place, separator: str, header: Sequence[str], cells: Sequence[str]) -> Row | ProblemsError:
-    if len(cells) == len(header):
-        return dict(zip(header, cells, strict=True))
-    columns = f"{len(cells)} column{'' if len(cells) == 1 else 's'}, but the header has {len(header)}"
-    mark = _SEPARATORS.get(separator, repr(separator))
-    return ProblemsError(columns, f"a field that holds {mark} needs quotes; {SKIP}", **place._asdict())
 
 
 # Parquet.

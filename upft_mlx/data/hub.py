@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -33,7 +33,13 @@ def hub_rows(source: Source) -> Iterator[Located]:
         OfflineError: it is not on this machine and cannot be downloaded.
     """
     data = _load(source, source.split)
-    _refuse_other_commit(source, [str(file["filename"]) for file in data.cache_files])
+    # Without the network, `datasets` takes what is in its cache whatever the revision.
+    commit, files = source.revision or "", [str(file["filename"]) for file in data.cache_files]
+    if re.fullmatch("[0-9a-f]{40}", commit) and files and not any(commit in file for file in files):
+        raise OfflineError(
+            f"dataset {source.dataset}: the cache has another revision than {commit}, and the Hub cannot be asked",
+            fetched="that revision",
+        )
     yield from _located(source, data)
 
 
@@ -46,21 +52,17 @@ def look(source: Source, count: int) -> Look:
     """
     from huggingface_hub import constants
 
-    if not constants.HF_HUB_OFFLINE:
-        return _stream(source, count)  # from the cache where the Hub cannot be reached
-    data = _load(source, source.split)
-    return Look(list(itertools.islice(_located(source, data), count)), len(data), tuple(data.info.splits or ()))
-
-
-def _stream(source: Source, count: int) -> Look:
-    data = _load(source, None, streaming=True)
-    if source.split not in data:
-        raise ProblemsError(f"dataset {source.dataset}: no split {quoted(source.split)}", f"it has {', '.join(data)}")
-    chosen = data[source.split]
+    if constants.HF_HUB_OFFLINE:
+        data = _load(source, source.split)
+        return Look(list(itertools.islice(_located(source, data), count)), len(data), tuple(data.info.splits or ()))
+    splits = _load(source, None, streaming=True)  # from the cache where the Hub cannot be reached
+    if source.split not in splits:
+        raise ProblemsError(f"dataset {source.dataset}: no split {quoted(source.split)}", f"it has {', '.join(splits)}")
+    chosen = splits[source.split]
     with _hub_errors(source):
         rows = list(itertools.islice(_located(source, chosen), count))
     known = (chosen.info.splits or {}).get(source.split)
-    return Look(rows, getattr(known, "num_examples", None) or None, tuple(data))
+    return Look(rows, getattr(known, "num_examples", None) or None, tuple(splits))
 
 
 def _load(source: Source, split: str | None, *, streaming: bool = False) -> Any:
@@ -88,43 +90,20 @@ def _hub_errors(source: Source) -> Iterator[None]:
         HTTPError,  # of the HTTP client that this version of huggingface-hub uses
     )
 
+    name = f"dataset {source.dataset}"
     try:
         yield
     except (OSError, ValueError, RuntimeError, HTTPError, DatasetsError) as error:
-        answered = isinstance(error, HfHubHTTPError)
-        unreachable = isinstance(error, (ConnectionError, HTTPError)) and not answered
-        offline = bool(constants.HF_HUB_OFFLINE)
-        raise _hub_error(source, error, unreachable=unreachable, offline=offline) from None
-
-
-def _refuse_other_commit(source: Source, files: Sequence[str]) -> None:
-    """Without the network, `datasets` takes what is in its cache whatever the revision."""
-    commit = source.revision or ""
-    if re.fullmatch("[0-9a-f]{40}", commit) and files and not any(commit in file for file in files):
-        raise OfflineError(
-            f"dataset {source.dataset}: the cache has another revision than {commit}, and the Hub cannot be asked",
-            fetched="that revision",
-        )
+        if isinstance(error, HfHubHTTPError) or not isinstance(error, (ConnectionError, HTTPError)):
+            remedy = "check dataset, config, split and revision"
+            raise ProblemsError(f"{name}: cannot be loaded: {first_line(error)}", remedy) from None
+        if constants.HF_HUB_OFFLINE:
+            problem = f"{name}: not on this machine, and the network is off (--offline or HF_HUB_OFFLINE=1)"
+            raise OfflineError(problem, "set `path` to a local file", fetched="it") from None
+        problem = f"{name}: not on this machine, and the Hub cannot be reached"
+        raise OfflineError(problem, "check the connection, or name a local file") from None
 
 
 def first_line(error: Exception) -> str:
     """The first line of another library's error."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
-
-
-def _hub_error(source: Source, error: Exception, *, unreachable: bool, offline: bool) -> OfflineError | ProblemsError:
-    reason = first_line(error)
-    if unreachable and offline:
-        return OfflineError(
-            f"dataset {source.dataset}: not on this machine, and the network is off (--offline or HF_HUB_OFFLINE=1)",
-            "set `path` to a local file",
-            fetched="it",
-        )
-    if unreachable:
-        return OfflineError(
-            f"dataset {source.dataset}: not on this machine, and the Hub cannot be reached",
-            "check the connection, or name a local file",
-        )
-    return ProblemsError(
-        f"dataset {source.dataset}: cannot be loaded: {reason}", "check dataset, config, split and revision"
-    )

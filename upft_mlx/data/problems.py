@@ -93,9 +93,10 @@ def stream_problems(source: Source, *, builtin: str | None = None, notes: Notes 
     if not digests:
         raise ProblemsError("no rows", "a dataset needs at least one question", path=name)
     if repeated := _first_repeated(digests):
-        (first, _), (place, problem) = (_numbered(source, builtin, number) for number in repeated)
+        again = _problems(_open(source, builtin, Notes())[1], source, Notes())  # only this error needs their places
+        first, *_, (place, problem) = itertools.islice(again, repeated[0], repeated[1] + 1)
         raise ProblemsError(
-            f"the id {quoted(problem.id)} is already used (by {first})",
+            f"the id {quoted(problem.id)} is already used (by {first[0]})",
             "give each row its own id, or number the rows with `id: none` (`upft new`: --id none)",
             **place._asdict(),
         )
@@ -108,12 +109,6 @@ def to_problems(rows: Iterable[Located], source: Source, notes: Notes) -> list[P
         ProblemsError: a row is malformed.
     """
     return [problem for _, problem in _problems(rows, source, notes)]
-
-
-def _numbered(source: Source, builtin: str | None, number: int) -> tuple[Place, Problem]:
-    """A problem's place, and the problem; reads the source again, because only an error needs this."""
-    _, rows = _open(source, builtin, Notes())
-    return next(itertools.islice(_problems(rows, source, Notes()), number, None))
 
 
 def _first_repeated(digests: array[int]) -> tuple[int, int] | None:
@@ -156,24 +151,34 @@ def _problems(rows: Iterable[Located], source: Source, notes: Notes) -> Iterator
             if isinstance(row, ProblemsError):
                 raise row
             problem = _problem(place, row, index, columns, notes)
-            _refuse_surrogates(place, problem)
+            f"{problem.id}{problem.question}{problem.answer}".encode()
+        except UnicodeEncodeError as error:  # JSON can escape them, but they are no text that can be written
+            half = f"{error.object[error.start]!r} is half of a surrogate pair"
+            unusable = ProblemsError(half, SKIP, **place._asdict())
         except ProblemsError as error:
-            if source.bad_rows != "skip":
-                raise
-            notes.skip(error)
+            unusable = error
+        else:
+            yield place, problem
             continue
-        yield place, problem
+        if source.bad_rows != "skip":
+            raise unusable from None
+        notes.skip(unusable)
 
 
 def _problem(place: Place, row: Row, index: int, columns: Columns, notes: Notes) -> Problem:
-    question, answer = _question(place, row, str(columns.question), notes), _answer_of(place, row, columns)
+    question = _question(place, row, str(columns.question), notes)
+    answers = (_answer(place, row, column) for column in (columns.answer, *columns.answers))
+    answer = next((found for found in answers if found is not None), None)
+    if answer is None and (turns := conversation(value_at(row, columns.question))):
+        answer = replied(turns)  # in the conversation that asks the question
     options = options_of(value_at(row, columns.options))
     if options:
         question = with_options(question, [text for _, text in options])
         answer = answer and _letter(place, row, columns, options, answer)
     wrong = (_answer(place, row, column) for column in columns.wrong_answers or ())
+    name = value_at(row, columns.id)
     return Problem(
-        id=_id(value_at(row, columns.id), index),
+        id=str(name) if isinstance(name, (str, int)) and str(name) else str(index),
         question=question,
         answer=answer,
         level=_tag(row, columns.level).removeprefix("Level ") or None,
@@ -186,10 +191,6 @@ def _tag(row: Row, column: str | None) -> str:
     """A level or a subject as a text; empty if the row has none."""
     value = value_at(row, column)
     return str(value).strip() if isinstance(value, (str, int, float)) else ""
-
-
-def _id(value: object, index: int) -> str:
-    return str(value) if isinstance(value, (str, int)) and str(value) else str(index)
 
 
 def _question(place: Place, row: Row, column: str, notes: Notes) -> str:
@@ -212,15 +213,6 @@ def _question(place: Place, row: Row, column: str, notes: Notes) -> str:
             notes.say("the questions are `instruction` and `input`, a line each")
             return f"{value}\n{more}"
     return value
-
-
-def _answer_of(place: Place, row: Row, columns: Columns) -> str | None:
-    """The answer in the first column that has one, or in the conversation that asks the question."""
-    for column in (columns.answer, *columns.answers):
-        if (answer := _answer(place, row, column)) is not None:
-            return answer
-    turns = conversation(value_at(row, columns.question))
-    return replied(turns) if turns else None
 
 
 def _answer(place: Place, row: Row, column: str | None) -> str | None:
@@ -249,12 +241,3 @@ def _letter(place: Place, row: Row, columns: Columns, options: Sequence[tuple[st
 
 def _shown(value: object) -> str:
     return one_line(json.dumps(value, default=str)[:200], 60)
-
-
-def _refuse_surrogates(place: Place, problem: Problem) -> None:
-    """Refuse halves of surrogate pairs: JSON can escape them, but they are no text that can be written."""
-    try:
-        f"{problem.id}{problem.question}{problem.answer}".encode()
-    except UnicodeEncodeError as error:
-        half = error.object[error.start]
-        raise ProblemsError(f"{half!r} is half of a surrogate pair", SKIP, **place._asdict()) from None

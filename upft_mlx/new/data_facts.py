@@ -89,7 +89,20 @@ def data_facts(source: Problems) -> DataFacts:
         ProblemsError: it is missing, empty or malformed, or no column holds questions.
         OfflineError: the Hub dataset is not on this machine and the Hub cannot be reached.
     """
-    return _file_facts(source) if source.path is not None else _hub_facts(source)
+    notes = Notes()
+    if source.path is not None:
+        rows = first_rows(source, _LOOKED_AT)
+        if not rows:
+            raise ProblemsError("no rows", "a dataset needs at least one question", path=str(source.path))
+        columns = find_columns(rows, named_columns(source))
+        problems = DiskProblems(stream_problems(source, notes=notes), notes)
+        return DataFacts(source, columns, len(problems), problems, notes=tuple(notes.lines()))
+    found = look(source, _LOOKED_AT)
+    if not found.rows:
+        raise ProblemsError(f"dataset {source.dataset}: the split {quoted(source.split)} has no rows", "set --split")
+    columns = find_columns(found.rows, named_columns(source))
+    seen = to_problems(found.rows, source, notes)
+    return DataFacts(source, columns, found.count, seen, found.splits, tuple(notes.lines()))
 
 
 def is_file(dataset: str) -> bool:
@@ -104,24 +117,6 @@ def is_file(dataset: str) -> bool:
         return False
     refuse_other_files(path, "name")
     return True
-
-
-def _file_facts(source: Problems) -> DataFacts:
-    rows = first_rows(source, _LOOKED_AT)
-    if not rows:
-        raise ProblemsError("no rows", "a dataset needs at least one question", path=str(source.path))
-    columns, notes = find_columns(rows, named_columns(source)), Notes()
-    problems = DiskProblems(stream_problems(source, notes=notes), notes)
-    return DataFacts(source, columns, len(problems), problems, notes=tuple(notes.lines()))
-
-
-def _hub_facts(source: Problems) -> DataFacts:
-    found = look(source, _LOOKED_AT)
-    if not found.rows:
-        raise ProblemsError(f"dataset {source.dataset}: the split {quoted(source.split)} has no rows", "set --split")
-    columns, notes = find_columns(found.rows, named_columns(source)), Notes()
-    problems = to_problems(found.rows, source, notes)
-    return DataFacts(source, columns, found.count, problems, found.splits, tuple(notes.lines()))
 
 
 @dataclass(frozen=True)
@@ -147,7 +142,8 @@ def hold_out(problems: Sequence[Problem], count: int | None, seed: int = 0) -> S
     Raises:
         ProblemsError: too few problems have an answer, or none would be left to train on.
     """
-    keys = np.fromiter((hash(_key(problem.question)) for problem in problems), np.int64, len(problems))
+    plain = (" ".join(problem.question.split()).casefold() for problem in problems)
+    keys = np.fromiter(map(hash, plain), np.int64, len(problems))
     firsts = np.sort(np.unique(keys, return_index=True)[1])
     answered = np.fromiter((problem.answer is not None for problem in problems), bool, len(problems))
     testable = firsts[answered[firsts]]
@@ -163,10 +159,6 @@ def hold_out(problems: Sequence[Problem], count: int | None, seed: int = 0) -> S
     return Split(
         ProblemSubset(problems, train), [problems[int(number)] for number in drawn], len(problems) - len(firsts)
     )
-
-
-def _key(question: str) -> str:
-    return " ".join(question.split()).casefold()
 
 
 def all_letters(problems: Sequence[Problem]) -> bool:

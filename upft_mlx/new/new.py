@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from itertools import zip_longest
 from pathlib import Path
@@ -53,32 +51,31 @@ def new_recipe(wish: Wish) -> Draft:
         UpftError: one of its kinds: model or data cannot be used, or a file is there already. Nothing is written then.
     """
     path = _output(wish)
-    with _in_the_commands_terms():
+    try:
         data = data_facts(_source(wish))
         model = model_facts(wish.model)
-    parts = _parts(wish, data)
-    benchmark, warnings = _benchmark(data, parts, path.stem)
-    trained = len(parts.train) if parts else data.rows
-    settings = choose_settings(model, data, trained, thinking=wish.thinking)
-    name = _model_name(wish.model, path.parent)
-    hub = is_hub_model(wish.model) or data.source.path is None or "path" not in benchmark
-    draft = Draft(path, name, hub, model, data, parts, benchmark, settings, [*warnings, *_small(parts)])
-    text = recipe_text(draft)
-    _refuse_overwriting(draft, force=wish.force)
-    for file, problems in draft.files.items():
-        _write(path.parent / file, problems)
-    write_atomically(path, text)
-    return draft
-
-
-@contextmanager
-def _in_the_commands_terms() -> Iterator[None]:
-    """Other remedies, because there is no recipe yet to fetch or change."""
-    try:
-        yield
-    except OfflineError as error:
+    except OfflineError as error:  # other remedies, because there is no recipe yet to fetch or change
         first = "leave the network on" if error.fetched else "check the connection"
         raise OfflineError(error.problem, f"{first}, or name a local one") from None
+    parts = _parts(wish, data)
+    benchmark, warnings = _benchmark(data, parts, path.stem)
+    if parts and len(parts.test) < 100:
+        questions = f"{len(parts.test)} test question{'' if len(parts.test) == 1 else 's'}"
+        warnings = [*warnings, f"{questions}: only large differences will show"]
+    settings = choose_settings(model, data, len(parts.train) if parts else data.rows, thinking=wish.thinking)
+    on_hub = wish.model in BUILTIN or is_hub_model(wish.model)
+    name = wish.model if on_hub else relative(Path(wish.model), path.parent.absolute())
+    hub = is_hub_model(wish.model) or data.source.path is None or "path" not in benchmark
+    draft = Draft(path, name, hub, model, data, parts, benchmark, settings, warnings)
+    text = recipe_text(draft)
+    _refuse_overwriting(draft, force=wish.force)
+    for file_name, problems in draft.files.items():
+        with replacing(path.parent / file_name) as temporary, temporary.open("wb") as file:
+            file.writelines(_line(problem).encode() for problem in problems)
+            file.flush()
+            os.fsync(file.fileno())
+    write_atomically(path, text)
+    return draft
 
 
 def _output(wish: Wish) -> Path:
@@ -128,7 +125,7 @@ def _parts(wish: Wish, data: DataFacts) -> Split | None:
 
 
 def _benchmark(data: DataFacts, parts: Split | None, stem: str) -> tuple[dict[str, Any], list[str]]:
-    """What to evaluate on: the test questions, a Hub dataset's test split, or GSM8K."""
+    """What to evaluate on: the test questions, a Hub dataset's test split, or GSM8K; and what to warn of."""
     if parts:
         options = all_letters(parts.test) or all(problem.wrong_answers for problem in parts.test)
         grader = {"grader": "choice"} if options else {}
@@ -142,13 +139,8 @@ def _benchmark(data: DataFacts, parts: Split | None, stem: str) -> tuple[dict[st
         entry = {"name": f"{stem}-test", **place, **columns, "limit": 200}
         answered = [problem for problem in data.seen if problem.answer is not None]
         return {key: value for key, value in entry.items() if value is not None}, _graded(answered)
-    return {"name": "gsm8k", "limit": 200}, [_elsewhere(data)]
-
-
-def _elsewhere(data: DataFacts) -> str:
-    """Why the evaluation is not on the user's own questions, and how it would be."""
     own = "or name a file of your own in the recipe: `benchmarks: [{name: mine, path: my-test.jsonl}]`"
-    if data.source.path is None:
+    if source.path is None:
         why = "it has no test split with answers"
         then = "evaluate on one of its splits: `benchmarks: [{name: mine, dataset: ID, split: NAME}]`"
     elif data.answered:
@@ -156,7 +148,8 @@ def _elsewhere(data: DataFacts) -> str:
     else:
         why = "it has no answers"
         then = "add an `answer` to some rows, 100 or more, and `upft new` sets a fifth of them aside (--holdout N: N)"
-    return f"evaluates on 200 questions of GSM8K, not on your data: {why}. To measure on your own, {then}; {own}"
+    warning = f"evaluates on 200 questions of GSM8K, not on your data: {why}. To measure on your own, {then}; {own}"
+    return {"name": "gsm8k", "limit": 200}, [warning]
 
 
 def _graded(problems: list[Problem]) -> list[str]:
@@ -169,49 +162,23 @@ def _graded(problems: list[Problem]) -> list[str]:
     ]
 
 
-def _small(parts: Split | None) -> list[str]:
-    if parts and len(parts.test) < 100:
-        count = f"{len(parts.test)} test question{'' if len(parts.test) == 1 else 's'}"
-        return [f"{count}: only large differences will show"]
-    return []
-
-
-def _model_name(name: str, folder: Path) -> str:
-    """The model's name in the recipe: a Hub id, an embedded model, or a folder relative to the recipe's."""
-    if name in BUILTIN or is_hub_model(name):
-        return name
-    return relative(Path(name), folder.absolute())
-
-
 def _refuse_overwriting(draft: Draft, *, force: bool) -> None:
     paths = [draft.path, *(draft.path.parent / name for name in draft.files)]
     source = draft.data.source.path
     if source is not None and Path(source).resolve() in [path.resolve() for path in paths]:
         raise ProblemsError("would be overwritten by the output", "choose another --output", path=source)
     same = []
-    if not draft.path.exists():  # it is written last: without it a command was cut, and what it wrote may stay
-        same = [draft.path.parent / name for name, rows in draft.files.items() if _holds(draft, name, rows)]
+    # The recipe is written last: without it a command was cut, and files that hold what it would write may stay.
+    for name, problems in draft.files.items() if not draft.path.exists() else ():
+        path = draft.path.parent / name
+        if path.is_file():
+            with path.open("rb") as file:
+                lines = (_line(problem).encode() for problem in problems)
+                if all(line == found for line, found in zip_longest(lines, file)):
+                    same.append(path)
     there = [str(path) for path in paths if path.exists() and path not in same]
     if there and not force:
         raise RecipeError(f"{', '.join(there)}: exists already", "choose another --output, or overwrite with --force")
-
-
-def _holds(draft: Draft, name: str, problems: Sequence[Problem]) -> bool:
-    """Whether a file is there that holds these problems already."""
-    path = draft.path.parent / name
-    if not path.is_file():
-        return False
-    with path.open("rb") as file:
-        lines = (_line(problem).encode() for problem in problems)
-        return all(line == found for line, found in zip_longest(lines, file))
-
-
-def _write(path: Path, problems: Sequence[Problem]) -> None:
-    with replacing(path) as temporary, temporary.open("wb") as file:
-        for problem in problems:
-            file.write(_line(problem).encode())
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def _line(problem: Problem) -> str:

@@ -6,7 +6,6 @@ import math
 from dataclasses import dataclass
 
 from upft_mlx.errors import RecipeError
-from upft_mlx.models.architecture import Architecture
 from upft_mlx.models.facts import ModelFacts
 from upft_mlx.new.data_facts import DataFacts
 from upft_mlx.planning.budget import MARGIN, another_mac
@@ -60,9 +59,15 @@ def choose_settings(model: ModelFacts, data: DataFacts, trained: int | None, *, 
         )
     thinks = model.thinking == "always" or thinking
     small = trained is not None and trained <= _SMALL_SET
-    max_tokens = _within(model.context, 8192 if thinks else 1024)
+    max_tokens = 8192 if thinks else 1024
+    if model.context:  # at most half of it
+        max_tokens = min(max_tokens, max(1, model.context // 2))
     longest = math.ceil(data.longest / _CHARACTERS) + 128 + max_tokens
-    step, sixteen = _step_bytes(model.shape, longest, max_tokens), _fuse_bytes(model.shape)
+    step = sixteen = None
+    if model.shape is not None:  # a step with one full-solution row, run through the model alone; fusing in 16 bits
+        row = TrainingPass(sequences=1, tokens=longest, shared=0, rows=max_tokens, accumulates=True)
+        step = round(training_peak(model.shape, Lora(), row, _MAC.device, checkpoint=False))
+        sixteen = round(fusing_peak(model.shape, Lora(), _MAC.device, all_float32=True))
     return NewSettings(
         thinks=thinks,
         enable_thinking=thinking if model.thinking == "switch" else None,
@@ -77,23 +82,6 @@ def choose_settings(model: ModelFacts, data: DataFacts, trained: int | None, *, 
         fuse="auto" if _fits(sixteen) or model.bits is None else "mixed",
         fuse_bytes=sixteen,
     )
-
-
-def _within(context: int | None, tokens: int) -> int:
-    """At most half of the model's context."""
-    return min(tokens, max(1, context // 2)) if context else tokens
-
-
-def _step_bytes(shape: Architecture | None, longest: int, supervised: int) -> int | None:
-    """Peak bytes of a step with one full-solution row, run through the model alone."""
-    if shape is None:
-        return None
-    row = TrainingPass(sequences=1, tokens=longest, shared=0, rows=supervised, accumulates=True)
-    return round(training_peak(shape, Lora(), row, _MAC.device, checkpoint=False))
-
-
-def _fuse_bytes(shape: Architecture | None) -> int | None:
-    return None if shape is None else round(fusing_peak(shape, Lora(), _MAC.device, all_float32=True))
 
 
 def _fits(peak: int | None) -> bool:

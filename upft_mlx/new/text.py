@@ -39,8 +39,11 @@ def recipe_text(draft: Draft) -> str:
         RecipeError: it does not read back as what was chosen.
     """
     top, sections = [_Field("model", draft.model_name, _model_said(draft))], dict(_sections(draft))
-    parts = ["\n".join([*_header(draft), *_lines(top, "")]) + _smaller(draft)]
-    parts += ["\n".join([f"{name}:", *_lines(fields, "  ")]) for name, fields in sections.items()]
+    head, size = [*_header(draft), *_lines(top, "")], draft.model.bytes or 0
+    if draft.model.bits is None and size > 2e9:
+        why = f"the weights are not quantized; with this they take {_size(size * 4.5 / 16)} of memory"
+        head.append(f"# quantize: {{bits: 4}}  # {why}")
+    parts = ["\n".join(head), *("\n".join([f"{name}:", *_lines(of, "  ")]) for name, of in sections.items())]
     text = "\n\n".join(parts) + "\n"
     chosen = {name: {field.name: field.value for field in fields} for name, fields in sections.items()}
     if read_yaml(text)[0] != {"model": draft.model_name, **chosen}:
@@ -66,7 +69,9 @@ def _lines(fields: Sequence[_Field], indent: str) -> Iterator[str]:
 
 def _header(draft: Draft) -> Iterator[str]:
     name, model = one_line(draft.path.name), draft.model
-    title = f"{one_line(draft.model_name)} on {one_line(_data_name(draft))}"
+    source = draft.data.source
+    data = source.dataset or str(source.path).replace("\\", "/").rpartition("/")[2]
+    title = f"{one_line(draft.model_name)} on {one_line(data)}"
     yield f"# {title}, written by `upft new`; every number can be changed."
     yield "#"
     numbers = (
@@ -87,14 +92,6 @@ def _header(draft: Draft) -> Iterator[str]:
         yield from textwrap.wrap(value, _WIDTH, initial_indent=first, subsequent_indent="#" + " " * 12)
 
 
-def _smaller(draft: Draft) -> str:
-    size = draft.model.bytes or 0
-    if draft.model.bits is not None or size <= 2e9:
-        return ""
-    why = f"the weights are not quantized; with this they take {_size(size * 4.5 / 16)} of memory"
-    return f"\n# quantize: {{bits: 4}}  # {why}"
-
-
 def _sections(draft: Draft) -> Iterator[tuple[str, list[_Field]]]:
     chosen = draft.settings
     yield "problems", list(_problems(draft))
@@ -105,9 +102,27 @@ def _sections(draft: Draft) -> Iterator[tuple[str, list[_Field]]]:
     limit = "tokens of a full solution; longer ones are left out"
     together = "sequences at a time: as many as fit"
     yield "generate", [_Field("max_tokens", chosen.max_tokens, limit), _Field("batch_size", "auto", together)]
-    yield "prefix", list(_prefix(draft))
-    yield "train", list(_train(draft))
-    yield "evaluate", list(_evaluate(draft))
+    why = "the paper's for a thinking model (R1-Distill)" if chosen.thinks else "in the paper, 8 to 32 are alike"
+    small = "the paper's for its smallest set (LIMO, 817)" if chosen.structure_ratio == 0.3 else "the paper's"
+    ratio = _Field("structure_ratio", chosen.structure_ratio, f"share with a full solution; {small}")
+    yield "prefix", [_Field("length", chosen.length, f"tokens; {why}"), ratio]
+    train = [
+        _Field("epochs", chosen.epochs, "the paper's for its smallest set" if chosen.epochs == 3 else None),
+        _Field("batch_size", chosen.trained_together, "sequences per step (the paper: 64)"),
+        _Field("learning_rate", 1e-4, "our default for LoRA, not tuned on this model"),
+    ]
+    if chosen.max_length is not None:
+        train.append(_Field("max_length", chosen.max_length, "tokens: the longest question and a full solution"))
+    if chosen.grad_checkpoint:
+        without = f"without it a step takes up to {_size(chosen.step_bytes)}" if chosen.step_bytes else "less memory"
+        train.append(_Field("grad_checkpoint", True, f"long rows: more time; {without}"))
+    yield "train", train
+    sampled = _Field("temperature", 0.6, "thinking models repeat themselves when greedy")
+    limit = "a longer answer counts as wrong; the report says how many"
+    asked = "asked in the same words as the training problems; prompt.instruction changes both"
+    evaluate = [_Field("max_tokens", chosen.max_tokens, limit), _Field("batch_size", "auto")]
+    evaluate.append(_Field("benchmarks", [draft.benchmark], asked))
+    yield "evaluate", [sampled, *evaluate] if chosen.thinks else evaluate
     if chosen.fuse != "auto":
         why = f"6 or 8 bits; trying 16 bits as well takes {_size(chosen.fuse_bytes or 0)}"
         yield "publish", [_Field("fuse", chosen.fuse, why)]
@@ -136,53 +151,15 @@ def _problems(draft: Draft) -> Iterator[_Field]:
         yield _Field("answer", data.answer, "UPFT does not need it; methods with labels do")
 
 
-def _prefix(draft: Draft) -> Iterator[_Field]:
-    chosen = draft.settings
-    why = "the paper's for a thinking model (R1-Distill)" if chosen.thinks else "in the paper, 8 to 32 are alike"
-    yield _Field("length", chosen.length, f"tokens; {why}")
-    small = "the paper's for its smallest set (LIMO, 817)" if chosen.structure_ratio == 0.3 else "the paper's"
-    yield _Field("structure_ratio", chosen.structure_ratio, f"share with a full solution; {small}")
-
-
-def _train(draft: Draft) -> Iterator[_Field]:
-    chosen = draft.settings
-    yield _Field("epochs", chosen.epochs, "the paper's for its smallest set" if chosen.epochs == 3 else None)
-    yield _Field("batch_size", chosen.trained_together, "sequences per step (the paper: 64)")
-    yield _Field("learning_rate", 1e-4, "our default for LoRA, not tuned on this model")
-    if chosen.max_length is not None:
-        yield _Field("max_length", chosen.max_length, "tokens: the longest question and a full solution")
-    if chosen.grad_checkpoint:
-        without = f"without it a step takes up to {_size(chosen.step_bytes)}" if chosen.step_bytes else "less memory"
-        yield _Field("grad_checkpoint", True, f"long rows: more time; {without}")
-
-
-def _evaluate(draft: Draft) -> Iterator[_Field]:
-    chosen = draft.settings
-    if chosen.thinks:
-        yield _Field("temperature", 0.6, "thinking models repeat themselves when greedy")
-    yield _Field("max_tokens", chosen.max_tokens, "a longer answer counts as wrong; the report says how many")
-    yield _Field("batch_size", "auto")
-    asked = "asked in the same words as the training problems; prompt.instruction changes both"
-    yield _Field("benchmarks", [draft.benchmark], asked)
-
-
-def _data_name(draft: Draft) -> str:
-    source = draft.data.source
-    return source.dataset or str(source.path).replace("\\", "/").rpartition("/")[2]
-
-
 def _model_said(draft: Draft) -> str:
-    model = draft.model
-    size = f"{_millions(model.parameters)} parameters" if model.parameters else "size not known from its shape"
+    model, size = draft.model, "size not known from its shape"
+    if number := model.parameters:
+        size = f"{f'{number / 1e9:.1f} G' if number >= 1e9 else f'{number / 1e6:.1f} M'} parameters"
     return f"{model.kind}, {size}, {f'{model.bits} bits' if model.bits else 'not quantized'}"
 
 
 def _size(size: float) -> str:
     return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
-
-
-def _millions(number: int) -> str:
-    return f"{number / 1e9:.1f} G" if number >= 1e9 else f"{number / 1e6:.1f} M"
 
 
 _THINKING = {
