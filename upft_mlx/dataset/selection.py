@@ -11,7 +11,7 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 
 from upft_mlx.data.problems import Problem
-from upft_mlx.dataset.prefix import sampled_prefix, why_dropped
+from upft_mlx.dataset.prefix import most_sampled, sampled_prefix, why_dropped
 from upft_mlx.grade.correct import extract_answer, is_correct, normalize_answer
 from upft_mlx.recipe.schema import Recipe
 from upft_mlx.recipe.studies import SCORED, Selection
@@ -61,7 +61,7 @@ def _rejection(samples: Sequence[Solution], problem: Problem, keep: int, dropped
 def _one(recipe: Recipe, problem: Problem, samples: Sequence[Solution], dropped: Counter[str]) -> list[int]:
     """The sample that the selection's rule picks, if there is one."""
     selection = recipe.prefix.selection
-    found = pick(selection, samples, recipe.prefix.length, problem.answer)
+    found = pick(selection, samples, most_sampled(recipe, "prefix"), problem.answer)
     if found is None:
         if samples:
             dropped["no answer" if selection == "majority_answer" else "wrong"] += len(samples)

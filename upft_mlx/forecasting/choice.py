@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from upft_mlx.dataset.prefix import most_sampled
 from upft_mlx.errors import TrainingError
 from upft_mlx.events import StageStarted
 from upft_mlx.forecasting.estimate import AUTO, Forecast, chosen_by_auto, points
@@ -28,12 +29,12 @@ def inputs(job: Job) -> dict[str, Any]:
 
 def announce(job: Job) -> StageStarted:
     """At which length."""
-    return StageStarted("choose", f"the rule that picks prefixes of {job.recipe.prefix.length} tokens")
+    return StageStarted("choose", f"the rule that picks prefixes of {most_sampled(job.recipe, 'prefix')} tokens")
 
 
 def work(job: Job, run: RunDir) -> Outcome:
     """Forecast the rules of `auto` at `prefix.length`; write down the best one, and the probe."""
-    length = job.recipe.prefix.length
+    length = most_sampled(job.recipe, "prefix")
     forecaster = Forecaster(job.recipe, job.load(), job.problems, run, "choose", job.notify)
     made = forecaster.make(("first", *AUTO), [length])
     chosen = chosen_by_auto(made.forecast.rules, length)

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, get_args
 
 from upft_mlx.data.problems import Problem
-from upft_mlx.dataset.prefix import why_dropped
+from upft_mlx.dataset.prefix import most_sampled, why_dropped
 from upft_mlx.dataset.selection import pick, prefix_key
 from upft_mlx.errors import ModelError
 from upft_mlx.events import Note, Observer, Progress, StageStarted
@@ -82,7 +82,7 @@ def work(job: Job, run: RunDir) -> Outcome:
 
 
 def _lengths(recipe: Recipe) -> list[int]:
-    return sorted({*recipe.forecast.lengths, recipe.prefix.length})
+    return sorted({*recipe.forecast.lengths, most_sampled(recipe, "prefix")})
 
 
 class Forecaster:

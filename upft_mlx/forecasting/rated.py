@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from upft_mlx.data.problems import Problem
-from upft_mlx.dataset.prefix import Wanted, structure_of
+from upft_mlx.dataset.prefix import Wanted, most_sampled, structure_of
 from upft_mlx.dataset.selection import pick, said
 from upft_mlx.distributed.seam import alone
 from upft_mlx.errors import TrainingError
@@ -72,7 +72,7 @@ class _Rated:
         notify: Observer,
     ) -> None:
         self.recipe, self.loaded, self.problems, self.run, self.notify = recipe, loaded, problems, run, notify
-        self.rule, self.length = recipe.prefix.selection, recipe.prefix.length
+        self.rule, self.length = recipe.prefix.selection, most_sampled(recipe, "prefix")
         self.probe = read_probe(run, self.length) if self.rule == "probe" else None
         self.checked = _right(Answers(recipe, problems, run)) if recipe.uses_answers else {}
         self.structure = structure_of(recipe, problems)
