@@ -1,24 +1,34 @@
-"""Writes docs/assets/evaluation-80x24.svg and docs/assets/evaluation-120x40.svg: python tools/make_screenshots.py
+"""Writes docs/assets/evaluation-*.svg, quickstart.svg and report-*.png: python tools/make_screenshots.py
 
-The live view of `upft evaluate` at two sizes of the terminal, in the middle of a real evaluation of the embedded model
-against an adapter that the quickstart's recipe has trained: every number on them was measured then.
+One real run of the quickstart's recipe: the live view of its evaluation at two sizes of the terminal, its last screen,
+and report.html at three widths in a headless Chromium. Every number on them was measured then.
 """
 
 from __future__ import annotations
 
 import io
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
+from helpers.browser import browser
+
 from upft_mlx import pipeline
 from upft_mlx.events import Event, Graded
+from upft_mlx.inspection.page import write_page
+from upft_mlx.planning.budget import this_machine
 from upft_mlx.recipe.load import load_recipe
+from upft_mlx.rundir import RunDir
 from upft_mlx.ui.live import LiveView
-from upft_mlx.ui.views import picture
+from upft_mlx.ui.views import picture, save_svg
 
+ASSETS = Path(__file__).resolve().parent.parent / "docs" / "assets"
+PAGES = ((390, 844, "problems", "light"), (820, 900, "problems", "dark"), (1280, 900, "", "light"))
+"""Width and height, the section at the top, and the theme of each picture of report.html."""
 SIZES = ((80, 24), (120, 40))
 AT = ("arithmetic-sampled", "tuned", 320)
 """The picture is taken when so many completions of this benchmark and side are graded."""
@@ -54,20 +64,36 @@ class Photographer:
             self.pictures[size] = picture(self.consoles[size], "upft evaluate quickstart")
 
 
+def photograph(page: Path) -> None:
+    """The page at three widths; in the table the first flip is open."""
+    with browser() as tab:
+        for width, height, section, theme in PAGES:
+            tab.resize(width, height)
+            tab.open(f"{page.resolve().as_uri()}#theme={theme}")
+            tab.run("document.querySelector('#rows button').click()")
+            tab.run(f"document.getElementById('{section}')?.scrollIntoView({{behavior: 'instant'}})")
+            tab.picture(ASSETS / f"report-{width}.png", whole=False)
+
+
 def main() -> None:
-    """Run the quickstart, photograph its evaluation."""
+    """Run the quickstart; photograph its evaluation, its last screen and its page."""
     photographer = Photographer()
     with tempfile.TemporaryDirectory() as folder:
         job = pipeline.prepare(load_recipe("quickstart", ["evaluate.batch_size=32"]), folder)
         with pipeline.opened(job):
             for stage in ("generate", "build", "train"):
                 pipeline.do(job, stage)
-            job.notify = photographer
+            job.notify, silent = photographer, job.notify
             pipeline.do(job, "evaluate")
+            job.notify = silent
+            pipeline.do(job, "fuse")
+            facts = pipeline.report(job)
+        facts["files"] = {name: f"runs/quickstart/{Path(path).name}" for name, path in facts["files"].items()}
+        save_svg(facts, ASSETS / "quickstart.svg")
+        budget = this_machine()
+        photograph(write_page(RunDir(folder), (budget.bytes, budget.what)))
     for (width, height), taken in photographer.pictures.items():
-        (Path(__file__).resolve().parent.parent / f"docs/assets/evaluation-{width}x{height}.svg").write_text(
-            taken, encoding="utf-8"
-        )
+        (ASSETS / f"evaluation-{width}x{height}.svg").write_text(taken, encoding="utf-8")
 
 
 if __name__ == "__main__":
