@@ -8,7 +8,7 @@ from upft_mlx.dataset.prefix import most_sampled
 from upft_mlx.errors import TrainingError
 from upft_mlx.events import StageStarted
 from upft_mlx.forecasting.estimate import AUTO, Forecast, chosen_by_auto, points
-from upft_mlx.forecasting.forecast import Forecaster, dump_probes
+from upft_mlx.forecasting.forecast import Forecaster, dump_probes, prefix_inputs
 from upft_mlx.forecasting.probe import Probe
 from upft_mlx.job import Job, Outcome
 from upft_mlx.recipe.schema import Recipe
@@ -22,7 +22,7 @@ CHANCE = 0.5
 def inputs(job: Job) -> dict[str, Any]:
     """What the stage `choose` depends on, besides the answers."""
     return {
-        **job.inputs.section("prefix", "length", "drop_cjk", "require_boxed"),
+        **prefix_inputs(job),
         **job.inputs.section("forecast", "continuations"),
     }
 

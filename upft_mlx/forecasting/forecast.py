@@ -60,9 +60,14 @@ class Made:
 def inputs(job: Job) -> dict[str, Any]:
     """What the stage `forecast` depends on, besides the answers."""
     return {
-        **job.inputs.section("prefix", "length", "drop_cjk", "require_boxed"),
+        **prefix_inputs(job),
         **job.inputs.section("forecast", "lengths", "continuations"),
     }
+
+
+def prefix_inputs(job: Job) -> dict[str, Any]:
+    """What every forecast reads of the prefix section: how long a prefix is, and which samples are dropped."""
+    return job.inputs.section("prefix", "length", "drop_cjk", "require_boxed")
 
 
 def announce(job: Job) -> StageStarted:

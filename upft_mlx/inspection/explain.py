@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from upft_mlx.dataset.prefix import structure_numbers
+from upft_mlx.dataset.prefix import most_sampled, structure_numbers
 from upft_mlx.escape import to_json
 from upft_mlx.recipe.schema import Recipe
 
@@ -29,7 +29,7 @@ def explanations(recipe: Recipe, count: int) -> list[Explanation]:
     """
     prefix, generate = recipe.prefix, recipe.generate
     drawn = len(structure_numbers(count, prefix.structure_ratio, recipe.seed))
-    first = tokens(prefix.length)
+    first = tokens(most_sampled(recipe, "prefix"))
     rows = {
         "upft": f"{count - drawn:,} of {count:,} problems train the first {first} of a solution (prefix rows), "
         f"{drawn:,} a whole solution with its EOS (structure rows).",

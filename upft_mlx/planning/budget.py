@@ -169,7 +169,7 @@ class MemoryPlan:
         for prompt, tokens in zip(self.prompts.first(count), first(self.solutions.trained, count), strict=True):
             apart = math.hypot(prompt - self.prompts.mean, tokens + 1 - self.solutions.mean)
             longs.append(_row(prompt, max(1, round(mean + apart) - prompt), limit))
-        length = recipe.prefix.length + recipe.prefix.eos
+        length = most_supervised(recipe.prefix)
         return longs, [_row(prompt, length, limit) for prompt in self.trained.first(min(batch, prefix))]
 
     # What `auto` is.
