@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from upft_mlx.dataset.prefix import most_sampled
+from upft_mlx.dataset.prefix import most_sampled, most_supervised
 from upft_mlx.errors import MemoryLimitError
 from upft_mlx.machine.device import memory_bytes, on_gpu, working_set_bytes
 from upft_mlx.models.architecture import Architecture
