@@ -175,8 +175,9 @@ def toy(units: Units, work: Path, name: str) -> None:
         units.get(
             f"{name}/{selection}/rate", lambda gains=gains, best=best: {"rate": best, "gains": list(gains.values())}
         )
-        for seed in REPORT:
-            toy_cell(units, world, selection, best, seed)
+    for seed in REPORT:
+        for selection in ("probe", "auto"):
+            toy_cell(units, world, selection, units.done[f"{name}/{selection}/rate"]["rate"], seed)
     for seed in CHOOSE:
         toy_cell(units, world, "prefix_confidence", RATES[0], seed)
 
@@ -192,6 +193,9 @@ def toy_cell(units: Units, world: Any, selection: Selection, rate: float, seed: 
     """Base and tuned of one cell."""
 
     def make() -> dict[str, Any]:
+        choice = read_json(world.root / f"probe-{rate:g}" / f"seed-{seed}" / "choice" / "choice.json")
+        if selection == "auto" and choice is not None and choice["selection"] == "probe":  # then it is the same recipe
+            return {**units.done[f"{world.name}/probe/{rate:g}/{seed}"]}
         return measured(
             toy_recipe(world.model, world.work, seed, selection, rate), world.root, selection, f"{rate:g}", seed
         )

@@ -190,11 +190,18 @@ def test_a_stage_command_runs_that_stage(calls: list[tuple[Any, ...]], stage: st
     assert (ran, recipe.name, run_dir) == (stage, "quickstart", Path("runs/quickstart"))
 
 
-def test_demo_runs_the_quickstart_recipe(calls: list[tuple[Any, ...]]) -> None:
-    assert upft("demo").exit_code == 0
-    assert upft("run", "quickstart").exit_code == 0
-    assert calls[0] == calls[1]
-    assert calls[0][0] == "run"
+def test_demo_runs_its_recipe_whatever_lies_about_under_that_name(
+    calls: list[tuple[Any, ...]], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stub(recipe: Recipe, run_dir: Path, notify: object) -> dict[str, Any]:
+        calls.append(("demo", recipe, run_dir))
+        return {"name": "stub", "files": {}}
+
+    monkeypatch.setattr("upft_mlx.studies.demo.run_demo", stub)
+    write(folder / "demo.yaml", MINIMAL)
+    assert json.loads(upft("demo", "--json").stdout)["name"] == "stub"
+    [(_, recipe, run_dir)] = calls
+    assert (recipe.prefix.selection, run_dir) == ("auto", Path("runs/demo"))
 
 
 def test_the_run_directory_and_overrides_arrive(calls: list[tuple[Any, ...]], folder: Path) -> None:

@@ -36,6 +36,7 @@ from upft_mlx.rows import Solution, TrainingRow, read_rows, rows_writer
 from upft_mlx.rundir import RunDir
 from upft_mlx.training.batches import total_steps
 
+EMBEDDED = ("demo", "quickstart")
 NAMES = sorted(shipped_recipes())
 ROWS = 60
 """Of each stand-in for a dataset."""
@@ -114,7 +115,7 @@ def test_a_header_says_the_command_the_costs_and_the_sources(name: str) -> None:
     assert len(header.short("time")) <= 32
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name != "quickstart"])
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in EMBEDDED])
 def test_what_was_not_measured_says_so_and_what_was_looked_up_says_when_and_where(name: str) -> None:
     recipe, entries = load_recipe(name), read_header(shipped_recipes()[name].read_text(encoding="utf-8")).entries
     assert "not measured" in entries["Mac"]
@@ -124,7 +125,7 @@ def test_what_was_not_measured_says_so_and_what_was_looked_up_says_when_and_wher
     assert str(recipe.problems.dataset) in entries["sources"]
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name != "quickstart"])
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in EMBEDDED])
 def test_the_header_counts_problems_steps_and_test_questions_as_the_code_does(name: str) -> None:
     recipe, entries = load_recipe(name), read_header(shipped_recipes()[name].read_text(encoding="utf-8")).entries
     counts = r"not measured; ([\d,]+) problems, at most ([\d,]+) steps, ([\d,]+) test questions for base and tuned"
@@ -189,7 +190,7 @@ LENGTHS = {
 """Assumed, since no dataset is here: tokens of a rendered question on average, and of the longest."""
 SHARED, TEMPLATE = 25, 25
 """Assumed: tokens that all prompts begin with, and of the paper's template."""
-LARGE = [name for name in NAMES if name not in ("quickstart", "qwen2.5-0.5b-gsm8k")]
+LARGE = [name for name in NAMES if name not in (*EMBEDDED, "qwen2.5-0.5b-gsm8k")]
 
 
 def planned(recipe: Recipe, gigabytes: float) -> tuple[MemoryPlan, Recipe]:
@@ -213,14 +214,14 @@ def fits(recipe: Recipe, gigabytes: float) -> bool:
     return all(peak <= MARGIN * memory.budget.bytes for peak in memory.peaks(settled).values())
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name != "quickstart"])
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in EMBEDDED])
 def test_the_mac_is_the_smallest_on_which_every_stage_fits(name: str) -> None:
     recipe, header = load_recipe(name), read_header(shipped_recipes()[name].read_text(encoding="utf-8"))
     sizes = [size for size in MACS if fits(recipe, size)]
     assert header.short("Mac") == f"{sizes[0]} GB"
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name != "quickstart"])
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in EMBEDDED])
 def test_what_a_header_advises_for_a_smaller_mac_is_enough_and_needed(name: str) -> None:
     said = read_header(shipped_recipes()[name].read_text(encoding="utf-8")).entries["Mac"]
     for size, advice in re.findall(r"On (\d+) GB: ((?:--set \S+ ?)+)", said):
@@ -243,7 +244,7 @@ def test_what_a_recipe_says_of_other_settings_is_what_the_plan_computes(name: st
         assert int(told) == pytest.approx(sixteen / 1e9, rel=0.05, abs=0.5)
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name != "quickstart"])
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in EMBEDDED])
 def test_as_many_sequences_are_sampled_as_fit(name: str) -> None:
     recipe = load_recipe(name)
     assert (recipe.generate.batch_size, recipe.evaluate.batch_size) == (AUTO, AUTO)

@@ -19,13 +19,19 @@ from upft_mlx.escape import to_json
 from upft_mlx.stages import STAGES, Stage, in_run
 
 
-@cli.command(help=helped("Run the quickstart recipe: embedded model and problems, offline, in minutes.", "upft demo"))
+@cli.command(
+    help=helped(
+        "Show the whole method on an embedded model, offline, in minutes: forecast on 64 answers, train by the rule "
+        "that the forecast picks, measure, and beside it measure what the paper's own rule gives.",
+        "upft demo",
+    )
+)
 @common
 def demo(**options: Any) -> None:
     """See the help."""
     from upft_mlx.recipe.find import shipped_recipes
 
-    _run(str(shipped_recipes()["quickstart"]), None, **options)  # whatever lies about under that name
+    _run(str(shipped_recipes()["demo"]), None, demo=True, **options)  # whatever lies about under that name
 
 
 @cli.command(
@@ -142,6 +148,7 @@ def _run(
     debug: bool,
     model: str | None = None,
     benchmark_options: dict[str, Any] | None = None,
+    demo: bool = False,
     **extra: Any,
 ) -> None:
     """Run a stage, or all, in a live view; `extra` holds the stage's own options."""
@@ -153,6 +160,7 @@ def _run(
         from upft_mlx.events import ignore
         from upft_mlx.inspection.page import write_page
         from upft_mlx.rundir import RunDir
+        from upft_mlx.studies.demo import run_demo
         from upft_mlx.ui import views
 
         folder, leads = folder_of(name, recipe, run_dir), ranks().leads  # rank 0 has the screen and the run directory
@@ -163,7 +171,9 @@ def _run(
             else nullcontext(ignore)
         )
         with writing_to(folder), view as notify:
-            if stage is None:
+            if demo:
+                facts = run_demo(recipe, folder, notify)
+            elif stage is None:
                 facts = pipeline.run(recipe, folder, notify)
             else:
                 facts = pipeline.run_stage(recipe, folder, stage, notify, **extra)
@@ -176,5 +186,7 @@ def _run(
             click.echo(to_json(facts))
         elif stage is None or STAGES[stage].measures:
             views.print_summary(facts, verbose=verbose())
+            if demo:
+                views.print_demo(facts["demo"])
         if stage is None and not as_json:
             views.print_next(folder, flips=bool(facts.get("benchmarks")))

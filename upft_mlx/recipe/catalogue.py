@@ -64,7 +64,8 @@ def catalogue() -> list[Shipped]:
     paths = shipped_recipes().items()
     found = [Shipped(name, path, load_recipe(path), read_header(path.read_text("utf-8"))) for name, path in paths]
     memory = {item.name: item.header.short("Mac").partition(" ")[0] for item in found}  # "8" of "8 GB", "any" of any
-    return sorted(found, key=lambda item: (int(memory[item.name]) if memory[item.name].isdigit() else 0, item.name))
+    size = {name: int(text) if text.isdigit() else 0 for name, text in memory.items()}
+    return sorted(found, key=lambda item: (item.name != "quickstart", size[item.name], item.name))
 
 
 KEYS = ("command", "Mac", "disk", "time", "numbers", "sources", "licence")

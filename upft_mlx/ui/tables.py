@@ -102,6 +102,30 @@ _BAR = 31
 """Columns of an interval at most."""
 
 
+def print_demo(found: dict[str, Any], *, console: Console | None = None) -> None:
+    """What was forecast, what it gave and what the paper's own rule gives, sampled and greedy; and the caveat."""
+    console = console or open_console()
+    table = table_of("rule", "sampled, points", "greedy, points")
+    for name, key in ((f"forecast picks {found['chosen']}", "measured"), ("the paper's: first sample", "paper")):
+        sampled, greedy = (_of_kind(found[key], sampled=sampled) for sampled in (True, False))
+        table.add_row(name, *("" if one is None else _difference(one) for one in (sampled, greedy)))
+    console.print()
+    console.print(Text("forecast from answers, before training: ", "dim").append(found["forecast"]), soft_wrap=True)
+    console.print(table)
+    sampled, greedy = (_of_kind(found["measured"], sampled=sampled) for sampled in (True, False))
+    if sampled and greedy and sampled["ci95"][0] > 0 >= greedy["ci95"][0]:
+        told = (
+            "Sampled accuracy rose, greedy accuracy did not: the model became surer of what it could do (sharpening)."
+        )
+        console.print(Text(told), soft_wrap=True)
+    console.print(Text(f"In another world the same rule can hurt: {found['caveat']}"), soft_wrap=True)
+
+
+def _of_kind(benchmarks: dict[str, Any], *, sampled: bool) -> dict[str, Any] | None:
+    """The first difference of sampled, or of greedy answers."""
+    return next((result for result in benchmarks.values() if bool(result["temperature"]) == sampled), None)
+
+
 def print_forecast(found: dict[str, Any], folder: Path, *, console: Console | None = None) -> None:
     """A forecast (`estimate.Forecast.dump`): the advice, then a table for each prefix length."""
     console = console or open_console()

@@ -29,7 +29,7 @@ from upft_mlx.ui.plain import PlainView
 from upft_mlx.ui.plan import print_plan
 from upft_mlx.ui.show import Seen, detail, listing, regrading
 from upft_mlx.ui.summary import file_lines, summary
-from upft_mlx.ui.tables import print_analysis, print_comparison, print_forecast, print_recipes, print_runs
+from upft_mlx.ui.tables import print_analysis, print_comparison, print_demo, print_forecast, print_recipes, print_runs
 from upft_mlx.ui.text import glyphs_for, wrapped
 
 SVG_SIZE = (100, 50)
@@ -182,6 +182,7 @@ __all__ = [
     "picture",
     "print_analysis",
     "print_comparison",
+    "print_demo",
     "print_error",
     "print_forecast",
     "print_findings",

@@ -1,0 +1,54 @@
+"""`upft demo`: forecast from a few answers, train by the rule that it picks, and measure; and the paper's rule."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from upft_mlx.events import Note, Observer, ignore
+from upft_mlx.pipeline import run
+from upft_mlx.recipe.schema import Recipe
+from upft_mlx.rows import read_json
+from upft_mlx.rundir import RunDir
+from upft_mlx.studies.compare import run_cell
+
+CAVEAT = "docs/measured/evidence.md"
+"""The page that shows the same rules lose in another world."""
+
+
+def run_demo(recipe: Recipe, run_dir: Path, notify: Observer = ignore) -> dict[str, Any]:
+    """Run the recipe, then the paper's rule on the same problems into `paper/`.
+
+    Returns:
+        The facts of the run, with `demo`: what was `chosen` and why, and by benchmark the paired difference of base and
+        tuned of the rule that was chosen (`measured`) and of the paper's (`paper`).
+
+    Raises:
+        UpftError: one of its kinds; what was done is kept.
+    """
+    facts = run(recipe, run_dir, notify)
+    choice = read_json(RunDir(run_dir).choice / "choice.json")
+    notify(Note("now the paper's own rule, the first sample and nothing checked, on the same problems"))
+    data = recipe.model_dump()
+    data["prefix"] |= {"selection": "first", "structure": "unchecked"}
+    data["generate"]["samples"] = 1
+    paper = run_dir / "paper"
+    run_cell(Recipe.model_validate(data), "upft", paper, [RunDir(run_dir)], notify)
+    facts["demo"] = {
+        "chosen": choice["selection"],
+        "forecast": choice["text"],
+        "greedy_base": choice["forecast"]["greedy_base"]["mean"],
+        "measured": _paired(RunDir(run_dir)),
+        "paper": _paired(RunDir(paper)),
+        "caveat": CAVEAT,
+    }
+    return facts
+
+
+def _paired(run: RunDir) -> dict[str, dict[str, Any]]:
+    """By benchmark: temperature, samples, and tuned minus base with its interval."""
+    found = read_json(run.summary)["benchmarks"]
+    return {
+        name: {**result["paired"], "temperature": result["base"]["temperature"], "samples": result["base"]["samples"]}
+        for name, result in found.items()
+    }
