@@ -20,7 +20,7 @@ FOREIGN = {
     "machine/requirements.py: kernel_refusal": "MLX has one class for all its errors",
     "machine/requirements.py: import_refusal": "puts a loader's text on one line",
     "cli/edge.py: edge": "tokenizers and safetensors hold the system's error in a text only",
-    "data/hub.py: first_line": "a data library's first line is shown, the traceback below it is not",
+    "data/source.py: first_line": "a data library's first line is shown, the traceback below it is not",
 }
 """Where the text of another library's error is looked into, and why; the text of ours never is."""
 

@@ -14,7 +14,7 @@ import click
 from upft_mlx.cli.complete import complete_runs
 from upft_mlx.cli.edge import edge, memory_limit, quiet_libraries, run_other
 from upft_mlx.cli.group import cli
-from upft_mlx.cli.options import common, helped, recipe_argument, verbose, verbose_option
+from upft_mlx.cli.options import Options, common, helped, recipe_argument, verbose, verbose_option
 from upft_mlx.escape import to_json
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     help="Type of a dequantized model.",
 )
 @common
-def export(recipe: str, form: str, to: Path | None, dtype: str, **options: Any) -> None:
+def export(recipe: str, form: str, to: Path | None, dtype: str, options: Options) -> None:
     """See the help."""
 
     def work(loaded: Recipe, run_dir: Path, notify: Observer) -> dict[str, Any]:
@@ -50,7 +50,7 @@ def export(recipe: str, form: str, to: Path | None, dtype: str, **options: Any) 
 
         return api.export(loaded, run_dir, form, to, dtype, notify)
 
-    run_other(recipe, work, lambda facts: f"{facts['folder']}: {facts['detail']}", **options)
+    run_other(recipe, work, lambda facts: f"{facts['folder']}: {facts['detail']}", options)
 
 
 @cli.command(
@@ -64,7 +64,7 @@ def export(recipe: str, form: str, to: Path | None, dtype: str, **options: Any) 
 @recipe_argument
 @click.option("--dry-run", is_flag=True, help="Show exactly what would be uploaded; upload nothing.")
 @common
-def push(recipe: str, dry_run: bool, **options: Any) -> None:
+def push(recipe: str, dry_run: bool, options: Options) -> None:
     """See the help."""
 
     def work(loaded: Recipe, run_dir: Path, notify: Observer) -> dict[str, Any]:
@@ -72,7 +72,7 @@ def push(recipe: str, dry_run: bool, **options: Any) -> None:
 
         return api.push(loaded, run_dir, notify, dry_run=dry_run)
 
-    run_other(recipe, work, _pushed, **options)
+    run_other(recipe, work, _pushed, options)
 
 
 def _pushed(facts: dict[str, Any]) -> str:

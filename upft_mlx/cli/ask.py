@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +12,7 @@ import click
 from upft_mlx.cli.complete import complete_targets
 from upft_mlx.cli.edge import folder_of, prepared
 from upft_mlx.cli.group import cli
-from upft_mlx.cli.options import common, helped
+from upft_mlx.cli.options import Options, common, helped
 from upft_mlx.escape import to_json
 
 if TYPE_CHECKING:
@@ -61,12 +60,7 @@ def ask(
     chat: bool,
     temperature: float,
     max_tokens: int | None,
-    run_dir: Path | None,
-    overrides: Sequence[str],
-    offline: bool,
-    plain: bool,
-    as_json: bool,
-    debug: bool,
+    options: Options,
 ) -> None:
     """See the help."""
     if model is not None:
@@ -75,33 +69,33 @@ def ask(
         target, question = None, target
     elif target is None:
         raise click.UsageError("give a recipe or a run before the question, or a model with --model")
-    if chat and (as_json or not sys.stdin.isatty()):
+    if chat and (options.as_json or not sys.stdin.isatty()):
         raise click.UsageError("--chat needs a terminal and does not work with --json")
     if question is None and not sys.stdin.isatty():
         question = sys.stdin.read()
-    if question is None and as_json:
+    if question is None and options.as_json:
         raise click.UsageError("--json needs a QUESTION")
     question = question and question.strip()
     if question == "":
         first = f" after {target!r}, which is read as a recipe or run" if target else ""
         raise click.UsageError(f"the question is empty; give one as the last argument{first}, or on stdin")
-    with prepared(target, overrides, offline=offline, debug=debug, model=model) as recipe:
+    with prepared(target, options, model=model) as recipe:
         from upft_mlx.inspection.ask import Conversation, trained
         from upft_mlx.rundir import RunDir
         from upft_mlx.ui.ask import open_answers, print_note
 
-        run = None if target is None else RunDir(folder_of(target, recipe, run_dir))
+        run = None if target is None else RunDir(folder_of(target, recipe, options.run_dir))
         if adapter is None and run is not None:
             adapter, note = trained(recipe, run)
             if note:
                 print_note(note)
         asker = _asker(recipe, run, adapter, temperature, max_tokens)
         if question is None or chat:  # a terminal asks for questions
-            _talk(asker, recipe, adapter, question, keep=chat, plain=plain)
+            _talk(asker, recipe, adapter, question, keep=chat, plain=options.plain)
             return
-        with nullcontext() if as_json else open_answers(asker.sides, plain=plain) as view:
+        with nullcontext() if options.as_json else open_answers(asker.sides, plain=options.plain) as view:
             answers = Conversation(asker, keep=False).ask(question, view or (lambda answer: None))
-        if as_json:
+        if options.as_json:
             about: dict[str, Any] = {
                 "model": recipe.model,
                 "adapter": None if adapter is None else str(adapter),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +10,7 @@ import click
 
 from upft_mlx.cli.edge import edge, folder_of, prepared, quiet_libraries, run_other
 from upft_mlx.cli.group import cli
-from upft_mlx.cli.options import common, helped, recipe_argument, verbose
+from upft_mlx.cli.options import Options, common, helped, recipe_argument, verbose
 from upft_mlx.escape import to_json
 
 if TYPE_CHECKING:
@@ -28,7 +27,7 @@ if TYPE_CHECKING:
 )
 @recipe_argument
 @common
-def fetch(recipe: str, **options: Any) -> None:
+def fetch(recipe: str, options: Options) -> None:
     """See the help."""
 
     def work(loaded: Recipe, run_dir: Path, notify: Observer) -> dict[str, Any]:
@@ -36,7 +35,7 @@ def fetch(recipe: str, **options: Any) -> None:
 
         return fetch(loaded, notify)
 
-    run_other(recipe, work, lambda facts: "complete; every command for this recipe now works with --offline", **options)
+    run_other(recipe, work, lambda facts: "complete; every command for this recipe now works with --offline", options)
 
 
 @cli.command(
@@ -140,23 +139,18 @@ def plan(
     recipe: str,
     mac: float | None,
     no_calibration: bool,
-    run_dir: Path | None,
-    overrides: Sequence[str],
-    offline: bool,
-    plain: bool,
-    as_json: bool,
-    debug: bool,
+    options: Options,
 ) -> None:
     """See the help."""
-    with prepared(recipe, overrides, offline=offline, debug=debug) as loaded:
+    with prepared(recipe, options) as loaded:
         from upft_mlx.planning.plan import plan_recipe
         from upft_mlx.ui import views
 
-        with views.open_view(plain=plain, stderr=as_json, verbose=verbose()) as notify:
+        with views.open_view(plain=options.plain, stderr=options.as_json, verbose=verbose()) as notify:
             facts = plan_recipe(
-                loaded, folder_of(recipe, loaded, run_dir), notify, mac=mac, calibrates=not no_calibration
+                loaded, folder_of(recipe, loaded, options.run_dir), notify, mac=mac, calibrates=not no_calibration
             )
-        if as_json:
+        if options.as_json:
             click.echo(to_json(facts))
         else:
             views.print_plan(facts)
@@ -184,22 +178,17 @@ def preview(
     rows: int,
     problem: str | None,
     with_model: bool,
-    run_dir: Path | None,
-    overrides: tuple[str, ...],
-    offline: bool,
-    plain: bool,
-    as_json: bool,
-    debug: bool,
+    options: Options,
 ) -> None:
     """See the help."""
-    with prepared(recipe, overrides, offline=offline, debug=debug) as loaded:
+    with prepared(recipe, options) as loaded:
         from upft_mlx.inspection.preview import preview as preview_of
 
-        folder = folder_of(recipe, loaded, run_dir)
+        folder = folder_of(recipe, loaded, options.run_dir)
         facts: dict[str, Any] = preview_of(loaded, folder, rows=rows, problem=problem, model=with_model)
-        if as_json:
+        if options.as_json:
             click.echo(to_json(facts))
             return
         from upft_mlx.ui.preview import print_preview
 
-        print_preview(facts, plain=plain)
+        print_preview(facts, plain=options.plain)

@@ -9,14 +9,14 @@ import errno
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from upft_mlx.cli.options import verbose
+from upft_mlx.cli.options import Options, verbose
 from upft_mlx.errors import OfflineError, UpftError
 from upft_mlx.escape import one_line, to_json
 from upft_mlx.models.hub import tell_attempts_once
@@ -30,23 +30,18 @@ def run_other(
     name: str,
     work: Callable[[Recipe, Path, Observer], dict[str, Any]],
     text: Callable[[dict[str, Any]], str],
-    run_dir: Path | None,
-    overrides: Sequence[str],
-    offline: bool,
-    plain: bool,
-    as_json: bool,
-    debug: bool,
+    options: Options,
 ) -> None:
     """Run a command that is not a stage: prints lines, and on a terminal the Hub client's own progress bars."""
-    with prepared(name, overrides, offline=offline, debug=debug) as recipe:
+    with prepared(name, options) as recipe:
         from upft_mlx.ui import views
 
-        if plain or not sys.stderr.isatty():
+        if options.plain or not sys.stderr.isatty():
             os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
-        folder = folder_of(name, recipe, run_dir)
+        folder = folder_of(name, recipe, options.run_dir)
         with views.open_view(plain=True, stderr=True, verbose=verbose()) as notify:
             facts = work(recipe, folder, notify)
-        if as_json:
+        if options.as_json:
             click.echo(to_json(facts))
         else:
             views.print_text(text(facts))
@@ -55,29 +50,28 @@ def run_other(
 @contextmanager
 def prepared(
     name: str | None,
-    overrides: Sequence[str],
+    options: Options,
     *,
-    offline: bool,
-    debug: bool,
     model: str | None = None,
     benchmark_options: dict[str, Any] | None = None,
 ) -> Iterator[Recipe]:
     """The recipe, with the ranks joined, the network off if asked, and errors turned into messages."""
     quiet_libraries()
-    sets = [f"--set {text}" for text in overrides]
+    sets = [f"--set {text}" for text in options.overrides]
     fetch = " ".join(["upft fetch", name, *sets]) if name else f"hf download {model}"
-    with edge(debug=debug, fetch=fetch):
+    with edge(debug=options.debug, fetch=fetch):
         from upft_mlx.machine import requirements
         from upft_mlx.models.hub import go_offline, is_offline
 
         requirements.check()
-        if offline or is_offline():  # each library has its own switch
+        if options.offline or is_offline():  # each library has its own switch
             go_offline()
         from upft_mlx.cli.targets import recipe_for
         from upft_mlx.distributed.ranks import ranks
         from upft_mlx.recipe.override import recipe_for_model, with_benchmarks
 
         ranks()  # first, so that all ranks hear of an error on one
+        overrides = options.overrides
         recipe = recipe_for_model(str(model), overrides) if name is None else recipe_for(name, overrides)
         if benchmark_options is not None and any(benchmark_options.values()):
             recipe = with_benchmarks(recipe, **benchmark_options)

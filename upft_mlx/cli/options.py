@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from functools import wraps
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 
 from upft_mlx.cli.complete import complete_fields, complete_targets
-
-Command = TypeVar("Command", bound=Callable[..., Any])
 
 
 def _remember(context: click.Context, parameter: click.Parameter, value: bool) -> None:
@@ -52,11 +52,30 @@ recipe_argument = click.argument("recipe", shell_complete=complete_targets)
 """RECIPE of a command: a file, a shipped name, or a run; the shell completes all three."""
 
 
-def common(command: Command) -> Command:
-    """Give a command the options that all commands on a recipe have."""
+@dataclass(frozen=True)
+class Options:
+    """The options that all commands on a recipe have."""
+
+    run_dir: Path | None
+    overrides: Sequence[str]
+    """`section.field=value`."""
+    offline: bool
+    plain: bool
+    as_json: bool
+    debug: bool
+
+
+def common(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command these options; it gets them as `options`."""
+
+    @wraps(command)
+    def with_options(**given: Any) -> None:
+        own = Options(**{field.name: given.pop(field.name) for field in fields(Options)})
+        command(options=own, **given)
+
     for option in reversed(_COMMON):
-        command = option(command)
-    return command
+        with_options = option(with_options)
+    return with_options
 
 
 def helped(text: str, *examples: str) -> str:

@@ -14,7 +14,7 @@ import click
 from upft_mlx.cli.complete import complete_targets
 from upft_mlx.cli.edge import folder_of, memory_limit, prepared, writing_to
 from upft_mlx.cli.group import cli
-from upft_mlx.cli.options import common, helped, recipe_argument, verbose
+from upft_mlx.cli.options import Options, common, helped, recipe_argument, verbose
 from upft_mlx.escape import to_json
 from upft_mlx.stages import STAGES, Stage, in_run
 
@@ -27,11 +27,11 @@ from upft_mlx.stages import STAGES, Stage, in_run
     )
 )
 @common
-def demo(**options: Any) -> None:
+def demo(options: Options) -> None:
     """See the help."""
     from upft_mlx.recipe.find import shipped_recipes
 
-    _run(str(shipped_recipes()["demo"]), None, demo=True, **options)  # whatever lies about under that name
+    _run(str(shipped_recipes()["demo"]), None, options, demo=True)  # whatever lies about under that name
 
 
 @cli.command(
@@ -44,9 +44,9 @@ def demo(**options: Any) -> None:
 )
 @recipe_argument
 @common
-def run_command(recipe: str, **options: Any) -> None:
+def run_command(recipe: str, options: Options) -> None:
     """See the help."""
-    _run(recipe, None, **options)
+    _run(recipe, None, options)
 
 
 def stage_command(stage: Stage) -> None:
@@ -55,8 +55,8 @@ def stage_command(stage: Stage) -> None:
     @cli.command(name=stage.name, help=helped(stage.help, f"upft {stage.name} quickstart"))
     @recipe_argument
     @common
-    def command(recipe: str, **options: Any) -> None:
-        _run(recipe, stage.name, **options)
+    def command(recipe: str, options: Options) -> None:
+        _run(recipe, stage.name, options)
 
 
 for _stage in STAGES.values():
@@ -75,11 +75,10 @@ for _stage in STAGES.values():
 @recipe_argument
 @click.option("--force", is_flag=True, help="Fuse even if less than publish.min_retained is kept.")
 @common
-def fuse(recipe: str, force: bool, **options: Any) -> None:
+def fuse(recipe: str, force: bool, options: Options) -> None:
     """See the help."""
-    if force:
-        options["force"] = True
-    _run(recipe, "fuse", **options)
+    extra: dict[str, Any] = {"force": True} if force else {}
+    _run(recipe, "fuse", options, **extra)
 
 
 @cli.command(
@@ -112,7 +111,7 @@ def evaluate(
     benchmarks: Sequence[str],
     limit: int | None,
     subset: Sequence[str],
-    **options: Any,
+    options: Options,
 ) -> None:
     """See the help."""
     if (recipe is None) == (model is None):
@@ -120,11 +119,10 @@ def evaluate(
     benchmark_options = {"benchmarks": benchmarks, "limit": limit, "subset": subset}
     if recipe is None and not benchmarks:
         benchmark_options["benchmarks"] = ("arithmetic",)
-    if adapter is not None:
-        options["adapter"] = adapter
+    extra: dict[str, Any] = {} if adapter is None else {"adapter": adapter}
     if recipe is not None and (adapter is not None or any(benchmark_options.values())):
-        options["look"] = _look(adapter, benchmarks, limit, subset)
-    _run(recipe, "evaluate", model=model, benchmark_options=benchmark_options, **options)
+        extra["look"] = _look(adapter, benchmarks, limit, subset)
+    _run(recipe, "evaluate", options, model=model, benchmark_options=benchmark_options, **extra)
 
 
 def _look(adapter: Path | None, benchmarks: Sequence[str], limit: int | None, subset: Sequence[str]) -> str:
@@ -140,21 +138,14 @@ def _look(adapter: Path | None, benchmarks: Sequence[str], limit: int | None, su
 def _run(
     name: str | None,
     stage: str | None,
-    run_dir: Path | None,
-    overrides: Sequence[str],
-    offline: bool,
-    plain: bool,
-    as_json: bool,
-    debug: bool,
+    options: Options,
     model: str | None = None,
     benchmark_options: dict[str, Any] | None = None,
     demo: bool = False,
     **extra: Any,
 ) -> None:
     """Run a stage, or all, in a live view; `extra` holds the stage's own options."""
-    with prepared(
-        name, overrides, offline=offline, debug=debug, model=model, benchmark_options=benchmark_options
-    ) as recipe:
+    with prepared(name, options, model=model, benchmark_options=benchmark_options) as recipe:
         from upft_mlx import pipeline
         from upft_mlx.distributed.ranks import ranks
         from upft_mlx.events import ignore
@@ -163,10 +154,11 @@ def _run(
         from upft_mlx.studies.demo import run_demo
         from upft_mlx.ui import views
 
-        folder, leads = folder_of(name, recipe, run_dir), ranks().leads  # rank 0 has the screen and the run directory
+        folder = folder_of(name, recipe, options.run_dir)
+        leads = ranks().leads  # rank 0 has the screen and the run directory
         stages = in_run() if stage is None else (stage,)
         view = (
-            views.open_view(plain=plain, stderr=as_json, verbose=verbose(), stages=stages)
+            views.open_view(plain=options.plain, stderr=options.as_json, verbose=verbose(), stages=stages)
             if leads
             else nullcontext(ignore)
         )
@@ -182,11 +174,11 @@ def _run(
         if not extra.get("look") and (stage is None or STAGES[stage].measures):
             facts["files"]["page"] = str(write_page(RunDir(folder), memory_limit()))
         views.save_svg(facts, (folder / "looks" / extra["look"] if extra.get("look") else folder) / "report.svg")
-        if as_json:
+        if options.as_json:
             click.echo(to_json(facts))
         elif stage is None or STAGES[stage].measures:
             views.print_summary(facts, verbose=verbose())
             if demo:
                 views.print_demo(facts["demo"])
-        if stage is None and not as_json:
+        if stage is None and not options.as_json:
             views.print_next(folder, flips=bool(facts.get("benchmarks")))

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
-
 import click
 
 from upft_mlx.cli.edge import folder_of, prepared, writing_to
 from upft_mlx.cli.group import cli
-from upft_mlx.cli.options import common, helped, recipe_argument, verbose
+from upft_mlx.cli.options import Options, common, helped, recipe_argument, verbose
 from upft_mlx.escape import to_json
 
 
@@ -20,8 +16,8 @@ def _study_command(what: str, text: str, *examples: str) -> None:
     @cli.command(name=what, help=helped(text, *examples))
     @recipe_argument
     @common
-    def command(recipe: str, **options: Any) -> None:
-        _study(recipe, what, **options)
+    def command(recipe: str, options: Options) -> None:
+        _study(recipe, what, options)
 
 
 _study_command(
@@ -55,36 +51,31 @@ _study_command(
 def _study(
     name: str,
     what: str,
-    run_dir: Path | None,
-    overrides: Sequence[str],
-    offline: bool,
-    plain: bool,
-    as_json: bool,
-    debug: bool,
+    options: Options,
 ) -> None:
     """Run one, and print its table."""
-    with prepared(name, overrides, offline=offline, debug=debug) as recipe:
+    with prepared(name, options) as recipe:
         from upft_mlx.pipeline import run_forecast
         from upft_mlx.studies.analyze import run_analysis
         from upft_mlx.studies.compare import compare
         from upft_mlx.ui import views
 
-        root = folder_of(name, recipe, run_dir)
+        root = folder_of(name, recipe, options.run_dir)
         cells = ("generate", "build", "train", "evaluate")
         stages = {"analyze": ("analyze",), "compare": cells, "forecast": ("answers", "forecast")}[what]
+        view = views.open_view(plain=options.plain, stderr=options.as_json, verbose=verbose(), stages=stages)
         if what == "forecast":
-            view = views.open_view(plain=plain, stderr=as_json, verbose=verbose(), stages=stages)
             with writing_to(root), view as notify:
                 forecast = run_forecast(recipe, root, notify)
-            if as_json:
+            if options.as_json:
                 click.echo(to_json(forecast.dump()))
             else:
                 views.print_forecast(forecast.dump(), root / "forecast")
             return
         work = {"analyze": run_analysis, "compare": compare}[what]
-        with writing_to(root), views.open_view(plain=plain, stderr=as_json, verbose=verbose(), stages=stages) as notify:
+        with writing_to(root), view as notify:
             found = work(recipe, root, notify)
-        if as_json:
+        if options.as_json:
             click.echo(to_json(found))
         elif what == "analyze":
             views.print_analysis(found, root / "analysis")

@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, TextIO
 
-from upft_mlx.data.source import SKIP, Located, Notes, Place, Row
+from upft_mlx.data.source import SKIP, Located, Notes, Place, Row, first_line
 from upft_mlx.errors import ProblemsError
 from upft_mlx.escape import one_line, quoted
 
@@ -327,6 +327,6 @@ def _parquet(path: Path) -> Iterator[Located]:
                     number += 1
                     yield Place(str(path), row=number), row
     except (pa.ArrowException, OSError, ValueError) as error:
-        reason = one_line((str(error).strip() or type(error).__name__).splitlines()[0])
+        reason = one_line(first_line(error))
         problem = f"{f'after row {number}: ' if number else ''}cannot be read as Parquet: {reason}"
         raise ProblemsError(problem, "download or write it again", path=path) from None

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from upft_mlx.data.source import Located, Place, Source
+from upft_mlx.data.source import Located, Place, Source, first_line
 from upft_mlx.errors import OfflineError, ProblemsError
 from upft_mlx.escape import quoted
 
@@ -102,8 +102,3 @@ def _hub_errors(source: Source) -> Iterator[None]:
             raise OfflineError(problem, "set `path` to a local file", fetched="it") from None
         problem = f"{name}: not on this machine, and the Hub cannot be reached"
         raise OfflineError(problem, "check the connection, or name a local file") from None
-
-
-def first_line(error: Exception) -> str:
-    """The first line of another library's error."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -78,3 +78,8 @@ class Notes:
             *self.said,
             *([f"left out {rows} that cannot be used; the first: {self.first}"] if self.skipped else []),
         ]
+
+
+def first_line(error: Exception) -> str:
+    """The first line of another library's error."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
