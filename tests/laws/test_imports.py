@@ -60,6 +60,7 @@ WITH_MLX = {
     "models.dense_cpu",
     "models.same_logits",
     "sampling.prefill",
+    "training.chunked_loss",
     "training.divergence",
     "training.loss",
     "training.movement",

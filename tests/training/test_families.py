@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -14,7 +15,7 @@ from helpers.loss import FAMILIES, family, flat, oracle
 from mlx.utils import tree_map
 
 from upft_mlx.training import loss as loss_module
-from upft_mlx.training.batches import Example, make_batch, split
+from upft_mlx.training.batches import LEAST_POSITIONS, Example, make_batch, split
 from upft_mlx.training.loss import Modes, _SharedKeys, choose_modes, make_loss, scalar, to_arrays, value_and_grad
 
 SHARED = 3
@@ -31,6 +32,9 @@ MODES = {
     "shared": (Modes(gather=False), None),
     "checkpointed": (Modes(share=False, checkpoint=True), None),
     "micro-batches of 3": (Modes(), 3),
+    "chunked": (Modes(share=False, chunk=12), None),
+    "chunked, shared, micro-batches of 3": (Modes(chunk=12), 3),
+    "chunked, checkpointed": (Modes(share=False, checkpoint=True, chunk=12), None),
     "micro-batches of 1, checkpointed": (Modes(share=False, checkpoint=True), 1),
 }
 TOLERANCE = 1e-5
@@ -75,7 +79,26 @@ def test_loss_and_gradient_are_the_oracles(name: str, mode: str) -> None:
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_all_modes_are_chosen_by_themselves(name: str) -> None:
-    assert choose_modes(family(name), dropout=False, checkpoint=False) == (Modes(), [])
+    modes, reasons = choose_modes(family(name), dropout=False, checkpoint=False)
+    assert (replace(modes, chunk=0), reasons) == (Modes(), [])
+    assert modes.chunk >= LEAST_POSITIONS
+
+
+def test_a_head_that_is_trained_is_not_chunked_and_has_its_gradient() -> None:
+    model = family("llama")
+    model.lm_head.unfreeze()
+    modes, _ = choose_modes(model, dropout=False, checkpoint=False)
+    assert modes == Modes()
+    assert np.abs(gradient(model, modes)[1]["lm_head.weight"]).max() > 1e-4
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_chunk_that_is_lost_is_seen(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = loss_module.chunked_loss
+    monkeypatch.setattr(
+        loss_module, "chunked_loss", lambda head, hidden, *rest: original(head, mx.roll(hidden, 1, 0), *rest)
+    )
+    assert broken(name, "chunked") > 100 * TOLERANCE
 
 
 def broken(name: str, mode: str) -> float:
@@ -85,8 +108,8 @@ def broken(name: str, mode: str) -> float:
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_reading_the_rows_one_off_is_seen(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    original = loss_module._gathering
-    monkeypatch.setattr(loss_module, "_gathering", lambda model, rows: original(model, mx.maximum(rows - 1, 0)))
+    original = loss_module._at
+    monkeypatch.setattr(loss_module, "_at", lambda hidden, positions: original(hidden, mx.maximum(positions - 1, 0)))
     assert broken(name, "gathered") > 100 * TOLERANCE
 
 
@@ -175,7 +198,7 @@ def test_layers_with_a_state_of_their_own_are_not_shared_and_the_loss_stays_righ
     """Qwen3.5: linear attention keeps a state instead of keys and values; logits are gathered all the same."""
     model = family("qwen3_5")
     modes, reasons = choose_modes(model, dropout=False, checkpoint=False)
-    assert modes == Modes(share=False)
+    assert replace(modes, chunk=0) == Modes(share=False)
     assert "this model family's layers take no keys and values from outside" in reasons[0]
     found = scalar(make_loss(model, modes)(*to_arrays(make_batch(ROWS))))
     assert found == pytest.approx(scalar(oracle(model, ROWS)), rel=2e-6)

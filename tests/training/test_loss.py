@@ -8,13 +8,13 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 import pytest
-from helpers.loss import flat, oracle
+from helpers.loss import family, flat, oracle
 from mlx.utils import tree_flatten
 
 from upft_mlx.models.adapters import add_lora
 from upft_mlx.models.load import Loaded
 from upft_mlx.recipe.schema import Lora
-from upft_mlx.training.batches import Example, make_batch
+from upft_mlx.training.batches import LEAST_POSITIONS, Example, make_batch
 from upft_mlx.training.loss import Modes, choose_modes, make_loss, scalar, supervised_logits, to_arrays, value_and_grad
 
 VOCABULARY = 90
@@ -132,12 +132,14 @@ def test_a_family_without_a_final_norm_gets_all_logits_and_the_right_loss_and_sa
 
 
 def test_shared_tokens_are_off_with_dropout_and_with_checkpointing_and_the_reason_is_given(model: nn.Module) -> None:
-    assert choose_modes(model, dropout=False, checkpoint=False) == (Modes(), [])
+    modes, reasons = choose_modes(model, dropout=False, checkpoint=False)
+    chunk = modes.chunk
+    assert (modes, reasons) == (Modes(chunk=chunk), [])
     modes, (reason,) = choose_modes(model, dropout=True, checkpoint=False)
-    assert modes == Modes(share=False)
+    assert modes == Modes(share=False, chunk=chunk)
     assert "with lora.dropout each needs its own noise" in reason
     modes, (reason,) = choose_modes(model, dropout=False, checkpoint=True)
-    assert modes == Modes(share=False, checkpoint=True)
+    assert modes == Modes(share=False, checkpoint=True, chunk=chunk)
     assert "train.grad_checkpoint computes the layers twice" in reason
 
 
@@ -149,3 +151,17 @@ def test_trying_the_modes_leaves_the_models_parameters_in_their_order(model: nn.
     assert list(dict(tree_flatten(model.parameters()))) == before
     assert isinstance(model.model.norm, nn.RMSNorm)
     assert type(model.layers[0]).__call__ is call
+
+
+def test_chunks_hold_the_logits_of_some_positions_only() -> None:
+    shape = {"hidden_size": 16, "intermediate_size": 32, "vocab_size": 60_000}
+    rows = [Example(str(row), list(range(2, 260)), start=2) for row in range(2)]
+    peaks = {}
+    for size in (0, LEAST_POSITIONS):
+        step = value_and_grad(family("llama", **shape), Modes(share=False, chunk=size))
+        arrays = to_arrays(make_batch(rows))
+        mx.eval(arrays)
+        mx.reset_peak_memory()
+        mx.eval(step(*arrays))
+        peaks[size] = mx.get_peak_memory()
+    assert peaks[LEAST_POSITIONS] < 0.4 * peaks[0], peaks

@@ -13,6 +13,7 @@ from upft_mlx.machine.device import dense_bytes_limit
 from upft_mlx.models.architecture import Architecture
 from upft_mlx.recipe.schema import Lora
 from upft_mlx.sampling.chunks import prompts_per_wave
+from upft_mlx.training.batches import chunk_positions
 
 CACHE_STEP = 256
 """Tokens by which mlx-lm's key-value caches grow."""
@@ -69,8 +70,8 @@ SAVED = {"hidden": 7.44, "kv": 0.41, "mlp": 4.96, "rank": 10.56, "joined": 1.07,
 """Of a layer with an adapter, kept for the backward pass."""
 BACKWARD = {"hidden": 7.70, "mlp": 9.04, "kv": 1.44}
 """Of the layer whose gradients are computed."""
-HEAD = {"logits": 6.84, "hidden": 9.81}
-"""At the end of the forward pass."""
+HEAD = {"logits": 6.84, "chunk": 9.2, "hidden": 9.81}
+"""At the end of the forward pass; `chunk`: the logits of one chunk, where there are several."""
 REST = {"lowest": 2.11, "update": 1.50}
 """`lowest`: what the lowest layer with an adapter need not hold, since nobody asks for the gradient of its inputs;
 `update`: adapters' worth of temporaries in the update."""
@@ -118,7 +119,8 @@ def training_peak(model: Architecture, lora: Lora, one: TrainingPass, device: De
         * tokens
         * (BACKWARD["hidden"] * model.hidden + BACKWARD["mlp"] * model.intermediate + BACKWARD["kv"] * model.kv_width)
     )
-    head = HEAD["logits"] * 4 * one.rows * model.vocabulary + HEAD["hidden"] * number * tokens * model.hidden
+    logit_rows = min(HEAD["logits"] * one.rows, HEAD["chunk"] * chunk_positions(model.vocabulary))
+    head = logit_rows * 4 * model.vocabulary + HEAD["hidden"] * number * tokens * model.hidden
     if checkpoint:
         held = layers * number * tokens * model.hidden + max(layer + backward, head)
     else:

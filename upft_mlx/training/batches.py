@@ -34,6 +34,10 @@ PASS_TOKENS = 512
 """Tokens of a micro-batch where the recipe does not say: more take memory in proportion, and are hardly faster."""
 PAD_POSITIONS = 32
 """The number of supervised positions is padded to a multiple of this."""
+LEAST_POSITIONS = 32
+"""Positions whose logits are computed at a time, at least: fewer make the head's products slow."""
+CHUNK_BYTES = 64 << 20
+"""Bytes of the float32 logits that a pass computes at a time, where that is more positions."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +89,11 @@ class StepCounts:
     def __add__(self, other: StepCounts) -> StepCounts:
         """Both together."""
         return StepCounts(**{name: value + getattr(other, name) for name, value in asdict(self).items()})
+
+
+def chunk_positions(vocabulary: int) -> int:
+    """Positions whose logits a pass computes at a time (`chunked_loss.py`)."""
+    return max(LEAST_POSITIONS, CHUNK_BYTES // (4 * vocabulary))
 
 
 def to_examples(rows: Sequence[TrainingRow], max_length: int, prefix: Prefix | None = None) -> list[Example]:

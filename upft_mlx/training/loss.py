@@ -4,6 +4,7 @@ What is not needed is not computed, without changing the loss (`Modes`):
 
 - the logits are computed at supervised positions only: a hook on the model's final norm gathers those positions
   before the LM head, so that soft caps, logit scales and tied heads keep their meaning;
+- head and loss are computed for some of these positions at a time (`chunked_loss.py`);
 - the tokens that all sequences begin with are passed once, and their keys and values handed to all sequences through
   the models' own cache argument, differentiably.
 """
@@ -13,14 +14,18 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
+from mlx.utils import tree_flatten
 
 from upft_mlx.models.same_logits import same_logits
 from upft_mlx.models.same_logits import scalar as scalar  # where others look for it
-from upft_mlx.training.batches import Batch, unshared_because
+from upft_mlx.training.batches import Batch, chunk_positions, unshared_because
+from upft_mlx.training.chunked_loss import Head, chunked_nats, nats
+from upft_mlx.training.chunked_loss import chunked_loss as chunked_loss  # a test breaks it here
 
 Arrays = tuple[mx.array, mx.array, mx.array, mx.array, mx.array]
 
@@ -41,6 +46,8 @@ class Modes:
     """The tokens that all sequences begin with are passed once."""
     checkpoint: bool = False
     """Gradient checkpointing: layers are computed again in the backward pass instead of kept."""
+    chunk: int = 0
+    """Positions for which head and loss are computed at a time; 0: all at once."""
 
 
 _UNSHARED = {
@@ -66,20 +73,21 @@ def choose_modes(model: nn.Module, *, dropout: bool, checkpoint: bool) -> tuple[
             "shared prompt tokens are passed for each sequence: this model family's layers take no keys and values "
             "from outside, or mean something else by them"
         )
-    return Modes(gather, share, checkpoint), reasons
+    return Modes(gather, share, checkpoint, chunks_exactly(model) if gather else 0), reasons
 
 
-def make_loss(model: nn.Module, modes: Modes) -> Callable[..., mx.array]:
-    """The loss of a model as a function of the arrays of a batch.
+def make_loss(model: nn.Module, modes: Modes, *, gradient: bool = False) -> Callable[..., mx.array]:
+    """The loss of a model as a function of the arrays of a batch; `gradient`: so that one can be taken at its cost.
 
     It is the weighted sum of the negative log-likelihoods of `targets`; a step's weights make it the
     per-sequence mean and then the mean over sequences. Returns a float32 scalar.
     """
 
     def loss(shared: mx.array, tokens: mx.array, positions: mx.array, targets: mx.array, weights: mx.array) -> mx.array:
-        # (N, V) float32 <- very big: N supervised positions of the micro-batch times the vocabulary
-        logits = supervised_logits(model, shared, tokens, positions, modes).astype(mx.float32)
-        total: mx.array = (weights * nn.losses.cross_entropy(logits, targets)).sum()
+        if gradient and modes.chunk:
+            hidden = _hidden(model, shared, tokens, positions, modes)  # (N, D)
+            return chunked_loss(head_of(model), hidden, targets, weights, modes.chunk)
+        total: mx.array = (weights * supervised_nats(model, shared, tokens, positions, targets, modes)).sum()
         return total
 
     return loss
@@ -87,8 +95,18 @@ def make_loss(model: nn.Module, modes: Modes) -> Callable[..., mx.array]:
 
 def value_and_grad(model: nn.Module, modes: Modes) -> Callable[..., tuple[mx.array, dict[str, Any]]]:
     """The loss and its gradient with respect to the trainable parameters, as a function of the arrays."""
-    value_grad: Callable[..., tuple[mx.array, dict[str, Any]]] = nn.value_and_grad(model, make_loss(model, modes))
+    loss = make_loss(model, modes, gradient=True)
+    value_grad: Callable[..., tuple[mx.array, dict[str, Any]]] = nn.value_and_grad(model, loss)
     return value_grad
+
+
+def supervised_nats(
+    model: nn.Module, shared: mx.array, tokens: mx.array, positions: mx.array, targets: mx.array, modes: Modes
+) -> mx.array:
+    """The negative log-likelihood of each of `targets` (N,), float32 (N,)."""
+    if modes.chunk:
+        return chunked_nats(head_of(model), _hidden(model, shared, tokens, positions, modes), targets, modes.chunk)
+    return nats(supervised_logits(model, shared, tokens, positions, modes), targets)
 
 
 def supervised_logits(
@@ -99,6 +117,40 @@ def supervised_logits(
     Each sequence is `shared` (P,), which may be empty, followed by its row of `tokens`; `shared` must be empty where
     the modes do not share.
     """
+    if modes.gather:  # before the head, (1, N, V)
+        return _run(model, shared, tokens, modes, lambda norm, hidden, *args: norm(_at(hidden, positions), *args))[0]
+    logits = _run(model, shared, tokens, modes)  # (B, T, V), of which nearly all is thrown away
+    return logits.reshape(-1, logits.shape[-1])[positions]
+
+
+def _hidden(model: nn.Module, shared: mx.array, tokens: mx.array, positions: mx.array, modes: Modes) -> mx.array:
+    """The hidden states (N, D) at `positions`, as they are before the final norm."""
+    kept = []
+
+    def keep(norm: nn.Module, hidden: mx.array, *args: Any) -> mx.array:
+        kept.append(_at(hidden, positions))  # (1, N, D); the head behind it is never computed
+        found: mx.array = norm(kept[-1], *args)
+        return found
+
+    _run(model, shared, tokens, modes, keep)
+    return kept[-1][0]
+
+
+def head_of(model: nn.Module) -> Head:
+    """What a model does behind its layers: final norm, head, soft cap or scale."""
+
+    def head(hidden: mx.array) -> mx.array:
+        with _final_norm(model, lambda norm, _, *args: norm(hidden[None], *args)):
+            logits: mx.array = model(mx.zeros((1, 1), mx.int32))  # nothing reads its layers: they are never computed
+        return logits[0]
+
+    return head
+
+
+def _run(
+    model: nn.Module, shared: mx.array, tokens: mx.array, modes: Modes, norm: Callable[..., mx.array] | None = None
+) -> mx.array:
+    """What the model gives for `tokens` behind `shared`; `norm(module, hidden)` stands in for its final norm."""
     with ExitStack() as stack:
         if modes.checkpoint:
             stack.enter_context(_checkpointing(model.layers))
@@ -107,11 +159,15 @@ def supervised_logits(
             records = [_SharedKeys() for _ in model.layers]
             model(shared[None], cache=records)  # (1, P)
             cache = [_SharedKeys(record.keys, record.values) for record in records]
-        if modes.gather:
-            stack.enter_context(_gathering(model, positions))
-        # (1, N, V) where positions are gathered before the head; else (B, T, V), of which nearly all is thrown away
+        if norm is not None:
+            stack.enter_context(_final_norm(model, norm))
         logits: mx.array = model(tokens) if cache is None else model(tokens, cache=cache)
-    return logits[0] if modes.gather else logits.reshape(-1, logits.shape[-1])[positions]
+    return logits
+
+
+def _at(hidden: mx.array, positions: mx.array) -> mx.array:
+    """(B, T, D) -> (1, N, D)."""
+    return hidden.reshape(-1, hidden.shape[-1])[positions][None]
 
 
 # Logits at supervised positions only.
@@ -133,21 +189,34 @@ def with_final_norm(model: nn.Module) -> nn.Module | None:
 
 
 @contextmanager
-def _gathering(model: nn.Module, positions: mx.array) -> Iterator[None]:
-    """While active, the final norm sees and returns the positions only, as (1, N, D)."""
+def _final_norm(model: nn.Module, function: Callable[..., mx.array]) -> Iterator[None]:
+    """While active, `function(norm, hidden, ...)` is called in place of the final norm."""
     inner = with_final_norm(model)
     assert inner is not None
     norm = inner["norm"]
-
-    def gather(hidden: mx.array, *args: Any) -> Any:
-        return norm(hidden.reshape(-1, hidden.shape[-1])[positions][None], *args)  # (B, T, D) -> (1, N, D)
-
     # Set in the module's dict in place, so that the order of its parameters stays what it was.
-    dict.__setitem__(inner, "norm", gather)
+    dict.__setitem__(inner, "norm", partial(function, norm))
     try:
         yield
     finally:
         dict.__setitem__(inner, "norm", norm)
+
+
+# Head and loss in chunks.
+
+
+def chunks_exactly(model: nn.Module) -> int:
+    """Positions of a chunk where that is exact, tried on a few tokens, else 0; the model must gather exactly."""
+    trained = dict(tree_flatten(model.trainable_parameters()))
+    if any(".layers." not in f".{name}" for name in trained):
+        return 0  # a head that is trained needs its own gradient
+    tokens, positions, none = mx.arange(16).reshape(2, 8), mx.array([1, 6, 10]), mx.array([], mx.int32)
+    logits = supervised_logits(model, none, tokens, positions, Modes(share=False))
+    try:
+        found = head_of(model)(_hidden(model, none, tokens, positions, Modes(share=False)))
+    except (ValueError, TypeError, AttributeError, IndexError, KeyError, NotImplementedError):
+        return 0
+    return chunk_positions(logits.shape[-1]) if same_logits(found, logits) else 0
 
 
 # Shared tokens once.

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import mlx.core as mx
 import mlx.nn as nn
 
 from upft_mlx.training.batches import Example, split
-from upft_mlx.training.loss import Modes, supervised_logits, to_arrays
+from upft_mlx.training.loss import Modes, supervised_nats, to_arrays
 
 
 def token_losses(model: nn.Module, examples: Sequence[Example], modes: Modes, shared: int = 0) -> list[list[float]]:
@@ -27,9 +26,8 @@ def token_losses(model: nn.Module, examples: Sequence[Example], modes: Modes, sh
     for batch in split([examples[index] for index in order], None, shared) if examples else []:
         count = int((batch.weights > 0).sum())
         shared_ids, tokens, positions, targets, _ = to_arrays(batch)
-        logits = supervised_logits(model, shared_ids, tokens, positions[:count], modes).astype(mx.float32)  # (N, V)
-        found: list[float] = nn.losses.cross_entropy(logits, targets[:count]).tolist()  # type: ignore[assignment]
-        nats += found
+        found = supervised_nats(model, shared_ids, tokens, positions[:count], targets[:count], modes)  # (N,)
+        nats += found.tolist()  # type: ignore[arg-type]
     model.train(training)
     parts = iter(nats)
     by_index = {index: [next(parts) for _ in range(examples[index].supervised)] for index in order}
