@@ -79,7 +79,7 @@ def new_recipe(wish: Wish) -> Draft:
 
 
 def _output(wish: Wish) -> Path:
-    stem = Path(wish.dataset.rstrip("/")).stem if is_file(wish.dataset) else wish.dataset.rpartition("/")[2]
+    stem = Path(wish.dataset.removesuffix(".gz")).stem if is_file(wish.dataset) else wish.dataset.rpartition("/")[2]
     path = wish.output or Path(f"{re.sub(r'[^A-Za-z0-9._-]+', '-', stem).strip('-._') or 'recipe'}.yaml")
     if path.suffix not in (".yaml", ".yml"):
         path = path.with_name(f"{path.name}.yaml")
