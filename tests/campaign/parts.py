@@ -15,6 +15,8 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
+from upft_mlx.dataset.prefix import structure_numbers
+
 from . import mutants
 from .faults import Faults, differing
 from .world import BAD, Done, Server, arguments, begin, contents, fresh
@@ -293,27 +295,61 @@ def _steady(samples: list[tuple[int, int, float, int]]) -> str:
     return "" if steady else facts
 
 
-def large(folder: Path, seed: int) -> Cases:
-    """`new` on files of 30,000 and 300,000 questions: under 200 bytes of memory for each one more."""
+BUILD = """
+import sys
+from upft_mlx import load_recipe
+from upft_mlx.data.on_disk import problems_of
+from upft_mlx.dataset.build import build
+from upft_mlx.models.load import load_tokenizer
+from upft_mlx.rundir import RunDir
+from pathlib import Path
+recipe = load_recipe("big.yaml")
+print(build(recipe, load_tokenizer(Path("model")), problems_of(recipe), RunDir("runs/big")))
+"""
 
-    def measured(count: int) -> int:
-        case = begin(folder / f"case-{count}")
-        with (case / "big.jsonl").open("w") as file:
-            for n in range(count):
-                question = f"Tom has {n} apples and buys {n % 97} more. How many apples does he have in the end?"
-                file.write(json.dumps({"question": question, "answer": str(n + n % 97)}) + "\n")
-        command = [sys.executable, "-m", "upft_mlx", "new", "model", "big.jsonl", "--output", "new.yaml"]
+
+def large(folder: Path, seed: int) -> Cases:
+    """`new` with 300,000 questions, `build` with 1,000,000 problems: little memory for each one more."""
+
+    def memory(command: Sequence[str], case: Path) -> int:
         process = subprocess.Popen(command, cwd=case, stdout=subprocess.DEVNULL)
         _, status, usage = os.wait4(process.pid, 0)
         assert status == 0
         return usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
-    def grows() -> str:
-        small, big = measured(30_000), measured(300_000)
-        print(f"new: {small:,} and {big:,} bytes", file=sys.stderr)
-        return "" if big - small < 200 * 270_000 else f"{small:,} bytes for 30,000, {big:,} for 300,000"
+    def questions(case: Path, count: int) -> None:
+        with (case / "big.jsonl").open("w") as file:
+            for n in range(count):
+                question = f"Tom has {n} apples and buys {n % 97} more. How many apples does he have in the end?"
+                file.write(json.dumps({"question": question, "answer": str(n + n % 97)}) + "\n")
 
-    yield "new : 30,000 and 300,000 questions", grows, 1
+    def new(count: int) -> int:
+        case = begin(folder / f"new-{count}")
+        questions(case, count)
+        command = [sys.executable, "-m", "upft_mlx", "new", "model", "big.jsonl", "--output", "new.yaml"]
+        return memory(command, case)
+
+    def build(count: int) -> int:
+        case = begin(folder / f"build-{count}")
+        questions(case, count)
+        (case / "big.yaml").write_text("model: ./model\nproblems: {path: big.jsonl}\n")
+        (case / "runs" / "big").mkdir(parents=True)
+        full = structure_numbers(count, 0.1, 0)
+        with (case / "runs" / "big" / "solutions.jsonl").open("w") as file:
+            for n in range(count):
+                ends = {"kind": "full", "finish_reason": "stop", "stop_id": 0} if n in full else {"kind": "prefix"}
+                row = {"problem_id": str(n), "sample": 0, "completion_ids": [5 + n % 40] * 16, "completion": "so"}
+                file.write(json.dumps({**row, "finish_reason": "length", **ends}) + "\n")
+        (case / "runs" / "big" / "dataset").mkdir()
+        return memory([sys.executable, "-c", BUILD], case)
+
+    def grows(measured: Callable[[int], int], few: int, many: int, most: int) -> str:
+        small, big = measured(few), measured(many)
+        print(f"{measured.__name__}: {small:,} and {big:,} bytes", file=sys.stderr)
+        return "" if big - small < most * (many - few) else f"{small:,} bytes for {few:,}, {big:,} for {many:,}"
+
+    yield "new : 30,000 and 300,000 questions", partial(grows, new, 30_000, 300_000, 200), 1
+    yield "build : 100,000 and 1,000,000 problems", partial(grows, build, 100_000, 1_000_000, 100), 1
 
 
 PARTS: dict[str, Callable[[Path, int], Cases]] = {
