@@ -118,11 +118,12 @@ class ColumnError(ProblemsError):
 
     Attributes:
         column: the recipe's field for that column, for example `answer`.
+        likely: the column that it may be.
     """
 
-    def __init__(self, problem: str, remedy: str = "", *, column: str, **parts: Any) -> None:
-        super().__init__(problem, remedy, **parts)
-        self.column = column
+    def __init__(self, problem: str, remedy: str = "", *, column: str, likely: str = "COLUMN", **parts: Any) -> None:
+        super().__init__(problem, remedy or f"name the {column} column with `{column}: {likely}`", **parts)
+        self.column, self.likely = column, likely
 
 
 class RowsError(UpftError):

@@ -28,6 +28,7 @@ from upft_mlx.hub.card import base_of, model_card
 from upft_mlx.job import Job, Outcome, differences
 from upft_mlx.machine import blas
 from upft_mlx.machine.device import awake, limit_memory
+from upft_mlx.models.adapters import refuse_missing_adapter
 from upft_mlx.models.find import find_model, model_hash
 from upft_mlx.models.gate import terms
 from upft_mlx.planning.budget import has_auto, this_machine
@@ -116,6 +117,8 @@ def prepare(
     run = RunDir(ranks().workplace(Path(run_dir)))
     resolve(recipe.evaluate)  # names that are wrong are refused before anything is read
     model_path = find_model(recipe)
+    if adapter is not None:
+        refuse_missing_adapter(adapter)
     problems, notes = recipe_problems(recipe), Notes()
     check_problems(recipe, problems)
     recipe = instructed(dated(recipe, model_path, run), model_path, problems)

@@ -298,13 +298,13 @@ def _steady(samples: list[tuple[int, int, float, int]]) -> str:
 BUILD = """
 import sys
 from upft_mlx import load_recipe
-from upft_mlx.data.on_disk import problems_of
+from upft_mlx.data.on_disk import recipe_problems
 from upft_mlx.dataset.build import build
 from upft_mlx.models.load import load_tokenizer
 from upft_mlx.rundir import RunDir
 from pathlib import Path
 recipe = load_recipe("big.yaml")
-print(build(recipe, load_tokenizer(Path("model")), problems_of(recipe), RunDir("runs/big")))
+print(build(recipe, load_tokenizer(Path("model")), recipe_problems(recipe), RunDir("runs/big")))
 """
 
 

@@ -398,7 +398,7 @@ def test_what_the_hub_does_not_have_is_named(folder: Path) -> None:
         ("ProblemsError dataset user/data: cannot be loaded: Unknown split", check),
         ("ProblemsError dataset user/data: cannot be loaded: BuilderConfig 'extra' not found", check),
         ("ProblemsError dataset user/data: cannot be loaded: Revision 'v9' doesn't exist", check),
-        ("ColumnError user/data (train): row 1: no column 'text'; it has question, answer", "--question question)"),
+        ("ColumnError user/data (train): row 1: no column 'text'; it has question, answer", "`question: question`"),
         ("1", "1"),
     ]
     for line, (start, end) in zip(done.stdout.splitlines(), expected, strict=True):

@@ -297,8 +297,7 @@ def test_without_a_question_column_what_there_is_is_listed(tmp_path: Path) -> No
         jsonl(tmp_path, row(text="a?", target="5"))
     assert str(caught.value) == (
         f"{tmp_path}/q.jsonl:1: no column named question, problem, query, prompt, instruction, messages, "
-        "conversations; it has text, target; name the question column with `question: text` (`upft new`: --question "
-        "text)"
+        "conversations; it has text, target; name the question column with `question: text`"
     )
 
 
@@ -308,7 +307,7 @@ def test_a_named_column_that_is_missing_is_refused(tmp_path: Path, field: str, c
         jsonl(tmp_path, ONE_PROBLEM, **{field: "txt"})
     assert str(caught.value) == (
         f"{tmp_path}/q.jsonl:1: no column 'txt'; it has question, answer; name the {field} column with "
-        f"`{field}: {column}` (`upft new`: --{field} {column})"
+        f"`{field}: {column}`"
     )
 
 

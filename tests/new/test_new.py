@@ -88,7 +88,7 @@ def test_columns_without_a_usual_name_are_asked_for_and_listed(folder: Path) -> 
     write(folder / "my.jsonl", json.dumps({"text": "How many?", "gold": "2"}) + "\n")
     failed = upft("new", "my-model", "my.jsonl")
     assert_fails(failed, 1, "my.jsonl:1: no column named question, problem, ", "; it has text, gold; ")
-    assert "(`upft new`: --question text)" in failed.stderr
+    assert "with --question text" in failed.stderr
     assert not (folder / "my.yaml").exists()
     write(
         folder / "my.jsonl", "".join(json.dumps({"text": f"How many {n}?", "gold": str(n)}) + "\n" for n in range(20))
@@ -209,9 +209,9 @@ def test_paths_are_relative_where_they_are_near(folder: Path, path: str, expecte
         (
             ["my-model", "my.jsonl", "--question", "q"],
             1,
-            ["no column 'q'; it has question, answer", "(`upft new`: --question question)"],
+            ["no column 'q'; it has question, answer", "with --question question"],
         ),
-        (["my-model", "my.jsonl", "--answer", "a"], 1, ["no column 'a'", "(`upft new`: --answer COLUMN)"]),
+        (["my-model", "my.jsonl", "--answer", "a"], 1, ["no column 'a'", "with --answer COLUMN"]),
         (["my-model", "my.jsonl", "--config", "main"], 2, ["--config: my.jsonl is a file"]),
         (["my-model", "my.jsonl", "--split", "test"], 2, ["--split: my.jsonl is a file"]),
         (

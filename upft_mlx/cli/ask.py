@@ -13,7 +13,7 @@ from upft_mlx.cli.complete import complete_targets
 from upft_mlx.cli.edge import folder_of, prepared
 from upft_mlx.cli.group import cli
 from upft_mlx.cli.options import Options, common, helped
-from upft_mlx.escape import to_json
+from upft_mlx.escape import one_line, to_json
 
 if TYPE_CHECKING:
     from upft_mlx.inspection.ask import Asker
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
         "or a run in runs/; leave it out with --model. Without QUESTION, a terminal asks for questions (press Enter "
         "on an empty line to quit); otherwise the question comes from stdin. Base answers first, then tuned, on one "
         "loaded model.",
-        'upft ask quickstart "Mia has 4 pens and gets 3 more. How many?"',
+        'upft ask quickstart "Sam has 6 bags of 5 cups and loses 7 of them. How many cups are left?"',
         "upft ask my-recipe.yaml --chat",
         'upft ask --model my-model --adapter my-adapter "What is 7 times 8?"',
     )
@@ -89,6 +89,10 @@ def ask(
             adapter, note = trained(recipe, run)
             if note:
                 print_note(note)
+        if adapter is not None:
+            from upft_mlx.models.adapters import refuse_missing_adapter
+
+            refuse_missing_adapter(adapter)
         asker = _asker(recipe, run, adapter, temperature, max_tokens)
         if question is None or chat:  # a terminal asks for questions
             _talk(asker, recipe, adapter, question, keep=chat, plain=options.plain)
@@ -127,16 +131,29 @@ def _asker(
 
 
 def _talk(asker: Asker, recipe: Recipe, adapter: Path | None, question: str | None, *, keep: bool, plain: bool) -> None:
-    """Ask question after question until an empty line, beginning with `question` if it is given."""
+    """Ask question after question until an empty line or /exit, beginning with `question` if it is given."""
     from upft_mlx.inspection.ask import Conversation
     from upft_mlx.ui.ask import open_answers, print_note, read_question
 
     tuned = "" if adapter is None else f", tuned with {adapter}"
     each = "the conversation is kept" if keep else "each question is separate; --chat keeps the conversation"
-    print_note(f"{recipe.model}{tuned}\n{each}; press Enter on an empty line to quit")
+    print_note(f"{recipe.model}{tuned}\n{each}; /help lists what else you can type, /exit or an empty line quits")
     conversation = Conversation(asker, keep=keep)
     question = question or read_question()
-    while question is not None:
-        with open_answers(asker.sides, plain=plain) as view:
-            conversation.ask(question, view)
+    while question is not None and question.strip() not in ("/exit", "/quit"):
+        if question.strip() == "/help":
+            samples = DEMO_QUESTIONS if recipe.model.startswith("builtin:") else ()
+            print_note("\n".join([f"a question; /exit or an empty line quits; {each}", *samples]))
+        elif question.startswith("/"):
+            print_note(f"{one_line(question)}: unknown; /help lists what you can type")
+        else:
+            with open_answers(asker.sides, plain=plain) as view:
+                conversation.ask(question, view)
         question = read_question()
+
+
+DEMO_QUESTIONS = (
+    "Sam has 6 bags of 5 cups and loses 7 of them. How many cups are left?",
+    "There are 9 bags with 3 pens each. Leo loses 9 pens. How many are left?",
+)
+"""What the demo's model answers right, for example."""

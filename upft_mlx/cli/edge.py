@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -158,7 +159,13 @@ def _refused(error: OSError) -> str:
     """What the system refuses, and what to do."""
     where = f"{error.filename}: " if error.filename else ""
     room = "make room, then " if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else ""
-    return f"{where}{error.strerror or error}; progress saved: {room}run the same command again"
+    what = str(error.strerror or error)
+    if error.errno == errno.ENOSPC:
+        place = next(
+            p for p in (Path(str(error.filename or ".")), *Path(str(error.filename or ".")).parents) if p.exists()
+        )
+        what = f"the disk is full, {shutil.disk_usage(place).free / 1e6:,.0f} MB free"
+    return f"{where}{what}; progress saved: {room}run the same command again"
 
 
 def _fail(status: int, message: str) -> None:

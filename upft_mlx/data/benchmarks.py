@@ -9,13 +9,14 @@ import difflib
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from upft_mlx.data.forms import with_options
 from upft_mlx.data.problems import Problem, stream_problems
 from upft_mlx.data.source import Notes
-from upft_mlx.errors import ProblemsError, RecipeError
-from upft_mlx.escape import quoted
+from upft_mlx.errors import ColumnError, ProblemsError, RecipeError
+from upft_mlx.escape import one_line, quoted
 from upft_mlx.grade.correct import normalize_gold
 from upft_mlx.grade.graders import LETTERS, Grader
 from upft_mlx.recipe.evaluate import Benchmark, Evaluate
@@ -140,6 +141,7 @@ def resolve(evaluate: Evaluate) -> list[BenchmarkSpec]:
     for name in [b.name for b in evaluate.benchmarks if b.name not in KNOWN and not (b.path or b.dataset)]:
         near = difflib.get_close_matches(name, KNOWN, n=1)
         hint = f"did you mean {near[0]!r}? " if near else ""
+        hint = f"write a list: [{name}]; " if "," in name else "check the path; " if Path(name).suffix else hint
         own = "or name your own with `path` (a local file) or `dataset` (a Hub id)"
         problem, remedy = f"{quoted(name)}: unknown benchmark", f"{hint}known: {', '.join(KNOWN)}; {own}"
         unknown.append(RecipeError(problem, remedy, field="evaluate.benchmarks"))
@@ -191,6 +193,9 @@ def load_benchmark(entry: BenchmarkSpec, seed: int = 0, notes: Notes | None = No
     try:
         everything = list(stream_problems(entry, builtin=entry.builtin, notes=notes))
     except ProblemsError as error:
+        if isinstance(error, ColumnError) and entry.path:
+            own = f"[{{name: {entry.label}, path: {one_line(entry.path)}, {error.column}: {error.likely}}}]"
+            error.remedy = f"name the {error.column} column in its entry: --set 'evaluate.benchmarks={own}'"
         if not entry.private:
             raise
         error.found = ""  # an excerpt of its text

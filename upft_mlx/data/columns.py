@@ -56,16 +56,16 @@ def find_columns(rows: Sequence[Located], named: Columns) -> Columns:
     question = named.question or _first(QUESTION_COLUMNS, head)
     if question is None:
         usual = ", ".join(QUESTION_COLUMNS)
-        remedy = _example("question", head)
-        raise ColumnError(f"no column named {usual}; it has {_named(head)}", remedy, column="question", **place)
+        problem = f"no column named {usual}; it has {_named(head)}"
+        raise ColumnError(problem, column="question", likely=_likely("question", head), **place)
     given = {name: getattr(named, name) for name in ("question", "answer", "level", "subject")}
     given |= {"id": None if named.id == NUMBERED else named.id}
     for field, column in [*given.items(), *(("wrong_answers", column) for column in named.wrong_answers or ())]:
         if column is not None and not any(column in row or value_at(row, column) is not None for row in head):
             raise ColumnError(
                 f"no column {quoted(column)}; {_nearest(column, head)}it has {_named(head)}",
-                _example(field, head),
                 column=field,
+                likely=_likely(field, head),
                 **place,
             )
     found = [name for name in _all(ANSWER_COLUMNS, head) if name != question]
@@ -129,14 +129,12 @@ def _named(head: Sequence[Row]) -> str:
     return one_line(", ".join(dict.fromkeys(name for row in head for name in names_of(row))), 1000) or "none"
 
 
-def _example(field: str, head: Sequence[Row]) -> str:
-    """How to name a column, with the one that looks most like it."""
+def _likely(field: str, head: Sequence[Row]) -> str:
+    """The column that looks most like the one with the questions: that with the longest text."""
     texts = [
         (len(value), name)
         for row in (head[:1] if field == "question" else ())
         for name in names_of(row)
         if isinstance(value := value_at(row, name), str) and len(name) < 60
     ]
-    column = one_line(max(texts)[1]) if texts else "COLUMN"
-    option = f" (`upft new`: --{field} {column})" if field in ("question", "answer", "id") else ""
-    return f"name the {field} column with `{field}: {column}`{option}"
+    return one_line(max(texts)[1]) if texts else "COLUMN"

@@ -9,7 +9,8 @@ from __future__ import annotations
 import itertools
 import random
 import re
-from collections.abc import Sequence
+from array import array
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -68,6 +69,30 @@ def labelled(recipe: Recipe, problems: Sequence[Problem]) -> list[int]:
             "name the answer's column with problems.answer, or write a few answers: 32 to 64 are enough",
         )
     return numbers
+
+
+def beyond_solutions(recipe: Recipe) -> str:
+    """What to say if the prefix is longer than a full solution may be; empty if it is not."""
+    length, most = recipe.prefix.length, recipe.generate.max_tokens
+    if recipe.method != "upft" or length <= most:
+        return ""
+    return (
+        f"prefix.length: {length:,} tokens, but full solutions are cut at generate.max_tokens: {most:,}; "
+        f"set prefix.length to less than {most:,}, or raise generate.max_tokens"
+    )
+
+
+def ended_early(recipe: Recipe, solutions: Iterable[Solution]) -> str:
+    """What to say if most solutions end before the prefix does: then whole solutions train; empty if they do not."""
+    lengths = array("L", (len(s.completion_ids) for s in solutions if s.kind == "prefix" or s.finish_reason == "stop"))
+    short = sorted(count for count in lengths if count < recipe.prefix.length)
+    if recipe.method != "upft" or 2 * len(short) <= len(lengths):
+        return ""
+    middle = short[len(short) // 2]
+    return (
+        f"{len(short):,} of {len(lengths):,} solutions end before prefix.length: {recipe.prefix.length:,} tokens, and "
+        f"train whole; half of them within {middle:,}: for prefixes, set prefix.length to {max(1, middle // 2)} or less"
+    )
 
 
 def check_problems(recipe: Recipe, problems: Sequence[Problem]) -> None:

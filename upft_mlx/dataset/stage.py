@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from upft_mlx.dataset.build import build, cut_solutions
+from upft_mlx.dataset.prefix import ended_early
 from upft_mlx.events import Note, StageStarted
 from upft_mlx.job import Job, Outcome
 from upft_mlx.models.load import load_tokenizer
@@ -33,4 +34,6 @@ def work(job: Job, run: RunDir) -> Outcome:
     built = build(job.recipe, tokenizer, job.problems, run, job.notify)
     if (cut := cut_solutions(read_rows(job.run.solutions, Solution))).cut:
         job.notify(Note(str(cut)))
+    if said := ended_early(job.recipe, read_rows(job.run.solutions, Solution)):
+        job.notify(Note(said))
     return Outcome(str(built))

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from upft_mlx.dataset.prefix import labelled, wanted
-from upft_mlx.events import StageStarted
+from upft_mlx.dataset.prefix import beyond_solutions, labelled, wanted
+from upft_mlx.events import Note, StageStarted
 from upft_mlx.forecasting.rated import generate_rated
 from upft_mlx.job import Job, Outcome
 from upft_mlx.recipe.schema import Recipe
@@ -45,6 +45,8 @@ def announce(job: Job) -> StageStarted:
 
 def work(job: Job, run: RunDir) -> Outcome:
     """Sample them."""
+    if said := beyond_solutions(job.recipe):
+        job.notify(Note(said))
     if _is_rated(job.recipe):
         made = generate_rated(job.recipe, job.load(), job.problems, run, job.notify)
     else:

@@ -61,6 +61,23 @@ def adapter_weights(model: nn.Module) -> dict[str, mx.array]:
     return dict(tree_flatten(model.trainable_parameters()))
 
 
+def refuse_missing_adapter(adapter: Path) -> None:
+    """Refuse a path that is no adapter, before a model is loaded for it.
+
+    Raises:
+        ModelError: there is no such folder, or it lacks a file of an adapter.
+    """
+    names = ("adapter_config.json", "adapters.safetensors")
+    if all((adapter / name).is_file() for name in names):
+        return
+    inside = next((path for path in sorted(adapter.glob("*/")) if all((path / name).is_file() for name in names)), None)
+    remedy = f"did you mean {quoted(str(inside))}?" if inside else f"use a folder with {names[0]} and {names[1]}"
+    if not adapter.exists():
+        raise ModelError("no such adapter folder", remedy, path=adapter)
+    lacking = next(name for name in names if not (adapter / name).is_file())
+    raise ModelError(f"not an adapter: {lacking} is missing", remedy, path=adapter)
+
+
 def load_adapter(loaded: Loaded, adapter: Path) -> None:
     """Put a trained adapter on the model, as mlx-lm's loader does; before 0.32 that took arrays of any shape.
 
@@ -71,6 +88,7 @@ def load_adapter(loaded: Loaded, adapter: Path) -> None:
     from mlx.utils import tree_flatten
     from mlx_lm.tuner.utils import linear_to_lora_layers
 
+    refuse_missing_adapter(adapter)
     kind = None
     try:
         config = json_object(adapter / "adapter_config.json")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import re
 from collections.abc import Sequence
@@ -92,11 +93,34 @@ def _local(name: str) -> Path | None:
     path = Path(name)
     if path.is_dir():
         return path
-    if path.is_absolute() or path.exists():
-        raise ModelError("no such model folder", "use a folder that exists, or a Hub id such as user/name", path=name)
+    if path.is_file():
+        raise _a_file(path)
+    meant = _beside(path)
+    if path.is_absolute():
+        raise ModelError("no such model folder", f"{meant}use a folder that exists, or a Hub id (user/name)", path=name)
     if not HUB_ID.match(name):
-        raise RecipeError(f"{quoted(name)}: neither a folder nor a Hub id (user/name)", field="model")
+        remedy = f"{meant}use a folder that exists, or a Hub id (user/name)"
+        raise RecipeError(f"{quoted(name)}: neither a folder nor a Hub id", remedy, field="model")
     return None
+
+
+def _a_file(path: Path) -> ModelError:
+    """Why a file is no model here."""
+    if path.suffix.lower() == ".gguf":
+        remedy = (
+            "use the model it was made from: a Hub id such as mlx-community/Qwen2.5-0.5B-Instruct-4bit, or its folder"
+        )
+        return ModelError("a GGUF file of llama.cpp, which cannot be fine-tuned here", remedy, path=path)
+    if path.suffix == ".safetensors":
+        return ModelError("a file, not a model folder", f"use its folder, {path.parent}", path=path)
+    return ModelError("a file, not a model folder", "use a folder, or a Hub id such as user/name", path=path)
+
+
+def _beside(path: Path) -> str:
+    """`did you mean ...? `, if a folder beside the missing one is called nearly the same."""
+    folders = [p.name for p in path.parent.iterdir() if p.is_dir()] if path.parent.is_dir() else []
+    near = difflib.get_close_matches(path.name, folders, n=1)
+    return f"did you mean {quoted(str(path.parent / near[0]))}? " if near else ""
 
 
 def _download(name: str, revision: str | None, patterns: Sequence[str] = FILES, folder: Path | None = None) -> Path:
@@ -130,7 +154,8 @@ def _download(name: str, revision: str | None, patterns: Sequence[str] = FILES, 
     except RevisionNotFoundError:
         raise ModelError(f"model {name}: no revision {quoted(revision)} on the Hub", "check `revision`") from None
     except RepositoryNotFoundError:
-        raise ModelError(f"model {name}: no such model on the Hub, or it is private", "check `model`") from None
+        remedy = f"{_beside(Path(name))}check `model`"
+        raise ModelError(f"model {name}: no such model on the Hub, or it is private", remedy) from None
     except HFValidationError:
         raise RecipeError(f"{quoted(name)}: not a valid Hub id (user/name)", field="model") from None
     except (LocalEntryNotFoundError, ConnectionError):
@@ -143,7 +168,9 @@ def _download(name: str, revision: str | None, patterns: Sequence[str] = FILES, 
 
 def _not_here(name: str, *, offline: bool) -> OfflineError:
     why = "the network is off (--offline or HF_HUB_OFFLINE=1)" if offline else "the Hub cannot be reached"
-    problem, otherwise = f"model {name}: not on this machine, and {why}", "set `model` to a local folder"
+    meant = _beside(Path(name)).rstrip()
+    problem = f"model {name}: not on this machine, and {why}{f'; {meant}' if meant else ''}"
+    otherwise = "set `model` to a local folder"
     if offline:
         return OfflineError(problem, otherwise, fetched="it")
     return OfflineError(problem, f"check the connection, or {otherwise}")

@@ -11,7 +11,7 @@ from typing import Any
 
 from upft_mlx.data.columns import WRONG_COLUMNS
 from upft_mlx.data.problems import Problem
-from upft_mlx.errors import OfflineError, ProblemsError, RecipeError
+from upft_mlx.errors import ColumnError, OfflineError, ProblemsError, RecipeError
 from upft_mlx.escape import to_json
 from upft_mlx.models.facts import model_facts
 from upft_mlx.models.find import BUILTIN, is_hub_model
@@ -54,6 +54,10 @@ def new_recipe(wish: Wish) -> Draft:
     try:
         data = data_facts(_source(wish))
         model = model_facts(wish.model)
+    except ColumnError as error:
+        if error.column in ("question", "answer", "id"):
+            error.remedy = f"name the {error.column} column with --{error.column} {error.likely}"
+        raise
     except OfflineError as error:  # other remedies, because there is no recipe yet to fetch or change
         first = "leave the network on" if error.fetched else "check the connection"
         raise OfflineError(error.problem, f"{first}, or name a local one") from None

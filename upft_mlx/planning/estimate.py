@@ -15,7 +15,7 @@ from typing import Any
 from upft_mlx.data.benchmarks import QUESTION, BenchmarkSet, load_benchmark, resolve
 from upft_mlx.data.problems import Problem
 from upft_mlx.dataset.instruction import differing, instructed, user_turn
-from upft_mlx.dataset.prefix import check_problems, most_sampled, most_supervised, valid_numbers
+from upft_mlx.dataset.prefix import beyond_solutions, check_problems, most_sampled, most_supervised, valid_numbers
 from upft_mlx.models.architecture import Architecture, read_architecture
 from upft_mlx.models.chat import Renderer
 from upft_mlx.models.find import find_model
@@ -182,6 +182,25 @@ class Planner:
             found["fuse"] = speed.load_seconds + _FUSE_ROWS * row * speed.seconds_per_trained_token
         return found
 
+    def other_seconds(self) -> dict[str, float] | None:
+        """Seconds of `upft export` and `upft compare`, which are no part of a run; None without a calibration."""
+        if self.speed is None:
+            return None
+        speed, compare, many = self.speed, self.recipe.compare, len(self.problems)
+        full = many * self.solutions.mean / speed.tokens_per_second
+        row = self.counts.row_tokens / max(1.0, self.counts.rows)
+        step = self._passes * many * speed.seconds_per_trained_token
+        answers = sum(part.completions * min(self.solutions.mean, part.entry.max_tokens) for part in self.sets)
+        answer = answers / speed.tokens_per_second
+        chooses = any(method == "rft" or ":" in method for method in compare.methods)
+        sampled = (
+            full * (compare.samples if chooses else 1) + many * speed.seconds_per_prefix
+        )  # methods share solutions
+        whole = (row + self.solutions.mean) * step
+        trained = sum(whole if method.partition(":")[0] in ("sft", "rft") else row * step for method in compare.methods)
+        each = sampled + trained + len(compare.methods) * (answer + 2 * speed.load_seconds)
+        return {"export": 2 * speed.load_seconds, "compare": answer + compare.seeds * each}
+
     # All of it.
 
     def facts(self) -> dict[str, Any]:
@@ -208,6 +227,8 @@ class Planner:
             },
             "disk_bytes": {name: round(size) for name, size in self.disk().items()},
             "seconds": self.seconds(),
+            "other_seconds": self.other_seconds(),
+            "notes": [note for note in (beyond_solutions(self.recipe),) if note],
             "prompts_differ": differing([part.entry for part in self.sets], self.recipe.prompt),
         }
 

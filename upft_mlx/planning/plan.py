@@ -42,8 +42,8 @@ def plan_recipe(
         key = key_of(recipe, model_hash(planner.model_path), len(planner.problems), versions())
         speed = known(key)
         if speed is None and calibrates and not planner.memory_plan.too_large(recipe):
-            notify(Note("timing a short trial, about ten seconds; --no-calibration skips it"))
-            speed = calibrate(recipe, planner.model_path, planner.problems)
+            notify(Note("timing a short trial, about ten seconds if the machine is idle; --no-calibration skips it"))
+            speed = calibrate(recipe, planner.model_path, planner.problems, notify)
             keep(key, speed)
         planner = planner if speed is None else planner.with_speed(speed)
     return planner.facts()

@@ -15,6 +15,7 @@ from typing import Any
 from upft_mlx.data.problems import Problem
 from upft_mlx.dataset.prefix import most_sampled
 from upft_mlx.errors import RowsError
+from upft_mlx.events import Observer, Progress, ignore
 from upft_mlx.models.chat import Renderer
 from upft_mlx.models.load import Loaded, load
 from upft_mlx.planning.lengths import Solutions, of_lengths
@@ -22,8 +23,8 @@ from upft_mlx.recipe.schema import Recipe
 from upft_mlx.rows import read_json, write_json
 from upft_mlx.rundir import fingerprint
 
-SECONDS = {"full": 4.0, "train": 3.0}
-"""After which sampling full solutions is cut, and no further step is begun."""
+SECONDS = {"full": 4.0, "prefix": 2.0, "train": 3.0}
+"""After which sampling is cut, and for how long steps are taken; loading and compiling come on top."""
 _KEPT = 50
 """Calibrations in the file."""
 
@@ -114,28 +115,39 @@ class _TimeIsUpError(Exception):
     pass
 
 
-def calibrate(recipe: Recipe, path: Path, problems: Sequence[Problem]) -> Speed:
-    """Load the model, sample some solutions and prefixes, take some steps.
+PARTS = ("loading the model", "sampling full solutions", "sampling prefixes", "training steps")
+
+
+def calibrate(recipe: Recipe, path: Path, problems: Sequence[Problem], notify: Observer = ignore) -> Speed:
+    """Load the model, sample some solutions and prefixes, take some steps; about ten seconds, whatever their size.
 
     Args:
         recipe: with numbers, not `auto`.
         path: the model's folder.
         problems: some are taken, evenly spaced.
+        notify: receives how many parts are done.
 
     Raises:
         UpftError: the model cannot be loaded or does not take the prompts.
     """
+
+    def done(parts: int) -> None:
+        notify(Progress("trial", parts, len(PARTS), "parts"))
+
+    done(0)
     begin = time.perf_counter()
     loaded = load(path, quantize=recipe.quantize, trust_remote_code=recipe.trust_remote_code)
     load_seconds = time.perf_counter() - begin
+    done(1)
     step = max(1, len(problems) // recipe.generate.batch_size)
     chosen = [problems[number] for number in range(0, len(problems), step)][: recipe.generate.batch_size]
+    chosen = chosen[: _few_enough(recipe, loaded, chosen)]
     rate, lengths, was_cut = _full(recipe, loaded, chosen)
-    sampler = _sampler(recipe, loaded)
-    begin = time.perf_counter()
-    made = sampler.sample(_requests(recipe, loaded, chosen, most_sampled(recipe, "prefix")), 0)
-    per_prefix = (time.perf_counter() - begin) / len(chosen)
-    per_token = _train(recipe, loaded, chosen, [one.ids for one in made])
+    done(2)
+    per_prefix = _prefixes(recipe, loaded, chosen)
+    done(3)
+    per_token = _train(recipe, loaded, chosen)
+    done(4)
     return Speed(load_seconds, rate, per_prefix, per_token, lengths, was_cut)
 
 
@@ -153,12 +165,21 @@ def _sampler(recipe: Recipe, loaded: Loaded) -> Any:
     return Sampler(loaded, sampling_for(loaded, g.temperature, g.batch_size, g.top_p, g.top_k, g.stop))
 
 
+def _few_enough(recipe: Recipe, loaded: Loaded, problems: Sequence[Problem]) -> int:
+    """How many problems a trial takes: fewer than a batch where a machine passes their prompts too slowly."""
+    sampler, two = _sampler(recipe, loaded), problems[:2]
+    sampler.sample(_requests(recipe, loaded, two, 2), 0)  # what compiles does so before
+    begin = time.perf_counter()
+    sampler.sample(_requests(recipe, loaded, two, 2), 0)
+    each = (time.perf_counter() - begin) / len(two)
+    return max(2, min(len(problems), int(SECONDS["full"] / 4 / each)))
+
+
 def _full(
     recipe: Recipe, loaded: Loaded, problems: Sequence[Problem]
 ) -> tuple[float, tuple[tuple[int, bool], ...], bool]:
     """Tokens per second, lengths of the solutions, and whether these are estimates."""
     sampler, limit = _sampler(recipe, loaded), most_sampled(recipe, "full")
-    sampler.sample(_requests(recipe, loaded, problems[:2], 2), 0)  # what compiles does so before
     tokens = finished = 0
     begin = time.perf_counter()
 
@@ -178,16 +199,35 @@ def _full(
     return rate, tuple((len(one.ids), one.finish_reason == "stop") for one in made), False
 
 
-def _train(recipe: Recipe, loaded: Loaded, problems: Sequence[Problem], prefixes: list[list[int]]) -> float:
-    """Seconds per token that is not shared."""
+def _prefixes(recipe: Recipe, loaded: Loaded, problems: Sequence[Problem]) -> float:
+    """Seconds per prefix; of a trial that was cut, as many as its tokens would be."""
+    sampler, length = _sampler(recipe, loaded), most_sampled(recipe, "prefix")
+    begin, tokens = time.perf_counter(), 0
+
+    def on_step(new: int, ended: int) -> None:
+        nonlocal tokens
+        tokens += new
+        if time.perf_counter() - begin > SECONDS["prefix"]:
+            raise _TimeIsUpError
+
+    try:
+        sampler.sample(_requests(recipe, loaded, problems, length), 0, on_step)
+    except _TimeIsUpError:
+        return (time.perf_counter() - begin) * length / max(1, tokens)
+    return (time.perf_counter() - begin) / len(problems)
+
+
+def _train(recipe: Recipe, loaded: Loaded, problems: Sequence[Problem]) -> float:
+    """Seconds per token that is not shared; of a small batch where a step of a whole one takes too long."""
     from upft_mlx.models.adapters import add_lora
     from upft_mlx.training.batches import Example, shared_length
     from upft_mlx.training.step import Stepper
 
     renderer, settings = Renderer(loaded.tokenizer, recipe.prompt), recipe.train
     examples = []
-    for problem, ids in zip(problems, prefixes, strict=True):
+    for problem in problems:
         prompt = renderer.asked(problem.question + recipe.prefix.template_text)
+        ids = (prompt * recipe.prefix.length)[: recipe.prefix.length]  # only their number matters
         row = [*prompt, *ids, loaded.eos_id][: settings.max_length]
         examples.append(Example(problem.id, row, min(len(prompt), len(row) - 1)))
     shared = shared_length(examples)
@@ -195,10 +235,14 @@ def _train(recipe: Recipe, loaded: Loaded, problems: Sequence[Problem], prefixes
     loaded.model.train()
     stepper = Stepper(loaded.model, settings, shared=shared, dropout=recipe.lora.dropout > 0)
     batch = [examples[number % len(examples)] for number in range(settings.batch_size)]
-    own = sum(len(example.ids) - shared for example in batch)
-    stepper.step(batch, 1e-6, 0)  # what compiles does so before
-    begin, steps = time.perf_counter(), 0
+    stepper.step(batch[:2], 1e-6, 0)  # what compiles does so before
+    begin = time.perf_counter()
+    stepper.step(batch[:2], 1e-6, 0)
+    if (time.perf_counter() - begin) * len(batch) / 2 > SECONDS["train"]:
+        batch = batch[:2]
+    steps, begin = 0, time.perf_counter()
     while not steps or time.perf_counter() - begin < SECONDS["train"] / 2:
         stepper.step(batch, 1e-6, 0)
         steps += 1
+    own = sum(len(example.ids) - shared for example in batch)
     return (time.perf_counter() - begin) / steps / own

@@ -74,11 +74,16 @@ def _as_benchmark(value: object) -> object:
     return {"name": value} if isinstance(value, str) else value
 
 
+def _as_benchmarks(value: object) -> object:
+    """One benchmark as a list of one: `--set evaluate.benchmarks=gsm8k`."""
+    return (value,) if isinstance(value, (str, dict)) else as_tuple(value)
+
+
 class Evaluate(Section):
     """The benchmarks for base and tuned."""
 
     benchmarks: Annotated[
-        tuple[Annotated[Benchmark, BeforeValidator(_as_benchmark)], ...], BeforeValidator(as_tuple)
+        tuple[Annotated[Benchmark, BeforeValidator(_as_benchmark)], ...], BeforeValidator(_as_benchmarks)
     ] = ()
     """Names of benchmarks, or mappings with the fields below."""
     samples: Count = 1

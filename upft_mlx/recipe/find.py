@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import difflib
+import shlex
 from pathlib import Path
 
 from upft_mlx.errors import RecipeError, UnknownRecipeError
+
+_DATA = (".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".gz")
+"""Endings of datasets."""
 
 
 def shipped_recipes() -> dict[str, Path]:
@@ -26,6 +30,9 @@ def find_recipe(path_or_name: str | Path) -> Path:
     path = Path(path_or_name)
     try:
         if path.is_file():
+            if path.suffix.lower() in _DATA:
+                remedy = f"`upft new MODEL {shlex.quote(str(path))}` writes a recipe for it"
+                raise RecipeError("a dataset, not a recipe", remedy, path=path)
             return path
         if path.is_dir() and str(path_or_name) not in shipped_recipes():
             raise RecipeError("is a folder, not a recipe", "name a .yaml file", path=path)

@@ -15,6 +15,32 @@ from upft_mlx.escape import one_line, quoted
 from upft_mlx.recipe.fields import FieldError
 from upft_mlx.recipe.schema import Recipe
 
+ELSEWHERE = {
+    "lr": "train.learning_rate",
+    "iters": "train.steps",
+    "max_steps": "train.steps",
+    "num_epochs": "train.epochs",
+    "num_train_epochs": "train.epochs",
+    "per_device_train_batch_size": "train.batch_size",
+    "max_seq_length": "train.max_length",
+    "steps_per_eval": "train.validate_every",
+    "steps_per_report": "train.report_every",
+    "save_every": "train.checkpoint_every",
+    "lora_layers": "lora.num_layers",
+    "r": "lora.rank",
+    "lora_rank": "lora.rank",
+    "lora_alpha": "lora.scale (alpha / rank)",
+    "data": "problems.path",
+    "alpha": "lora.scale (alpha / rank)",
+    "target_modules": "lora.keys",
+    "lora_parameters": "lora",
+    "temp": "generate.temperature",
+    "model_path": "model",
+    "prefix_length": "prefix.length",
+    "t": "prefix.length",
+}
+"""What other tools call a field."""
+
 
 def describe(
     path: Path,
@@ -66,14 +92,16 @@ def _in_yaml_terms(message: str, loc: tuple[Any, ...]) -> str:
 
 
 def _suggest(loc: tuple[Any, ...]) -> str:
-    """The nearest valid name of a misspelt field, another section's field of exactly that name, else all names."""
+    """What it is called here; else the nearest valid name, another section's field of that name, or all names."""
+    if elsewhere := ELSEWHERE.get(str(loc[-1])):
+        return f"it is called {elsewhere!r} here"
     section: type[BaseModel] = Recipe
     for part in loc[:-1]:
         if isinstance(part, str) and part in section.model_fields:
             section = _section_type(section.model_fields[part].annotation) or section
     fields = list(section.model_fields)
-    elsewhere = [f"{name}.{loc[-1]}" for name in Recipe.model_fields if loc[-1] in _fields_of(name)]
-    near = elsewhere or difflib.get_close_matches(str(loc[-1]), fields, n=1, cutoff=0.5)
+    same = [f"{name}.{loc[-1]}" for name in Recipe.model_fields if loc[-1] in _fields_of(name)]
+    near = same or difflib.get_close_matches(str(loc[-1]), fields, n=1, cutoff=0.5)
     valid = f"valid here: {', '.join(fields)}"
     return f"did you mean {near[0]!r}? ({valid})" if near else valid
 

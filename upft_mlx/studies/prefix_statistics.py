@@ -121,9 +121,9 @@ def recommend(accuracy: Sequence[dict[str, Any]]) -> tuple[int | None, str]:
     apart = rows[len(alike)] if len(alike) < len(rows) else None
     if not alike:
         assert apart is not None
-        return rows[0]["length"], (
-            f"already at t = {apart['length']} prefixes of right and wrong samples differ "
-            f"({_points(apart)}): let `prefix.selection` choose among several samples"
+        return None, (
+            f"already at t = {apart['length']} prefixes of right and wrong samples differ ({_points(apart)}), so no "
+            "length keeps them alike: let `prefix.selection` choose among several samples"
         )
     best = max((row for row in alike if row["length"] <= LONGEST), key=lambda row: row["length"], default=alike[0])
     text = f"up to {best['length']} tokens prefixes of right and wrong samples lead to right answers equally often"

@@ -78,9 +78,12 @@ def _remarks(facts: dict[str, Any]) -> list[str]:
     if facts["seconds"] is None:
         why = "" if facts["model_is_here"] else ": fetch the model first"
         lines.append(f"time: no estimate without a calibration on this machine{why}")
+    if facts["other_seconds"] is not None:
+        others = [f"`upft {name}` about {duration(seconds)}" for name, seconds in facts["other_seconds"].items()]
+        lines.append(f"not part of a run: {', '.join(others)}")
     lines += [f"does not fit: {line}" for line in found["too_large"]]
     if not found["too_large"]:
         lines.append("every stage fits in memory (the formulas are right to about 15 %)")
-    lines += [f"note: {line}" for line in facts["prompts_differ"]]
+    lines += [f"note: {line}" for line in (*facts["notes"], *facts["prompts_differ"])]
     lines += [f"the memory formulas were not measured for {what}" for what in found["not_measured_for"]]
     return lines

@@ -1,0 +1,201 @@
+"""Natural mistakes, as new users make them: each message names the thing, the value and the next step."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from conftest import MODEL
+from helpers.input import assert_fails, no_network, upft
+
+__all__ = ["no_network"]
+pytestmark = pytest.mark.usefixtures("no_network")
+
+QUESTIONS = "".join(json.dumps({"question": f"{n} + 1?", "answer": str(n + 1)}) + "\n" for n in range(60))
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A user's folder: a model, questions, a recipe, and files of other kinds."""
+    from huggingface_hub import constants
+
+    monkeypatch.chdir(tmp_path)
+    for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_HUB_DISABLE_TELEMETRY"):
+        monkeypatch.setenv(name, "1")
+    monkeypatch.setenv("HF_HUB_DISABLE_PROGRESS_BARS", "0")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    shutil.copytree(MODEL, tmp_path / "models" / "tiny")
+    (tmp_path / "q.jsonl").write_text(QUESTIONS)
+    (tmp_path / "my.yaml").write_text("model: ./models/tiny\nproblems: {path: q.jsonl}\n")
+    (tmp_path / "typo.yaml").write_text("model: ./models/tny\nproblems: {path: q.jsonl}\n")
+    (tmp_path / "m.gguf").write_bytes(b"GGUF" + bytes(64))
+    (tmp_path / "german.csv").write_text("frage;antwort\nWas ist 1 + 1?;2\n")
+    (tmp_path / "latin.csv").write_bytes("question,answer\nWie groß?,2\n".encode("latin-1"))
+    (tmp_path / "q.xlsx").write_bytes(b"PK\x03\x04")
+    (tmp_path / "text.jsonl").write_text('{"text": "Q: 1 + 1? A: 2"}\n')
+    (tmp_path / "nan.jsonl").write_text('{"question": "a?", "answer": NaN}\n')
+    (tmp_path / "same.jsonl").write_text('{"id": "x", "question": "a?"}\n{"id": "x", "question": "b?"}\n')
+    (tmp_path / "noted").mkdir()
+    return tmp_path
+
+
+MISTAKES: dict[str, tuple[list[str], int, list[str]]] = {
+    "a model folder is misspelt in a recipe": (
+        ["plan", "typo.yaml"],
+        1,
+        ["/models/tny: no such model folder; did you mean '", "/models/tiny'? use a folder"],
+    ),
+    "a model folder is misspelt on the command line": (
+        ["new", "models/tny", "q.jsonl"],
+        1,
+        ["model models/tny: not on this machine", "did you mean 'models/tiny'?"],
+    ),
+    "a GGUF file as the model": (
+        ["new", "m.gguf", "q.jsonl"],
+        1,
+        ["m.gguf: a GGUF file of llama.cpp, which cannot be fine-tuned here", "mlx-community/"],
+    ),
+    "a safetensors file as the model": (
+        ["new", "models/tiny/model.safetensors", "q.jsonl"],
+        1,
+        ["model.safetensors: a file, not a model folder; use its folder, models/tiny"],
+    ),
+    "model and questions in the other order": (
+        ["new", "q.jsonl", "models/tiny"],
+        1,
+        ["models/tiny: is a folder; name a .jsonl"],
+    ),
+    "a dataset as the recipe": (
+        ["run", "q.jsonl"],
+        2,
+        ["q.jsonl: a dataset, not a recipe; `upft new MODEL q.jsonl` writes a recipe for it"],
+    ),
+    "a recipe is misspelt": (["run", "myy.yaml"], 2, ["myy.yaml: no such recipe file", "did you mean 'my.yaml'?"]),
+    "a dataset is misspelt": (
+        ["new", "models/tiny", "qq.jsonl"],
+        1,
+        ["qq.jsonl: no such file; did you mean 'q.jsonl'?"],
+    ),
+    "Excel's own format": (
+        ["new", "models/tiny", "q.xlsx"],
+        1,
+        ["q.xlsx: not a .jsonl", "export it as CSV (Excel: Save As, CSV UTF-8"],
+    ),
+    "Latin-1": (
+        ["new", "models/tiny", "latin.csv"],
+        1,
+        ["latin.csv:2: not UTF-8 text; convert it: `iconv -f WINDOWS-1252 -t UTF-8 latin.csv > latin-utf8.csv`"],
+    ),
+    "columns with other names": (
+        ["new", "models/tiny", "german.csv"],
+        1,
+        [
+            "german.csv:2: no column named question",
+            "it has frage, antwort; name the question column with --question fra",
+        ],
+    ),
+    "a benchmark's columns with other names": (
+        ["evaluate", "my.yaml", "--benchmark", "german.csv"],
+        1,
+        ["it has frage, antwort; name the question column in its entry: --set 'evaluate.benchmarks=[{name: german, "],
+    ),
+    "texts for pre-training": (
+        ["new", "models/tiny", "text.jsonl"],
+        1,
+        ["text.jsonl:1: no column named question", "it has text", "with --question text"],
+    ),
+    "an answer that is NaN": (
+        ["new", "models/tiny", "nan.jsonl"],
+        1,
+        [
+            "nan.jsonl:1: answer: expected text or a number, found NaN; fix it, or leave such rows out",
+            "--skip-bad-rows",
+        ],
+    ),
+    "ids that repeat": (
+        ["new", "models/tiny", "same.jsonl"],
+        1,
+        ["same.jsonl:2: the id 'x' is already used (by same.jsonl:1); give each row its own id", "--id none"],
+    ),
+    "a benchmark outside its section": (
+        ["plan", "my.yaml", "--set", "benchmarks=gsm8k"],
+        2,
+        ["--set: benchmarks: unknown field; did you mean 'evaluate.benchmarks'?"],
+    ),
+    "a benchmark is misspelt": (
+        ["plan", "my.yaml", "--set", "evaluate.benchmarks=gsm8"],
+        2,
+        ["evaluate.benchmarks: 'gsm8': unknown benchmark; did you mean 'gsm8k'?"],
+    ),
+    "benchmarks joined by a comma": (
+        ["plan", "my.yaml", "--set", "evaluate.benchmarks=gsm8k,math500"],
+        2,
+        ["'gsm8k,math500': unknown benchmark; write a list: [gsm8k,math500]"],
+    ),
+    "a benchmark file that is not there": (
+        ["evaluate", "my.yaml", "--benchmark", "tests.csv"],
+        2,
+        ["'tests.csv': no such file, and no known benchmark; check the path; known: "],
+    ),
+    "mlx-lm's name of a field": (
+        ["plan", "my.yaml", "--set", "train.iters=100"],
+        2,
+        ["--set: train.iters: unknown field; it is called 'train.steps' here"],
+    ),
+    "PEFT's name of a field": (
+        ["plan", "my.yaml", "--set", "lora.lora_alpha=32"],
+        2,
+        ["--set: lora.lora_alpha: unknown field; it is called 'lora.scale (alpha / rank)' here"],
+    ),
+    "a number with a unit": (
+        ["plan", "my.yaml", "--set", "prefix.length=16tokens"],
+        2,
+        ["--set: prefix.length: '16tokens': should be a valid integer"],
+    ),
+    "an adapter that is not there": (
+        ["ask", "my.yaml", "1 + 1?", "--adapter", "adapters"],
+        1,
+        ["adapters: no such adapter folder; use a folder with adapter_config.json and adapters.safetensors"],
+    ),
+    "a folder that is no adapter": (
+        ["evaluate", "my.yaml", "--benchmark", "arithmetic", "--adapter", "noted"],
+        1,
+        ["noted: not an adapter: adapter_config.json is missing; use a folder with"],
+    ),
+    "a stage before the one that it needs": (
+        ["train", "my.yaml"],
+        1,
+        ["runs/my: train needs the stage generate, which is not done; run `upft generate` first, or `upft run`"],
+    ),
+    "a question without a recipe": (
+        ["ask", "What is 1 + 1?"],
+        2,
+        ["the question is empty; give one as the last argument after 'What is 1 + 1?', which is read as a recipe"],
+    ),
+    "a command is misspelt": (["trian", "my.yaml"], 2, ["No such command 'trian'", "train"]),
+}
+
+
+@pytest.mark.parametrize("case", MISTAKES)
+def test_a_natural_mistake_is_answered_with_the_thing_the_value_and_the_next_step(case: str) -> None:
+    arguments, status, parts = MISTAKES[case]
+    assert_fails(upft(*arguments), status, *parts)
+
+
+def test_there_are_at_least_25() -> None:
+    assert len(MISTAKES) >= 25
+
+
+def test_a_prefix_beyond_the_longest_solution_is_pointed_out_by_the_plan() -> None:
+    planned = upft("plan", "my.yaml", "--no-calibration", "--set", "prefix.length=2000")
+    text = " ".join(planned.stdout.split())
+    assert "prefix.length: 2,000 tokens, but full solutions are cut at generate.max_tokens: 1,024" in text
+    assert "but full solutions" not in upft("plan", "my.yaml", "--no-calibration").stdout
+
+
+def test_one_benchmark_needs_no_list() -> None:
+    planned = upft("plan", "my.yaml", "--no-calibration", "--set", "evaluate.benchmarks=arithmetic")
+    assert planned.exit_code == 0, planned.stderr
