@@ -138,7 +138,7 @@ MISTAKES: dict[str, tuple[list[str], int, list[str]]] = {
     "a benchmark file that is not there": (
         ["evaluate", "my.yaml", "--benchmark", "tests.csv"],
         2,
-        ["'tests.csv': no such file, and no known benchmark; check the path; known: "],
+        ["'tests.csv': unknown benchmark; check the path; known: "],
     ),
     "mlx-lm's name of a field": (
         ["plan", "my.yaml", "--set", "train.iters=100"],

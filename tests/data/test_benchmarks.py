@@ -101,7 +101,8 @@ def test_columns_can_be_named(tmp_path: Path) -> None:
     columns = {"question": "text", "answer": "key", "level": "hard", "subject": "field"}
     assert load_benchmark(entry_of(name="own", path=path, **columns)) == [Problem("0", "1 + 1?", "2", "3", "sums")]
     with pytest.raises(
-        ProblemsError, match=r"own.jsonl:1: no column 'difficulty'; it has .*; name the level column with `level"
+        ProblemsError,
+        match=r"own.jsonl:1: no column 'difficulty'; it has .*; name the level column in its entry: --set",
     ):
         load_benchmark(entry_of(name="own", path=path, **columns | {"level": "difficulty"}))
 

@@ -337,7 +337,11 @@ def test_an_interrupted_answer_ends_with_status_130(folder: Path, monkeypatch: p
         (["quickstart", QUESTION, "--temperature", "-1"], 2, "--temperature"),
         (["quickstart", QUESTION, "--max-tokens", "0"], 2, "--max-tokens"),
         (["qickstart", QUESTION], 2, "nor is it a run directory"),
-        (["quickstart", QUESTION, "--adapter", "nowhere"], 1, "nowhere: does not fit this model"),
+        (
+            ["quickstart", QUESTION, "--adapter", "nowhere"],
+            1,
+            "nowhere: no such adapter folder; use a folder with adapter_config.json",
+        ),
         (["--model", "no such thing", QUESTION], 2, "neither a folder nor a Hub id"),
     ],
 )

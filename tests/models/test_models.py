@@ -67,14 +67,12 @@ def test_an_unknown_embedded_model_lists_what_there_is() -> None:
 
 def test_a_missing_folder_is_named(tmp_path: Path) -> None:
     found = fails(ModelError, lambda: find_model(recipe(tmp_path / "nowhere")))
-    assert found == (
-        f"{tmp_path}/nowhere: no such model folder; use a folder that exists, or a Hub id such as user/name"
-    )
+    assert found == f"{tmp_path}/nowhere: no such model folder; use a folder that exists, or a Hub id (user/name)"
 
 
 def test_a_file_is_no_model(tmp_path: Path) -> None:
     path = write(tmp_path / "model.gguf", b"GGUF")
-    assert "no such model folder" in fails(ModelError, lambda: find_model(recipe(path)))
+    assert "model.gguf: a GGUF file of llama.cpp" in fails(ModelError, lambda: find_model(recipe(path)))
 
 
 @pytest.mark.parametrize("name", ["gpt2", "a/b/c", "a b/c", "/", "user/", "user/na me", "https://x.y/z"])
@@ -357,7 +355,8 @@ def test_a_broken_adapter_is_refused(fresh: Loaded, tmp_path: Path, name: str, c
     else:
         write(tmp_path / name, content)
     found = fails(ModelError, lambda: load_adapter(fresh, tmp_path))
-    assert found.startswith(f"{tmp_path}: does not fit this model, {MODEL}: ")
+    missing = content is None and name == "adapter_config.json"
+    assert found.startswith(f"{tmp_path}: {'not an adapter' if missing else f'does not fit this model, {MODEL}'}: ")
     assert part in found
 
 

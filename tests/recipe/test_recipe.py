@@ -301,8 +301,8 @@ WRONG = {
     "text for a list": ("lora: {keys: q_proj}", "3: lora.keys: 'q_proj': should be a list"),
     "number in a list of texts": ("lora: {keys: [1]}", "3: lora.keys.0: 1: should be a text"),
     "text for benchmarks": (
-        "evaluate: {benchmarks: gsm8k}",
-        "3: evaluate.benchmarks: 'gsm8k': should be a list",
+        "evaluate: {benchmarks: 7}",
+        "3: evaluate.benchmarks: 7: should be a list",
     ),
     "number for a benchmark": (
         "evaluate: {benchmarks: [3]}",

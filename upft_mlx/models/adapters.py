@@ -65,17 +65,15 @@ def refuse_missing_adapter(adapter: Path) -> None:
     """Refuse a path that is no adapter, before a model is loaded for it.
 
     Raises:
-        ModelError: there is no such folder, or it lacks a file of an adapter.
+        ModelError: there is no such folder, or it has no adapter_config.json.
     """
-    names = ("adapter_config.json", "adapters.safetensors")
-    if all((adapter / name).is_file() for name in names):
+    if (adapter / "adapter_config.json").is_file():
         return
-    inside = next((path for path in sorted(adapter.glob("*/")) if all((path / name).is_file() for name in names)), None)
-    remedy = f"did you mean {quoted(str(inside))}?" if inside else f"use a folder with {names[0]} and {names[1]}"
-    if not adapter.exists():
-        raise ModelError("no such adapter folder", remedy, path=adapter)
-    lacking = next(name for name in names if not (adapter / name).is_file())
-    raise ModelError(f"not an adapter: {lacking} is missing", remedy, path=adapter)
+    inside = next((path.parent for path in sorted(adapter.glob("*/adapter_config.json"))), None)
+    meant = f"did you mean {quoted(str(inside))}?" if inside else ""
+    remedy = meant or "use a folder with adapter_config.json and adapters.safetensors"
+    there = "not an adapter: adapter_config.json is missing" if adapter.exists() else "no such adapter folder"
+    raise ModelError(there, remedy, path=adapter)
 
 
 def load_adapter(loaded: Loaded, adapter: Path) -> None:
