@@ -70,7 +70,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
     monkeypatch.setattr(pipeline, "run", run)
     monkeypatch.setattr(pipeline, "run_stage", run_stage)
     monkeypatch.setattr(views, "save_svg", lambda *a: None)
-    monkeypatch.setattr(views, "print_summary", lambda *a: None)
+    monkeypatch.setattr(views, "print_summary", lambda *a, **k: None)
     return made
 
 

@@ -158,7 +158,7 @@ def show(
         "List the runs in a folder, newest first: the verdict of each with its differences, and the recipe fields in "
         "which it differs from most of the others.",
         "upft runs",
-        "upft runs experiments --json",
+        "upft runs my-experiments --json",
     )
 )
 @click.argument("folder", type=click.Path(path_type=Path), default=Path("runs"))

@@ -171,7 +171,7 @@ def _run(
                 facts = pipeline.run_stage(recipe, folder, stage, notify, **extra)
         if not leads:
             return
-        if not extra.get("look") and (stage is None or STAGES[stage].measures):
+        if facts.get("benchmarks") and not extra.get("look") and (stage is None or STAGES[stage].measures):
             facts["files"]["page"] = str(write_page(RunDir(folder), memory_limit()))
         views.save_svg(facts, (folder / "looks" / extra["look"] if extra.get("look") else folder) / "report.svg")
         if options.as_json:
