@@ -1,0 +1,315 @@
+"""The page docs/measured/forecast.md, its data and picture, from the units of make_forecast_page.py."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from make_evidence import RFT, ROOT, WORLDS
+from make_forecast_page import ANSWERS, PLAN, RATES, REAL_RULES, REAL_SEEDS, REPORT, change
+
+from upft_mlx.forecasting.estimate import Forecast, Mean, RuleForecast, points
+from upft_mlx.results.figures import COLOURS, FONT
+
+Units = Mapping[str, Any]
+MEASURED = {
+    "first": "first",
+    "consensus": "consensus of 16",
+    "majority_answer": "majority answer of 8",
+    "confidence": "confidence of 8",
+    "longest": "longest of 8",
+    "label": "label of 16",
+}
+"""Rules that evidence.md measured, by their name there."""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A forecast, and what was measured."""
+
+    world: str
+    rule: str
+    forecast: Mean
+    measured: Mean
+
+
+def write(units: Units) -> None:
+    """All three files."""
+    found = list(pairs(units))
+    parts = [HEADER, PLAN, simulation(units), compared(found), *(answers(units, world) for world in WORLDS)]
+    parts += [real(units), verdicts(units, found)]
+    ROOT.joinpath("docs/measured/forecast.md").write_text("\n".join(parts), encoding="utf-8")
+    ROOT.joinpath("docs/assets/forecast.svg").write_text(picture(found), encoding="utf-8")
+    ROOT.joinpath("docs/assets/forecast.json").write_text(json.dumps(slim(units), indent=0) + "\n", encoding="utf-8")
+
+
+def slim(units: Units) -> dict[str, Any]:
+    """The units, scores as means."""
+
+    def mean(scores: Mapping[str, Sequence[float]]) -> dict[str, float]:
+        return {name: sum(values) / len(values) for name, values in scores.items()}
+
+    return {
+        name: {**unit, "base": mean(unit["base"]), "tuned": mean(unit["tuned"])} if "tuned" in unit else unit
+        for name, unit in units.items()
+    }
+
+
+HEADER = """# Does the forecast hold?
+
+Written by `tools/make_forecast_page.py`; do not edit. Before any training, `upft forecast` says what each rule that picks
+prefixes would change, from a few problems with answers. This page holds those forecasts against what training did, in
+the two toy worlds of [evidence.md](evidence.md) and on a real model, and tries what follows from them: `prefix.selection:
+probe` and `auto`.
+
+How a forecast is made: `forecast.samples` full solutions of each of `forecast.problems` problems with answers. A rule
+picks one of a problem's samples; the forecast is how often solutions that begin with the picked prefix are right, minus
+how often all samples are right, mean over problems with a 95 % interval. A rule that looks at prefixes alone never sees
+how its pick goes on, so the pick's own outcome counts, together with those of the other samples that share its prefix. A
+rule that looks at whole solutions is worth what fresh continuations of its pick are. The probe is rated on problems that
+it was not fitted on. "Against greedy's prefix" compares with the prefix that greedy decoding takes instead of the mean
+sample.
+"""
+
+
+def rules_of(units: Units, world: str) -> dict[str, RuleForecast]:
+    """The forecasts of a world at t = 8."""
+    found = Forecast.load(units[f"{world}/forecast"])
+    return {rule.selection: rule for rule in found.rules if rule.length == 8}
+
+
+def pairs(units: Units) -> Iterator[Pair]:
+    """All rules and worlds that have both."""
+    evidence = json.loads(ROOT.joinpath("docs/assets/evidence.json").read_text(encoding="utf-8"))
+    for world in (*WORLDS, "smollm2"):
+        if f"{world}/forecast" not in units:
+            continue
+        for name, rule in rules_of(units, world).items():
+            if rule.forecast is None:
+                continue
+            if world in WORLDS and name in MEASURED:
+                row = evidence[world]["methods"][MEASURED[name]]["benchmarks"]["report"]["difference"]
+                yield Pair(world, name, rule.forecast, Mean(row["delta"], tuple(row["ci95"])))
+            elif cells := cells_of(units, world, name):
+                measured = change(cells, "report")
+                yield Pair(world, name, rule.forecast, Mean(measured.value, measured.ci95))
+
+
+def cells_of(units: Units, world: str, rule: str) -> list[dict[str, Any]]:
+    """The cells of a rule with the setting that was chosen, as far as they are measured."""
+    if world == "smollm2":
+        names = [f"smollm2/{rule}/0.0001/{seed}" for seed in REAL_SEEDS]
+    else:
+        rate = units.get(f"{world}/{rule}/rate", {"rate": RATES[0]})["rate"]
+        names = [f"{world}/{rule}/{rate:g}/{seed}" for seed in REPORT]
+    return [units[name] for name in names if name in units]
+
+
+def simulation(units: Units) -> str:
+    """How often the intervals hold the truth."""
+    lines = [
+        "## Simulated worlds with known values\n",
+        "Each of 5 prefixes of a problem has a known chance to lead to a right answer; 400 forecasts each, from 8 samples per "
+        "problem.\n",
+        "| rule | problems | true value (points) | mean forecast (points) | intervals that hold it |",
+        "|---|---|---|---|---|",
+    ]
+    for name, unit in units.items():
+        if name.startswith("simulate/"):
+            _, rule, problems = name.split("/")
+            values = f"{100 * unit['truth']:+.2f} | {100 * unit['mean']:+.2f} | {unit['covered']:.1%}"
+            lines.append(f"| {rule} | {problems} | {values} |")
+    return "\n".join(lines) + "\n"
+
+
+def compared(found: Sequence[Pair]) -> str:
+    """Forecast and measured change."""
+    lines = [
+        "## Forecast and measured change\n",
+        "Toy worlds: forecasts from 256 answers with 16 samples each, t = 8, T = 0.6; the change of sampled accuracy at T = "
+        "0.7. What is measured of `first`, `consensus`, `majority_answer`, `confidence`, `longest` and `label` is that of "
+        f"[evidence.md](evidence.md). SmolLM2: forecasts from {ANSWERS} answers with 8 samples each.\n",
+        "| world | rule | forecast (points) | measured (points) |",
+        "|---|---|---|---|",
+        *(f"| {p.world} | {p.rule} | {points(p.forecast)} | {points(p.measured)} |" for p in found),
+        "",
+        f"Spearman's rank correlation over these {len(found)} pairs: {spearman(found):.2f}.\n",
+        "![Forecast and measured change](../assets/forecast.svg)\n",
+    ]
+    return "\n".join(lines)
+
+
+def spearman(found: Sequence[Pair]) -> float:
+    """The rank correlation of forecast and measured means."""
+    from scipy.stats import spearmanr
+
+    return float(spearmanr([p.forecast.mean for p in found], [p.measured.mean for p in found]).statistic)
+
+
+def answers(units: Units, world: str) -> str:
+    """What `probe` and `auto` give with a few answers."""
+    evidence = json.loads(ROOT.joinpath("docs/assets/evidence.json").read_text(encoding="utf-8"))[world]["methods"]
+    rft = evidence[RFT]
+    gain = rft["benchmarks"]["report"]["difference"]["delta"]
+    lines = [
+        f"## World: {world}, {ANSWERS} answers\n",
+        "| rule | learning rate | seeds | chosen | sampled (points) | share of RFT's gain | greedy (points) | tokens sampled "
+        "(of RFT's) | tokens trained (of RFT's) |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for rule in ("probe", "auto", "prefix_confidence"):
+        cells = cells_of(units, world, rule)
+        if not cells:
+            lines.append(f"| {rule} | not measured yet | | | | | | | |")
+            continue
+        rate = units.get(f"{world}/{rule}/rate", {"rate": RATES[0]})["rate"]
+        sampled, greedy = (change(cells, label) for label in ("report", "report-greedy"))
+        costs = [
+            f"{mean_of(cells, name):,.0f} ({mean_of(cells, name) / rft[name]:.0%})"
+            for name in ("tokens_sampled", "tokens_trained")
+        ]
+        chosen = ", ".join(sorted({str(cell["chosen"]) for cell in cells}))
+        shown = [points(Mean(value.value, value.ci95)) for value in (sampled, greedy)]
+        lines.append(
+            f"| {rule} | {rate:g} | {len(cells)} | {chosen} | {shown[0]} | {sampled.value / gain:.0%} | {shown[1]} "
+            f"| {costs[0]} | {costs[1]} |"
+        )
+    delta = rft["benchmarks"]["report"]["difference"]
+    lines.append(
+        f"\nRFT of 16 with all 256 answers, as in evidence.md: {points(Mean(delta['delta'], tuple(delta['ci95'])))} points, "
+        f"{rft['tokens_sampled']:,.0f} tokens sampled, {rft['tokens_trained']:,.0f} trained on.\n"
+    )
+    return "\n".join(lines)
+
+
+def mean_of(cells: Sequence[Mapping[str, Any]], name: str) -> float:
+    """Of the cells' costs."""
+    return sum(float(cell[name]) for cell in cells) / len(cells)
+
+
+def real(units: Units) -> str:
+    """SmolLM2."""
+    lines = [
+        "## SmolLM2-135M-Instruct\n",
+        "One-step problems with numbers up to 6 (`tools/one_step.py`), 128 to train on and 128 others to measure, t = 8, one "
+        "epoch, learning rate 1e-4; sampled at T = 0.7, twice per problem.\n",
+    ]
+    if "smollm2/forecast" not in units:
+        return "\n".join([*lines, "Not measured yet.\n"])
+    found = Forecast.load(units["smollm2/forecast"])
+    lines += [
+        f"Base is right on {found.base.mean:.1%} of its samples and greedily on {found.greedy_base.mean:.1%} of the "
+        f"{found.problems} problems with answers. Advice: {found.advice.text}.\n",
+        "| rule | t | samples with its prefix | forecast (points) | against greedy's prefix (points) |",
+        "|---|---|---|---|---|",
+    ]
+    for rule in found.rules:
+        shared = "" if rule.prefix_coverage is None else f"{rule.prefix_coverage.mean:.0%}"
+        cells = ["" if value is None else points(value) for value in (rule.forecast, rule.greedy)]
+        lines.append(f"| {rule.selection} | {rule.length} | {shared} | {cells[0]} | {cells[1]} |")
+    for length, area in found.probe.items():
+        if area is not None:
+            low, high = area["ci95"]
+            lines.append(f"\nProbe at t = {length}: AUC {area['mean']:.2f} [{low:.2f}, {high:.2f}].")
+    lines += [
+        "\n| rule | seeds | sampled (points) | greedy (points) | tokens sampled | tokens trained | not trained because |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name in REAL_RULES:
+        if made := cells_of(units, "smollm2", name):
+            shown = [
+                points(Mean(value.value, value.ci95))
+                for value in (change(made, "report"), change(made, "report-greedy"))
+            ]
+            costs = [f"{mean_of(made, cost):,.0f}" for cost in ("tokens_sampled", "tokens_trained")]
+            why = next((cell["refused"] for cell in made if cell["refused"]), "")
+            lines.append(f"| {name} | {len(made)} | {shown[0]} | {shown[1]} | {costs[0]} | {costs[1]} | {why[:120]} |")
+    return "\n".join(lines) + "\n"
+
+
+def verdicts(units: Units, found: Sequence[Pair]) -> str:
+    """What of the plan held, and what failed."""
+    lines = ["## What held, and what failed\n"]
+    for world in (*WORLDS, "smollm2"):
+        if f"{world}/forecast" in units:
+            first = rules_of(units, world)["first"].forecast
+            assert first is not None
+            held = "contains zero" if first.ci95[0] <= 0 <= first.ci95[1] else "**fails: does not contain zero**"
+            lines.append(f"- `first`, {world}: {points(first)}: {held}.")
+    covered = {name: unit["covered"] for name, unit in units.items() if name.startswith("simulate/")}
+    outside = [name.partition("/")[2] for name, share in covered.items() if not 0.93 <= share <= 0.97]
+    if covered:
+        shares = f"{min(covered.values()):.1%} to {max(covered.values()):.1%}"
+        told = f"**fails for {', '.join(outside)}**" if outside else "holds"
+        lines.append(f"- Coverage of 93 to 97 % in simulated worlds ({shares}): {told}.")
+    value = spearman(found)
+    told = "holds" if value >= 0.8 else "**fails**"
+    lines.append(f"- Rank correlation of at least 0.8 over {len(found)} pairs ({value:.2f}): {told}.")
+    broken = [p for p in found if p.forecast.ci95[0] > 0 and p.measured.mean < 0]
+    told = "**fails: " + ", ".join(f"{p.rule} in {p.world}" for p in broken) + "**" if broken else "holds"
+    lines.append(f"- No rule whose forecast lies above zero measures below zero: {told}.")
+    evidence = json.loads(ROOT.joinpath("docs/assets/evidence.json").read_text(encoding="utf-8"))
+    for world in WORLDS:
+        rft = evidence[world]["methods"][RFT]
+        for rule in ("probe", "auto"):
+            cells = cells_of(units, world, rule)
+            if not cells:
+                lines.append(f"- {rule}, {world}: not measured yet.")
+                continue
+            sampled, greedy = (change(cells, label) for label in ("report", "report-greedy"))
+            share = sampled.value / rft["benchmarks"]["report"]["difference"]["delta"]
+            trained, drawn = (mean_of(cells, name) / rft[name] for name in ("tokens_trained", "tokens_sampled"))
+            failures = [f"{share:.0%} of RFT's gain"] if share < 0.8 else []
+            failures += [f"{trained:.0%} of its trained tokens"] if trained > 0.25 else []
+            failures += [f"{drawn:.0%} of its sampled tokens"] if drawn > 0.4 else []
+            failures += ["below base, sampled"] if sampled.ci95[1] < 0 else []
+            failures += ["below base, greedy"] if greedy.ci95[1] < 0 else []
+            told = f"**fails: {', '.join(failures)}**" if failures else "holds"
+            lines.append(f"- {rule}, {world}, {len(cells)} of {len(REPORT)} seeds: {told}.")
+    return "\n".join(lines) + "\n"
+
+
+def picture(found: Sequence[Pair]) -> str:
+    """Measured change against forecast, a dot per rule and world with both intervals."""
+    size, margin = 520, 60
+    values = [v for p in found for v in (*p.forecast.ci95, *p.measured.ci95)]
+    low, high = min(values) - 0.02, max(values) + 0.02
+
+    def x(value: float) -> float:
+        return margin + (value - low) / (high - low) * (size - 2 * margin)
+
+    def y(value: float) -> float:
+        return size - x(value)
+
+    parts = [f"<line x1='{x(low)}' y1='{y(low)}' x2='{x(high)}' y2='{y(high)}' stroke='#bbb' stroke-dasharray='4'/>"]
+    parts += [
+        f"<line x1='{x(low)}' y1='{y(0)}' x2='{x(high)}' y2='{y(0)}' stroke='#ddd'/>",
+        f"<line x1='{x(0)}' y1='{y(low)}' x2='{x(0)}' y2='{y(high)}' stroke='#ddd'/>",
+    ]
+    worlds = list(dict.fromkeys(p.world for p in found))
+    for pair in found:
+        colour = COLOURS[worlds.index(pair.world)]
+        cx, cy = x(pair.forecast.mean), y(pair.measured.mean)
+        parts += [
+            f"<line x1='{x(pair.forecast.ci95[0]):.1f}' x2='{x(pair.forecast.ci95[1]):.1f}' y1='{cy:.1f}' y2='{cy:.1f}' "
+            f"stroke='{colour}' stroke-opacity='0.5'/>",
+            f"<line x1='{cx:.1f}' x2='{cx:.1f}' y1='{y(pair.measured.ci95[0]):.1f}' y2='{y(pair.measured.ci95[1]):.1f}' "
+            f"stroke='{colour}' stroke-opacity='0.5'/>",
+            f"<circle cx='{cx:.1f}' cy='{cy:.1f}' r='4' fill='{colour}'><title>{pair.rule}</title></circle>",
+        ]
+    for tick in range(-40, 61, 20):
+        if low < tick / 100 < high:
+            parts.append(f"<text x='{x(tick / 100):.1f}' y='{size - 36}' text-anchor='middle'>{tick:+d}</text>")
+            parts.append(f"<text x='{margin - 8}' y='{y(tick / 100) + 4:.1f}' text-anchor='end'>{tick:+d}</text>")
+    parts.append(f"<text x='{size / 2}' y='{size - 12}' text-anchor='middle'>forecast (points)</text>")
+    middle = f"rotate(-90 16 {size / 2})"
+    parts.append(f"<text x='16' y='{size / 2}' text-anchor='middle' transform='{middle}'>measured (points)</text>")
+    for number, world in enumerate(worlds):
+        parts.append(f"<circle cx='{margin + 10 + 110 * number}' cy='24' r='4' fill='{COLOURS[number]}'/>")
+        parts.append(f"<text x='{margin + 20 + 110 * number}' y='28'>{world}</text>")
+    return (
+        f"<svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 {size} {size}' width='{size}' height='{size}' {FONT} "
+        f"font-size='12' fill='#222'><rect width='100%' height='100%' fill='white'/>{''.join(parts)}</svg>\n"
+    )
