@@ -59,18 +59,18 @@ def slim(units: Units) -> dict[str, Any]:
 
 HEADER = """# Does the forecast hold?
 
-Written by `tools/make_forecast_page.py`; do not edit. Before any training, `upft forecast` says what each rule that picks
-prefixes would change, from a few problems with answers. This page holds those forecasts against what training did, in
-the two toy worlds of [evidence.md](evidence.md) and on a real model, and tries what follows from them: `prefix.selection:
-probe` and `auto`.
+Written by `tools/make_forecast_page.py`; do not edit. Before any training, `upft forecast` says what each rule that
+picks prefixes would change, from a few problems with answers. This page holds those forecasts against what training
+did, in the two toy worlds of [evidence.md](evidence.md) and on a real model, and tries what follows from them:
+`prefix.selection: probe` and `auto`.
 
 How a forecast is made: `forecast.samples` full solutions of each of `forecast.problems` problems with answers. A rule
-picks one of a problem's samples; the forecast is how often solutions that begin with the picked prefix are right, minus
-how often all samples are right, mean over problems with a 95 % interval. A rule that looks at prefixes alone never sees
-how its pick goes on, so the pick's own outcome counts, together with those of the other samples that share its prefix. A
-rule that looks at whole solutions is worth what fresh continuations of its pick are. The probe is rated on problems that
-it was not fitted on. "Against greedy's prefix" compares with the prefix that greedy decoding takes instead of the mean
-sample.
+picks one of a problem's samples; the forecast is how often solutions that begin with the picked prefix are right,
+minus how often all samples are right, mean over problems with a 95 % interval. A rule that looks at prefixes alone
+never sees how its pick goes on, so the pick's own outcome counts, together with those of the other samples that share
+its prefix. A rule that looks at whole solutions is worth what fresh continuations of its pick are. The probe is rated
+on problems that it was not fitted on. "Against greedy's prefix" compares with the prefix that greedy decoding takes
+instead of the mean sample.
 """
 
 
@@ -111,7 +111,8 @@ def simulation(units: Units) -> str:
     """How often the intervals hold the truth."""
     lines = [
         "## Simulated worlds with known values\n",
-        "Each of 5 prefixes of a problem has a known chance to lead to a right answer; 400 forecasts each, from 8 samples per "
+        "Each of 5 prefixes of a problem has a known chance to lead to a right answer; 400 forecasts each, "
+        "from 8 samples per "
         "problem.\n",
         "| rule | problems | true value (points) | mean forecast (points) | intervals that hold it |",
         "|---|---|---|---|---|",
@@ -128,8 +129,10 @@ def compared(found: Sequence[Pair]) -> str:
     """Forecast and measured change."""
     lines = [
         "## Forecast and measured change\n",
-        "Toy worlds: forecasts from 256 answers with 16 samples each, t = 8, T = 0.6; the change of sampled accuracy at T = "
-        "0.7. What is measured of `first`, `consensus`, `majority_answer`, `confidence`, `longest` and `label` is that of "
+        "Toy worlds: forecasts from 256 answers with 16 samples each, t = 8, T = 0.6; the change of sampled "
+        "accuracy at T = "
+        "0.7. What is measured of `first`, `consensus`, `majority_answer`, `confidence`, `longest` and `label` "
+        "is that of "
         f"[evidence.md](evidence.md). SmolLM2: forecasts from {ANSWERS} answers with 8 samples each.\n",
         "| world | rule | forecast (points) | measured (points) |",
         "|---|---|---|---|",
@@ -155,7 +158,8 @@ def answers(units: Units, world: str) -> str:
     gain = rft["benchmarks"]["report"]["difference"]["delta"]
     lines = [
         f"## World: {world}, {ANSWERS} answers\n",
-        "| rule | learning rate | seeds | chosen | sampled (points) | share of RFT's gain | greedy (points) | tokens sampled "
+        "| rule | learning rate | seeds | chosen | sampled (points) | share of RFT's gain | greedy (points) | "
+        "tokens sampled "
         "(of RFT's) | tokens trained (of RFT's) |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
@@ -178,7 +182,8 @@ def answers(units: Units, world: str) -> str:
         )
     delta = rft["benchmarks"]["report"]["difference"]
     lines.append(
-        f"\nRFT of 16 with all 256 answers, as in evidence.md: {points(Mean(delta['delta'], tuple(delta['ci95'])))} points, "
+        f"\nRFT of 16 with all 256 answers, as in evidence.md: "
+        f"{points(Mean(delta['delta'], tuple(delta['ci95'])))} points, "
         f"{rft['tokens_sampled']:,.0f} tokens sampled, {rft['tokens_trained']:,.0f} trained on.\n"
     )
     return "\n".join(lines)
@@ -193,7 +198,8 @@ def real(units: Units) -> str:
     """SmolLM2."""
     lines = [
         "## SmolLM2-135M-Instruct\n",
-        "One-step problems with numbers up to 6 (`tools/one_step.py`), 128 to train on and 128 others to measure, t = 8, one "
+        "One-step problems with numbers up to 6 (`tools/one_step.py`), 128 to train on and 128 others to "
+        "measure, t = 8, one "
         "epoch, learning rate 1e-4; sampled at T = 0.7, twice per problem.\n",
     ]
     if "smollm2/forecast" not in units:
@@ -214,7 +220,8 @@ def real(units: Units) -> str:
             low, high = area["ci95"]
             lines.append(f"\nProbe at t = {length}: AUC {area['mean']:.2f} [{low:.2f}, {high:.2f}].")
     lines += [
-        "\n| rule | seeds | sampled (points) | greedy (points) | tokens sampled | tokens trained | not trained because |",
+        "\n| rule | seeds | sampled (points) | greedy (points) | tokens sampled | tokens trained | not trained "
+        "because |",
         "|---|---|---|---|---|---|---|",
     ]
     for name in REAL_RULES:
@@ -293,9 +300,11 @@ def picture(found: Sequence[Pair]) -> str:
         colour = COLOURS[worlds.index(pair.world)]
         cx, cy = x(pair.forecast.mean), y(pair.measured.mean)
         parts += [
-            f"<line x1='{x(pair.forecast.ci95[0]):.1f}' x2='{x(pair.forecast.ci95[1]):.1f}' y1='{cy:.1f}' y2='{cy:.1f}' "
+            f"<line x1='{x(pair.forecast.ci95[0]):.1f}' x2='{x(pair.forecast.ci95[1]):.1f}' y1='{cy:.1f}' "
+            f"y2='{cy:.1f}' "
             f"stroke='{colour}' stroke-opacity='0.5'/>",
-            f"<line x1='{cx:.1f}' x2='{cx:.1f}' y1='{y(pair.measured.ci95[0]):.1f}' y2='{y(pair.measured.ci95[1]):.1f}' "
+            f"<line x1='{cx:.1f}' x2='{cx:.1f}' y1='{y(pair.measured.ci95[0]):.1f}' "
+            f"y2='{y(pair.measured.ci95[1]):.1f}' "
             f"stroke='{colour}' stroke-opacity='0.5'/>",
             f"<circle cx='{cx:.1f}' cy='{cy:.1f}' r='4' fill='{colour}'><title>{pair.rule}</title></circle>",
         ]

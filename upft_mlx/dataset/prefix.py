@@ -95,6 +95,10 @@ def ended_early(recipe: Recipe, solutions: Iterable[Solution]) -> str:
     )
 
 
+_WORDS = 4
+"""An answer of fewer words is a result and no worked solution."""
+
+
 def check_problems(recipe: Recipe, problems: Sequence[Problem]) -> None:
     """Refuse problems that the recipe's method or selection cannot work with.
 
@@ -104,12 +108,22 @@ def check_problems(recipe: Recipe, problems: Sequence[Problem]) -> None:
     unlabelled = (problem.id for problem in problems if problem.answer is None)
     if recipe.needs_labels and (shown := list(itertools.islice(unlabelled, 5))):
         missing = len(shown) + sum(1 for _ in unlabelled)
-        field, value = ("method", "rft") if recipe.method == "rft" else ("prefix.selection", "label")
+        by_method = recipe.method in ("rft", "annotated")
+        field, value = ("method", recipe.method) if by_method else ("prefix.selection", "label")
         more = ", ..." if missing > 5 else ""
         raise ProblemsError(
             f"{value} needs answers, {missing} of {len(problems)} problems have none: {', '.join(shown)}{more}",
             "name the answer's column with problems.answer, or use method: upft without labels",
             field=field,
+        )
+    bare = [p.id for p in problems if len((p.answer or "").split()) < _WORDS] if recipe.method == "annotated" else []
+    if bare:
+        raise ProblemsError(
+            f"annotated trains on worked solutions; {len(bare)} of {len(problems)} answers have fewer than "
+            f"{_WORDS} words, "
+            f"such as that of {bare[0]}",
+            "name the column that has the solutions with problems.answer, or use another method",
+            field="method",
         )
     if recipe.uses_answers:
         labelled(recipe, problems)
@@ -186,7 +200,7 @@ def training_row(
 
 def row_kind(recipe: Recipe, *, structure: bool) -> RowKind:
     """What a problem's rows are; `structure`: whether it belongs to D_f."""
-    if recipe.method in ("sft", "rft"):
+    if recipe.method in ("sft", "rft", "annotated"):
         return "full"
     return "structure" if structure else "prefix"
 

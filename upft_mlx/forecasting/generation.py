@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+from upft_mlx.data.problems import Problem
 from upft_mlx.dataset.prefix import beyond_solutions, labelled, wanted
 from upft_mlx.events import Note, StageStarted
 from upft_mlx.forecasting.rated import generate_rated
 from upft_mlx.job import Job, Outcome
+from upft_mlx.models.load import load_tokenizer
 from upft_mlx.recipe.schema import Recipe
 from upft_mlx.recipe.studies import SCORED
+from upft_mlx.rows import Solution, write_rows
 from upft_mlx.rundir import RunDir
 from upft_mlx.sampling.generate import generate
 
@@ -25,6 +29,12 @@ def inputs(job: Job) -> dict[str, Any]:
         "problems": job.inputs.hashes["problems"],
         **job.inputs.section_without("generate", "keep"),
     }
+    if recipe.method == "annotated":
+        return {
+            "problems": job.inputs.hashes["problems"],
+            "model": job.inputs.hashes["model"],
+            "solutions": "annotated",
+        }
     if recipe.samples_full:
         return {**found, "solutions": {"all_full": True, "logprobs": recipe.prefix.selection == "confidence"}}
     if _is_rated(recipe):
@@ -44,7 +54,13 @@ def announce(job: Job) -> StageStarted:
 
 
 def work(job: Job, run: RunDir) -> Outcome:
-    """Sample them."""
+    """Sample them; the dataset's own solutions are taken as they are."""
+    if job.recipe.method == "annotated":
+        write_rows(
+            run.solutions,
+            _annotated(job.problems, load_tokenizer(job.model_path, trust_remote_code=job.recipe.trust_remote_code)),
+        )
+        return Outcome(f"{len(job.problems):,} solutions of the dataset, none sampled")
     if said := beyond_solutions(job.recipe):
         job.notify(Note(said))
     if _is_rated(job.recipe):
@@ -54,6 +70,14 @@ def work(job: Job, run: RunDir) -> Outcome:
         made = generate(job.recipe, job.load(), job.problems, asked, run, job.notify)
     detail = f"{made.solutions:,} solutions ({made.full:,} full), {made.tokens_sampled:,} tokens"
     return Outcome(detail, tokens_sampled=made.tokens_sampled, tokens_processed=made.tokens_processed)
+
+
+def _annotated(problems: Sequence[Problem], tokenizer: Any) -> Iterator[Solution]:
+    """The dataset's own solutions as if the model had written them."""
+    for problem in problems:
+        text = str(problem.answer)
+        ids = [int(token) for token in tokenizer.encode(text, add_special_tokens=False)]
+        yield Solution(problem.id, 0, "full", ids, text, "stop")
 
 
 def _is_rated(recipe: Recipe) -> bool:

@@ -120,10 +120,7 @@ class _Rated:
         if self.rule == "rollouts":
             return self._by_rollouts(prefixes)
         if self.rule == "prefix_confidence":
-            return {
-                name: [replace(row, score=_mean_logprob(row), logprob=None) for row in rows]
-                for name, rows in prefixes.items()
-            }
+            return {name: [rated_by_confidence(row) for row in rows] for name, rows in prefixes.items()}
         return self._by_probe(prefixes)
 
     def _by_probe(self, prefixes: Mapping[str, list[Solution]]) -> dict[str, list[Solution]]:
@@ -247,9 +244,11 @@ def _right(answers: Answers) -> dict[str, list[Solution]]:
     }
 
 
-def _mean_logprob(row: Solution) -> float:
+def rated_by_confidence(row: Solution) -> Solution:
+    """A prefix with its mean log-probability (nats per token, EOS included) as its score."""
     assert row.logprob is not None
-    return row.logprob / max(1, len(row.completion_ids) + (row.finish_reason == "stop"))
+    tokens = len(row.completion_ids) + (row.finish_reason == "stop")
+    return replace(row, score=row.logprob / max(1, tokens), logprob=None)
 
 
 def _by_problem(rows: Iterator[Solution]) -> dict[str, list[Solution]]:

@@ -30,6 +30,7 @@ _METHODS = {
     "sft": "fine-tuning on one whole, unverified solution per problem that the base model sampled itself",
     "rft": "rejection-sampling fine-tuning: trained on whole solutions that the base model sampled itself and whose "
     "answer is right",
+    "annotated": "fine-tuning on the dataset's own solutions",
     "structure_only": "trained on whole, unverified solutions of {ratio:.0%} of the problems (a control for UPFT)",
 }
 

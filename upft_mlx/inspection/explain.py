@@ -35,6 +35,7 @@ def explanations(recipe: Recipe, count: int) -> list[Explanation]:
         f"{drawn:,} a whole solution with its EOS (structure rows).",
         "sft": f"Each of {count:,} problems trains one whole solution.",
         "rft": f"Each of {count:,} problems trains at most {generate.keep} different solutions, whose answer is right.",
+        "annotated": f"Each of {count:,} problems trains the dataset's own solution; nothing is sampled.",
         "structure_only": f"{drawn:,} of {count:,} problems train a whole solution, the others are left out.",
     }[recipe.method]
     chosen = {
@@ -49,7 +50,7 @@ def explanations(recipe: Recipe, count: int) -> list[Explanation]:
         "auto": "the one that the best rule of `upft forecast` picks",
         "label": "the first sample whose answer is right",
     }[prefix.selection]
-    if recipe.method != "rft":
+    if recipe.method not in ("rft", "annotated"):
         rows += f" Of several samples, {chosen} trains."
         checked = recipe.needs_labels or recipe.uses_answers
         rows += "" if checked else " No answer is needed, and none is checked."

@@ -306,7 +306,7 @@ class Recipe(Section):
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     """All randomness derives from this seed."""
     method: Method = "upft"
-    """`upft` (the paper), or a method to compare with."""
+    """`upft` (the paper), or a method to compare with; `annotated` trains on the dataset's own worked solutions."""
     trust_remote_code: bool = False
     """Run Python code from the model folder."""
     problems: Problems
@@ -353,7 +353,7 @@ class Recipe(Section):
     @model_validator(mode="after")
     def _selection_fits_method(self) -> Recipe:
         selection = self.prefix.selection
-        if self.method in ("rft", "structure_only") and selection != "first":
+        if self.method in ("rft", "structure_only", "annotated") and selection != "first":
             raise FieldError(
                 f"{selection} with method {self.method}, which has its own rule",
                 "remove it, or set method: upft or sft",
@@ -377,7 +377,7 @@ class Recipe(Section):
     def samples_full(self) -> bool:
         """Whether every sample is a full solution: methods that train on them, and selections that look at them."""
         whole = ("majority_answer", "confidence", "longest", "label")
-        return self.method in ("sft", "rft") or self.prefix.selection in whole
+        return self.method in ("sft", "rft", "annotated") or self.prefix.selection in whole
 
     @property
     def uses_answers(self) -> bool:
@@ -387,7 +387,7 @@ class Recipe(Section):
     @property
     def needs_labels(self) -> bool:
         """Whether the problems must have answers."""
-        return self.method == "rft" or self.prefix.selection == "label"
+        return self.method in ("rft", "annotated") or self.prefix.selection == "label"
 
     def dump(self) -> dict[str, Any]:
         """All fields with their resolved values, ready for JSON."""

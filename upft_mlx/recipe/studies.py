@@ -8,7 +8,7 @@ from pydantic import AfterValidator, BeforeValidator, Field
 
 from upft_mlx.recipe.fields import Count, FieldError, Section, as_tuple
 
-Method = Literal["upft", "sft", "rft", "structure_only"]
+Method = Literal["upft", "sft", "rft", "structure_only", "annotated"]
 Selection = Literal[
     "first",
     "consensus",
@@ -25,12 +25,22 @@ SCORED = ("prefix_confidence", "rollouts", "probe")
 """Selections that rate prefixes: the samples of solutions.jsonl say how."""
 
 
+VARIANTS = ("ssd", "cold")
+"""Methods of `compare` that are another one with settings of their own."""
+BEST_OF_PREFIX = "best_of_prefix"
+"""The method of `compare` that trains nothing, and the rules that it may pick by."""
+_PICKS = ("", "consensus", "prefix_confidence")
+
+
 def _known_methods(value: tuple[str, ...]) -> tuple[str, ...]:
     for name in value:
         method, _, selection = name.partition(":")
+        if (method in VARIANTS and not selection) or (method == BEST_OF_PREFIX and selection in _PICKS):
+            continue
         if method not in get_args(Method) or (selection and selection not in get_args(Selection)):
             raise FieldError(
-                f"{name!r}: expected one of {', '.join(get_args(Method))}, or one with a selection after it: "
+                f"{name!r}: expected one of {', '.join((*get_args(Method), *VARIANTS, BEST_OF_PREFIX))}, or one with a "
+                f"selection after it: {BEST_OF_PREFIX}:prefix_confidence, "
                 f"upft:{', upft:'.join(get_args(Selection)[1:])}"
             )
     if len(set(value)) < len(value):
@@ -84,8 +94,13 @@ class Compare(Section):
     methods: Annotated[tuple[str, ...], BeforeValidator(as_tuple), AfterValidator(_known_methods)] = (
         *("sft", "rft", "upft", "upft:label", "structure_only"),
     )
-    """Methods; a selection follows after a colon: `upft:majority_answer`."""
+    """Methods; a selection follows after a colon: `upft:majority_answer`. Besides the recipe's methods: `ssd` (simple
+    self-distillation, arXiv 2604.01193: sft on one unchecked solution at T = 1.6, top-p 0.8, top-k 20), `cold`
+    (upft on the first sample at `cold_temperature`), and `best_of_prefix` (no training: sample prefixes at test
+    time and continue the one that is picked, by consensus or after a colon by prefix_confidence)."""
     seeds: Count = 3
     """Runs of each method; run number k has the recipe's `seed` + k."""
     samples: Annotated[int, Field(ge=2)] = 16
     """Solutions per problem for rft and for selections among several (the paper: 16)."""
+    cold_temperature: Annotated[float, Field(gt=0.0, le=5.0)] = 0.3
+    """Sampling temperature of `cold`."""

@@ -22,12 +22,16 @@ from upft_mlx.job import Job
 from upft_mlx.models.find import find_model
 from upft_mlx.pipeline import LEARNING, do, learn, opened, prepare, refuse_changed, report, take_over
 from upft_mlx.recipe.schema import Recipe
+from upft_mlx.recipe.studies import BEST_OF_PREFIX
 from upft_mlx.rows import EvaluationRow, read_json, read_rows, write_atomically, write_json
 from upft_mlx.rundir import RunDir, fingerprint, versions
 from upft_mlx.stages import before
+from upft_mlx.studies.best_of_prefix import measure as best_of_prefix
 from upft_mlx.studies.method_table import Cell, figure, markdown, summarize
 
 BASE = "base"
+SSD = {"ssd": {"temperature": 1.6, "top_p": 0.8, "top_k": 20}}
+"""The sampling of simple self-distillation for instruct models, as on its authors' model cards."""
 
 
 def compare(recipe: Recipe, run_dir: str | Path, notify: Observer = ignore) -> dict[str, Any]:
@@ -82,11 +86,15 @@ def seeds(recipe: Recipe) -> range:
 def variant(recipe: Recipe, method: str, seed: int) -> Recipe:
     """The recipe of one cell; `method` as in `compare.methods`, or base."""
     name, _, selection = method.partition(":")
+    selection = "consensus" if method == BEST_OF_PREFIX else selection
     chooses = name == "rft" or selection not in ("", "first")
     changes: dict[str, dict[str, Any]] = {
-        "generate": {"samples": recipe.compare.samples if chooses else 1},
+        "generate": {"samples": recipe.compare.samples if chooses else 1, **SSD.get(name, {})},
         "prefix": {"selection": selection or "first"},
     }
+    if name == "cold":
+        changes["generate"]["temperature"] = recipe.compare.cold_temperature
+    name = {"ssd": "sft", "cold": "upft", BEST_OF_PREFIX: "upft"}.get(name, name)
     data = recipe.model_dump()
     data |= {section: {**data[section], **fields} for section, fields in changes.items()}
     if method == BASE:
@@ -108,6 +116,8 @@ def run_cell(
     """
     job = prepare(recipe, folder, notify)
     job.donors = donors
+    if method.partition(":")[0] == BEST_OF_PREFIX:
+        return _untrained(job, method)
     with opened(job):
         refuse_changed(job)
         if method != BASE:
@@ -119,6 +129,17 @@ def run_cell(
         do(job, "evaluate")
         report(job)
     return _result(job, method)
+
+
+def _untrained(job: Job, method: str) -> Cell:
+    """What picking prefixes at test time gives, without any training."""
+    with opened(job):
+        loaded, root = job.load(), job.run.root / BEST_OF_PREFIX
+        scores = {
+            part.entry.label: best_of_prefix(job.recipe, loaded, part, root / part.entry.label, job.notify)
+            for part in job.sets
+        }
+    return Cell(method, job.recipe.seed, scores, 0, 0, 0.0, 0)
 
 
 def _folder(root: Path, method: str, seed: int) -> Path:

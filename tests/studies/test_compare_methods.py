@@ -1,0 +1,76 @@
+"""The methods of compare beside the recipe's own: what they sample with, train on and pick."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from upft_mlx.errors import ProblemsError
+from upft_mlx.models.load import Loaded
+from upft_mlx.pipeline import run_stage
+from upft_mlx.recipe.schema import Recipe
+from upft_mlx.rows import EvaluationRow, Solution, TrainingRow, read_rows
+from upft_mlx.studies.compare import compare, variant
+
+MakeRecipe = Callable[..., Recipe]
+
+
+def test_self_distillation_and_the_cold_control_have_settings_of_their_own(make_recipe: MakeRecipe) -> None:
+    recipe = make_recipe(compare={"cold_temperature": 0.2})
+    ssd, cold = variant(recipe, "ssd", 0), variant(recipe, "cold", 0)
+    assert (ssd.method, ssd.prefix.selection, ssd.generate.samples) == ("sft", "first", 1)
+    assert (ssd.generate.temperature, ssd.generate.top_p, ssd.generate.top_k) == (1.6, 0.8, 20)
+    assert (cold.method, cold.generate.temperature) == ("upft", 0.2)
+
+
+@pytest.mark.parametrize("name", ["ssd:label", "cold:consensus", "best_of_prefix:label", "best_of_prefix:probe"])
+def test_what_a_method_cannot_pick_by_is_refused(make_recipe: MakeRecipe, name: str) -> None:
+    with pytest.raises(ValidationError, match=r"expected one of .*best_of_prefix"):
+        make_recipe(compare={"methods": [name]})
+
+
+def test_annotated_trains_on_the_datasets_own_solutions(
+    make_recipe: MakeRecipe, loaded: Loaded, tmp_path: Path
+) -> None:
+    texts = [f"First we add {n} and 2, which gives {n + 2}.\n\\boxed{{{n + 2}}}" for n in range(6)]
+    rows = [{"id": str(n), "question": f"What is {n} plus 2?", "answer": text} for n, text in enumerate(texts)]
+    (tmp_path / "q.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    own = {"builtin": None, "limit": None, "path": str(tmp_path / "q.jsonl")}
+    recipe = make_recipe(method="annotated", problems=own, train={"valid_ratio": 0.0})
+    run_stage(recipe, tmp_path / "run", "generate")
+    run_stage(recipe, tmp_path / "run", "build")
+    made = list(read_rows(tmp_path / "run" / "dataset" / "train.jsonl", TrainingRow))
+    assert [row.kind for row in made] == ["full"] * 6
+    assert [loaded.tokenizer.decode(row.completion_ids[:-1]) for row in made] == texts
+    assert {row.completion_ids[-1] for row in made} == {loaded.eos_id}
+    ledger = json.loads((tmp_path / "run" / "ledger.json").read_text())
+    assert ledger["generate"]["tokens_sampled"] == 0
+
+
+def test_annotated_refuses_answers_without_a_solution(make_recipe: MakeRecipe, tmp_path: Path) -> None:
+    with pytest.raises(ProblemsError, match="20 of 20 answers have fewer than 4 words"):
+        run_stage(make_recipe(method="annotated"), tmp_path, "generate")
+
+
+def test_best_of_prefix_continues_the_picked_prefix_and_trains_nothing(make_recipe: MakeRecipe, tmp_path: Path) -> None:
+    recipe = make_recipe(
+        compare={"methods": ["best_of_prefix:prefix_confidence"], "seeds": 1, "samples": 4},
+        generate={"temperature": 1.0},
+    )
+    found = compare(recipe, tmp_path)
+    row = found["methods"]["best_of_prefix:prefix_confidence"]
+    assert (row["tokens_sampled"], row["tokens_trained"]) == (0, 0)
+    (folder,) = (tmp_path / "compare").glob("best_of_prefix*/seed-0/best_of_prefix/arithmetic")
+    prefixes = list(read_rows(folder / "prefixes.jsonl", Solution))
+    answers = list(read_rows(folder / "answers.jsonl", EvaluationRow))
+    assert (len(prefixes), len(answers)) == (8 * 4, 8)
+    for number, answer in enumerate(answers):
+        group = prefixes[4 * number : 4 * number + 4]
+        best = max(group, key=lambda p: (p.logprob or 0.0) / (len(p.completion_ids) + (p.finish_reason == "stop")))
+        assert answer.completion.startswith(best.completion)
+    assert row["benchmarks"]["arithmetic"]["accuracy"] == sum(answer.correct for answer in answers) / 8
+    assert compare(recipe, tmp_path)["methods"] == found["methods"], "a second call samples nothing anew"
