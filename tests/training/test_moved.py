@@ -21,47 +21,50 @@ from upft_mlx.events import Note
 from upft_mlx.models.adapters import add_lora, load_adapter
 from upft_mlx.models.chat import Renderer
 from upft_mlx.models.load import Loaded, load
+from upft_mlx.models.same_logits import scalar
 from upft_mlx.recipe.schema import Recipe
+from upft_mlx.results import training_report
 from upft_mlx.results.report import markdown
 from upft_mlx.rows import TrainingRow, write_rows
 from upft_mlx.rundir import RunDir
 from upft_mlx.sampling.decoding import Request, Sampling
 from upft_mlx.sampling.sampler import sample_chunk
 from upft_mlx.training import train
-from upft_mlx.training.moved import Answered, in_words, opening, summarize, warnings
+from upft_mlx.training.moved import Answered, Place, in_words, opening, summarize, warnings
 from upft_mlx.training.movement import held_out, movement
 
 MakeRecipe = Callable[..., Recipe]
+LENGTH = 10
 
 
-def answered(text: str, tokens: int = 10, first: int = 1, *, cut: bool = False) -> Answered:
-    return Answered([first] * tokens, text, cut)
+def answered(text: str, first: int = 1) -> Answered:
+    return Answered([first] * 10, text)
 
 
-BASE = [answered("To solve this problem", 20), answered("To solve this, we", 30, cut=True), answered("Ann has 3")]
+BASE = [answered("To solve this problem"), answered("To solve this, we"), answered("Ann has 3")]
 
 
-def found(tuned: Sequence[Answered], kl: Sequence[Sequence[float]] = ()) -> dict[str, Any]:
-    return {**summarize(BASE, tuned, kl), "source": "evaluation prompts", "max_tokens": 30}
+def found(tuned: Sequence[Answered], along: Sequence[Sequence[Place]] = ()) -> dict[str, Any]:
+    return {**summarize(BASE, tuned, along), "source": "evaluation prompts"}
 
 
-def test_answers_are_compared_by_length_opening_and_first_token() -> None:
-    tuned = [answered("To solve this now", 18), answered("3 + 4 = 7", 4, first=2), answered("3 + 4 is", 8)]
-    moved = found(tuned, [[0.5, 0.1], [0.1], []])
+def test_answers_are_compared_by_opening_first_token_and_chance_to_stop() -> None:
+    tuned = [answered("To solve this now"), answered("3 + 4 = 7", first=2), answered("3 + 4 is")]
+    along = [[Place(0.5, (0.0, 0.5)), Place(0.1, (0.1, 0.5))], [Place(0.1, (0.0, 0.0))], []]
+    moved = found(tuned, along)
     assert moved["base"] == {
-        "mean_tokens": 20.0,
-        "truncated": pytest.approx(1 / 3),
+        "stop": pytest.approx(0.1 / 3),
         "openings": [[text, pytest.approx(1 / 3)] for text in ("To solve this", "To solve this,", "Ann has 3")],
         "distinct": 3,
     }
-    assert (moved["tuned"]["mean_tokens"], moved["tuned"]["truncated"]) == (10.0, 0.0)
+    assert moved["tuned"]["stop"] == pytest.approx(0.75 / 3)
     assert moved["same_first_token"] == pytest.approx(2 / 3)
     assert moved["kl"] == pytest.approx(0.7 / 3)
     assert moved["kl_by_position"] == pytest.approx([0.3, 0.1])
     assert moved["openings_kept"] == 1
     assert in_words(moved) == (
-        "moved on 3 evaluation prompts (greedy, at most 30 tokens): KL 0.233 nats per position, first token the same "
-        "in 67%, length 20 to 10 tokens, cut 33% to 0%, 1 of 3 openings kept"
+        "moved on 3 evaluation prompts (greedy): KL 0.233 nats per position, first token the same in 67%, chance to "
+        "stop within 2 tokens 3% to 25%, 1 of 3 openings kept"
     )
 
 
@@ -75,20 +78,20 @@ def test_the_five_most_frequent_openings_are_kept_with_their_shares() -> None:
 
 
 @pytest.mark.parametrize(
-    ("lengths", "texts", "expected"),
+    ("stop", "texts", "expected"),
     [
-        pytest.param((18, 18, 18), ("To solve this",) * 3, [], id="10 % shorter is not over 10 %"),
-        pytest.param((18, 18, 17), ("To solve this",) * 3, ["12% shorter"], id="over 10 %"),
-        pytest.param((90, 90, 90), ("To solve this",) * 3, [], id="longer"),
-        pytest.param((20, 20, 20), ("x", "To solve", "Ann has 4"), ["no tuned answer begins"], id="no opening"),
-        pytest.param((20, 20, 20), ("x", "y", "Ann has 3"), [], id="one opening survives"),
-        pytest.param((2, 2, 2), ("x", "y", "z"), ["90% shorter", "no tuned answer begins"], id="both"),
+        pytest.param(0.29, ("To solve this",) * 3, [], id="9 points more"),
+        pytest.param(0.31, ("To solve this",) * 3, ["end 31% of base's answers within 1 tokens, base 20%"], id="over"),
+        pytest.param(0.0, ("To solve this",) * 3, [], id="less"),
+        pytest.param(0.2, ("x", "To solve", "Ann has 4"), ["no tuned answer begins"], id="no opening"),
+        pytest.param(0.2, ("x", "y", "Ann has 3"), [], id="one opening survives"),
+        pytest.param(0.9, ("x", "y", "z"), ["end 90%", "no tuned answer begins"], id="both"),
     ],
 )
-def test_the_verdict_warns_of_short_answers_and_of_lost_openings(
-    lengths: Sequence[int], texts: Sequence[str], expected: list[str]
+def test_the_verdict_warns_of_early_stops_and_of_lost_openings(
+    stop: float, texts: Sequence[str], expected: list[str]
 ) -> None:
-    lines = warnings(found([answered(text, size) for text, size in zip(texts, lengths, strict=True)]))
+    lines = warnings(found([answered(text) for text in texts], [[Place(0.1, (0.2, stop))]] * 3))
     assert len(lines) == len(expected)
     for line, part in zip(lines, expected, strict=True):
         assert part in line
@@ -96,10 +99,20 @@ def test_the_verdict_warns_of_short_answers_and_of_lost_openings(
         assert "3 evaluation prompts" in line
 
 
+def test_the_verdict_warns_of_benchmarks_whose_answers_became_over_a_tenth_shorter() -> None:
+    def sides(tuned: float) -> dict[str, Any]:
+        return {"base": {"mean_tokens": 200.0}, "tuned": {"mean_tokens": tuned}, "paired": {}}
+
+    facts = {"movement": None}
+    benchmarks = {"a": sides(180.0), "b": sides(179.0), "c": sides(260.0), "d": {"base": {"mean_tokens": 200.0}}}
+    (line,) = training_report.warnings(facts, benchmarks)
+    assert line == ("warning: b: tuned answers are 10% shorter (200 to 179 tokens): it may have learned to stop early")
+
+
 def test_an_opening_can_leave_neither_its_cell_nor_its_line() -> None:
     hostile = "a`b|c\x1b[31m\u202e\n| # Title\n"
     assert opening(hostile) == "a`b|c [31m |"
-    moved = {**summarize([answered(hostile)], [answered("")], [[0.0]]), "source": "prompts", "max_tokens": 1}
+    moved = {**summarize([answered(hostile)], [answered("")], [[]]), "source": "prompts"}
     training: dict[str, Any] = {"base_view": None, "cut_solutions": None, "losses": [], "movement": moved}
     run: dict[str, Any] = {"name": "n", "model": "m", "method": "upft", "stages": [], "fidelity": None, "verdict": []}
     text = markdown({**run, "benchmarks": {}, "training": training})
@@ -144,31 +157,34 @@ def test_an_adapter_without_effect_moves_nothing(make_recipe: MakeRecipe, tmp_pa
 
 
 def test_the_numbers_are_those_of_base_and_of_the_saved_adapter(make_recipe: MakeRecipe, tmp_path: Path) -> None:
-    recipe = make_recipe()
+    recipe = make_recipe(prefix={"length": LENGTH})
     loaded, run = prepared(recipe, tmp_path, 0.05)
     prompts = prompts_of(make_recipe(), loaded)
     moved = movement(recipe, loaded, run, "prompts", prompts)
     base, tuned = load(MODEL), load(MODEL)
     load_adapter(tuned, run.adapter)
-    answers = [
-        sample_chunk(side, [Request(ids, 40) for ids in prompts], Sampling(0.0), seed=0) for side in (base, tuned)
-    ]
-    for name, side in zip(("base", "tuned"), answers, strict=True):
-        assert moved[name]["mean_tokens"] == sum(len(answer.ids) for answer in side) / 5
-        assert moved[name]["truncated"] == sum(answer.finish_reason == "length" for answer in side) / 5
-        texts = {opening(base.tokenizer.decode(answer.ids)) for answer in side}
+    said: dict[str, list[list[int]]] = {}
+    for name, side, size in (("base", base, LENGTH + 8), ("tuned", tuned, 12)):
+        made = sample_chunk(side, [Request(ids, size) for ids in prompts], Sampling(0.0), seed=0)
+        said[name] = [answer.ids for answer in made]
+        texts = {opening(base.tokenizer.decode(ids[:12])) for ids in said[name]}
         assert {text for text, _ in moved[name]["openings"]} == texts
     divergences: list[list[float]] = []
-    for prompt, answer in zip(prompts, answers[0], strict=True):
-        ids = answer.ids[:32]
+    stops = {"base": 0.0, "tuned": 0.0}
+    for prompt, ids in zip(prompts, said["base"], strict=True):
         p, q = (_log_probabilities(side, [*prompt, *ids])[len(prompt) - 1 : -1] for side in (base, tuned))
         divergences.append((mx.exp(p) * (p - q)).sum(axis=-1).tolist())  # type: ignore[arg-type]
+        for name, logs in (("base", p), ("tuned", q)):
+            ends = mx.stack([mx.exp(logs[:, number]) for number in base.eos_ids]).sum(axis=0)
+            stops[name] += (1 - scalar((1 - ends).prod())) / 5
     flat = [value for row in divergences for value in row]
     assert moved["kl"] == pytest.approx(sum(flat) / len(flat), rel=1e-3)
     assert moved["kl"] > 0.01
     first = sum(row[0] for row in divergences) / 5
     assert moved["kl_by_position"][0] == pytest.approx(first, rel=1e-3)
-    assert moved["max_tokens"] == 40, "evaluate.max_tokens, where that is less"
+    for name, chance in stops.items():
+        assert moved[name]["stop"] == pytest.approx(chance, abs=1e-4)
+    assert moved["within"] == LENGTH + 8
 
 
 def _log_probabilities(loaded: Loaded, ids: list[int]) -> mx.array:
@@ -190,14 +206,14 @@ def test_prompts_are_held_out_where_something_is(make_recipe: MakeRecipe, loaded
     rows = [TrainingRow(f"{n}/0", str(n), 0, "prefix", "a template", "", [1], [2]) for n in (4, 7)]
     write_rows(run.valid, rows)
     source, prompts = asked(sets)
-    assert (source, len(prompts)) == ("evaluation prompts", 16)
-    assert all(problem.question in text for problem, text in zip(sets[0].problems[::2], prompts, strict=False))
+    assert (source, len(prompts)) == ("evaluation prompts", 8)
+    assert all(problem.question in text for problem, text in zip(sets[0].problems[::5], prompts, strict=False))
     source, prompts = asked([BenchmarkSet(replace(part.entry, private=True), part.problems) for part in sets])
     assert source == "validation prompts"
     assert [text.split("\n")[1].removesuffix("<|im_end|>") for text in prompts] == ["What is 4?", "What is 7?"]
     write_rows(run.valid, [])
     source, prompts = asked([])
-    assert (source, len(prompts)) == ("training prompts (none is held out)", 16)
+    assert (source, len(prompts)) == ("training prompts (none is held out)", 8)
 
 
 def test_report_view_and_verdict_say_how_far_it_moved(

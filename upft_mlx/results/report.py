@@ -47,8 +47,8 @@ def collect(recipe: Recipe, run: RunDir, current: Sequence[str]) -> dict[str, An
         "benchmarks": benchmarks,
         "fidelity": fidelity,
         "training": training,
-        "verdict": [*verdict(benchmarks), *training_report.warnings(training)],
-        "remarks": [*remarks(benchmarks), *training_report.warnings(training)],
+        "verdict": [*verdict(benchmarks), *training_report.warnings(training, benchmarks)],
+        "remarks": [*remarks(benchmarks), *training_report.warnings(training, benchmarks)],
         "files": {
             **({"adapter": str(run.adapter)} if "train" in current else {}),
             **({"fused": str(run.fused)} if fidelity and fidelity["fuse"] != "adapter" else {}),

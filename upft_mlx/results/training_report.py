@@ -34,9 +34,13 @@ def training_facts(run: RunDir, current: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def warnings(facts: dict[str, Any]) -> list[str]:
-    """Lines for the verdict."""
-    return moved.warnings(facts["movement"]) if facts["movement"] is not None else []
+def warnings(facts: dict[str, Any], benchmarks: dict[str, Any]) -> list[str]:
+    """Lines for the verdict: from training, and of benchmarks whose answers became shorter."""
+    found = moved.warnings(facts["movement"]) if facts["movement"] is not None else []
+    for name, sides in benchmarks.items():
+        if "paired" in sides:
+            found += moved.shorter(name, *(sides[side]["mean_tokens"] for side in ("base", "tuned")))
+    return found
 
 
 def lines(facts: dict[str, Any]) -> list[str]:

@@ -1,11 +1,13 @@
 """How far training moved a model: what a broken run looks like before any accuracy is known. Pure.
 
-Base and tuned answer the same few prompts greedily. A model that learned to stop early gives shorter answers; one that
-forgot how it answers begins none of them as before.
+Base and tuned begin to answer the same few prompts greedily. A model that forgot how it answers begins none of them as
+before; one that learned to stop early would stop within what base says first. How long whole answers are takes too long
+to find out here: the evaluation says it.
 """
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,17 +18,25 @@ WORDS = 3
 TOP = 5
 """Openings that are shown."""
 SHORTER = 0.1
-"""Share by which answers may become shorter before the verdict warns."""
+"""Share by which answers may become shorter, and the chance to stop early larger, before the verdict warns."""
 
 
 @dataclass(frozen=True)
 class Answered:
-    """A greedy answer."""
+    """The beginning of a greedy answer."""
 
     ids: list[int]
     text: str
-    cut: bool
-    """Whether it reached the limit."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """What tells tuned from base after a part of base's answer."""
+
+    kl: float
+    """KL(base || tuned), nats."""
+    stop: tuple[float, float]
+    """The probability that base, and that tuned, ends the answer here, where base does not."""
 
 
 def opening(text: str) -> str:
@@ -34,42 +44,43 @@ def opening(text: str) -> str:
     return " ".join("".join(c if c.isprintable() else " " for c in text[:400]).split()[:WORDS])
 
 
-def summarize(base: Sequence[Answered], tuned: Sequence[Answered], kl: Sequence[Sequence[float]]) -> dict[str, Any]:
+def summarize(base: Sequence[Answered], tuned: Sequence[Answered], along: Sequence[Sequence[Place]]) -> dict[str, Any]:
     """How far tuned is from base.
 
     Args:
         base: its answers.
         tuned: its answers to the same prompts.
-        kl: KL(base || tuned), nats, at each of the first positions of each of base's answers.
+        along: the first positions of each of base's answers.
 
     Returns:
-        `prompts`; `kl` (mean per position) and `kl_by_position`; `same_first_token` (share); of `base` and `tuned`
-        `mean_tokens`, `truncated` (share), `openings` (text and share, the most frequent ones first) and `distinct`
-        openings; `openings_kept`: how many of base's tuned has as well.
+        `prompts`; `kl` (mean per position) and `kl_by_position`; `same_first_token` (share); `within`, the number of
+        positions; of `base` and `tuned` `stop` (the chance to end an answer within them), `openings` (text and share,
+        the most frequent ones first) and `distinct` openings; `openings_kept`: how many of base's tuned has as well.
     """
-    flat = [value for row in kl for value in row]
+    kl = [[place.kl for place in answer] for answer in along]
     longest = max(map(len, kl), default=0)
     same = [b.ids[:1] == t.ids[:1] for b, t in zip(base, tuned, strict=True)]
     kept = {opening(answer.text) for answer in base} & {opening(answer.text) for answer in tuned}
+    sides = {"base": base, "tuned": tuned}
+    stops = {
+        side: _mean([1 - math.prod(1 - place.stop[number] for place in answer) for answer in along])
+        for number, side in enumerate(sides)
+    }
     return {
         "prompts": len(base),
-        "kl": _mean(flat),
+        "kl": _mean([value for row in kl for value in row]),
         "kl_by_position": [_mean([row[place] for row in kl if len(row) > place]) for place in range(longest)],
         "same_first_token": _mean(same),
-        "base": _side(base),
-        "tuned": _side(tuned),
+        "within": longest,
+        **{side: {"stop": stops[side], **_openings(answers)} for side, answers in sides.items()},
         "openings_kept": len(kept),
     }
 
 
-def _side(answers: Sequence[Answered]) -> dict[str, Any]:
+def _openings(answers: Sequence[Answered]) -> dict[str, Any]:
     counts = Counter(opening(answer.text) for answer in answers)
-    return {
-        "mean_tokens": _mean([len(answer.ids) for answer in answers]),
-        "truncated": _mean([answer.cut for answer in answers]),
-        "openings": [[text, count / len(answers)] for text, count in counts.most_common(TOP)],
-        "distinct": len(counts),
-    }
+    shares = [[text, count / len(answers)] for text, count in counts.most_common(TOP)]
+    return {"openings": shares, "distinct": len(counts)}
 
 
 def _mean(values: Sequence[float]) -> float:
@@ -81,11 +92,10 @@ def warnings(found: dict[str, Any]) -> list[str]:
     base, tuned = found["base"], found["tuned"]
     where = f"on {found['prompts']} {found['source']}"
     lines = []
-    if tuned["mean_tokens"] < (1 - SHORTER) * base["mean_tokens"]:
-        fall = 1 - tuned["mean_tokens"] / base["mean_tokens"]
+    if tuned["stop"] > base["stop"] + SHORTER:
         lines.append(
-            f"warning: tuned answers are {fall:.0%} shorter {where} ({base['mean_tokens']:.0f} to "
-            f"{tuned['mean_tokens']:.0f} tokens): it may have learned to stop early"
+            f"warning: tuned would end {tuned['stop']:.0%} of base's answers within {found['within']} tokens, base "
+            f"{base['stop']:.0%} {where}: it has learned to stop early"
         )
     if not found["openings_kept"]:
         lines.append(
@@ -95,12 +105,21 @@ def warnings(found: dict[str, Any]) -> list[str]:
     return lines
 
 
+def shorter(name: str, base: float, tuned: float) -> list[str]:
+    """A warning where a benchmark's answers became over 10 % shorter; lengths are means in tokens."""
+    if tuned >= (1 - SHORTER) * base:
+        return []
+    return [
+        f"warning: {name}: tuned answers are {1 - tuned / base:.0%} shorter ({base:.0f} to {tuned:.0f} tokens): it may "
+        "have learned to stop early"
+    ]
+
+
 def in_words(found: dict[str, Any]) -> str:
     """One line."""
     base, tuned = found["base"], found["tuned"]
     return (
-        f"moved on {found['prompts']} {found['source']} (greedy, at most {found['max_tokens']} tokens): "
-        f"KL {found['kl']:.3g} nats per position, first token the same in {found['same_first_token']:.0%}, length "
-        f"{base['mean_tokens']:.0f} to {tuned['mean_tokens']:.0f} tokens, cut {base['truncated']:.0%} to "
-        f"{tuned['truncated']:.0%}, {found['openings_kept']} of {base['distinct']} openings kept"
+        f"moved on {found['prompts']} {found['source']} (greedy): KL {found['kl']:.3g} nats per position, first token "
+        f"the same in {found['same_first_token']:.0%}, chance to stop within {found['within']} tokens "
+        f"{base['stop']:.0%} to {tuned['stop']:.0%}, {found['openings_kept']} of {base['distinct']} openings kept"
     )

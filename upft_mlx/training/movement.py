@@ -1,4 +1,4 @@
-"""Base and tuned on a few held-out prompts right after training: answers, and divergence along base's own."""
+"""Base and tuned on a few held-out prompts right after training: how they begin, and both along base's answers."""
 
 from __future__ import annotations
 
@@ -17,20 +17,17 @@ from upft_mlx.models.load import Loaded
 from upft_mlx.recipe.schema import Recipe
 from upft_mlx.rows import TrainingRow, read_rows, write_json
 from upft_mlx.rundir import RunDir
-from upft_mlx.sampling.decoding import Completion, Request, Sampling
-from upft_mlx.sampling.sampler import chunks, sample_chunk
-from upft_mlx.training.batches import Example, make_batch
-from upft_mlx.training.divergence import kl_per_position, log_probabilities
-from upft_mlx.training.loss import Modes, gathers_exactly
-from upft_mlx.training.moved import Answered, in_words, summarize
+from upft_mlx.sampling.decoding import Chunk, Request, Sampling
+from upft_mlx.sampling.prefill import Cache, Prefill
+from upft_mlx.training.divergence import kl_per_position
+from upft_mlx.training.moved import Answered, Place, in_words, summarize
 
-PROMPTS = 16
-TOKENS = 256
-"""Of an answer at most: a few seconds, whatever `evaluate.max_tokens` is."""
-POSITIONS = 32
-"""Of base's answers at which the divergence is measured."""
-_BATCH = 4
-"""Sequences whose log-probabilities, vocabulary wide, are in memory together."""
+PROMPTS = 8
+OPENING = 12
+"""Tokens of an answer in which its opening is looked for."""
+AFTER, MOST = 8, 40
+"""Of base's answers the first `prefix.length` tokens and so many more are looked at, at most 40: an EOS that was
+learned shows right behind the prefix. That takes a few seconds; whole answers would take minutes on a CPU."""
 
 
 def measure(
@@ -74,30 +71,37 @@ def movement(recipe: Recipe, loaded: Loaded, run: RunDir, source: str, prompts: 
     """How far the adapter of a run moves the model, see `moved.summarize`.
 
     Args:
-        recipe: its `evaluate.max_tokens` limits the answers, as `TOKENS` does.
+        recipe: its `prefix.length` says how far base's answers are looked at.
         loaded: the model that was trained, with its LoRA layers; it is left with the weights of adapter/.
         run: whose adapter/ is measured.
         source: what the prompts are.
         prompts: their ids.
     """
-    model, limit = loaded.model, min(TOKENS, recipe.evaluate.max_tokens)
+    model = loaded.model
     model.load_weights(str(run.adapter / "adapters.safetensors"), strict=False)
     model.eval()
     switch = _switch(model)
-    answers: dict[str, list[Completion]] = {}
-    for side in ("base", "tuned"):
+    caches: dict[str, list[Cache]] = {}
+    answers: dict[str, list[list[int]]] = {}
+    for side, limit in (("base", max(OPENING, min(MOST, recipe.prefix.length + AFTER))), ("tuned", OPENING)):
         switch(side)
-        asked = [Request(ids, limit) for ids in prompts]
-        answers[side] = sample_chunk(loaded, asked, Sampling(temperature=0, batch_size=PROMPTS), seed=0)
-    kl = _divergences(loaded, switch, prompts, [answer.ids for answer in answers["base"]])
+        prefill = Prefill(model)
+        prefill.share(prompts)
+        caches[side] = prefill.caches(prompts)
+        chunk = Chunk(loaded, Sampling(0.0, batch_size=PROMPTS), [Request(ids, limit) for ids in prompts], seed=0)
+        chunk.insert(range(len(prompts)), caches[side])
+        while chunk.in_flight:
+            chunk.step(lambda tokens, finished: None)
+        answers[side] = [answer.ids for answer in chunk.completions()]
     said = {
-        side: [
-            Answered(answer.ids, loaded.tokenizer.decode(answer.ids), answer.finish_reason == "length")
-            for answer in found
-        ]
+        side: [Answered(ids, loaded.tokenizer.decode(ids[:OPENING])) for ids in found]
         for side, found in answers.items()
     }
-    return {**summarize(said["base"], said["tuned"], kl), "source": source, "max_tokens": limit}
+    along = [
+        _along(loaded, switch, [prompt[-1], *ids[:-1]], {"base": base, "tuned": tuned}) if ids else []
+        for prompt, ids, base, tuned in zip(prompts, answers["base"], caches["base"], caches["tuned"], strict=True)
+    ]
+    return {**summarize(said["base"], said["tuned"], along), "source": source}
 
 
 def _switch(model: Any) -> Callable[[str], None]:
@@ -111,21 +115,14 @@ def _switch(model: Any) -> Callable[[str], None]:
     return switch
 
 
-def _divergences(
-    loaded: Loaded, switch: Callable[[str], None], prompts: Sequence[list[int]], answers: Sequence[list[int]]
-) -> list[list[float]]:
-    """KL(base || tuned) at the first positions of base's answers; none of an empty one."""
-    modes = Modes(gather=gathers_exactly(loaded.model), share=False)
-    pairs = [(prompt, ids[:POSITIONS]) for prompt, ids in zip(prompts, answers, strict=True) if ids]
-    examples = [Example("", [*prompt, *ids], len(prompt)) for prompt, ids in pairs]
-    found: list[list[float]] = []
-    for part in chunks(examples, _BATCH):
-        batch, sizes = make_batch(part), [example.supervised for example in part]
-        sides: dict[str, mx.array] = {}
-        for side in ("base", "tuned"):
-            switch(side)
-            sides[side] = log_probabilities(loaded.model, batch, sum(sizes), modes)
-        nats: list[float] = kl_per_position(sides["base"], sides["tuned"]).tolist()  # type: ignore[assignment]
-        values = iter(nats)
-        found += [list(islice(values, size)) for size in sizes]
-    return found
+def _along(loaded: Loaded, switch: Callable[[str], None], ids: list[int], caches: dict[str, Cache]) -> list[Place]:
+    """Both sides after each of these ids, which follow on what each side's cache holds; it is used up."""
+    logs: list[mx.array] = []
+    for side, cache in caches.items():
+        switch(side)
+        logits = loaded.model(mx.array([ids]), cache=cache)[0].astype(mx.float32)  # (N, V)
+        logs.append(logits - mx.logsumexp(logits, axis=-1, keepdims=True))
+        mx.eval(logs)
+    stops = [mx.exp(log[:, mx.array(loaded.eos_ids)]).sum(axis=-1) for log in logs]
+    columns: list[list[float]] = [c.tolist() for c in (kl_per_position(*logs), *stops)]  # type: ignore[misc]
+    return [Place(kl, (base, tuned)) for kl, base, tuned in zip(*columns, strict=True)]
