@@ -55,7 +55,7 @@ def make_recipe() -> Callable[..., Recipe]:
             "model": "builtin:arithmetic",
             "problems": {"builtin": "arithmetic", "limit": 20},
             "generate": {"max_tokens": 40, "batch_size": 4},
-            "prefix": {"length": 6, "structure_ratio": 0.2},
+            "prefix": {"length": 6, "structure_ratio": 0.2, "template": "paper"},
             "lora": {"rank": 4, "scale": 8.0},
             "train": {"batch_size": 4, "learning_rate": 1e-3, "report_every": 2, "checkpoint_every": 2},
             "evaluate": {"max_tokens": 40, "benchmarks": [{"name": "arithmetic", "limit": 8}]},

@@ -66,7 +66,7 @@ RULES = (
 )
 RFT = RULES[-1].name
 PREFIX_SETTINGS = {
-    "template, p = 0.1, lr 1e-3": ({"structure_ratio": 0.1, "eos": True}, 1e-3),
+    "template, p = 0.1, lr 1e-3": ({"structure_ratio": 0.1, "template": "paper", "eos": True}, 1e-3),
     "no template, p = 0.3, lr 1e-3": ({"structure_ratio": 0.3, "template": "none", "eos": False}, 1e-3),
     "no template, p = 0.3, lr 3e-4": ({"structure_ratio": 0.3, "template": "none", "eos": False}, 3e-4),
 }

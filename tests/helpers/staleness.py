@@ -23,6 +23,7 @@ EVERYTHING = " ".join(STAGES)
 UPFT: dict[str, Any] = {
     "model": "builtin:arithmetic",
     "problems": {"path": "train.jsonl"},
+    "prefix": {"template": "paper"},
     "evaluate": {"benchmarks": [{"name": "own", "path": "test.jsonl"}]},
 }
 

@@ -26,7 +26,7 @@ from upft_mlx.data.problems import load_problems
 from upft_mlx.evaluation.stats import wilson_interval
 from upft_mlx.grade.correct import is_correct
 from upft_mlx.recipe.find import shipped_recipes
-from upft_mlx.recipe.schema import Lora, Problems, Recipe
+from upft_mlx.recipe.schema import Lora, Prefix, Problems, Recipe, Train
 
 DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted(DOCS.rglob("*.md"))]
@@ -260,6 +260,24 @@ def test_the_answers_that_the_page_on_own_data_names_are_graded_right() -> None:
     for answer in answers:
         assert is_correct(f"So the answer is \\boxed{{{answer}}}.", answer), answer
         assert not is_correct("So the answer is \\boxed{17}.", answer), answer
+
+
+def test_the_defaults_are_those_that_were_measured_and_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "tools")
+    tool = runpy.run_path(str(ROOT / "tools" / "make_defaults_table.py"))
+    runs = json.loads((ROOT / "docs" / "assets" / "defaults.json").read_text(encoding="utf-8"))
+    text = (ROOT / "docs" / "use" / "choosing.md").read_text(encoding="utf-8")
+    assert tool["put"](text, runs) == text
+    best = runpy.run_path(str(ROOT / "tools" / "choose_defaults.py"))["chosen"](runs)
+    prefix = Prefix()
+    assert best == {
+        "template": bool(prefix.template_text),
+        "eos": prefix.eos,
+        "same": True,
+        "rate": Train().learning_rate,
+        "ratio": prefix.structure_ratio,
+        "cut": "",
+    }
 
 
 def test_the_evidence_page_is_written_from_its_data() -> None:

@@ -50,7 +50,7 @@ def listed(stage: str) -> set[str]:
 DATA: dict[str, Any] = {
     **UPFT,
     "generate": {"max_tokens": 40, "batch_size": 4},
-    "prefix": {"length": 6, "structure_ratio": 0.3},
+    "prefix": {"length": 6, "structure_ratio": 0.3, "template": "paper"},
     "lora": {"rank": 2, "scale": 8.0},
     "train": {"batch_size": 4, "steps": 2, "valid_ratio": 0.2},
     "evaluate": {**UPFT["evaluate"], "max_tokens": 40},

@@ -90,7 +90,8 @@ def test_prefix_tokens_are_exact_and_the_others_say_what_is_assumed(tmp_path: Pa
     this = found["tokens"]["this"]
     assert this["tokens_sampled"] == 200 * 8
     assert this["tokens_trained"] == 190 * 8, "a twentieth is held out"
-    eos = plan_recipe(recipe(prefix={"length": 8, "structure_ratio": 0.0, "eos": True}), tmp_path, calibrates=False)
+    with_eos = recipe(prefix={"length": 8, "structure_ratio": 0.0, "template": "paper", "eos": True})
+    eos = plan_recipe(with_eos, tmp_path, calibrates=False)
     assert eos["tokens"]["this"]["tokens_trained"] == 190 * 9
     assert this["how"] == "prefixes alone"
     assert found["tokens"]["rft"]["tokens_sampled"] == 16 * 200 * 32, "half of max_tokens"

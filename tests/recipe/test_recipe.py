@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from upft_mlx import load_recipe
 from upft_mlx.errors import RecipeError
 from upft_mlx.recipe.find import shipped_recipes
-from upft_mlx.recipe.schema import PAPER_TEMPLATE, Recipe
+from upft_mlx.recipe.schema import Recipe
 
 
 def load(folder: Path, text: str, *overrides: str) -> Recipe:
@@ -47,7 +47,8 @@ def test_a_recipe_states_only_what_differs(tmp_path: Path) -> None:
     assert recipe.prefix.length == 16
     assert recipe.prefix.eos is False
     assert recipe.prefix.eos_weight == 1.0
-    assert recipe.prefix.template_text == PAPER_TEMPLATE
+    assert recipe.prefix.template_text == ""
+    assert recipe.train.learning_rate == 3e-5
     assert recipe.prefix.structure_ratio == 0.1
     assert recipe.generate.temperature == 0.6
     assert (recipe.lora.rank, recipe.lora.scale, recipe.lora.num_layers) == (16, 2.0, -1)

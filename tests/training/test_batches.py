@@ -197,7 +197,7 @@ def test_where_no_size_is_given_as_many_sequences_pass_as_have_512_tokens_togeth
 def test_the_last_id_may_weigh_less_and_the_row_weighs_the_same() -> None:
     """Weights 1, 1 and 0.5 of a row beside a whole one: 0.4, 0.4 and 0.2 of half the step."""
     rows = [row([4, 5], [7, 8, 9]), row([4, 5], [7])]
-    prefix = Prefix(length=2, eos=True, eos_weight=0.5)
+    prefix = Prefix(length=2, template="paper", eos=True, eos_weight=0.5)
     examples = to_examples(rows, 99, prefix)
     assert [example.eos for example in examples] == [True, False]
     (batch,) = split(examples, 2)
@@ -215,6 +215,6 @@ def test_the_last_id_may_weigh_less_and_the_row_weighs_the_same() -> None:
     ],
 )
 def test_only_an_eos_after_a_prefix_is_weighed(kind: str, ids: list[int], eos: bool, weight: float) -> None:
-    prefix = Prefix(length=2, eos=eos, eos_weight=0.25)
+    prefix = Prefix(length=2, template="paper", eos=eos, eos_weight=0.25)
     (example,) = to_examples([row([4], ids, kind)], 99, prefix)
     assert (example.last, example.kind, example.eos) == (weight, kind, weight < 1)

@@ -148,7 +148,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Recipe, RunDir, l
         "model": "builtin:arithmetic",
         "problems": {"builtin": "arithmetic", "limit": 40},
         "generate": {"max_tokens": 40, "batch_size": 8},
-        "prefix": {"length": 6, "structure_ratio": 0.2, "eos": True},
+        "prefix": {"length": 6, "structure_ratio": 0.2, "template": "paper", "eos": True},
         "lora": {"rank": 4, "scale": 8.0},
         "train": {"batch_size": 4, "learning_rate": 1e-3, "report_every": 3},
     }

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from upft_mlx.errors import RecipeError
 from upft_mlx.escape import one_line, quoted
 from upft_mlx.recipe.safe_yaml import read_yaml, yaml_scalar
+from upft_mlx.recipe.schema import Train
 
 if TYPE_CHECKING:
     from upft_mlx.new.draft import Draft
@@ -63,7 +64,8 @@ def _lines(fields: Sequence[_Field], indent: str) -> Iterator[str]:
             if field.why:
                 yield from (f"{indent}    # {line}" for line in field.why.splitlines())
             continue
-        text = f"{indent}{field.name}: {'1e-4' if field.value == 1e-4 else yaml_scalar(field.value)}"
+        small = isinstance(field.value, float) and 0 < field.value < 1e-3  # YAML would write 3.0e-05
+        text = f"{indent}{field.name}: {f'{field.value:g}'.replace('e-0', 'e-') if small else yaml_scalar(field.value)}"
         yield f"{text:{_COLUMN}} # {one_line(field.why)}" if field.why else text
 
 
@@ -109,7 +111,7 @@ def _sections(draft: Draft) -> Iterator[tuple[str, list[_Field]]]:
     train = [
         _Field("epochs", chosen.epochs, "the paper's for its smallest set" if chosen.epochs == 3 else None),
         _Field("batch_size", chosen.trained_together, "sequences per step (the paper: 64)"),
-        _Field("learning_rate", 1e-4, "our default for LoRA, not tuned on this model"),
+        _Field("learning_rate", Train().learning_rate, "our default for LoRA, not tuned on this model"),
     ]
     if chosen.max_length is not None:
         train.append(_Field("max_length", chosen.max_length, "tokens: the longest question and a full solution"))

@@ -144,8 +144,9 @@ class Prefix(Section):
     """Prefix length t (tokens); 8 to 32 are within noise in the paper."""
     structure_ratio: Share = 0.1
     """Share p of the problems for which the model is trained on one full, unchecked solution instead of a prefix."""
-    template: str = "paper"
-    """The text appended to the question on prefix rows: `paper`, `none`, or a text of your own."""
+    template: str = "none"
+    """The text appended to the question on prefix rows: `paper`, `none`, or a text of your own. It makes training ask
+    otherwise than sampling and evaluation do; on a real model rows without it gained more."""
     eos: bool = False
     """Train an EOS after the prefix, as the paper's reference code does; needs a template, which makes stopping there a
     fair answer. The model sampled none there, so it may take most of the loss: the report says how much."""
@@ -224,8 +225,9 @@ class Train(Section):
     512 tokens; `auto`: as many sequences as fit in memory."""
     grad_checkpoint: bool = False
     """Compute the layers again in the backward pass instead of storing activations: less memory, more time."""
-    learning_rate: Annotated[float, Field(gt=0.0)] = 1e-4
-    """Peak learning rate; the paper's 1e-6 is for full fine-tuning, LoRA needs more."""
+    learning_rate: Annotated[float, Field(gt=0.0)] = 3e-5
+    """Peak learning rate; the paper's 1e-6 is for full fine-tuning, LoRA needs more. 3e-5 is the largest that left a
+    real model's answers as long as they were."""
     schedule: Literal["constant", "cosine"] = "constant"
     """Learning rate schedule after the warm-up."""
     warmup_ratio: Share = 0.03
