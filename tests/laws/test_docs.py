@@ -222,6 +222,10 @@ def test_the_readmes_recipe_is_valid() -> None:
     assert Recipe.model_validate(yaml.safe_load(blocks[0])).prefix.length == 16
 
 
+def test_the_readme_has_at_most_100_lines() -> None:
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 100
+
+
 def test_ci_runs_the_readmes_test_command() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     command = re.search(r"<!-- test-command -->\n```sh\n(.*?)\n```", text)
