@@ -1,6 +1,6 @@
 """Writes docs/assets/demo-cast.svg, a recording of `upft demo --plain` as an animated SVG: python tools/make_cast.py
 
-The lines are those of one real run; pauses of more than a second are cut to one. The picture moves wherever
+The lines are those of one real run; pauses are cut to 0.4 s. The picture moves wherever
 SVG is shown, also inside an `img`, and has no script.
 """
 
@@ -18,7 +18,7 @@ from upft_mlx.escape import markup
 TARGET = Path(__file__).resolve().parent.parent / "docs" / "assets" / "demo-cast.svg"
 COLUMNS, ROWS = 110, 24
 LINE, CHARACTER, MARGIN = 18, 7.8, 14
-PAUSE, END = 1.0, 8.0
+PAUSE, END = 0.4, 8.0
 """Seconds: the longest pause that is shown, and how long the last screen stays."""
 
 
@@ -71,7 +71,7 @@ def svg(lines: list[tuple[float, str]]) -> str:
         )
     )
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}" '
+        f'<svg xmlns="http://www.w3.org/2000/svg" xml:space="preserve" viewBox="0 0 {width} {height}" width="{width}" height="{height}" '
         f'role="img" aria-label="A recording of upft demo">\n<style>\n{rules}\n</style>\n'
         f'<rect width="100%" height="100%" rx="8" fill="#011627"/>\n<g id="page">\n'
         + "\n".join(texts)
