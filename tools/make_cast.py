@@ -71,7 +71,8 @@ def svg(lines: list[tuple[float, str]]) -> str:
         )
     )
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" xml:space="preserve" viewBox="0 0 {width} {height}" width="{width}" height="{height}" '
+        f'<svg xmlns="http://www.w3.org/2000/svg" xml:space="preserve" viewBox="0 0 {width} {height}" '
+        f'width="{width}" height="{height}" '
         f'role="img" aria-label="A recording of upft demo">\n<style>\n{rules}\n</style>\n'
         f'<rect width="100%" height="100%" rx="8" fill="#011627"/>\n<g id="page">\n'
         + "\n".join(texts)
