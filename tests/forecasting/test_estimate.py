@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Sequence
+from xml.etree import ElementTree
 
 import pytest
 
@@ -20,6 +21,7 @@ from upft_mlx.forecasting.estimate import (
     mean_of,
     weigh,
 )
+from upft_mlx.forecasting.page import figure
 from upft_mlx.recipe.studies import Selection
 from upft_mlx.rows import Solution
 
@@ -163,3 +165,18 @@ def test_it_comes_back_from_json_as_it_was() -> None:
     areas = {8: {"mean": 0.7, "ci95": [0.6, 0.8], "problems": 9}, 4: None}
     found = Forecast(64, 16, value, value, (rule("consensus", 0.1, 0.3),), areas, Advice("consensus", 8, "text"), 5)
     assert Forecast.load(json.loads(json.dumps(found.dump()))) == found
+
+
+def test_the_picture_has_a_curve_per_rule_and_shows_what_lies_below_zero() -> None:
+    value = mean_of([0.1, 0.4], (0.0, 1.0))
+    rules = (
+        rule("consensus", 0.1, 0.3),
+        rule("probe", -0.3, -0.1, 4),
+        rule("probe", 0.0, 0.2),
+        rule("label", 0.3, 0.4),
+    )
+    root = ElementTree.fromstring(figure(Forecast(64, 16, value, value, rules, {}, Advice(None, None, "text"), 5)))
+    lines = [node.attrib["points"] for node in root.iter() if node.tag.endswith("polyline")]
+    assert len(lines) == 3
+    heights = [float(pair.split(",")[1]) for line in lines for pair in line.split()]
+    assert all(0 < y < float(root.attrib["height"]) - 50 for y in heights), "within the axes"

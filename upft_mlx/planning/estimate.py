@@ -15,7 +15,14 @@ from typing import Any
 from upft_mlx.data.benchmarks import QUESTION, BenchmarkSet, load_benchmark, resolve
 from upft_mlx.data.problems import Problem
 from upft_mlx.dataset.instruction import differing, instructed, user_turn
-from upft_mlx.dataset.prefix import beyond_solutions, check_problems, most_sampled, most_supervised, valid_numbers
+from upft_mlx.dataset.prefix import (
+    beyond_solutions,
+    check_problems,
+    labelled,
+    most_sampled,
+    most_supervised,
+    valid_numbers,
+)
 from upft_mlx.models.architecture import Architecture, read_architecture
 from upft_mlx.models.chat import Renderer
 from upft_mlx.models.find import find_model
@@ -113,6 +120,9 @@ class Planner:
         """The tokens of this recipe, and of SFT and RFT with 16 samples on the same problems."""
         mine, many = self.counts, len(self.problems)
         sampled = mine.prefixes * most_sampled(self.recipe, "prefix") + mine.full * self.solutions.mean
+        if self.recipe.uses_answers:  # of each problem whose answer is used, those samples and the greedy solution
+            known = len(labelled(self.recipe, self.problems))
+            sampled += known * (self.recipe.forecast.samples + 1) * self.solutions.mean
         assumed = self.solutions.how if mine.full else "prefixes alone"
         held = len(valid_numbers(range(many), self.recipe.train.valid_ratio, self.recipe.seed))  # do not train
         each = self._passes * (many - held) * (self.solutions.mean + 1)

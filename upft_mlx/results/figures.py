@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from upft_mlx.escape import markup
 
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#888888")
 FONT = "font-family='system-ui, -apple-system, Segoe UI, Helvetica, Arial, sans-serif'"
 
 
@@ -63,18 +63,20 @@ def curves(panels: Sequence[Panel], x_label: str) -> str:
 
 
 def _panel(panel: Panel, x_label: str, top: int, width: int, height: int) -> str:
-    left, right, up, down = 70, width - 20, top + 34, top + height - 50
+    many = len(panel.series) > 2  # then their names stand on the right, below each other
+    left, right, up, down = 70, width - (170 if many else 20), top + 34, top + height - 50
     points = [point for series in panel.series for point in series.points]
     ticks = sorted({point.x for point in points})
     scale = _log_scale(ticks)
-    most = 1.0 if panel.percent else nice(max(point.high for point in points))
+    lowest, highest = min(point.low for point in points), max(point.high for point in points)
+    least = -nice(-lowest) if lowest < 0 and not panel.percent else 0.0
+    most = 1.0 if panel.percent else nice(highest) if highest > 0 else 0.0
 
     def place(x: float, y: float) -> tuple[float, float]:
-        return left + 14 + scale(x) * (right - left - 28), down - y / most * (down - up)
+        return left + 14 + scale(x) * (right - left - 28), down - (y - least) / (most - least) * (down - up)
 
     parts = [_text(left, top + 14, panel.title, size=15, weight=600)]
-    for step in range(5):
-        value = most * step / 4
+    for value in (most * step / 4 for step in range(5)) if not least else round_values(least, most):
         _, y = place(ticks[0], value)
         parts.append(f"<line x1='{left}' x2='{right}' y1='{y:.1f}' y2='{y:.1f}' stroke='#ddd'/>")
         parts.append(_text(left - 8, y + 4, f"{value:.0%}" if panel.percent else f"{value:.3g}", anchor="end"))
@@ -92,7 +94,7 @@ def _panel(panel: Panel, x_label: str, top: int, width: int, height: int) -> str
     for index, series in enumerate(panel.series):
         parts.append(_curve(series, place, COLOURS[index % len(COLOURS)]))
         if len(panel.series) > 1:
-            x, y = left + 300 + 160 * index, top + 14
+            x, y = (right + 20, up + 14 + 20 * index) if many else (left + 300 + 160 * index, top + 14)
             parts.append(f"<circle cx='{x}' cy='{y - 4}' r='4' fill='{COLOURS[index % len(COLOURS)]}'/>")
             parts.append(_text(x + 9, y, series.name))
     return "".join(parts)

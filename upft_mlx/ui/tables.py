@@ -126,6 +126,10 @@ def _of_kind(benchmarks: dict[str, Any], *, sampled: bool) -> dict[str, Any] | N
     return next((result for result in benchmarks.values() if bool(result["temperature"]) == sampled), None)
 
 
+_WIDE_FORECAST = 86
+"""Columns at which a forecast has room for the tokens that each rule costs."""
+
+
 def print_forecast(found: dict[str, Any], folder: Path, *, console: Console | None = None) -> None:
     """A forecast (`estimate.Forecast.dump`): the advice, then a table for each prefix length."""
     console = console or open_console()
@@ -136,9 +140,10 @@ def print_forecast(found: dict[str, Any], folder: Path, *, console: Console | No
     greedy = f"{100 * found['greedy_base']['mean']:.0f} %"
     told = f"{found['problems']} problems with answers; base is right on {share} of its samples, greedily on {greedy}"
     console.print(Text(told, "dim"))
+    wide = not console.is_terminal or console.width >= _WIDE_FORECAST
     for length in sorted({rule["length"] for rule in found["rules"]}):
         rows = [rule for rule in found["rules"] if rule["length"] == length]
-        table = table_of("rule", "share", "accuracy", "forecast, points", "greedy, points", "tokens")
+        table = table_of("rule", "share", "right", "forecast", "vs greedy", *(["tokens"] if wide else []))
         for rule in sorted(rows, key=lambda rule: -rule["forecast"]["mean"] if rule["forecast"] else 1.0):
             shared = rule["prefix_coverage"]
             table.add_row(
@@ -147,13 +152,17 @@ def print_forecast(found: dict[str, Any], folder: Path, *, console: Console | No
                 f"{100 * rule['accuracy']['mean']:.0f} %" if rule["accuracy"] else "",
                 _points_of(rule["forecast"]),
                 _points_of(rule["greedy"]),
-                f"{rule['tokens_per_problem']:,.0f}",
+                *([f"{rule['tokens_per_problem']:,.0f}"] if wide else []),
             )
         console.print()
         console.print(Text(f"t = {length} tokens", "bold"))
         console.print(table)
-    console.print(Text("share: of the samples that begin as the pick does. greedy: against the prefix that", "dim"))
-    console.print(Text("greedy decoding takes. tokens: sampled per problem to train so.", "dim"))
+    told = (
+        "share: of the samples that begin as the pick does; right: of solutions that begin so. forecast: points over "
+    )
+    told += "base with the 95 % interval; vs greedy: over the prefix that greedy decoding takes."
+    told += " tokens: sampled per problem to train so." if wide else ""
+    console.print(Text(told, "dim"))
     _files(console, [folder / name for name in ("forecast.md", "forecast.json", "curves.svg")])
 
 
