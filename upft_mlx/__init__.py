@@ -19,10 +19,22 @@ if sys.platform == "linux":
     load_before_mlx()
 
 if TYPE_CHECKING:
-    from upft_mlx.api import build, evaluate, forecast, fuse, generate, plan, run, train
+    from upft_mlx.api import build, evaluate, forecast, fuse, generate, plan, run, sweep, train
     from upft_mlx.recipe.load import load_recipe
 
-__all__ = ["__version__", "build", "evaluate", "forecast", "fuse", "generate", "load_recipe", "plan", "run", "train"]
+__all__ = [
+    "__version__",
+    "build",
+    "evaluate",
+    "forecast",
+    "fuse",
+    "generate",
+    "load_recipe",
+    "plan",
+    "run",
+    "sweep",
+    "train",
+]
 
 _MODULES = {"load_recipe": "recipe.load"}
 """Where the public functions are that are not in `api`."""

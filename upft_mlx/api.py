@@ -25,8 +25,11 @@ from upft_mlx.hub.upload import listing, refuse_unknown, require_repo
 from upft_mlx.hub.upload import push as upload
 from upft_mlx.machine import requirements
 from upft_mlx.planning import plan as planning
+from upft_mlx.recipe.grid import Grid
 from upft_mlx.recipe.schema import Recipe
 from upft_mlx.rundir import remove
+from upft_mlx.studies import sweep as studies_sweep
+from upft_mlx.studies.sweep_table import Sweep
 
 Facts = dict[str, Any]
 """Plain values, ready for `json.dumps`."""
@@ -95,6 +98,31 @@ def forecast(recipe: Recipe, run_dir: str | Path | None = None, notify: Observer
     """
     _begin()
     return pipeline.run_forecast(recipe, _folder(recipe, run_dir), notify)
+
+
+def sweep(
+    recipe: Recipe,
+    grid: Grid,
+    run_dir: str | Path | None = None,
+    notify: Observer = ignore,
+    *,
+    on: str | None = None,
+) -> Sweep:
+    """Train every combination of settings, choose on a development part, and measure the chosen one on the rest.
+
+    Args:
+        recipe: what all combinations have in common.
+        grid: values by field, `{"prefix.length": [8, 16]}`.
+        run_dir: the sweep is in its folder sweep/; None: runs/NAME. Continues what was interrupted.
+        notify: receives progress events.
+        on: the label of the benchmark to choose on; None: the recipe's first.
+
+    Raises:
+        RecipeError: the grid is wrong, or there is no such benchmark.
+        UpftError: another of its kinds; the runs keep what was done.
+    """
+    _begin()
+    return studies_sweep.sweep(recipe, grid, _folder(recipe, run_dir), notify, on=on)
 
 
 def generate(recipe: Recipe, run_dir: str | Path | None = None, notify: Observer = ignore) -> Facts:

@@ -271,3 +271,27 @@ def test_the_shipped_golds_are_graded_right_by_their_own_grader(shared: Path) ->
         entry_of(name="math500", path=str(shared / "data/benchmarks/math500.jsonl"), subset={"level": 5})
     )
     assert len(levels) == 134
+
+
+def test_the_parts_of_a_benchmark_share_no_question_whatever_the_order_seed_and_limit(tmp_path: Path) -> None:
+    rows = [{"question": f"{n // 2} + 1?", "answer": str(n // 2 + 1)} for n in range(40)]  # each question twice
+    found = {}
+    for name, lines in (("a", rows), ("b", rows[::-1])):
+        path = write_rows(tmp_path / f"{name}.jsonl", lines)
+        for part in ("development", "rest"):
+            for seed in (0, 1):
+                problems = load_benchmark(entry_of(name="own", path=path, part=part), seed)
+                assert len(problems) == 20
+                found[name, part, seed] = {problem.question for problem in problems}
+    development, rest = found["a", "development", 0], found["a", "rest", 0]
+    assert len(development) == len(rest) == 10
+    assert not development & rest
+    assert all(questions == found["a", part, 0] for (_, part, _), questions in found.items())
+    few = load_benchmark(entry_of(name="own", path=path, part="development", limit=5))
+    assert {problem.question for problem in few} < development
+
+
+def test_a_part_without_a_problem_is_refused(tmp_path: Path) -> None:
+    path = write_rows(tmp_path / "one.jsonl", [{"question": "1 + 1?", "answer": "2"}])
+    with pytest.raises(ProblemsError, match="of 1 question leaves the development part empty"):
+        load_benchmark(entry_of(name="own", path=path, part="development"))

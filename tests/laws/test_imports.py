@@ -39,7 +39,8 @@ LAYERS = (
     "planning inspection",
     "fusing new",
     "pipeline",
-    "api studies",
+    "studies",
+    "api",
     "cli",
     "__main__",
 )

@@ -37,6 +37,7 @@ SECTIONS: dict[str, dict[str, str]] = {
         **{name: STAGES[name].summary for name in ("forecast", "answers", "choose")},
         "analyze": STAGES["analyze"].summary,
         "compare": "Compare methods over several seeds.",
+        "sweep": "Try a grid of settings and choose the best.",
     },
 }
 """What each command does, by section. A line fits beside its name on 80 columns."""

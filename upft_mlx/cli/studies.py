@@ -1,9 +1,12 @@
-"""`upft forecast`, `analyze` and `compare`: each prints its own table, not a run's report."""
+"""`upft forecast`, `analyze`, `compare` and `sweep`: each prints its own table, not a run's report."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import click
 
+from upft_mlx.cli.complete import complete_fields
 from upft_mlx.cli.edge import folder_of, prepared, writing_to
 from upft_mlx.cli.group import cli
 from upft_mlx.cli.options import Options, common, helped, recipe_argument, verbose
@@ -46,6 +49,37 @@ _study_command(
     "upft compare quickstart",
     "upft compare my-recipe.yaml --set compare.seeds=5 --set 'compare.methods=[upft, upft:majority_answer]'",
 )
+
+
+@cli.command(
+    help=helped(
+        "Try every combination of settings on RECIPE and choose one. Each is trained as its own run and measured on "
+        "the development part (evaluate.development) of a benchmark; the best one is then measured once on the rest. "
+        "Continues where it stopped.",
+        "upft sweep quickstart prefix.length=4,8,16 train.learning_rate=1e-4,3e-4",
+        "upft sweep my-recipe.yaml lora.rank=8,32 --on gsm8k",
+    )
+)
+@recipe_argument
+@click.argument("grid", nargs=-1, required=True, metavar="SECTION.FIELD=VALUE,VALUE...", shell_complete=complete_fields)
+@click.option("--on", metavar="BENCHMARK", help="The benchmark to choose on.  [default: RECIPE's first]")
+@common
+def sweep(recipe: str, grid: Sequence[str], on: str | None, options: Options) -> None:
+    """See the help."""
+    with prepared(recipe, options) as loaded:
+        from upft_mlx.recipe.grid import parse_grid
+        from upft_mlx.studies.sweep import STAGES, sweep
+        from upft_mlx.studies.sweep_table import advice, report
+        from upft_mlx.ui import views
+
+        root = folder_of(recipe, loaded, options.run_dir)
+        view = views.open_view(plain=options.plain, stderr=options.as_json, verbose=verbose(), stages=STAGES)
+        with writing_to(root), view as notify:
+            found = sweep(loaded, parse_grid(grid), root, notify, on=on)
+        if options.as_json:
+            click.echo(to_json(found.dump()))
+        else:
+            views.print_sweep(found.dump(), [advice(found), *report(found)], root / "sweep")
 
 
 def _study(

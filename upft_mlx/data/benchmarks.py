@@ -6,6 +6,7 @@ A benchmark is asked as the recipe's training problems are (`prompt.instruction`
 from __future__ import annotations
 
 import difflib
+import hashlib
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -19,6 +20,7 @@ from upft_mlx.errors import ColumnError, ProblemsError, RecipeError
 from upft_mlx.escape import one_line, quoted
 from upft_mlx.grade.correct import normalize_gold
 from upft_mlx.grade.graders import LETTERS, Grader
+from upft_mlx.quantities import many
 from upft_mlx.recipe.evaluate import Benchmark, Evaluate
 
 QUESTION = "{question}"
@@ -109,6 +111,10 @@ class BenchmarkSpec:
     wrong_answers: tuple[str, ...] | None = None
     subset: tuple[tuple[str, tuple[str, ...]], ...] = ()
     """("level" or "subject", the values that are taken)."""
+    part: str | None = None
+    """`development`, `rest`, or None: both."""
+    development: float = 0.5
+    """Share of the problems in the development part."""
     prompt: str | None = None
     """The user turn, with `{question}` in it; None: the recipe's."""
     grader: Grader = "maths"
@@ -167,6 +173,8 @@ def _entry(benchmark: Benchmark, evaluate: Evaluate) -> BenchmarkSpec:
         max_tokens=either("max_tokens"),
         limit=either("limit"),
         subset=tuple(sorted((benchmark.subset or evaluate.subset).items())),
+        part=benchmark.part,
+        development=evaluate.development,
         **settings,
     )
 
@@ -201,7 +209,7 @@ def load_benchmark(entry: BenchmarkSpec, seed: int = 0, notes: Notes | None = No
         error.found = ""  # an excerpt of its text
         raise error from None
     notes.first = "(withheld)" if entry.private and notes.first else notes.first
-    problems = _subset(entry, everything)[: entry.limit]
+    problems = _subset(entry, _part(entry, everything))[: entry.limit]
     missing = [problem.id for problem in problems if problem.answer is None]
     if missing:
         raise ProblemsError(
@@ -211,6 +219,26 @@ def load_benchmark(entry: BenchmarkSpec, seed: int = 0, notes: Notes | None = No
     if entry.grader == "choice":
         return [_with_options(entry, problem, seed) for problem in problems]
     return [replace(p, answer=normalize_gold(str(p.answer)), wrong_answers=()) for p in problems]
+
+
+def _part(entry: BenchmarkSpec, problems: Sequence[Problem]) -> Sequence[Problem]:
+    """The problems of the development part, or the others; equal questions are in the same part.
+
+    The questions' own hashes decide, so that neither a seed nor the order of a file moves one.
+    """
+    if entry.part is None:
+        return problems
+    hashed = {p.question: hashlib.sha256(p.question.encode("utf-8", "replace")).hexdigest() for p in problems}
+    order = sorted(hashed, key=lambda question: hashed[question])
+    development = set(order[: round(entry.development * len(order))])
+    chosen = [p for p in problems if (p.question in development) == (entry.part == "development")]
+    if not chosen:
+        share = f"{entry.development:g} of {many(len(order), 'question')}"
+        raise ProblemsError(
+            f"benchmark {entry.label}: {share} leaves the {entry.part} part empty",
+            "use more problems, or another evaluate.development",
+        )
+    return chosen
 
 
 def _subset(entry: BenchmarkSpec, problems: Sequence[Problem]) -> list[Problem]:

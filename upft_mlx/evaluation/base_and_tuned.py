@@ -103,7 +103,7 @@ class Sides:
                 yield older
 
 
-_READ = ("id", "bad_rows")
+_READ = ("id", "bad_rows", "part", "development")
 """Fields of a benchmark that matter for its problems only, which have a hash of their own."""
 
 

@@ -50,8 +50,11 @@ class Benchmark(Section):
     """Keep all text of the set out of rows, reports and screens; unset: true for GPQA, as its authors ask."""
     subset: Subset = Field(default_factory=dict)
     """Only problems of this level or subject, for example `{level: [4, 5]}`."""
+    part: Literal["development", "rest"] | None = None
+    """Only the problems of the `development` part, to choose settings on, or only the `rest`, to report on. A question
+    is always in the same part, whatever the seed, the subset and the limit; unset: both parts."""
     limit: Count | None = None
-    """Maximum number of problems, from the first; counted within the subset if there is one."""
+    """Maximum number of problems, from the first; counted within the part and the subset if there are any."""
     samples: Count | None = None
     """Completions per problem."""
     temperature: Annotated[float, Field(ge=0.0, le=5.0)] | None = None
@@ -96,6 +99,8 @@ class Evaluate(Section):
     """Maximum number of problems of each benchmark, from the first."""
     subset: Subset = Field(default_factory=dict)
     """Only problems of this level or subject, for benchmarks without a subset of their own."""
+    development: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.5
+    """Share of a benchmark's problems in its development part."""
     batch_size: Sequences = 32
     """Sequences decoded together; `auto`: as many as fit in memory, at most 64."""
 

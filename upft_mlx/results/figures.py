@@ -117,7 +117,8 @@ def _curve(series: Series, place: Callable[[float, float], tuple[float, float]],
 
 def intervals(title: str, rows: Sequence[IntervalRow], x_label: str, *, zero: bool = True) -> str:
     """A line with a dot for each row's value and interval, in percentage points; `zero` marks no difference."""
-    width, left, right, up = 720, 190, 500, 54
+    left = max(190, 24 + 7 * max((len(row.name) for row in rows), default=0))  # about 7 units per character
+    width, right, up = left + 530, left + 310, 54
     down = up + 30 * len(rows)
     low = min([row.low for row in rows] + ([0.0] if zero else []))
     high = max([row.high for row in rows] + ([0.0] if zero else []))

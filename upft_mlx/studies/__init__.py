@@ -1,4 +1,4 @@
-"""Studies over many runs: `upft analyze` and `upft compare`.
+"""Studies over many runs: `upft analyze`, `upft compare` and `upft sweep`.
 
-Start at analyze.py and compare.py.
+Start at analyze.py, compare.py and sweep.py.
 """

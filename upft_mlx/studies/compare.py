@@ -58,7 +58,7 @@ def compare(recipe: Recipe, run_dir: str | Path, notify: Observer = ignore) -> d
         donors = [RunDir(path) for path in sorted(root.glob(f"*/seed-{seed}")) if path != folder]
         cells.append(run_cell(variants[method, seed], method, folder, donors, notify))
     found = {"recipe": recipe.dump(), "versions": versions(), "machine": _machine(), **summarize(cells)}
-    _keep(root, found["recipe"])
+    keep_aside(root, "compare", "recipe", found["recipe"])
     write_json(root / "compare.json", found)
     write_atomically(root / "compare.md", f"# {recipe.name}: methods side by side\n\n{markdown(found)}")
     for name in found["benchmarks"]:
@@ -66,14 +66,14 @@ def compare(recipe: Recipe, run_dir: str | Path, notify: Observer = ignore) -> d
     return found
 
 
-def _keep(root: Path, recipe: dict[str, Any]) -> None:
-    """Move the results of a comparison with another recipe aside; its cells keep their own."""
-    before = read_json(root / "compare.json")
-    if before is None or before["recipe"] == recipe:
+def keep_aside(root: Path, stem: str, key: str, made_of: Any) -> None:
+    """Move the results of another study aside, whose STEM.json has another value at `key`; its cells keep their own."""
+    before = read_json(root / f"{stem}.json")
+    if before is None or before[key] == made_of:
         return
-    kept = root / ".kept" / fingerprint(before["recipe"])
+    kept = root / ".kept" / fingerprint(before[key])
     kept.mkdir(parents=True, exist_ok=True)
-    for path in [*root.glob("*.svg"), root / "compare.md", root / "compare.json"]:  # this last: it says what to move
+    for path in [*root.glob("*.svg"), root / f"{stem}.md", root / f"{stem}.json"]:  # this last: it says what to move
         if path.is_file():
             path.replace(kept / path.name)
 
@@ -154,7 +154,7 @@ def _result(job: Job, method: str) -> Cell:
     return Cell(
         method=method,
         seed=job.recipe.seed,
-        scores={part.entry.label: _scores(job.run.rows_of(part.entry.label, side)) for part in job.sets},
+        scores={part.entry.label: scores_of(job.run.rows_of(part.entry.label, side)) for part in job.sets},
         tokens_sampled=sum(entry.tokens_sampled for entry in stages),
         tokens_trained=sum(entry.tokens_trained for entry in stages),
         seconds=sum(entry.seconds for entry in stages),
@@ -162,8 +162,8 @@ def _result(job: Job, method: str) -> Cell:
     )
 
 
-def _scores(path: Path) -> dict[str, float]:
-    """Each problem's mean over its samples."""
+def scores_of(path: Path) -> dict[str, float]:
+    """Each problem's mean over its samples, from a file of evaluation rows."""
     marks: dict[str, list[bool]] = {}
     for row in read_rows(path, EvaluationRow):
         marks.setdefault(row.problem_id, []).append(row.correct)

@@ -170,6 +170,29 @@ def _points_of(value: dict[str, Any] | None) -> Text:
     return Text("") if value is None else _difference({"delta": value["mean"], "ci95": value["ci95"]})
 
 
+def print_sweep(found: dict[str, Any], told: Sequence[str], folder: Path, *, console: Console | None = None) -> None:
+    """A sweep (`sweep_table.Sweep.dump`): what was chosen and what the rest says, then a line for each setting."""
+    console = console or open_console()
+    line = glyphs_for(console.encoding).line
+    console.print()
+    for number, text in enumerate(told):
+        console.print(Text(line(text), "" if number else "bold"), soft_wrap=not console.is_terminal)
+    console.print()
+    console.print(Text(line(f"{found['benchmark']}, {found['problems']:,} development problems"), "bold"))
+    fields = list(found["chosen"])
+    names = [field.rpartition(".")[2] for field in fields]
+    table = table_of(*names, "accuracy", "to base", "to chosen")
+    for one in found["tried"]:
+        values = [line(str(one["settings"][field]))[:_VALUE] for field in fields]
+        to_chosen = Text("chosen", "bold") if one["to_chosen"] is None else _difference(one["to_chosen"])
+        table.add_row(
+            *values, _share({"mean": one["accuracy"], "ci95": one["ci95"]}), _difference(one["difference"]), to_chosen
+        )
+    console.print(table)
+    console.print(Text("to base, to chosen: points of accuracy on the same problems, 95 % intervals", "dim"))
+    _files(console, [folder / name for name in ("sweep.md", "sweep.json", "sweep.svg")])
+
+
 def print_recipes(rows: Sequence[dict[str, str]], *, console: Console | None = None) -> None:
     """The shipped recipes, `catalogue.Shipped.facts` of each; on two lines each where a table would not fit."""
     console = console or open_console()

@@ -29,7 +29,15 @@ from upft_mlx.ui.plain import PlainView
 from upft_mlx.ui.plan import print_plan
 from upft_mlx.ui.show import Seen, detail, listing, regrading
 from upft_mlx.ui.summary import file_lines, summary
-from upft_mlx.ui.tables import print_analysis, print_comparison, print_demo, print_forecast, print_recipes, print_runs
+from upft_mlx.ui.tables import (
+    print_analysis,
+    print_comparison,
+    print_demo,
+    print_forecast,
+    print_recipes,
+    print_runs,
+    print_sweep,
+)
 from upft_mlx.ui.text import glyphs_for, wrapped
 
 SVG_SIZE = (100, 50)
@@ -191,6 +199,7 @@ __all__ = [
     "print_recipes",
     "print_runs",
     "print_summary",
+    "print_sweep",
     "print_text",
     "save_svg",
 ]

@@ -1,0 +1,156 @@
+"""A grid of settings on one recipe: chosen on a development part of a benchmark, reported once on the rest.
+
+    sweep/SETTINGS/               a run directory; what several settings need alike is made once and copied
+    sweep/SETTINGS/looks/rest/    the chosen one on what was not chosen on
+    sweep/sweep.json, sweep.md, sweep.svg
+
+Each setting is a run of its own and is continued like one. The best of several settings looks better than it is where
+it was chosen, so what is reported was measured on other problems.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from upft_mlx.data.benchmarks import resolve
+from upft_mlx.errors import RecipeError
+from upft_mlx.escape import one_line, quoted
+from upft_mlx.events import Note, Observer, ignore
+from upft_mlx.fingerprints import dated
+from upft_mlx.models.find import find_model
+from upft_mlx.pipeline import run_stage
+from upft_mlx.recipe.grid import Grid, Settings, all_valid, combinations, in_words
+from upft_mlx.recipe.schema import Recipe
+from upft_mlx.rows import write_atomically, write_json
+from upft_mlx.rundir import RunDir, versions
+from upft_mlx.studies.compare import keep_aside, run_cell, scores_of
+from upft_mlx.studies.sweep_table import Cell, Sweep, best, figure, markdown, tried
+
+LOOK = "rest"
+STAGES = ("generate", "build", "train", "evaluate")
+"""Of each setting."""
+
+
+def sweep(
+    recipe: Recipe, grid: Grid, run_dir: str | Path, notify: Observer = ignore, *, on: str | None = None
+) -> Sweep:
+    """Run what is missing, choose on the development part, and measure the chosen setting on the rest.
+
+    Args:
+        recipe: what all settings have in common.
+        grid: values by field.
+        run_dir: of the recipe; the sweep is in its folder sweep/.
+        notify: receives progress events.
+        on: the label of the benchmark to choose on; None: the first.
+
+    Raises:
+        RecipeError: the grid is wrong, or there is no such benchmark.
+        UpftError: one of its kinds; progress is saved.
+    """
+    label = _benchmark(recipe, on)
+    settings, root = combinations(grid), Path(run_dir) / "sweep"
+    development, rest = parts(recipe, label)
+    all_valid(development, settings)  # all are checked before the first one runs
+    made = [path.parent for path in sorted(root.glob("*/recipe.json"))]
+    development = dated(development, find_model(development), RunDir(made[0] if made else root))  # one day for all
+    recipes = all_valid(development, settings)
+    cells = []
+    for number, (one, its) in enumerate(zip(settings, recipes, strict=True), start=1):
+        notify(Note(f"{number} of {len(settings)}: {in_words(one)}"))
+        folder = root / folder_name(one)
+        donors = [RunDir(path.parent) for path in sorted(root.glob("*/recipe.json")) if path.parent != folder]
+        cells.append(_cell(one, its, label, folder, donors, notify))
+    chosen = best(cells)
+    found = Sweep(
+        benchmark=label,
+        problems=len(chosen.tuned),
+        tried=tried(cells, _samples(recipe, label)),
+        chosen=chosen.settings,
+        run=chosen.run,
+        rest=_on_the_rest(rest, chosen, notify),
+        reported=len(list(root.glob(f"*/looks/{LOOK}/evaluation/summary.json"))),
+    )
+    _write(found, recipe, root)
+    return found
+
+
+def _benchmark(recipe: Recipe, on: str | None) -> str:
+    labels = [spec.label for spec in resolve(recipe.evaluate)]
+    if not labels:
+        raise RecipeError("empty", "a sweep needs something to choose on", field="evaluate.benchmarks")
+    if on is not None and on not in labels:
+        raise RecipeError(f"no benchmark {quoted(on)}", f"the recipe has {', '.join(labels)}", field="--on")
+    return labels[0] if on is None else on
+
+
+def parts(recipe: Recipe, label: str) -> tuple[Recipe, Recipe]:
+    """The recipe with only the part to choose on of this benchmark, and the one with what is left to report on.
+
+    A benchmark from another file or dataset is left as a whole; one from the same loses what was chosen on. Where the
+    recipe itself gives the benchmark a part, its other benchmarks are taken as they are.
+    """
+    data = recipe.dump()
+    entries = dict(zip([spec.label for spec in resolve(recipe.evaluate)], data["evaluate"]["benchmarks"], strict=True))
+    chosen_on = entries[label]
+    others = [entry for entry in entries.values() if entry is not chosen_on]
+    other = "development" if chosen_on["part"] == "rest" else "rest"
+    if chosen_on["part"] is None:
+        left = [{**entry, "part": other} if _same_source(entry, chosen_on) else entry for entry in entries.values()]
+    else:
+        left = others or [{**chosen_on, "part": other}]
+    part = {**chosen_on, "part": chosen_on["part"] or "development"}
+    with_parts = [{**data, "evaluate": {**data["evaluate"], "benchmarks": some}} for some in ([part], left)]
+    development, rest = map(Recipe.model_validate, with_parts)
+    return development, rest
+
+
+def _same_source(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    own = one["path"] or one["dataset"]
+    fields = ("path", "dataset", "config", "split") if own else ("name", "path", "dataset")
+    return all(one[field] == other[field] for field in fields)
+
+
+def folder_name(settings: Settings) -> str:
+    """Readable, and another one for other settings."""
+    words = in_words(settings)
+    name = re.sub(r"[^A-Za-z0-9.]+", "-", words).strip("-.")[:60]
+    return f"{name}-{hashlib.sha256(words.encode()).hexdigest()[:6]}"
+
+
+def _cell(
+    settings: dict[str, Any], recipe: Recipe, label: str, folder: Path, donors: Sequence[RunDir], notify: Observer
+) -> Cell:
+    found, run = run_cell(recipe, one_line(in_words(settings)), folder, donors, notify), RunDir(folder)
+    return Cell(
+        settings=settings,
+        run=str(folder),
+        base=scores_of(run.rows_of(label, "base")),
+        tuned=found.scores[label],
+        tokens_sampled=found.tokens_sampled,
+        tokens_trained=found.tokens_trained,
+        seconds=found.seconds,
+        peak_memory_bytes=found.peak_memory_bytes,
+    )
+
+
+def _samples(recipe: Recipe, label: str) -> int:
+    return next(spec.samples for spec in resolve(recipe.evaluate) if spec.label == label)
+
+
+def _on_the_rest(recipe: Recipe, chosen: Cell, notify: Observer) -> dict[str, Any]:
+    (its,) = all_valid(dated(recipe, find_model(recipe), RunDir(chosen.run)), [chosen.settings])
+    notify(Note(f"chosen: {in_words(chosen.settings)}; now on the rest"))
+    benchmarks: dict[str, Any] = run_stage(its, chosen.run, "evaluate", notify, look=LOOK)["benchmarks"]
+    return benchmarks
+
+
+def _write(found: Sweep, recipe: Recipe, root: Path) -> None:
+    of = {"recipe": recipe.dump(), "on": found.benchmark, "settings": [one.settings for one in found.tried]}
+    keep_aside(root, "sweep", "of", of)
+    write_json(root / "sweep.json", {"of": of, "versions": versions(), **found.dump()})
+    write_atomically(root / "sweep.md", f"# {recipe.name}: settings side by side\n\n{markdown(found)}")
+    write_atomically(root / "sweep.svg", figure(found))

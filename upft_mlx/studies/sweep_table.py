@@ -1,0 +1,175 @@
+"""The runs of a sweep to its choice, table, figure and JSON. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from upft_mlx import escape
+from upft_mlx.evaluation.stats import PairedDifference, accuracy_interval, mean_interval, paired_difference
+from upft_mlx.quantities import points
+from upft_mlx.recipe.grid import in_words
+from upft_mlx.results.figures import IntervalRow, intervals
+from upft_mlx.results.report import outcome
+
+Scores = Mapping[str, float]
+"""Each problem's mean over its samples, 0 to 1."""
+
+
+@dataclass(frozen=True)
+class Tried:
+    """One setting of a sweep, measured on the development part."""
+
+    settings: dict[str, Any]
+    """Values by field."""
+    run: str
+    """Its run directory."""
+    accuracy: float
+    """Of tuned on the development part, 0 to 1."""
+    ci95: tuple[float, float]
+    difference: PairedDifference
+    """Tuned minus base on the same problems."""
+    to_chosen: PairedDifference | None
+    """This one minus the chosen one on the same problems; None for the chosen one."""
+    tokens_sampled: int
+    tokens_trained: int
+    seconds: float
+    """Of sampling and training."""
+    peak_memory_bytes: int
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What `upft sweep` found."""
+
+    benchmark: str
+    """The label of the benchmark whose development part was chosen on."""
+    problems: int
+    """In that part."""
+    tried: tuple[Tried, ...]
+    """In the grid's order."""
+    chosen: dict[str, Any]
+    """The settings with the highest accuracy there; the first of them where several have it."""
+    run: str
+    """The chosen one's run directory."""
+    rest: dict[str, Any]
+    """The chosen one on what was not chosen on: summary.json's `benchmarks`."""
+    reported: int
+    """Settings that have been measured on the rest so far, this one included."""
+
+    def dump(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What a run gives the table."""
+
+    settings: dict[str, Any]
+    run: str
+    base: Scores
+    tuned: Scores
+    tokens_sampled: int
+    tokens_trained: int
+    seconds: float
+    peak_memory_bytes: int
+
+
+def best(cells: Sequence[Cell]) -> Cell:
+    """The one with the highest accuracy, the first of several."""
+    return max(cells, key=lambda cell: sum(cell.tuned.values()))  # all have the same problems
+
+
+def tried(cells: Sequence[Cell], samples: int) -> tuple[Tried, ...]:
+    """Each with its differences to base and to the best one; `samples` of each problem."""
+    chosen = best(cells)
+    return tuple(
+        Tried(
+            settings=cell.settings,
+            run=cell.run,
+            accuracy=sum(cell.tuned.values()) / len(cell.tuned),
+            ci95=_interval(list(cell.tuned.values()), samples),
+            difference=_difference(cell.base, cell.tuned),
+            to_chosen=None if cell is chosen else _difference(chosen.tuned, cell.tuned),
+            tokens_sampled=cell.tokens_sampled,
+            tokens_trained=cell.tokens_trained,
+            seconds=cell.seconds,
+            peak_memory_bytes=cell.peak_memory_bytes,
+        )
+        for cell in cells
+    )
+
+
+def _interval(scores: Sequence[float], samples: int) -> tuple[float, float]:
+    if samples == 1:
+        return accuracy_interval([[score == 1.0] for score in scores])
+    return mean_interval(scores, (0.0, 1.0))
+
+
+def _difference(first: Scores, second: Scores) -> PairedDifference:
+    return paired_difference(list(first.values()), [second[problem] for problem in first])
+
+
+def advice(found: Sweep) -> str:
+    """What was chosen, how sure the choice is, and what the rest says of it."""
+    others = [one for one in found.tried if one.to_chosen is not None]
+    apart = sum(one.to_chosen.ci95[1] < 0 for one in others if one.to_chosen)
+    text = f"chosen: {in_words(found.chosen)}"
+    if others:
+        told = f"{apart} of {len(others)} others {'is' if apart == 1 else 'are'}" if apart else "no other setting is"
+        text += f"; {told} measurably worse on the {found.problems:,} development problems"
+    return text
+
+
+def report(found: Sweep) -> list[str]:
+    """What the rest says of the chosen one, a line for each benchmark, and how often the rest was used."""
+    lines = []
+    for name, sides in found.rest.items():
+        paired, (verdict, why) = sides["paired"], outcome(sides)
+        low, high = paired["ci95"]
+        numbers = f"{points(paired['delta'])} points [{points(low)}, {points(high)}]"
+        lines.append(f"{name}, {sides['base']['n']:,} other problems: {verdict}, {why or numbers}")
+    if found.reported > 1:
+        lines.append(
+            f"the rest has now been used for {found.reported} chosen settings: the more, the more luck is in the last"
+        )
+    return lines
+
+
+def markdown(found: Sweep) -> str:
+    """The page: the choice, the report on the rest, and a line per setting."""
+    fields = list(found.chosen)
+    head = [*fields, "accuracy", "difference to base (points)", "difference to chosen (points)", "tokens trained", "s"]
+    lines = [f"| {' | '.join(map(escape.markdown, head))} |", "|" + "---|" * len(head)]
+    for one in found.tried:
+        low, high = one.ci95
+        values = [escape.markdown(in_words({"": one.settings[field]})[1:]) for field in fields]
+        cells = [f"{one.accuracy:.1%} [{low:.1%}, {high:.1%}]", _points(one.difference)]
+        cells += ["chosen" if one.to_chosen is None else _points(one.to_chosen), f"{one.tokens_trained:,}"]
+        lines.append(f"| {' | '.join([*values, *cells, f'{one.seconds:.1f}'])} |")
+    told = [escape.markdown(line) for line in (advice(found), *report(found))]
+    where = f"Chosen on {found.problems:,} development problems of {escape.markdown(found.benchmark)}. "
+    where += "The best of several looks better there than it is: what counts is the result on other problems."
+    return "\n\n".join([*told, where]) + "\n\n" + "\n".join(lines) + "\n"
+
+
+def _points(difference: PairedDifference) -> str:
+    low, high = difference.ci95
+    return f"{points(difference.delta)} [{points(low)}, {points(high)}]"
+
+
+def figure(found: Sweep) -> str:
+    """The differences to base on the development part as SVG."""
+    rows = [
+        IntervalRow(
+            in_words({field.rpartition(".")[2]: value for field, value in one.settings.items()}),
+            one.difference.delta,
+            *one.difference.ci95,
+            "chosen" if one.to_chosen is None else "",
+        )
+        for one in found.tried
+    ]
+    title = f"{found.benchmark}, development part: difference to base"
+    return intervals(title, rows, "points of accuracy, 95 % interval")
