@@ -43,8 +43,6 @@ from typing import Any
 from contestants import mlx_lm, mlx_lm_step, ours, unsloth
 from turns import PREFIX, SHARED, own_output, read
 
-from upft_mlx.machine import blas
-
 CONTESTANTS = ("ours", "ours whole", "ours plain", "mlx-lm", "mlx-lm step", "unsloth")
 
 
@@ -96,6 +94,8 @@ class Runner:
             command += [f"--{option.replace('_', '-')}", str(getattr(options, option))]
         self.errors = (work / f"errors of {name}").open("w+")
         environment = {**os.environ, "TMPDIR": str(cache), "HF_HUB_OFFLINE": "1", "PYTHONWARNINGS": "ignore"}
+        from upft_mlx.machine import blas  # not at the top: a contestant's environment need not have this package
+
         if (used := blas.used()).path:  # all on the same BLAS, whatever they would load by themselves
             environment |= {"LD_PRELOAD": used.path, "OPENBLAS_NUM_THREADS": str(used.threads)}
         self.process = subprocess.Popen(
@@ -212,6 +212,8 @@ def main() -> None:
         raise SystemExit(f"--steps {options.steps}: not a multiple of --turn {options.turn}")
     versions = {name: metadata.version(name) for name in ("upft-mlx", "mlx", "mlx-lm")}
     machine = {"python": platform.python_version(), "machine": platform.machine(), "cores": os.cpu_count()}
+    from upft_mlx.machine import blas
+
     machine["blas"] = str(blas.used())
     shape = {key: getattr(options, key) for key in ("shape", "steps", "batch", "micro_batch")}
     print("; ".join(f"{key} {value}" for key, value in {**versions, **machine, **shape}.items()))
