@@ -210,12 +210,12 @@ def _begin() -> None:
 def export(
     recipe: Recipe, run_dir: str | Path, form: str, to: Path | None, dtype: str = "bf16", notify: Observer = ignore
 ) -> dict[str, Any]:
-    """Write the adapter for PEFT, or the fused model without quantization.
+    """Write the adapter for PEFT or as GGUF, or the fused model without quantization.
 
     Args:
         recipe: the run's.
         run_dir: of the run.
-        form: `peft` or `dequantized`.
+        form: `peft`, `gguf` or `dequantized`.
         to: the folder; None: RUN/export/FORM.
         dtype: of a dequantized model, `bf16` or `fp16`.
         notify: receives progress events.
@@ -225,7 +225,7 @@ def export(
         ExportError: the folder holds something that is not an earlier export, or cannot be written.
         UpftError: one of its kinds.
     """
-    from upft_mlx.fusing.export import export_dequantized, export_peft
+    from upft_mlx.fusing.export import export_dequantized, export_gguf, export_peft
 
     job = pipeline.prepare(recipe, run_dir, notify)
     folder = to or job.run.root / "export" / form
@@ -233,11 +233,12 @@ def export(
     with pipeline.opened(job):
         job.require("export", "train")
         with _beside(job.run.work / f"export-{form}") as beside:
-            if form == "peft":
-                base = base_of(recipe, job.model_path).hub_id or str(job.model_path)
-                detail = export_peft(job.run, job.model_path, base, beside)
-            else:
+            if form == "dequantized":
                 detail = export_dequantized(recipe, job.load(), job.run, beside, dtype, notify, job.questions)
+            else:
+                base = base_of(recipe, job.model_path).hub_id or str(job.model_path)
+                write = export_gguf if form == "gguf" else export_peft
+                detail = write(job.run, job.model_path, base, beside)
             deliver(beside, folder, earlier)
     return {"format": form, "folder": str(folder), "detail": detail}
 

@@ -4,18 +4,22 @@ torch.
 
 from __future__ import annotations
 
+import itertools
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import gguf
 import mlx.core as mx
+import numpy as np
 import pytest
 from conftest import MODEL
 from helpers.adapter import Q4, run, write_adapter
 from mlx_lm.utils import load as mlx_lm_load
 
 from upft_mlx.errors import ExportError
-from upft_mlx.fusing.export import export_dequantized, export_peft
+from upft_mlx.fusing.export import export_dequantized, export_gguf, export_peft
 from upft_mlx.models.load import load
 from upft_mlx.recipe.schema import Recipe
 from upft_mlx.rundir import RunDir
@@ -125,3 +129,46 @@ def test_the_chat_template_is_where_old_and_new_tools_look_for_it(
     turns = [{"role": "user", "content": "2 + 2?"}]
     for tokenizer in (AutoTokenizer.from_pretrained(out), mlx_lm_load(str(out))[1]):
         assert tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False).count("2 + 2?") == 1
+
+
+def test_what_llama_cpp_reads_gives_the_same_update(run: RunDir, tmp_path: Path) -> None:
+    """B A alpha / r of the GGUF, as its own package reads it, is scale (a b)^T of mlx-lm."""
+    write_adapter(run, 0.02)
+    export_gguf(run, MODEL, "org/base", tmp_path)
+    file = gguf.GGUFReader(tmp_path / "adapter.gguf")
+    found = {tensor.name: np.array(tensor.data) for tensor in file.tensors}
+    said = {name: field.contents() for name, field in file.fields.items()}
+    assert said["general.architecture"] == "qwen2"
+    assert (said["general.type"], said["adapter.type"], said["adapter.lora.alpha"]) == ("adapter", "lora", 8.0)
+    ours = arrays_of(run.adapter / "adapters.safetensors")
+    assert len(found) == len(ours)
+    modules = {"self_attn.q_proj": "attn_q", "self_attn.o_proj": "attn_output", "mlp.down_proj": "ffn_down"}
+    for layer, (name, theirs) in itertools.product(range(4), modules.items()):
+        a, b = (found[f"blk.{layer}.{theirs}.weight.lora_{part}"] for part in "ab")
+        module = f"model.layers.{layer}.{name}"
+        expected = 2.0 * (ours[f"{module}.lora_a"] @ ours[f"{module}.lora_b"]).T
+        assert np.allclose(b @ a * (8.0 / a.shape[0]), np.array(expected), atol=1e-7)
+
+
+def test_a_llamas_query_and_key_rows_are_put_in_llama_cpps_order(run: RunDir, tmp_path: Path) -> None:
+    """The order in which make_smollm2.py finds a GGUF's rows: each head's two halves, one row of each in turn."""
+    write_adapter(run, 0.02)
+    model = shutil.copytree(MODEL, tmp_path / "model")
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps({**config, "model_type": "llama"}))
+    export_gguf(run, model, "org/base", tmp_path)
+    found = {tensor.name: np.array(tensor.data) for tensor in gguf.GGUFReader(tmp_path / "adapter.gguf").tensors}
+    ours = arrays_of(run.adapter / "adapters.safetensors")
+    for name, theirs, heads in (("q_proj", "attn_q", 4), ("k_proj", "attn_k", 2), ("v_proj", "attn_v", 0)):
+        rows = np.array(ours[f"model.layers.0.self_attn.{name}.lora_b"].T)
+        half = len(rows) // max(1, heads) // 2
+        order = [head * 2 * half + i // 2 + i % 2 * half for head in range(heads) for i in range(2 * half)]
+        assert np.array_equal(found[f"blk.0.{theirs}.weight.lora_b"], rows[order] if heads else rows)
+
+
+def test_a_family_whose_names_in_llama_cpp_are_unknown_is_refused(run: RunDir, tmp_path: Path) -> None:
+    write_adapter(run, 0.02)
+    (tmp_path / "config.json").write_text('{"model_type": "mamba"}')
+    with pytest.raises(ExportError, match="type 'mamba' are not known here") as caught:
+        export_gguf(run, tmp_path, "org/base", tmp_path)
+    assert "--format peft" in str(caught.value)

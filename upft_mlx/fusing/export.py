@@ -1,16 +1,19 @@
-"""The result for other tools: the adapter in PEFT's format, the fused model without quantization for transformers."""
+"""The result for other tools: the adapter for PEFT or as GGUF, or the fused model without quantization."""
 
 from __future__ import annotations
 
 import json
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
+import numpy as np
 
 from upft_mlx.errors import ExportError, ModelError
+from upft_mlx.escape import quoted
 from upft_mlx.events import Observer, ignore
 from upft_mlx.fusing.formats import DTYPES, Format, write_model
 from upft_mlx.fusing.fuser import Fuser
@@ -22,6 +25,12 @@ from upft_mlx.rows import write_json
 from upft_mlx.rundir import RunDir
 from upft_mlx.training.checkpoints import save_safetensors
 
+_ARCHITECTURES = {
+    **{name: name for name in ("llama", "qwen2", "qwen3", "gemma", "gemma2", "gemma3", "phi3")},
+    "mistral": "llama",
+    "gemma3_text": "gemma3",
+}
+"""llama.cpp's name of a model type's architecture."""
 _LORA = re.compile(r"^(model\.layers\.(\d+)\.(.+))\.lora_([ab])$")
 
 
@@ -44,6 +53,31 @@ def export_peft(run: RunDir, model: Path, base: str, folder: Path) -> str:
         ExportError: PEFT has no name for a module that the adapter is on.
         ModelError: the adapter cannot be read.
     """
+    matrices, lora = _matrices(run, model, "PEFT")
+    made = {f"base_model.model.{m.module}.lora_{m.which.upper()}.weight": mx.contiguous(m.array.T) for m in matrices}
+    modules, layers = {m.module.rpartition(".")[2] for m in matrices}, {m.layer for m in matrices}
+    save_safetensors(folder / "adapter_model.safetensors", made)
+    write_json(folder / "adapter_config.json", _peft_config(lora, base, modules, layers))
+    return f"{len(made) // 2} modules, rank {lora['rank']}, on {base}"
+
+
+@dataclass(frozen=True)
+class _Matrix:
+    """`lora_a` (in, r) or `lora_b` (r, out) of a module, as mlx-lm keeps it."""
+
+    module: str
+    layer: int
+    which: str
+    array: mx.array
+
+
+def _matrices(run: RunDir, model: Path, reader: str) -> tuple[list[_Matrix], dict[str, Any]]:
+    """The adapter's matrices and LoRA settings, where `reader` has a name for each of its modules.
+
+    Raises:
+        ExportError: it has none.
+        ModelError: the adapter cannot be read.
+    """
     try:
         config = json_object(run.adapter / "adapter_config.json")
         arrays = mx.load(str(run.adapter / "adapters.safetensors"))
@@ -51,17 +85,59 @@ def export_peft(run: RunDir, model: Path, base: str, folder: Path) -> str:
         raise ModelError(f"the adapter cannot be read: {reason(error)}", "train again", path=run.adapter) from None
     assert isinstance(arrays, dict)
     names = {name for file in model.glob("model*.safetensors") for name in read_header(file)}
-    layers, modules, made = set(), set(), {}
+    found = []
     for name, array in arrays.items():
-        found = _LORA.match(name)
-        if found is None or array.ndim != 2 or f"{found[1]}.weight" not in names:
-            raise ExportError(f"{name}: PEFT has no such module", "an adapter on it can be used with mlx-lm only")
-        layers.add(int(found[2]))
-        modules.add(found[3].rpartition(".")[2])
-        made[f"base_model.model.{found[1]}.lora_{found[4].upper()}.weight"] = mx.contiguous(array.T)
-    save_safetensors(folder / "adapter_model.safetensors", made)
-    write_json(folder / "adapter_config.json", _peft_config(config["lora_parameters"], base, modules, layers))
-    return f"{len(made) // 2} modules, rank {config['lora_parameters']['rank']}, on {base}"
+        parts = _LORA.match(name)
+        if parts is None or array.ndim != 2 or f"{parts[1]}.weight" not in names:
+            raise ExportError(f"{name}: {reader} has no such module", "an adapter on it can be used with mlx-lm only")
+        found.append(_Matrix(parts[1], int(parts[2]), parts[4], array))
+    return found, config["lora_parameters"]
+
+
+def export_gguf(run: RunDir, model: Path, base: str, folder: Path) -> str:
+    """Write the adapter as llama.cpp and Ollama read it: adapter.gguf, in float32, to be loaded beside the base's GGUF.
+
+    GGUF keeps PEFT's matrices under llama.cpp's names. llama.cpp rotates a llama's query and key heads in another order
+    of rows, so their `lora_b` is reordered.
+
+    Args and errors are those of `export_peft`; also:
+
+    Raises:
+        ExportError: the package gguf is not installed, or llama.cpp's names for this family are not known here.
+    """
+    try:
+        import gguf
+    except ImportError:
+        raise ExportError("the package gguf is not installed", "pip install gguf") from None
+
+    config = json_object(model / "config.json")
+    kind = config.get("model_type")
+    arch = next((arch for arch, name in gguf.MODEL_ARCH_NAMES.items() if name == _ARCHITECTURES.get(str(kind))), None)
+    if arch is None:
+        remedy = f"known are {', '.join(sorted(_ARCHITECTURES))}; --format peft or dequantized can be converted there"
+        raise ExportError(f"llama.cpp's names for a model of type {quoted(str(kind))} are not known here", remedy)
+    matrices, lora = _matrices(run, model, "llama.cpp")
+    heads = {"q_proj": config["num_attention_heads"]}
+    heads["k_proj"] = config.get("num_key_value_heads", heads["q_proj"])
+    tensors = gguf.get_tensor_name_map(arch, config["num_hidden_layers"])
+    writer = gguf.GGUFWriter(folder / "adapter.gguf", gguf.MODEL_ARCH_NAMES[arch])
+    writer.add_type(gguf.GGUFType.ADAPTER)
+    writer.add_name(base)
+    writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
+    writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, lora["scale"] * lora["rank"])
+    for matrix in matrices:
+        name = tensors.get_name(f"{matrix.module}.weight", try_suffixes=(".weight",))
+        if name is None:
+            raise ExportError(f"{matrix.module}: llama.cpp has no such module", "use the adapter with mlx-lm")
+        array = np.array(matrix.array.T.astype(mx.float32))  # lora_a (r, in), lora_b (out, r)
+        if arch == gguf.MODEL_ARCH.LLAMA and matrix.which == "b" and (count := heads.get(matrix.module.split(".")[-1])):
+            array = array.reshape(count, 2, -1, array.shape[1]).swapaxes(1, 2).reshape(array.shape)
+        writer.add_tensor(f"{name}.lora_{matrix.which}", np.ascontiguousarray(array))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return f"{len(matrices) // 2} modules, rank {lora['rank']}, for llama.cpp and Ollama beside a GGUF of {base}"
 
 
 def _peft_config(lora: dict[str, Any], base: str, modules: set[str], layers: set[int]) -> dict[str, Any]:
