@@ -17,7 +17,7 @@ from upft_mlx.results.page import Material
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine (apt-get install chromium)")
 WIDTHS = (390, 820, 1280)
 SECONDS, BYTES = 2.0, 20_000_000
-"""A page of 10,000 rows opens in this time and takes this much."""
+"""A page of 10,000 rows opens in this time (of a processor) and takes this much."""
 EVIL = "</script><script>window.evil=1</script><img src=x onerror='window.evil=2'>\"'`{{evil}}&lt;\u202e\x1b[31m"
 
 
@@ -37,6 +37,12 @@ def ids(tab: Tab) -> list[str]:
     """The problems in the table, from top to bottom."""
     code = "[...document.querySelectorAll('#rows td:first-child > button')].map((b) => b.firstChild.textContent)"
     return list(tab.run(code))
+
+
+def computed(tab: Tab) -> float:
+    """The seconds that the page's thread has computed since it was opened, whatever else the machine does."""
+    metrics = {metric["name"]: metric["value"] for metric in tab.call("Performance.getMetrics")["metrics"]}
+    return float(metrics["TaskDuration"])
 
 
 def choose(tab: Tab, name: str, value: str) -> None:
@@ -120,6 +126,13 @@ def test_a_row_opens_with_both_answers_and_their_difference_marked(tab: Tab, add
     assert tab.run("location.hash") == "#open=arithmetic%2Fp-0001%2F0"
     tab.open(f"{address}#open=arithmetic%2Fp-0003%2F0")
     assert "child 3" in tab.run("document.querySelector('tr.detail').textContent")
+
+
+def test_what_both_texts_have_between_two_differences_is_not_marked(tab: Tab, tmp_path: Path) -> None:
+    base, tuned = (answered(True, text, 5, "p-0001") for text in ("We find 7 pens and stop.", "We see 7 pens or stop."))
+    address = written(tmp_path, Material(facts(), [replace(row(1, True, True), base=base, tuned=tuned)]))
+    tab.open(f"{address}#open=arithmetic/p-0001/0")
+    assert tab.run("[...document.querySelectorAll('mark')].map((m) => m.textContent)") == ["find", "and", "see", "or"]
 
 
 def test_pages_turn_by_key_and_by_button(tab: Tab, tmp_path: Path) -> None:
@@ -231,9 +244,9 @@ def test_ten_thousand_rows_open_in_time_and_stay_small(tab: Tab, tmp_path: Path)
     assert sum(len(r.base.completion) + len(r.tuned.completion) for r in rows if r.base and r.tuned) > 30_000_000
     address = written(tmp_path, Material(facts(), rows))
     assert (tmp_path / "report.html").stat().st_size < BYTES
+    tab.call("Performance.enable", timeDomain="threadTicks")
     tab.open(address)
-    times = tab.run("(() => { const t = performance.getEntriesByType('navigation')[0]; return t.loadEventEnd; })()")
-    assert 0 < times < 1000 * SECONDS
+    assert 0.05 < computed(tab) < SECONDS
     assert len(ids(tab)) == 25
     choose(tab, "filter", "flips")
     assert "of 10,000 answers" in tab.run("document.getElementById('count').textContent")

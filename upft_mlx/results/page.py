@@ -21,7 +21,7 @@ from upft_mlx.results.report import headline, outcome
 from upft_mlx.results.templates import FOLDER, html, script
 from upft_mlx.rows import EvaluationRow
 
-TEXTS = 14_000_000
+TEXTS = 12_000_000
 """Bytes that the texts of all answers take at most; the page stays under 20 MB with everything else."""
 SHORTEST = 200
 """Characters that each text keeps, however many there are."""
@@ -225,7 +225,7 @@ def _numbers(sides: Sequence[dict[str, Any]]) -> Iterator[tuple[str, list[str]]]
         if at > 1:
             yield f"{kind}@{at}", [percent(side[f"{kind}_at_k"][str(at)]) for side in sides]
     yield "tokens", [f"{side['mean_tokens']:.0f}" for side in sides]
-    for name, field_ in (("cut", "truncated"), ("answer found", "answer_found")):
+    for name, field_ in (("cut", "truncated"), ("answered", "answer_found")):
         if any(field_ in side for side in sides):
             yield name, [percent(side.get(field_, 1)) for side in sides]
 
