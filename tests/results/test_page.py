@@ -48,6 +48,13 @@ def test_a_section_without_a_source_is_left_out() -> None:
     assert re.findall(r'<a href="#([a-z-]+)"', text) == ids
 
 
+def test_a_run_that_measured_only_the_base_is_shown_without_a_difference() -> None:
+    measured = facts()["benchmarks"]["arithmetic"]
+    text = page(Material({**facts(), "benchmarks": {"arithmetic": {"base": measured["base"]}}}))
+    assert "71.5 % [65.3, 77.0]" in text
+    assert "Difference as problems were added" not in text
+
+
 def test_training_is_shown_from_its_losses_and_movement() -> None:
     training = {
         "losses": [{"step": 0, "fixed_loss": 1.5}, {"step": 8, "fixed_loss": 1.25, "valid_loss": 1.75}],

@@ -28,9 +28,9 @@ SHORTEST = 200
 CHECKPOINTS = 60
 """Places of the running difference."""
 ANSWERS = 4000
-"""Of each side at most, evenly spaced, in the tree of openings."""
+"""Answers of each side in the tree of openings, at most, evenly spaced."""
 TOKENS = 20_000
-"""Of all training rows that are shown."""
+"""Tokens of all training rows that are shown."""
 BEGIN = 300
 """Characters of an answer that hold its first pieces."""
 
@@ -194,6 +194,7 @@ def _benchmark(name: str, sides: dict[str, Any], found: Material) -> dict[str, A
         "lengths": charts.histogram(f"{name}: length of the answers", lengths, "tokens"),
         "paired": sides.get("paired"),
         "css": "",
+        "running": "",
     }
     if card["paired"]:
         paired, (said, why) = sides["paired"], outcome(sides)
