@@ -142,7 +142,8 @@ def measure_sampling(s: dict[str, Any]) -> Measured:
     import mlx.core as mx
 
     from upft_mlx.models.load import Loaded
-    from upft_mlx.sampling.decoding import Request, Sampling
+    from upft_mlx.sampling.decoding import Request
+    from upft_mlx.sampling.draw import Sampling
     from upft_mlx.sampling.sampler import Sampler
 
     before = fresh()

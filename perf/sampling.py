@@ -51,7 +51,8 @@ def ours(loaded: Any, questions: list[str], samples: int, options: argparse.Name
     from upft_mlx.dataset.prefix import Wanted
     from upft_mlx.models.chat import Renderer
     from upft_mlx.recipe.schema import Prompt
-    from upft_mlx.sampling.decoding import Request, Sampling
+    from upft_mlx.sampling.decoding import Request
+    from upft_mlx.sampling.draw import Sampling
     from upft_mlx.sampling.generate import SamplingOrder
     from upft_mlx.sampling.sampler import Sampler
 

@@ -80,8 +80,8 @@ class StageInputs:
         fields = self.fields("method", "seed", "quantize", "prompt", "generate", "prefix", "lora", "train", "publish")
         fields |= self._prompt()
         entries = {part.entry.label: _without(asdict(part.entry), "path") for part in self._sets}
-        batch_size = self._dump["evaluate"]["batch_size"]
-        return {**self.hashes, **fields, "evaluate": {"benchmarks": entries, "batch_size": batch_size}}
+        evaluate = self.section("evaluate", "batch_size", "until", "effect")["evaluate"]
+        return {**self.hashes, **fields, "evaluate": {"benchmarks": entries, **evaluate}}
 
     def _prompt(self) -> dict[str, Any]:
         """The prompt section, and what it leaves to the template where older versions decided it themselves."""

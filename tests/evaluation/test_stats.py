@@ -21,6 +21,7 @@ from upft_mlx.evaluation.stats import (
     mean_interval,
     paired_difference,
     pass_at_k,
+    problems_to_settle,
     sign_flip,
     t_quantile,
     tango_interval,
@@ -199,9 +200,9 @@ def test_tangos_interval_of_no_change_is_its_closed_form() -> None:
     assert tango_interval(0, 0, 18) == pytest.approx((-z2 / (18 + z2), z2 / (18 + z2)))
 
 
-def verdict_of(found: PairedDifference) -> str:
-    side = {"accuracy": 0.5, "truncated": 0.0}
-    paired = {"delta": found.delta, "ci95": found.ci95, "p_value": found.p_value}
+def verdict_of(found: PairedDifference, effect: float = 0.02) -> str:
+    side = {"accuracy": 0.5, "truncated": 0.0, "n": 50}
+    paired = {"delta": found.delta, "ci95": found.ci95, "p_value": found.p_value, "effect": effect}
     return outcome({"base": side, "tuned": side, "paired": paired})[0]
 
 
@@ -218,11 +219,43 @@ def test_verdict_interval_and_p_agree_for_every_count_of_changes(n: int) -> None
         assert high - low > 0.01
 
 
-@pytest.mark.parametrize(
-    ("ups", "downs", "expected"), [(4, 0, "no measurable change"), (6, 0, "better"), (0, 6, "worse")]
-)
+@pytest.mark.parametrize(("ups", "downs", "expected"), [(4, 0, "can't tell yet"), (6, 0, "better"), (0, 6, "worse")])
 def test_four_gained_of_twelve_is_no_claim(ups: int, downs: int, expected: str) -> None:
     assert verdict_of(counted(ups, downs, 12)) == expected
+
+
+CASES = [
+    (100, 0.02, "can't tell yet"),
+    (100, 0.06, "no measurable change"),
+    (400, 0.02, "no measurable change"),
+    (400, 0.01, "can't tell yet"),
+]
+
+
+@pytest.mark.parametrize(("n", "effect", "expected"), CASES)
+def test_no_measurable_change_rules_out_what_matters(n: int, effect: float, expected: str) -> None:
+    """One gained and one lost."""
+    assert verdict_of(counted(1, 1, n), effect) == expected
+
+
+@pytest.mark.parametrize(
+    ("n", "low", "high"), [(50, -0.04, 0.05), (256, -0.001, 0.03), (1319, -0.02, 0.021), (3, -0.6, 0.6)]
+)
+@pytest.mark.parametrize("effect", [0.02, 0.005])
+def test_with_the_problems_that_settle_it_no_interval_leaves_one_in_doubt(
+    n: int, low: float, high: float, effect: float
+) -> None:
+    needed = problems_to_settle(n, (low, high), effect)
+    width = (high - low) * math.sqrt(n / needed)
+    assert n < needed
+    assert 0.9 * effect < width <= effect, "one that holds 0 and is no wider lies within the effect"
+
+
+@pytest.mark.parametrize("floor", [0.0, 0.05, 0.1, 0.2])
+def test_a_difference_within_the_noise_floor_is_never_claimed(floor: float) -> None:
+    found = paired_difference([0.0] * 10 + [1.0] * 90, [1.0] * 100, floor)
+    assert (found.p_value < ALPHA) == (not found.ci95[0] <= 0 <= found.ci95[1]) == (floor < 0.1)
+    assert found.delta == pytest.approx(0.1)
 
 
 shares = st.integers(1, 8).flatmap(

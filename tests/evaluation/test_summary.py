@@ -94,7 +94,7 @@ def test_the_pairs_numbers_are_those_of_both(both: tuple[list[list[Answer]], lis
         part = a_set(len(sides[0]), len(sides[0][0]))
         for side, problems in zip(SIDES, sides, strict=True):
             write_rows(run.rows_of("x", side), [r for rows in problems for r in rows])
-        found = summarize([part], run)["benchmarks"]["x"]
+        found = summarize([part], run, Evaluate())["benchmarks"]["x"]
         flat = [[r for rows in problems for r in rows] for problems in sides]
         changes = [b.correct - a.correct for a, b in zip(*flat, strict=True)]
         assert found["paired"]["gained"] == changes.count(1)
@@ -116,7 +116,7 @@ def measured(tmp_path: Path, sides: dict[Side, list[Answer]], **tags: list[str])
     run, part = RunDir(tmp_path), a_set(len(next(iter(sides.values()))), 1, **tags)
     for side, table in sides.items():
         write_rows(run.rows_of("x", side), [row(n, 0, answer) for n, answer in enumerate(table)])
-    found: dict[str, Any] = summarize([part], run)["benchmarks"]["x"]
+    found: dict[str, Any] = summarize([part], run, Evaluate())["benchmarks"]["x"]
     return found
 
 

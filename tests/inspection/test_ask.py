@@ -30,7 +30,8 @@ from upft_mlx.models.chat import Renderer
 from upft_mlx.models.load import Loaded, load
 from upft_mlx.recipe.schema import Prompt, Recipe
 from upft_mlx.rows import EvaluationRow, read_rows
-from upft_mlx.sampling.decoding import Request, Sampling
+from upft_mlx.sampling.decoding import Request
+from upft_mlx.sampling.draw import Sampling
 from upft_mlx.sampling.sampler import Sampler
 from upft_mlx.ui.ask import open_answers
 

@@ -246,7 +246,7 @@ def test_a_single_stage_needs_those_before_it(tmp_path: Path, copy: Path) -> Non
 
 def test_evaluation_without_an_adapter_measures_the_base_alone(tmp_path: Path) -> None:
     facts = pipeline.run_stage(recipe_with(), tmp_path / "new", "evaluate")
-    assert facts["benchmarks"]["arithmetic"].keys() == {"base"}
+    assert facts["benchmarks"]["arithmetic"].keys() == {"base", "rounding"}
 
 
 def test_two_processes_cannot_share_a_run_directory(copy: Path) -> None:
@@ -354,7 +354,7 @@ def test_benchmarks_take_their_golds_bare(tmp_path: Path) -> None:
 
 
 def side(accuracy: float, tokens: float = 30.0, truncated: float = 0.0) -> dict[str, Any]:
-    return {"accuracy": accuracy, "mean_tokens": tokens, "truncated": truncated}
+    return {"accuracy": accuracy, "mean_tokens": tokens, "truncated": truncated, "n": 100}
 
 
 @pytest.mark.parametrize(
@@ -370,14 +370,17 @@ def side(accuracy: float, tokens: float = 30.0, truncated: float = 0.0) -> dict[
         ),
         (
             *(side(0.5), side(0.6), (0.1, 0.0, 0.2, 0.05)),
-            ["x: no measurable change: +10.0 points [+0.0, +20.0], p 0.050"],
+            [
+                "x: can't tell yet: +10.0 points [+0.0, +20.0], p 0.050; "
+                "about 10,000 problems would settle a change of 2 points"
+            ],
         ),
         (
-            *(side(0.5), side(0.5, tokens=12.0), (0.0, -0.1, 0.1, 1.0)),
+            *(side(0.5), side(0.5, tokens=12.0), (0.0, -0.01, 0.02, 1.0)),
             ["x: no measurable change", "x: completions went from 30 to 12 tokens"],
         ),
         (
-            *(side(0.5), side(0.5, truncated=0.2), (0.0, -0.1, 0.1, 1.0)),
+            *(side(0.5), side(0.5, truncated=0.2), (0.0, -0.02, 0.01, 1.0)),
             ["x: no measurable change", "x: cut at max_tokens went from 0% to 20%"],
         ),
         (

@@ -101,7 +101,7 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[set[str], 
 
     def measured() -> None:
         Evaluator(recipe, loaded, part, run).run(("base", "tuned"), lambda side: None)
-        summarize([part], run)
+        summarize([part], run, recipe.evaluate)
 
     work: dict[str, Callable[[], object]] = {
         "generate": lambda: generate(recipe, loaded, problems, wanted(recipe, len(problems)), run),

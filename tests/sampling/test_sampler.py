@@ -23,7 +23,8 @@ from upft_mlx.models.load import Loaded
 from upft_mlx.recipe.schema import Prompt
 from upft_mlx.sampling import prefill as prefill_module
 from upft_mlx.sampling.chunks import shared_start
-from upft_mlx.sampling.decoding import Request, Sampling, drawer, random_key
+from upft_mlx.sampling.decoding import Request
+from upft_mlx.sampling.draw import Sampling, drawer, random_key
 from upft_mlx.sampling.prefill import Prefill
 from upft_mlx.sampling.sampler import Sampler, chunks, derive_seed, sample_chunk, sampling_for
 from upft_mlx.training.loss import scalar
@@ -119,6 +120,24 @@ def test_frequencies_follow_the_temperature(temperature: float) -> None:
     found = draw(PROBABILITIES, Sampling(temperature), n)
     expected = n * weights / weights.sum()
     assert stats.chisquare([found[i] for i in range(5)], expected).pvalue > 1e-3
+
+
+@pytest.mark.parametrize("temperature", [0.6, 1.0])
+@pytest.mark.parametrize(("top_p", "top_k"), [(1.0, 3), (0.8, 0), (0.95, 4), (0.7, 4)])
+def test_frequencies_follow_the_filtered_distribution(temperature: float, top_p: float, top_k: int) -> None:
+    """Temperature, then top-k, then the smallest set with a share of top-p, as shares of what is left."""
+    n = 20_000
+    weights = np.array([p ** (1 / temperature) for p in PROBABILITIES])  # the most likely first
+    weights[top_k or len(weights) :] = 0
+    shares = weights / weights.sum()
+    before = np.cumsum(shares) - shares
+    shares = np.where(before < top_p, shares, 0)
+    expected = n * shares / shares.sum()
+    found = draw(PROBABILITIES, Sampling(temperature, top_p, top_k), n)
+    kept = [i for i in range(5) if expected[i] > 0]
+    assert set(found) == set(kept)
+    assert len(kept) > 1
+    assert stats.chisquare([found[i] for i in kept], expected[kept]).pvalue > 1e-3
 
 
 def test_top_k_keeps_the_k_most_likely() -> None:

@@ -9,6 +9,8 @@ from typing import Any
 from xml.etree import ElementTree
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from upft_mlx.errors import RecipeError
@@ -16,8 +18,9 @@ from upft_mlx.evaluation.stats import wilson_interval
 from upft_mlx.models import load
 from upft_mlx.recipe.schema import Recipe
 from upft_mlx.rundir import RunDir
-from upft_mlx.studies.compare import compare, variant
+from upft_mlx.studies.compare import compare, seconds_left, variant
 from upft_mlx.studies.method_table import Cell, figure, markdown, summarize
+from upft_mlx.studies.two_way import two_way_mean
 
 MakeRecipe = Callable[..., Recipe]
 
@@ -144,6 +147,45 @@ def test_what_cells_need_alike_is_made_once_and_counted_in_each(
     assert costs["rft"] == costs["upft:label"] > 0
     base = RunDir(root / "compare" / "base" / "seed-0")
     assert base.rows_of("arithmetic", "base").read_bytes() == rft.rows_of("arithmetic", "base").read_bytes()
+
+
+def test_the_greedy_base_is_evaluated_once_for_all_seeds(compared: tuple[Recipe, Path, dict[str, Any]]) -> None:
+    _, root, _ = compared
+    entries = [RunDir(root / "compare" / "base" / f"seed-{seed}").entry("evaluate") for seed in (0, 1)]
+    assert [entry.tokens_processed > 0 for entry in entries if entry] == [True, False]
+    files = [[RunDir(root / "compare" / "base" / f"seed-{seed}").rows_of("arithmetic", name).read_bytes()
+              for name in ("base", "again")] for seed in (0, 1)]  # fmt: skip
+    assert files[0] == files[1]
+
+
+def test_base_is_evaluated_for_each_seed_where_it_is_sampled(make_recipe: MakeRecipe, tmp_path: Path) -> None:
+    benchmark = {"name": "arithmetic", "limit": 4, "temperature": 1.5, "samples": 2}
+    recipe = make_recipe(
+        train={"steps": 1}, evaluate={"benchmarks": [benchmark]}, compare={"methods": ["upft"], "seeds": 2}
+    )
+    compare(recipe, tmp_path)
+    rows = [RunDir(tmp_path / f"compare/base/seed-{seed}").rows_of("arithmetic", "base") for seed in (0, 1)]
+    assert rows[0].read_bytes() != rows[1].read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("spent", "left"),
+    [
+        ({}, None),
+        ({"base": [5.0]}, None),
+        ({"base": [5.0], "upft": [10.0]}, 10 + 10 + 5),
+        ({"base": [5.0, 0.0], "upft": [0.0, 10.0], "sft": [30.0]}, 30 + 10 + 5),
+    ],
+)
+def test_the_time_left_is_that_of_the_cells_that_ran(spent: dict[str, list[float]], left: float | None) -> None:
+    assert seconds_left(spent, ["sft", "upft", "base"]) == left
+
+
+@given(st.integers(1, 6).flatmap(lambda n: st.lists(st.lists(st.sampled_from([0.0, 0.5, 1.0]), min_size=n, max_size=n),
+                                                    min_size=1, max_size=12)))  # fmt: skip
+def test_no_interval_has_zero_width(scores: list[list[float]]) -> None:
+    low, high = two_way_mean(scores, (0.0, 1.0)).ci95
+    assert high - low > 1e-3
 
 
 def test_a_second_call_runs_nothing_again_and_a_missing_cell_only(

@@ -27,7 +27,8 @@ from upft_mlx.results import training_report
 from upft_mlx.results.report import markdown
 from upft_mlx.rows import TrainingRow, write_rows
 from upft_mlx.rundir import RunDir
-from upft_mlx.sampling.decoding import Request, Sampling
+from upft_mlx.sampling.decoding import Request
+from upft_mlx.sampling.draw import Sampling
 from upft_mlx.sampling.sampler import sample_chunk
 from upft_mlx.training import train
 from upft_mlx.training.moved import Answered, Place, in_words, opening, summarize, warnings

@@ -15,6 +15,7 @@ from upft_mlx.digests import digest
 from upft_mlx.distributed.seam import led
 from upft_mlx.errors import RowsError
 from upft_mlx.evaluation.evaluate import Evaluator, Switch, replay
+from upft_mlx.evaluation.summary import AGAIN
 from upft_mlx.events import Note, Side
 from upft_mlx.job import Job
 from upft_mlx.models.adapters import AdapterSwitch
@@ -33,6 +34,8 @@ class Sides:
         self._loaded: Loaded | None = None
         self.processed_tokens = 0
         """Passed through the model so far, prompts and padding included."""
+        self.drafted = self.accepted = 0
+        """Tokens of tuned's answers that had a draft, and those of them that were the draft's."""
         self._switch: Switch = _stay
 
     def measure(self, sides: Sequence[Side]) -> int:
@@ -42,7 +45,7 @@ class Sides:
             sides: "base", or "base" and "tuned".
 
         Returns:
-            Tokens in the rows of all sides.
+            Tokens in the rows of all sides, and of base at another batch size.
         """
         if "tuned" not in sides:
             self._notify(Note("no current adapter: only the base model is evaluated"))
@@ -52,9 +55,9 @@ class Sides:
             for side in sides:
                 if side not in missing:
                     replay(part, side, self._run, self._notify)
-            if missing:
-                self._measure(part, missing)
-        paths = [self._run.rows_of(part.entry.label, side) for part in self._sets for side in sides]
+            if missing or not self._run.rows_of(part.entry.label, AGAIN).exists():
+                self._measure(part, sides if self._job.recipe.evaluate.until == "known" else missing)
+        paths = [self._run.rows_of(part.entry.label, name) for part in self._sets for name in (*sides, AGAIN)]
         return sum(row.tokens for path in paths for row in read_rows(path, EvaluationRow))
 
     def _measure(self, part: BenchmarkSet, sides: Sequence[Side]) -> None:
@@ -65,6 +68,8 @@ class Sides:
         evaluator = Evaluator(self._job.recipe, self._loaded, part, self._run, self._notify)
         evaluator.run(sides, self._switch)
         self.processed_tokens += evaluator.processed_tokens
+        self.drafted += evaluator.drafts.drafted
+        self.accepted += evaluator.drafts.accepted
 
     def _is_whole(self, part: BenchmarkSet, side: Side) -> bool:
         """Whether every problem and sample has its row, in order."""
@@ -81,24 +86,31 @@ class Sides:
             path = self._run.rows_of(part.entry.label, side)
             if path.exists():
                 continue
-            for rows in sorted(self._made(part, side), key=lambda rows: -rows.stat().st_size):
-                with replacing(path) as temporary:
-                    shutil.copyfile(rows, temporary)
+            for rows in sorted(self._made(part, side), key=lambda rows: rows.stat().st_size):
+                _copy(rows, path)
+                again = rows.with_name(f"{AGAIN}.jsonl")
+                if side == "base" and again.is_file():
+                    _copy(again, self._run.rows_of(part.entry.label, AGAIN))
                 if self._is_whole(part, side):
                     break
 
     def _made(self, part: BenchmarkSet, side: Side) -> Iterator[Path]:
-        """Files of such rows that are as they were written."""
-        wanted, name = fingerprint(side_inputs(self._job, part, side)), f"evaluation/{part.entry.label}/{side}.jsonl"
+        """Files of such rows that are as they were written.
+
+        Greedy answers of base are the same with every seed, where the questions are (their hash is in the inputs).
+        """
+        inputs, name = side_inputs(self._job, part, side), f"evaluation/{part.entry.label}/{side}.jsonl"
+        any_seed = side == "base" and part.entry.temperature == 0
         for run in dict.fromkeys((self._job.measured, self._job.run, *self._job.donors)):
             current = run.entry("evaluate")
             versions = [(v.entry, v.folder) for v in (*kept(run, "evaluate"), *unfinished(run, "evaluate"))]
             for entry, root in [*([(current, run.root)] if current else []), *versions]:
-                if (entry.inputs or {}).get(f"{part.entry.label} {side}") == wanted and _is_as_written(
-                    entry, root, name
-                ):
+                seed = (entry.recipe or inputs).get("seed") if any_seed else inputs["seed"]
+                wanted = fingerprint({**inputs, "seed": seed})
+                found = (entry.inputs or {}).get(f"{part.entry.label} {side}")
+                if found == wanted and _is_as_written(entry, root, name):
                     yield root / name
-            older = run.evaluation / ".kept" / f"{part.entry.label}-{side}-{wanted}.jsonl"
+            older = run.evaluation / ".kept" / f"{part.entry.label}-{side}-{fingerprint(inputs)}.jsonl"
             if older.is_file():  # put aside by an earlier version
                 yield older
 
@@ -115,11 +127,18 @@ def side_inputs(job: Job, part: BenchmarkSet, side: Side) -> dict[str, Any]:
         "problems": job.inputs.hashes["benchmarks"][part.entry.label],
         **job.inputs.section("evaluate", "batch_size"),
     }
+    if job.recipe.evaluate.until == "known":
+        found["until"] = {"effect": job.recipe.evaluate.effect}
     if side == "base":
         return found
     if job.adapter is not None:
         return {**found, "adapter": model_hash(job.adapter)}
     return {**found, "train stage": job.fingerprint("train")}
+
+
+def _copy(source: Path, target: Path) -> None:
+    with replacing(target) as temporary:
+        shutil.copyfile(source, temporary)
 
 
 def _is_as_written(entry: LedgerEntry, root: Path, name: str) -> bool:

@@ -1,13 +1,21 @@
 """Base and tuned on one benchmark: rows streamed to disk in chunks, chunk by chunk for both sides.
 
-Both sides use the same chunks, seeds and prompts, so that the paired difference is free of what they share. They take
-turns on one loaded model, with the adapter off and on.
+Each random number is keyed by seed, problem, sample and position, so that base and tuned draw with the same ones and
+the paired difference is free of what they share. They take turns on one loaded model, with the adapter off and on, and
+base's answers are drafts of tuned's (drafts.py).
+
+A share of the problems is put to base once more at another batch size: what differs is rounding alone.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+import itertools
+import math
+import random
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -15,10 +23,14 @@ from upft_mlx.data.benchmarks import QUESTION, BenchmarkSet, BenchmarkSpec
 from upft_mlx.data.problems import Problem
 from upft_mlx.dataset.instruction import user_turn
 from upft_mlx.distributed.seam import made_by_all, rounds
+from upft_mlx.evaluation.drafts import Drafts, Place
+from upft_mlx.evaluation.sequential import is_known
+from upft_mlx.evaluation.summary import AGAIN, SIDES, by_problem, difference, rounding, rounding_summary
 from upft_mlx.events import EvaluationStarted, Graded, Note, Observer, Progress, Side, ignore
 from upft_mlx.grade.correct import VERSION, normalize_answer
 from upft_mlx.grade.graders import Task, Verdict, grade_all
 from upft_mlx.grade.workers import SECONDS
+from upft_mlx.machine.device import on_gpu
 from upft_mlx.models.chat import Renderer
 from upft_mlx.models.load import Loaded
 from upft_mlx.recipe.schema import Recipe
@@ -31,6 +43,8 @@ from upft_mlx.sampling.sampler import Sampler, chunks, sampling_for, summing
 WITHHELD = "(withheld)"
 """What stands for a private benchmark's texts."""
 
+AGAIN_SHARE, AGAIN_MOST = 1 / 10, 64
+"""Of the problems, and at most so many, are put to base at another batch size."""
 Switch = Callable[[Side], None]
 """Puts the adapter on for `tuned`, off for `base`."""
 
@@ -43,12 +57,17 @@ def announce(sets: Sequence[BenchmarkSet], notify: Observer) -> None:
 class SamplingOrder:
     """The order in which problems are sampled: chunks of like length, the long ones first, so that little is padding.
 
-    A chunk holds whole problems, so that the samples of one share its prompt.
+    Or chunks of a batch each in random order, after each of which one may stop. A chunk holds whole problems, so that
+    the samples of one share its prompt.
     """
 
-    def __init__(self, problems: Sequence[Problem], samples: int, batch_size: int) -> None:
+    def __init__(self, problems: Sequence[Problem], samples: int, batch_size: int, shuffled: str | None = None) -> None:
+        """`shuffled`: the seed of the random order, where it is to be one."""
         order = sorted(range(len(problems)), key=lambda i: (-len(problems[i].question), i))
         per_chunk = evaluated_together(len(problems), batch_size, samples)
+        if shuffled is not None:
+            random.Random(shuffled).shuffle(order)
+            per_chunk = max(1, batch_size // samples)
         self.chunks = [[problems[i] for i in part] for part in chunks(order, per_chunk)]
         self._samples = samples
 
@@ -67,11 +86,15 @@ class Evaluator:
         self._sampling = sampling_for(loaded, part.entry.temperature, recipe.evaluate.batch_size)
         self._renderer = Renderer(loaded.tokenizer, recipe.prompt)
         self._prompt = user_turn(part.entry, recipe.prompt)
-        self._order = SamplingOrder(part.problems, part.entry.samples, recipe.evaluate.batch_size)
+        self._may_stop = recipe.evaluate.until == "known"
+        shuffled = f"{recipe.seed}/{part.entry.label}" if self._may_stop else None
+        self._order = SamplingOrder(part.problems, part.entry.samples, recipe.evaluate.batch_size, shuffled)
         self._samplers: dict[Side, Sampler] = {}
         """One of each side: what prompts share has other keys and values with the adapter on."""
         self._done: dict[Side, int] = {}
-        self._tokens = 0
+        self._tokens = self._processed = 0
+        base = self._path("base")
+        self.drafts = Drafts(loaded, read_rows(base, EvaluationRow, growing=True) if base.exists() else (), WITHHELD)
 
     def run(self, sides: Sequence[Side], switch: Switch) -> None:
         """Sample and grade what is missing; files that hold whole chunks already are continued."""
@@ -82,16 +105,55 @@ class Evaluator:
                 if place not in done[side]:
                     switch(side)
                     self._round(side, round_)
+            if self._may_stop and len(sides) > 1 and self._is_known(numbers[: place + 1]):
+                numbers = numbers[: place + 1]
+                break
         for side in sides:
-            self._put_in_order(side)
+            self._put_in_order(side, {place for round_ in numbers for n in round_ for place in self._order.places(n)})
+        if not self._path(AGAIN).exists():
+            switch("base")
+            self._ask_again()
+
+    def _is_known(self, numbers: Sequence[Sequence[int]]) -> bool:
+        """Whether the answers of these rounds settle the difference; says so where they do and there are more."""
+        places = {place for round_ in numbers for number in round_ for place in self._order.places(number)}
+        rows = {side: {(r.problem_id, r.sample): r for r in self._rows_of(side)} for side in SIDES}
+        base, tuned = ([*by_problem(rows[side][place] for place in sorted(places)).values()] for side in SIDES)
+        if not is_known(difference(base, tuned, 0.0, "known"), self._recipe.evaluate.effect / 100):
+            return False
+        total = len(self._part.problems)
+        if len(base) < total:
+            self._notify(Note(f"{self._part.entry.label}: known after {len(base):,} of {total:,} problems"))
+        return True
+
+    def _ask_again(self) -> None:
+        """Base's answers to a share of the problems at another batch size, and a note on what rounding changed."""
+        entry, size = self._part.entry, self._sampling.batch_size
+        base = by_problem(self._rows_of("base"))
+        there = [problem for problem in self._part.problems if problem.id in base]
+        step = math.ceil(len(there) / min(AGAIN_MOST, math.ceil(AGAIN_SHARE * len(there))))
+        asked, size = there[::step], max(1, size // 2) if size > 1 else 2
+
+        def sample(_number: int) -> list[EvaluationRow]:
+            sampler = Sampler(self._loaded, replace(self._sampling, batch_size=size))
+            completions = sampler.sample([self._request(problem) for problem in asked], self._recipe.seed)
+            self._processed += sampler.processed_tokens
+            return self._rows([(problem, k) for problem in asked for k in range(entry.samples)], completions)
+
+        write_rows(self._path(AGAIN), itertools.chain(*made_by_all([0], sample, EvaluationRow)))  # one rank makes all
+        found = rounding_summary([*base.values()], [*read_rows(self._path(AGAIN), EvaluationRow)])
+        self._notify(Note(f"{entry.label}: {rounding(found)}"))
 
     @property
     def processed_tokens(self) -> int:
         """Tokens that this process passed through the model, prompts and padding included."""
-        return sum(sampler.processed_tokens for sampler in self._samplers.values())
+        return self._processed + sum(sampler.processed_tokens for sampler in self._samplers.values())
 
-    def _path(self, side: Side) -> Path:
+    def _path(self, side: str) -> Path:
         return self._run.rows_of(self._part.entry.label, side)
+
+    def _rows_of(self, side: Side) -> Iterator[EvaluationRow]:
+        return read_rows(self._path(side), EvaluationRow)
 
     def _resume(self, side: Side, numbers: Sequence[Sequence[int]]) -> set[int]:
         """Keep the rows of rounds that are there as a whole, in whatever order, and tell the view of them.
@@ -123,10 +185,10 @@ class Evaluator:
                 self._notify(_graded(entry, side, questions[row.problem_id], row))
         self._progress(side, self._done[side], self._tokens)
 
-    def _put_in_order(self, side: Side) -> None:
-        """The rows as the problems follow each other; one that is in order already stays so."""
+    def _put_in_order(self, side: Side, kept: set[Place]) -> None:
+        """The rows as the problems follow each other, without those of problems after which it stopped."""
         places = {problem.id: place for place, problem in enumerate(self._part.problems)}
-        rows = read_rows(self._path(side), EvaluationRow)
+        rows = [row for row in self._rows_of(side) if (row.problem_id, row.sample) in kept]
         write_rows(self._path(side), sorted(rows, key=lambda row: (places[row.problem_id], row.sample)))
 
     def _on_step(self, side: Side, parts: int, tokens: int, finished: int) -> None:
@@ -144,14 +206,25 @@ class Evaluator:
 
     def _sample(self, side: Side, on_step: OnStep, number: int) -> list[EvaluationRow]:
         """A chunk, graded."""
-        entry, chunk = self._part.entry, self._order.chunks[number]
-        turns = [self._prompt.replace(QUESTION, problem.question) for problem in chunk]
-        requests = [
-            Request(self._renderer.ids(turn), entry.max_tokens, entry.samples, problem.id)
-            for turn, problem in zip(turns, chunk, strict=True)
-        ]
-        completions = self._sampler(side).sample(requests, self._recipe.seed, on_step)
-        return self._rows([(problem, k) for problem in chunk for k in range(entry.samples)], completions)
+        chunk, places, sampler = self._order.chunks[number], self._order.places(number), self._sampler(side)
+        requests = [self._request(problem) for problem in chunk]
+        drafted = side == "tuned" and sampler.drafts and self.drafts.pay
+        if drafted:
+            samples = range(self._part.entry.samples)
+            drafts = [tuple(self.drafts.of((problem.id, k)) for k in samples) for problem in chunk]
+            requests = [replace(request, drafts=found) for request, found in zip(requests, drafts, strict=True)]
+        clock = time.perf_counter if on_gpu() else time.process_time  # other work may run on the CPU
+        begin = clock()
+        completions = sampler.sample(requests, self._recipe.seed, on_step)
+        seconds = clock() - begin
+        if side == "base":
+            self.drafts.learn(places, completions)
+        self.drafts.measured(completions, seconds, drafted=drafted)
+        return self._rows([(problem, k) for problem in chunk for k in range(self._part.entry.samples)], completions)
+
+    def _request(self, problem: Problem) -> Request:
+        turn = self._prompt.replace(QUESTION, problem.question)
+        return Request(self._renderer.ids(turn), self._part.entry.max_tokens, self._part.entry.samples, problem.id)
 
     def _sampler(self, side: Side) -> Sampler:
         """The side's sampler, made while the side is on."""

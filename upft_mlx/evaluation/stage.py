@@ -11,6 +11,7 @@ from upft_mlx.evaluation.summary import summarize
 from upft_mlx.events import Note, Side, StageSkipped, StageStarted
 from upft_mlx.fingerprints import hash_of
 from upft_mlx.job import Job, Outcome
+from upft_mlx.recipe.evaluate import EFFECT
 from upft_mlx.rows import write_json
 from upft_mlx.rundir import RunDir, fingerprint
 
@@ -27,7 +28,9 @@ def inputs(job: Job) -> dict[str, Any]:
         for part in job.sets
         for side in measured
     }
-    return {**groups, **rows}
+    effect = job.recipe.evaluate.effect
+    judged = {"effect": effect} if effect != EFFECT else {}  # older versions judged by this one
+    return {**groups, **judged, **rows}
 
 
 def sides(job: Job) -> tuple[Side, ...]:
@@ -49,7 +52,9 @@ def work(job: Job, run: RunDir) -> Outcome:
         job.notify(Note(line))
     measuring = Sides(job, run)
     tokens = measuring.measure(sides(job))
-    write_json(run.summary, summarize(job.sets, run))
+    write_json(run.summary, summarize(job.sets, run, job.recipe.evaluate))
     completions = sum(part.completions for part in job.sets)
-    processed = measuring.processed_tokens
-    return Outcome(f"{completions} completions per side", tokens_sampled=tokens, tokens_processed=processed)
+    detail = f"{completions} completions per side"
+    if measuring.drafted:
+        detail += f", {measuring.accepted / measuring.drafted:.0%} of tuned's drafted tokens were base's"
+    return Outcome(detail, tokens_sampled=tokens, tokens_processed=measuring.processed_tokens)

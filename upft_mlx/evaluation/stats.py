@@ -34,7 +34,15 @@ class PairedDifference:
     ci95: tuple[float, float]
     """Leaves 0 out if and only if `p_value` is below `ALPHA`."""
     p_value: float
-    """Two-sided, of the hypothesis that the two do not differ."""
+    """Two-sided, of the hypothesis that the two do not differ, or by rounding only."""
+
+    def beyond(self, floor: float) -> PairedDifference:
+        """With a difference of at most `floor` taken for rounding, and an interval that agrees with the p-value."""
+        p_value = 1.0 if abs(self.delta) <= floor else self.p_value
+        low, high = self.ci95
+        if p_value >= ALPHA:
+            low, high = min(low, 0.0), max(high, 0.0)
+        return PairedDifference(self.delta, (low, high), p_value)
 
 
 def wilson_interval(successes: int, n: int, z: float = Z95) -> tuple[float, float]:
@@ -159,13 +167,18 @@ def mcnemar_exact(wrong_to_right: int, right_to_wrong: int) -> float:
     return min(1.0, 2 * tail / (1 << n))
 
 
-def paired_difference(base: Sequence[float], tuned: Sequence[float]) -> PairedDifference:
+def paired_difference(base: Sequence[float], tuned: Sequence[float], floor: float = 0.0) -> PairedDifference:
     """The difference of two models on the same problems, from each problem's mean score in [0, 1].
 
     Two tests look at it. The sign-flip test is exact for any number of problems (with 0/1 scores it is McNemar's
     exact test); the other one belongs to the interval: Tango's with 0/1 scores, else Student's over the differences.
     p is the larger of the two p-values, so that a claim needs both; where it is not below `ALPHA`, the interval is
     widened to hold 0. So the interval and p always agree.
+
+    Args:
+        base: scores of the first.
+        tuned: scores of the second, in the same order.
+        floor: the share of grades that rounding alone changes; a difference within it is never claimed.
 
     Raises:
         ValueError: if the two are empty or differ in length.
@@ -181,9 +194,20 @@ def paired_difference(base: Sequence[float], tuned: Sequence[float]) -> PairedDi
     else:
         low, high = mean_interval(differences, (-1.0, 1.0))
         p_value = max(sign_flip(differences), _student_p(differences))
-    if p_value >= ALPHA:
-        low, high = min(low, 0.0), max(high, 0.0)
-    return PairedDifference(delta, (low, high), p_value)
+    return PairedDifference(delta, (low, high), p_value).beyond(floor + ROUNDING)
+
+
+def problems_to_settle(n: int, ci95: tuple[float, float], effect: float) -> int:
+    """About how many problems make an interval as wide as `effect`: it leaves out 0 then, or lies within the effect.
+
+    Args:
+        n: problems so far.
+        ci95: their interval; its width falls with the root of the number of problems.
+        effect: the smallest difference that matters (a share).
+    """
+    wanted = n * ((ci95[1] - ci95[0]) / effect) ** 2
+    unit: int = 10 ** max(0, math.floor(math.log10(wanted)) - 1)
+    return math.ceil(wanted / unit) * unit
 
 
 def tango_interval(ups: int, downs: int, n: int) -> tuple[float, float]:

@@ -8,52 +8,103 @@ Fields of a side are those of the design (`n`, `samples`, `temperature`, `accura
     by_level, by_subject    {"5": {"n": 134, "accuracy": 0.4, "ci95": [0.3, 0.5]}}, where the benchmark knows several
 
 `paired` has `delta`, `ci95`, `p_value`, and `gained` and `lost` (completions wrong on base and right on tuned, and the
-reverse), `tokens` (tuned - base per problem: `delta`, `ci95`), and `drift` (names of what changed suspiciously).
+reverse), `tokens` (tuned - base per problem: `delta`, `ci95`), `drift` (names of what changed suspiciously), `effect`
+(the smallest difference that matters, a share) and `until`; where that is `known`, all intervals are always valid.
+
+`rounding` says what base's answers at another batch size showed: `completions` compared, and the shares of them with
+another text (`texts`), another answer (`answers`) and another grade (`grades`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 from upft_mlx.data.benchmarks import BenchmarkSet, BenchmarkSpec
-from upft_mlx.data.problems import Problem
-from upft_mlx.evaluation.stats import accuracy_interval, drift, maj_at_k, mean_interval, paired_difference, pass_at_k
+from upft_mlx.evaluation.sequential import always_valid_difference, always_valid_interval
+from upft_mlx.evaluation.stats import (
+    PairedDifference,
+    accuracy_interval,
+    drift,
+    maj_at_k,
+    mean_interval,
+    paired_difference,
+    pass_at_k,
+)
 from upft_mlx.events import Side
 from upft_mlx.grade.correct import normalize_answer
+from upft_mlx.quantities import many, percent
+from upft_mlx.recipe.evaluate import Evaluate
 from upft_mlx.rows import EvaluationRow, read_rows
 from upft_mlx.rundir import RunDir
 
 SIDES: tuple[Side, Side] = ("base", "tuned")
+AGAIN = "again"
+"""The name of the rows of base at another batch size."""
 KS = (1, 2, 4, 8, 16, 32, 64)
 
+Until = Literal["end", "known"]
 Rows = Sequence[Sequence[EvaluationRow]]
 """The rows of each problem, in the order of the samples."""
 
 
-def summarize(sets: Sequence[BenchmarkSet], run: RunDir) -> dict[str, Any]:
+def summarize(sets: Sequence[BenchmarkSet], run: RunDir, evaluate: Evaluate) -> dict[str, Any]:
     """The content of summary.json from the rows on the disk; `tuned` and `paired` where there are such rows."""
-    return {"benchmarks": {part.entry.label: _summarize(part, run) for part in sets}}
+    return {"benchmarks": {part.entry.label: _summarize(part, run, evaluate) for part in sets}}
 
 
-def _summarize(part: BenchmarkSet, run: RunDir) -> dict[str, Any]:
+def _summarize(part: BenchmarkSet, run: RunDir, evaluate: Evaluate) -> dict[str, Any]:
     result: dict[str, Any] = {}
     read: dict[Side, Rows] = {}
     for side in SIDES:
         path = run.rows_of(part.entry.label, side)
         if path.exists():
-            by_problem: dict[str, list[EvaluationRow]] = {}
-            for row in read_rows(path, EvaluationRow):
-                by_problem.setdefault(row.problem_id, []).append(row)
-            read[side] = list(by_problem.values())
-            result[side] = {**side_summary(part.entry, read[side]), **_groups(part.problems, by_problem)}
+            found = by_problem(read_rows(path, EvaluationRow))
+            read[side] = [*found.values()]
+            until = evaluate.until
+            result[side] = {**side_summary(part.entry, read[side], until), **_groups(part, found, until)}
+    again = run.rows_of(part.entry.label, AGAIN)
+    if again.exists() and "base" in read:
+        result["rounding"] = rounding_summary(read["base"], [*read_rows(again, EvaluationRow)])
     if len(read) == len(SIDES):
-        result["paired"] = paired_summary(part.entry, read["base"], read["tuned"], result)
+        result["paired"] = paired_summary(part.entry, read["base"], read["tuned"], result, evaluate)
     return result
 
 
-def side_summary(entry: BenchmarkSpec, problems: Rows) -> dict[str, Any]:
+def by_problem(rows: Iterable[EvaluationRow]) -> dict[str, list[EvaluationRow]]:
+    """The rows of each problem, in their order."""
+    found: dict[str, list[EvaluationRow]] = {}
+    for row in rows:
+        found.setdefault(row.problem_id, []).append(row)
+    return found
+
+
+def rounding_summary(base: Rows, again: Sequence[EvaluationRow]) -> dict[str, Any]:
+    """What changed of base's answers at another batch size (see the module)."""
+    first = {(row.problem_id, row.sample): row for problem in base for row in problem}
+    pairs = [(first[row.problem_id, row.sample], row) for row in again if (row.problem_id, row.sample) in first]
+
+    def share(differs: Callable[[EvaluationRow, EvaluationRow], bool]) -> float:
+        return sum(differs(*pair) for pair in pairs) / len(pairs) if pairs else 0.0
+
+    return {
+        "completions": len(pairs),
+        "texts": share(lambda a, b: (a.completion, a.tokens) != (b.completion, b.tokens)),
+        "answers": share(lambda a, b: _answer(a) != _answer(b)),
+        "grades": share(lambda a, b: a.correct != b.correct),
+    }
+
+
+def rounding(found: Mapping[str, Any]) -> str:
+    """In words what rounding changed of base's answers."""
+    return (
+        f"{percent(found['answers'])} of {many(found['completions'], 'answer')} of base change by rounding alone "
+        f"({percent(found['grades'])} from right to wrong or back)"
+    )
+
+
+def side_summary(entry: BenchmarkSpec, problems: Rows, until: Until = "end") -> dict[str, Any]:
     """One side of summary.json (see the module)."""
     rows = [row for problem in problems for row in problem]
     scores = _scores(problems)
@@ -64,7 +115,7 @@ def side_summary(entry: BenchmarkSpec, problems: Rows) -> dict[str, Any]:
         "samples": entry.samples,
         "temperature": entry.temperature,
         "accuracy": accuracy,
-        "ci95": list(accuracy_interval(scores)),
+        "ci95": _interval(scores, until),
         "avg_at_k": {str(entry.samples): accuracy},
         "pass_at_k": {str(k): _mean([pass_at_k(len(s), sum(s), k) for s in scores]) for k in ks},
         "maj_at_k": {str(k): _mean([_majority(problem, k) for problem in problems]) for k in ks},
@@ -74,10 +125,23 @@ def side_summary(entry: BenchmarkSpec, problems: Rows) -> dict[str, Any]:
     }
 
 
-def paired_summary(entry: BenchmarkSpec, base: Rows, tuned: Rows, sides: dict[str, Any]) -> dict[str, Any]:
+def _interval(scores: Sequence[Sequence[bool]], until: Until) -> list[float]:
+    """The 95 % interval of an accuracy."""
+    return list(accuracy_interval(scores) if until == "end" else always_valid_interval(_means(scores), (0.0, 1.0)))
+
+
+def difference(base: Rows, tuned: Rows, floor: float, until: Until) -> PairedDifference:
+    """The paired difference of rows of the same problems and samples, in the same order."""
+    test = paired_difference if until == "end" else always_valid_difference
+    return test(_means(_scores(base)), _means(_scores(tuned)), floor)
+
+
+def paired_summary(
+    entry: BenchmarkSpec, base: Rows, tuned: Rows, sides: dict[str, Any], evaluate: Evaluate
+) -> dict[str, Any]:
     """What tells the sides apart; rows of the same problems and samples, in the same order."""
-    scores = [_means(_scores(side)) for side in (base, tuned)]
-    found = asdict(paired_difference(*scores))
+    floor = sides["rounding"]["grades"] if "rounding" in sides else 0.0
+    found = asdict(difference(base, tuned, floor, evaluate.until))
     changes = [
         after.correct - before.correct
         for pair in zip(base, tuned, strict=True)
@@ -85,32 +149,35 @@ def paired_summary(entry: BenchmarkSpec, base: Rows, tuned: Rows, sides: dict[st
     ]
     lengths = [[_mean([row.tokens for row in problem]) for problem in side] for side in (base, tuned)]
     longer = [after - before for before, after in zip(*lengths, strict=True)]
-    most = float(entry.max_tokens)
+    bounds = (-float(entry.max_tokens), float(entry.max_tokens))
+    tokens = (mean_interval if evaluate.until == "end" else always_valid_interval)(longer, bounds)
     return {
         **found,
         "ci95": list(found["ci95"]),
         "gained": changes.count(1),
         "lost": changes.count(-1),
-        "tokens": {"delta": _mean(longer), "ci95": list(mean_interval(longer, (-most, most)))},
+        "tokens": {"delta": _mean(longer), "ci95": list(tokens)},
         "drift": drift(sides["base"], sides["tuned"]),
+        "effect": evaluate.effect / 100,
+        "until": evaluate.until,
     }
 
 
-def _groups(problems: Sequence[Problem], by_problem: dict[str, list[EvaluationRow]]) -> dict[str, Any]:
+def _groups(part: BenchmarkSet, answered: dict[str, list[EvaluationRow]], until: Until) -> dict[str, Any]:
     """Accuracy by level and subject, where the problems have two or more of them."""
     found: dict[str, Any] = {}
     for field in ("level", "subject"):
         groups: dict[str, list[Sequence[bool]]] = {}
-        for problem in problems:
-            if (value := getattr(problem, field)) is not None and problem.id in by_problem:
-                groups.setdefault(value, []).append([row.correct for row in by_problem[problem.id]])
+        for problem in part.problems:
+            if (value := getattr(problem, field)) is not None and problem.id in answered:
+                groups.setdefault(value, []).append([row.correct for row in answered[problem.id]])
         if len(groups) > 1:
-            found[f"by_{field}"] = {name: _group(groups[name]) for name in sorted(groups)}
+            found[f"by_{field}"] = {name: _group(groups[name], until) for name in sorted(groups)}
     return found
 
 
-def _group(scores: Sequence[Sequence[bool]]) -> dict[str, Any]:
-    return {"n": len(scores), "accuracy": _mean(_means(scores)), "ci95": list(accuracy_interval(scores))}
+def _group(scores: Sequence[Sequence[bool]], until: Until) -> dict[str, Any]:
+    return {"n": len(scores), "accuracy": _mean(_means(scores)), "ci95": _interval(scores, until)}
 
 
 @dataclass(frozen=True)
@@ -150,8 +217,11 @@ def _means(scores: Sequence[Sequence[bool]]) -> list[float]:
 
 
 def _majority(rows: Sequence[EvaluationRow], k: int) -> float:
-    answers = [None if row.answer is None else normalize_answer(row.answer) for row in rows]
-    return maj_at_k(answers, [row.correct for row in rows], k)
+    return maj_at_k([_answer(row) for row in rows], [row.correct for row in rows], k)
+
+
+def _answer(row: EvaluationRow) -> str | None:
+    return None if row.answer is None else normalize_answer(row.answer)
 
 
 def _mean(values: Sequence[float]) -> float:

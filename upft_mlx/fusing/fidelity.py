@@ -17,7 +17,8 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from upft_mlx.models.load import Loaded
-from upft_mlx.sampling.decoding import Request, Sampling
+from upft_mlx.sampling.decoding import Request
+from upft_mlx.sampling.draw import Sampling
 from upft_mlx.sampling.sampler import chunks, sample_chunk
 from upft_mlx.training.batches import Example, make_batch
 from upft_mlx.training.divergence import kl_per_position, log_probabilities

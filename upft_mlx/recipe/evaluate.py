@@ -8,6 +8,9 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from upft_mlx.recipe.fields import BadRows, Count, FieldError, Section, Sequences, Strings, Subset, as_tuple
 
+EFFECT = 2.0
+"""Points."""
+
 
 class Benchmark(Section):
     """One evaluation set; unset fields come from the benchmark, then from `evaluate`."""
@@ -103,6 +106,11 @@ class Evaluate(Section):
     """Share of a benchmark's problems in its development part."""
     batch_size: Sequences = 32
     """Sequences decoded together; `auto`: as many as fit in memory, at most 64."""
+    effect: Annotated[float, Field(gt=0.0, le=100.0)] = EFFECT
+    """The smallest difference that matters (points of accuracy): `no measurable change` rules out larger ones."""
+    until: Literal["end", "known"] = "end"
+    """When to stop: at the `end` of each benchmark, or, with its problems in random order, when it is `known` that
+    tuned differs from base, or does not differ by `effect`. Intervals that allow for it are about 1.7 times as wide."""
 
     @model_validator(mode="after")
     def _labels_differ_and_samples_vary(self) -> Evaluate:

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from upft_mlx.evaluation.stats import ALPHA, drift
+from upft_mlx.evaluation.stats import ALPHA, drift, problems_to_settle
+from upft_mlx.evaluation.summary import rounding
 from upft_mlx.quantities import p_value, points
+from upft_mlx.recipe.evaluate import EFFECT
 from upft_mlx.recipe.schema import Recipe
 from upft_mlx.results import templates, training_report
 from upft_mlx.rows import read_json
@@ -14,7 +16,7 @@ from upft_mlx.rundir import RunDir
 from upft_mlx.stages import STAGES
 from upft_mlx.training import moved, row_loss
 
-Outcome = Literal["better", "worse", "no measurable change", "void"]
+Outcome = Literal["better", "worse", "no measurable change", "can't tell yet", "void"]
 
 
 MOST = 0.5
@@ -63,6 +65,8 @@ def verdict(benchmarks: dict[str, Any]) -> list[str]:
     for name, sides in benchmarks.items():
         if "paired" in sides:
             lines += [f"{name}: {_difference(sides)}", *_drift(name, sides["base"], sides["tuned"])]
+        if "rounding" in sides:
+            lines.append(f"{name}: {rounding(sides['rounding'])}")
     return lines
 
 
@@ -81,10 +85,15 @@ def outcome(sides: dict[str, Any]) -> tuple[Outcome, str]:
     """What one benchmark says of tuned, by the one rule that decides it everywhere; and for `void`, why and what to do.
 
     A difference is claimed where its p-value is below `stats.ALPHA`; its interval leaves 0 out in just these cases.
-    Void is an evaluation that cannot show one: base could not finish most answers, or nobody has a right one.
+    Otherwise there is no measurable change where the interval leaves out all differences that matter (`effect`), and
+    one cannot tell yet where it does not. Void is an evaluation that cannot show a difference: base could not finish
+    most answers, or nobody has a right one.
 
     Args:
         sides: `base`, `tuned` and `paired` of summary.json.
+
+    Returns:
+        The verdict; for `void` and `can't tell yet` also why and what to do.
     """
     base, tuned, paired = sides["base"], sides["tuned"], sides["paired"]
     claimed = paired["p_value"] < ALPHA
@@ -95,7 +104,13 @@ def outcome(sides: dict[str, Any]) -> tuple[Outcome, str]:
     if base["accuracy"] == tuned["accuracy"] == 0:
         more = "raise evaluate.max_tokens" if cut > 0 else "use easier problems, or check the `answer` column"
         return "void", f"neither side has a right answer; {more}"
-    return ("worse" if worse else "better" if claimed else "no measurable change"), ""
+    if claimed:
+        return ("worse" if worse else "better"), ""
+    (low, high), effect = paired["ci95"], paired.get("effect", EFFECT / 100)  # older versions named none
+    if -effect <= low and high <= effect:
+        return "no measurable change", ""
+    needed = problems_to_settle(base["n"], (low, high), effect)
+    return "can't tell yet", f"about {needed:,} problems would settle a change of {100 * effect:g} points"
 
 
 def headline(benchmarks: dict[str, Any]) -> str:
@@ -129,10 +144,14 @@ def _difference(sides: dict[str, Any]) -> str:
     paired = sides["paired"]
     low, high = paired["ci95"]
     numbers = f"{points(paired['delta'])} points [{points(low)}, {points(high)}], {p_value(paired['p_value'])}"
+    if paired.get("until") == "known":
+        numbers += f", an interval that allows for stopping after {sides['base']['n']:,} problems"
     found, why = outcome(sides)
     if found == "void":
         return f"void: {why}"
-    return f"tuned is {found} than base: {numbers}" if found in ("better", "worse") else f"{found}: {numbers}"
+    if found in ("better", "worse"):
+        return f"tuned is {found} than base: {numbers}"
+    return f"{found}: {numbers}" + (f"; {why}" if why else "")
 
 
 def _drift(name: str, base: dict[str, Any], tuned: dict[str, Any]) -> list[str]:

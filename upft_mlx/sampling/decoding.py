@@ -1,25 +1,35 @@
-"""The loop over tokens: a chunk's completions, a batch of them at a time, each with random numbers of its own."""
+"""The loop over tokens: a chunk's completions, a batch of them at a time, each with random numbers of its own.
+
+A completion may come with a draft, such as another model's answer to the same prompt. Then the model reads prompt and
+draft many tokens at a time and draws at each position with the completion's own random numbers. Up to the first token
+that differs, the draft is what decoding would have drawn, but for rounding; from there the loop goes on.
+"""
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from upft_mlx.rows import FinishReason
+from upft_mlx.sampling.draw import Sampling, drawer, random_key
 
 if TYPE_CHECKING:
     import mlx.core as mx
     import mlx.nn as nn
 
     from upft_mlx.models.load import Loaded
-
-    Draw = Callable[[mx.array, mx.array], tuple[mx.array, mx.array | None]]
+    from upft_mlx.sampling.draw import Draw
 
 IDLE_SHARE = 1 / 8
 """Of a batch that may have ended before the caches are copied without it, and with what waits."""
 
+DRAFT_TOKENS, DRAFT_BATCHES = 64, 8
+"""Of a draft that are read at a time, and at most so many times the batch size of all drafts together: their logits are
+held at once. Few enough that a draft which is of no use costs little."""
+
+AGAIN = 4
+"""Tokens that must have been right, and must be left, of a draft that is read on after one token that differs."""
 LOOP_TOKENS, LOOP_PERIOD = 128, 32
 """A completion whose last 128 tokens repeat with a period of at most 32 never ends by itself: weak models ramble."""
 
@@ -37,6 +47,8 @@ class Request:
     """Completions of this prompt."""
     key: str = ""
     """What the random numbers are drawn for, such as a problem's id: equal keys get equal numbers."""
+    drafts: tuple[Sequence[int], ...] = ()
+    """Tokens that each sample is likely to begin with, its end included; none: none are known. They change no draw."""
 
 
 @dataclass(frozen=True)
@@ -49,21 +61,8 @@ class Completion:
     """Sum of the log-probabilities (nats) of ids and EOS in the model's own distribution, before the temperature."""
     stop_id: int | None = None
     """The EOS that was sampled: a model may have several. None where there was none."""
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How tokens are drawn; temperature 0 is greedy, top-k 0 and top-p 1 cut nothing off."""
-
-    temperature: float
-    top_p: float = 1.0
-    top_k: int = 0
-    batch_size: int = 32
-    """Completions decoded together."""
-    stop: tuple[str, ...] = ()
-    """Texts at which a completion ends, before the text."""
-    logprobs: bool = False
-    """Whether completions say their log-probability."""
+    accepted: int = 0
+    """Tokens, EOS included, that were the draft's."""
 
 
 @dataclass(eq=False)
@@ -71,16 +70,22 @@ class _Row:
     """A completion in the making."""
 
     last: int
-    """The prompt's last token."""
+    """The token after those in its cache: the prompt's last one, or the last one that a draft has led to."""
     limit: int
     key: tuple[int, int]
     """Of its random numbers: two words of 32 bits; the position is added to the second."""
+    draft: Sequence[int] = ()
     ids: list[int] = field(default_factory=list)
     begun: int = 0
     """Tokens that are drawn or being computed, EOS included."""
     finish_reason: FinishReason | None = None
     stop_id: int | None = None
     logprob: float = 0.0
+    accepted: int = 0
+
+    def key_at(self, position: int) -> tuple[int, int]:
+        """The key of the token at this position, from 0."""
+        return self.key[0], (self.key[1] + position) % 2**32
 
     @property
     def goes_on(self) -> bool:
@@ -88,16 +93,19 @@ class _Row:
         return self.finish_reason is None and self.begun < self.limit
 
 
+_Waiting = tuple[_Row, list[Any]]
+"""A completion, and the cache of all its tokens but the last."""
+
+
 class _Batch:
     """Completions that are decoded together: their caches, and a token of each that is being computed."""
 
     def __init__(self, model: nn.Module, draw: Draw, rows: list[_Row], caches: list[list[Any]]) -> None:
-        """Begin with the prompts' last tokens; `caches` hold all tokens before them."""
+        """Begin with the rows' last tokens; `caches` hold all tokens before them."""
         import mlx.core as mx
-        from mlx_lm.generate import PromptProcessingBatch
 
         self._model, self._draw, self.rows = model, draw, rows
-        self._caches = PromptProcessingBatch(model, list(range(len(rows))), caches).prompt_cache  # one a layer
+        self._caches = _merged(model, caches)
         self.tokens = mx.array([row.last for row in rows])  # (B,)
         self.logprobs: mx.array | None = None  # (B,)
         self.forward()
@@ -106,7 +114,7 @@ class _Batch:
         """Run the latest tokens through the model and begin to draw the next ones."""
         import mlx.core as mx
 
-        keys = [(row.key[0], (row.key[1] + row.begun) % 2**32) for row in self.rows]
+        keys = [row.key_at(row.begun) for row in self.rows]
         logits = self._model(self.tokens[:, None], cache=self._caches)[:, -1, :]  # (B, V)
         self.tokens, self.logprobs = self._draw(logits, mx.array(keys, dtype=mx.uint32))
         mx.async_eval([self.tokens] if self.logprobs is None else [self.tokens, self.logprobs])
@@ -141,12 +149,12 @@ class Chunk:
         self._ends = frozenset(loaded.eos_ids)
         self._rows = [
             [
-                _Row(request.prompt_ids[-1], request.max_tokens, random_key(seed, request.key, sample))
-                for sample in range(request.samples)
+                _Row(request.prompt_ids[-1], request.max_tokens, random_key(seed, request.key, sample), draft)
+                for sample, draft in enumerate(request.drafts or [()] * request.samples)
             ]
             for request in requests
         ]
-        self._waiting: list[tuple[_Row, list[Any]]] = []
+        self._waiting: list[_Waiting] = []
         """With the caches of their prompts, all tokens but the last."""
         self._batch: _Batch | None = None
 
@@ -159,10 +167,87 @@ class Chunk:
     def _decoding(self) -> int:
         return sum(row.finish_reason is None for row in self._batch.rows) if self._batch else 0
 
-    def insert(self, wave: Sequence[int], caches: Sequence[list[Any]]) -> None:
-        """Take in all completions of some requests, each with the cache of its prompt's tokens but the last."""
+    def insert(
+        self, wave: Sequence[int], caches: Sequence[list[Any]], on_step: OnStep = lambda tokens, finished: None
+    ) -> int:
+        """Take in all completions of some requests, each with the cache of its prompt's tokens but the last.
+
+        Returns:
+            Tokens of drafts that were run through the model.
+        """
+        drafted: list[_Waiting] = []
         for index, cache in zip(wave, caches, strict=True):
-            self._waiting += [(row, cache) for row in self._rows[index]]
+            for row in self._rows[index]:
+                (drafted if row.draft else self._waiting).append((row, cache))
+        passed = 0
+        while drafted:
+            part, drafted = drafted[: self._sampling.batch_size], drafted[self._sampling.batch_size :]
+            more, tokens = self._follow(part, on_step)
+            drafted, passed = drafted + more, passed + tokens
+        return passed
+
+    def _follow(self, drafted: Sequence[_Waiting], on_step: OnStep) -> tuple[list[_Waiting], int]:
+        """Take each completion along its draft to its end or to where the model leaves the draft; there it waits.
+
+        Returns:
+            Completions that left their drafts by one token, after a part worth reading, and may be at one with the rest
+            again; and the tokens that were run through the model.
+        """
+        import mlx.core as mx
+        from mlx_lm.models.cache import trim_prompt_cache
+
+        rows, caches = [row for row, _ in drafted], _merged(self._loaded.model, [cache for _, cache in drafted])
+        begun = {id(row): row.begun for row in rows}
+        more: list[_Waiting] = []
+        passed = read = 0
+        while rows:
+            fed = [[row.last, *row.draft[begun[id(row)] :]][read:] for row in rows]
+            width = min(DRAFT_TOKENS, DRAFT_BATCHES * self._sampling.batch_size // len(rows), max(map(len, fed)))
+            tokens = mx.array([(part + [0] * width)[:width] for part in fed])  # (B, S)
+            logits = self._loaded.model(tokens, cache=caches)  # (B, S, V)
+            keys = [row.key_at(row.begun + place) for row in rows for place in range(width)]
+            drawn = self._drawn(logits.reshape(-1, logits.shape[-1]), keys)
+            passed, read = passed + width * len(rows), read + width
+            going, before = [], sum(row.begun for row in rows)
+            for index, row in enumerate(rows):
+                if self._agree(row, drawn[index * width : (index + 1) * width]):
+                    going.append(index)
+                elif row.finish_reason is None:
+                    cache, kept = [layer.extract(index) for layer in caches], row.begun - begun[id(row)]
+                    trim_prompt_cache(cache, read - kept)
+                    mx.eval([layer.state for layer in cache])  # else it holds on to those of all
+                    row.last = row.ids[-1]
+                    again = kept > AGAIN and len(row.draft) - row.begun > AGAIN
+                    (more if again else self._waiting).append((row, cache))
+            on_step(sum(row.begun for row in rows) - before, sum(row.finish_reason is not None for row in rows))
+            if len(going) < len(rows):
+                rows = [rows[index] for index in going]
+                for layer in caches if rows else ():
+                    layer.filter(going)
+        return more, passed
+
+    def _drawn(self, logits: mx.array, keys: Sequence[tuple[int, int]]) -> list[tuple[int, float]]:
+        """Tokens and log-probabilities drawn from logits (N, V), a batch of them at a time."""
+        import mlx.core as mx
+
+        found: list[tuple[int, float]] = []
+        for start in range(0, len(keys), self._sampling.batch_size):
+            part = slice(start, start + self._sampling.batch_size)
+            tokens, logprobs = self._draw(logits[part], mx.array([*keys[part]], dtype=mx.uint32))
+            values: list[int] = tokens.tolist()  # type: ignore[assignment]
+            likely: list[float] = [0.0] * len(values) if logprobs is None else logprobs.tolist()  # type: ignore[assignment]
+            found += zip(values, likely, strict=True)
+        return found
+
+    def _agree(self, row: _Row, drawn: Sequence[tuple[int, float]]) -> bool:
+        """Take what was drawn along a draft; whether the draft was right to the last of these tokens, and goes on."""
+        for token, logprob in drawn:
+            agrees = row.begun < len(row.draft) and token == row.draft[row.begun]
+            row.begun, row.accepted = row.begun + 1, row.accepted + agrees
+            self._take(row, token, logprob)
+            if row.finish_reason is not None or not agrees:
+                return False
+        return True
 
     def step(self, on_step: OnStep) -> int:
         """Take one more token of each completion in the batch, while the model works on the next ones.
@@ -242,46 +327,16 @@ class Chunk:
         """All of them as far as they are; `length` ends one that is in flight."""
         logprobs = self._sampling.logprobs
         return [
-            Completion([*row.ids], row.finish_reason or "length", row.logprob if logprobs else None, row.stop_id)
+            Completion(
+                [*row.ids], row.finish_reason or "length", row.logprob if logprobs else None, row.stop_id, row.accepted
+            )
             for rows in self._rows
             for row in rows
         ]
 
 
-def random_key(seed: int, key: str, sample: int) -> tuple[int, int]:
-    """Two words of 32 bits from which a completion's random numbers are drawn."""
-    digest = hashlib.sha256(repr((seed, key, sample)).encode()).digest()
-    return int.from_bytes(digest[:4], "big"), int.from_bytes(digest[4:8], "big")
+def _merged(model: nn.Module, caches: list[list[Any]]) -> list[Any]:
+    """The caches of some sequences as those of a batch, one a layer."""
+    from mlx_lm.generate import PromptProcessingBatch
 
-
-def drawer(sampling: Sampling) -> Draw:
-    """Draws tokens from logits (B, V) with keys (B, 2): temperature, then top-k, then top-p, then Gumbel noise.
-
-    The largest sum of logit and Gumbel noise is a sample of the softmax. Temperature before the nucleus is the order of
-    transformers and vLLM, with which the paper sampled; mlx-lm's own `make_sampler` takes the nucleus first, which
-    keeps more tokens at T < 1.
-    """
-    import mlx.core as mx
-    from mlx_lm.sample_utils import apply_top_k, apply_top_p
-
-    def filtered(logits: mx.array) -> mx.array:
-        logits = logits.astype(mx.float32) * (1 / sampling.temperature)
-        if 0 < sampling.top_k < logits.shape[-1]:
-            logits = apply_top_k(logits, sampling.top_k)
-        if sampling.top_p < 1:
-            logits = apply_top_p(logits - mx.logsumexp(logits, axis=-1, keepdims=True), sampling.top_p)
-        return logits
-
-    def draw(logits: mx.array, keys: mx.array) -> tuple[mx.array, mx.array | None]:
-        if sampling.temperature == 0:
-            tokens = mx.argmax(logits, axis=-1)
-        else:
-            noise = mx.vmap(lambda key: mx.random.gumbel(logits.shape[-1:], key=key))(keys)
-            tokens = mx.argmax(filtered(logits) + noise, axis=-1)
-        if not sampling.logprobs:
-            return tokens, None
-        exact = logits.astype(mx.float32)
-        drawn = mx.take_along_axis(exact, tokens[:, None], axis=-1)[:, 0]
-        return tokens, drawn - mx.logsumexp(exact, axis=-1)
-
-    return draw
+    return PromptProcessingBatch(model, list(range(len(caches))), caches).prompt_cache  # type: ignore[no-any-return]

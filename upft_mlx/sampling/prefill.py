@@ -25,7 +25,11 @@ class Prefill:
     """Makes the caches of prompts for one model, with its adapter as it is now."""
 
     def __init__(self, model: nn.Module) -> None:
+        from mlx_lm.models.cache import KVCache, make_prompt_cache
+
         self._model = model
+        self.cut = all(type(layer) is KVCache for layer in make_prompt_cache(model))
+        """Whether caches can be cut back to fewer tokens: not those of sliding windows and of recurrent layers."""
         self._shared_ids: list[int] | None = None
         self._shared_cache: Cache = []
         self.tokens = 0

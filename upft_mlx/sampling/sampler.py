@@ -18,7 +18,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, TypeVar
 
 from upft_mlx.sampling.chunks import is_wave
-from upft_mlx.sampling.decoding import Chunk, Completion, OnStep, Request, Sampling
+from upft_mlx.sampling.decoding import Chunk, Completion, OnStep, Request
+from upft_mlx.sampling.draw import Sampling
 
 if TYPE_CHECKING:
     from upft_mlx.models.load import Loaded
@@ -79,6 +80,8 @@ class Sampler:
         if not self._prefill.batches:
             sampling = replace(sampling, batch_size=1)
         self.loaded, self.sampling = loaded, sampling
+        self.drafts = self._prefill.batches and self._prefill.cut
+        """Whether drafts are of use for this model family; else they are left alone."""
         self._decoded = 0
 
     @property
@@ -108,6 +111,8 @@ class Sampler:
         Returns:
             Request by request, sample by sample.
         """
+        if not self.drafts:
+            requests = [replace(request, drafts=()) for request in requests]
         chunk = Chunk(self.loaded, self.sampling, requests, seed)
         for _ in self._steps(chunk, requests, on_step):
             pass
@@ -122,7 +127,8 @@ class Sampler:
     def _steps(self, chunk: Chunk, requests: Sequence[Request], on_step: OnStep) -> Iterator[None]:
         """Decode all of a chunk; stops after each step."""
         for wave in self._waves(requests):
-            chunk.insert(wave, self._prefill.caches([requests[i].prompt_ids for i in wave]))
+            caches = self._prefill.caches([requests[i].prompt_ids for i in wave])
+            self._decoded += chunk.insert(wave, caches, on_step)
             while chunk.in_flight > self.sampling.batch_size:
                 self._decoded += chunk.step(on_step)
                 yield

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from upft_mlx.fingerprints import dated
 from upft_mlx.job import Job
 from upft_mlx.models.find import find_model
 from upft_mlx.pipeline import LEARNING, do, learn, opened, prepare, refuse_changed, report, take_over
+from upft_mlx.quantities import duration
 from upft_mlx.recipe.schema import Recipe
 from upft_mlx.recipe.studies import BEST_OF_PREFIX
 from upft_mlx.rows import EvaluationRow, read_json, read_rows, write_atomically, write_json
@@ -51,12 +53,15 @@ def compare(recipe: Recipe, run_dir: str | Path, notify: Observer = ignore) -> d
     recipe = dated(recipe, find_model(recipe), RunDir(made[0] if made else root))  # one day for all cells
     plan = [(method, seed) for seed in seeds(recipe) for method in (BASE, *recipe.compare.methods)]
     variants = {cell: variant(recipe, *cell) for cell in plan}  # all are checked before the first one runs
-    cells = []
+    cells, spent = [], dict[str, list[float]]()
     for number, (method, seed) in enumerate(plan, start=1):
-        notify(Note(f"{number} of {len(plan)}: {method}, seed {seed}"))
-        folder = _folder(root, method, seed)
-        donors = [RunDir(path) for path in sorted(root.glob(f"*/seed-{seed}")) if path != folder]
+        left = seconds_left(spent, [name for name, _ in plan[number - 1 :]])
+        told = "" if left is None else f"; about {duration(left)} left"
+        notify(Note(f"{number} of {len(plan)}: {method}, seed {seed}{told}"))
+        folder, begin = _folder(root, method, seed), time.monotonic()
+        donors = [RunDir(path) for path in sorted(root.glob("*/seed-*")) if path != folder]
         cells.append(run_cell(variants[method, seed], method, folder, donors, notify))
+        spent.setdefault(method, []).append(time.monotonic() - begin)
     found = {"recipe": recipe.dump(), "versions": versions(), "machine": _machine(), **summarize(cells)}
     keep_aside(root, "compare", "recipe", found["recipe"])
     write_json(root / "compare.json", found)
@@ -64,6 +69,19 @@ def compare(recipe: Recipe, run_dir: str | Path, notify: Observer = ignore) -> d
     for name in found["benchmarks"]:
         write_atomically(root / f"{name}.svg", figure(found, name))
     return found
+
+
+def seconds_left(spent: Mapping[str, Sequence[float]], methods: Sequence[str]) -> float | None:
+    """About how long the cells of these methods take, by those that ran; None while only base has.
+
+    A cell that was done already takes next to no time and says nothing of others: the longest one of a method counts,
+    and for a method that has not run yet the mean of the others.
+    """
+    longest = {method: max(seconds) for method, seconds in spent.items()}
+    known = [seconds for method, seconds in longest.items() if method != BASE]
+    if not known:
+        return None
+    return sum(longest.get(method, sum(known) / len(known)) for method in methods)
 
 
 def keep_aside(root: Path, stem: str, key: str, made_of: Any) -> None:

@@ -17,7 +17,8 @@ from upft_mlx.models.load import Loaded
 from upft_mlx.recipe.schema import Recipe
 from upft_mlx.rows import TrainingRow, read_rows, write_json
 from upft_mlx.rundir import RunDir
-from upft_mlx.sampling.decoding import Chunk, Request, Sampling
+from upft_mlx.sampling.decoding import Chunk, Request
+from upft_mlx.sampling.draw import Sampling
 from upft_mlx.sampling.prefill import Cache, Prefill
 from upft_mlx.training.divergence import kl_per_position
 from upft_mlx.training.moved import Answered, Place, in_words, summarize

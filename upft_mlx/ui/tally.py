@@ -82,8 +82,8 @@ class Tally:
         groups = [list(group) for _, group in groupby(both, key=lambda place: place[0])]
         text = ""
         if len(groups) >= 2:
-            means = ([sum(side[p] for p in group) / len(group) for group in groups] for side in (base, tuned))
-            found = paired_difference(*means)
+            means = [[sum(side[p] for p in group) / len(group) for group in groups] for side in (base, tuned)]
+            found = paired_difference(means[0], means[1])
             text = f"{points(found.delta)} [{points(found.ci95[0])}, {points(found.ci95[1])}]"
         self._texts["difference"] = text
         return text

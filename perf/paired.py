@@ -1,0 +1,278 @@
+"""How much of the noise base and tuned share, and what drafts save: python perf/paired.py [--old TREE] [--model ...]
+
+    variance  256 problems x 4 at T = 0.7, base and tuned, with this code and with an older commit, `--seeds` adapters
+              of the quickstart's recipe: standard error of the paired difference, equal texts, flips, base's accuracy
+    drafts    the same once greedily and once at T = 0.7: CPU seconds of base, of tuned with base's answers as drafts,
+              and of tuned without; how many of tuned's tokens were the draft's; whether the texts are the same
+    batches   base's texts at batch sizes 8 and 32, and with a limit of 50: how many are the same
+    draws     what keyed random numbers cost: the draw of a batch, with one `categorical` beside it, and a decoding step
+
+With `--model` and `--adapter` another model and its adapter are measured, on the questions of `--data`. `--old` is a
+work tree of the older commit, which is made (`git worktree add`) and removed where the option is not given.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+OLD = "4af643a"
+CHILD = """
+import json, sys
+from pathlib import Path
+root, recipe, run, adapter = sys.argv[1:]
+sys.path.insert(0, root)
+from upft_mlx.pipeline import run_stage
+from upft_mlx.recipe.schema import Recipe
+run_stage(Recipe.model_validate(json.loads(Path(recipe).read_text())), run, "evaluate", adapter=Path(adapter))
+"""
+Rows = dict[tuple[str, int], dict[str, Any]]
+
+
+@contextmanager
+def old_tree(given: Path | None) -> Iterator[Path]:
+    """The older commit's files."""
+    if given is not None:
+        yield given
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        tree = Path(folder) / "old"
+        subprocess.run(["git", "-C", ROOT, "worktree", "add", "-q", "--detach", tree, OLD], check=True)
+        try:
+            yield tree
+        finally:
+            subprocess.run(["git", "-C", ROOT, "worktree", "remove", "--force", tree], check=True)
+
+
+def recipe_for(work: Path, options: argparse.Namespace, seed: int, **benchmark: Any) -> dict[str, Any]:
+    """One that both commits read: the problems as a file, one benchmark."""
+    from upft_mlx.demo.world import problems
+
+    path, model = options.data, options.model or ROOT / "upft_mlx" / "demo" / "model"
+    if path is None:
+        path = work / "problems.jsonl"
+        rows = [{"id": p.id, "question": p.question, "answer": p.answer} for p in problems("evaluation", 2048)]
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    one = {"name": "gsm8k" if options.data else "held-out", "label": "x", "path": str(path), "limit": options.problems}
+    prompt = {} if options.model else {"instruction": "{question}"}
+    return {
+        "model": str(model),
+        "seed": seed,
+        "problems": {"path": str(path), "limit": 8},
+        "prompt": prompt,
+        "evaluate": {
+            "benchmarks": [{**one, **benchmark}],
+            "max_tokens": options.max_tokens,
+            "batch_size": options.batch,
+        },
+    }
+
+
+def adapter_for(work: Path, options: argparse.Namespace, seed: int) -> Path:
+    """The given one, or what the quickstart's recipe trains with this seed."""
+    from upft_mlx.pipeline import run_stage
+    from upft_mlx.recipe.load import load_recipe
+
+    if options.adapter is not None:
+        return Path(options.adapter)
+    folder, recipe = work / f"trained-{seed}", load_recipe("quickstart", [f"seed={seed}", "quantize=null"])
+    for stage in ("generate", "build", "train"):
+        run_stage(recipe, folder, stage)
+    return folder / "adapter"
+
+
+def rows_of(run: Path, side: str) -> Rows:
+    """By problem and sample."""
+    lines = (run / "evaluation" / "x" / f"{side}.jsonl").read_text(encoding="utf-8").splitlines()
+    return {(row["problem_id"], row["sample"]): row for row in map(json.loads, lines)}
+
+
+def paired(run: Path) -> dict[str, float]:
+    """What tells base and tuned apart."""
+    base, tuned = rows_of(run, "base"), rows_of(run, "tuned")
+    changes: dict[str, list[int]] = {}
+    for place, row in base.items():
+        changes.setdefault(place[0], []).append(tuned[place]["correct"] - row["correct"])
+    means = [statistics.mean(values) for values in changes.values()]
+    return {
+        "error": statistics.stdev(means) / math.sqrt(len(means)),
+        "delta": statistics.mean(means),
+        "same": statistics.mean(base[p]["completion"] == tuned[p]["completion"] for p in base),
+        "flips": statistics.mean(base[p]["correct"] != tuned[p]["correct"] for p in base),
+        "base": statistics.mean(row["correct"] for row in base.values()),
+    }
+
+
+def variance(work: Path, options: argparse.Namespace) -> None:
+    """The table of this code beside the older commit."""
+    print("\n| seed | commit | same texts | flips | tuned - base, points | standard error | base |")
+    print("|---|---|---|---|---|---|---|")
+    errors: dict[str, list[float]] = {"old": [], "new": []}
+    with old_tree(options.old) as tree:
+        for seed in range(options.seeds):
+            adapter, path = adapter_for(work, options, seed), work / f"recipe-{seed}.json"
+            recipe = recipe_for(work, options, seed, samples=options.samples, temperature=0.7)
+            path.write_text(json.dumps(recipe))
+            for name, root in (("old", tree), ("new", ROOT)):
+                run = work / f"{name}-{seed}"
+                subprocess.run([sys.executable, "-c", CHILD, root, path, run, adapter], check=True)
+                f = paired(run)
+                errors[name].append(f["error"])
+                print(
+                    f"| {seed} | {OLD if name == 'old' else 'this'} | {f['same']:.1%} | {f['flips']:.1%} "
+                    f"| {100 * f['delta']:+.2f} | {100 * f['error']:.2f} | {f['base']:.1%} |",
+                    flush=True,
+                )
+    old, new = (statistics.mean(errors[name]) for name in ("old", "new"))
+    print(
+        f"standard error, mean of {options.seeds} seeds: {100 * old:.2f} and {100 * new:.2f} points, {new / old:.2f}x"
+    )
+
+
+def timed(recipe: dict[str, Any], run: Path, adapter: Path, *, use: bool) -> tuple[dict[str, float], Any]:
+    """CPU seconds of both sides of an evaluation, with drafts or without, and its drafts."""
+    from upft_mlx.evaluation import evaluate
+    from upft_mlx.pipeline import run_stage
+    from upft_mlx.recipe.schema import Recipe
+
+    spent: dict[str, float] = {"base": 0.0, "tuned": 0.0}
+    seen: list[Any] = []
+    sample, drafts = evaluate.Evaluator._sample, evaluate.Drafts
+
+    def timing(self: Any, side: str, *rest: Any) -> Any:
+        begin = resource.getrusage(resource.RUSAGE_SELF)
+        made = sample(self, side, *rest)  # type: ignore[arg-type]
+        end = resource.getrusage(resource.RUSAGE_SELF)
+        spent[side] += end.ru_utime + end.ru_stime - begin.ru_utime - begin.ru_stime
+        return made
+
+    class Watched(drafts):  # type: ignore[valid-type, misc]
+        def __init__(self, *args: Any) -> None:
+            super().__init__(*args)
+            seen.append(self)
+
+        @property
+        def pay(self) -> bool:
+            return use and bool(super().pay)
+
+    evaluate.Evaluator._sample, evaluate.Drafts = timing, Watched  # type: ignore[method-assign, assignment, misc]
+    try:
+        run_stage(Recipe.model_validate(recipe), run, "evaluate", adapter=adapter)
+    finally:
+        evaluate.Evaluator._sample, evaluate.Drafts = sample, drafts  # type: ignore[method-assign, misc]
+    return spent, seen[0]
+
+
+def drafts(work: Path, options: argparse.Namespace) -> None:
+    """The table of what drafts save."""
+    adapter = adapter_for(work, options, 0)
+    print("\n| T | base, CPU s | tuned with drafts | tuned without | accepted of drafted | of all | same texts |")
+    print("|---|---|---|---|---|---|---|")
+    for temperature in (0.0, 0.7):
+        samples = options.samples if temperature else 1
+        recipe = recipe_for(work, options, 0, samples=samples, temperature=temperature)
+        warm = {**recipe, "evaluate": {**recipe["evaluate"], "benchmarks": [dict(recipe["evaluate"]["benchmarks"][0])]}}
+        warm["evaluate"]["benchmarks"][0]["limit"] = 4
+        timed(warm, work / f"warm-{temperature}", adapter, use=True)
+        spent, found = timed(recipe, work / f"with-{temperature}", adapter, use=True)
+        without, _ = timed(recipe, work / f"without-{temperature}", adapter, use=False)
+        one, other = (rows_of(work / f"{name}-{temperature}", "tuned") for name in ("with", "without"))
+        total = sum(row["tokens"] + (row["finish_reason"] == "stop") for row in one.values())
+        same = statistics.mean(one[place]["completion"] == other[place]["completion"] for place in one)
+        print(
+            f"| {temperature} | {spent['base']:.1f} | {spent['tuned']:.1f} ({spent['tuned'] / spent['base']:.2f}x) "
+            f"| {without['tuned']:.1f} ({without['tuned'] / without['base']:.2f}x) "
+            f"| {found.accepted / max(1, found.drafted):.1%} | {found.accepted / total:.1%} | {same:.2%} |",
+            flush=True,
+        )
+
+
+def batches(work: Path, options: argparse.Namespace) -> None:
+    """How many of base's texts are the same with other batches."""
+    from upft_mlx.pipeline import run_stage
+    from upft_mlx.recipe.schema import Recipe
+
+    for temperature in (0.0, 0.7):
+        found = {}
+        for size, limit in ((32, options.problems), (8, options.problems), (32, 50)):
+            recipe = recipe_for(work, options, 0, temperature=temperature, limit=limit)
+            recipe["evaluate"]["batch_size"] = size
+            run = work / f"batches-{temperature}-{size}-{limit}"
+            run_stage(Recipe.model_validate(recipe), run, "evaluate")
+            found[size, limit] = rows_of(run, "base")
+        first = found[32, options.problems]
+        for (size, limit), rows in found.items():
+            same = sum(rows[place]["completion"] == first[place]["completion"] for place in rows)
+            if rows is not first:
+                print(f"T = {temperature}: batch {size}, limit {limit}: {same} of {len(rows)} texts as with batch 32")
+
+
+def draws(work: Path, options: argparse.Namespace) -> None:
+    """Milliseconds of a draw and of a decoding step, the least of some."""
+    import mlx.core as mx
+    import numpy as np
+
+    from upft_mlx.models.load import load
+    from upft_mlx.sampling.draw import Sampling, drawer, random_key
+
+    def least(work: Callable[[], mx.array]) -> float:
+        seconds = []
+        for _ in range(7):
+            begin = time.process_time()
+            mx.eval(work())
+            seconds.append(time.process_time() - begin)
+        return 1000 * min(seconds)
+
+    loaded = load(Path(options.model or ROOT / "upft_mlx" / "demo" / "model"))
+    size = options.batch
+    tokens = mx.array(np.random.default_rng(0).integers(3, 500, (size, 64)))
+    cache = loaded.model.make_cache() if hasattr(loaded.model, "make_cache") else None
+    if cache is None:
+        from mlx_lm.models.cache import make_prompt_cache
+
+        cache = make_prompt_cache(loaded.model)
+    logits = loaded.model(tokens, cache=cache)[:, -1]
+    mx.eval(logits)
+    step = least(lambda: loaded.model(tokens[:, :1], cache=cache)[:, -1])
+    keys = mx.array([random_key(0, "draw", row) for row in range(size)], dtype=mx.uint32)
+    print(f"batch {size}: a decoding step after 64 tokens takes {step:.1f} ms of CPU time")
+    for vocabulary in (logits.shape[-1], 151_936):
+        some = mx.random.normal((size, vocabulary))
+        mx.eval(some)
+        keyed = least(lambda some=some: drawer(Sampling(0.7))(some, keys)[0])  # type: ignore[misc]
+        shared = least(lambda some=some: mx.random.categorical(some * (1 / 0.7)))  # type: ignore[misc]
+        print(
+            f"vocabulary {vocabulary:,}: keyed {keyed:.1f} ms, one categorical {shared:.1f} ms: "
+            f"{(keyed - shared) / step:+.1%} of a step"
+        )
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", nargs="*", default=["variance", "drafts", "batches", "draws"])
+    for name, default in (("problems", 256), ("samples", 4), ("batch", 32), ("seeds", 3), ("max-tokens", 64)):
+        parser.add_argument(f"--{name}", type=int, default=default)
+    for name in ("old", "model", "adapter", "data"):
+        parser.add_argument(f"--{name}", type=Path)
+    options = parser.parse_args()
+    parts = {"variance": variance, "drafts": drafts, "batches": batches, "draws": draws}
+    with tempfile.TemporaryDirectory() as folder:
+        for what in options.what:
+            parts[what](Path(folder), options)
+
+
+if __name__ == "__main__":
+    main()
