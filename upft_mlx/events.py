@@ -80,6 +80,8 @@ class EvaluationStarted:
     """The entries to come: (name, completions expected per side)."""
 
     entries: tuple[tuple[str, int], ...]
+    may_stop: bool = False
+    """Whether it may stop before all of them, so that intervals must hold at every moment."""
 
 
 @dataclass(frozen=True)

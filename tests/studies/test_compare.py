@@ -92,6 +92,11 @@ def test_a_cell_is_the_recipe_with_method_selection_samples_and_seed(
     assert (made.seed, made.train, made.evaluate) == (7, recipe.train, recipe.evaluate)
 
 
+def test_all_cells_are_measured_to_the_end(make_recipe: MakeRecipe) -> None:
+    recipe = make_recipe(evaluate={"until": "known", "effect": 1.0})
+    assert (variant(recipe, "upft", 0).evaluate.until, variant(recipe, "base", 0).evaluate.effect) == ("end", 1.0)
+
+
 @pytest.mark.parametrize(
     ("methods", "message"), [(["dpo"], "'dpo': expected one of upft"), (["upft", "upft"], "is listed twice")]
 )

@@ -13,6 +13,7 @@ import pytest
 from helpers.ui import ANSI, HARMLESS, HOSTILE, STAGES, Clock, a_report, console, graded, trained, written
 from rich.console import Console
 
+from upft_mlx.evaluation.sequential import always_valid_difference
 from upft_mlx.events import (
     EvaluationStarted,
     Event,
@@ -23,6 +24,7 @@ from upft_mlx.events import (
     StageSkipped,
     StageStarted,
 )
+from upft_mlx.quantities import points
 from upft_mlx.ui import views
 from upft_mlx.ui.live import LiveView
 from upft_mlx.ui.state import Meter
@@ -271,6 +273,20 @@ def test_a_completion_graded_again_replaces_the_first() -> None:
     assert (tally.done("base"), tally.accuracy("base")[:5], tally.gained) == (1, "0.0 %", 1)
     tally.add(graded("tuned", 0, False))
     assert tally.gained == 0
+
+
+def test_an_evaluation_that_may_stop_shows_intervals_that_allow_for_it() -> None:
+    texts = []
+    for may_stop in (False, True):
+        tally = Tally(100, may_stop)
+        for problem in range(50):
+            tally.add(graded("base", problem, problem % 2 == 0))
+            tally.add(graded("tuned", problem, problem % 3 == 0))
+        texts.append((tally.accuracy("base"), tally.difference()))
+    difference = always_valid_difference([1.0, 0.0] * 25, [float(n % 3 == 0) for n in range(50)])
+    low, high = difference.ci95
+    assert texts[1][1] == f"{points(difference.delta)} [{points(low)}, {points(high)}]" != texts[0][1]
+    assert texts[0][0] != texts[1][0]
 
 
 @pytest.mark.parametrize(("width", "height"), [(80, 24), (120, 40), (200, 60), (60, 20)])

@@ -49,9 +49,9 @@ Switch = Callable[[Side], None]
 """Puts the adapter on for `tuned`, off for `base`."""
 
 
-def announce(sets: Sequence[BenchmarkSet], notify: Observer) -> None:
+def announce(sets: Sequence[BenchmarkSet], may_stop: bool, notify: Observer) -> None:
     """Tell the view what will come."""
-    notify(EvaluationStarted(tuple((s.entry.label, s.completions) for s in sets)))
+    notify(EvaluationStarted(tuple((s.entry.label, s.completions) for s in sets), may_stop))
 
 
 class SamplingOrder:

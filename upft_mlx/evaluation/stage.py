@@ -47,7 +47,7 @@ def announce(job: Job) -> StageStarted | StageSkipped:
 
 def work(job: Job, run: RunDir) -> Outcome:
     """Measure what was not measured from the same inputs before, and summarize."""
-    evaluate.announce(job.sets, job.notify)
+    evaluate.announce(job.sets, job.recipe.evaluate.until == "known", job.notify)
     for line in differing([part.entry for part in job.sets], job.recipe.prompt):
         job.notify(Note(line))
     measuring = Sides(job, run)

@@ -109,6 +109,7 @@ def variant(recipe: Recipe, method: str, seed: int) -> Recipe:
     changes: dict[str, dict[str, Any]] = {
         "generate": {"samples": recipe.compare.samples if chooses else 1, **SSD.get(name, {})},
         "prefix": {"selection": selection or "first"},
+        "evaluate": {"until": "end"},  # all cells are measured on the same problems
     }
     if name == "cold":
         changes["generate"]["temperature"] = recipe.compare.cold_temperature

@@ -103,7 +103,9 @@ def parts(recipe: Recipe, label: str) -> tuple[Recipe, Recipe]:
     else:
         left = others or [{**chosen_on, "part": other}]
     part = {**chosen_on, "part": chosen_on["part"] or "development"}
-    with_parts = [{**data, "evaluate": {**data["evaluate"], "benchmarks": some}} for some in ([part], left)]
+    with_parts = [
+        {**data, "evaluate": {**data["evaluate"], "benchmarks": some, "until": "end"}} for some in ([part], left)
+    ]
     development, rest = map(Recipe.model_validate, with_parts)
     return development, rest
 

@@ -142,7 +142,7 @@ class State:
                     self.valid = (step, float(event.metrics["valid_loss"]))
                     self.valid_losses.append(self.valid)
             case EvaluationStarted():
-                self.tallies = {name: Tally(expected) for name, expected in event.entries}
+                self.tallies = {name: Tally(expected, event.may_stop) for name, expected in event.entries}
                 self.latest = None
                 self.flips.clear()
             case Graded():

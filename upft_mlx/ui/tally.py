@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from itertools import groupby
 
+from upft_mlx.evaluation.sequential import always_valid_difference, always_valid_interval
 from upft_mlx.evaluation.stats import accuracy_interval, paired_difference
 from upft_mlx.events import Graded, Side
 from upft_mlx.quantities import accuracy, points
@@ -15,9 +16,9 @@ Place = tuple[str, int]
 class Tally:
     """One benchmark's graded completions, counted as they come."""
 
-    def __init__(self, expected: int) -> None:
-        self.expected = expected
-        """Completions per side."""
+    def __init__(self, expected: int, may_stop: bool = False) -> None:
+        self.expected, self._may_stop = expected, may_stop
+        """Completions per side, and whether the intervals must hold at every moment."""
         self.gained, self.lost = 0, 0
         """Completions wrong on base and right on tuned, and the reverse."""
         self._correct: dict[Side, dict[Place, bool]] = {"base": {}, "tuned": {}}
@@ -70,7 +71,10 @@ class Tally:
         groups = groupby(sorted(both if paired and both else graded), key=lambda place: place[0])
         problems = [[graded[place] for place in group] for _, group in groups]
         mean = sum(sum(samples) / len(samples) for samples in problems) / len(problems)
-        self._texts[what] = accuracy(mean, accuracy_interval(problems))
+        interval = accuracy_interval(problems)
+        if self._may_stop:
+            interval = always_valid_interval([sum(p) / len(p) for p in problems], (0.0, 1.0))
+        self._texts[what] = accuracy(mean, interval)
         return self._texts[what]
 
     def difference(self) -> str:
@@ -83,7 +87,7 @@ class Tally:
         text = ""
         if len(groups) >= 2:
             means = [[sum(side[p] for p in group) / len(group) for group in groups] for side in (base, tuned)]
-            found = paired_difference(means[0], means[1])
+            found = (always_valid_difference if self._may_stop else paired_difference)(means[0], means[1])
             text = f"{points(found.delta)} [{points(found.ci95[0])}, {points(found.ci95[1])}]"
         self._texts["difference"] = text
         return text
