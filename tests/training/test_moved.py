@@ -118,7 +118,7 @@ def test_an_opening_can_leave_neither_its_cell_nor_its_line() -> None:
     run: dict[str, Any] = {"name": "n", "model": "m", "method": "upft", "stages": [], "fidelity": None, "verdict": []}
     text = markdown({**run, "benchmarks": {}, "training": training})
     row = next(line for line in text.splitlines() if "a`b" in line)
-    assert row == "| ``a`b/c [31m /`` | 100% | ` ` | 100% |"
+    assert row == "| ``a`b/c [31m /`` | 100% | `  ` | 100% |"
     assert "\x1b" not in text
 
 
