@@ -90,7 +90,7 @@ class Rollout:
     arm: Literal["both", "correct", "incorrect"]
     """Whether the prefix is of a correct or an incorrect solution; both: nothing was given."""
     length: int
-    """Of the prefix, in tokens."""
+    """The prefix's length, in tokens."""
     sample: int
     correct: bool
     tokens: int
@@ -105,7 +105,7 @@ class Continuation:
     of: int
     """The sample that the prefix is of; -1: what greedy decoding gives."""
     length: int
-    """Of the prefix, in tokens."""
+    """The prefix's length, in tokens."""
     sample: int
     correct: bool
     tokens: int

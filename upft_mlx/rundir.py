@@ -291,7 +291,7 @@ def remove(*paths: Path) -> None:
 
 
 def versions() -> dict[str, str]:
-    """Of this package and those that a run's numbers depend on."""
+    """The versions of this package and of those that a run's numbers depend on."""
     packages = ("mlx", "mlx-lm", "transformers", "datasets", "math-verify")
     products = {"blas": blas.used().name, "blas_threads": str(blas.used().threads)}
     return {"upft-mlx": __version__, **{name: metadata.version(name) for name in packages}, **products}

@@ -30,7 +30,7 @@ class Wanted:
     """The solutions to sample of one problem."""
 
     number: int
-    """Of the problem, from 0 in their order."""
+    """The problem's number, from 0 in their order."""
     kind: Literal["prefix", "full"]
     samples: int = 1
 

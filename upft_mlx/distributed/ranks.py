@@ -35,7 +35,7 @@ Tree = TypeVar("Tree")
 Item = TypeVar("Item")
 
 _GREETING_BYTES = 24
-"""Of a new connection: 16 of the job's token, 8 of the rank."""
+"""Bytes that open a connection: 16 of the job's token, 8 of the rank."""
 _SLICE = 1 << 26
 """Bytes per message when files are sent."""
 _NOT_MIRRORED = (".lock", "fused", "export", "report.svg")

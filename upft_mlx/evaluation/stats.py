@@ -239,12 +239,12 @@ def tango_interval(ups: int, downs: int, n: int) -> tuple[float, float]:
 
 
 def _tango_p(ups: int, downs: int) -> float:
-    """Of Tango's score test of no difference, which is McNemar's without a correction."""
+    """The p-value of Tango's score test of no difference, which is McNemar's without a correction."""
     return math.erfc(abs(ups - downs) / math.sqrt(2 * (ups + downs))) if ups + downs else 1.0
 
 
 def _student_p(differences: Sequence[float]) -> float:
-    """Of Student's test of no difference; where there is no spread, what `mean_interval` says."""
+    """The p-value of Student's test of no difference; where there is no spread, what `mean_interval` says."""
     from scipy.special import stdtr
 
     n = len(differences)

@@ -39,7 +39,7 @@ def inputs(job: Job) -> dict[str, Any]:
 
 
 def announce(job: Job) -> StageStarted:
-    """Of how many problems."""
+    """Say how many problems."""
     count = len(labelled(job.recipe, job.problems))
     return StageStarted("answers", f"{job.recipe.forecast.samples} full solutions of {count} problems with answers")
 

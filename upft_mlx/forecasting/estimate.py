@@ -84,7 +84,7 @@ class RuleForecast:
 
     selection: str
     length: int
-    """Of the prefixes, in tokens."""
+    """The prefixes' length, in tokens."""
     problems: int
     """Those for which the rule picks a sample."""
     problem_coverage: float

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     Array = NDArray[np.float64]
 
 PENALTY = 0.01
-"""Of the squared weights (halved), beside the mean loss of a sample; the features have variance 1."""
+"""Weight of the squared weights (halved), beside the mean loss of a sample; the features have variance 1."""
 FOLDS = 8
 """Parts into which the problems are cut; each is rated by a probe fitted on the others."""
 
@@ -31,13 +31,13 @@ class Probe:
     """What was fitted; plain numbers, so that JSON keeps it."""
 
     length: int
-    """Of the prefixes, in tokens."""
+    """The prefixes' length, in tokens."""
     mean: list[float]
-    """Of each feature (D)."""
+    """Mean of each feature (D)."""
     scale: list[float]
     """Standard deviation of each feature (D); 1 where a feature does not vary."""
     weights: list[float]
-    """Of the standardised features (D)."""
+    """Weights of the standardised features (D)."""
     bias: float
 
     def rate(self, features: Array) -> list[float]:

@@ -25,7 +25,7 @@ _TOGETHER = 64
 
 @dataclass(frozen=True)
 class States:
-    """Of one problem's samples at one prefix length."""
+    """What the model makes of one problem's samples at one prefix length."""
 
     features: Array
     """(N, D): the hidden state at each prefix's last token, behind the final norm."""

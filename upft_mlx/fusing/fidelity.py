@@ -29,7 +29,7 @@ MAX_POSITIONS = 16
 """Per row: the adapter's log-probabilities of all probes are held in memory, vocabulary wide."""
 MAX_PROMPTS = 12
 GREEDY_TOKENS = 32
-"""Of each greedy completion."""
+"""Tokens of each greedy completion."""
 NO_EFFECT = 1e-12
 """KL(adapter || base), nats, below which float32 cannot tell the two models apart: no effect to be kept."""
 _BATCH = 4
@@ -91,7 +91,7 @@ class Comparison:
         self._reference = list(self._log_probabilities(adapted))
 
     def _log_probabilities(self, model: nn.Module) -> Iterator[mx.array]:
-        """Of each batch (N, V), float32; one batch in memory at a time unless the caller keeps them."""
+        """The log-probabilities of each batch (N, V), float32; one batch at a time in memory unless kept."""
         for part, batch in zip(self._parts, self._batches, strict=True):
             supervised = sum(example.supervised for example, _ in part)
             yield log_probabilities(model, batch, supervised, self._modes)

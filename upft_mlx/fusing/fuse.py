@@ -70,7 +70,7 @@ def fuse(
 
 
 def _choose(fuser: Fuser) -> Fidelity:
-    """Of the formats that `publish.fuse` allows the smallest that keeps the effect, or the one that keeps most."""
+    """The smallest format that `publish.fuse` allows and that keeps the effect, or the one that keeps most."""
     asked = fuser.recipe.publish.fuse
     if asked == "adapter":
         return fuser.adapter()

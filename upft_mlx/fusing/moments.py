@@ -17,7 +17,7 @@ from upft_mlx.training.batches import Example
 MAX_ROWS = 64
 """Calibration rows."""
 MAX_TOKENS = 512
-"""Of each."""
+"""Tokens of each calibration row."""
 
 
 class _Watcher(nn.Module):

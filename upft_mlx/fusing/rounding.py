@@ -22,7 +22,7 @@ Round = Callable[[Matrix, npt.NDArray[np.intp]], Matrix]
 """Rounds columns (O, k) of the matrix, given their indices (k,)."""
 
 DAMPING = 0.01
-"""Of the mean second moment, added to each: directions that no calibration input has still count."""
+"""Share of the mean second moment that is added to each: directions that no calibration input has still count."""
 _PANEL = 64
 _ROWS = 128
 

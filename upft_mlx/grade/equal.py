@@ -149,7 +149,7 @@ def _same_value(a: ParsedAnswer, b: ParsedAnswer, factor: Fraction, rules: Rules
 
 
 def _same_time(a: object, b: object) -> bool:
-    """Of times of day: with AM or PM, or the clock's hours, where both say it; `5 PM` may be 5."""
+    """Whether times of day are the same: with AM or PM, or the clock's hours, where both say it; `5 PM` may be 5."""
     if isinstance(a, Time) and isinstance(b, Time):
         alike = bool(a.half) == bool(b.half) or any(not 60 <= t.minutes < 13 * 60 for t in (a, b) if not t.half)
         day = 24 * 60 if alike else 12 * 60
@@ -175,7 +175,7 @@ def _same_number(a: Number, b: Number, precision: int) -> bool:
 
 
 def _same_matrix(wanted: str, given: str, rules: Rules) -> bool:
-    r"""Of `\binom{a}{b}` and a column of a matrix: some write a vector so."""
+    r"""Whether `\binom{a}{b}` and a column of a matrix are the same: some write a vector so."""
     if (r"\binom" in wanted) == (r"\binom" in given):
         return False
     texts = (_BINOMIAL.sub(r"\\begin{pmatrix}\1\\\\\2\\end{pmatrix}", text) for text in (wanted, given))
@@ -212,7 +212,7 @@ def _same_group(a: Group, b: Group, rules: Rules) -> bool:
 
 
 def _same_ratio(a: Group, b: Group) -> bool:
-    """Of numbers: `2:4` is `1:2`."""
+    """Whether two ratios of numbers are equal: `2:4` is `1:2`."""
     first, second = ([number.value for part in group.parts if (number := as_number(part))] for group in (a, b))
     if len(first) < len(a.parts) or len(first) != len(second) or not all(first) or not all(second):
         return False

@@ -95,7 +95,7 @@ def _flat(values: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, st
 
 
 def _usual(runs: Sequence[Mapping[str, str]]) -> dict[str, str]:
-    """Of each field the value that most runs have; the oldest run's where several are as frequent."""
+    """The value of each field that most runs have; the oldest run's where several are as frequent."""
     usual = {}
     for name in dict.fromkeys(name for fields in runs for name in fields):
         values = [fields[name] for fields in runs if name in fields]

@@ -24,7 +24,7 @@ from upft_mlx.training.batches import Example, make_batch, shared_length
 from upft_mlx.training.loss import Modes, scalar, to_arrays, value_and_grad
 
 LOSS = 5.1695246995
-"""Of `rows()` under `make_model()`, in float64."""
+"""The loss of `rows()` under `make_model()`, in float64."""
 GRADIENT_NORM = 12.71152
 """Over all parameters."""
 TOLERANCE = 1e-3

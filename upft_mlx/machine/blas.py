@@ -50,7 +50,7 @@ class Blas:
     trouble: str = ""
     """Why there is no fast one; empty where there is, or none was wanted."""
     path: str = ""
-    """Of the library that was loaded."""
+    """The library that was loaded."""
 
     def __str__(self) -> str:
         """What a run records: its numbers repeat bit by bit with the same library, kernel and threads."""

@@ -27,7 +27,7 @@ def working_set_bytes() -> int | None:
 
 
 def memory_bytes() -> int:
-    """Of this machine."""
+    """This machine's memory."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 

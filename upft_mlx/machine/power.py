@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from upft_mlx.machine.requirements import Platform, here
 
 THERMAL_LEVELS = ("nominal", "moderate", "heavy", "trapping", "sleeping")
-"""Of thermalpressurelevel, from 0, as OSThermalNotification.h names them; from `heavy` on the chip is slowed down."""
+"""OSThermalNotification.h's names of thermalpressurelevel, from 0; from `heavy` on the chip is slowed down."""
 THROTTLED = 2
 
 
@@ -22,7 +22,7 @@ class Power:
 
     on_battery: bool | None = None
     charge: int | None = None
-    """Of the battery, in percent."""
+    """Charge of the battery, in percent."""
     low_power_mode: bool | None = None
     sleep_minutes: int | None = None
     """Idle time until the Mac sleeps; 0: never."""

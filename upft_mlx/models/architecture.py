@@ -60,7 +60,7 @@ class Architecture:
     other_numbers: int
     """Numbers in norms, biases and the like."""
     float_bytes: int
-    """Of a floating number in the folder."""
+    """Bytes of a floating number in the folder."""
     unusual: tuple[str, ...] = ()
     """What the formulas of `planning/memory.py` were not measured for."""
 
@@ -75,7 +75,7 @@ class Architecture:
         return sum(matrix.size for matrix in self.matrices) + self.other_numbers
 
     def weight_bytes(self, float_bytes: int) -> int:
-        """Of the weights in memory, where floating numbers take `float_bytes` each."""
+        """Bytes of the weights in memory, where floating numbers take `float_bytes` each."""
         total = self.other_numbers * float_bytes
         for matrix in self.matrices:
             if matrix.stored is None:
@@ -86,7 +86,7 @@ class Architecture:
         return total
 
     def dense_bytes(self) -> int:
-        """Of a float32 copy of the quantized linear layers and of an embedding that is the head too, see
+        """Bytes of a float32 copy of the quantized linear layers and of an embedding that is the head too, see
         `dense_cpu.py`.
         """
         tied = not any(matrix.name.endswith("lm_head") for matrix in self.matrices)

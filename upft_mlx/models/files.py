@@ -14,7 +14,7 @@ from upft_mlx.errors import ModelError
 from upft_mlx.escape import one_line
 
 BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "U32": 4, "I32": 4, "I64": 8, "U8": 1, "I8": 1, "BOOL": 1}
-"""Of a number, by the names that safetensors has for its type."""
+"""Bytes of a number, by the names that safetensors has for its type."""
 LARGEST = 64 << 20
 """Bytes of a JSON file or header; the largest tokenizers (Gemma 3) have 33 MB."""
 _VALUES, _NESTED = 8_000_000, 2_000_000

@@ -27,7 +27,7 @@ TEMPLATES = "additional_chat_templates"
 _TERMS = re.compile(r"(?i)(licen[cs]e|notice)([.-][\w.-]*)?")
 _TERMS_BYTES = 1 << 20
 TEMPLATE_BYTES = 1 << 20
-"""Of a chat template; the longest published ones have 30 KB."""
+"""The largest chat template; the longest published ones have 30 KB."""
 _LAYERS, _LARGE = 1000, 2**24
 _LAYER_FIELD = re.compile(r"layers?$")
 _SIZE_FIELD = re.compile(r"(size|dim|heads?|experts?|width|rank|groups?|embd|inner)$")

@@ -44,7 +44,7 @@ class Loaded:
     config: dict[str, Any]
     path: Path
     dtype: mx.Dtype
-    """Of the folder's unquantized weights; what runs may be float32 instead, see `load`."""
+    """The type of the folder's unquantized weights; what runs may be float32 instead, see `load`."""
     trusted: bool = False
     """Whether the recipe lets the folder's own code run; only then it goes with what is made of the model."""
 

@@ -72,12 +72,12 @@ class MemoryPlan:
 
     model: Architecture
     prompts: Prompts
-    """Of the problems."""
+    """The prompts of the problems."""
     trained: Prompts
     """The same with the task template."""
     solutions: Solutions
     questions: Prompts | None
-    """Of all benchmarks."""
+    """The prompts of all benchmarks."""
     budget: Budget
 
     # Peaks.

@@ -18,7 +18,7 @@ from upft_mlx.training.batches import chunk_positions
 CACHE_STEP = 256
 """Tokens by which mlx-lm's key-value caches grow."""
 OPTIMIZER_COPIES = 3
-"""Of the adapter in float32: itself and AdamW's two moments."""
+"""Copies of the adapter in float32: itself and AdamW's two moments."""
 
 MOMENTS_BLOCK, MOMENTS_BYTES = 1024, 2**30
 """Columns of a block of second moments, and bytes of them that fitted rounding holds at once (`fusing/moments.py`)."""
@@ -30,7 +30,7 @@ class Device:
 
     is_gpu: bool
     memory_bytes: int
-    """Of the machine, for the limit of dense copies."""
+    """The machine's memory, for the limit of dense copies."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class TrainingPass:
 
     sequences: int
     tokens: int
-    """Of each sequence, padded, without the shared ones."""
+    """Tokens of each sequence, padded, without the shared ones."""
     shared: int
     """Tokens that all sequences begin with."""
     rows: int
@@ -55,11 +55,11 @@ class SamplingLoad:
     batch_size: int
     """Completions decoded together."""
     prompts: int
-    """Of a chunk."""
+    """Prompts in a chunk."""
     samples: int
     """Completions per prompt."""
     prompt_tokens: int
-    """Of a long prompt, without the shared ones."""
+    """Tokens of a long prompt, without the shared ones."""
     shared: int
     max_tokens: int
     """Decoded at most."""
@@ -67,9 +67,9 @@ class SamplingLoad:
 
 # How many copies of each term MLX holds at its peak; fitted by perf/plan_memory.py.
 SAVED = {"hidden": 7.44, "kv": 0.41, "mlp": 4.96, "rank": 10.56, "joined": 1.07, "scores": 0.63, "cast": 0.47}
-"""Of a layer with an adapter, kept for the backward pass."""
+"""Copies that a layer with an adapter keeps for the backward pass."""
 BACKWARD = {"hidden": 7.70, "mlp": 9.04, "kv": 1.44}
-"""Of the layer whose gradients are computed."""
+"""Copies in the layer whose gradients are computed."""
 HEAD = {"logits": 6.84, "chunk": 9.2, "hidden": 9.81}
 """At the end of the forward pass; `chunk`: the logits of one chunk, where there are several."""
 REST = {"lowest": 2.11, "update": 1.50}
@@ -86,12 +86,12 @@ SAMPLED = {
     "scores": 1.59,
     "step": 46.5,
 }
-"""Of sampling a chunk of one batch, of two, of more: `copies` of the caches of a batch in flight, or these caches and
-`prefill` times those of the prompts that are passed together, whichever is more."""
+"""Copies while a chunk of one batch, of two, of more is sampled: `copies` of the caches of a batch in flight, or these
+caches and `prefill` times those of the prompts that are passed together, whichever is more."""
 
 
 def weight_bytes(model: Architecture, device: Device) -> int:
-    """Of the loaded model: as stored on a GPU, in float32 and with dense copies on the CPU (`models`,
+    """Bytes of the loaded model: as stored on a GPU, in float32 and with dense copies on the CPU (`models`,
     `models/dense_cpu.py`).
     """
     if device.is_gpu:

@@ -36,13 +36,13 @@ class Speed:
     load_seconds: float
     """Loading the model, libraries included."""
     tokens_per_second: float
-    """Of full solutions in a full batch."""
+    """Rate of sampling full solutions in a full batch."""
     seconds_per_prefix: float
-    """Of sampling, prompt included."""
+    """Time to sample a prefix, its prompt included."""
     seconds_per_trained_token: float
-    """Of a training step, per token of its rows that is not shared by all."""
+    """Time of a training step per token of its rows that is not shared by all."""
     lengths: tuple[tuple[int, bool], ...]
-    """Of the full solutions: tokens, and whether it ended before max_tokens."""
+    """Tokens of each full solution, and whether it ended before max_tokens."""
     was_cut: bool
     """Whether the time was over before the solutions were: their mean length is an estimate then."""
 
@@ -64,7 +64,7 @@ def cache_file() -> Path:
 
 
 def key_of(recipe: Recipe, model_hash: str, problems: int, versions: dict[str, str]) -> str:
-    """Of everything that the speed depends on."""
+    """A fingerprint of everything that the speed depends on."""
     fields = {"generate", "lora", "quantize", "prompt"}
     train = {"batch_size", "micro_batch_size", "grad_checkpoint", "max_length"}
     return fingerprint(

@@ -18,7 +18,7 @@ from upft_mlx.rows import Solution, TrainingRow, read_rows
 from upft_mlx.rundir import RunDir
 
 SAMPLES, KEEP = 16, 4
-"""Of rejection sampling in the paper, and the correct ones that are kept per problem here."""
+"""Samples of rejection sampling in the paper, and the correct ones that are kept per problem here."""
 
 
 @dataclass(frozen=True)

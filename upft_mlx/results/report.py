@@ -71,7 +71,7 @@ def verdict(benchmarks: dict[str, Any]) -> list[str]:
 
 
 def remarks(benchmarks: dict[str, Any]) -> list[str]:
-    """Of the verdict what no number says: why a comparison is void, and what should make a reader suspicious."""
+    """What no number of the verdict says: why a comparison is void, and what should make a reader suspicious."""
     lines = []
     for name, sides in benchmarks.items():
         if "paired" in sides:

@@ -13,7 +13,7 @@ from upft_mlx.training import moved
 
 _BESIDE = ("step", "valid_loss")
 LINES = 12
-"""Of the table of losses at most, evenly spaced; the first and the last are always there."""
+"""Lines of the table of losses at most, evenly spaced; the first and the last are always there."""
 
 
 def training_facts(run: RunDir, current: Sequence[str]) -> dict[str, Any]:

@@ -22,11 +22,11 @@ if TYPE_CHECKING:
     from upft_mlx.sampling.draw import Draw
 
 IDLE_SHARE = 1 / 8
-"""Of a batch that may have ended before the caches are copied without it, and with what waits."""
+"""The share of a batch that may have ended before the caches are copied without it, and with what waits."""
 
 DRAFT_TOKENS, DRAFT_BATCHES = 64, 8
-"""Of a draft that are read at a time, and at most so many times the batch size of all drafts together: their logits are
-held at once. Few enough that a draft which is of no use costs little."""
+"""Tokens of a draft that are read at a time, and at most so many times the batch size of all drafts together: their
+logits are held at once. Few enough that a draft which is of no use costs little."""
 
 AGAIN = 4
 """Tokens that must have been right, and must be left, of a draft that is read on after one token that differs."""
@@ -73,7 +73,7 @@ class _Row:
     """The token after those in its cache: the prompt's last one, or the last one that a draft has led to."""
     limit: int
     key: tuple[int, int]
-    """Of its random numbers: two words of 32 bits; the position is added to the second."""
+    """The key of its random numbers: two words of 32 bits; the position is added to the second."""
     draft: Sequence[int] = ()
     ids: list[int] = field(default_factory=list)
     begun: int = 0

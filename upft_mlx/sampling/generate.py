@@ -32,7 +32,7 @@ class Generated:
 
     solutions: int
     full: int
-    """Of these, full solutions."""
+    """The full solutions among them."""
     tokens_sampled: int
     tokens_processed: int
     """Passed through the model by this process, prompts and padding included."""
@@ -47,7 +47,7 @@ class SamplingOrder:
         order = sorted(range(len(wanted)), key=lambda i: (wanted[i].kind == "prefix", -lengths[wanted[i].number], i))
         self._order = array("L", order)
         self._ends = array("L")
-        """Of each chunk, in the order."""
+        """Where each chunk ends in the order."""
         self.sizes: list[int] = []
         """Solutions of each chunk."""
         size = problems = 0

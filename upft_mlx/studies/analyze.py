@@ -67,7 +67,7 @@ def inputs(job: Job) -> dict[str, Any]:
 
 
 def announce(job: Job) -> StageStarted:
-    """Of which model."""
+    """Say which model."""
     return StageStarted("analyze", f"prefixes of {job.recipe.model}")
 
 

@@ -27,7 +27,7 @@ class Cell:
     """For training; the evaluation's are not counted."""
     tokens_trained: int
     seconds: float
-    """Of generate, build and train."""
+    """Time of generate, build and train."""
     peak_memory_bytes: int
 
 

@@ -32,7 +32,7 @@ from upft_mlx.studies.sweep_table import Cell, Sweep, best, figure, markdown, tr
 
 LOOK = "rest"
 STAGES = ("generate", "build", "train", "evaluate")
-"""Of each setting."""
+"""The stages that every setting goes through."""
 
 
 def sweep(

@@ -26,7 +26,7 @@ class Tried:
     run: str
     """Its run directory."""
     accuracy: float
-    """Of tuned on the development part, 0 to 1."""
+    """The accuracy of tuned on the development part, 0 to 1."""
     ci95: tuple[float, float]
     difference: PairedDifference
     """Tuned minus base on the same problems."""
@@ -35,7 +35,7 @@ class Tried:
     tokens_sampled: int
     tokens_trained: int
     seconds: float
-    """Of sampling and training."""
+    """Seconds of sampling and training."""
     peak_memory_bytes: int
 
 

@@ -50,7 +50,7 @@ class Example:
     last: float = 1.0
     """Weight of the last id beside the other supervised ones, which have 1 each."""
     kind: str = ""
-    """Of the row: prefix, structure or full."""
+    """The row's kind: prefix, structure or full."""
     eos: bool = False
     """Whether the last id is an EOS that `prefix.eos` put after a prefix."""
 

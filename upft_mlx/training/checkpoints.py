@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 _PARTS = ("adapters.safetensors", "optimizer.safetensors", "position.json")
 _DIGESTS = "digests.json"
-"""Of the parts; checkpoints of earlier versions have none."""
+"""The digests of the parts; checkpoints of earlier versions have none."""
 
 
 @dataclass
@@ -37,7 +37,7 @@ class Position:
     processed_tokens: int = 0
     """Tokens passed through the model so far, padding included."""
     padding_tokens: int = 0
-    """Of these, padding."""
+    """The processed tokens that were padding."""
 
     def add(self, counts: StepCounts) -> None:
         """Count a step's tokens."""

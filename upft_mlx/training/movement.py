@@ -27,7 +27,7 @@ PROMPTS = 8
 OPENING = 12
 """Tokens of an answer in which its opening is looked for."""
 AFTER, MOST = 8, 40
-"""Of base's answers the first `prefix.length` tokens and so many more are looked at, at most 40: an EOS that was
+"""The first `prefix.length` tokens of base's answers and so many more are looked at, at most 40: an EOS that was
 learned shows right behind the prefix. That takes a few seconds; whole answers would take minutes on a CPU."""
 
 

@@ -18,7 +18,7 @@ from upft_mlx.training.batches import Example
 MEASURED = {"prefix": 48, "structure": 16, "full": 32}
 """Rows of each kind that say what the base thinks before the first step."""
 FIXED = {"prefix": 16, "structure": 4, "full": 8}
-"""Of these, the rows whose loss is measured again at each report: a small set that stays the same."""
+"""The rows among them whose loss is measured again at each report: a small set that stays the same."""
 POSITIONS = 32
 """Positions that are told apart at most."""
 MOST = 0.5
@@ -87,7 +87,7 @@ class _Row:
 
     @property
     def own(self) -> list[float]:
-        """Of the ids that the model sampled."""
+        """Nats of the ids that the model sampled."""
         return self.nats[:-1] if self.example.eos else self.nats
 
     @property

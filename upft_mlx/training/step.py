@@ -93,7 +93,7 @@ class Stepper:
         self._gradient = value_and_grad(model, modes)
         self._update: Callable[..., mx.array] = update
         self.gradient_norm = 0.0
-        """Of the last step, before clipping."""
+        """The norm in the last step, before clipping."""
         self._loss = make_loss(model, modes)
         if mx.default_device().type == mx.DeviceType.gpu if compiled is None else compiled:
             passed = [model.state, mx.random.state]
