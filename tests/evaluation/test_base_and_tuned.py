@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 from conftest import MODEL
 from helpers.base_and_tuned import write_adapter
 from helpers.kill import kill_again_and_again, lines_in
 
 from upft_mlx import pipeline
+from upft_mlx.cli.main import cli
 from upft_mlx.errors import ModelError
 from upft_mlx.evaluation import evaluate as stage_evaluate
 from upft_mlx.events import EvaluationStarted, Event, Graded, Note, Progress
@@ -245,3 +247,44 @@ def test_evaluation_killed_again_and_again_has_the_same_rows_and_summary(tmp_pat
     rows = "looks/*/.work/*/evaluation/*/*.jsonl"
     kill_again_and_again(command, lambda: lines_in(*killed.glob(rows)), total, 3, seed=7)
     assert outcome(killed) == outcome(whole)
+
+
+def test_runs_in_one_folder_share_bases_answers_while_these_are_as_written(
+    make_recipe: MakeRecipe, tmp_path: Path, adapter: Path
+) -> None:
+    recipe = make_recipe(evaluate={"benchmarks": [{"name": "arithmetic", "limit": 4}], "max_tokens": 12})
+
+    def asked(name: str, recipe: Recipe = recipe) -> set[str]:
+        _, events = evaluated(recipe, tmp_path / name, adapter)
+        return {event.side for event in events if isinstance(event, Graded) and not event.resumed}
+
+    assert asked("first") == {"base", "tuned"}
+    assert asked("second") == {"tuned"}, "an adapter's answers are a run's own"
+    rows = [RunDir(tmp_path / name).rows_of("arithmetic", "base") for name in ("first", "second")]
+    assert rows[0].read_bytes() == rows[1].read_bytes()
+    other = recipe.model_copy(update={"evaluate": recipe.evaluate.model_copy(update={"max_tokens": 10})})
+    assert asked("third", other) == {"base", "tuned"}
+    for path in rows:
+        path.write_text(path.read_text().replace('"completion": "', '"completion": "changed '))
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "ledger.json").write_text("{")
+    assert asked("fourth") == {"base", "tuned"}
+
+
+def test_several_adapters_are_compared_in_one_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    folders = [str(write_adapter(tmp_path / name, size=size)) for name, size in (("a", 0.01), ("b", 0.5))]
+    options = ["--adapter", folders[0], "--adapter", folders[1], "--limit", "3", "--set", "evaluate.max_tokens=12"]
+    done = CliRunner().invoke(cli, ["evaluate", "--model", "builtin:arithmetic", *options, "--json"])
+    assert done.exit_code == 0, done.output
+    (table,) = json.loads(done.stdout)["benchmarks"].values()
+    assert [model["name"] for model in table["models"]] == ["base", *folders]
+    assert [(pair["first"], pair["second"]) for pair in table["pairs"]] == [
+        ("base", folders[0]),
+        ("base", folders[1]),
+        (folders[0], folders[1]),
+    ]
+    twice = CliRunner().invoke(
+        cli, ["evaluate", "--model", "m", "--adapter", folders[0], "--adapter", f"{folders[0]}/"]
+    )
+    assert twice.exit_code == 2

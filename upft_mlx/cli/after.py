@@ -93,15 +93,17 @@ def _pushed(facts: dict[str, Any]) -> str:
 @cli.command(
     help=helped(
         "Show the report of a run, or the answers of base and tuned problem by problem. RUN is a folder, a name in "
-        "runs/, or the recipe's file.",
+        "runs/, or the recipe's file. Several runs are shown in one table: each model's accuracy, and the difference "
+        "of every pair.",
         "upft show quickstart",
+        "upft show runs/lr-1e-4 runs/lr-3e-4",
         "upft show quickstart --html",
         "upft show quickstart --flips",
         "upft show quickstart --grade",
         "upft show my-recipe.yaml --problem evaluation-0007",
     )
 )
-@click.argument("run", shell_complete=complete_runs)
+@click.argument("runs", metavar="RUN...", nargs=-1, required=True, shell_complete=complete_runs)
 @click.option("--html", is_flag=True, help="Write report.html, one offline file, and open it in the browser.")
 @click.option("--flips", is_flag=True, help="Problems where base and tuned disagree.")
 @click.option("--rows", is_flag=True, help="All problems and samples.")
@@ -114,7 +116,7 @@ def _pushed(facts: dict[str, Any]) -> str:
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 @click.option("--debug", is_flag=True, help="Show tracebacks.")
 def show(
-    run: str,
+    runs: Sequence[str],
     html: bool,
     flips: bool,
     rows: bool,
@@ -125,12 +127,20 @@ def show(
     debug: bool,
 ) -> None:
     """See the help."""
+    if len(runs) > 1 and (html or flips or rows or problem or grade):
+        raise click.UsageError("--html, --flips, --rows, --problem and --grade take one RUN")
     quiet_libraries()
     with edge(debug=debug):
         from upft_mlx.inspection import browse
         from upft_mlx.ui import views
 
-        found = browse.find_run(run)
+        if len(runs) > 1:
+            from upft_mlx.inspection.side_by_side import side_by_side
+
+            together = side_by_side(browse.find_runs(runs), benchmarks).dump()
+            click.echo(to_json(together)) if as_json else views.print_side_by_side(together)
+            return
+        found = browse.find_run(runs[0])
         if html:
             _show_page(found, as_json=as_json)
             return

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -90,11 +90,18 @@ def fuse(recipe: str, force: bool, options: Options) -> None:
         "upft evaluate quickstart",
         "upft evaluate my-recipe.yaml --limit 50 --subset level=5",
         "upft evaluate --model my-model --adapter my-adapter --benchmark gsm8k --benchmark my-test.jsonl",
+        "upft evaluate --model my-model --adapter runs/a/adapter --adapter runs/b/adapter --benchmark gsm8k",
     )
 )
 @click.argument("recipe", required=False, shell_complete=complete_targets)
 @click.option("--model", metavar="PATH_OR_ID", help="Evaluate this model instead of a recipe's.")
-@click.option("--adapter", type=click.Path(path_type=Path), help="Compare the model with this adapter on it.")
+@click.option(
+    "--adapter",
+    "adapters",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="Compare the model with this adapter on it; several are compared with each other, too.",
+)
 @click.option(
     "--benchmark",
     "benchmarks",
@@ -107,7 +114,7 @@ def fuse(recipe: str, force: bool, options: Options) -> None:
 def evaluate(
     recipe: str | None,
     model: str | None,
-    adapter: Path | None,
+    adapters: Sequence[Path],
     benchmarks: Sequence[str],
     limit: int | None,
     subset: Sequence[str],
@@ -119,10 +126,45 @@ def evaluate(
     benchmark_options = {"benchmarks": benchmarks, "limit": limit, "subset": subset}
     if recipe is None and not benchmarks:
         benchmark_options["benchmarks"] = ("arithmetic",)
+    if len(adapters) > 1:
+        if len({adapter.resolve() for adapter in adapters}) < len(adapters):
+            raise click.UsageError("an --adapter is given twice; give each once")
+        looks = {adapter: _look(adapter, benchmarks, limit, subset) for adapter in adapters}
+        _side_by_side(recipe, looks, options, model, benchmark_options)
+        return
+    adapter = adapters[0] if adapters else None
     extra: dict[str, Any] = {} if adapter is None else {"adapter": adapter}
     if recipe is not None and (adapter is not None or any(benchmark_options.values())):
         extra["look"] = _look(adapter, benchmarks, limit, subset)
     _run(recipe, "evaluate", options, model=model, benchmark_options=benchmark_options, **extra)
+
+
+def _side_by_side(
+    name: str | None,
+    looks: Mapping[Path, str],
+    options: Options,
+    model: str | None,
+    benchmark_options: dict[str, Any],
+) -> None:
+    """Evaluate each adapter in a look of its own, base once for all, and print one table."""
+    with prepared(name, options, model=model, benchmark_options=benchmark_options) as recipe:
+        from upft_mlx import pipeline
+        from upft_mlx.distributed.ranks import ranks
+        from upft_mlx.events import ignore
+        from upft_mlx.inspection.side_by_side import side_by_side
+        from upft_mlx.rundir import RunDir
+        from upft_mlx.ui import views
+
+        folder, leads = folder_of(name, recipe, options.run_dir), ranks().leads
+        stages, said = ("evaluate",), verbose()
+        view = views.open_view(plain=options.plain, stderr=options.as_json, verbose=said, stages=stages)
+        with writing_to(folder), view if leads else nullcontext(ignore) as notify:
+            for adapter, look in looks.items():
+                pipeline.run_stage(recipe, folder, "evaluate", notify, adapter=adapter, look=look)
+        if leads:
+            measured = [RunDir(folder / "looks" / look) for look in looks.values()]
+            found = side_by_side(measured, names=[str(adapter) for adapter in looks]).dump()
+            click.echo(to_json(found)) if options.as_json else views.print_side_by_side(found)
 
 
 def _look(adapter: Path | None, benchmarks: Sequence[str], limit: int | None, subset: Sequence[str]) -> str:

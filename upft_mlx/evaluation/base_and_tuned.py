@@ -14,6 +14,7 @@ from upft_mlx.data.benchmarks import BenchmarkSet
 from upft_mlx.digests import digest
 from upft_mlx.distributed.seam import led
 from upft_mlx.errors import RowsError
+from upft_mlx.evaluation.beside import measured_beside
 from upft_mlx.evaluation.evaluate import Evaluator, Switch, replay
 from upft_mlx.evaluation.summary import AGAIN
 from upft_mlx.events import Note, Side
@@ -113,6 +114,8 @@ class Sides:
             older = run.evaluation / ".kept" / f"{part.entry.label}-{side}-{fingerprint(inputs)}.jsonl"
             if older.is_file():  # put aside by an earlier version
                 yield older
+        if side == "base":
+            yield from measured_beside(self._job.run, part.entry.label, fingerprint(inputs))
 
 
 _READ = ("id", "bad_rows", "part", "development")

@@ -64,15 +64,22 @@ def wilson_interval(successes: int, n: int, z: float = Z95) -> tuple[float, floa
 
 
 @lru_cache(maxsize=64)
-def t_quantile(df: int) -> float:
-    """The 0.975 quantile of Student's t distribution."""
+def t_quantile(df: int, alpha: float = ALPHA) -> float:
+    """The quantile of Student's t distribution that an interval of 1 - alpha reaches to."""
     from scipy.special import stdtrit
 
-    return float(stdtrit(df, 0.975))
+    return float(stdtrit(df, 1 - alpha / 2))
 
 
-def mean_interval(values: Sequence[float], bounds: tuple[float, float]) -> tuple[float, float]:
-    """Student's 95 % interval of a mean, within the bounds of the values.
+def z_quantile(alpha: float) -> float:
+    """The same of the normal distribution."""
+    from scipy.special import ndtri
+
+    return float(ndtri(1 - alpha / 2))
+
+
+def mean_interval(values: Sequence[float], bounds: tuple[float, float], alpha: float = ALPHA) -> tuple[float, float]:
+    """Student's interval of a mean, 95 % unless `alpha` says otherwise, within the bounds of the values.
 
     Where there is one value, or all are equal, there is no spread to go by. Then some values may differ without one of
     them having been seen: the interval is what the mean would be with Wilson's share of them at either bound.
@@ -82,9 +89,9 @@ def mean_interval(values: Sequence[float], bounds: tuple[float, float]) -> tuple
     spread = math.fsum((value - mean) ** 2 for value in values)
     low, high = bounds
     if n < 2 or spread <= n * (ROUNDING * (high - low)) ** 2:
-        unseen = wilson_interval(0, n)[1]
+        unseen = wilson_interval(0, n, z_quantile(alpha))[1]
         return mean - unseen * (mean - low), mean + unseen * (high - mean)
-    half = t_quantile(n - 1) * math.sqrt(spread / (n - 1) / n)
+    half = t_quantile(n - 1, alpha) * math.sqrt(spread / (n - 1) / n)
     return max(low, mean - half), min(high, mean + half)
 
 
@@ -210,13 +217,14 @@ def problems_to_settle(n: int, ci95: tuple[float, float], effect: float) -> int:
     return math.ceil(wanted / unit) * unit
 
 
-def tango_interval(ups: int, downs: int, n: int) -> tuple[float, float]:
-    """The 95 % score interval of a difference of paired shares (Tango 1998, Statistics in Medicine 17).
+def tango_interval(ups: int, downs: int, n: int, z: float = Z95) -> tuple[float, float]:
+    """The score interval of a difference of paired shares (Tango 1998, Statistics in Medicine 17).
 
     Args:
         ups: problems that only the second model solves.
         downs: problems that only the first one solves.
         n: all problems.
+        z: how far it reaches, in standard deviations; the default makes it a 95 % interval.
     """
 
     def score(delta: float) -> float:
@@ -231,7 +239,7 @@ def tango_interval(ups: int, downs: int, n: int) -> tuple[float, float]:
     def edge(inside: float, outside: float) -> float:
         for _ in range(60):
             middle = (inside + outside) / 2
-            inside, outside = (middle, outside) if abs(score(middle)) <= Z95 else (inside, middle)
+            inside, outside = (middle, outside) if abs(score(middle)) <= z else (inside, middle)
         return inside
 
     delta = (ups - downs) / n

@@ -76,6 +76,19 @@ def find_run(name: str) -> RunDir:
     raise RunDirError("not a run directory (no recipe.json in it)", known, path=name)
 
 
+def find_runs(names: Sequence[str]) -> list[RunDir]:
+    """Several runs, as `find_run` finds each.
+
+    Raises:
+        RecipeError, RunDirError: as `find_run`, or two names mean the same run.
+    """
+    found = [find_run(name) for name in names]
+    roots = [run.root.resolve() for run in found]
+    if twice := [name for name, root in zip(names, roots, strict=True) if roots.count(root) > 1]:
+        raise RunDirError(f"{' and '.join(twice)} are the same run", "name each run once")
+    return found
+
+
 def recipe_of(run: RunDir) -> Recipe:
     """The recipe that a run was made with.
 
@@ -114,8 +127,8 @@ def facts_of(run: RunDir) -> dict[str, Any]:
     Raises:
         RunDirError: a summary was changed after it was written.
     """
-    _refuse_changed(run, "evaluate", "evaluation/summary.json")
-    _refuse_changed(run, "fuse", "fidelity.json")
+    refuse_changed(run, "evaluate", "evaluation/summary.json")
+    refuse_changed(run, "fuse", "fidelity.json")
     stale = earlier_stages(run)
     entries = run.entries()
     return collect(recipe_of(run), run, [s for s in in_run() if s in entries and entries[s].done and s not in stale])
@@ -131,8 +144,12 @@ def earlier_stages(run: RunDir) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-def _refuse_changed(run: RunDir, stage: str, *names: str) -> None:
-    """What was measured is shown as it was measured, or not at all."""
+def refuse_changed(run: RunDir, stage: str, *names: str) -> None:
+    """What was measured is shown as it was measured, or not at all.
+
+    Raises:
+        RunDirError: one of these files of the stage, or of all where none is named, was changed.
+    """
     entry = run.entry(stage)
     for name in changed(entry, run.root) if entry is not None else ():
         if not names or name in names:
@@ -154,7 +171,7 @@ def seen(run: RunDir, benchmarks: Sequence[str] = (), *, only_flips: bool = Fals
     Raises:
         RunDirError: no such benchmark, nothing has been measured, or the rows were changed since.
     """
-    _refuse_changed(run, "evaluate")
+    refuse_changed(run, "evaluate")
     seed, found = recipe_of(run).seed, list[Seen]()
     for entry in _entries(run, benchmarks):
         try:

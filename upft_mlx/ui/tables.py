@@ -11,7 +11,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from upft_mlx.quantities import accuracy, count, duration, memory, p_value, points
+from upft_mlx.evaluation.stats import ALPHA
+from upft_mlx.quantities import accuracy, count, duration, many, memory, p_value, points
 from upft_mlx.ui.console import open_console
 from upft_mlx.ui.text import glyphs_for, interval_bar
 
@@ -191,6 +192,38 @@ def print_sweep(found: dict[str, Any], told: Sequence[str], folder: Path, *, con
     console.print(table)
     console.print(Text("to base, to chosen: points of accuracy on the same problems, 95 % intervals", "dim"))
     _files(console, [folder / name for name in ("sweep.md", "sweep.json", "sweep.svg")])
+
+
+def print_side_by_side(found: dict[str, Any], *, console: Console | None = None) -> None:
+    """Several runs (`SideBySide.dump`): what differs, each model's accuracy, and every pair's difference."""
+    console = console or open_console()
+    line = glyphs_for(console.encoding).line
+    real = [(name, pair) for name, of in found["benchmarks"].items() for pair in of["pairs"] if pair["p_value"] < ALPHA]
+    told = [
+        f"{pair['second']} is {'better' if pair['delta'] > 0 else 'worse'} than {pair['first']} on {name}"
+        for name, pair in real
+    ]
+    console.print()
+    text = "; ".join(told) or "no two of these models differ measurably"
+    console.print(Text(line(text), "bold"), soft_wrap=not console.is_terminal)
+    for name, of in found["benchmarks"].items():
+        console.print()
+        console.print(Text(line(f"{name}, {of['problems']:,} problems that all have"), "bold"))
+        longest = max(len(line(model["name"])) for model in of["models"])
+        for model in of["models"]:
+            console.print(
+                Text(f"{line(model['name']):{longest}}  {accuracy(model['accuracy'], model['ci95'])}"),
+                soft_wrap=not console.is_terminal,
+            )
+        console.print()
+        for pair in of["pairs"]:
+            difference = _difference(pair)
+            difference.pad_right(max(0, 22 - len(difference)))
+            difference.append(f"{p_value(pair['p_value'])}  {line(pair['second'])} - {line(pair['first'])}")
+            console.print(difference, soft_wrap=not console.is_terminal)
+    console.print()
+    many_of = many(found["comparisons"], "comparison")
+    console.print(Text(f"in points; intervals and p hold together for {many_of} (Bonferroni)", "dim"))
 
 
 def print_recipes(rows: Sequence[dict[str, str]], *, console: Console | None = None) -> None:

@@ -36,6 +36,7 @@ from upft_mlx.ui.tables import (
     print_forecast,
     print_recipes,
     print_runs,
+    print_side_by_side,
     print_sweep,
 )
 from upft_mlx.ui.text import glyphs_for, wrapped
@@ -198,6 +199,7 @@ __all__ = [
     "print_plan",
     "print_recipes",
     "print_runs",
+    "print_side_by_side",
     "print_summary",
     "print_sweep",
     "print_text",
