@@ -73,9 +73,10 @@ def test_the_forecast_is_the_picks_worth_minus_the_mean() -> None:
 
 WORTH = {0: 0.9, 1: 0.5, 2: 0.2}
 SHARES = (0.2, 0.3, 0.5)
+MEAN = sum(share * worth for share, worth in zip(SHARES, WORTH.values(), strict=True))
 
 
-def sampled(rng: random.Random, problems: int, samples: int = 8) -> list[Graded]:
+def sampled(rng: random.Random, problems: int, samples: int = 4) -> list[Graded]:
     made = []
     for number in range(problems):
         starts = rng.choices(list(WORTH), SHARES, k=samples)
@@ -112,11 +113,11 @@ def test_the_estimator_is_unbiased(rule: Selection) -> None:
     for item in sampled(random.Random(f"truth/{rule}"), 20_000):
         found = picked(rule, item)
         if found is not None:
-            truths.append(WORTH[item.solutions[found].completion_ids[0]] - item.mean)
+            truths.append(WORTH[item.solutions[found].completion_ids[0]] - MEAN)
     truth = sum(truths) / len(truths)
     mean = sum(means) / len(means)
     spread = (sum((value - mean) ** 2 for value in means) / len(means)) ** 0.5 / len(means) ** 0.5
-    assert abs(mean - truth) < 4 * spread + 0.005
+    assert abs(mean - truth) < 3 * spread + 0.005
     assert rule != "first" or abs(truth) < 0.01
 
 

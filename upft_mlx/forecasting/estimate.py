@@ -45,6 +45,15 @@ class Graded:
         """The share of right ones."""
         return sum(self.right) / len(self.right)
 
+    def mean_after(self, sample: int) -> float:
+        """The share of right ones after a sample; of all, where none comes after it.
+
+        `label` picks the first right sample and leaves out problems without one. So a problem that has a pick had luck,
+        but not behind its pick.
+        """
+        later = self.right[sample + 1 :]
+        return sum(later) / len(later) if later else self.mean
+
     def worth(self, sample: int, length: int, fresh: Fresh | None) -> float:
         """The success of the prefix of one sample: of fresh continuations, or of all samples that begin with it."""
         solution = self.solutions[sample]
@@ -125,7 +134,8 @@ def weigh(
     continued = None if selection in FROM_PREFIXES else fresh
     chosen = [(problem, pick) for problem, pick in zip(problems, picks, strict=True) if pick is not None]
     worth = [problem.worth(pick, length, continued) for problem, pick in chosen]
-    beyond = [value - problem.mean for value, (problem, _) in zip(worth, chosen, strict=True)]
+    means = [problem.mean_after(pick) if selection == "label" else problem.mean for problem, pick in chosen]
+    beyond = [value - mean for value, mean in zip(worth, means, strict=True)]
     compared = [
         value - greedy[p.problem_id] for value, (p, _) in zip(worth, chosen, strict=True) if p.problem_id in greedy
     ]
