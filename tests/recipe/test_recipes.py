@@ -271,13 +271,14 @@ def test_upft_plan_plans_it(name: str, tmp_path: Path) -> None:
     facts = plan_recipe(recipe, tmp_path / "run", calibrates=False)
     assert json.loads(json.dumps(facts)) == facts
     assert all(isinstance(size, int) and size > 0 for size in facts["settings"].values() if size is not None)
-    assert facts["tokens"]["this"]["tokens_sampled"] < facts["tokens"]["sft"]["tokens_sampled"]
+    full = "rft" if recipe.uses_answers else "sft"  # a few answers are sampled as often as for RFT
+    assert facts["tokens"]["this"]["tokens_sampled"] < facts["tokens"][full]["tokens_sampled"]
     assert facts["tokens"]["rft"]["tokens_sampled"] == 16 * facts["tokens"]["sft"]["tokens_sampled"]
     assert facts["disk_bytes"]["model to download"] > 1e8 or recipe.model in BUILTIN
     assert set(facts["memory"]["peak_bytes"]) >= {"generate", "train", "evaluate"}
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "demo"])  # its rule is known after its forecast
 def test_problems_load_and_rows_are_built_as_the_recipe_says(name: str, tmp_path: Path) -> None:
     assert_data_path(load_recipe(name), tmp_path)
 
