@@ -42,6 +42,8 @@ TABLE: list[tuple[str, Any, str]] = [
     ),
     *((f"{section}.bad_rows", "skip", "") for section in ("problems", "evaluate.benchmarks")),
     ("evaluate.benchmarks.id", "other", ""),  # the problems have a hash of their own
+    ("evaluate.benchmarks.part", "rest", ""),
+    ("evaluate.development", 0.4, ""),
     *((f"problems.{name}", value, "") for name, value in (("limit", 2), ("shuffle", True))),  # the problems count
     ("prompt.system", "Be brief.", EVERYTHING),
     ("prompt.instruction", "{question}!", EVERYTHING),
@@ -85,6 +87,7 @@ TABLE: list[tuple[str, Any, str]] = [
             "max_length": 99,
             "report_every": 3,
             "validate_every": 3,
+            "patience": 3,
             "save": "last",
         }.items()
     ),

@@ -14,6 +14,7 @@ import mlx.core as mx
 import pytest
 from conftest import MODEL
 from helpers.train import MakeRecipe, comparable, metrics, rows, run
+from pydantic import ValidationError
 
 from upft_mlx.distributed.interrupt import deferred_interrupt
 from upft_mlx.errors import ModelError
@@ -231,3 +232,31 @@ def test_modes_that_are_off_are_noted_with_the_reason(make_recipe: MakeRecipe, r
     train(make_recipe(train={"steps": 1}, lora={"dropout": 0.1}), load(MODEL), run, note)
     assert "with lora.dropout each needs its own noise" in notes[0]
     assert not any("passed once" in text for text in notes)
+
+
+def test_training_stops_when_the_validation_loss_has_not_become_better_for_long(
+    make_recipe: MakeRecipe, run: RunDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    losses, notes = [3.0, 1.0, 2.0, 1.0, 0.5], list[str]()
+    given = iter(losses)
+    monkeypatch.setattr(Stepper, "loss", lambda self, *_: next(given))
+
+    def note(event: Event) -> None:
+        if isinstance(event, Note):
+            notes.append(event.text)
+
+    recipe = make_recipe(train={"steps": 12, "validate_every": 2, "patience": 2, "checkpoint_every": 50})
+    position = train(recipe, load(MODEL), run, note)
+    assert (position.step, position.best_step) == (8, 4), "two losses in a row, at 6 and 8, were no better than at 4"
+    assert "stopped after step 8 of 12: no better validation loss since step 4" in notes
+    assert [line["step"] for line in metrics(run) if "valid_loss" in line] == [2, 4, 6, 8]
+    before = (run.adapter / "adapters.safetensors").read_bytes()
+    (run.adapter / "adapters.safetensors").unlink()
+    again = train(recipe, load(MODEL), run, note)
+    assert again.step == 8, "killed after its last step, it stays stopped"
+    assert (run.adapter / "adapters.safetensors").read_bytes() == before
+
+
+def test_patience_without_a_validation_loss_is_refused(make_recipe: MakeRecipe) -> None:
+    with pytest.raises(ValidationError, match="patience: 3 without a validation loss"):
+        make_recipe(train={"patience": 3, "valid_ratio": 0.0})

@@ -249,6 +249,9 @@ class Train(Section):
     """Steps between two lines of metrics; each of the first ten steps has one."""
     validate_every: Count = 50
     """Steps between two validation losses; the last step always has one."""
+    patience: Count | None = None
+    """Stop training after so many validation losses in a row that are no better than the best one; unset: train all
+    steps."""
     checkpoint_every: Count = 50
     """Steps between two checkpoints."""
     keep: Count = 2
@@ -262,6 +265,10 @@ class Train(Section):
     def _epochs_or_steps(self) -> Train:
         if self.epochs is not None and self.steps is not None:
             raise FieldError("give epochs or steps, not both")
+        if self.patience is not None and self.valid_ratio == 0:
+            raise FieldError(
+                f"{self.patience} without a validation loss to wait for", "set valid_ratio above 0", field="patience"
+            )
         return self
 
 

@@ -15,7 +15,8 @@ UNREAD = ("keep", "report_to", "checkpoint_every")
 
 def inputs(job: Job) -> dict[str, Any]:
     """The adapter and the training; the split into rows to train and to validate on is in the dataset."""
-    return {**job.inputs.fields("lora"), **job.inputs.section_without("train", "valid_ratio", *UNREAD)}
+    unset = () if job.recipe.train.patience else ("patience",)  # as in runs from before there was one
+    return {**job.inputs.fields("lora"), **job.inputs.section_without("train", "valid_ratio", *unset, *UNREAD)}
 
 
 def announce(job: Job) -> StageStarted:

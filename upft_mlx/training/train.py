@@ -75,13 +75,16 @@ def train(recipe: Recipe, loaded: Loaded, run: RunDir, notify: Observer = ignore
     stream = steps_from(examples, settings.batch_size, recipe.seed, position.step)
     notify(Progress("train", position.step, total, "steps"))
     with deferred_interrupt() as interrupt:
-        while position.step < total and not interrupt.anywhere():
+        while not loop.ended and not interrupt.anywhere():
             loop.step(*next(stream))
-    if position.step < total:
+    if not loop.ended:
         loop.checkpoint()
         notify(Note(f"interrupted after step {position.step} of {total}, which is saved"))
         interrupt.leave()
         raise KeyboardInterrupt
+    if position.step < total:
+        since = f"no better validation loss since step {position.best_step}"
+        notify(Note(f"stopped after step {position.step} of {total}: {since}"))
     _finish(recipe, stepper, run, position, adapter_config, notify)
     return position
 
@@ -145,6 +148,16 @@ class _Loop:
         if not position.window:
             position.window = dict.fromkeys(_SUMS, 0.0)
 
+    @property
+    def ended(self) -> bool:
+        """Whether all steps are done, or the validation loss has not become better for `patience` times."""
+        position, every = self.position, self.settings.validate_every
+        if position.step >= self.total:
+            return True
+        if self.settings.patience is None or position.best_loss is None:
+            return False
+        return position.step // every - position.best_step // every >= self.settings.patience
+
     def step(self, epoch: int, examples: Sequence[Example]) -> None:
         start = time.perf_counter()
         settings, position = self.settings, self.position
@@ -171,6 +184,7 @@ class _Loop:
             if math.isfinite(valid_loss) and (position.best_loss is None or valid_loss < position.best_loss):
                 position.best_loss, position.best_step = valid_loss, number
                 save_safetensors(self.run.checkpoints / "best.safetensors", adapter_weights(self.stepper.model))
+        last = self.ended
         if number <= EACH or last or number % settings.report_every == 0 or valid_loss is not None:
             self._report(epoch, rate, valid_loss)
         if last or number % settings.checkpoint_every == 0:
