@@ -23,7 +23,7 @@ RUNS = 10_000
 CLUSTERED = 4000
 """Of several samples per problem; the standard error of 5 % is 0.34 points."""
 SIZES = (12, 50, 200, 500, 1319)
-STOPPED, MOST, LOOK, EFFECT = 1000, 1319, 32, 0.02
+STOPPED, MOST, LOOK, EFFECT = 400, 1319, 32, 0.02
 """Simulated evaluations that may stop: how many a line, their problems, how many come between two looks, and the
 smallest difference that matters."""
 
@@ -93,7 +93,7 @@ def stopped_line(differ: float, change: float, rng: np.random.Generator) -> str:
     known = np.mean([is_known(d, EFFECT) for _, d in found])
     used = np.mean([n for n, _ in found])
     return (
-        f"| {differ:.0%} | {100 * change:+g} | {known:.1%} | {claimed:.1%} | {held:.1%} | {used:,.0f} "
+        f"| {100 * differ:g}% | {100 * change:+g} | {known:.1%} | {claimed:.1%} | {held:.1%} | {used:,.0f} "
         f"| {np.mean(peeks):.0%} |"
     )
 
