@@ -19,18 +19,36 @@ if sys.platform == "linux":
     load_before_mlx()
 
 if TYPE_CHECKING:
-    from upft_mlx.api import build, evaluate, forecast, fuse, generate, plan, run, sweep, train
+    from upft_mlx.api import (
+        analyze,
+        ask,
+        build,
+        compare,
+        evaluate,
+        forecast,
+        fuse,
+        generate,
+        plan,
+        preview,
+        run,
+        sweep,
+        train,
+    )
     from upft_mlx.recipe.load import load_recipe
 
 __all__ = [
     "__version__",
+    "analyze",
+    "ask",
     "build",
+    "compare",
     "evaluate",
     "forecast",
     "fuse",
     "generate",
     "load_recipe",
     "plan",
+    "preview",
     "run",
     "sweep",
     "train",

@@ -17,18 +17,23 @@ from pathlib import Path
 from typing import Any
 
 from upft_mlx import pipeline
-from upft_mlx.events import Observer, ignore
+from upft_mlx.events import Observer, Side, ignore
 from upft_mlx.forecasting.estimate import Forecast
 from upft_mlx.fusing.exported import deliver, earlier_export
 from upft_mlx.hub.card import base_of
 from upft_mlx.hub.upload import listing, refuse_unknown, require_repo
 from upft_mlx.hub.upload import push as upload
+from upft_mlx.inspection import preview as inspection_preview
+from upft_mlx.inspection.ask import Conversation, Reply, open_asker, trained
+from upft_mlx.inspection.preview import EXAMPLES
 from upft_mlx.machine import requirements
 from upft_mlx.planning import plan as planning
 from upft_mlx.recipe.grid import Grid
 from upft_mlx.recipe.schema import Recipe
-from upft_mlx.rundir import remove
+from upft_mlx.rundir import RunDir, remove
+from upft_mlx.studies import compare as studies_compare
 from upft_mlx.studies import sweep as studies_sweep
+from upft_mlx.studies.analyze import run_analysis
 from upft_mlx.studies.sweep_table import Sweep
 
 Facts = dict[str, Any]
@@ -123,6 +128,84 @@ def sweep(
     """
     _begin()
     return studies_sweep.sweep(recipe, grid, _folder(recipe, run_dir), notify, on=on)
+
+
+def analyze(recipe: Recipe, run_dir: str | Path | None = None, notify: Observer = ignore) -> Facts:
+    """How long a prefix the recipe's model and problems support; continues where it stopped. See `run`.
+
+    Returns:
+        The content of analysis.json.
+    """
+    _begin()
+    return run_analysis(recipe, _folder(recipe, run_dir), notify)
+
+
+def compare(recipe: Recipe, run_dir: str | Path | None = None, notify: Observer = ignore) -> Facts:
+    """Base and the methods of the recipe's compare section over several seeds; continues where it stopped. See `run`.
+
+    Returns:
+        The content of compare.json.
+
+    Raises:
+        RecipeError: the recipe has no benchmark to compare on.
+        UpftError: another of its kinds.
+    """
+    _begin()
+    return studies_compare.compare(recipe, _folder(recipe, run_dir), notify)
+
+
+def preview(
+    recipe: Recipe,
+    run_dir: str | Path | None = None,
+    *,
+    rows: int = EXAMPLES,
+    problem: str | None = None,
+    model: bool = False,
+) -> Facts:
+    """The exact prompts, some training rows token by token, and the rules; nothing is written.
+
+    Args:
+        recipe: the recipe.
+        run_dir: its rows are shown where it has some; None: runs/NAME.
+        rows: at most so many.
+        problem: the id of the only one to show.
+        model: load the model as well, and say how likely it finds the rows.
+
+    Raises:
+        ProblemsError: there is no such problem, or it trains no row.
+        UpftError: another of its kinds.
+    """
+    _begin()
+    return inspection_preview.preview(recipe, _folder(recipe, run_dir), rows=rows, problem=problem, model=model)
+
+
+def ask(
+    recipe: Recipe,
+    question: str,
+    run_dir: str | Path | None = None,
+    *,
+    adapter: str | Path | None = None,
+    temperature: float = 0.0,
+    max_tokens: int | None = None,
+) -> dict[Side, Reply]:
+    """What base and, where there is an adapter, tuned answer to a question.
+
+    Args:
+        recipe: the recipe.
+        question: asked as a problem of the recipe is.
+        run_dir: whose adapter is used; None: runs/NAME.
+        adapter: the folder of one to use instead.
+        temperature: 0 is greedy.
+        max_tokens: of an answer; None: `evaluate.max_tokens`.
+
+    Raises:
+        UpftError: one of its kinds.
+    """
+    _begin()
+    run = RunDir(_folder(recipe, run_dir))
+    given = Path(adapter) if adapter is not None else trained(recipe, run)[0]
+    asker = open_asker(recipe, run, given, temperature, max_tokens)
+    return Conversation(asker, keep=False).ask(question)
 
 
 def generate(recipe: Recipe, run_dir: str | Path | None = None, notify: Observer = ignore) -> Facts:

@@ -9,7 +9,7 @@ import pytest
 
 from upft_mlx.cli import ask
 from upft_mlx.grade.correct import is_correct
-from upft_mlx.inspection.ask import Conversation
+from upft_mlx.inspection.ask import Conversation, open_asker
 from upft_mlx.recipe.load import load_recipe
 from upft_mlx.ui import ask as shown
 
@@ -27,7 +27,7 @@ def test_help_lists_sample_questions_and_exit_ends(monkeypatch: pytest.MonkeyPat
 
 
 def test_the_demos_model_answers_the_sample_questions_right() -> None:
-    asker = ask._asker(load_recipe("quickstart"), None, None, 0.0, None)
+    asker = open_asker(load_recipe("quickstart"), None, None, 0.0, None)
     for question, gold in zip(ask.DEMO_QUESTIONS, ("23", "18"), strict=True):
         answer = Conversation(asker, keep=False).ask(question, lambda reply: None)["base"]
         assert is_correct(answer.text, gold), (question, answer.text)

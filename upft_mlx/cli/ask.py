@@ -18,7 +18,6 @@ from upft_mlx.escape import one_line, to_json
 if TYPE_CHECKING:
     from upft_mlx.inspection.ask import Asker
     from upft_mlx.recipe.schema import Recipe
-    from upft_mlx.rundir import RunDir
 
 
 @cli.command(
@@ -80,7 +79,7 @@ def ask(
         first = f" after {target!r}, which is read as a recipe or run" if target else ""
         raise click.UsageError(f"the question is empty; give one as the last argument{first}, or on stdin")
     with prepared(target, options, model=model) as recipe:
-        from upft_mlx.inspection.ask import Conversation, trained
+        from upft_mlx.inspection.ask import Conversation, open_asker, trained
         from upft_mlx.rundir import RunDir
         from upft_mlx.ui.ask import open_answers, print_note
 
@@ -93,7 +92,7 @@ def ask(
             from upft_mlx.models.adapters import refuse_missing_adapter
 
             refuse_missing_adapter(adapter)
-        asker = _asker(recipe, run, adapter, temperature, max_tokens)
+        asker = open_asker(recipe, run, adapter, temperature, max_tokens)
         if question is None or chat:  # a terminal asks for questions
             _talk(asker, recipe, adapter, question, keep=chat, plain=options.plain)
             return
@@ -110,24 +109,6 @@ def ask(
             click.echo(to_json({**about, "answers": shown}))
     if any(answer.finish_reason == "interrupted" for answer in answers.values()):
         sys.exit(130)
-
-
-def _asker(
-    recipe: Recipe, run: RunDir | None, adapter: Path | None, temperature: float, max_tokens: int | None
-) -> Asker:
-    """The loaded model with the adapter on it, asked as the run asks it."""
-    from upft_mlx.dataset.instruction import as_run, instructed
-    from upft_mlx.fingerprints import dated
-    from upft_mlx.inspection.ask import Asker
-    from upft_mlx.machine.device import limit_memory
-    from upft_mlx.models.find import find_model
-    from upft_mlx.models.load import load
-
-    path = find_model(recipe)
-    recipe = instructed(recipe if run is None else as_run(dated(recipe, path, run), run), path)
-    limit_memory()
-    loaded = load(path, quantize=recipe.quantize, trust_remote_code=recipe.trust_remote_code)
-    return Asker(recipe, loaded, adapter, temperature=temperature, max_tokens=max_tokens)
 
 
 def _talk(asker: Asker, recipe: Recipe, adapter: Path | None, question: str | None, *, keep: bool, plain: bool) -> None:

@@ -13,13 +13,16 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from upft_mlx.dataset.instruction import as_run
+from upft_mlx.dataset.instruction import as_run, instructed
 from upft_mlx.distributed.interrupt import deferred_interrupt
 from upft_mlx.events import Side
+from upft_mlx.fingerprints import dated
 from upft_mlx.inspection.browse import recipe_of, settled_by
+from upft_mlx.machine.device import limit_memory
 from upft_mlx.models.adapters import AdapterSwitch
 from upft_mlx.models.chat import Renderer
-from upft_mlx.models.load import Loaded
+from upft_mlx.models.find import find_model
+from upft_mlx.models.load import Loaded, load
 from upft_mlx.recipe.schema import Recipe
 from upft_mlx.rundir import RunDir, changed, changes
 from upft_mlx.sampling.decoding import Request
@@ -134,6 +137,25 @@ class Asker:
                 if finished == "interrupted":
                     break
         yield replace(answer, text=self._renderer.text(ids), finish_reason=finished)
+
+
+def open_asker(
+    recipe: Recipe,
+    run: RunDir | None,
+    adapter: Path | None = None,
+    temperature: float = 0.0,
+    max_tokens: int | None = None,
+) -> Asker:
+    """The loaded model with the adapter on it, asked as the run asks it; see `Asker`.
+
+    Raises:
+        UpftError: the model cannot be loaded, or the adapter does not fit.
+    """
+    path = find_model(recipe)
+    recipe = instructed(recipe if run is None else as_run(dated(recipe, path, run), run), path)
+    limit_memory()
+    loaded = load(path, quantize=recipe.quantize, trust_remote_code=recipe.trust_remote_code)
+    return Asker(recipe, loaded, adapter, temperature=temperature, max_tokens=max_tokens)
 
 
 class Conversation:
