@@ -7,8 +7,8 @@ of the commands, loading included (of a step: without), and for the test suite i
   step      a training step on SmolLM2-135M-Instruct at 4 bits: 8 GSM8K prefixes with prompts, LoRA on all layers
   sampling  prefixes of 16 tokens for 8 GSM8K questions with the same model
   evaluate  16 GSM8K questions, 32 tokens each, the base model alone
-  demo      `upft demo`
-  tests     `python -m pytest`; only when asked for
+  quickstart  `upft run quickstart`, which is what `upft demo` ran at that commit
+  tests     the test command of the README; only when asked for
 
 The model is made by shared/bin/make_smollm2.py, or is the folder that UPFT_SMOLLM2 names.
 """
@@ -31,7 +31,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = Path(os.environ.get("UPFT_SHARED", ROOT.parent / "shared"))
-PARTS = ("step", "sampling", "evaluate", "demo", "tests")
+PARTS = ("step", "sampling", "evaluate", "quickstart", "tests")
 STAGES = {
     "sampling": [["generate"]],
     "evaluate": [["evaluate"]],
@@ -95,10 +95,11 @@ def measure(part: str, side: Path, model: Path | None, work: Path) -> float:
     work.mkdir()
     if part == "tests":
         begin = time.perf_counter()
-        run(side, ["-m", "pytest", "-q", "-p", "no:cacheprovider"], cwd=side)
+        processes = ["-n", "auto"] if side == ROOT else []  # each as its README says
+        run(side, ["-m", "pytest", "-q", "-p", "no:cacheprovider", *processes], cwd=side)
         return time.perf_counter() - begin
-    if part == "demo":
-        return run(side, ["-m", "upft_mlx", "demo", "--plain", "--run-dir", str(work / "run")])[0]
+    if part == "quickstart":
+        return run(side, ["-m", "upft_mlx", "run", "quickstart", "--plain", "--run-dir", str(work / "run")])[0]
     recipe = work / "recipe.json"
     recipe.write_text(json.dumps(recipe_of(model)))
     command = ["-m", "upft_mlx", "STAGE", str(recipe), "--run-dir", str(work / "run")]
