@@ -110,6 +110,12 @@ def test_the_verdict_warns_of_benchmarks_whose_answers_became_over_a_tenth_short
     assert line == ("warning: b: tuned answers are 10% shorter (200 to 179 tokens): it may have learned to stop early")
 
 
+def test_a_model_known_to_be_better_is_not_suspicious_for_having_moved() -> None:
+    facts = {"movement": found([answered("x")] * 3, [[Place(0.1, (0.2, 0.9))]] * 3)}
+    assert len(training_report.warnings(facts, {})) == 2
+    assert training_report.warnings(facts, {}, better=True) == []
+
+
 def test_an_opening_can_leave_neither_its_cell_nor_its_line() -> None:
     hostile = "a`b|c\x1b[31m\u202e\n| # Title\n"
     assert opening(hostile) == "a`b|c [31m |"

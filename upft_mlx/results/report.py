@@ -29,6 +29,8 @@ def collect(recipe: Recipe, run: RunDir, current: Sequence[str]) -> dict[str, An
     benchmarks = read_json(run.summary)["benchmarks"] if "evaluate" in current else {}
     fidelity = read_json(run.fidelity) if "fuse" in current else None
     training = training_report.training_facts(run, current)
+    found = {outcome(sides)[0] for sides in benchmarks.values() if "paired" in sides}
+    warnings = training_report.warnings(training, benchmarks, better="better" in found and "worse" not in found)
     return {
         "name": recipe.name,
         "model": recipe.model,
@@ -49,8 +51,8 @@ def collect(recipe: Recipe, run: RunDir, current: Sequence[str]) -> dict[str, An
         "benchmarks": benchmarks,
         "fidelity": fidelity,
         "training": training,
-        "verdict": [*verdict(benchmarks), *training_report.warnings(training, benchmarks)],
-        "remarks": [*remarks(benchmarks), *training_report.warnings(training, benchmarks)],
+        "verdict": [*verdict(benchmarks), *warnings],
+        "remarks": [*remarks(benchmarks), *warnings],
         "files": {
             **({"adapter": str(run.adapter)} if "train" in current else {}),
             **({"fused": str(run.fused)} if fidelity and fidelity["fuse"] != "adapter" else {}),

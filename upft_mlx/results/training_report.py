@@ -34,9 +34,12 @@ def training_facts(run: RunDir, current: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def warnings(facts: dict[str, Any], benchmarks: dict[str, Any]) -> list[str]:
-    """Lines for the verdict: from training, and of benchmarks whose answers became shorter."""
-    found = moved.warnings(facts["movement"]) if facts["movement"] is not None else []
+def warnings(facts: dict[str, Any], benchmarks: dict[str, Any], *, better: bool = False) -> list[str]:
+    """Lines for the verdict: from training, unless tuned is known to be `better`, and of answers that became shorter.
+
+    A model that moved far is suspicious as long as nothing else is known of it.
+    """
+    found = moved.warnings(facts["movement"]) if facts["movement"] is not None and not better else []
     for name, sides in benchmarks.items():
         if "paired" in sides:
             found += moved.shorter(name, *(sides[side]["mean_tokens"] for side in ("base", "tuned")))
