@@ -228,6 +228,8 @@ def real(units: Units) -> str:
         if area is not None:
             low, high = area["ci95"]
             lines.append(f"\nProbe at t = {length}: AUC {area['mean']:.2f} [{low:.2f}, {high:.2f}].")
+    if not any(cells_of(units, "smollm2", name) for name in REAL_RULES):
+        return "\n".join([*lines, "\nWhat training changes there is not measured yet.\n"])
     lines += [
         "\n| rule | seeds | sampled (points) | greedy (points) | tokens sampled | tokens trained | not trained "
         "because |",
