@@ -35,7 +35,10 @@ from pathlib import Path
 root, recipe, run, adapter = sys.argv[1:]
 sys.path.insert(0, root)
 from upft_mlx.pipeline import run_stage
-from upft_mlx.recipe.schema import Recipe
+try:
+    from upft_mlx.recipe.schema import Recipe
+except ImportError:  # older commits
+    from upft_mlx.recipe import Recipe
 run_stage(Recipe.model_validate(json.loads(Path(recipe).read_text())), run, "evaluate", adapter=Path(adapter))
 """
 Rows = dict[tuple[str, int], dict[str, Any]]
@@ -63,17 +66,18 @@ def recipe_for(work: Path, options: argparse.Namespace, seed: int, **benchmark: 
     path, model = options.data, options.model or ROOT / "upft_mlx" / "demo" / "model"
     if path is None:
         path = work / "problems.jsonl"
-        rows = [{"id": p.id, "question": p.question, "answer": p.answer} for p in problems("evaluation", 2048)]
+        rows = [
+            {"id": p.id, "question": p.question, "answer": p.answer} for p in problems("evaluation", options.problems)
+        ]
         path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     one = {"name": "gsm8k" if options.data else "held-out", "label": "x", "path": str(path), "limit": options.problems}
-    prompt = {} if options.model else {"instruction": "{question}"}
+    asked = {} if options.model else {"prompt": "{question}"}  # the embedded model knows nothing else
     return {
         "model": str(model),
         "seed": seed,
         "problems": {"path": str(path), "limit": 8},
-        "prompt": prompt,
         "evaluate": {
-            "benchmarks": [{**one, **benchmark}],
+            "benchmarks": [{**one, **asked, **benchmark}],
             "max_tokens": options.max_tokens,
             "batch_size": options.batch,
         },
@@ -193,7 +197,7 @@ def drafts(work: Path, options: argparse.Namespace) -> None:
         same = statistics.mean(one[place]["completion"] == other[place]["completion"] for place in one)
         print(
             f"| {temperature} | {spent['base']:.1f} | {spent['tuned']:.1f} ({spent['tuned'] / spent['base']:.2f}x) "
-            f"| {without['tuned']:.1f} ({without['tuned'] / without['base']:.2f}x) "
+            f"| {without['tuned']:.1f} ({without['tuned'] / spent['base']:.2f}x) "
             f"| {found.accepted / max(1, found.drafted):.1%} | {found.accepted / total:.1%} | {same:.2%} |",
             flush=True,
         )
@@ -206,7 +210,7 @@ def batches(work: Path, options: argparse.Namespace) -> None:
 
     for temperature in (0.0, 0.7):
         found = {}
-        for size, limit in ((32, options.problems), (8, options.problems), (32, 50)):
+        for size, limit in ((32, options.problems), (8, options.problems), (32, min(50, options.problems))):
             recipe = recipe_for(work, options, 0, temperature=temperature, limit=limit)
             recipe["evaluate"]["batch_size"] = size
             run = work / f"batches-{temperature}-{size}-{limit}"
