@@ -44,6 +44,11 @@ TABLE: list[tuple[str, Any, str]] = [
     ("evaluate.benchmarks.id", "other", ""),  # the problems have a hash of their own
     ("evaluate.benchmarks.part", "rest", ""),
     ("evaluate.development", 0.4, ""),
+    ("evaluate.until", "known", SIDES),
+    ("evaluate.effect", 3.0, "summary"),
+    ("compare.cold_temperature", 0.1, ""),
+    *((f"forecast.{name}", 9, "") for name in ("problems", "samples", "continuations")),  # see FORECASTING
+    ("forecast.lengths", [4], ""),
     *((f"problems.{name}", value, "") for name, value in (("limit", 2), ("shuffle", True))),  # the problems count
     ("prompt.system", "Be brief.", EVERYTHING),
     ("prompt.instruction", "{question}!", EVERYTHING),
@@ -63,6 +68,8 @@ TABLE: list[tuple[str, Any, str]] = [
     ("prefix.eos", True, ROWS),
     ("prefix.eos_weight", 0.5, ROWS),
     ("prefix.selection", "confidence", SAMPLING),
+    ("prefix.rollouts", 9, ROWS),
+    ("prefix.structure", "checked", SAMPLING),
     ("prefix.drop_cjk", True, ROWS),
     ("prefix.require_boxed", True, ROWS),
     *(
@@ -141,3 +148,17 @@ TABLE: list[tuple[str, Any, str]] = [
 """A field, another value for it, and the stages that run again."""
 
 PROBLEMS = [Problem(str(n), f"What is {n} + {n}?", str(2 * n), level=str(n), subject="sums") for n in range(3)]
+
+
+FORECASTING: list[tuple[str, Any, str]] = [
+    ("forecast.problems", 9, f"answers choose forecast {SAMPLING}"),
+    ("forecast.samples", 9, f"answers choose forecast {SAMPLING}"),
+    ("forecast.continuations", 9, f"choose forecast {SAMPLING}"),
+    ("forecast.lengths", [4], "forecast"),
+    ("generate.temperature", 0.3, f"answers choose forecast {SAMPLING} analyze"),
+    ("prefix.length", 9, f"choose forecast {SAMPLING}"),
+    ("prefix.drop_cjk", True, f"choose forecast {SAMPLING}"),
+    ("train.learning_rate", 0.5, TRAINING),
+    ("seed", 1, f"answers choose forecast {EVERYTHING}"),
+]
+"""What else runs again where a probe chooses the prefixes: it is fitted on the answers' samples."""

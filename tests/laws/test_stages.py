@@ -101,7 +101,7 @@ def test_an_added_stage_runs_once_and_is_in_ledger_report_and_show(counting: Cou
     assert (entry.done, list(entry.outputs), entry.detail) == (True, ["counts.json"], f"{rows} rows counted")
     assert set(entry.inputs or {}) == {"name", "build stage"}
     assert f"{rows} rows counted" in RUN.report.read_text()
-    assert f"{rows} rows counted" in shown("show", "runs/r")
+    assert f"{rows} rows counted" in shown("show", "runs/r", "--verbose")
     assert f"current: {rows} rows counted" in shown("run", "r.yaml", "--plain")
     assert counting.worked == 1
 
@@ -109,7 +109,7 @@ def test_an_added_stage_runs_once_and_is_in_ledger_report_and_show(counting: Cou
 def test_an_added_stage_runs_again_when_what_it_needs_did_and_keeps_the_version_before(counting: Counting) -> None:
     shown("count", "r.yaml", "--plain")
     run_stage("build", "prefix.template= Go.")
-    assert "rows counted" not in shown("show", "runs/r"), "it counted rows that are no longer there"
+    assert "rows counted" not in shown("show", "runs/r", "--verbose"), "it counted rows that are no longer there"
     with pytest.raises(RunDirError, match=r"count needs the stage build, which was done with other settings"):
         run_stage("count")
     run_stage("count", "prefix.template= Go.")

@@ -12,7 +12,7 @@ from typing import Any, get_args
 
 import pytest
 from conftest import MODEL
-from helpers.staleness import ANSWERS, PROBLEMS, ROWS, SAMPLING, SIDES, STAGES, TABLE, UPFT
+from helpers.staleness import ANSWERS, FORECASTING, PROBLEMS, ROWS, SAMPLING, SIDES, STAGES, TABLE, UPFT
 from helpers.templates import FAMILIES, write_tokenizer
 from pydantic import BaseModel
 
@@ -104,6 +104,15 @@ def changed(before: dict[str, str], after: dict[str, str]) -> set[str]:
 def test_a_changed_field_makes_just_these_stages_run_again(path: str, value: Any, stages: str) -> None:
     data = TOGETHER.get(path, UPFT)
     assert changed(fingerprints(recipe_with(data)), fingerprints(recipe_with(data, path, value))) == set(stages.split())
+
+
+@pytest.mark.parametrize(("path", "value", "stages"), FORECASTING, ids=[row[0] for row in FORECASTING])
+def test_a_changed_field_makes_just_these_stages_run_again_where_a_probe_chooses(
+    path: str, value: Any, stages: str
+) -> None:
+    data = {**UPFT, "generate": {"samples": 4}, "prefix": {"selection": "probe"}}
+    before, after = fingerprints(recipe_with(data)), fingerprints(recipe_with(data, path, value))
+    assert {stage for stage in before if before[stage] != after[stage]} == set(stages.split())
 
 
 def leaves(model: type[BaseModel], prefix: str = "") -> Iterator[str]:

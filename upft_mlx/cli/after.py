@@ -96,7 +96,7 @@ def _pushed(facts: dict[str, Any]) -> str:
         "runs/, or the recipe's file. Several runs are shown in one table: each model's accuracy, and the difference "
         "of every pair.",
         "upft show quickstart",
-        "upft show runs/lr-1e-4 runs/lr-3e-4",
+        "upft show runs/my-first runs/my-second",
         "upft show quickstart --html",
         "upft show quickstart --flips",
         "upft show quickstart --grade",
