@@ -68,7 +68,7 @@ TABLE: list[tuple[str, Any, str]] = [
     ("prefix.eos", True, ROWS),
     ("prefix.eos_weight", 0.5, ROWS),
     ("prefix.selection", "confidence", SAMPLING),
-    ("prefix.rollouts", 9, ROWS),
+    ("prefix.rollouts", 9, SAMPLING),
     ("prefix.structure", "checked", SAMPLING),
     ("prefix.drop_cjk", True, ROWS),
     ("prefix.require_boxed", True, ROWS),

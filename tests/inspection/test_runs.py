@@ -49,7 +49,7 @@ def test_the_newest_run_stands_first_with_its_verdict_and_what_differs(several: 
     assert first["differs"] == third["differs"] == {}
     paired = read_json(several / "runs/r/evaluation/summary.json")["benchmarks"]["arithmetic"]["paired"]
     assert first["benchmarks"]["arithmetic"] == {key: paired[key] for key in ("delta", "ci95", "p_value")}
-    assert first["verdict"] == "No measurable change on arithmetic"
+    assert first["verdict"] == "Can't tell yet on arithmetic"
 
 
 def test_the_list_for_people_has_the_same(several: Path) -> None:
@@ -58,7 +58,7 @@ def test_the_list_for_people_has_the_same(several: Path) -> None:
     assert lines[0].startswith("third  2023-11-")
     assert "  not done: train, evaluate" in lines
     assert "  prefix.length=4" in lines
-    assert lines.count("  No measurable change on arithmetic") == 2
+    assert lines.count("  Can't tell yet on arithmetic") == 2
     assert any(line.startswith("    +0.0 [") and line.endswith("arithmetic") for line in lines)
 
 
@@ -69,7 +69,7 @@ def test_a_changed_summary_and_a_damaged_recipe_are_named_and_the_others_shown(s
     assert errors["r"] is None
     assert "summary.json: was changed" in errors["second"]
     assert "third/recipe.json" in errors["third"]
-    assert "No measurable change on arithmetic" in upft("runs").stdout
+    assert "Can't tell yet on arithmetic" in upft("runs").stdout
 
 
 def test_where_there_is_no_run_it_says_what_makes_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -39,6 +39,7 @@ TOGETHER = {
     "generate.samples": RFT,
     "generate.keep": RFT,
     "prefix.selection": CHOOSES,
+    "prefix.rollouts": {**CHOOSES, "prefix": {"selection": "rollouts"}},
     "evaluate.samples": {**UPFT, "evaluate": {**UPFT["evaluate"], "temperature": 0.7}},
     "evaluate.benchmarks.samples": {**UPFT, "evaluate": {**UPFT["evaluate"], "temperature": 0.7}},
     "train.steps": {**UPFT, "train": {"epochs": None}},

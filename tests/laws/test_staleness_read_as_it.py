@@ -125,7 +125,13 @@ def test_every_field_that_a_stage_reads_is_in_its_fingerprint(
     fields, columns = seen[stage]
     assert fields - listed(stage) == ({f"train.{name}" for name in UNREAD} if stage == "train" else set())
     assert len(fields & listed(stage)) > 1, "the stage was watched"
-    by = {"generate": "question id", "build": "question id answer", "train": "", "fuse": "", "analyze": "question id answer"}
+    by = {
+        "generate": "question id",
+        "build": "question id answer",
+        "train": "",
+        "fuse": "",
+        "analyze": "question id answer",
+    }
     assert columns == set(by.get(stage, "question id answer level subject").split())
 
 

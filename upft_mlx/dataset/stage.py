@@ -15,8 +15,10 @@ from upft_mlx.rundir import RunDir
 
 def inputs(job: Job) -> dict[str, Any]:
     """How a solution becomes a row, and which rows are for validation."""
+    unset = () if job.recipe.prefix.structure == "checked" else ("structure",)  # as in runs from before there was one
     return {
-        **job.inputs.fields("method", "prefix"),
+        **job.inputs.fields("method"),
+        **job.inputs.section_without("prefix", "rollouts", *unset),  # continuations choose solutions, not rows
         "eos": "as sampled",
         **job.inputs.section("generate", "keep"),
         **job.inputs.section("train", "valid_ratio"),
