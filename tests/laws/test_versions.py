@@ -192,7 +192,7 @@ def test_the_refusal_says_what_differs_and_the_run_directory_goes_on_as_it_is() 
     ):
         shown(command, "runs/r", *options)
     assert read_json(RUN.root / "export/peft/adapter_config.json")["r"] == 3
-    assert "3 steps" in shown("show", "runs/r")
+    assert "3 steps" in shown("show", "runs/r", "--verbose")
     asked = json.loads(shown("ask", "runs/r", "2 + 2?", "--json"))
     assert asked["adapter"] == "runs/r/adapter"
     assert "skipped" in shown("train", "r", "--plain"), "a name in runs/ as well"
@@ -238,7 +238,7 @@ def test_a_look_with_another_adapter_takes_the_bases_answers_over() -> None:
     assert {e.resumed for e in events if isinstance(e, Graded) and e.side == "tuned"} == {False}
 
 
-@pytest.mark.parametrize("option", ["--adapter", "--limit", "--run-dir"])
+@pytest.mark.parametrize("option", ["--limit", "--run-dir"])
 @pytest.mark.usefixtures("there")
 def test_an_option_that_would_be_ignored_is_refused(option: str) -> None:
     said = shown("evaluate", "r.yaml", option, "1", option, "2", status=2)

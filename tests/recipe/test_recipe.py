@@ -313,7 +313,10 @@ WRONG = {
         "prompt: {chat_template_args: {x: [1]}}",
         "3: prompt.chat_template_args.x: [1]: should be true, false, an integer or a text",
     ),
-    "wrong word": ("method: grpo", "3: method: 'grpo': should be 'upft', 'sft', 'rft' or 'structure_only'"),
+    "wrong word": (
+        "method: grpo",
+        "3: method: 'grpo': should be 'upft', 'sft', 'rft', 'structure_only' or 'annotated'",
+    ),
     # out of range
     "zero": ("prefix: {length: 0}", "3: prefix.length: 0: should be greater than or equal to 1"),
     "negative": ("train: {learning_rate: -1e-5}", "3: train.learning_rate: -1e-05: should be greater than 0"),

@@ -111,16 +111,18 @@ def test_long_texts_share_the_room_and_short_ones_stay_whole(monkeypatch: pytest
         (["base"], "Only base is measured: nothing is compared yet"),
         (["same"], "No measurable change on b0"),
         (["same", "better"], "Tuned is better than base on b1; no measurable change on b0"),
+        (["open", "same"], "No measurable change on b1; can't tell yet on b0"),
         (["same"] * 5, "No measurable change on b0, b1 and 3 more"),
         (["worse", "better", "worse"], "Tuned is better than base on b1; tuned is worse than base on b0 and b2"),
     ],
 )
 def test_the_headline_puts_claims_first(found: list[str], said: str) -> None:
-    side = {"accuracy": 0.5, "truncated": 0.0}
+    side = {"accuracy": 0.5, "truncated": 0.0, "n": 100}
     paired = {
-        "same": {"delta": 0.01, "p_value": 0.5},
-        "better": {"delta": 0.1, "p_value": 0.01},
-        "worse": {"delta": -0.1, "p_value": 0.01},
+        "same": {"delta": 0.0, "p_value": 0.5, "ci95": [-0.01, 0.01]},
+        "open": {"delta": 0.01, "p_value": 0.5, "ci95": [-0.1, 0.12]},
+        "better": {"delta": 0.1, "p_value": 0.01, "ci95": [0.05, 0.15]},
+        "worse": {"delta": -0.1, "p_value": 0.01, "ci95": [-0.15, -0.05]},
     }
     sides = [
         {"base": side, "tuned": side, "paired": paired[kind]} if kind in paired else {"base": side} for kind in found

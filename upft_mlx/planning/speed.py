@@ -227,7 +227,8 @@ def _train(recipe: Recipe, loaded: Loaded, problems: Sequence[Problem]) -> float
     examples = []
     for problem in problems:
         prompt = renderer.asked(problem.question + recipe.prefix.template_text)
-        ids = (prompt * recipe.prefix.length)[: recipe.prefix.length]  # only their number matters
+        size = most_sampled(recipe, "prefix")
+        ids = (prompt * size)[:size]  # only their number matters
         row = [*prompt, *ids, loaded.eos_id][: settings.max_length]
         examples.append(Example(problem.id, row, min(len(prompt), len(row) - 1)))
     shared = shared_length(examples)

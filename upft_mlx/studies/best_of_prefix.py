@@ -13,6 +13,7 @@ from pathlib import Path
 
 from upft_mlx.data.benchmarks import BenchmarkSet
 from upft_mlx.dataset.instruction import user_turn
+from upft_mlx.dataset.prefix import most_sampled
 from upft_mlx.dataset.selection import pick
 from upft_mlx.events import Observer
 from upft_mlx.forecasting.rated import rated_by_confidence
@@ -45,7 +46,7 @@ def measure(recipe: Recipe, loaded: Loaded, part: BenchmarkSet, folder: Path, no
     prompts = [renderer.ids(turn.replace("{question}", problem.question)) for problem, _ in asked]
     drawing = Sampler(loaded, sampling_for(loaded, g.temperature, g.batch_size, g.top_p, g.top_k, logprobs=True))
     requests = [
-        Request(prompt, recipe.prefix.length, recipe.compare.samples, f"{problem.id}/{sample}")
+        Request(prompt, most_sampled(recipe, "prefix"), recipe.compare.samples, f"{problem.id}/{sample}")
         for (problem, sample), prompt in zip(asked, prompts, strict=True)
     ]
 
@@ -86,6 +87,6 @@ def measure(recipe: Recipe, loaded: Loaded, part: BenchmarkSet, folder: Path, no
 def _picked(recipe: Recipe, prefixes: Sequence[Solution]) -> Solution:
     """The prefix that the rule picks."""
     scored = [rated_by_confidence(row) for row in prefixes]
-    found = pick(recipe.prefix.selection, scored, recipe.prefix.length, None)
+    found = pick(recipe.prefix.selection, scored, most_sampled(recipe, "prefix"), None)
     assert found is not None
     return prefixes[found]

@@ -11,6 +11,7 @@ import mlx.core as mx
 from upft_mlx.data.benchmarks import QUESTION, BenchmarkSet
 from upft_mlx.data.problems import Problem
 from upft_mlx.dataset.instruction import user_turn
+from upft_mlx.dataset.prefix import most_sampled
 from upft_mlx.events import Note, Observer, ignore
 from upft_mlx.models.chat import Renderer
 from upft_mlx.models.load import Loaded
@@ -84,7 +85,7 @@ def movement(recipe: Recipe, loaded: Loaded, run: RunDir, source: str, prompts: 
     switch = _switch(model)
     caches: dict[str, list[Cache]] = {}
     answers: dict[str, list[list[int]]] = {}
-    for side, limit in (("base", max(OPENING, min(MOST, recipe.prefix.length + AFTER))), ("tuned", OPENING)):
+    for side, limit in (("base", max(OPENING, min(MOST, most_sampled(recipe, "prefix") + AFTER))), ("tuned", OPENING)):
         switch(side)
         prefill = Prefill(model)
         prefill.share(prompts)
