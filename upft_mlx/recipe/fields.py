@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import date
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
@@ -38,6 +39,16 @@ def _as_subset(value: object) -> object:
     }
 
 
+def _as_day(value: object) -> object:
+    """A day as text; YAML reads `2026-01-31` as a date."""
+    if isinstance(value, str):
+        try:
+            date.fromisoformat(value)
+        except ValueError:
+            raise FieldError(f"{value!r} is not a day", "write it as 2026-01-31") from None
+    return value.isoformat() if type(value) is date else value
+
+
 AUTO = 0
 """The code's value for `auto`: `MemoryPlan.settle` replaces it with a number before anything is sampled or trained."""
 
@@ -61,6 +72,9 @@ Strings = Annotated[tuple[str, ...], BeforeValidator(as_tuple)]
 
 
 Count = Annotated[int, Field(ge=1)]
+
+
+Day = Annotated[str, BeforeValidator(_as_day)]
 
 
 Sequences = Annotated[int, BeforeValidator(_as_sequences), PlainSerializer(_from_sequences)]

@@ -12,13 +12,12 @@ the evaluation and of the studies, which are used on their own, too, are in `eva
 from __future__ import annotations
 
 import re
-from datetime import date
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
 from upft_mlx.recipe.evaluate import Evaluate
-from upft_mlx.recipe.fields import BadRows, Count, FieldError, Section, Sequences, Share, Strings, as_tuple
+from upft_mlx.recipe.fields import BadRows, Count, Day, FieldError, Section, Sequences, Share, Strings, as_tuple
 from upft_mlx.recipe.studies import SCORED, Analyze, Compare, Forecast, Method, Selection
 
 PAPER_TEMPLATE = (
@@ -26,16 +25,6 @@ PAPER_TEMPLATE = (
     "This step may serve as a foundation but might not encompass the entire solution."
 )
 """The task template of the paper (arXiv 2503.02875), appended to the question on prefix rows only."""
-
-
-def _as_day(value: object) -> object:
-    """A day as text; YAML reads `2026-01-31` as a date."""
-    if isinstance(value, str):
-        try:
-            date.fromisoformat(value)
-        except ValueError:
-            raise FieldError(f"{value!r} is not a day", "write it as 2026-01-31") from None
-    return value.isoformat() if type(value) is date else value
 
 
 class Quantize(Section):
@@ -98,7 +87,7 @@ class Prompt(Section):
     letter if all answers are letters), or the question alone if the chat template or system turn asks for it."""
     chat_template_args: dict[str, bool | int | str] = Field(default_factory=dict)
     """Extra arguments for the chat template, for example `enable_thinking: false`; unset: the template's defaults."""
-    date: Annotated[str, BeforeValidator(_as_day)] | None = None
+    date: Day | None = None
     """The date that some chat templates print; unset: the day on which the run began."""
 
     @model_validator(mode="after")
