@@ -155,7 +155,8 @@ def _row(path: Path, number: int, line: bytes, kind: type[Row], hints: dict[str,
     names = [field.name for field in fields(kind) if field.default is MISSING]
     known = {field.name for field in fields(kind)}
     if not isinstance(data, dict) or not set(names) <= set(data) <= known:
-        raise RowsError(f"expected the fields {', '.join(names)}; found {_summary(data)}", path=path, line=number)
+        found = one_line(", ".join(data)) if isinstance(data, dict) else type(data).__name__
+        raise RowsError(f"expected the fields {', '.join(names)}; found {found}", path=path, line=number)
     for name in data:
         if not _fits(data[name], hints[name]):
             raise RowsError(f"{quoted(data[name])} is not {hints[name]}", field=name, path=path, line=number)
@@ -170,10 +171,6 @@ def _fits(value: Any, hint: Any) -> bool:
     if args := get_args(hint):
         return any(value is None if arg is type(None) else _fits(value, arg) for arg in args)
     return bool(value == hint)  # a literal's value
-
-
-def _summary(data: Any) -> str:
-    return one_line(", ".join(data)) if isinstance(data, dict) else type(data).__name__
 
 
 def write_atomically(path: Path, data: bytes | str) -> None:

@@ -148,8 +148,8 @@ def resolve(evaluate: Evaluate) -> list[BenchmarkSpec]:
         near = difflib.get_close_matches(name, KNOWN, n=1)
         hint = f"did you mean {near[0]!r}? " if near else ""
         hint = f"write a list: [{name}]; " if "," in name else "check the path; " if Path(name).suffix else hint
-        own = "or name your own with `path` (a local file) or `dataset` (a Hub id)"
-        problem, remedy = f"{quoted(name)}: unknown benchmark", f"{hint}known: {', '.join(KNOWN)}; {own}"
+        instead = "or name your own with `path` (a local file) or `dataset` (a Hub id)"
+        problem, remedy = f"{quoted(name)}: unknown benchmark", f"{hint}known: {', '.join(KNOWN)}; {instead}"
         unknown.append(RecipeError(problem, remedy, field="evaluate.benchmarks"))
     if unknown:
         raise RecipeError.of_all(unknown)

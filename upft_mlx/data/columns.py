@@ -62,8 +62,11 @@ def find_columns(rows: Sequence[Located], named: Columns) -> Columns:
     given |= {"id": None if named.id == NUMBERED else named.id}
     for field, column in [*given.items(), *(("wrong_answers", column) for column in named.wrong_answers or ())]:
         if column is not None and not any(column in row or value_at(row, column) is not None for row in head):
+            there = {name for row in head for name in (*row, *names_of(row))}
+            near = difflib.get_close_matches(column, there, n=1)
+            hint = f"did you mean {quoted(near[0])}? " if near else ""
             raise ColumnError(
-                f"no column {quoted(column)}; {_nearest(column, head)}it has {_named(head)}",
+                f"no column {quoted(column)}; {hint}it has {_named(head)}",
                 column=field,
                 likely=_likely(field, head),
                 **place,
@@ -118,11 +121,6 @@ def _first(names: Sequence[str], head: Sequence[Row]) -> str | None:
 def _plain(name: str) -> str:
     """A name without capitals, and with any of spaces, `_` and `-` between its words."""
     return re.sub(r"[\s_-]+", " ", str(name)).strip().casefold()
-
-
-def _nearest(column: str, head: Sequence[Row]) -> str:
-    near = difflib.get_close_matches(column, {name for row in head for name in (*row, *names_of(row))}, n=1)
-    return f"did you mean {quoted(near[0])}? " if near else ""
 
 
 def _named(head: Sequence[Row]) -> str:

@@ -119,7 +119,15 @@ def _text(path: Path, notes: Notes) -> Iterator[TextIO]:
             with io.TextIOWrapper(file, encoding, newline="") as text:
                 yield text
         except UnicodeDecodeError:
-            raise ProblemsError("not UTF-8 text", _recode(path), path=path, line=_undecodable(path, packed)) from None
+            first = None
+            with gzip.open(path, "rb") if packed else path.open("rb") as again:
+                for number, line in enumerate(iter(lambda: again.readline(_LONGEST), b""), start=1):
+                    try:
+                        line.decode()
+                    except UnicodeDecodeError:
+                        first = number
+                        break
+            raise ProblemsError("not UTF-8 text", _recode(path), path=path, line=first) from None
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
             raise ProblemsError(f"cannot be unpacked ({error})", "download or pack it again", path=path) from None
 
@@ -148,17 +156,6 @@ def _recode(path: Path, encoding: str = "WINDOWS-1252") -> str:
     command = f"iconv -f {encoding} -t UTF-8"
     command = f"{command} {name} > {made}" if plain == path else f"gunzip -c {name} | {command} > {made}"
     return f"convert it: `{command}`{' (MACINTOSH for old Mac files)' if encoding == 'WINDOWS-1252' else ''}"
-
-
-def _undecodable(path: Path, packed: bool) -> int | None:
-    """The number of the first line that is not UTF-8."""
-    with gzip.open(path, "rb") if packed else path.open("rb") as file:
-        for number, line in enumerate(iter(lambda: file.readline(_LONGEST), b""), start=1):
-            try:
-                line.decode()
-            except UnicodeDecodeError:
-                return number
-    return None
 
 
 def _text_rows(path: Path, kind: str, notes: Notes) -> Iterator[Located]:

@@ -35,7 +35,13 @@ def choose(recipe: Recipe, problem: Problem, solutions: Sequence[Solution]) -> C
     if recipe.method == "rft":
         kept = _rejection(samples, problem, recipe.generate.keep, dropped)
     else:
-        kept = _one(recipe, problem, samples, dropped)
+        selection = recipe.prefix.selection
+        found = pick(selection, samples, most_sampled(recipe, "prefix"), problem.answer)
+        kept = [] if found is None else [found]
+        if found is None and samples:
+            dropped["no answer" if selection == "majority_answer" else "wrong"] += len(samples)
+        elif len(samples) > 1:
+            dropped["not selected"] += len(samples) - 1
     return Chosen([usable[index] for index in kept], dropped)
 
 
@@ -58,19 +64,6 @@ def _rejection(samples: Sequence[Solution], problem: Problem, keep: int, dropped
     return kept
 
 
-def _one(recipe: Recipe, problem: Problem, samples: Sequence[Solution], dropped: Counter[str]) -> list[int]:
-    """The sample that the selection's rule picks, if there is one."""
-    selection = recipe.prefix.selection
-    found = pick(selection, samples, most_sampled(recipe, "prefix"), problem.answer)
-    if found is None:
-        if samples:
-            dropped["no answer" if selection == "majority_answer" else "wrong"] += len(samples)
-        return []
-    if len(samples) > 1:
-        dropped["not selected"] += len(samples) - 1
-    return [found]
-
-
 def pick(selection: Selection, samples: Sequence[Solution], length: int, answer: str | None) -> int | None:
     """The position of the sample that a rule picks, if there is one.
 
@@ -86,15 +79,10 @@ def pick(selection: Selection, samples: Sequence[Solution], length: int, answer:
         "majority_answer": lambda: _commonest([said(sample.completion) for sample in samples]),
         "confidence": lambda: _highest([_mean_logprob(sample) for sample in samples]),
         "longest": lambda: _highest([float(len(sample.completion_ids)) for sample in samples]),
-        "label": lambda: _first_correct(samples, answer),
-        **dict.fromkeys(SCORED, lambda: _highest_scored(samples)),
+        "label": lambda: next((i for i, one in enumerate(samples) if is_correct(one.completion, answer or "")), None),
+        **dict.fromkeys(SCORED, lambda: _highest([sample.score for sample in samples])),
     }
     return rules[selection]()
-
-
-def _first_correct(samples: Sequence[Solution], answer: str | None) -> int | None:
-    correct = (index for index, sample in enumerate(samples) if is_correct(sample.completion, answer or ""))
-    return next(correct, None)
 
 
 def _commonest(keys: Sequence[Hashable | None]) -> int | None:
@@ -103,14 +91,10 @@ def _commonest(keys: Sequence[Hashable | None]) -> int | None:
     return keys.index(counts.most_common(1)[0][0]) if counts else None
 
 
-def _highest(values: Sequence[float]) -> int | None:
-    return max(range(len(values)), key=lambda index: values[index]) if values else None
-
-
-def _highest_scored(samples: Sequence[Solution]) -> int | None:
-    """The best of those that have a score; of equally good ones the earliest."""
-    scored = [(index, sample.score) for index, sample in enumerate(samples) if sample.score is not None]
-    return max(scored, key=lambda pair: pair[1])[0] if scored else None
+def _highest(values: Sequence[float | None]) -> int | None:
+    """The position of the highest value that is known; of equally high ones the earliest."""
+    known = [(value, -index) for index, value in enumerate(values) if value is not None]
+    return -max(known)[1] if known else None
 
 
 def prefix_key(sample: Solution, length: int) -> tuple[tuple[int, ...], bool]:

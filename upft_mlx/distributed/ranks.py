@@ -137,7 +137,15 @@ class _Team(Ranks):
         self.rank, self.size = group.rank(), group.size()
         self._replica: Path | None = None
         self._left = False
-        self._lifeline = self._lead() if self.leads else self._follow()
+        if self.leads:
+            self._lifeline = self._lead()
+        else:
+            port, token = self._share(None)
+            hostfile = os.environ.get("MLX_HOSTFILE")
+            leader = _hosts(hostfile)[0][0] if hostfile else os.environ["MLX_JACCL_COORDINATOR"]
+            peer = socket.create_connection((leader.rpartition(":")[0], port), timeout=SILENCE_SECONDS)
+            peer.sendall(f"{token}{self.rank:08d}".encode())
+            self._lifeline = Lifeline({0: peer})
         self._lifeline.start()
         atexit.register(self.leave)
 
@@ -156,14 +164,6 @@ class _Team(Ranks):
                 if greeting[: len(token)] == token:
                     peers[int(greeting[len(token) :])] = peer
         return Lifeline(peers)
-
-    def _follow(self) -> Lifeline:
-        port, token = self._share(None)
-        hostfile = os.environ.get("MLX_HOSTFILE")
-        leader = _hosts(hostfile)[0][0] if hostfile else os.environ["MLX_JACCL_COORDINATOR"]
-        peer = socket.create_connection((leader.rpartition(":")[0], port), timeout=SILENCE_SECONDS)
-        peer.sendall(f"{token}{self.rank:08d}".encode())
-        return Lifeline({0: peer})
 
     def sum(self, tree: Tree) -> Tree:
         """As one message: many small ones would each wait for the network."""

@@ -23,7 +23,7 @@ from upft_mlx.data.benchmarks import QUESTION, BenchmarkSet, BenchmarkSpec
 from upft_mlx.data.problems import Problem
 from upft_mlx.dataset.instruction import user_turn
 from upft_mlx.distributed.seam import made_by_all, rounds
-from upft_mlx.evaluation.drafts import Drafts, Place
+from upft_mlx.evaluation.drafts import Drafts
 from upft_mlx.evaluation.sequential import is_known
 from upft_mlx.evaluation.summary import AGAIN, SIDES, by_problem, difference, rounding, rounding_summary
 from upft_mlx.events import EvaluationStarted, Graded, Note, Observer, Progress, Side, ignore
@@ -108,8 +108,12 @@ class Evaluator:
             if self._may_stop and len(sides) > 1 and self._is_known(numbers[: place + 1]):
                 numbers = numbers[: place + 1]
                 break
+        # The rows as the problems follow each other, without those of problems after which it stopped.
+        kept = {place for round_ in numbers for number in round_ for place in self._order.places(number)}
+        places = {problem.id: place for place, problem in enumerate(self._part.problems)}
         for side in sides:
-            self._put_in_order(side, {place for round_ in numbers for n in round_ for place in self._order.places(n)})
+            rows = [row for row in self._rows_of(side) if (row.problem_id, row.sample) in kept]
+            write_rows(self._path(side), sorted(rows, key=lambda row: (places[row.problem_id], row.sample)))
         if not self._path(AGAIN).exists():
             switch("base")
             self._ask_again()
@@ -185,12 +189,6 @@ class Evaluator:
                 self._notify(_graded(entry, side, questions[row.problem_id], row))
         self._progress(side, self._done[side], self._tokens)
 
-    def _put_in_order(self, side: Side, kept: set[Place]) -> None:
-        """The rows as the problems follow each other, without those of problems after which it stopped."""
-        places = {problem.id: place for place, problem in enumerate(self._part.problems)}
-        rows = [row for row in self._rows_of(side) if (row.problem_id, row.sample) in kept]
-        write_rows(self._path(side), sorted(rows, key=lambda row: (places[row.problem_id], row.sample)))
-
     def _on_step(self, side: Side, parts: int, tokens: int, finished: int) -> None:
         # The other ranks are taken to be as far as this one; the end of the round says how far they are.
         self._progress(side, self._done[side] + finished * parts, self._tokens + tokens * parts)
@@ -206,7 +204,12 @@ class Evaluator:
 
     def _sample(self, side: Side, on_step: OnStep, number: int) -> list[EvaluationRow]:
         """A chunk, graded."""
-        chunk, places, sampler = self._order.chunks[number], self._order.places(number), self._sampler(side)
+        chunk, places = self._order.chunks[number], self._order.places(number)
+        if side not in self._samplers:  # made while the side is on
+            self._samplers[side] = Sampler(self._loaded, self._sampling)
+            if (notice := self._samplers[side].notice) and len(self._samplers) == 1:
+                self._notify(Note(notice))
+        sampler = self._samplers[side]
         requests = [self._request(problem) for problem in chunk]
         drafted = side == "tuned" and sampler.drafts and self.drafts.pay
         if drafted:
@@ -225,14 +228,6 @@ class Evaluator:
     def _request(self, problem: Problem) -> Request:
         turn = self._prompt.replace(QUESTION, problem.question)
         return Request(self._renderer.ids(turn), self._part.entry.max_tokens, self._part.entry.samples, problem.id)
-
-    def _sampler(self, side: Side) -> Sampler:
-        """The side's sampler, made while the side is on."""
-        if side not in self._samplers:
-            self._samplers[side] = Sampler(self._loaded, self._sampling)
-            if (notice := self._samplers[side].notice) and len(self._samplers) == 1:
-                self._notify(Note(notice))
-        return self._samplers[side]
 
     def _rows(self, asked: Sequence[tuple[Problem, int]], completions: Sequence[Completion]) -> list[EvaluationRow]:
         """The rows of these problems and samples; all are graded at once."""
@@ -263,7 +258,10 @@ def _row(
     if entry.private:
         text = WITHHELD
         if entry.grader != "choice":  # a letter says nothing; of a text, only whether it is the same counts
-            answer, gold = (_fingerprint(answer) if answer is not None else None), WITHHELD
+            gold = WITHHELD
+            if answer is not None:  # the majority vote needs the same for equal answers
+                code = hashlib.sha256(normalize_answer(answer).encode("utf-8", "replace")).hexdigest()
+                answer = f"sha256:{code[:16]}"
     return EvaluationRow(
         problem_id=problem.id,
         sample=sample,
@@ -275,11 +273,6 @@ def _row(
         finish_reason=completion.finish_reason,
         grader=VERSION,
     )
-
-
-def _fingerprint(answer: str) -> str:
-    """The same for equal answers, for the majority vote, without the text."""
-    return f"sha256:{hashlib.sha256(normalize_answer(answer).encode('utf-8', 'replace')).hexdigest()[:16]}"
 
 
 def _graded(entry: BenchmarkSpec, side: Side, problem: Problem, row: EvaluationRow, *, resumed: bool = False) -> Graded:

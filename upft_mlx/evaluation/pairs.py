@@ -46,21 +46,18 @@ def all_pairs(scores: Mapping[str, Sequence[float]], comparisons: int | None = N
     Raises:
         ValueError: the scores are empty or differ in length.
     """
-    count = comparisons or math.comb(len(scores), 2)
-    return [
-        _pair(first, second, scores[first], scores[second], max(1, count)) for first, second in combinations(scores, 2)
-    ]
-
-
-def _pair(first: str, second: str, before: Sequence[float], after: Sequence[float], comparisons: int) -> Pair:
-    alone, alpha = paired_difference(before, after), ALPHA / comparisons
-    differences = [b - a for a, b in zip(before, after, strict=True)]
-    if all(score in (0, 1) for score in (*before, *after)):
-        ups, downs = sum(d > ROUNDING for d in differences), sum(d < -ROUNDING for d in differences)
-        low, high = tango_interval(ups, downs, len(differences), z_quantile(alpha))
-    else:
-        low, high = mean_interval(differences, (-1.0, 1.0), alpha)
-    p_value = min(1.0, comparisons * alone.p_value)
-    if p_value >= ALPHA:
-        low, high = min(low, 0.0), max(high, 0.0)
-    return Pair(first, second, alone.delta, (low, high), p_value)
+    count = max(1, comparisons or math.comb(len(scores), 2))
+    pairs, alpha = [], ALPHA / count
+    for (first, before), (second, after) in combinations(scores.items(), 2):
+        alone = paired_difference(before, after)
+        differences = [b - a for a, b in zip(before, after, strict=True)]
+        if all(score in (0, 1) for score in (*before, *after)):
+            ups, downs = sum(d > ROUNDING for d in differences), sum(d < -ROUNDING for d in differences)
+            low, high = tango_interval(ups, downs, len(differences), z_quantile(alpha))
+        else:
+            low, high = mean_interval(differences, (-1.0, 1.0), alpha)
+        p_value = min(1.0, count * alone.p_value)
+        if p_value >= ALPHA:
+            low, high = min(low, 0.0), max(high, 0.0)
+        pairs.append(Pair(first, second, alone.delta, (low, high), p_value))
+    return pairs

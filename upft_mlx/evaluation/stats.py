@@ -197,7 +197,9 @@ def paired_difference(base: Sequence[float], tuned: Sequence[float], floor: floa
     ups, downs = sum(d > ROUNDING for d in differences), sum(d < -ROUNDING for d in differences)
     if all(score in (0, 1) for score in (*base, *tuned)):
         low, high = tango_interval(ups, downs, len(differences))
-        p_value = max(mcnemar_exact(ups, downs), _tango_p(ups, downs))
+        # Tango's score test of no difference is McNemar's without a correction.
+        tango = math.erfc(abs(ups - downs) / math.sqrt(2 * (ups + downs))) if ups + downs else 1.0
+        p_value = max(mcnemar_exact(ups, downs), tango)
     else:
         low, high = mean_interval(differences, (-1.0, 1.0))
         p_value = max(sign_flip(differences), _student_p(differences))
@@ -246,11 +248,6 @@ def tango_interval(ups: int, downs: int, n: int, z: float = Z95) -> tuple[float,
     return edge(delta, -1.0), edge(delta, 1.0)
 
 
-def _tango_p(ups: int, downs: int) -> float:
-    """The p-value of Tango's score test of no difference, which is McNemar's without a correction."""
-    return math.erfc(abs(ups - downs) / math.sqrt(2 * (ups + downs))) if ups + downs else 1.0
-
-
 def _student_p(differences: Sequence[float]) -> float:
     """The p-value of Student's test of no difference; where there is no spread, what `mean_interval` says."""
     from scipy.special import stdtr
@@ -271,7 +268,9 @@ def sign_flip(differences: Sequence[float]) -> float:
     """
     import numpy as np
 
-    grid = _grid(differences)
+    # All differences are multiples of 1 / grid: the samples of a problem; else thousandths.
+    fits = (k for k in range(1, 129) if all(abs(d * k - round(d * k)) < 1e-9 for d in differences))
+    grid = next(fits, 1000)
     steps = [step for d in differences if (step := abs(round(d * grid)))]
     chances = np.ones(1)
     for step in steps:
@@ -282,12 +281,6 @@ def sign_flip(differences: Sequence[float]) -> float:
     sums = np.arange(len(chances)) - sum(steps)
     observed = abs(sum(round(d * grid) for d in differences))
     return min(1.0, float(chances[np.abs(sums) >= observed].sum()))
-
-
-def _grid(differences: Sequence[float]) -> int:
-    """The k of which all differences are multiples of 1 / k: the samples of a problem; else thousandths."""
-    fits = (k for k in range(1, 129) if all(abs(d * k - round(d * k)) < 1e-9 for d in differences))
-    return next(fits, 1000)
 
 
 def drift(base: Mapping[str, float], tuned: Mapping[str, float]) -> list[str]:

@@ -108,6 +108,7 @@ def side_summary(entry: BenchmarkSpec, problems: Rows, until: Until = "end") -> 
     """One side of summary.json (see the module)."""
     rows = [row for problem in problems for row in problem]
     scores = _scores(problems)
+    answers = [[_answer(row) for row in problem] for problem in problems]
     ks = sorted({k for k in KS if k <= entry.samples} | {entry.samples})
     accuracy = _mean(_means(scores))
     return {
@@ -118,7 +119,7 @@ def side_summary(entry: BenchmarkSpec, problems: Rows, until: Until = "end") -> 
         "ci95": _interval(scores, until),
         "avg_at_k": {str(entry.samples): accuracy},
         "pass_at_k": {str(k): _mean([pass_at_k(len(s), sum(s), k) for s in scores]) for k in ks},
-        "maj_at_k": {str(k): _mean([_majority(problem, k) for problem in problems]) for k in ks},
+        "maj_at_k": {str(k): _mean([maj_at_k(*of, k) for of in zip(answers, scores, strict=True)]) for k in ks},
         "mean_tokens": _mean([row.tokens for row in rows]),
         "truncated": _mean([row.finish_reason == "length" for row in rows]),
         "answer_found": _mean([row.answer is not None for row in rows]),
@@ -172,12 +173,11 @@ def _groups(part: BenchmarkSet, answered: dict[str, list[EvaluationRow]], until:
             if (value := getattr(problem, field)) is not None and problem.id in answered:
                 groups.setdefault(value, []).append([row.correct for row in answered[problem.id]])
         if len(groups) > 1:
-            found[f"by_{field}"] = {name: _group(groups[name], until) for name in sorted(groups)}
+            found[f"by_{field}"] = {
+                name: {"n": len(scores), "accuracy": _mean(_means(scores)), "ci95": _interval(scores, until)}
+                for name, scores in sorted(groups.items())
+            }
     return found
-
-
-def _group(scores: Sequence[Sequence[bool]], until: Until) -> dict[str, Any]:
-    return {"n": len(scores), "accuracy": _mean(_means(scores)), "ci95": _interval(scores, until)}
 
 
 @dataclass(frozen=True)
@@ -214,10 +214,6 @@ def _scores(problems: Rows) -> list[list[bool]]:
 
 def _means(scores: Sequence[Sequence[bool]]) -> list[float]:
     return [sum(samples) / len(samples) for samples in scores]
-
-
-def _majority(rows: Sequence[EvaluationRow], k: int) -> float:
-    return maj_at_k([_answer(row) for row in rows], [row.correct for row in rows], k)
 
 
 def _answer(row: EvaluationRow) -> str | None:

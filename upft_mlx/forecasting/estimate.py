@@ -254,17 +254,20 @@ class Forecast:
     @classmethod
     def load(cls, data: Mapping[str, Any]) -> Forecast:
         """From what `dump` gave, whether or not it went through JSON."""
-        rules = tuple(
-            RuleForecast(**{**rule, **{name: _read(rule[name]) for name in _MEANS}}) for rule in data["rules"]
-        )
+        rules = []
+        for rule in data["rules"]:
+            found = {name: rule[name] and Mean(rule[name]["mean"], tuple(rule[name]["ci95"])) for name in _MEANS}
+            rules.append(RuleForecast(**{**rule, **found}))
         base, greedy = (Mean(data[name]["mean"], tuple(data[name]["ci95"])) for name in ("base", "greedy_base"))
         probe = {int(length): value for length, value in data["probe"].items()}
-        read = {"base": base, "greedy_base": greedy, "rules": rules, "probe": probe, "advice": Advice(**data["advice"])}
+        read = {
+            "base": base,
+            "greedy_base": greedy,
+            "rules": tuple(rules),
+            "probe": probe,
+            "advice": Advice(**data["advice"]),
+        }
         return cls(**{**data, **read})
 
 
 _MEANS = ("prefix_coverage", "accuracy", "forecast", "greedy")
-
-
-def _read(value: Mapping[str, Any] | None) -> Mean | None:
-    return None if value is None else Mean(value["mean"], tuple(value["ci95"]))

@@ -4,13 +4,20 @@ from __future__ import annotations
 
 from typing import Any
 
-from upft_mlx.forecasting.estimate import Forecast, Mean, RuleForecast, points
+from upft_mlx.forecasting.estimate import Forecast, Mean, points
 from upft_mlx.results.figures import Panel, Point, Series, curves
 
 
 def markdown(found: Forecast) -> str:
     """What forecast.md says below its title."""
     samples = f"{found.problems} problems with answers, {found.samples} full solutions each"
+    rows = []
+    for rule in found.rules:
+        cells = [rule.selection, str(rule.length), f"{rule.problem_coverage:.0%}"]
+        cells.append("" if rule.prefix_coverage is None else f"{rule.prefix_coverage.mean:.0%}")
+        cells.append("" if rule.accuracy is None else _percent(rule.accuracy))
+        cells += ["" if value is None else points(value) for value in (rule.forecast, rule.greedy)]
+        rows.append(f"| {' | '.join([*cells, f'{rule.tokens_per_problem:,.0f}'])} |")
     lines = [
         f"**Advice: {found.advice.text}.**",
         "",
@@ -20,7 +27,7 @@ def markdown(found: Forecast) -> str:
         "| rule | t (tokens) | problems with a pick | samples with its prefix | accuracy given the prefix | "
         "forecast (points) | against greedy's prefix (points) | tokens sampled per problem |",
         "|---|---|---|---|---|---|---|---|",
-        *map(_row, found.rules),
+        *rows,
         "",
         "Forecast: accuracy given the picked prefix minus base. Against greedy's prefix: the same minus the accuracy "
         "given the prefix that greedy decoding takes; below zero, greedy accuracy may fall though sampled accuracy "
@@ -35,20 +42,6 @@ def markdown(found: Forecast) -> str:
                 f"of the same problem in {area['mean']:.1%} [{low:.1%}, {high:.1%}] of the pairs (AUC).",
             ]
     return "\n".join(lines) + "\n"
-
-
-def _row(rule: RuleForecast) -> str:
-    cells = [
-        rule.selection,
-        str(rule.length),
-        f"{rule.problem_coverage:.0%}",
-        "" if rule.prefix_coverage is None else f"{rule.prefix_coverage.mean:.0%}",
-        "" if rule.accuracy is None else _percent(rule.accuracy),
-        "" if rule.forecast is None else points(rule.forecast),
-        "" if rule.greedy is None else points(rule.greedy),
-        f"{rule.tokens_per_problem:,.0f}",
-    ]
-    return f"| {' | '.join(cells)} |"
 
 
 def _percent(value: Mean) -> str:

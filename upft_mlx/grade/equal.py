@@ -193,8 +193,11 @@ def _same_group(a: Group, b: Group, rules: Rules) -> bool:
         a, b = Group("()", a.parts), Group("()", b.parts)
     if a.kind != b.kind or max(len(a.parts), len(b.parts)) > MAX_PARTS:
         return False
-    if a.kind == ":" and _same_ratio(a, b):
-        return True
+    if a.kind == ":":  # `2:4` is `1:2`
+        first, second = ([number.value for part in group.parts if (number := as_number(part))] for group in (a, b))
+        known = len(first) == len(a.parts) and len(second) == len(first) and all(first) and all(second)
+        if known and len({x / y for x, y in zip(first, second, strict=True)}) == 1:
+            return True
     if a.ordered:
         return len(a.parts) == len(b.parts) and all(_equal(*pair, rules) for pair in zip(a.parts, b.parts, strict=True))
     named = values.by_name(a) and values.by_name(b)
@@ -209,14 +212,6 @@ def _same_group(a: Group, b: Group, rules: Rules) -> bool:
             return False
         rest.remove(match)
     return not rest
-
-
-def _same_ratio(a: Group, b: Group) -> bool:
-    """Whether two ratios of numbers are equal: `2:4` is `1:2`."""
-    first, second = ([number.value for part in group.parts if (number := as_number(part))] for group in (a, b))
-    if len(first) < len(a.parts) or len(first) != len(second) or not all(first) or not all(second):
-        return False
-    return len({x / y for x, y in zip(first, second, strict=True)}) == 1
 
 
 def _same_mathematics(wanted: str, given: str, rules: Rules) -> bool:

@@ -62,8 +62,13 @@ def grade(task: Task) -> Verdict:
         letter = chosen_letter(task.completion)
         return Verdict(letter, letter is not None and letter == task.gold.strip().upper())
     answer = extract_answer(task.completion)
-    if task.grader == "integer":
-        return Verdict(answer, answer is not None and _same_integer(answer, task.gold))
+    if task.grader == "integer":  # `m + n = 73` is 73, a value to be worked out is none
+        if answer is None or len(answer) > MAX_LENGTH:
+            return Verdict(answer, correct=False)
+        texts = (tidy(text).rpartition("=")[2].strip() for text in (answer, task.gold))
+        given, wanted = (written(split_unit(text)[0]) for text in texts)
+        plain = given is not None and not given.percent and r"\frac" not in answer and "/" not in answer
+        return Verdict(answer, plain and given is not None and wanted is not None and given.value == wanted.value)
     try:
         return Verdict(answer, judge(task.completion, task.gold, Rules(task.percent_as_unit)))
     except GaveUpError:
@@ -74,16 +79,6 @@ def grade_all(tasks: Sequence[Task]) -> list[Verdict]:
     """The verdicts on the tasks, in their order; several workers compare at a time."""
     with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as threads:
         return list(threads.map(grade, tasks))
-
-
-def _same_integer(answer: str, gold: str) -> bool:
-    r"""Whether both are the same integer; `m + n = 73` is 73, a value to be worked out is none."""
-    if len(answer) > MAX_LENGTH:
-        return False
-    given, wanted = (written(split_unit(tidy(text).rpartition("=")[2].strip())[0]) for text in (answer, gold))
-    if given is None or wanted is None or given.percent or r"\frac" in answer or "/" in answer:
-        return False
-    return given.value == wanted.value
 
 
 def chosen_letter(completion: str) -> str | None:

@@ -52,9 +52,17 @@ def ask(completion: str, gold: str, rules: Rules) -> bool:
     Raises:
         GaveUpError: there is none within the bounds.
     """
-    idle = _idle(os.getpid())
+    idle, worker = _idle(os.getpid()), None
     try:
-        worker = _taken(idle)
+        while worker is None:
+            try:
+                worker = idle.pop()
+            except IndexError:  # other threads take workers as well
+                worker = _Worker()
+                break
+            if worker.process.poll() is not None:  # it has died meanwhile
+                worker.end()
+                worker = None
     except OSError:
         symbolic.here = True
         return correct(completion, gold, rules)
@@ -64,15 +72,6 @@ def ask(completion: str, gold: str, rules: Rules) -> bool:
         raise GaveUpError
     idle.append(worker)
     return verdict
-
-
-def _taken(idle: list[_Worker]) -> _Worker:
-    """A worker that has nothing to do and has not died meanwhile, else a new one."""
-    with suppress(IndexError):
-        while (worker := idle.pop()).process.poll() is not None:
-            worker.end()
-        return worker
-    return _Worker()
 
 
 @cache

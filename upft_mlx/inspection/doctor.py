@@ -62,7 +62,11 @@ def examine(source: Platform | None = None, folder: Path | None = None) -> Itera
     machine = look(source)
     trouble = refusal(machine)
     broken = mlx_refusal(source) if trouble is None else None
-    yield from _machine(machine, trouble)
+    system = f"macOS {machine.macos or 'of unknown version'}" if machine.is_mac else machine.system
+    yield Finding("machine", "system", system, "error" if trouble else "ok", trouble or "")
+    yield Finding("machine", "chip", machine.chip or "unknown")
+    python = f"{machine.python}, {machine.architecture}{', under Rosetta' if machine.translated else ''}"
+    yield Finding("machine", "Python", f"{python}, {machine.executable}")
     yield from _safely("machine", lambda: _memory(machine, usable=not (trouble or broken)))
     yield from _safely("packages", _packages)
     yield from _safely("hub", _hub)
@@ -88,14 +92,6 @@ def _safely(group: str, look_at: Callable[[], Iterator[Finding]]) -> Iterator[Fi
 def failed(findings: list[Finding]) -> bool:
     """Whether something is an error."""
     return any(finding.status == "error" for finding in findings)
-
-
-def _machine(machine: Machine, trouble: str | None) -> Iterator[Finding]:
-    system = f"macOS {machine.macos or 'of unknown version'}" if machine.is_mac else machine.system
-    yield Finding("machine", "system", system, "error" if trouble else "ok", trouble or "")
-    yield Finding("machine", "chip", machine.chip or "unknown")
-    python = f"{machine.python}, {machine.architecture}{', under Rosetta' if machine.translated else ''}"
-    yield Finding("machine", "Python", f"{python}, {machine.executable}")
 
 
 def _memory(machine: Machine, *, usable: bool) -> Iterator[Finding]:

@@ -11,7 +11,6 @@ from upft_mlx.errors import RunDirError
 from upft_mlx.evaluation.pairs import Pair, all_pairs
 from upft_mlx.evaluation.stats import accuracy_interval, mean_interval
 from upft_mlx.evaluation.summary import SIDES
-from upft_mlx.events import Side
 from upft_mlx.inspection.browse import refuse_changed
 from upft_mlx.rows import EvaluationRow, read_rows
 from upft_mlx.rundir import RunDir
@@ -67,7 +66,10 @@ def side_by_side(
     Raises:
         RunDirError: a run has no evaluation or was changed since, or the runs have no benchmark or problem in common.
     """
-    names, bases = names or _names(runs), [_bases(run) for run in runs]
+    if not names:  # the folders' names, or their paths where two have the same
+        short = [run.root.resolve().name for run in runs]
+        names = [str(run.root) if short.count(name) > 1 else name for run, name in zip(runs, short, strict=True)]
+    bases = [_bases(run) for run in runs]
     common = [label for label in bases[0] if all(label in of for of in bases)]
     if unknown := [label for label in benchmarks if label not in common]:
         have = f"all of them have {', '.join(common)}" if common else "they have no benchmark in common"
@@ -78,12 +80,6 @@ def side_by_side(
     scores = {label: _scores(label, runs, names, bases) for label in benchmarks or common}
     comparisons = sum(math.comb(len(models), 2) for models in scores.values())
     return SideBySide({label: _table(models, comparisons) for label, models in scores.items()}, comparisons)
-
-
-def _names(runs: Sequence[RunDir]) -> list[str]:
-    """The folders' names, or their paths where two have the same."""
-    short = [run.root.resolve().name for run in runs]
-    return [str(run.root) if short.count(name) > 1 else name for run, name in zip(runs, short, strict=True)]
 
 
 def _bases(run: RunDir) -> dict[str, str]:
@@ -112,17 +108,12 @@ def _scores(
             path = run.rows_of(label, side)
             if not path.exists() or (side == "base" and of[label] in seen):
                 continue
-            grades = found[_called(side, name, several=several)] = Scores()
+            base = f"base of {name}" if several else "base"
+            grades = found[name if side == "tuned" else base] = Scores()
             for row in read_rows(path, EvaluationRow):
                 grades.setdefault((row.problem_id, row.gold), []).append(row.correct)
         seen.add(of[label])
     return found
-
-
-def _called(side: Side, run: str, *, several: bool) -> str:
-    if side == "tuned":
-        return run
-    return f"base of {run}" if several else "base"
 
 
 def _table(models: dict[str, Scores], comparisons: int) -> Table:
@@ -132,13 +123,13 @@ def _table(models: dict[str, Scores], comparisons: int) -> Table:
         raise RunDirError("these runs have no problem in common", "evaluate them on the same benchmark")
     grades = {name: [scores[problem] for problem in problems] for name, scores in models.items()}
     means = {name: [sum(marks) / len(marks) for marks in of] for name, of in grades.items()}
+    found = []
+    for name, of in means.items():
+        single = all(len(marks) == 1 for marks in grades[name])
+        interval = accuracy_interval(grades[name]) if single else mean_interval(of, (0.0, 1.0))
+        found.append(Model(name, sum(of) / len(of), interval))
     return Table(
         problems=len(problems),
-        models=[Model(name, sum(of) / len(of), _interval(grades[name], of)) for name, of in means.items()],
+        models=found,
         pairs=all_pairs(means, comparisons),
     )
-
-
-def _interval(grades: Sequence[Sequence[bool]], means: Sequence[float]) -> tuple[float, float]:
-    single = all(len(marks) == 1 for marks in grades)
-    return accuracy_interval(grades) if single else mean_interval(means, (0.0, 1.0))

@@ -62,22 +62,21 @@ def describe(
     else:
         problem = f"{quoted(error['input'])}: {one_line(_in_yaml_terms(str(error['msg']), loc), 800)}"
         remedy = ""
-    by_option = any(_reaches(patch, loc) for patch in patches)
+    by_option = False
+    for value in patches:  # does one of the options hold something at `loc`?
+        inside: Any = value
+        for part in loc:
+            here = inside if isinstance(inside, dict) else dict(enumerate(inside)) if isinstance(inside, list) else {}
+            if part not in here:
+                break
+            inside = here[part]
+        else:
+            by_option = True
     line = next((lines[loc[:n]] for n in range(len(loc), 0, -1) if loc[:n] in lines), None)
     field = one_line(".".join(map(str, loc)))
     if by_option:
         return RecipeError(problem, remedy, field=field, path="--set")
     return RecipeError(problem, remedy, field=field, path=path, line=line)
-
-
-def _reaches(value: Any, loc: tuple[Any, ...]) -> bool:
-    """Whether nested mappings and lists hold something at `loc`."""
-    for part in loc:
-        here = value if isinstance(value, dict) else dict(enumerate(value)) if isinstance(value, list) else {}
-        if part not in here:
-            return False
-        value = here[part]
-    return True
 
 
 def _in_yaml_terms(message: str, loc: tuple[Any, ...]) -> str:

@@ -123,8 +123,13 @@ def headline(benchmarks: dict[str, Any]) -> str:
             said.setdefault(outcome(sides)[0], []).append(name)
     if not said:
         return "Only base is measured: nothing is compared yet" if benchmarks else "Nothing is measured yet"
-    order = [*_WORDS, *(found for found in said if found not in _WORDS)]
-    text = "; ".join(f"{_WORDS.get(found, found)} on {_listed(said[found])}" for found in order if found in said)
+    parts = []
+    for found in [*_WORDS, *(found for found in said if found not in _WORDS)]:
+        if names := said.get(found):  # on `a, b and c`, or on `a, b and 5 more`
+            shown = names if len(names) <= 3 else [*names[:2], f"{len(names) - 2} more"]
+            listed = " and ".join([", ".join(shown[:-1]), shown[-1]] if len(shown) > 1 else shown)
+            parts.append(f"{_WORDS.get(found, found)} on {listed}")
+    text = "; ".join(parts)
     return text[0].upper() + text[1:]
 
 
@@ -134,12 +139,6 @@ _WORDS = {
     "no measurable change": "no measurable change",
     "void": "no valid comparison",
 }
-
-
-def _listed(names: Sequence[str], most: int = 3) -> str:
-    """`a, b and c`, or `a, b and 5 more`."""
-    shown = list(names) if len(names) <= most else [*names[: most - 1], f"{len(names) - most + 1} more"]
-    return " and ".join([", ".join(shown[:-1]), shown[-1]] if len(shown) > 1 else shown)
 
 
 def _difference(sides: dict[str, Any]) -> str:

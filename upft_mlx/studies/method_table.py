@@ -38,7 +38,15 @@ def summarize(cells: Sequence[Cell]) -> dict[str, Any]:
     benchmarks = list(cells[0].scores)
     return {
         "benchmarks": benchmarks,
-        "cells": [_cell(cell) for cell in cells],
+        "cells": [
+            {
+                "method": cell.method,
+                "seed": cell.seed,
+                "accuracy": {name: _average(list(scores.values())) for name, scores in cell.scores.items()},
+                **{name: getattr(cell, name) for name in COSTS},
+            }
+            for cell in cells
+        ],
         "methods": {
             method: {
                 **{name: _average([getattr(cell, name) for cell in mine]) for name in COSTS},
@@ -47,12 +55,6 @@ def summarize(cells: Sequence[Cell]) -> dict[str, Any]:
             for method, mine in of.items()
         },
     }
-
-
-def _cell(cell: Cell) -> dict[str, Any]:
-    accuracy = {name: _average(list(scores.values())) for name, scores in cell.scores.items()}
-    costs = {name: getattr(cell, name) for name in COSTS}
-    return {"method": cell.method, "seed": cell.seed, "accuracy": accuracy, **costs}
 
 
 def _average(values: Sequence[float]) -> float:
@@ -91,21 +93,16 @@ def markdown(found: Mapping[str, Any]) -> str:
         cells.append(f"{row['seconds']:.1f}" if row["seconds"] else "")
         cells.append(f"{row['peak_memory_bytes'] / 1e6:.0f} MB" if row["peak_memory_bytes"] else "")
         for name in names:
-            cells += [_accuracy(row["benchmarks"][name]), _difference(row["benchmarks"][name]["difference"])]
+            result = row["benchmarks"][name]
+            (low, high), difference = result["ci95"], result["difference"]
+            cells.append(f"{result['accuracy']:.1%} [{low:.1%}, {high:.1%}]")
+            if difference is None:
+                cells.append("")
+                continue
+            low, high = difference["ci95"]
+            cells.append(f"{100 * difference['delta']:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]")
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
-
-
-def _accuracy(result: Mapping[str, Any]) -> str:
-    low, high = result["ci95"]
-    return f"{result['accuracy']:.1%} [{low:.1%}, {high:.1%}]"
-
-
-def _difference(difference: Mapping[str, Any] | None) -> str:
-    if difference is None:
-        return ""
-    low, high = difference["ci95"]
-    return f"{100 * difference['delta']:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
 
 
 def figure(found: Mapping[str, Any], benchmark: str) -> str:

@@ -68,7 +68,7 @@ def sweep(
     found = Sweep(
         benchmark=label,
         problems=len(chosen.tuned),
-        tried=tried(cells, _samples(recipe, label)),
+        tried=tried(cells, next(spec.samples for spec in resolve(recipe.evaluate) if spec.label == label)),
         chosen=chosen.settings,
         run=chosen.run,
         rest=_on_the_rest(rest, chosen, notify),
@@ -99,7 +99,12 @@ def parts(recipe: Recipe, label: str) -> tuple[Recipe, Recipe]:
     others = [entry for entry in entries.values() if entry is not chosen_on]
     other = "development" if chosen_on["part"] == "rest" else "rest"
     if chosen_on["part"] is None:
-        left = [{**entry, "part": other} if _same_source(entry, chosen_on) else entry for entry in entries.values()]
+        left = []
+        for entry in entries.values():
+            own = entry["path"] or entry["dataset"]
+            fields = ("path", "dataset", "config", "split") if own else ("name", "path", "dataset")
+            same = all(entry[field] == chosen_on[field] for field in fields)
+            left.append({**entry, "part": other} if same else entry)
     else:
         left = others or [{**chosen_on, "part": other}]
     part = {**chosen_on, "part": chosen_on["part"] or "development"}
@@ -108,12 +113,6 @@ def parts(recipe: Recipe, label: str) -> tuple[Recipe, Recipe]:
     ]
     development, rest = map(Recipe.model_validate, with_parts)
     return development, rest
-
-
-def _same_source(one: dict[str, Any], other: dict[str, Any]) -> bool:
-    own = one["path"] or one["dataset"]
-    fields = ("path", "dataset", "config", "split") if own else ("name", "path", "dataset")
-    return all(one[field] == other[field] for field in fields)
 
 
 def folder_name(settings: Settings) -> str:
@@ -137,10 +136,6 @@ def _cell(
         seconds=found.seconds,
         peak_memory_bytes=found.peak_memory_bytes,
     )
-
-
-def _samples(recipe: Recipe, label: str) -> int:
-    return next(spec.samples for spec in resolve(recipe.evaluate) if spec.label == label)
 
 
 def _on_the_rest(recipe: Recipe, chosen: Cell, notify: Observer) -> dict[str, Any]:

@@ -48,7 +48,11 @@ def summary(report: dict[str, Any], glyphs: Glyphs, width: int, *, verbose: bool
 
 def _differences(compared: dict[str, dict[str, Any]], glyphs: Glyphs, width: int) -> Iterator[Text]:
     """A line per benchmark: its interval around zero and the same in numbers, under one scale."""
-    numbers = {name: _numbers(sides) for name, sides in compared.items()}
+    numbers = {}
+    for name, sides in compared.items():
+        paired, (low, high) = sides["paired"], sides["paired"]["ci95"]
+        certainty = "void" if outcome(sides)[0] == "void" else p_value(paired["p_value"])
+        numbers[name] = f"{points(paired['delta'])} [{points(low)}, {points(high)}]  {certainty}"
     widest = max(abs(bound) for sides in compared.values() for bound in sides["paired"]["ci95"])
     longest = min(NAME, max(len(glyphs.line(name)) for name in compared))
     room = width - longest - max(map(len, numbers.values())) - 4
@@ -66,13 +70,6 @@ def _differences(compared: dict[str, dict[str, Any]], glyphs: Glyphs, width: int
             drawn = interval_bar(paired["delta"], low, high, widest, bar, glyphs)
             text.append(drawn, style).append("  ")
         yield text.append(numbers[name], style)
-
-
-def _numbers(sides: dict[str, Any]) -> str:
-    paired = sides["paired"]
-    low, high = paired["ci95"]
-    certainty = "void" if outcome(sides)[0] == "void" else p_value(paired["p_value"])
-    return f"{points(paired['delta'])} [{points(low)}, {points(high)}]  {certainty}"
 
 
 def _name(name: str, glyphs: Glyphs, most: int = NAME) -> Text:
@@ -119,8 +116,12 @@ def _benchmarks(benchmarks: dict[str, dict[str, Any]], glyphs: Glyphs, width: in
     room = (width - max(len(_name(name, glyphs)) for name in benchmarks)) // 2 - 3
     for name, result in benchmarks.items():
         base, tuned = result.get("base"), result.get("tuned")
-        cells = (_side(side, glyphs, room) for side in (base, tuned))
-        table.add_row(_heading(name, base or tuned or {}, glyphs), *cells)
+        heading = _name(name, glyphs)
+        if side := base or tuned:  # how many problems, samples, and how they were drawn
+            samples = f" x {side['samples']}" if side["samples"] > 1 else ""
+            drawn = f"T {side['temperature']:g}" if side["temperature"] else "greedy"
+            heading.append(f"\nn {side['n']:,}{samples}, {drawn}", "dim")
+        table.add_row(heading, *(_side(side, glyphs, room) for side in (base, tuned)))
     return table
 
 
@@ -133,16 +134,6 @@ def _table(*columns: Column | str) -> Table:
         show_edge=False,
         header_style="bold",
     )
-
-
-def _heading(name: str, side: dict[str, Any], glyphs: Glyphs) -> Text:
-    """The benchmark's name; below it how many problems, samples, and how they were drawn."""
-    text = _name(name, glyphs)
-    if side:
-        samples = f" x {side['samples']}" if side["samples"] > 1 else ""
-        drawn = f"T {side['temperature']:g}" if side["temperature"] else "greedy"
-        text.append(f"\nn {side['n']:,}{samples}, {drawn}", "dim")
-    return text
 
 
 def _side(side: dict[str, Any] | None, glyphs: Glyphs, room: int) -> Text:
