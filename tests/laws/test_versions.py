@@ -25,6 +25,7 @@ from upft_mlx.recipe.schema import Recipe
 from upft_mlx.rows import read_json, write_json
 from upft_mlx.rundir import RunDir, remove
 from upft_mlx.stages import STAGES
+from upft_mlx.studies import demo
 from upft_mlx.training import train
 
 __all__ = ["made", "partial", "there"]
@@ -331,7 +332,8 @@ def test_folders_and_files_of_the_users_do_no_harm(tmp_path: Path, monkeypatch: 
     assert load_recipe("quickstart").name == "quickstart"
     shown("preview", "quickstart", "--plain")
     shutil.rmtree(tmp_path / "quickstart")
-    write(tmp_path / "quickstart", RECIPE.replace("limit: 10", "limit: 3"))
+    for name in ("quickstart", "demo"):
+        write(tmp_path / name, RECIPE.replace("limit: 10", "limit: 3"))
     asked: list[int | None] = []
 
     def run(recipe: Recipe, *_: Any) -> NoReturn:
@@ -339,9 +341,10 @@ def test_folders_and_files_of_the_users_do_no_harm(tmp_path: Path, monkeypatch: 
         raise KeyboardInterrupt
 
     monkeypatch.setattr(pipeline, "run", run)
+    monkeypatch.setattr(demo, "run_demo", run)
     upft("demo")
     upft("run", "quickstart")
-    assert asked == [load_recipe(shipped_recipes()["quickstart"]).problems.limit, 3], "the demo is the demo"
+    assert asked == [load_recipe(shipped_recipes()["demo"]).problems.limit, 3], "the demo is the demo"
 
 
 # Exports.
