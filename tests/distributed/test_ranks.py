@@ -227,7 +227,7 @@ def test_two_ranks_make_the_rows_and_the_adapter_of_one(start: Any, one: Path, t
     assert isinstance(expected, dict)
     assert isinstance(found, dict)
     for name, array in expected.items():
-        assert mx.linalg.norm(found[name] - array) < 1e-5 * mx.linalg.norm(array), name
+        assert mx.linalg.norm(found[name] - array) < 1e-4 * mx.linalg.norm(array), name
     for mine_, other in zip(lines(one / "metrics.jsonl"), lines(two / "metrics.jsonl"), strict=True):
         assert other["loss"] == pytest.approx(mine_["loss"], rel=1e-5)
         assert [other[key] for key in COUNTS] == [mine_[key] for key in COUNTS]
