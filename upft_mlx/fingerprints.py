@@ -90,12 +90,9 @@ class StageInputs:
             prompt = _without(prompt, "date")
         if prompt["instruction"] in (None, "{question}"):  # the bare question, as older versions asked it
             prompt = _without(prompt, "instruction")
-        left = "enable_thinking" in self._template and "enable_thinking" not in prompt["chat_template_args"]
+        asked = "enable_thinking" in prompt["chat_template_args"]
+        left = not asked and "enable_thinking" in chat_template(self._model_path)
         return {"prompt": prompt, **({"enable_thinking": "the template's own"} if left else {})}
-
-    @cached_property
-    def _template(self) -> str:
-        return chat_template(self._model_path)
 
 
 ASKED = ("id", "question", "answer")

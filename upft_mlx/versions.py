@@ -141,7 +141,11 @@ def install(run: RunDir, folder: Path) -> None:
         new, place = folder / name, run.root / name
         if name not in plan["out"]:
             if _exists(place):
-                _move_out(place, old / name)
+                if place.is_symlink() and place.is_dir():  # what is in the folder moves, and the link stays
+                    for child in place.iterdir():
+                        _transfer(child, old / name / child.name)
+                else:
+                    _transfer(place, old / name)
             plan["out"].append(name)
             write_json(folder / "install.json", plan)
         if new.exists():
@@ -341,15 +345,6 @@ def adopted(run: RunDir) -> dict[str, str]:
 
 def _exists(path: Path) -> bool:
     return path.is_symlink() or path.exists()
-
-
-def _move_out(place: Path, target: Path) -> None:
-    """What is at `place` to `target`; where it is a link to a folder, what is in that, and the link stays."""
-    if place.is_symlink() and place.is_dir():
-        for child in place.iterdir():
-            _transfer(child, target / child.name)
-    else:
-        _transfer(place, target)
 
 
 def _transfer(source: Path, target: Path) -> None:

@@ -199,13 +199,9 @@ def _show_page(run: RunDir, *, as_json: bool) -> None:
     if as_json:
         click.echo(to_json({"page": str(path)}))
         return
-    views.print_text(f"{path}: opened in the browser" if _opened(path) else f"{path}: open it in a browser")
-
-
-def _opened(path: Path) -> bool:
-    """Whether a browser of this desktop took it: not over SSH, and not a text browser in this terminal."""
+    # In a browser of this desktop: not over SSH, and not in a text browser in this terminal.
     remote = any(os.environ.get(name) for name in ("SSH_CONNECTION", "SSH_TTY"))
     desktop = sys.platform == "darwin" or any(os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY"))
-    if remote or not (sys.stdout.isatty() and (desktop or os.environ.get("BROWSER"))):
-        return False
-    return webbrowser.open(path.resolve().as_uri())
+    here = not remote and sys.stdout.isatty() and (desktop or bool(os.environ.get("BROWSER")))
+    opened = here and webbrowser.open(path.resolve().as_uri())
+    views.print_text(f"{path}: opened in the browser" if opened else f"{path}: open it in a browser")

@@ -23,7 +23,7 @@ from upft_mlx.models.adapters import AdapterSwitch
 from upft_mlx.models.find import model_hash
 from upft_mlx.models.load import Loaded
 from upft_mlx.rows import EvaluationRow, read_rows, replacing
-from upft_mlx.rundir import LedgerEntry, RunDir, fingerprint
+from upft_mlx.rundir import RunDir, fingerprint
 from upft_mlx.versions import kept, unfinished
 
 
@@ -109,8 +109,10 @@ class Sides:
                 seed = (entry.recipe or inputs).get("seed") if any_seed else inputs["seed"]
                 wanted = fingerprint({**inputs, "seed": seed})
                 found = (entry.inputs or {}).get(f"{part.entry.label} {side}")
-                if found == wanted and _is_as_written(entry, root, name):
-                    yield root / name
+                if found != wanted or not (rows := root / name).is_file():
+                    continue
+                if not entry.done or entry.outputs.get(name, digest(rows)) == digest(rows):
+                    yield rows
             older = run.evaluation / ".kept" / f"{part.entry.label}-{side}-{fingerprint(inputs)}.jsonl"
             if older.is_file():  # put aside by an earlier version
                 yield older
@@ -142,12 +144,6 @@ def side_inputs(job: Job, part: BenchmarkSet, side: Side) -> dict[str, Any]:
 def _copy(source: Path, target: Path) -> None:
     with replacing(target) as temporary:
         shutil.copyfile(source, temporary)
-
-
-def _is_as_written(entry: LedgerEntry, root: Path, name: str) -> bool:
-    """Whether a file of rows is there, with its digest where the stage was finished."""
-    path = root / name
-    return path.is_file() and (not entry.done or entry.outputs.get(name, digest(path)) == digest(path))
 
 
 def _stay(_side: Side) -> None:

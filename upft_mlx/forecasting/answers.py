@@ -76,25 +76,19 @@ class Answers:
             Sampler(loaded, sampling_for(loaded, 0.0, *own)),
         ]
         files = (self._samples, self._greedy)
-        for path, sampler, samples in zip(files, samplers, (recipe.forecast.samples, 1), strict=True):
-            self._sample(recipe, loaded, path, sampler, samples, notify)
-        tokens = sum(len(row.completion_ids) for path in files for row in read_rows(path, Solution))
-        return tokens, sum(sampler.processed_tokens for sampler in samplers)
-
-    def _sample(
-        self, recipe: Recipe, loaded: Loaded, path: Path, sampler: Sampler, samples: int, notify: Observer
-    ) -> None:
-        renderer = Renderer(loaded.tokenizer, recipe.prompt)
+        renderer, limit = Renderer(loaded.tokenizer, recipe.prompt), g.max_tokens
         prompts = [renderer.asked(problem.question) for problem in self.problems]
         order = sorted(range(len(prompts)), key=lambda number: -len(prompts[number]))
-        limit = recipe.generate.max_tokens
-        requests = [Request(prompts[n], limit, samples, self.problems[n].id) for n in order]
 
         def row(index: int, sample: int, made: Completion) -> Solution:
             text, name = loaded.tokenizer.decode(made.ids), self.problems[order[index]].id
             return Solution(name, sample, "full", made.ids, text, made.finish_reason, made.logprob, made.stop_id)
 
-        sample_rows(path, sampler, requests, recipe.seed, row, "answers", notify)
+        for path, sampler, samples in zip(files, samplers, (recipe.forecast.samples, 1), strict=True):
+            requests = [Request(prompts[n], limit, samples, self.problems[n].id) for n in order]
+            sample_rows(path, sampler, requests, recipe.seed, row, "answers", notify)
+        tokens = sum(len(row.completion_ids) for path in files for row in read_rows(path, Solution))
+        return tokens, sum(sampler.processed_tokens for sampler in samplers)
 
     def task(self, number: int, text: str) -> Task:
         """What a solution of one of the problems is graded on."""

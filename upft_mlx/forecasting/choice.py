@@ -76,7 +76,11 @@ def read_probe(run: RunDir, length: int) -> Probe:
     choice, probes = read_json(run.choice / "choice.json"), read_json(run.choice / "probe.json")
     area: dict[str, Any] | None = Forecast.load(choice["forecast"]).probe.get(length)
     if str(length) not in probes or area is None or area["ci95"][0] <= CHANCE:
-        found = "could not be fitted" if area is None else _area(area)
+        found = "could not be fitted"
+        if area is not None:
+            low, high = area["ci95"]
+            found = f"rates a right sample above a wrong one of the same problem in {area['mean']:.0%} [{low:.0%}, "
+            found += f"{high:.0%}] of the pairs, which is not measurably better than chance"
         raise TrainingError(
             f"at t = {length} it {found}",
             "give it more answers with forecast.problems, try another prefix.length, or take another rule (`upft "
@@ -84,11 +88,3 @@ def read_probe(run: RunDir, length: int) -> Probe:
             field="prefix.selection: probe",
         )
     return Probe(**probes[str(length)])
-
-
-def _area(area: dict[str, Any]) -> str:
-    low, high = area["ci95"]
-    return (
-        f"rates a right sample above a wrong one of the same problem in {area['mean']:.0%} [{low:.0%}, {high:.0%}] of "
-        "the pairs, which is not measurably better than chance"
-    )

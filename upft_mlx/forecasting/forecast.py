@@ -8,9 +8,9 @@ those that greedy decoding takes where no sample begins so.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any, get_args
+from typing import Any, get_args
 
 from upft_mlx.data.problems import Problem
 from upft_mlx.dataset.prefix import most_sampled, why_dropped
@@ -32,9 +32,6 @@ from upft_mlx.rundir import RunDir
 from upft_mlx.sampling.decoding import Completion, Request
 from upft_mlx.sampling.resumed import sample_rows
 from upft_mlx.sampling.sampler import Sampler, sampling_for
-
-if TYPE_CHECKING:
-    from upft_mlx.forecasting.states import States
 
 GREEDY = -1
 """The number of the solution that greedy decoding gives, beside those of the samples."""
@@ -118,9 +115,16 @@ class Forecaster:
         whole = sum(len(solution.completion_ids) for item in self.graded for solution in item.solutions)
         weighed = []
         for (rule, length), chosen in picks.items():
-            greedy = {
-                own.problem_id: self._greedy_worth(number, length, fresh) for number, own in enumerate(self.graded)
-            }
+            greedy = {}  # the success of the prefix that greedy decoding takes
+            for number, own in enumerate(self.greedy):
+                alike = self._alike(number, length)
+                if prefix_key(own.solutions[0], length)[1]:
+                    greedy[own.problem_id] = own.mean
+                elif alike is not None:
+                    greedy[own.problem_id] = self.graded[number].worth(alike, length, None)
+                else:
+                    marks = fresh[own.problem_id, GREEDY, length]
+                    greedy[own.problem_id] = sum(marks) / len(marks)
             cost = length * self.recipe.forecast.samples if rule in FROM_PREFIXES else whole / len(self.graded)
             cost = length if rule == "first" else cost
             weighed.append(weigh(rule, length, self.graded, chosen, fresh, greedy, cost))
@@ -165,7 +169,20 @@ class Forecaster:
         scores: dict[tuple[Selection, int], list[list[float]]] = {}
         areas: dict[int, dict[str, Any] | None] = {}
         probes: dict[int, Probe] = {}
-        states = self._states(lengths)
+        from upft_mlx.forecasting.states import Reader
+
+        states = []  # what the model makes of each problem's samples; empty where it cannot be read
+        try:
+            reader = Reader(self.loaded)
+        except ModelError as error:
+            self.notify(Note(str(error)))
+            reader = None
+        for number, item in enumerate(self.graded):
+            if reader is None:
+                break
+            ids = [solution.completion_ids for solution in item.solutions]
+            states.append(reader.states(self.prompts[number], ids, lengths))
+            self.notify(Progress(self.stage, number + 1, len(self.graded), "problems", part="states"))
         for length in lengths if states else ():
             features = [at[length].features for at in states]
             scores["prefix_confidence", length] = [at[length].logprobs for at in states]
@@ -176,30 +193,25 @@ class Forecaster:
                 probes[length] = fit(np.concatenate(features), marks, length)
         return scores, areas, probes
 
-    def _states(self, lengths: Sequence[int]) -> list[dict[int, States]]:
-        """What the model makes of each problem's samples; empty where it cannot be read."""
-        from upft_mlx.forecasting.states import Reader
-
-        try:
-            reader = Reader(self.loaded)
-        except ModelError as error:
-            self.notify(Note(str(error)))
-            return []
-        found = []
-        for number, item in enumerate(self.graded):
-            ids = [solution.completion_ids for solution in item.solutions]
-            found.append(reader.states(self.prompts[number], ids, lengths))
-            self.notify(Progress(self.stage, number + 1, len(self.graded), "problems", part="states"))
-        return found
-
     # What is continued.
 
     def _continue(
         self, picks: Mapping[tuple[Selection, int], Sequence[int | None]], lengths: Sequence[int]
     ) -> tuple[Fresh, int]:
         """Fresh continuations of the prefixes that need them, and the tokens that were sampled for them."""
-        wanted = list(dict.fromkeys(itertools.chain(self._of_rules(picks), self._of_greedy(lengths))))
-        starts = [self._prefix(*place) for place in wanted]
+        wanted: list[tuple[int, int, int]] = []  # (problem, sample, length)
+        for (rule, length), chosen in picks.items():  # of rules that look at whole solutions
+            for number, found in enumerate(chosen) if rule not in FROM_PREFIXES else ():
+                if found is not None and not prefix_key(self.graded[number].solutions[found], length)[1]:
+                    wanted.append((number, self.graded[number].first_alike(found, length), length))
+        for length, number in itertools.product(lengths, range(len(self.greedy))):
+            if not prefix_key(self.greedy[number].solutions[0], length)[1] and self._alike(number, length) is None:
+                wanted.append((number, GREEDY, length))
+        wanted = list(dict.fromkeys(wanted))
+        starts = []
+        for number, of, length in wanted:
+            solution = self.greedy[number].solutions[0] if of == GREEDY else self.graded[number].solutions[of]
+            starts.append(solution.completion_ids[:length])
         limit, count = self.recipe.generate.max_tokens, self.recipe.forecast.continuations
         names = [problem.id for problem in self.answers.problems]
         requests = [
@@ -221,39 +233,11 @@ class Forecaster:
             tokens += made.tokens
         return fresh, tokens
 
-    def _of_rules(self, picks: Mapping[tuple[Selection, int], Sequence[int | None]]) -> Iterator[tuple[int, int, int]]:
-        """(problem, sample, length) of what rules picked that look at whole solutions, under the first such sample."""
-        for (rule, length), chosen in picks.items():
-            for number, found in enumerate(chosen) if rule not in FROM_PREFIXES else ():
-                if found is not None and not prefix_key(self.graded[number].solutions[found], length)[1]:
-                    yield number, self.graded[number].first_alike(found, length), length
-
-    def _of_greedy(self, lengths: Sequence[int]) -> Iterator[tuple[int, int, int]]:
-        """The same of what greedy decoding takes, where no sample begins so."""
-        for length, number in itertools.product(lengths, range(len(self.greedy))):
-            if not prefix_key(self.greedy[number].solutions[0], length)[1] and self._alike(number, length) is None:
-                yield number, GREEDY, length
-
     def _alike(self, number: int, length: int) -> int | None:
         """A sample that begins as greedy decoding does."""
         key = prefix_key(self.greedy[number].solutions[0], length)
         solutions = self.graded[number].solutions
         return next((sample for sample, other in enumerate(solutions) if prefix_key(other, length) == key), None)
-
-    def _prefix(self, number: int, of: int, length: int) -> list[int]:
-        graded = self.greedy[number] if of == GREEDY else self.graded[number]
-        return graded.solutions[0 if of == GREEDY else of].completion_ids[:length]
-
-    def _greedy_worth(self, number: int, length: int, fresh: Fresh) -> float:
-        """The success of the prefix that greedy decoding takes."""
-        greedy = self.greedy[number]
-        if prefix_key(greedy.solutions[0], length)[1]:
-            return greedy.mean
-        alike = self._alike(number, length)
-        if alike is not None:
-            return self.graded[number].worth(alike, length, None)
-        marks = fresh[greedy.problem_id, GREEDY, length]
-        return sum(marks) / len(marks)
 
 
 def dump_probes(probes: Mapping[int, Probe]) -> dict[str, Any]:

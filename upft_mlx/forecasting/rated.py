@@ -74,7 +74,12 @@ class _Rated:
         self.recipe, self.loaded, self.problems, self.run, self.notify = recipe, loaded, problems, run, notify
         self.rule, self.length = recipe.prefix.selection, most_sampled(recipe, "prefix")
         self.probe = read_probe(run, self.length) if self.rule == "probe" else None
-        self.checked = _right(Answers(recipe, problems, run)) if recipe.uses_answers else {}
+        graded = Answers(recipe, problems, run).graded() if recipe.uses_answers else ()
+        self.checked = {
+            item.problem_id: [row for row, right in zip(item.solutions, item.right, strict=True) if right]
+            for item in graded
+        }
+        """The right samples of each problem whose answer is used."""
         self.structure = structure_of(recipe, problems)
         whole = self.structure if self.rule not in SCORED else frozenset[int]()
         self.wanted = [
@@ -96,7 +101,9 @@ class _Rated:
         view.solutions = self.files["prefixes"]
         view.partial = view.solutions.with_name("prefixes.partial.jsonl")
         first = generate(self.recipe, self.loaded, self.problems, self.wanted, view, self.notify)
-        prefixes = _by_problem(read_rows(view.solutions, Solution))
+        prefixes: dict[str, list[Solution]] = {}
+        for row in read_rows(view.solutions, Solution):
+            prefixes.setdefault(row.problem_id, []).append(row)
         scored = self._scored(prefixes)
         whole = self._continued(scored)
         write_rows(self.run.solutions, self._rows(scored, whole))
@@ -236,23 +243,8 @@ class _Rated:
                 yield from rows
 
 
-def _right(answers: Answers) -> dict[str, list[Solution]]:
-    """The right samples of each problem whose answer is used."""
-    return {
-        item.problem_id: [row for row, right in zip(item.solutions, item.right, strict=True) if right]
-        for item in answers.graded()
-    }
-
-
 def rated_by_confidence(row: Solution) -> Solution:
     """A prefix with its mean log-probability (nats per token, EOS included) as its score."""
     assert row.logprob is not None
     tokens = len(row.completion_ids) + (row.finish_reason == "stop")
     return replace(row, score=row.logprob / max(1, tokens), logprob=None)
-
-
-def _by_problem(rows: Iterator[Solution]) -> dict[str, list[Solution]]:
-    found: dict[str, list[Solution]] = {}
-    for row in rows:
-        found.setdefault(row.problem_id, []).append(row)
-    return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from datetime import datetime
 from functools import cache
 from pathlib import Path
@@ -41,11 +42,15 @@ def write_page(run: RunDir, limit: tuple[int, str] | None = None) -> Path:
     measured = {name: found.get("base") or found["tuned"] for name, found in facts["benchmarks"].items()}
     shown = [entry.label for entry in resolve(recipe.evaluate) if not entry.private and entry.label in measured]
     pieces, unit = _pieces(recipe)
+    rows: dict[str, object] | None = None
+    with suppress(UpftError):  # the model's tokenizer may not be here
+        found_rows = preview(recipe, run.root, rows=ROWS)
+        rows = found_rows if found_rows["source"] == "dataset" else None
     found = Material(
         facts=facts,
         asked=seen(run, shown) if shown else (),
         withheld={name: side["n"] for name, side in measured.items() if name not in shown},
-        preview=_rows(recipe, run),
+        preview=rows,
         pieces=pieces,
         unit=unit,
         limit=limit,
@@ -56,25 +61,12 @@ def write_page(run: RunDir, limit: tuple[int, str] | None = None) -> Path:
     return path
 
 
-def _rows(recipe: Recipe, run: RunDir) -> dict[str, object] | None:
-    """Rows of the run's dataset; none where there is none, or the model's tokenizer is not here."""
-    try:
-        found = preview(recipe, run.root, rows=ROWS)
-    except UpftError:
-        return None
-    return found if found["source"] == "dataset" else None
-
-
 def _pieces(recipe: Recipe) -> tuple[Callable[[str], Sequence[str]], str]:
     """Cuts a text into its first tokens; into words where the model's tokenizer is not here."""
     try:
         tokenizer = load_tokenizer(find_model(recipe, weights=False), trust_remote_code=recipe.trust_remote_code)
         renderer = Renderer(tokenizer, recipe.prompt)
     except UpftError:
-        return _words, "words"
+        return lambda text: [f"{word} " for word in text.split()[:DEPTH]], "words"
     token = cache(lambda id_: renderer.tokens([id_])[0])
     return lambda text: [token(int(i)) for i in tokenizer.encode(text, add_special_tokens=False)[:DEPTH]], "tokens"
-
-
-def _words(text: str) -> Sequence[str]:
-    return [f"{word} " for word in text.split()[:DEPTH]]

@@ -6,7 +6,7 @@ batch size 1, then all other tokens of a batch of prompts but the last ones, fro
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
@@ -33,9 +33,9 @@ class Prefill:
         self._shared_ids: list[int] | None = None
         self._shared_cache: Cache = []
         self.tokens = 0
-        self.exact = self._agrees(self._share_and_continue)
+        self.exact = self._agrees(shared=True)
         """Whether this model family continues from such caches as from its own, tried on a few tokens."""
-        self.batches = self.exact or self._agrees(lambda: self._whole(_TRIED))
+        self.batches = self.exact or self._agrees(shared=False)
         """Whether mlx-lm's batches of prompts of different lengths are right for it at all."""
         self.tokens = 0
         """Passed through the model since then, padding included."""
@@ -77,21 +77,23 @@ class Prefill:
         mx.eval([layer.state for cache in extracted for layer in cache])  # else each holds on to the padded ones of all
         return extracted
 
-    def _agrees(self, caches: Callable[[], list[Cache]]) -> bool:
-        """Whether the last tokens of `_TRIED` get the logits of a plain pass when a batch continues from caches."""
+    def _agrees(self, *, shared: bool) -> bool:
+        """Whether the last tokens of `_TRIED` get the logits of a plain pass when a batch continues from caches.
+
+        From that of what they share, or each from its own.
+        """
         from mlx_lm.generate import PromptProcessingBatch
 
         try:
-            joined = PromptProcessingBatch(self._model, [0, 1], caches()).prompt_cache
+            if shared:
+                self.share(_TRIED)
+            caches = self._from_shared(_TRIED) if shared else self._whole(_TRIED)
+            joined = PromptProcessingBatch(self._model, [0, 1], caches).prompt_cache
             found = self._model(mx.array([ids[-1:] for ids in _TRIED]), cache=joined)[:, -1]
             full = mx.concatenate([self._model(mx.array([ids]))[:, -1] for ids in _TRIED])
             return same_logits(found, full)
         except (ValueError, TypeError, AttributeError, IndexError, KeyError, NotImplementedError):
             return False  # the family's caches cannot be joined, or are of another kind
-
-    def _share_and_continue(self) -> list[Cache]:
-        self.share(_TRIED)
-        return self._from_shared(_TRIED)
 
     def _whole(self, prompts: Sequence[Sequence[int]]) -> list[Cache]:
         from mlx_lm.models.cache import make_prompt_cache

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from upft_mlx.events import Observer, Progress
@@ -34,8 +34,13 @@ def sample_rows(
         stage: what progress is reported for; the part is the file's name.
         notify: receives progress events.
     """
-    plan = list(_cut(requests, BATCHES * sampler.sampling.batch_size))
-    sizes = [sum(requests[index].samples for index in chunk) for chunk in plan]
+    plan, sizes = list[list[int]](), list[int]()  # indices of requests, about so many completions at a time
+    for index, request in enumerate(requests):
+        if not sizes or sizes[-1] >= BATCHES * sampler.sampling.batch_size:
+            plan.append([])
+            sizes.append(0)
+        plan[-1].append(index)
+        sizes[-1] += request.samples
     first = resume(path, sizes)
     start, total = sum(sizes[:first]), sum(sizes)
     on_step = summing(
@@ -45,15 +50,3 @@ def sample_rows(
         completions = iter(sampler.sample([requests[index] for index in chunk], seed, on_step))
         pairs = [(index, sample) for index in chunk for sample in range(requests[index].samples)]
         append_chunk(path, [row(*pair, next(completions)) for pair in pairs])
-
-
-def _cut(requests: Sequence[Request], size: int) -> Iterator[list[int]]:
-    """Indices of requests, about `size` completions at a time."""
-    chunk: list[int] = []
-    for index in range(len(requests)):
-        chunk.append(index)
-        if sum(requests[i].samples for i in chunk) >= size:
-            yield chunk
-            chunk = []
-    if chunk:
-        yield chunk

@@ -58,11 +58,12 @@ def compare(recipe: Recipe, run_dir: str | Path, notify: Observer = ignore) -> d
         left = seconds_left(spent, [name for name, _ in plan[number - 1 :]])
         told = "" if left is None else f"; about {duration(left)} left"
         notify(Note(f"{number} of {len(plan)}: {method}, seed {seed}{told}"))
-        folder, begin = _folder(root, method, seed), time.monotonic()
+        folder, begin = root / method.replace(":", "-") / f"seed-{seed}", time.monotonic()
         donors = [RunDir(path) for path in sorted(root.glob("*/seed-*")) if path != folder]
         cells.append(run_cell(variants[method, seed], method, folder, donors, notify))
         spent.setdefault(method, []).append(time.monotonic() - begin)
-    found = {"recipe": recipe.dump(), "versions": versions(), "machine": _machine(), **summarize(cells)}
+    machine = {"python": platform.python_version(), "machine": platform.machine(), "cores": os.cpu_count()}
+    found = {"recipe": recipe.dump(), "versions": versions(), "machine": machine, **summarize(cells)}
     keep_aside(root, "compare", "recipe", found["recipe"])
     write_json(root / "compare.json", found)
     write_atomically(root / "compare.md", f"# {recipe.name}: methods side by side\n\n{markdown(found)}")
@@ -135,8 +136,14 @@ def run_cell(
     """
     job = prepare(recipe, folder, notify)
     job.donors = donors
-    if method.partition(":")[0] == BEST_OF_PREFIX:
-        return _untrained(job, method)
+    if method.partition(":")[0] == BEST_OF_PREFIX:  # prefixes are picked at test time, and nothing is trained
+        with opened(job):
+            loaded, root = job.load(), job.run.root / BEST_OF_PREFIX
+            scores = {
+                part.entry.label: best_of_prefix(job.recipe, loaded, part, root / part.entry.label, job.notify)
+                for part in job.sets
+            }
+        return Cell(method, job.recipe.seed, scores, 0, 0, 0.0, 0)
     with opened(job):
         refuse_changed(job)
         if method != BASE:
@@ -148,21 +155,6 @@ def run_cell(
         do(job, "evaluate")
         report(job)
     return _result(job, method)
-
-
-def _untrained(job: Job, method: str) -> Cell:
-    """What picking prefixes at test time gives, without any training."""
-    with opened(job):
-        loaded, root = job.load(), job.run.root / BEST_OF_PREFIX
-        scores = {
-            part.entry.label: best_of_prefix(job.recipe, loaded, part, root / part.entry.label, job.notify)
-            for part in job.sets
-        }
-    return Cell(method, job.recipe.seed, scores, 0, 0, 0.0, 0)
-
-
-def _folder(root: Path, method: str, seed: int) -> Path:
-    return root / method.replace(":", "-") / f"seed-{seed}"
 
 
 def _result(job: Job, method: str) -> Cell:
@@ -187,7 +179,3 @@ def scores_of(path: Path) -> dict[str, float]:
     for row in read_rows(path, EvaluationRow):
         marks.setdefault(row.problem_id, []).append(row.correct)
     return {problem: sum(values) / len(values) for problem, values in marks.items()}
-
-
-def _machine() -> dict[str, Any]:
-    return {"python": platform.python_version(), "machine": platform.machine(), "cores": os.cpu_count()}

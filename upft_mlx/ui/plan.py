@@ -35,7 +35,19 @@ def print_plan(facts: dict[str, Any], *, console: Console | None = None) -> None
     for table in _tables(facts):
         console.print()
         console.print(table)
-    for remark in _remarks(facts):
+    found, solutions = facts["memory"], facts["solution_tokens"]
+    remarks = ["", f"a full solution averages {solutions['mean']:,.0f} tokens ({solutions['how']})"]
+    if facts["seconds"] is None:
+        why = "" if facts["model_is_here"] else ": fetch the model first"
+        remarks.append(f"time: no estimate without a calibration on this machine{why}")
+    if facts["other_seconds"] is not None:
+        others = [f"`upft {name}` about {duration(seconds)}" for name, seconds in facts["other_seconds"].items()]
+        remarks.append(f"not part of a run: {', '.join(others)}")
+    fits = ["every stage fits in memory (the formulas are right to about 15 %)"]
+    remarks += [f"does not fit: {text}" for text in found["too_large"]] or fits
+    remarks += [f"note: {text}" for text in (*facts["notes"], *facts["prompts_differ"])]
+    remarks += [f"the memory formulas were not measured for {what}" for what in found["not_measured_for"]]
+    for remark in remarks:
         console.print(Text(line(remark)), soft_wrap=not console.is_terminal)
 
 
@@ -69,21 +81,3 @@ def _tables(facts: dict[str, Any]) -> Iterator[Table]:
             table.add_row(stage, duration(seconds))
         table.add_row("together", duration(sum(facts["seconds"].values())))
         yield table
-
-
-def _remarks(facts: dict[str, Any]) -> list[str]:
-    found = facts["memory"]
-    solutions = facts["solution_tokens"]
-    lines = ["", f"a full solution averages {solutions['mean']:,.0f} tokens ({solutions['how']})"]
-    if facts["seconds"] is None:
-        why = "" if facts["model_is_here"] else ": fetch the model first"
-        lines.append(f"time: no estimate without a calibration on this machine{why}")
-    if facts["other_seconds"] is not None:
-        others = [f"`upft {name}` about {duration(seconds)}" for name, seconds in facts["other_seconds"].items()]
-        lines.append(f"not part of a run: {', '.join(others)}")
-    lines += [f"does not fit: {line}" for line in found["too_large"]]
-    if not found["too_large"]:
-        lines.append("every stage fits in memory (the formulas are right to about 15 %)")
-    lines += [f"note: {line}" for line in (*facts["notes"], *facts["prompts_differ"])]
-    lines += [f"the memory formulas were not measured for {what}" for what in found["not_measured_for"]]
-    return lines
