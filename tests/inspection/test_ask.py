@@ -458,7 +458,7 @@ def terminal(tmp_path: Path) -> Iterator[Callable[..., str]]:
 @pytest.mark.skipif(TMUX is None, reason="tmux is not installed")
 def test_a_chat_in_a_real_terminal(terminal: Callable[..., str], adapter: Path, sides: dict[Side, Loaded]) -> None:
     command = f"{sys.executable} -m upft_mlx ask --model builtin:arithmetic --adapter {adapter} --chat; echo status $?"
-    terminal(command, r"conversation is kept; press Enter on an empty line to quit\n>")
+    terminal(command, r"/exit or an empty line quits\n>")
     text = terminal(QUESTION, r"(?s)base.*tuned.*tokens.*\n>\s*$")
     prompt = Renderer(sides["base"].tokenizer, Prompt()).ids(QUESTION)
     for loaded in sides.values():

@@ -247,7 +247,7 @@ def test_the_view_in_a_real_terminal(width: int, height: int, adapter: Path, tmp
         subprocess.run(
             [*tmux, "send-keys", "-t", session, f"{command} --set evaluate.batch_size=8", "Enter"], check=True
         )
-        text = wait_for(session, r"(?s)✗→✓.*tuned +[✓✗]")
+        text = wait_for(session, r"(?s)✗→✓.*tuned - base")
         assert re.search(r"\d+/200 completions · [\d,]+ tokens/s · [\d.]+ [MG]B · 0:\d\d elapsed", text)
         assert re.search(r"arithmetic +.*\d+ % +\d+\.\d % \[\d+\.\d, \d+\.\d\] +\d+\.\d % \[", text)
         assert max(map(len, text.splitlines())) <= width
@@ -262,7 +262,7 @@ def test_the_view_in_a_real_terminal(width: int, height: int, adapter: Path, tmp
         subprocess.run(
             [*tmux, "send-keys", "-t", session, f"clear; {command} --set evaluate.batch_size=8", "Enter"], check=True
         )
-        text = wait_for(session, r"report +/")
+        text = wait_for(session, r"page +/")
         summary: dict[str, Any] = json.loads((run / "evaluation/summary.json").read_text())["benchmarks"]["arithmetic"]
         for side in ("base", "tuned"):
             low, high = summary[side]["ci95"]
