@@ -6,7 +6,7 @@
     python tools/make_forecast_page.py WORK page
 
 Each finished unit is a line of WORK/units.jsonl, and each training run is a run directory that continues. What is
-compared, and what would count as failure, is in `PLAN`, which stands in the page above the results.
+compared, and what would count as failure, is in `PLAN`. The page shows it above the results.
 """
 
 from __future__ import annotations

@@ -72,7 +72,7 @@ def plan(
         recipe: the recipe.
         run_dir: solutions that are there already say how long solutions are; None: runs/NAME.
         notify: receives a note when the calibration begins.
-        mac: plan for a Mac with so many GB of memory instead of this machine.
+        mac: plan for a Mac with this many GB of memory instead of this machine.
         calibrates: whether the model may be loaded, about ten seconds, where this machine's speed is not known yet.
 
     Returns:
@@ -167,7 +167,7 @@ def preview(
     Args:
         recipe: the recipe.
         run_dir: its rows are shown where it has some; None: runs/NAME.
-        rows: at most so many.
+        rows: the largest number of training rows shown.
         problem: the id of the only one to show.
         model: load the model as well, and say how likely it finds the rows.
 

@@ -213,7 +213,7 @@ def prefix_ids(solution: Solution, prefix: Prefix, eos_id: int) -> list[int]:
 
 
 def sampled_prefix(solution: Solution, length: int) -> tuple[list[int], bool]:
-    """The first `length` sampled ids, and whether the solution ended before it had so many."""
+    """The first `length` sampled ids, and whether the solution ended before it reached that length."""
     ids = solution.completion_ids[:length]
     return ids, solution.finish_reason == "stop" and len(ids) < length
 

@@ -44,7 +44,7 @@ WITHHELD = "(withheld)"
 """What stands for a private benchmark's texts."""
 
 AGAIN_SHARE, AGAIN_MOST = 1 / 10, 64
-"""The share of the problems, and at most so many, that are put to base at another batch size."""
+"""The share of the problems, and their largest number, that are put to base at another batch size."""
 Switch = Callable[[Side], None]
 """Puts the adapter on for `tuned`, off for `base`."""
 

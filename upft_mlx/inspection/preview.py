@@ -44,7 +44,7 @@ class Marked:
     weights: list[float]
     """For each id, 0 where it is masked."""
     shared: int
-    """The first so many ids are passed once for the whole batch."""
+    """The number of first ids that are run through the model once for the whole batch."""
     padding: int
     """Tokens passed beyond the sequence's own."""
 
@@ -81,7 +81,7 @@ def preview(
     Args:
         recipe: the recipe.
         run_dir: its rows are shown if they are current, else its solutions, else made-up completions.
-        rows: at most so many rows, of both kinds where there are two.
+        rows: the largest number of rows shown, of both kinds where there are two.
         problem: the id of the one to show.
         model: load the model as well, and say what it thinks of the rows.
 

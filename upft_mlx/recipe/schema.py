@@ -239,7 +239,7 @@ class Train(Section):
     validate_every: Count = 50
     """Steps between two validation losses; the last step always has one."""
     patience: Count | None = None
-    """Stop training after so many validation losses in a row that are no better than the best one; unset: train all
+    """Stop training when this many validation losses in a row are no better than the best one; unset: train all
     steps."""
     checkpoint_every: Count = 50
     """Steps between two checkpoints."""

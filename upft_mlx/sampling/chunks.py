@@ -35,7 +35,7 @@ def evaluated_together(problems: int, batch_size: int, samples: int) -> int:
 
 
 def is_wave(prompts: int, completions: int, batch_size: int) -> bool:
-    """Whether so many prompts, with so many completions together, are a whole wave."""
+    """Whether this number of prompts, with this number of completions, is a whole wave."""
     return prompts >= WAVE_PROMPTS and WAVES_PER_BATCH * completions >= batch_size
 
 

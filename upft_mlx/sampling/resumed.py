@@ -34,7 +34,7 @@ def sample_rows(
         stage: what progress is reported for; the part is the file's name.
         notify: receives progress events.
     """
-    plan, sizes = list[list[int]](), list[int]()  # indices of requests, about so many completions at a time
+    plan, sizes = list[list[int]](), list[int]()  # indices of requests, and the completions of each chunk
     for index, request in enumerate(requests):
         if not sizes or sizes[-1] >= BATCHES * sampler.sampling.batch_size:
             plan.append([])

@@ -148,7 +148,7 @@ def make_batch(examples: Sequence[Example], shared: int = 0, of: int | None = No
 
     Args:
         examples: its sequences.
-        shared: the first so many tokens are equal in all of them.
+        shared: number of tokens that all of them begin with.
         of: sequences of the whole step; unset: those of this batch.
     """
     length = _round_up(max(len(e.ids) - 1 for e in examples) - shared, PAD_TOKENS)

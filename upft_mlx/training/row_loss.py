@@ -27,7 +27,7 @@ EOS = "EOS"
 
 
 def drawn(examples: Sequence[Example], counts: dict[str, int], seed: int) -> list[Example]:
-    """At most so many examples of each kind, drawn with the seed; fewer are the first of more."""
+    """Up to `counts` examples of each kind, drawn with the seed; a smaller draw is the start of a larger one."""
     order = list(examples)
     random.Random(f"measured/{seed}").shuffle(order)
     found: list[Example] = []

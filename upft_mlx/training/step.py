@@ -69,7 +69,8 @@ class Stepper:
         Args:
             model: with a fresh adapter.
             settings: the recipe's.
-            shared: all sequences begin with the same so many tokens; passed once per (micro-)batch where that is exact.
+            shared: number of tokens that all sequences begin with; run through the model once per (micro-)batch where
+                that is exact.
             dropout: whether the adapter has any.
             compiled: whatever the device.
             notify: receives which modes are off, and why.

@@ -17,7 +17,7 @@ def token_losses(model: nn.Module, examples: Sequence[Example], modes: Modes, sh
         model: as it is now; dropout is off while it is asked.
         examples: rows.
         modes: how the model computes its logits.
-        shared: the first so many tokens are equal in all examples; 0 where the modes do not share.
+        shared: number of tokens that all examples begin with; 0 where the modes do not share.
     """
     order = sorted(range(len(examples)), key=lambda index: len(examples[index].ids))
     nats: list[float] = []
