@@ -24,8 +24,8 @@ from upft_mlx.models.load import Loaded, load
 from upft_mlx.models.same_logits import scalar
 from upft_mlx.recipe.schema import Recipe
 from upft_mlx.results import training_report
-from upft_mlx.results.report import markdown
-from upft_mlx.rows import TrainingRow, write_rows
+from upft_mlx.results.report import collect, markdown
+from upft_mlx.rows import TrainingRow, write_json, write_rows
 from upft_mlx.rundir import RunDir
 from upft_mlx.sampling.decoding import Request
 from upft_mlx.sampling.draw import Sampling
@@ -110,10 +110,27 @@ def test_the_verdict_warns_of_benchmarks_whose_answers_became_over_a_tenth_short
     assert line == ("warning: b: tuned answers are 10% shorter (200 to 179 tokens): it may have learned to stop early")
 
 
-def test_a_model_known_to_be_better_is_not_suspicious_for_having_moved() -> None:
-    facts = {"movement": found([answered("x")] * 3, [[Place(0.1, (0.2, 0.9))]] * 3)}
-    assert len(training_report.warnings(facts, {})) == 2
-    assert training_report.warnings(facts, {}, better=True) == []
+@pytest.mark.parametrize(
+    ("changes", "warned"),
+    [((0.1,), False), ((0.1, 0.0), False), ((0.0,), True), ((-0.1,), True), ((0.1, -0.1), True), ((), True)],
+)
+def test_only_a_model_known_to_be_better_and_nowhere_worse_may_have_moved_far(
+    changes: Sequence[float], warned: bool, make_recipe: MakeRecipe, tmp_path: Path
+) -> None:
+    run = RunDir(tmp_path)
+    side = {"accuracy": 0.5, "truncated": 0.0, "n": 100, "mean_tokens": 30.0, "answer_found": 1.0}
+    benchmarks = {
+        str(number): {
+            "base": side,
+            "tuned": side,
+            "paired": {"delta": delta, "p_value": 0.01 if delta else 1.0, "ci95": [delta - 0.01, delta + 0.01]},
+        }
+        for number, delta in enumerate(changes)
+    }
+    write_json(run.summary, {"benchmarks": benchmarks})
+    write_json(run.movement, {**found([answered("x")] * 3, [[Place(0.1, (0.2, 0.9))]] * 3), "source": "prompts"})
+    lines = collect(make_recipe(), run, ["train", "evaluate"])["remarks"]
+    assert any("no tuned answer begins" in line for line in lines) is warned
 
 
 def test_an_opening_can_leave_neither_its_cell_nor_its_line() -> None:
