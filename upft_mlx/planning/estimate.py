@@ -34,9 +34,13 @@ from upft_mlx.recipe.schema import Recipe
 from upft_mlx.results.economy import KEEP, SAMPLES, Cost
 from upft_mlx.rundir import RunDir
 from upft_mlx.training.batches import total_steps, unshared_because
+from upft_mlx.training.moved import OPENING, PROMPTS, looked_at
+from upft_mlx.training.row_loss import FIXED, MEASURED, is_reported
 
 _FUSE_ROWS = 128
 """Trained rows that take about as long as fusing: 64 rows pass once, and some are measured in each format."""
+_FORWARD = 1 / 3
+"""Cost of a token that is only run forward, as a share of a trained one: the backward pass takes about twice that."""
 _ROW_BYTES = 12
 """Bytes of a token in a JSONL row, about: its id and its text."""
 _CHECKPOINT_COPIES = 3
@@ -147,6 +151,17 @@ class Planner:
             return settings.epochs or 1
         return settings.steps * settings.batch_size / max(1.0, self.counts.rows)
 
+    @property
+    def _trained_tokens(self) -> float:
+        """Tokens of rows that a training runs through the model, those without a gradient by what they cost."""
+        mine, settings = self.counts, self.recipe.train
+        held = len(valid_numbers(range(len(self.problems)), settings.valid_ratio, self.recipe.seed))
+        reports = sum(is_reported(settings, step, held > 0) for step in range(1, self.steps)) + 1
+        validations = len(range(settings.validate_every, self.steps, settings.validate_every)) + 1
+        measured, fixed = (sum(min(most[kind], n) for kind, n in mine.kinds.items()) for most in (MEASURED, FIXED))
+        looks = measured + reports * fixed + validations * held
+        return self._passes * mine.row_tokens + _FORWARD * looks * mine.row_tokens / max(1.0, mine.rows)
+
     # Disk.
 
     def disk(self) -> dict[str, float]:
@@ -180,9 +195,12 @@ class Planner:
             return None
         speed, mine = self.speed, self.counts
         full = mine.full * self.solutions.mean / speed.tokens_per_second
+        # How far the model moved: a step of few prompts takes at most as long as one of a full batch.
+        decoded = looked_at(most_sampled(self.recipe, "prefix")) + OPENING
+        moved = decoded * max(PROMPTS, self.recipe.generate.batch_size) / speed.tokens_per_second
         found = {
             "generate": speed.load_seconds + full + mine.prefixes * speed.seconds_per_prefix,
-            "train": speed.load_seconds + self._passes * mine.row_tokens * speed.seconds_per_trained_token,
+            "train": speed.load_seconds + self._trained_tokens * speed.seconds_per_trained_token + moved,
         }
         if self.sets:
             answers = 2 * sum(part.completions * min(self.solutions.mean, part.entry.max_tokens) for part in self.sets)
@@ -259,12 +277,17 @@ class ExpectedCounts:
     """Prefixes to sample."""
     full: float
     """Full solutions to sample."""
-    rows: float
-    """Rows to train on in an epoch."""
+    kinds: dict[str, float]
+    """Rows to train on in an epoch, by kind."""
     trained_tokens: float
     """Supervised tokens in an epoch."""
     row_tokens: float
     """Tokens of the rows in an epoch, without the shared ones."""
+
+    @property
+    def rows(self) -> float:
+        """Rows to train on in an epoch."""
+        return sum(self.kinds.values())
 
 
 def count(recipe: Recipe, problems: int, memory: MemoryPlan, solutions: Solutions) -> ExpectedCounts:
@@ -284,7 +307,7 @@ def count(recipe: Recipe, problems: int, memory: MemoryPlan, solutions: Solution
     return ExpectedCounts(
         prefixes=prefix * samples,
         full=full * (samples if recipe.samples_full else 1),
-        rows=prefix_rows + full_rows,
+        kinds={"prefix": prefix_rows, "structure" if recipe.method == "upft" else "full": full_rows},
         trained_tokens=prefix_rows * t + full_rows * (solutions.mean + 1),
         row_tokens=prefix_rows * (trained + t) + full_rows * (asked + solutions.mean + 1),
     )

@@ -13,6 +13,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+PROMPTS = 8
+OPENING = 12
+"""Tokens of an answer in which its opening is looked for."""
+AFTER, MOST = 8, 40
+"""The first `prefix.length` tokens of base's answers and so many more are looked at, at most 40: an EOS that was
+learned shows right behind the prefix. That takes a few seconds; whole answers would take minutes on a CPU."""
 WORDS = 3
 """Words of an answer that are its opening."""
 TOP = 5
@@ -37,6 +43,11 @@ class Place:
     """KL(base || tuned), nats."""
     stop: tuple[float, float]
     """The probability that base, and that tuned, ends the answer here, where base does not."""
+
+
+def looked_at(prefix: int) -> int:
+    """Tokens of each of base's answers that are looked at after training on prefixes of this length."""
+    return max(OPENING, min(MOST, prefix + AFTER))
 
 
 def opening(text: str) -> str:

@@ -22,14 +22,7 @@ from upft_mlx.sampling.decoding import Chunk, Request
 from upft_mlx.sampling.draw import Sampling
 from upft_mlx.sampling.prefill import Cache, Prefill
 from upft_mlx.training.divergence import kl_per_position
-from upft_mlx.training.moved import Answered, Place, in_words, summarize
-
-PROMPTS = 8
-OPENING = 12
-"""Tokens of an answer in which its opening is looked for."""
-AFTER, MOST = 8, 40
-"""The first `prefix.length` tokens of base's answers and so many more are looked at, at most 40: an EOS that was
-learned shows right behind the prefix. That takes a few seconds; whole answers would take minutes on a CPU."""
+from upft_mlx.training.moved import OPENING, PROMPTS, Answered, Place, in_words, looked_at, summarize
 
 
 def measure(
@@ -85,7 +78,7 @@ def movement(recipe: Recipe, loaded: Loaded, run: RunDir, source: str, prompts: 
     switch = _switch(model)
     caches: dict[str, list[Cache]] = {}
     answers: dict[str, list[list[int]]] = {}
-    for side, limit in (("base", max(OPENING, min(MOST, most_sampled(recipe, "prefix") + AFTER))), ("tuned", OPENING)):
+    for side, limit in (("base", looked_at(most_sampled(recipe, "prefix"))), ("tuned", OPENING)):
         switch(side)
         prefill = Prefill(model)
         prefill.share(prompts)

@@ -13,17 +13,26 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from upft_mlx.recipe.schema import Train
 from upft_mlx.training.batches import Example
 
 MEASURED = {"prefix": 48, "structure": 16, "full": 32}
 """Rows of each kind that say what the base thinks before the first step."""
 FIXED = {"prefix": 16, "structure": 4, "full": 8}
 """The rows among them whose loss is measured again at each report: a small set that stays the same."""
+EACH = 10
+"""The first steps, of which each is reported: whoever waits for the first report wants to see the loss move."""
 POSITIONS = 32
 """Positions that are told apart at most."""
 MOST = 0.5
 """Share of the loss above which a kind is named."""
 EOS = "EOS"
+
+
+def is_reported(settings: Train, step: int, validates: bool) -> bool:
+    """Whether a step, counted from 1, is reported, and the fixed rows measured again; the last one always is."""
+    due = step % settings.report_every == 0 or (validates and step % settings.validate_every == 0)
+    return due or step <= EACH
 
 
 def drawn(examples: Sequence[Example], counts: dict[str, int], seed: int) -> list[Example]:

@@ -35,12 +35,10 @@ from upft_mlx.training.batches import (
     total_steps,
 )
 from upft_mlx.training.checkpoints import Position, save_safetensors
-from upft_mlx.training.row_loss import FIXED, MEASURED, as_metrics, drawn, in_words, taken_apart
+from upft_mlx.training.row_loss import FIXED, MEASURED, as_metrics, drawn, in_words, is_reported, taken_apart
 from upft_mlx.training.step import Stepper, learning_rate
 from upft_mlx.training.tracking import reporter
 
-EACH = 10
-"""The first steps, of which each is reported: whoever waits for the first report wants to see the loss move."""
 _SUMS = ("steps", "loss", "examples", "supervised_tokens", "processed_tokens", "padding_tokens", "seconds")
 
 
@@ -185,7 +183,7 @@ class _Loop:
                 position.best_loss, position.best_step = valid_loss, number
                 save_safetensors(self.run.checkpoints / "best.safetensors", adapter_weights(self.stepper.model))
         last = self.ended
-        if number <= EACH or last or number % settings.report_every == 0 or valid_loss is not None:
+        if last or is_reported(settings, number, bool(self.valid)):
             self._report(epoch, rate, valid_loss)
         if last or number % settings.checkpoint_every == 0:
             self.checkpoint()
