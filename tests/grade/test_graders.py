@@ -108,7 +108,7 @@ def test_what_ran_for_minutes_is_answered_at_once() -> None:
     start = time.perf_counter()
     assert not is_correct(r"\boxed{\log_3 x}", "2^{1000}")
     assert not is_correct(r"\boxed{\log_3 x = y}", "2^{1000}")
-    assert time.perf_counter() - start < workers.SECONDS
+    assert time.perf_counter() - start < 2 * workers.SECONDS  # the tests may share their machine
 
 
 # The workers.

@@ -350,14 +350,14 @@ def test_an_interruption_marks_the_stage_and_restores_the_terminal() -> None:
 
 
 def test_thousands_of_events_cost_little_and_draw_few_frames() -> None:
-    target, start = console(), time.monotonic()
+    target, start, cost = console(), time.monotonic(), time.process_time()
     with views.open_view(plain=False, console=target) as notify:
         notify(StageStarted("evaluate"))
         notify(EvaluationStarted((("arithmetic", 20_000),)))
         for problem in range(20_000):
             notify(graded("base", problem, True, question="long " * 2000))
     seconds = time.monotonic() - start
-    assert seconds < 2
+    assert time.process_time() - cost < 2
     assert written(target).count("benchmark") <= 8 * seconds + 4
     assert "20,000" in written(target)
 
