@@ -1,8 +1,9 @@
-"""Metrics to a service, with a stand-in for its client; mlx-lm's callbacks are the real ones."""
+"""Metrics to a tracker, with a stand-in for its client; mlx-lm's callbacks are the real ones."""
 
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,7 +15,7 @@ from mlx_lm.tuner import callbacks
 from upft_mlx.errors import TrainingError
 from upft_mlx.recipe.schema import Recipe
 from upft_mlx.rundir import RunDir
-from upft_mlx.training.tracking import reporter
+from upft_mlx.training.tracking import PACKAGES, refuse_missing_tracker, reporter
 
 MakeRecipe = Callable[..., Recipe]
 LINE = {"step": 10, "loss": 1.5, "learning_rate": 1e-4}
@@ -31,6 +32,54 @@ def client(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
         )
         monkeypatch.setattr(callbacks, service, fake)
     return calls
+
+
+def test_tensorboard_gets_each_number_in_the_run_directory(
+    make_recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[tuple[Any, ...]] = []
+
+    def writer(folder: str, purge_step: int, flush_secs: int) -> Any:
+        calls.append((folder, purge_step, flush_secs < 60))
+        return SimpleNamespace(add_scalar=lambda *arguments: calls.append(arguments))
+
+    monkeypatch.setitem(sys.modules, "tensorboardX", SimpleNamespace(SummaryWriter=writer))
+    report = reporter(make_recipe(train={"report_to": "tensorboard"}), RunDir(tmp_path / "my-run"), step=8)
+    assert report is not None
+    report(LINE)
+    assert calls == [
+        (str(tmp_path / "my-run" / "tensorboard"), 9, True),
+        ("train/loss", 1.5, 10),
+        ("train/learning_rate", 1e-4, 10),
+    ]
+
+
+def test_the_events_are_on_disk_when_the_process_ends(
+    make_recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = pytest.importorskip("tensorboardX", reason="tensorboardX is not installed")
+    from tensorboardX.proto.event_pb2 import Event
+
+    made: list[Any] = []
+
+    class Kept(real.SummaryWriter):  # type: ignore[misc, name-defined]
+        def __init__(self, *arguments: Any, **keywords: Any) -> None:
+            super().__init__(*arguments, **keywords)
+            made.append(self)
+
+    monkeypatch.setattr(real, "SummaryWriter", Kept)
+    report = reporter(make_recipe(train={"report_to": "tensorboard"}), RunDir(tmp_path))
+    assert report is not None
+    report(LINE)
+    made[0].close()  # as tensorboardX does at exit
+    (path,) = (tmp_path / "tensorboard").iterdir()
+    data = path.read_bytes()
+    found: dict[tuple[str, int], Any] = {}
+    while data:  # length, its checksum, event, its checksum
+        size = int.from_bytes(data[:8], "little")
+        event, data = Event.FromString(data[12 : 12 + size]), data[16 + size :]
+        found |= {(value.tag, event.step): value.simple_value for value in event.summary.value}
+    assert found == {("train/loss", 10): 1.5, ("train/learning_rate", 10): pytest.approx(1e-4)}
 
 
 @pytest.mark.parametrize("service", ["wandb", "swanlab"])
@@ -59,6 +108,18 @@ def test_a_service_that_is_not_installed_is_named_with_the_command(
     monkeypatch.setattr(callbacks, "wandb", None)
     with pytest.raises(TrainingError, match=r"train\.report_to: wandb is not installed; `pip install wandb`"):
         reporter(make_recipe(train={"report_to": "wandb"}), RunDir(tmp_path))
+
+
+@pytest.mark.parametrize("service", PACKAGES)
+def test_a_tracker_that_is_not_installed_is_refused_at_the_start(
+    make_recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch, service: str
+) -> None:
+    recipe = make_recipe(train={"report_to": service})
+    monkeypatch.setattr("importlib.util.find_spec", {PACKAGES[service]: "found"}.get)
+    refuse_missing_tracker(recipe)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(TrainingError, match=rf"is not installed; `pip install {PACKAGES[service]}`"):
+        refuse_missing_tracker(recipe)
 
 
 def test_a_service_that_refuses_is_no_traceback(

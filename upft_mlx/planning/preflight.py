@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import heapq
-import importlib.util
 from collections.abc import Collection, Sequence
 from typing import Any
 
@@ -16,6 +15,7 @@ from upft_mlx.planning.estimate import Planner
 from upft_mlx.recipe.schema import Lora, Recipe
 from upft_mlx.rundir import RunDir
 from upft_mlx.stages import STAGES
+from upft_mlx.training.tracking import refuse_missing_tracker
 
 _RENDERED = 64
 """The shortest questions that are rendered to see whether any row fits."""
@@ -37,7 +37,7 @@ def refuse_early(planner: Planner, run: RunDir, due: Sequence[str], notify: Obse
     recipe, trains = planner.recipe, "train" in due
     refuse_links_to_nothing(run, due)
     if trains:
-        refuse_missing_service(recipe)
+        refuse_missing_tracker(recipe)
     if trains or "generate" in due:
         refuse_prompts(recipe, planner.tokenizer, planner.problems, trains=trains)
     try:
@@ -67,19 +67,6 @@ def refuse_links_to_nothing(run: RunDir, stages: Collection[str]) -> None:
                     "connect that disk, create the folder, or remove the link",
                     path=place,
                 )
-
-
-def refuse_missing_service(recipe: Recipe) -> None:
-    """Refuse a service for metrics whose package is not installed.
-
-    Raises:
-        TrainingError: says how to install it.
-    """
-    service = recipe.train.report_to
-    if service is not None and importlib.util.find_spec(service) is None:
-        raise TrainingError(
-            f"{service} is not installed", f"`pip install {service}`, or leave the field out", field="train.report_to"
-        )
 
 
 def refuse_adapter(lora: Lora, model: Architecture) -> None:

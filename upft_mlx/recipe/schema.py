@@ -247,8 +247,9 @@ class Train(Section):
     """Number of checkpoints kept."""
     save: Literal["best", "last"] = "best"
     """Which weights go to `adapter/`: those with the best validation loss, or those of the last step."""
-    report_to: Literal["wandb", "swanlab"] | None = None
-    """Also send the metrics to Weights & Biases or SwanLab, which must be installed; unset: `metrics.jsonl` alone."""
+    report_to: Literal["tensorboard", "wandb", "swanlab"] | None = None
+    """Also send the metrics to TensorBoard (`tensorboard/` in the run directory), Weights & Biases or SwanLab, which
+    must be installed; unset: `metrics.jsonl` alone."""
 
     @model_validator(mode="after")
     def _epochs_or_steps(self) -> Train:

@@ -1,7 +1,8 @@
-"""Training metrics to Weights & Biases or SwanLab, through mlx-lm's callbacks; only where the recipe asks for it."""
+"""Training metrics to TensorBoard, Weights & Biases or SwanLab; only where the recipe asks for it."""
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -12,12 +13,31 @@ from upft_mlx.recipe.schema import Recipe
 from upft_mlx.rundir import RunDir
 
 Report = Callable[[Mapping[str, Any]], None]
+PACKAGES = {"tensorboard": "tensorboardX", "wandb": "wandb", "swanlab": "swanlab"}
+"""The package that writes for each value of `train.report_to`; pip and Python call it the same."""
 
 
-def reporter(recipe: Recipe, run: RunDir) -> Report | None:
+def refuse_missing_tracker(recipe: Recipe) -> None:
+    """Refuse a tracker whose package is not installed.
+
+    Raises:
+        TrainingError: says how to install it.
+    """
+    service = recipe.train.report_to
+    if service is not None and importlib.util.find_spec(PACKAGES[service]) is None:
+        raise _not_installed(service)
+
+
+def reporter(recipe: Recipe, run: RunDir, step: int = 0) -> Report | None:
     """What sends a line of metrics.jsonl on, None where the recipe asks for nothing.
 
-    Offline (`--offline`) the services keep what they get in the run directory and send nothing.
+    TensorBoard's events go to `tensorboard/` in the run directory. Offline (`--offline`) the services keep what they
+    get in the run directory and send nothing.
+
+    Args:
+        recipe: with `train.report_to`.
+        run: the run directory.
+        step: the step that training continues after; TensorBoard hides what an earlier process wrote beyond it.
 
     Raises:
         TrainingError: the package is not installed, or its service refuses.
@@ -28,14 +48,36 @@ def reporter(recipe: Recipe, run: RunDir) -> Report | None:
     if os.environ.get("HF_HUB_OFFLINE"):
         os.environ.setdefault("WANDB_MODE", "offline")
         os.environ.setdefault("SWANLAB_MODE", "offline")
-    from mlx_lm.tuner.callbacks import get_reporting_callbacks
-
     try:
+        if service == "tensorboard":
+            return _to_tensorboard(run, step)
+        from mlx_lm.tuner.callbacks import get_reporting_callbacks
+
         callback = get_reporting_callbacks(service, "upft_mlx", str(run.root), recipe.dump())
     except ImportError:
-        raise TrainingError(
-            f"{service} is not installed", f"`pip install {service}`, or leave the field out", field="train.report_to"
-        ) from None
+        raise _not_installed(service) from None
     except Exception as error:  # whatever the service's client raises: not logged in, no network
         raise TrainingError(f"{service} cannot be used: {reason(error)}", field="train.report_to") from error
     return lambda line: callback.on_train_loss_report({**line, "iteration": line["step"]})
+
+
+def _to_tensorboard(run: RunDir, step: int) -> Report:
+    from tensorboardX import SummaryWriter
+
+    # A thread of its own writes, every few seconds and when the process ends.
+    writer = SummaryWriter(str(run.root / "tensorboard"), purge_step=step + 1, flush_secs=5)
+
+    def report(line: Mapping[str, Any]) -> None:
+        for name, value in line.items():
+            if name != "step":
+                writer.add_scalar(f"train/{name}", value, line["step"])
+
+    return report
+
+
+def _not_installed(service: str) -> TrainingError:
+    package = PACKAGES[service]
+    named = service if package == service else f"{package}, which writes for {service},"
+    return TrainingError(
+        f"{named} is not installed", f"`pip install {package}`, or leave the field out", field="train.report_to"
+    )

@@ -142,7 +142,7 @@ class _Loop:
         self.recipe, self.settings, self.stepper, self.run = recipe, recipe.train, stepper, run
         self.notify, self.position, self.total, self.valid = notify, position, total, valid
         self.examples, self.fixed = examples, drawn(examples, FIXED, recipe.seed)
-        self.report = reporter(recipe, run) if leads() else None
+        self.report = reporter(recipe, run, position.step) if leads() else None
         if not position.window:
             position.window = dict.fromkeys(_SUMS, 0.0)
 
