@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from make_evidence import RFT, ROOT, WORLDS
-from make_forecast_page import ANSWERS, PLAN, RATES, REAL_RULES, REAL_SEEDS, REPORT, change
+from make_forecast_page import ANSWERS, PLAN, RATES, REAL_RATE, REAL_RULES, REAL_SEEDS, REPORT, change
 
 from upft_mlx.forecasting.estimate import Forecast, Mean, RuleForecast, points
 from upft_mlx.results.figures import COLOURS, FONT
@@ -109,7 +109,7 @@ def pairs(units: Units) -> Iterator[Pair]:
 def cells_of(units: Units, world: str, rule: str) -> list[dict[str, Any]]:
     """The cells of a rule with the setting that was chosen, as far as they are measured."""
     if world == "smollm2":
-        names = [f"smollm2/{rule}/0.0001/{seed}" for seed in REAL_SEEDS]
+        names = [f"smollm2/{rule}/{REAL_RATE:g}/{seed}" for seed in REAL_SEEDS]
     else:
         rate = units.get(f"{world}/{rule}/rate", {"rate": RATES[0]})["rate"]
         names = [f"{world}/{rule}/{rate:g}/{seed}" for seed in REPORT]

@@ -208,6 +208,7 @@ def measured(recipe: Recipe, root: Path, selection: str, setting: str, seed: int
     """Train, and measure base and tuned; where `auto` does not train, tuned is base."""
     folder = root / f"{selection}-{setting}" / f"seed-{seed}"
     donors = [RunDir(path) for path in sorted(root.glob(f"*/seed-{seed}")) if path != folder]
+    donors.append(RunDir(root / "forecast"))  # it has the answers of seed 0
     base = recipe.model_dump() | {"method": "upft"}
     base["prefix"] |= {"selection": "first", "structure": "unchecked"}
     base["generate"]["samples"] = 1
@@ -237,8 +238,13 @@ def change(cells: Sequence[dict[str, Any]], label: str) -> Any:
 
 # A real model.
 
-REAL_RULES: tuple[Selection, ...] = ("first", "consensus", "prefix_confidence", "probe", "auto")
+REAL_RULES: tuple[Selection, ...] = (
+    *("first", "prefix_confidence", "probe", "consensus", "auto"),
+    *("confidence", "label", "majority_answer", "longest"),
+)
+"""In the order in which they are measured: rules that sample prefixes alone cost least and come first."""
 REAL_SEEDS = range(2)
+REAL_RATE = 1e-4
 
 
 def real(units: Units, work: Path, model: Path) -> None:
@@ -250,13 +256,13 @@ def real(units: Units, work: Path, model: Path) -> None:
     for seed in REAL_SEEDS:
         for selection in REAL_RULES:
             make = lambda seed=seed, rule=selection: measured(  # noqa: E731
-                real_recipe(model, work, seed, rule), work / "smollm2", rule, "1e-4", seed
+                real_recipe(model, work, seed, rule), work / "smollm2", rule, f"{REAL_RATE:g}", seed
             )
-            units.get(f"smollm2/{selection}/0.0001/{seed}", make)
+            units.get(f"smollm2/{selection}/{REAL_RATE:g}/{seed}", make)
 
 
 def real_recipe(model: Path, work: Path, seed: int, selection: Selection) -> Recipe:
-    """128 problems to train on, 128 to report, t = 8, one epoch, the default learning rate."""
+    """128 problems to train on, 128 to report, t = 8, one epoch."""
     from one_step import INSTRUCTION, problems
 
     files = {}
@@ -275,7 +281,7 @@ def real_recipe(model: Path, work: Path, seed: int, selection: Selection) -> Rec
             "generate": {"max_tokens": 40, "batch_size": 64, "samples": 1 if selection == "first" else 8},
             "prefix": {"length": 8, "selection": selection, "template": "none", "structure_ratio": 0.1},
             "forecast": {"problems": ANSWERS, "samples": 8, "lengths": (4, 8)},
-            "train": {"batch_size": 8, "valid_ratio": 0.0, "save": "last"},
+            "train": {"batch_size": 8, "learning_rate": REAL_RATE, "valid_ratio": 0.0, "save": "last"},
             "evaluate": {
                 "max_tokens": 40,
                 "batch_size": 64,

@@ -1,4 +1,4 @@
-"""Training and sampling killed again and again, each time continued: the bytes of an uninterrupted run.
+"""Training, sampling and a forecast killed again and again, each time continued: the bytes of an uninterrupted run.
 
 UPFT_KILLS says how many kills, which are spread over the work; docs/measured/performance.md has what was tried.
 """
@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from helpers.kill import finish, kill_again_and_again, lines_in, newest_step
 
-from upft_mlx.pipeline import run_stage
+from upft_mlx.pipeline import run_forecast, run_stage
 from upft_mlx.recipe.load import load_recipe
 from upft_mlx.rundir import RunDir
 
@@ -35,11 +35,19 @@ SAMPLING = (
     "generate.batch_size=4",
 )
 """30 % full solutions, two prefixes of each other one, in about 20 chunks."""
+FORECAST = (
+    "problems.limit=40",
+    "forecast.problems=24",
+    "forecast.samples=4",
+    "forecast.lengths=[8]",
+    "generate.batch_size=4",
+)
+"""24 problems with 4 samples and the greedy one, in 8 chunks; then continuations, in several."""
 CLOCK = ("seconds", "tokens_per_second", "peak_memory_bytes")
 
 
 def command(stage: str, run: RunDir) -> list[str]:
-    settings = OVERRIDES if stage == "train" else SAMPLING
+    settings = {"train": OVERRIDES, "generate": SAMPLING, "forecast": FORECAST}[stage]
     return [stage, "quickstart", "--run-dir", str(run.root), *(f"--set={setting}" for setting in settings)]
 
 
@@ -79,4 +87,30 @@ def test_sampling_killed_again_and_again_ends_bit_identical(tmp_path: Path) -> N
     assert expected.count(b'"prefix"') == 84
     lines = kill_again_and_again(command("generate", killed), lambda: sampled(killed), 102, 4, seed=3)
     assert killed.solutions.read_bytes() == expected, f"killed with {lines} lines on the disk"
+    assert not killed.work.exists()
+
+
+def forecast_files(run: RunDir) -> dict[str, bytes]:
+    """All that a forecast writes, by name."""
+    return {
+        f"{path.parent.name}/{path.name}": path.read_bytes()
+        for f in (run.answers, run.forecast)
+        for path in f.iterdir()
+    }
+
+
+def forecast_lines(run: RunDir) -> int:
+    """Lines that were sampled for a forecast, those of a stage that goes on among them."""
+    names = ("answers/samples.jsonl", "answers/greedy.jsonl", "forecast/continuations.jsonl")
+    return lines_in(*(path for name in names for path in (run.root / name, *run.work.glob(f"*/{name}"))))
+
+
+@pytest.mark.slow
+def test_a_forecast_killed_again_and_again_ends_bit_identical(tmp_path: Path) -> None:
+    whole, killed = RunDir(tmp_path / "whole"), RunDir(tmp_path / "killed")
+    run_forecast(load_recipe("quickstart", FORECAST), whole.root)
+    total = forecast_lines(whole)
+    assert total > 24 * (4 + 1), "continuations are among them"
+    lines = kill_again_and_again(command("forecast", killed), lambda: forecast_lines(killed), total, 4, seed=5)
+    assert forecast_files(killed) == forecast_files(whole), f"killed with {lines} lines on the disk"
     assert not killed.work.exists()

@@ -12,6 +12,7 @@ from xml.etree import ElementTree
 import pytest
 
 from upft_mlx.events import Event, Note, Progress
+from upft_mlx.forecasting.estimate import Forecast
 from upft_mlx.grade import correct
 from upft_mlx.models.load import Loaded
 from upft_mlx.recipe.schema import Recipe
@@ -31,6 +32,7 @@ from upft_mlx.studies.prefix_statistics import (
 )
 
 MakeRecipe = Callable[..., Recipe]
+ROWS = Path(__file__).parents[2] / "upft_mlx" / "demo" / "train.jsonl"
 
 
 def test_self_consistency_is_samples_per_distinct_prefix_averaged_over_questions() -> None:
@@ -160,6 +162,53 @@ def test_the_command_writes_tables_curves_and_rows_that_add_up(recipe: Recipe, t
     assert entry.tokens_processed > tokens
 
 
+def test_its_forecast_is_that_of_its_own_trajectories(recipe: Recipe, tmp_path: Path) -> None:
+    data = run_analysis(recipe, tmp_path)["forecast"]
+    found = Forecast.load(data)
+    assert (found.problems, found.samples, found.tokens_sampled, found.greedy_base) == (12, 6, 0, None)
+    assert {(rule.selection, rule.length) for rule in found.rules} == {
+        (name, length) for name in ("first", "consensus", "prefix_confidence", "probe") for length in (2, 8)
+    }
+    golds = {row["id"]: row["answer"] for row in map(json.loads, ROWS.read_text().splitlines()[:12])}
+    samples: dict[str, list[Solution]] = {}
+    for row in read_rows(tmp_path / "analysis" / "trajectories.jsonl", Solution):
+        samples.setdefault(row.problem_id, []).append(row)
+    right = {name: [correct.is_correct(s.completion, golds[name]) for s in rows] for name, rows in samples.items()}
+    base = sum(sum(marks) / 6 for marks in right.values()) / 12
+    assert found.base.mean == pytest.approx(base)
+    for rule in found.rules:
+        if rule.selection == "first":  # the success of all samples that begin as the first one does
+            alike = {
+                name: [mark for s, mark in zip(rows, right[name], strict=True) if starts_as(s, rows[0], rule.length)]
+                for name, rows in samples.items()
+            }
+            worth = sum(sum(marks) / len(marks) for marks in alike.values()) / 12
+            assert rule.forecast is not None
+            assert rule.forecast.mean == pytest.approx(worth - base)
+    text = (tmp_path / "analysis" / "analysis.md").read_text()
+    assert found.advice.text in text
+    assert "| consensus | 8 |" in text
+    assert "greedy" not in text
+    assert "Forecast of each rule" in (tmp_path / "analysis" / "curves.svg").read_text()
+
+
+def starts_as(one: Solution, other: Solution, length: int) -> bool:
+    """Whether both begin with the same tokens; one that ended before is another prefix than one that went on."""
+    return (one.completion_ids[:length], len(one.completion_ids) < length) == (
+        other.completion_ids[:length],
+        len(other.completion_ids) < length,
+    )
+
+
+def test_a_few_problems_are_too_few_for_a_forecast(make_recipe: MakeRecipe, tmp_path: Path) -> None:
+    recipe = make_recipe(
+        analyze={"problems": 7, "samples": 2, "lengths": [4], "trajectories": 2, "rollouts": 1},
+        generate={"batch_size": 16},
+    )
+    assert run_analysis(recipe, tmp_path)["forecast"] is None
+    assert "Advice" not in (tmp_path / "analysis" / "analysis.md").read_text()
+
+
 def test_stopped_anywhere_it_continues_to_the_same_bytes(recipe: Recipe, tmp_path: Path) -> None:
     class Stop(BaseException):
         pass
@@ -228,7 +277,7 @@ def test_the_tokens_of_its_progress_never_fall(recipe: Recipe, tmp_path: Path) -
             seen.setdefault(event.part, []).append(event.tokens)
 
     run_analysis(recipe, tmp_path, watch)
-    assert set(seen) == {"prefixes", "trajectories", "rollouts"}
+    assert set(seen) == {"prefixes", "trajectories", "rollouts", "states"}
     assert all(tokens == sorted(tokens) for tokens in seen.values())
 
 
@@ -240,6 +289,7 @@ def test_without_answers_only_self_consistency_is_measured_and_it_says_so(
     told: list[Event] = []
     found = run_analysis(recipe, tmp_path / "run", told.append)
     assert found["accuracy"] == []
+    assert found["forecast"] is None
     assert found["recommended"]["length"] is None
     assert any(isinstance(e, Note) and "no answer" in e.text for e in told)
     assert not (tmp_path / "run" / "analysis" / "rollouts.jsonl").exists()

@@ -42,7 +42,8 @@ def test_a_comparison_without_a_difference_says_so(measured: dict[str, Any]) -> 
     assert written(target).splitlines()[1] == "no method differs measurably from base"
 
 
-def test_an_analysis_leads_with_the_recommendation() -> None:
+@pytest.mark.parametrize("width", [80, 120])
+def test_an_analysis_leads_with_the_recommendation(width: int) -> None:
     share = {"mean": 0.5, "ci95": [0.4, 0.6]}
     difference = {"delta": 0.02, "ci95": [-0.05, 0.09]}
     found = {
@@ -50,8 +51,21 @@ def test_an_analysis_leads_with_the_recommendation() -> None:
         "accuracy": [{"length": 4, "correct": share, "incorrect": share, "difference": difference}],
         "recommended": {"length": 4, "reason": "both arms are alike up to here"},
     }
-    target = console(80, color_system=None)
+    target = console(width, color_system=None)
     views.print_analysis(found, Path("analysis"), console=target)
     lines = written(target).splitlines()
     assert lines[1:3] == ["recommended prefix.length: 4", "both arms are alike up to here"]
     assert "50 % [40, 60]" in lines[6]
+    assert not any("advice" in line for line in lines)
+    worth = {"mean": 0.125, "ci95": [0.02, 0.23]}
+    rules = [
+        {"selection": name, "length": length, "forecast": None if name == "first" else worth}
+        for length in (4, 8)
+        for name in ("first", "consensus", "prefix_confidence", "probe")
+    ]
+    forecast = {"problems": 64, "rules": rules, "advice": {"text": "train with consensus"}}
+    views.print_analysis({**found, "forecast": forecast}, Path("analysis"), console=target)
+    lines = written(target).splitlines()
+    assert "advice: train with consensus" in lines
+    assert [line.split()[0] for line in lines if line.count("+12.5 [+2.0, +23.0]") == 3] == ["4", "8"]
+    assert all(len(line) <= width for line in lines)

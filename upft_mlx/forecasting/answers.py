@@ -9,6 +9,7 @@ Both are sampled in chunks and can be continued.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,28 @@ def work(job: Job, run: RunDir) -> Outcome:
     return Outcome(detail, tokens_sampled=tokens, tokens_processed=processed)
 
 
+@dataclass(frozen=True)
+class Known:
+    """Problems with answers, and what the model made of each."""
+
+    problems: Sequence[Problem]
+    samples: Sequence[Graded]
+    """Each problem with its samples, equally many."""
+    greedy: Sequence[Graded] = ()
+    """Each problem with the solution that greedy decoding gives; empty where it was not asked."""
+
+
+def graded(problems: Sequence[Problem], path: Path) -> list[Graded]:
+    """Each problem with its solutions in a file, in the order of the file."""
+    numbers = {problem.id: number for number, problem in enumerate(problems)}
+    rows = list(read_rows(path, Solution))
+    verdicts = grade_all([Task(row.completion, str(problems[numbers[row.problem_id]].answer)) for row in rows])
+    found: list[list[tuple[Solution, bool]]] = [[] for _ in problems]
+    for row, verdict in zip(rows, verdicts, strict=True):
+        found[numbers[row.problem_id]].append((row, verdict.correct))
+    return [Graded(problem.id, *zip(*pairs, strict=True)) for problem, pairs in zip(problems, found, strict=True)]
+
+
 class Answers:
     """The problems whose answers are used, with their samples once these are there."""
 
@@ -60,7 +83,6 @@ class Answers:
         ProblemsError: too few problems have answers.
         """
         self.problems = [problems[number] for number in labelled(recipe, problems)]
-        self._number = {problem.id: number for number, problem in enumerate(self.problems)}
         self._samples, self._greedy = (run.answers / f"{name}.jsonl" for name in ("samples", "greedy"))
 
     def sample(self, recipe: Recipe, loaded: Loaded, notify: Observer = ignore) -> tuple[int, int]:
@@ -90,24 +112,10 @@ class Answers:
         tokens = sum(len(row.completion_ids) for path in files for row in read_rows(path, Solution))
         return tokens, sum(sampler.processed_tokens for sampler in samplers)
 
-    def task(self, number: int, text: str) -> Task:
-        """What a solution of one of the problems is graded on."""
-        return Task(text, str(self.problems[number].answer))
-
     def graded(self) -> list[Graded]:
         """Each problem with its samples."""
-        return self._read(self._samples)
+        return graded(self.problems, self._samples)
 
-    def greedy(self) -> list[Graded]:
-        """Each problem with the solution that greedy decoding gives."""
-        return self._read(self._greedy)
-
-    def _read(self, path: Path) -> list[Graded]:
-        rows = list(read_rows(path, Solution))
-        verdicts = grade_all([self.task(self._number[row.problem_id], row.completion) for row in rows])
-        found: list[list[tuple[Solution, bool]]] = [[] for _ in self.problems]
-        for row, verdict in zip(rows, verdicts, strict=True):
-            found[self._number[row.problem_id]].append((row, verdict.correct))
-        return [
-            Graded(problem.id, *zip(*pairs, strict=True)) for problem, pairs in zip(self.problems, found, strict=True)
-        ]
+    def known(self) -> Known:
+        """The samples, and what greedy decoding gives."""
+        return Known(self.problems, self.graded(), graded(self.problems, self._greedy))

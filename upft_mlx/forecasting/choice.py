@@ -7,6 +7,7 @@ from typing import Any
 from upft_mlx.dataset.prefix import most_sampled
 from upft_mlx.errors import TrainingError
 from upft_mlx.events import StageStarted
+from upft_mlx.forecasting.answers import Answers
 from upft_mlx.forecasting.estimate import AUTO, Forecast, chosen_by_auto, points
 from upft_mlx.forecasting.forecast import Forecaster, dump_probes, prefix_inputs
 from upft_mlx.forecasting.probe import Probe
@@ -35,7 +36,14 @@ def announce(job: Job) -> StageStarted:
 def work(job: Job, run: RunDir) -> Outcome:
     """Forecast the rules of `auto` at `prefix.length`; write down the best one, and the probe."""
     length = most_sampled(job.recipe, "prefix")
-    forecaster = Forecaster(job.recipe, job.load(), job.problems, run, "choose", job.notify)
+    forecaster = Forecaster(
+        job.recipe,
+        job.load(),
+        Answers(job.recipe, job.problems, run).known(),
+        run.choice / "continuations.jsonl",
+        "choose",
+        job.notify,
+    )
     made = forecaster.make(("first", *AUTO), [length])
     chosen = chosen_by_auto(made.forecast.rules, length)
     text = made.forecast.advice.text

@@ -22,7 +22,7 @@ from upft_mlx.evaluation.stats import mean_interval
 from upft_mlx.recipe.studies import Selection
 from upft_mlx.rows import Solution
 
-FROM_PREFIXES = ("first", "consensus", "prefix_confidence", "probe")
+FROM_PREFIXES: tuple[Selection, ...] = ("first", "consensus", "prefix_confidence", "probe")
 """Rules that look at prefixes alone."""
 AUTO: tuple[Selection, ...] = ("consensus", "prefix_confidence", "probe")
 """Rules among which `auto` chooses: they sample prefixes alone, and choose among several."""
@@ -239,8 +239,8 @@ class Forecast:
     """Full solutions of each."""
     base: Mean
     """The share of right ones."""
-    greedy_base: Mean
-    """The share of problems that greedy decoding solves."""
+    greedy_base: Mean | None
+    """The share of problems that greedy decoding solves; None where it was not asked."""
     rules: tuple[RuleForecast, ...]
     probe: dict[int, dict[str, Any] | None]
     """By prefix length the probe's `auc` on problems that it was not fitted on."""
@@ -258,7 +258,9 @@ class Forecast:
         for rule in data["rules"]:
             found = {name: rule[name] and Mean(rule[name]["mean"], tuple(rule[name]["ci95"])) for name in _MEANS}
             rules.append(RuleForecast(**{**rule, **found}))
-        base, greedy = (Mean(data[name]["mean"], tuple(data[name]["ci95"])) for name in ("base", "greedy_base"))
+        base, greedy = (
+            data[name] and Mean(data[name]["mean"], tuple(data[name]["ci95"])) for name in ("base", "greedy_base")
+        )
         probe = {int(length): value for length, value in data["probe"].items()}
         read = {
             "base": base,

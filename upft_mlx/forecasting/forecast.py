@@ -1,8 +1,9 @@
 """The forecast: what each rule's picks among the samples of answers/ are worth, at each prefix length.
 
 `Forecaster` does it for some rules and lengths; the stage choose asks it for the rules that `auto` chooses among, the
-stage forecast for all. Only continuations.jsonl is sampled, of prefixes whose rule has seen how they go on, and of
-those that greedy decoding takes where no sample begins so.
+stage forecast for all, `upft analyze` for those that need no more samples than it has. Only continuations.jsonl is
+sampled, of prefixes whose rule has seen how they go on, and of those that greedy decoding takes where no sample begins
+so.
 """
 
 from __future__ import annotations
@@ -10,18 +11,18 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any, get_args
 
-from upft_mlx.data.problems import Problem
 from upft_mlx.dataset.prefix import most_sampled, why_dropped
 from upft_mlx.dataset.selection import pick, prefix_key
 from upft_mlx.errors import ModelError
 from upft_mlx.events import Note, Observer, Progress, StageStarted
-from upft_mlx.forecasting.answers import Answers
+from upft_mlx.forecasting.answers import Answers, Known
 from upft_mlx.forecasting.estimate import FROM_PREFIXES, Forecast, Fresh, advise, mean_of, weigh
 from upft_mlx.forecasting.page import figure, markdown
 from upft_mlx.forecasting.probe import Probe, auc, fit, held_out
-from upft_mlx.grade.graders import grade_all
+from upft_mlx.grade.graders import Task, grade_all
 from upft_mlx.job import Job, Outcome
 from upft_mlx.models.chat import Renderer
 from upft_mlx.models.load import Loaded
@@ -74,7 +75,14 @@ def announce(job: Job) -> StageStarted:
 
 def work(job: Job, run: RunDir) -> Outcome:
     """Forecast all rules; write forecast/."""
-    forecaster = Forecaster(job.recipe, job.load(), job.problems, run, "forecast", job.notify)
+    forecaster = Forecaster(
+        job.recipe,
+        job.load(),
+        Answers(job.recipe, job.problems, run).known(),
+        run.forecast / "continuations.jsonl",
+        "forecast",
+        job.notify,
+    )
     made = forecaster.make(ALL, _lengths(job.recipe))
     found = made.forecast
     write_json(run.forecast / "forecast.json", found.dump())
@@ -88,20 +96,28 @@ def _lengths(recipe: Recipe) -> list[int]:
 
 
 class Forecaster:
-    """Reads answers/, and samples continuations."""
+    """Rates what is known, and samples continuations."""
 
     def __init__(
-        self, recipe: Recipe, loaded: Loaded, problems: Sequence[Problem], run: RunDir, stage: str, notify: Observer
+        self, recipe: Recipe, loaded: Loaded, known: Known, file: Path | None, stage: str, notify: Observer
     ) -> None:
-        """`stage`: whose outputs continuations.jsonl is one of, `choose` or `forecast`."""
-        self.recipe, self.loaded, self.stage, self.notify = recipe, loaded, stage, notify
-        self.answers = Answers(recipe, problems, run)
-        self.graded, self.greedy = self.answers.graded(), self.answers.greedy()
-        self.file = (run.choice if stage == "choose" else run.forecast) / "continuations.jsonl"
+        """What it works on.
+
+        Args:
+            recipe: says how tokens are drawn, and which samples are dropped.
+            loaded: the base model.
+            known: problems with their graded samples.
+            file: of the continuations; None where there are none, since `known` has no greedy solutions and all rules
+                look at prefixes alone.
+            stage: that progress is reported for.
+            notify: receives progress events.
+        """
+        self.recipe, self.loaded, self.file, self.stage, self.notify = recipe, loaded, file, stage, notify
+        self.problems, self.graded, self.greedy = known.problems, known.samples, known.greedy
         g = recipe.generate
         self.sampler = Sampler(loaded, sampling_for(loaded, g.temperature, g.batch_size, g.top_p, g.top_k, g.stop))
         renderer = Renderer(loaded.tokenizer, recipe.prompt)
-        self.prompts = [renderer.asked(problem.question) for problem in self.answers.problems]
+        self.prompts = [renderer.asked(problem.question) for problem in self.problems]
 
     def make(self, rules: Sequence[Selection], lengths: Sequence[int]) -> Made:
         """The forecast of these rules at these lengths."""
@@ -113,7 +129,7 @@ class Forecaster:
         }
         fresh, tokens = self._continue(picks, lengths)
         whole = sum(len(solution.completion_ids) for item in self.graded for solution in item.solutions)
-        weighed = []
+        samples, weighed = len(self.graded[0].solutions), []
         for (rule, length), chosen in picks.items():
             greedy = {}  # the success of the prefix that greedy decoding takes
             for number, own in enumerate(self.greedy):
@@ -125,14 +141,14 @@ class Forecaster:
                 else:
                     marks = fresh[own.problem_id, GREEDY, length]
                     greedy[own.problem_id] = sum(marks) / len(marks)
-            cost = length * self.recipe.forecast.samples if rule in FROM_PREFIXES else whole / len(self.graded)
+            cost = length * samples if rule in FROM_PREFIXES else whole / len(self.graded)
             cost = length if rule == "first" else cost
             weighed.append(weigh(rule, length, self.graded, chosen, fresh, greedy, cost))
         found = Forecast(
             problems=len(self.graded),
-            samples=self.recipe.forecast.samples,
+            samples=samples,
             base=mean_of([item.mean for item in self.graded], (0.0, 1.0)),
-            greedy_base=mean_of([item.mean for item in self.greedy], (0.0, 1.0)),
+            greedy_base=mean_of([item.mean for item in self.greedy], (0.0, 1.0)) if self.greedy else None,
             rules=tuple(weighed),
             probe=areas,
             advice=advise(weighed, len(self.graded)),
@@ -154,7 +170,7 @@ class Forecaster:
         if (rule, length) in scores:
             rated = scores[rule, length][number]
             samples = [replace(solutions[sample], score=rated[sample]) for sample in usable]
-        found = pick(rule, samples, length, self.answers.problems[number].answer)
+        found = pick(rule, samples, length, self.problems[number].answer)
         return None if found is None else usable[found]
 
     def _scores(self, lengths: Sequence[int]) -> tuple[Scores, dict[int, dict[str, Any] | None], dict[int, Probe]]:
@@ -199,6 +215,8 @@ class Forecaster:
         self, picks: Mapping[tuple[Selection, int], Sequence[int | None]], lengths: Sequence[int]
     ) -> tuple[Fresh, int]:
         """Fresh continuations of the prefixes that need them, and the tokens that were sampled for them."""
+        if self.file is None:
+            return {}, 0
         wanted: list[tuple[int, int, int]] = []  # (problem, sample, length)
         for (rule, length), chosen in picks.items():  # of rules that look at whole solutions
             for number, found in enumerate(chosen) if rule not in FROM_PREFIXES else ():
@@ -213,7 +231,7 @@ class Forecaster:
             solution = self.greedy[number].solutions[0] if of == GREEDY else self.graded[number].solutions[of]
             starts.append(solution.completion_ids[:length])
         limit, count = self.recipe.generate.max_tokens, self.recipe.forecast.continuations
-        names = [problem.id for problem in self.answers.problems]
+        names = [problem.id for problem in self.problems]
         requests = [
             Request([*self.prompts[number], *ids], max(1, limit - length), count, f"{names[number]}/{of}/{length}")
             for (number, of, length), ids in zip(wanted, starts, strict=True)
@@ -222,7 +240,7 @@ class Forecaster:
         def row(index: int, sample: int, made: Completion) -> Continuation:
             number, of, length = wanted[index]
             text = self.loaded.tokenizer.decode([*starts[index], *made.ids])
-            (verdict,) = grade_all([self.answers.task(number, text)])
+            (verdict,) = grade_all([Task(text, str(self.problems[number].answer))])
             return Continuation(names[number], of, length, sample, verdict.correct, len(made.ids))
 
         sample_rows(self.file, self.sampler, requests, self.recipe.seed, row, self.stage, self.notify)

@@ -11,27 +11,40 @@ from upft_mlx.results.figures import Panel, Point, Series, curves
 def markdown(found: Forecast) -> str:
     """What forecast.md says below its title."""
     samples = f"{found.problems} problems with answers, {found.samples} full solutions each"
+    asked = found.greedy_base is not None
     rows = []
     for rule in found.rules:
         cells = [rule.selection, str(rule.length), f"{rule.problem_coverage:.0%}"]
         cells.append("" if rule.prefix_coverage is None else f"{rule.prefix_coverage.mean:.0%}")
         cells.append("" if rule.accuracy is None else _percent(rule.accuracy))
-        cells += ["" if value is None else points(value) for value in (rule.forecast, rule.greedy)]
+        compared = (rule.forecast, rule.greedy) if asked else (rule.forecast,)
+        cells += ["" if value is None else points(value) for value in compared]
         rows.append(f"| {' | '.join([*cells, f'{rule.tokens_per_problem:,.0f}'])} |")
+    columns = (
+        "rule | t (tokens) | problems with a pick | samples with its prefix | accuracy given the prefix | forecast "
+    )
+    against = "against greedy's prefix (points) | " if asked else ""
+    columns += f"(points) | {against}tokens sampled per problem"
+    greedily = f", and greedily on {_percent(found.greedy_base)} of the problems" if found.greedy_base else ""
+    told = "Forecast: accuracy given the picked prefix minus base."
+    if asked:
+        told += (
+            " Against greedy's prefix: the same minus the accuracy given the prefix that greedy decoding takes; below "
+            "zero, greedy accuracy may fall though sampled accuracy rises."
+        )
+    if any(rule.selection == "label" for rule in found.rules):
+        told += " `label` needs answers for every problem that it trains on; all other rules need none beyond these."
     lines = [
         f"**Advice: {found.advice.text}.**",
         "",
-        f"From {samples}. Base is right on {_percent(found.base)} of its samples, and greedily on "
-        f"{_percent(found.greedy_base)} of the problems. Brackets: 95 % interval over problems.",
+        f"From {samples}. Base is right on {_percent(found.base)} of its samples{greedily}. Brackets: 95 % interval "
+        "over problems.",
         "",
-        "| rule | t (tokens) | problems with a pick | samples with its prefix | accuracy given the prefix | "
-        "forecast (points) | against greedy's prefix (points) | tokens sampled per problem |",
-        "|---|---|---|---|---|---|---|---|",
+        f"| {columns} |",
+        f"|{'---|' * (columns.count(' | ') + 1)}",
         *rows,
         "",
-        "Forecast: accuracy given the picked prefix minus base. Against greedy's prefix: the same minus the accuracy "
-        "given the prefix that greedy decoding takes; below zero, greedy accuracy may fall though sampled accuracy "
-        "rises. `label` needs answers for every problem that it trains on; all other rules need none beyond these.",
+        told,
     ]
     for length, area in found.probe.items():
         if area is not None:
@@ -50,7 +63,12 @@ def _percent(value: Mean) -> str:
 
 
 def figure(found: Forecast) -> str:
-    """The forecasts against the prefix length, one curve per rule, as SVG."""
+    """The forecasts against the prefix length, as SVG."""
+    return curves([panel(found)], "prefix length t (tokens)")
+
+
+def panel(found: Forecast) -> Panel:
+    """The forecasts against the prefix length, one curve per rule."""
     curves_of: dict[str, list[Point]] = {}
     for rule in found.rules:
         if rule.forecast is not None:
@@ -58,5 +76,4 @@ def figure(found: Forecast) -> str:
             values: list[Any] = [100 * value for value in (rule.forecast.mean, low, high)]
             curves_of.setdefault(rule.selection, []).append(Point(rule.length, *values))
     series = [Series(name, values) for name, values in curves_of.items()]
-    panel = Panel("Forecast of each rule", "points over base", series)
-    return curves([panel], "prefix length t (tokens)")
+    return Panel("Forecast of each rule", "points over base", series)

@@ -5,6 +5,9 @@ of distinct length-t prefixes, averaged over questions. Prefix accuracy: per que
 trajectory; from each of their prefixes several rollouts; how often these are right, per arm. Where the arms are alike,
 a prefix of an unchecked sample is as good as one of a right sample, which is what training on it without labels needs.
 
+Where enough problems have answers, the trajectories also say what the rules that look at prefixes alone are worth: the
+forecast of `upft forecast`, at analyze's lengths, without a further sample.
+
 Three files are sampled in chunks and can be continued: prefixes.jsonl, trajectories.jsonl, rollouts.jsonl.
 """
 
@@ -15,8 +18,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from upft_mlx.data.problems import Problem
-from upft_mlx.dataset.prefix import sampled_prefix
+from upft_mlx.dataset.prefix import LEAST_ANSWERS, sampled_prefix
 from upft_mlx.events import Note, Observer, StageStarted, ignore
+from upft_mlx.forecasting.answers import Known, graded
+from upft_mlx.forecasting.estimate import FROM_PREFIXES, Forecast
+from upft_mlx.forecasting.forecast import Forecaster
 from upft_mlx.grade.correct import is_correct
 from upft_mlx.job import Job, Outcome
 from upft_mlx.models.chat import Renderer
@@ -36,7 +42,7 @@ from upft_mlx.rundir import RunDir
 from upft_mlx.sampling.decoding import Completion, Request
 from upft_mlx.sampling.resumed import sample_rows
 from upft_mlx.sampling.sampler import Sampler, sampling_for
-from upft_mlx.studies.prefix_statistics import RolloutStart, figure, markdown, summarize
+from upft_mlx.studies.prefix_statistics import LONGEST, RolloutStart, figure, markdown, summarize
 
 
 def run_analysis(recipe: Recipe, run_dir: str | Path, notify: Observer = ignore) -> dict[str, Any]:
@@ -93,6 +99,7 @@ def analyze(
     analyzer = _Analyzer(recipe, loaded, problems[: recipe.analyze.problems], run, notify)
     analyzer.prefixes()
     scored: list[RolloutStart] = []
+    forecast: Forecast | None = None
     if any(problem.answer is None for problem in analyzer.problems):
         notify(Note("some problems have no answer: only prefix self-consistency is measured"))
     else:
@@ -100,7 +107,9 @@ def analyze(
         starts = analyzer.starts()
         analyzer.rollouts(starts)
         scored = analyzer.counted(starts)
+        forecast = analyzer.forecast()
     found = summarize(recipe.analyze, analyzer.prefix_ids(), scored)
+    found["forecast"] = None if forecast is None else forecast.dump()
     return {**found, "tokens_sampled": analyzer.tokens_sampled()}, analyzer.sampler.processed_tokens
 
 
@@ -114,6 +123,7 @@ class _Analyzer:
             *(recipe, recipe.analyze, problems, run),
             notify,
         )
+        self.loaded = loaded
         self.decode: Callable[[list[int]], str] = loaded.tokenizer.decode
         g = recipe.generate
         self.sampler = Sampler(loaded, sampling_for(loaded, g.temperature, g.batch_size, g.top_p, g.top_k, g.stop))
@@ -212,3 +222,12 @@ class _Analyzer:
             right[key] = right.get(key, 0) + row.correct
         share = self.settings.rollouts
         return [t.scored(right[t.problem_id, t.arm, t.length] / share) for t in starts]
+
+    def forecast(self) -> Forecast | None:
+        """What the rules that look at prefixes alone are worth, by the trajectories; None with too few problems."""
+        lengths = [length for length in self.settings.lengths if 0 < length <= LONGEST]
+        if len(self.problems) < LEAST_ANSWERS or not lengths:
+            return None
+        known = Known(self.problems, graded(self.problems, self.run.analysis / "trajectories.jsonl"))
+        forecaster = Forecaster(self.recipe, self.loaded, known, None, "analyze", self.notify)
+        return forecaster.make(FROM_PREFIXES, lengths).forecast

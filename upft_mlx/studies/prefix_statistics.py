@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from upft_mlx.evaluation.stats import mean_interval, paired_difference
+from upft_mlx.forecasting import page
+from upft_mlx.forecasting.estimate import Forecast
 from upft_mlx.recipe.studies import Analyze
 from upft_mlx.results.figures import Panel, Point, Series, curves
 
@@ -165,6 +167,11 @@ def markdown(analysis: dict[str, Any]) -> str:
                 for row in analysis["accuracy"]
             ),
         ]
+    if analysis.get("forecast"):
+        told = (
+            "What the rules that look at prefixes alone are worth, from the same trajectories. `upft forecast` has all:"
+        )
+        lines += ["", told, "", page.markdown(Forecast.load(analysis["forecast"])).rstrip()]
     return "\n".join(lines) + "\n"
 
 
@@ -188,6 +195,8 @@ def figure(analysis: dict[str, Any]) -> str:
             for article, arm in (("a", "correct"), ("an", "incorrect"))
         ]
         panels.append(Panel("Prefix accuracy", "right rollouts", arms, percent=True))
+    if analysis.get("forecast"):
+        panels.append(page.panel(Forecast.load(analysis["forecast"])))
     return curves(panels, "prefix length t (tokens)")
 
 

@@ -40,7 +40,26 @@ def print_analysis(found: dict[str, Any], folder: Path, *, console: Console | No
     console.print(Text(glyphs_for(console.encoding).line(found["recommended"]["reason"])))
     console.print()
     console.print(table)
+    if found.get("forecast"):
+        _print_rules(found["forecast"], console)
     _files(console, [folder / name for name in ("analysis.md", "analysis.json", "curves.svg")])
+
+
+def _print_rules(forecast: dict[str, Any], console: Console) -> None:
+    """What each rule that chooses is worth at each prefix length (`estimate.Forecast.dump`), in one table."""
+    names = [name for name in dict.fromkeys(rule["selection"] for rule in forecast["rules"]) if name != "first"]
+    table = table_of("t", *names)
+    values = {(rule["selection"], rule["length"]): rule["forecast"] for rule in forecast["rules"]}
+    for length in sorted({length for _, length in values}):
+        table.add_row(str(length), *(_points_of(values.get((name, length))) for name in names))
+    console.print()
+    console.print(Text(f"advice: {forecast['advice']['text']}", "bold"))
+    told = (
+        f"What prefix.selection would change, in points over base, from {forecast['problems']} problems with answers:"
+    )
+    console.print(Text(told, "dim"))
+    console.print(table)
+    console.print(Text("More rules, and what it means for greedy accuracy: upft forecast", "dim"))
 
 
 def print_comparison(found: dict[str, Any], folder: Path, *, console: Console | None = None) -> None:
