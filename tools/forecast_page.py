@@ -208,8 +208,8 @@ def real(units: Units) -> str:
     lines = [
         "## SmolLM2-135M-Instruct\n",
         "One-step problems with numbers up to 6 (`tools/one_step.py`), 128 to train on and 128 others to "
-        "measure, t = 8, one "
-        "epoch, learning rate 1e-4; sampled at T = 0.7, twice per problem.\n",
+        f"measure, t = 8, p = 0.1, one epoch (16 steps of 8 rows), learning rate {REAL_RATE:g}; sampled at T = 0.7, "
+        "twice per problem.\n",
     ]
     if "smollm2/forecast" not in units:
         return "\n".join([*lines, "Not measured yet.\n"])
@@ -230,7 +230,10 @@ def real(units: Units) -> str:
             lines.append(f"\nProbe at t = {length}: AUC {area['mean']:.2f} [{low:.2f}, {high:.2f}].")
     if not any(cells_of(units, "smollm2", name) for name in REAL_RULES):
         return "\n".join([*lines, "\nWhat training changes there is not measured yet.\n"])
+    left = [name for name in REAL_RULES if not cells_of(units, "smollm2", name)]
     lines += [
+        "\nWhat training changed there. With one seed, the interval is over problems alone and says nothing of other "
+        "seeds." + (f" Not measured: {', '.join(left)}." if left else ""),
         "\n| rule | seeds | sampled (points) | greedy (points) | tokens sampled | tokens trained | not trained "
         "because |",
         "|---|---|---|---|---|---|---|",
@@ -292,6 +295,11 @@ def verdicts(units: Units, found: Sequence[Pair]) -> str:
             failures += ["below base, greedy"] if greedy.ci95[1] < 0 else []
             told = f"**fails: {', '.join(failures)}**" if failures else "holds"
             lines.append(f"- {rule}, {world}, {len(cells)} of {len(REPORT)} seeds: {told}.")
+    for rule in ("probe", "auto"):
+        cells = cells_of(units, "smollm2", rule)
+        below = [name for name in ("report", "report-greedy") if cells and change(cells, name).ci95[1] < 0]
+        told = f"**fails: below base ({', '.join(below)})**" if below else "not below base: holds"
+        lines.append(f"- {rule}, smollm2, {len(cells)} seed(s): {told if cells else 'not measured'}.")
     return "\n".join(lines) + "\n"
 
 

@@ -8,7 +8,9 @@ half of the evaluation problems ("choose"); the best setting gets five seeds and
 ("report").
 
 It takes about half an hour per world on one core; WORK keeps what is done, so that it can be interrupted. `--worlds
-careful` and `--worlds careless` can run beside each other; without it the pages are written from both.
+careful` and `--worlds careless` can run beside each other; without it the pages are written from both. `--forms`
+measures only what the recipe's defaults and the paper's form of a row give, sampled and greedy, and adds that to the
+pages.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import re
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -23,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from upft_mlx.demo import world as demo
-from upft_mlx.recipe.schema import Recipe
+from upft_mlx.recipe.schema import Recipe, Train
 from upft_mlx.rows import TrainingRow, write_rows
 from upft_mlx.rundir import RunDir
 from upft_mlx.studies.compare import run_cell
@@ -70,6 +73,17 @@ PREFIX_SETTINGS = {
     "no template, p = 0.3, lr 1e-3": ({"structure_ratio": 0.3, "template": "none", "eos": False}, 1e-3),
     "no template, p = 0.3, lr 3e-4": ({"structure_ratio": 0.3, "template": "none", "eos": False}, 3e-4),
 }
+PAPER = {"structure_ratio": 0.1, "template": "paper", "eos": True}
+RATE = Train().learning_rate
+FORMS: dict[str, tuple[Rule, dict[str, Any], float]] = {
+    "first, the defaults": (RULES[0], {}, RATE),
+    "first, the paper's form": (RULES[0], PAPER, RATE),
+    "first, the paper's form, lr 1e-3": (RULES[0], PAPER, 1e-3),
+    "consensus of 16, the defaults": (RULES[1], {}, RATE),
+    "consensus of 16, the paper's form": (RULES[1], PAPER, RATE),
+}
+"""What is measured as it is, without choosing: a rule, `prefix` fields beside the defaults, and a learning rate."""
+FORM_SEEDS = 3
 FULL_SETTINGS: dict[str, tuple[dict[str, Any], float]] = {"lr 1e-3": ({}, 1e-3), "lr 3e-4": ({}, 3e-4)}
 
 
@@ -194,6 +208,25 @@ class World:
             cells += tried[best] + [self.cell(rule, best, seed) for seed in range(CHOOSE_SEEDS, REPORT_SEEDS)]
         return {"chosen": chosen, **summarize(cells)}
 
+    def forms(self) -> dict[str, Any]:
+        """What each of `FORMS` gives on the report half, sampled and greedy."""
+        cells = []
+        for name, (rule, prefix, rate) in {"base": (RULES[0], {}, RATE), **FORMS}.items():
+            for seed in range(FORM_SEEDS):
+                data = recipe(self.model, None, "", seed, self.work).model_dump()
+                data["generate"]["samples"] = rule.samples
+                data["prefix"] |= {"selection": rule.selection, **prefix}
+                data["train"]["learning_rate"] = rate
+                report = {"path": str(self.work / "report.jsonl")}
+                greedy = {"name": "report-greedy", "samples": 1, "temperature": 0.0, **report}
+                data["evaluate"]["benchmarks"] = [{"name": "report", **report}, greedy]
+                root = self.root / "forms"
+                folder = root / re.sub("[^a-z0-9]+", "-", name) / f"seed-{seed}"
+                donors = [RunDir(path) for path in sorted(root.glob(f"*/seed-{seed}")) if path != folder]
+                print(f"{self.name}: {name}; seed {seed}", flush=True)
+                cells.append(run_cell(Recipe.model_validate(data), name, folder, donors))
+        return {name: row["benchmarks"] for name, row in summarize(cells)["methods"].items()}
+
 
 def gain(cells: list[Cell], rule: str, half: str) -> float:
     """Mean difference to base."""
@@ -209,6 +242,8 @@ def page(found: dict[str, Any]) -> str:
     parts = [HEADER.format(seeds=REPORT_SEEDS, choose=CHOOSE_SEEDS, problems=PROBLEMS, half=HALF, length=LENGTH)]
     for name in WORLDS:
         parts += [f"## World: {name}\n", table(found[name]), "Settings that were chosen:\n", chosen_list(found[name])]
+    if all("forms" in found[name] for name in WORLDS):
+        parts += ["## The defaults, and the paper's form\n", forms_table(found)]
     parts += ["## What can be claimed\n", claims(found)]
     return "\n".join(parts)
 
@@ -268,6 +303,25 @@ def chosen_list(world: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def forms_table(found: dict[str, Any]) -> str:
+    """What `FORMS` measured, a line per world and form."""
+    lines = [
+        f"Nothing was chosen here: {FORM_SEEDS} seeds, p = 0.1, a learning rate of {RATE:g} unless another one is "
+        "named. The defaults are no template and no EOS; the paper's form has both. Greedy: one answer per problem.\n",
+        "| world | rule and form | sampled (points) | greedy (points) |",
+        "|---|---|---|---|",
+    ]
+    for world in WORLDS:
+        for name, results in found[world]["forms"].items():
+            if name == "base":
+                cells = [f"base: {results[label]['accuracy']:.1%}" for label in ("report", "report-greedy")]
+            else:
+                of = [results[label]["difference"] for label in ("report", "report-greedy")]
+                cells = [f"{100 * d['delta']:+.1f} [{100 * d['ci95'][0]:+.1f}, {100 * d['ci95'][1]:+.1f}]" for d in of]
+            lines.append(f"| {world} | {name} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
 def claims(found: dict[str, Any]) -> str:
     """Only what the intervals allow."""
     lines = []
@@ -307,13 +361,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("work", type=Path)
     parser.add_argument("--worlds", choices=WORLDS, help="only one; the pages are not written")
+    parser.add_argument("--forms", action="store_true", help="only the defaults and the paper's form")
     options = parser.parse_args()
     work = options.work.resolve()
     write_halves(work)
     names = [options.worlds] if options.worlds else WORLDS
-    found = {name: World(name, work).study() for name in names}
+    data = ROOT / "docs/assets/evidence.json"
+    found = json.loads(data.read_text(encoding="utf-8"))
+    for name in names:
+        world = World(name, work)
+        found[name] = {**found[name], "forms": world.forms()} if options.forms else {**found[name], **world.study()}
     if options.worlds is None:
-        ROOT.joinpath("docs/assets/evidence.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        data.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
         ROOT.joinpath("docs/measured/evidence.md").write_text(page(found), encoding="utf-8")
 
 
