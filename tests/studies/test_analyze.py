@@ -295,6 +295,30 @@ def test_without_answers_only_self_consistency_is_measured_and_it_says_so(
     assert not (tmp_path / "run" / "analysis" / "rollouts.jsonl").exists()
 
 
+def test_of_a_file_with_some_answers_those_problems_are_analyzed(make_recipe: MakeRecipe, tmp_path: Path) -> None:
+    lines = [json.loads(line) for line in ROWS.read_text().splitlines()[:20]]
+    for number, line in enumerate(lines):
+        if number % 2:
+            del line["answer"]
+    (tmp_path / "q.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    recipe = make_recipe(
+        problems={"builtin": None, "path": str(tmp_path / "q.jsonl")},
+        analyze={"samples": 2, "lengths": [4], "trajectories": 4, "rollout_problems": 4, "rollouts": 1},
+        generate={"temperature": 1.0, "batch_size": 16},
+    )
+    told: list[Event] = []
+    found = run_analysis(recipe, tmp_path / "run", told.append)
+    assert any(isinstance(e, Note) and e.text.startswith("10 problems of 20 without an answer") for e in told)
+    folder = tmp_path / "run" / "analysis"
+    names = [
+        {row.problem_id for row in read_rows(folder / f"{f}.jsonl", Solution)} for f in ("prefixes", "trajectories")
+    ]
+    assert names[0] == {line["id"] for line in lines}
+    assert names[1] == {line["id"] for line in lines if "answer" in line}
+    assert found["forecast"]["problems"] == 10
+    assert found["accuracy"], "rollouts of questions with a right and a wrong solution"
+
+
 def test_rollouts_continue_the_prefix_and_are_graded_with_it(
     recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

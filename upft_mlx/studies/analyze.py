@@ -28,6 +28,7 @@ from upft_mlx.job import Job, Outcome
 from upft_mlx.models.chat import Renderer
 from upft_mlx.models.load import Loaded
 from upft_mlx.pipeline import do, opened, prepare
+from upft_mlx.quantities import many
 from upft_mlx.recipe.schema import Recipe
 from upft_mlx.rows import (
     Rollout,
@@ -91,7 +92,7 @@ def work(job: Job, run: RunDir) -> Outcome:
 def analyze(
     recipe: Recipe, loaded: Loaded, problems: Sequence[Problem], run: RunDir, notify: Observer = ignore
 ) -> tuple[dict[str, Any], int]:
-    """Sample what is missing and summarise; without answers, prefix self-consistency alone.
+    """Sample what is missing and summarise; of problems without an answer, prefix self-consistency alone.
 
     Returns:
         The content of analysis.json, and the tokens that this process passed through the model.
@@ -100,9 +101,13 @@ def analyze(
     analyzer.prefixes()
     scored: list[RolloutStart] = []
     forecast: Forecast | None = None
-    if any(problem.answer is None for problem in analyzer.problems):
-        notify(Note("some problems have no answer: only prefix self-consistency is measured"))
-    else:
+    without = len(analyzer.problems) - len(analyzer.labelled)
+    if not analyzer.labelled:
+        notify(Note("the problems have no answers: only prefix self-consistency is measured"))
+    elif without:
+        told = f"{many(without, 'problem')} of {len(analyzer.problems):,} without an answer: only prefix "
+        notify(Note(f"{told}self-consistency is measured on {'it' if without == 1 else 'them'}"))
+    if analyzer.labelled:
         analyzer.trajectories()
         starts = analyzer.starts()
         analyzer.rollouts(starts)
@@ -129,20 +134,27 @@ class _Analyzer:
         self.sampler = Sampler(loaded, sampling_for(loaded, g.temperature, g.batch_size, g.top_p, g.top_k, g.stop))
         renderer = Renderer(loaded.tokenizer, recipe.prompt)
         self.prompts = [renderer.asked(problem.question) for problem in problems]
+        self.labelled = [number for number, problem in enumerate(problems) if problem.answer is not None]
         self.by_id = {problem.id: number for number, problem in enumerate(problems)}
 
     def prefixes(self) -> None:
         """`samples` prefixes per question, as long as the longest length."""
         limit = max(self.settings.lengths)
-        self._solutions(self.run.analysis / "prefixes.jsonl", "prefix", self.settings.samples, limit)
+        self._solutions(
+            self.run.analysis / "prefixes.jsonl", "prefix", self.settings.samples, limit, range(len(self.problems))
+        )
 
     def trajectories(self) -> None:
-        """`trajectories` full solutions per question."""
+        """`trajectories` full solutions per question with an answer."""
         limit = self.recipe.generate.max_tokens
-        self._solutions(self.run.analysis / "trajectories.jsonl", "full", self.settings.trajectories, limit)
+        self._solutions(
+            self.run.analysis / "trajectories.jsonl", "full", self.settings.trajectories, limit, self.labelled
+        )
 
-    def _solutions(self, path: Path, kind: Literal["prefix", "full"], samples: int, limit: int) -> None:
-        order = sorted(range(len(self.problems)), key=lambda number: -len(self.prompts[number]))
+    def _solutions(
+        self, path: Path, kind: Literal["prefix", "full"], samples: int, limit: int, numbers: Sequence[int]
+    ) -> None:
+        order = sorted(numbers, key=lambda number: -len(self.prompts[number]))
         requests = [Request(self.prompts[n], limit, samples, self.problems[n].id) for n in order]
 
         def row(index: int, sample: int, completion: Completion) -> Solution:
@@ -226,8 +238,9 @@ class _Analyzer:
     def forecast(self) -> Forecast | None:
         """What the rules that look at prefixes alone are worth, by the trajectories; None with too few problems."""
         lengths = [length for length in self.settings.lengths if 0 < length <= LONGEST]
-        if len(self.problems) < LEAST_ANSWERS or not lengths:
+        if len(self.labelled) < LEAST_ANSWERS or not lengths:
             return None
-        known = Known(self.problems, graded(self.problems, self.run.analysis / "trajectories.jsonl"))
+        problems = [self.problems[number] for number in self.labelled]
+        known = Known(problems, graded(problems, self.run.analysis / "trajectories.jsonl"))
         forecaster = Forecaster(self.recipe, self.loaded, known, None, "analyze", self.notify)
         return forecaster.make(FROM_PREFIXES, lengths).forecast
