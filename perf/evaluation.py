@@ -83,8 +83,8 @@ class Models:
 def ours(recipe: Recipe, run: Path, adapter: Path) -> int:
     """`upft evaluate` into a new directory; returns the completions."""
     facts = run_stage(recipe, run, "evaluate", adapter=adapter)
-    sides = facts["benchmarks"]["held-out"]
-    return sum(sides[side]["n"] * sides[side]["samples"] for side in SIDES)
+    measured = facts.benchmarks["held-out"].measured.values()
+    return sum(one.n * one.samples for one in measured)
 
 
 def batched(models: Models, questions: list[str], samples: int, **sizes: int) -> int:

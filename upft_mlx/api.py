@@ -55,7 +55,7 @@ def run(recipe: Recipe, run_dir: str | Path | None = None, notify: Observer = ig
         UpftError: one of its kinds; the run directory keeps what was done.
     """
     _begin()
-    return pipeline.run(recipe, _folder(recipe, run_dir), notify)
+    return pipeline.run(recipe, _folder(recipe, run_dir), notify).dump()
 
 
 def plan(
@@ -276,7 +276,7 @@ def fuse(recipe: Recipe, run_dir: str | Path | None = None, notify: Observer = i
 
 def _stage(stage: str, recipe: Recipe, run_dir: str | Path | None, notify: Observer, **options: Any) -> Facts:
     _begin()
-    return pipeline.run_stage(recipe, _folder(recipe, run_dir), stage, notify, **options)
+    return pipeline.run_stage(recipe, _folder(recipe, run_dir), stage, notify, **options).dump()
 
 
 def _folder(recipe: Recipe, run_dir: str | Path | None) -> Path:

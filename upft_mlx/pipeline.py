@@ -37,6 +37,7 @@ from upft_mlx.planning.preflight import refuse_early
 from upft_mlx.planning.speed import key_of, known
 from upft_mlx.recipe.schema import Recipe
 from upft_mlx.results.economy import economy
+from upft_mlx.results.facts import RunReport
 from upft_mlx.results.report import collect, markdown
 from upft_mlx.rows import read_json, write_atomically, write_json
 from upft_mlx.rundir import LedgerEntry, RunDir, versions
@@ -44,7 +45,7 @@ from upft_mlx.stages import STAGES, in_run
 from upft_mlx.versions import adopted, begun, bring_back, finish, kept, pause, settle
 
 
-def run(recipe: Recipe, run_dir: str | Path, notify: Observer = ignore) -> dict[str, Any]:
+def run(recipe: Recipe, run_dir: str | Path, notify: Observer = ignore) -> RunReport:
     """All stages: problems to a fused, measured model. Repeats nothing that is done, continues what was interrupted.
 
     Returns:
@@ -74,7 +75,7 @@ def run_stage(
     adapter: Path | None = None,
     look: str | None = None,
     **options: Any,
-) -> dict[str, Any]:
+) -> RunReport:
     """One stage; the ones it depends on must be done.
 
     `adapter` is one to evaluate instead of the run's own; an evaluation with a `look` is kept under that name, apart
@@ -312,12 +313,12 @@ def take_over(job: Job, donor: RunDir, stage: str = "generate") -> None:
         finish(job.run, stage, entry)
 
 
-def report(job: Job) -> dict[str, Any]:
+def report(job: Job) -> RunReport:
     """Write report.md and, once there is a result, its model card; return what the report says."""
     write_json(job.measured.recipe, described(job))
     if job.measured is not job.run:
         measuring = [name for name in in_run() if STAGES[name].measures]
-        facts = {**collect(job.recipe, job.measured, measuring), "economy": None}
+        facts = RunReport(**vars(collect(job.recipe, job.measured, measuring)), economy=None)
         write_atomically(job.measured.report, markdown(facts))
         return facts
     current = []
@@ -326,10 +327,10 @@ def report(job: Job) -> dict[str, Any]:
             current += [stage] if job.is_current(stage) else []
         except RunDirError as error:  # changed by hand: left out of the report, and said to be
             job.notify(Note(str(error)))
-    facts = collect(job.recipe, job.run, current)
-    facts["economy"] = economy(job.recipe, job.problems, job.run) if job.is_current("train") else None
+    cost = economy(job.recipe, job.problems, job.run) if job.is_current("train") else None
+    facts = RunReport(**vars(collect(job.recipe, job.run, current)), economy=cost)
     write_atomically(job.run.report, markdown(facts))
-    if facts["fidelity"] is not None:
+    if facts.fidelity is not None:
         base = base_of(job.recipe, job.model_path)
         card = model_card(job.recipe, base, facts, read_json(job.run.recipe))
         write_atomically(result(job) / "README.md", card)

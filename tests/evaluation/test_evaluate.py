@@ -9,8 +9,10 @@ from typing import Any
 
 import pytest
 from helpers.base_and_tuned import write_adapter
+from helpers.facts import result
 
 from upft_mlx import pipeline
+from upft_mlx.evaluation.benchmark_result import Rounding
 from upft_mlx.evaluation.drafts import Drafts
 from upft_mlx.evaluation.summary import rounding_summary
 from upft_mlx.events import Event, Note
@@ -133,7 +135,7 @@ def test_what_rounding_changes_is_counted() -> None:
 
     base = [[row("a", "1", True)], [row("b", "2", False)], [row("c", "3", False)], [row("d", "1", True)]]
     again = [row("a", "1", True, "y"), row("b", "1", True), row("c", "4", False), row("e", "1", True)]
-    assert rounding_summary(base, again) == {"completions": 3, "texts": 1 / 3, "answers": 2 / 3, "grades": 1 / 3}
+    assert rounding_summary(base, again) == Rounding(completions=3, texts=1 / 3, answers=2 / 3, grades=1 / 3)
 
 
 def test_it_stops_when_it_is_known_and_says_so(make_recipe: MakeRecipe, tmp_path: Path) -> None:
@@ -145,7 +147,7 @@ def test_it_stops_when_it_is_known_and_says_so(make_recipe: MakeRecipe, tmp_path
     n = sides["base"]["n"]
     assert n < 100
     assert f"arithmetic: known after {n} of 200 problems" in notes
-    assert outcome(sides)[0] == "worse"
+    assert outcome(result(sides))[0] == "worse"
     assert (sides["paired"]["until"], sides["paired"]["effect"]) == ("known", 0.02)
     base, tuned = rows(tmp_path / "run", "base"), rows(tmp_path / "run", "tuned")
     assert [row.problem_id for row in base] == [row.problem_id for row in tuned]

@@ -8,6 +8,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
+from helpers.facts import result
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats as scipy_stats
@@ -203,7 +204,7 @@ def test_tangos_interval_of_no_change_is_its_closed_form() -> None:
 def verdict_of(found: PairedDifference, effect: float = 0.02) -> str:
     side = {"accuracy": 0.5, "truncated": 0.0, "n": 50}
     paired = {"delta": found.delta, "ci95": found.ci95, "p_value": found.p_value, "effect": effect}
-    return outcome({"base": side, "tuned": side, "paired": paired})[0]
+    return outcome(result({"base": side, "tuned": side, "paired": paired}))[0]
 
 
 @pytest.mark.parametrize("n", [1, 2, 5, 12, 13, 30])

@@ -5,10 +5,13 @@ from __future__ import annotations
 import itertools
 import math
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers.facts import measured as measured_as
+from helpers.facts import results, run_report
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats as scipy_stats
@@ -59,21 +62,21 @@ def test_a_sides_numbers_are_those_of_its_rows(both: tuple[list[list[Answer]], l
     problems = rows_of(both[0])
     samples, flat = len(problems[0]), [r for rows in problems for r in rows]
     found = side_summary(a_set(len(problems), samples).entry, problems)
-    assert (found["n"], found["samples"]) == (len(problems), samples)
-    assert found["accuracy"] == pytest.approx(sum(r.correct for r in flat) / len(flat))
-    assert found["avg_at_k"] == {str(samples): found["accuracy"]}
-    assert found["mean_tokens"] == pytest.approx(sum(r.tokens for r in flat) / len(flat))
-    assert found["truncated"] == pytest.approx(sum(r.finish_reason == "length" for r in flat) / len(flat))
-    assert found["answer_found"] == pytest.approx(sum(r.answer is not None for r in flat) / len(flat))
-    for k in map(int, found["pass_at_k"]):
+    assert (found.n, found.samples) == (len(problems), samples)
+    assert found.accuracy == pytest.approx(sum(r.correct for r in flat) / len(flat))
+    assert found.avg_at_k == {str(samples): found.accuracy}
+    assert found.mean_tokens == pytest.approx(sum(r.tokens for r in flat) / len(flat))
+    assert found.truncated == pytest.approx(sum(r.finish_reason == "length" for r in flat) / len(flat))
+    assert found.answer_found == pytest.approx(sum(r.answer is not None for r in flat) / len(flat))
+    for k in map(int, found.pass_at_k):
         chosen = [[any(r.correct for r in c) for c in itertools.combinations(rows, k)] for rows in problems]
         expected = math.fsum(sum(c) / len(c) for c in chosen) / len(problems)
-        assert found["pass_at_k"][str(k)] == pytest.approx(expected)
+        assert found.pass_at_k[str(k)] == pytest.approx(expected)
         votes = [[_vote(list(c), rows) for c in itertools.combinations(rows, k)] for rows in problems]
         expected = math.fsum(sum(c) / len(c) for c in votes) / len(problems)
-        assert found["maj_at_k"][str(k)] == pytest.approx(expected)
+        assert found.maj_at_k[str(k)] == pytest.approx(expected)
     if samples == 1:
-        assert found["ci95"] == list(wilson_interval(sum(r.correct for r in flat), len(flat)))
+        assert found.ci95 == wilson_interval(sum(r.correct for r in flat), len(flat))
 
 
 def _vote(chosen: list[EvaluationRow], rows: list[EvaluationRow]) -> float:
@@ -94,7 +97,7 @@ def test_the_pairs_numbers_are_those_of_both(both: tuple[list[list[Answer]], lis
         part = a_set(len(sides[0]), len(sides[0][0]))
         for side, problems in zip(SIDES, sides, strict=True):
             write_rows(run.rows_of("x", side), [r for rows in problems for r in rows])
-        found = summarize([part], run, Evaluate())["benchmarks"]["x"]
+        found = summarize([part], run, Evaluate())["x"].dump()
         flat = [[r for rows in problems for r in rows] for problems in sides]
         changes = [b.correct - a.correct for a, b in zip(*flat, strict=True)]
         assert found["paired"]["gained"] == changes.count(1)
@@ -116,8 +119,7 @@ def measured(tmp_path: Path, sides: dict[Side, list[Answer]], **tags: list[str])
     run, part = RunDir(tmp_path), a_set(len(next(iter(sides.values()))), 1, **tags)
     for side, table in sides.items():
         write_rows(run.rows_of("x", side), [row(n, 0, answer) for n, answer in enumerate(table)])
-    found: dict[str, Any] = summarize([part], run, Evaluate())["benchmarks"]["x"]
-    return found
+    return summarize([part], run, Evaluate())["x"].dump()
 
 
 RIGHT: Answer = ("7", True, 30, False)
@@ -132,8 +134,7 @@ def test_accuracy_by_level_and_subject(tmp_path: Path) -> None:
         "5": {"n": 3, "accuracy": pytest.approx(2 / 3), "ci95": list(wilson_interval(2, 3))},
     }
     assert "by_subject" not in found["base"], "one subject is no breakdown"
-    facts: dict[str, Any] = {"name": "n", "model": "m", "method": "upft", "stages": [], "fidelity": None, "verdict": []}
-    text = markdown({**facts, "benchmarks": {"x": found}})
+    text = markdown(run_report({"benchmarks": {"x": found}}))
     assert "| x, level | n | base | tuned |\n|---|---|---|---|\n| 1 | 1 | 100.0%" in text
     assert "| 5 | 3 | 66.7% [20.8%, 93.9%] | 100.0% [43.9%, 100.0%] |" in text
 
@@ -157,12 +158,13 @@ def test_without_tuned_there_is_no_pair(tmp_path: Path) -> None:
 def test_what_changed_suspiciously_is_flagged_and_said(tmp_path: Path, tuned: list[Answer], names: list[str]) -> None:
     found = measured(tmp_path, {"base": [RIGHT] * 20, "tuned": tuned})
     assert found["paired"]["drift"] == names
-    assert len(verdict({"x": found})) == 1 + len(names)
+    assert len(verdict(results({"x": found}))) == 1 + len(names)
 
 
 def test_drift_looks_both_ways_and_survives_silence() -> None:
-    base = {"mean_tokens": 100.0, "truncated": 0.2, "answer_found": 1.0}
-    assert drift(base, {**base, "mean_tokens": 0.0}) == ["length"]
-    assert drift({**base, "mean_tokens": 0.0}, {**base, "mean_tokens": 0.0}) == []
-    assert drift(base, {**base, "truncated": 0.1}) == ["truncated"]
-    assert drift({"mean_tokens": 1.0, "truncated": 0.0}, base | {"mean_tokens": 1.0, "truncated": 0.0}) == []
+    base = measured_as(mean_tokens=100.0, truncated=0.2, answer_found=1.0)
+    silent = replace(base, mean_tokens=0.0)
+    assert drift(base, silent) == ("length",)
+    assert drift(silent, silent) == ()
+    assert drift(base, replace(base, truncated=0.1)) == ("truncated",)
+    assert drift(replace(base, answer_found=None), replace(base, answer_found=0.5)) == (), "not known of one"

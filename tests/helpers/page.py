@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from helpers.ui import a_report, side_value
+from upft_mlx.results.facts import RunReport
 from upft_mlx.results.page import Material, page
 from upft_mlx.rows import EvaluationRow
 
@@ -53,7 +54,7 @@ def four() -> list[Row]:
     return [row(0, True, True), row(1, False, True), row(2, True, False), row(3, False, False)]
 
 
-def facts(benchmark: str = "arithmetic", **changes: Any) -> dict[str, Any]:
+def facts(benchmark: str = "arithmetic", **changes: Any) -> RunReport:
     """Those of a report with one benchmark."""
     paired = {"delta": 0.066, "ci95": [0.012, 0.121], "p_value": 0.0173, "gained": 1, "lost": 1}
     sides = {"base": side_value(0.715, 0.653, 0.77), "tuned": side_value(0.781, 0.727, 0.828, truncated=0.0)}

@@ -52,7 +52,7 @@ def files(root: Path, *, hidden: bool = False) -> dict[str, bytes]:
 
 def run_stage(stage: str, *overrides: str, **options: Any) -> dict[str, Any]:
     """One stage of r.yaml in runs/r."""
-    return pipeline.run_stage(load_recipe("r.yaml", overrides), RUN.root, stage, **options)
+    return pipeline.run_stage(load_recipe("r.yaml", overrides), RUN.root, stage, **options).dump()
 
 
 def shown(*arguments: str, status: int = 0) -> str:

@@ -8,11 +8,13 @@ from typing import Any
 
 from rich.console import Console
 
+from helpers.facts import run_report
 from upft_mlx.events import (
     Graded,
     Side,
     Trained,
 )
+from upft_mlx.results.facts import RunReport
 
 STAGES = ("generate", "build", "train", "evaluate", "fuse")
 
@@ -100,7 +102,8 @@ def side_value(accuracy: float, low: float, high: float, **changes: Any) -> dict
     return {**values, **changes}
 
 
-def a_report(**changes: Any) -> dict[str, Any]:
+def a_report(**changes: Any) -> RunReport:
+    """A run's facts; `changes` as in their JSON."""
     values: dict[str, Any] = {
         "name": "demo",
         "model": "models/qwen",
@@ -130,4 +133,4 @@ def a_report(**changes: Any) -> dict[str, Any]:
         "verdict": ["gsm8k: no measurable change"],
         "files": {"adapter": "runs/demo/adapter", "report": "runs/demo/report.md"},
     }
-    return {**values, **changes}
+    return run_report({**values, **changes})

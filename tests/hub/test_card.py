@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
+from helpers.facts import run_report
 from helpers.input import write
 from huggingface_hub import ModelCard, ModelCardData
 
@@ -18,7 +19,7 @@ from upft_mlx.recipe.schema import Recipe
 MakeRecipe = Callable[..., Recipe]
 BASE = Base("org/base-4bit", "org/base-4bit", {"license": "other", "license_name": "qwen", "license_link": "LICENSE"})
 SIDE = {"n": 200, "samples": 1, "temperature": 0.0, "accuracy": 0.415, "ci95": [0.349, 0.484], "truncated": 0.02}
-FACTS: dict[str, Any] = {
+RUN: dict[str, Any] = {
     "benchmarks": {
         "gsm8k": {
             "base": {**SIDE, "accuracy": 0.4, "ci95": [0.335, 0.469]},
@@ -49,6 +50,7 @@ FACTS: dict[str, Any] = {
         ),
     ],
 }
+FACTS = run_report(RUN)
 DESCRIBED = {"versions": {"mlx": "0.32.4", "python": "3.11"}, "hashes": {"problems": "0f0f", "model": "1e1e"}}
 
 
@@ -63,8 +65,8 @@ def recipe(make_recipe: MakeRecipe) -> Recipe:
 
 
 def test_a_void_evaluation_gives_the_hub_no_accuracy(recipe: Recipe) -> None:
-    sides = FACTS["benchmarks"]["gsm8k"]
-    cut = {**FACTS, "benchmarks": {"gsm8k": {**sides, "base": {**sides["base"], "truncated": 0.7}}}}
+    sides = RUN["benchmarks"]["gsm8k"]
+    cut = run_report({**RUN, "benchmarks": {"gsm8k": {**sides, "base": {**sides["base"], "truncated": 0.7}}}})
     assert "model-index" not in card_data(recipe, BASE, cut)
     assert "model-index" in card_data(recipe, BASE, FACTS)
 
@@ -113,7 +115,7 @@ def test_the_numbers_are_the_runs(recipe: Recipe) -> None:
 
 def test_an_adapter_says_that_it_is_one(make_recipe: MakeRecipe) -> None:
     recipe = make_recipe(model="org/base", publish={"fuse": "adapter", "repo": "user/a"}, evaluate={"benchmarks": []})
-    facts = {**FACTS, "benchmarks": {}, "verdict": [], "fidelity": {**FACTS["fidelity"], "fuse": "adapter"}}
+    facts = run_report({**RUN, "benchmarks": {}, "verdict": [], "fidelity": {**RUN["fidelity"], "fuse": "adapter"}})
     base = Base("org/base", "org/base", {})
     data = card_data(recipe, base, facts)
     assert data["base_model_relation"] == "adapter"

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from conftest import MODEL
+from helpers.facts import results
 from helpers.kill import finish, killed_at, lines_in, newest_step
 
 from upft_mlx import pipeline
@@ -48,7 +49,7 @@ class Seen(list[Event]):
 def run(recipe: Recipe, folder: Path) -> tuple[dict[str, Any], Seen]:
     seen = Seen()
     facts = pipeline.run(recipe, folder, seen.append)
-    return facts, seen
+    return facts.dump(), seen
 
 
 @pytest.fixture(scope="session")
@@ -245,7 +246,7 @@ def test_a_single_stage_needs_those_before_it(tmp_path: Path, copy: Path) -> Non
 
 
 def test_evaluation_without_an_adapter_measures_the_base_alone(tmp_path: Path) -> None:
-    facts = pipeline.run_stage(recipe_with(), tmp_path / "new", "evaluate")
+    facts = pipeline.run_stage(recipe_with(), tmp_path / "new", "evaluate").dump()
     assert facts["benchmarks"]["arithmetic"].keys() == {"base", "rounding"}
 
 
@@ -297,7 +298,7 @@ def test_an_adapter_that_stock_mlx_lm_trained_on_our_rows_is_evaluated(finished:
     done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, done.stderr
     recipe = with_benchmarks(recipe_for_model(str(MODEL), ["evaluate.max_tokens=24"]), ["arithmetic"], limit=4)
-    facts = pipeline.run_stage(recipe, tmp_path / "run", "evaluate", adapter=tmp_path / "theirs")
+    facts = pipeline.run_stage(recipe, tmp_path / "run", "evaluate", adapter=tmp_path / "theirs").dump()
     assert facts["benchmarks"]["arithmetic"]["tuned"]["n"] == 4
     sides = [(tmp_path / f"run/evaluation/arithmetic/{side}.jsonl").read_text() for side in ("base", "tuned")]
     assert sides[0] != sides[1]
@@ -409,9 +410,8 @@ def test_the_verdict_claims_what_the_numbers_allow(
     base: dict[str, Any], tuned: dict[str, Any], paired: tuple[float, ...], expected: list[str]
 ) -> None:
     delta, low, high, p = paired
-    found = verdict(
-        {"x": {"base": base, "tuned": tuned, "paired": {"delta": delta, "ci95": [low, high], "p_value": p}}}
-    )
+    numbers = {"delta": delta, "ci95": [low, high], "p_value": p}
+    found = verdict(results({"x": {"base": base, "tuned": tuned, "paired": numbers}}))
     assert len(found) == len(expected)
     assert all(line.startswith(start) for line, start in zip(found, expected, strict=True))
 

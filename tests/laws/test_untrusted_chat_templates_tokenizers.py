@@ -17,6 +17,7 @@ from xml.etree import ElementTree
 
 import pytest
 from conftest import MODEL
+from helpers.facts import run_report
 from helpers.input import assert_fails, no_network, upft, write
 from helpers.untrusted import EVIL, QUESTIONS, bomb, change, model, recipe, written
 
@@ -306,7 +307,7 @@ def test_a_run_of_odd_names_is_shown_and_published_escaped(folder: Path) -> None
         ],
         "benchmarks": {label: {"base": side(label)}},
     }
-    text = report.markdown(facts)
+    text = report.markdown(run_report(facts))
     assert not escape.RAW.search(text)
     from markdown_it import MarkdownIt
 

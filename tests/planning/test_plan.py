@@ -213,7 +213,7 @@ def test_auto_takes_what_fits_and_a_run_keeps_to_it(tmp_path: Path, monkeypatch:
     pipeline.run_stage(given, tmp_path / "run", "generate")
     kept = json.loads((tmp_path / "run" / "recipe.json").read_text())
     assert kept["generate"]["batch_size"] == small["generate.batch_size"]
-    assert pipeline.run_stage(given, tmp_path / "run", "build")["stages"], "the next stage finds the same numbers"
+    assert pipeline.run_stage(given, tmp_path / "run", "build").stages, "the next stage finds the same numbers"
 
 
 def test_the_paper_s_batch_is_taken_where_it_leaves_enough_steps(tmp_path: Path) -> None:

@@ -4,23 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
+from helpers.facts import run_report
 
 from upft_mlx.data.problems import Problem
 from upft_mlx.recipe.schema import Recipe
-from upft_mlx.results.economy import economy, expected_kept
+from upft_mlx.results.economy import Cost, economy, expected_kept
 from upft_mlx.results.report import markdown
 from upft_mlx.rows import Solution, TrainingRow, write_rows
 from upft_mlx.rundir import LedgerEntry, RunDir
 
 MakeRecipe = Callable[..., Recipe]
 PROBLEMS = [Problem(str(number), "?", "4") for number in range(10)]
-
-RUN: dict[str, Any] = {"name": "n", "model": "m", "method": "upft", "stages": [], "fidelity": None, "verdict": []}
-RUN["benchmarks"] = {}
-"""The facts of a run that report.md needs beside its economy."""
 
 
 def full(number: int, text: str, tokens: int, finish: str = "stop") -> Solution:
@@ -42,30 +38,33 @@ def run(tmp_path: Path) -> RunDir:
 def test_tokens_of_sft_and_rft_follow_from_the_full_solutions_of_the_run(make_recipe: MakeRecipe, run: RunDir) -> None:
     found = economy(make_recipe(train={"valid_ratio": 0.2}), PROBLEMS, run)
     assert found is not None
-    assert found["this"] == {"tokens_sampled": 90, "tokens_trained": 120, "how": "measured"}
-    assert found["sft"]["tokens_sampled"] == 10 * 25
-    assert found["sft"]["tokens_trained"] == 2 * 8 * 26
-    assert found["rft"]["tokens_sampled"] == 16 * 10 * 25
-    assert found["rft"]["tokens_trained"] == pytest.approx(2 * 8 * 26 * expected_kept(0.5))
-    assert found["rft"]["how"] == "computed from 2 full solutions of this run"
+    assert found.this == Cost(90, 120, "measured")
+    assert found.sft
+    assert found.rft
+    assert found.sft.tokens_sampled == 10 * 25
+    assert found.sft.tokens_trained == 2 * 8 * 26
+    assert found.rft.tokens_sampled == 16 * 10 * 25
+    assert found.rft.tokens_trained == pytest.approx(2 * 8 * 26 * expected_kept(0.5))
+    assert found.rft.how == "computed from 2 full solutions of this run"
     assert "| SFT (1 full solution) | 250 (this run: 36.0% of it) | 416 (this run: 28.8% of it) |" in markdown(
-        {**RUN, "economy": found}
+        run_report({"economy": found})
     )
 
 
 def test_without_answers_rft_is_taken_to_keep_the_most_and_it_says_so(make_recipe: MakeRecipe, run: RunDir) -> None:
     found = economy(make_recipe(train={"valid_ratio": 0.2}), [Problem(p.id, p.question) for p in PROBLEMS], run)
     assert found is not None
-    assert found["rft"]["tokens_trained"] == pytest.approx(2 * 8 * 26 * 4)
-    assert found["rft"]["how"].endswith("all correct (no answers)")
+    assert found.rft
+    assert found.rft.tokens_trained == pytest.approx(2 * 8 * 26 * 4)
+    assert found.rft.how.endswith("all correct (no answers)")
 
 
 def test_without_a_full_solution_nothing_is_made_up(make_recipe: MakeRecipe, run: RunDir) -> None:
     write_rows(run.solutions, [Solution("3", 0, "prefix", [1] * 5, "", "length")])
     found = economy(make_recipe(), PROBLEMS, run)
     assert found is not None
-    assert set(found) == {"this"}
-    assert "No full solution was sampled" in markdown({**RUN, "economy": found})
+    assert set(found.dump()) == {"this"}
+    assert "No full solution was sampled" in markdown(run_report({"economy": found}))
 
 
 def test_a_run_that_has_not_trained_has_no_economy(make_recipe: MakeRecipe, run: RunDir) -> None:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers.facts import results
 from helpers.page import facts, four, row
 
+from upft_mlx.evaluation.benchmark_result import BenchmarkResult
 from upft_mlx.results import charts
 from upft_mlx.results.openings import Branch, tree
 from upft_mlx.results.page import Material, page
@@ -41,7 +44,7 @@ def test_the_verdict_stands_first_and_every_number_below_it() -> None:
 
 
 def test_a_section_without_a_source_is_left_out() -> None:
-    text = page(Material({**facts(), "benchmarks": {}}))
+    text = page(Material(replace(facts(), benchmarks={})))
     ids = re.findall(r'<section id="([a-z-]+)"', text)
     assert ids == ["cost"]
     assert "Nothing is measured yet" in text
@@ -49,8 +52,8 @@ def test_a_section_without_a_source_is_left_out() -> None:
 
 
 def test_a_run_that_measured_only_the_base_is_shown_without_a_difference() -> None:
-    measured = facts()["benchmarks"]["arithmetic"]
-    text = page(Material({**facts(), "benchmarks": {"arithmetic": {"base": measured["base"]}}}))
+    only_base = BenchmarkResult(base=facts().benchmarks["arithmetic"].base)
+    text = page(Material(replace(facts(), benchmarks={"arithmetic": only_base})))
     assert "71.5 % [65.3, 77.0]" in text
     assert "Difference as problems were added" not in text
 
@@ -75,7 +78,7 @@ def test_a_private_benchmark_has_its_numbers_and_none_of_its_problems() -> None:
     text = page(Material(facts("secret"), withheld={"secret": 256}))
     assert "secret is private: its 256 problems are not in this file." not in text, "there is no table to say it above"
     both = facts()
-    both["benchmarks"]["secret"] = both["benchmarks"]["arithmetic"]
+    both.benchmarks["secret"] = both.benchmarks["arithmetic"]
     text = page(Material(both, four(), withheld={"secret": 256}))
     assert "secret is private: its 256 problems are not in this file." in text
     assert [line[0] for line in data_of(text)["rows"]] == [0, 0, 0, 0]
@@ -127,7 +130,7 @@ def test_the_headline_puts_claims_first(found: list[str], said: str) -> None:
     sides = [
         {"base": side, "tuned": side, "paired": paired[kind]} if kind in paired else {"base": side} for kind in found
     ]
-    assert headline({f"b{number}": value for number, value in enumerate(sides)}) == said
+    assert headline(results({f"b{number}": value for number, value in enumerate(sides)})) == said
 
 
 # How answers begin.

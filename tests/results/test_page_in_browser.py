@@ -181,7 +181,7 @@ def hostile() -> Material:
     bad = replace(side, answer=EVIL)
     mean: dict[str, Any] = {"benchmark": EVIL, "problem_id": EVIL, "question": EVIL, "gold": EVIL, "level": EVIL}
     rows = [replace(row(1, False, False, **mean), base=bad, tuned=replace(bad, completion=f"other {EVIL}"))]
-    stage = {**facts()["stages"][0], "detail": EVIL, "stage": EVIL}
+    stage = {**vars(facts().stages[0]), "detail": EVIL, "stage": EVIL}
     token_row = {
         "id": EVIL,
         "kind": "prefix",

@@ -9,6 +9,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 import pytest
+from helpers.facts import results
 from helpers.ui import console, written
 
 from upft_mlx.errors import RecipeError
@@ -41,7 +42,7 @@ def of(cells: list[Cell], reported: int = 1) -> Sweep:
     chosen = best(cells)
     paired = {"delta": 0.05, "ci95": [-0.01, 0.11], "p_value": 0.2}
     sides = {side: {"n": 60, "accuracy": 0.5, "truncated": 0.0} for side in ("base", "tuned")}
-    rest = {"dev": {**sides, "paired": paired}}
+    rest = results({"dev": {**sides, "paired": paired}})
     return Sweep("dev", 40, tried(cells, 1), chosen.settings, chosen.run, rest, reported)
 
 
@@ -168,7 +169,9 @@ def test_the_chosen_one_alone_is_measured_on_the_rest(swept: tuple[Recipe, Path,
     rest = problems_of(RunDir(looks[0]), "tuned")
     assert len(rest) == 4
     assert not rest & development
-    assert found.rest["arithmetic"]["tuned"]["n"] == 4
+    tuned = found.rest["arithmetic"].tuned
+    assert tuned
+    assert tuned.n == 4
     assert found.reported == 1
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import mlx.core as mx
 import pytest
 from conftest import MODEL
+from helpers.facts import MEASURED, results, run_report
 
 from upft_mlx import pipeline
 from upft_mlx.data.benchmarks import BenchmarkSet, load_benchmark, resolve
@@ -24,6 +25,7 @@ from upft_mlx.models.load import Loaded, load
 from upft_mlx.models.same_logits import scalar
 from upft_mlx.recipe.schema import Recipe
 from upft_mlx.results import training_report
+from upft_mlx.results.facts import TrainingFacts
 from upft_mlx.results.report import collect, markdown
 from upft_mlx.rows import TrainingRow, write_json, write_rows
 from upft_mlx.rundir import RunDir
@@ -104,9 +106,8 @@ def test_the_verdict_warns_of_benchmarks_whose_answers_became_over_a_tenth_short
     def sides(tuned: float) -> dict[str, Any]:
         return {"base": {"mean_tokens": 200.0}, "tuned": {"mean_tokens": tuned}, "paired": {}}
 
-    facts = {"movement": None}
     benchmarks = {"a": sides(180.0), "b": sides(179.0), "c": sides(260.0), "d": {"base": {"mean_tokens": 200.0}}}
-    (line,) = training_report.warnings(facts, benchmarks)
+    (line,) = training_report.warnings(TrainingFacts(), results(benchmarks))
     assert line == ("warning: b: tuned answers are 10% shorter (200 to 179 tokens): it may have learned to stop early")
 
 
@@ -118,7 +119,7 @@ def test_only_a_model_known_to_be_better_and_nowhere_worse_may_have_moved_far(
     changes: Sequence[float], warned: bool, make_recipe: MakeRecipe, tmp_path: Path
 ) -> None:
     run = RunDir(tmp_path)
-    side = {"accuracy": 0.5, "truncated": 0.0, "n": 100, "mean_tokens": 30.0, "answer_found": 1.0}
+    side = {**MEASURED, "answer_found": 1.0}
     benchmarks = {
         str(number): {
             "base": side,
@@ -129,7 +130,7 @@ def test_only_a_model_known_to_be_better_and_nowhere_worse_may_have_moved_far(
     }
     write_json(run.summary, {"benchmarks": benchmarks})
     write_json(run.movement, {**found([answered("x")] * 3, [[Place(0.1, (0.2, 0.9))]] * 3), "source": "prompts"})
-    lines = collect(make_recipe(), run, ["train", "evaluate"])["remarks"]
+    lines = collect(make_recipe(), run, ["train", "evaluate"]).remarks
     assert any("no tuned answer begins" in line for line in lines) is warned
 
 
@@ -137,9 +138,7 @@ def test_an_opening_can_leave_neither_its_cell_nor_its_line() -> None:
     hostile = "a`b|c\x1b[31m\u202e\n| # Title\n"
     assert opening(hostile) == "a`b|c [31m |"
     moved = {**summarize([answered(hostile)], [answered("")], [[]]), "source": "prompts"}
-    training: dict[str, Any] = {"base_view": None, "cut_solutions": None, "losses": [], "movement": moved}
-    run: dict[str, Any] = {"name": "n", "model": "m", "method": "upft", "stages": [], "fidelity": None, "verdict": []}
-    text = markdown({**run, "benchmarks": {}, "training": training})
+    text = markdown(run_report({"training": TrainingFacts(movement=moved)}))
     row = next(line for line in text.splitlines() if "a`b" in line)
     assert row == "| ``a`b/c [31m /`` | 100% | `  ` | 100% |"
     assert "\x1b" not in text
@@ -252,7 +251,7 @@ def test_report_view_and_verdict_say_how_far_it_moved(
     for stage in ("generate", "build", "train"):
         facts = pipeline.run_stage(
             recipe, tmp_path, stage, lambda event: notes.append(event.text) if isinstance(event, Note) else None
-        )
+        ).dump()
     moved = json.loads(RunDir(tmp_path).movement.read_text())
     assert facts["training"]["movement"] == moved
     assert moved["source"] == "evaluation prompts"
@@ -264,9 +263,7 @@ def test_report_view_and_verdict_say_how_far_it_moved(
     for line in warnings(moved):
         assert f"- {line}" in report
     again = make_recipe(prefix={"eos": True, "structure_ratio": 0.0}, train={"learning_rate": 1e-6})
-    assert pipeline.report(pipeline.prepare(again, tmp_path))["training"]["movement"] is None, (
-        "it was another adapter's"
-    )
+    assert pipeline.report(pipeline.prepare(again, tmp_path)).training.movement is None, "it was another adapter's"
     monkeypatch.setattr(train, "train", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         pipeline.run_stage(again, tmp_path, "train")

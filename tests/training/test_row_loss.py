@@ -9,6 +9,7 @@ from typing import Any
 
 import mlx.core as mx
 import pytest
+from helpers.facts import run_report
 from helpers.input import assert_fails, upft
 from hypothesis import given
 from hypothesis import strategies as st
@@ -213,9 +214,8 @@ def test_where_nothing_is_learned_the_curve_is_flat_whatever_the_batches_say(
     assert max(batches) > 1.5 * min(batches)
     assert max(fixed) == pytest.approx(min(fixed), rel=1e-5)
     facts = training_facts(RunDir(tmp_path), ("generate", "build", "train"))
-    assert [line["fixed_loss"] for line in facts["losses"]] == pytest.approx([fixed[0], *fixed], rel=1e-5)
-    rest: dict[str, Any] = {"name": "n", "model": "m", "method": "upft", "stages": [], "fidelity": None, "verdict": []}
-    text = markdown({**rest, "benchmarks": {}, "training": facts})
+    assert [line["fixed_loss"] for line in facts.losses] == pytest.approx([fixed[0], *fixed], rel=1e-5)
+    text = markdown(run_report({"training": facts}))
     assert "| step | fixed rows | prefix | structure | EOS | validation |" in text
     assert f"| 0 | {fixed[0]:.3f} |" in text
 
@@ -246,5 +246,6 @@ def test_cut_solutions_are_in_the_report(make_recipe: MakeRecipe, tmp_path: Path
     assert cut > 0
     text = f"{cut} of {len(full)} full solutions reached generate.max_tokens and train nothing"
     assert any(line.startswith(text) for line in told)
-    assert facts["training"]["cut_solutions"]["text"].startswith(text)
+    assert facts.training.cut_solutions
+    assert facts.training.cut_solutions.text.startswith(text)
     assert text in RunDir(tmp_path).report.read_text()

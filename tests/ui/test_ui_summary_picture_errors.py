@@ -14,11 +14,12 @@ from helpers.ui import ANSI, HARMLESS, HOSTILE, a_report, console, side_value, w
 from rich.console import Console
 
 from upft_mlx.quantities import clock, count, duration, memory, points
+from upft_mlx.results.facts import RunFacts
 from upft_mlx.ui import views
 from upft_mlx.ui.text import glyphs_for, interval_bar, plot
 
 
-def summary_text(report: dict[str, Any], *, verbose: bool = False, **changes: Any) -> str:
+def summary_text(report: RunFacts, *, verbose: bool = False, **changes: Any) -> str:
     target = console(**{"force_terminal": False, **changes})
     views.print_summary(report, verbose=verbose, console=target)
     return written(target)
@@ -56,7 +57,7 @@ def test_the_summary_leads_with_the_verdict_and_an_interval_around_zero() -> Non
 def test_a_bar_is_left_out_where_there_is_no_room_and_a_name_is_cut_and_not_broken() -> None:
     name = "a-benchmark-with-a-name-that-never-ends"
     report = a_report()
-    report["benchmarks"][name] = report["benchmarks"].pop("gsm8k")
+    report.benchmarks[name] = report.benchmarks.pop("gsm8k")
     for width in (60, 80, 120):
         text = ANSI.sub("", summary_text(report, width=width, force_terminal=True))
         assert all(len(line) <= width for line in text.splitlines())

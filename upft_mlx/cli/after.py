@@ -145,13 +145,13 @@ def show(
             _show_page(found, as_json=as_json)
             return
         if grade:
-            facts = browse.regraded(found, benchmarks)
-            click.echo(to_json(facts)) if as_json else views.print_regraded(facts)
+            graded = browse.regraded(found, benchmarks)
+            click.echo(to_json(graded)) if as_json else views.print_regraded(graded)
             return
         if not (flips or rows or problem):
             facts = browse.facts_of(found)
             if as_json:
-                click.echo(to_json(facts))
+                click.echo(to_json(facts.dump()))
                 return
             views.print_summary(facts, verbose=verbose())
             if stale := browse.earlier_stages(found):

@@ -6,6 +6,7 @@ import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -205,22 +206,23 @@ def _run(
             else nullcontext(ignore)
         )
         with writing_to(folder), view as notify:
+            shown = None
             if demo:
-                facts = run_demo(recipe, folder, notify)
+                facts, shown = run_demo(recipe, folder, notify)
             elif stage is None:
                 facts = pipeline.run(recipe, folder, notify)
             else:
                 facts = pipeline.run_stage(recipe, folder, stage, notify, **extra)
         if not leads:
             return
-        if facts.get("benchmarks") and not extra.get("look") and (stage is None or STAGES[stage].measures):
-            facts["files"]["page"] = str(write_page(RunDir(folder), memory_limit()))
+        if facts.benchmarks and not extra.get("look") and (stage is None or STAGES[stage].measures):
+            facts.files["page"] = str(write_page(RunDir(folder), memory_limit()))
         views.save_svg(facts, (folder / "looks" / extra["look"] if extra.get("look") else folder) / "report.svg")
         if options.as_json:
-            click.echo(to_json(facts))
+            click.echo(to_json({**facts.dump(), **({"demo": asdict(shown)} if shown else {})}))
         elif stage is None or STAGES[stage].measures:
             views.print_summary(facts, verbose=verbose())
-            if demo:
-                views.print_demo(facts["demo"])
+            if shown:
+                views.print_demo(asdict(shown))
         if stage is None and not options.as_json:
-            views.print_next(folder, flips=bool(facts.get("benchmarks")))
+            views.print_next(folder, flips=bool(facts.benchmarks))

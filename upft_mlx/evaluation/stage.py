@@ -7,6 +7,7 @@ from typing import Any
 from upft_mlx.dataset.instruction import differing
 from upft_mlx.evaluation import evaluate
 from upft_mlx.evaluation.base_and_tuned import Sides, side_inputs
+from upft_mlx.evaluation.benchmark_result import dump_results
 from upft_mlx.evaluation.summary import summarize
 from upft_mlx.events import Note, Side, StageSkipped, StageStarted
 from upft_mlx.fingerprints import hash_of
@@ -52,7 +53,7 @@ def work(job: Job, run: RunDir) -> Outcome:
         job.notify(Note(line))
     measuring = Sides(job, run)
     tokens = measuring.measure(sides(job))
-    write_json(run.summary, summarize(job.sets, run, job.recipe.evaluate))
+    write_json(run.summary, {"benchmarks": dump_results(summarize(job.sets, run, job.recipe.evaluate))})
     completions = sum(part.completions for part in job.sets)
     detail = f"{completions} completions per side"
     if measuring.drafted:

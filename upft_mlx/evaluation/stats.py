@@ -9,9 +9,11 @@ SciPy is imported where a quantile is needed: it takes 0.15 s, and `upft --help`
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+
+from upft_mlx.evaluation.benchmark_result import Measured
 
 Z95 = 1.959963984540054
 """The 0.975 quantile of the normal distribution."""
@@ -283,15 +285,18 @@ def sign_flip(differences: Sequence[float]) -> float:
     return min(1.0, float(chances[np.abs(sums) >= observed].sum()))
 
 
-def drift(base: Mapping[str, float], tuned: Mapping[str, float]) -> list[str]:
-    """What changed suspiciously between two sides of a summary, whatever the accuracy says.
+def drift(base: Measured, tuned: Measured) -> tuple[str, ...]:
+    """The names of what changed suspiciously from base to tuned, whatever the accuracy says.
 
     "length" and "truncated" catch a model that learned to stop early or not at all, "answer_found" one that forgot how
     to say its answer.
     """
     names = []
-    before, after = base["mean_tokens"], tuned["mean_tokens"]
-    if max(before, after) > LENGTH_DRIFT * min(before, after):
+    lengths = base.mean_tokens, tuned.mean_tokens
+    if max(lengths) > LENGTH_DRIFT * min(lengths):
         names.append("length")
-    shares = [name for name in ("truncated", "answer_found") if name in base and name in tuned]
-    return names + [name for name in shares if abs(tuned[name] - base[name]) > SHARE_DRIFT]
+    for name in ("truncated", "answer_found"):
+        before, after = getattr(base, name), getattr(tuned, name)
+        if before is not None and after is not None and abs(after - before) > SHARE_DRIFT:
+            names.append(name)
+    return tuple(names)

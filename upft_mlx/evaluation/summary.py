@@ -1,27 +1,21 @@
-"""summary.json from graded rows: what each side scored, by level and subject too, and what tells them apart. Pure.
-
-Fields of a side are those of the design (`n`, `samples`, `temperature`, `accuracy`, `ci95`, `pass_at_k`, `maj_at_k`,
-`mean_tokens`, `truncated`), and beside them:
-
-    avg_at_k        {"4": 0.71}: the accuracy, under the name that names its samples
-    answer_found    share of the completions in which the grader found an answer
-    by_level, by_subject    {"5": {"n": 134, "accuracy": 0.4, "ci95": [0.3, 0.5]}}, where the benchmark knows several
-
-`paired` has `delta`, `ci95`, `p_value`, and `gained` and `lost` (completions wrong on base and right on tuned, and the
-reverse), `tokens` (tuned - base per problem: `delta`, `ci95`), `drift` (names of what changed suspiciously), `effect`
-(the smallest difference that matters, a share) and `until`; where that is `known`, all intervals are always valid.
-
-`rounding` says what base's answers at another batch size showed: `completions` compared, and the shares of them with
-another text (`texts`), another answer (`answers`) and another grade (`grades`).
-"""
+"""summary.json from graded rows (`benchmark_result`), and the completions on which base and tuned disagree. Pure."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
 
 from upft_mlx.data.benchmarks import BenchmarkSet, BenchmarkSpec
+from upft_mlx.evaluation.benchmark_result import (
+    BenchmarkResult,
+    Change,
+    Group,
+    Interval,
+    Measured,
+    Paired,
+    Rounding,
+)
 from upft_mlx.evaluation.sequential import always_valid_difference, always_valid_interval
 from upft_mlx.evaluation.stats import (
     PairedDifference,
@@ -49,13 +43,13 @@ Rows = Sequence[Sequence[EvaluationRow]]
 """The rows of each problem, in the order of the samples."""
 
 
-def summarize(sets: Sequence[BenchmarkSet], run: RunDir, evaluate: Evaluate) -> dict[str, Any]:
-    """The content of summary.json from the rows on the disk; `tuned` and `paired` where there are such rows."""
-    return {"benchmarks": {part.entry.label: _summarize(part, run, evaluate) for part in sets}}
+def summarize(sets: Sequence[BenchmarkSet], run: RunDir, evaluate: Evaluate) -> dict[str, BenchmarkResult]:
+    """Each benchmark of summary.json from the rows on the disk; `tuned` and `paired` where there are such rows."""
+    return {part.entry.label: _summarize(part, run, evaluate) for part in sets}
 
 
-def _summarize(part: BenchmarkSet, run: RunDir, evaluate: Evaluate) -> dict[str, Any]:
-    result: dict[str, Any] = {}
+def _summarize(part: BenchmarkSet, run: RunDir, evaluate: Evaluate) -> BenchmarkResult:
+    measured: dict[Side, Measured] = {}
     read: dict[Side, Rows] = {}
     for side in SIDES:
         path = run.rows_of(part.entry.label, side)
@@ -63,13 +57,18 @@ def _summarize(part: BenchmarkSet, run: RunDir, evaluate: Evaluate) -> dict[str,
             found = by_problem(read_rows(path, EvaluationRow))
             read[side] = [*found.values()]
             until = evaluate.until
-            result[side] = {**side_summary(part.entry, read[side], until), **_groups(part, found, until)}
+            by_level, by_subject = (_groups(part, found, field, until) for field in ("level", "subject"))
+            measured[side] = replace(
+                side_summary(part.entry, read[side], until), by_level=by_level, by_subject=by_subject
+            )
     again = run.rows_of(part.entry.label, AGAIN)
+    rounding = None
     if again.exists() and "base" in read:
-        result["rounding"] = rounding_summary(read["base"], [*read_rows(again, EvaluationRow)])
-    if len(read) == len(SIDES):
-        result["paired"] = paired_summary(part.entry, read["base"], read["tuned"], result, evaluate)
-    return result
+        rounding = rounding_summary(read["base"], [*read_rows(again, EvaluationRow)])
+    result = BenchmarkResult(base=measured.get("base"), tuned=measured.get("tuned"), rounding=rounding)
+    if len(read) < len(SIDES):
+        return result
+    return replace(result, paired=paired_summary(part.entry, read["base"], read["tuned"], result, evaluate))
 
 
 def by_problem(rows: Iterable[EvaluationRow]) -> dict[str, list[EvaluationRow]]:
@@ -80,55 +79,55 @@ def by_problem(rows: Iterable[EvaluationRow]) -> dict[str, list[EvaluationRow]]:
     return found
 
 
-def rounding_summary(base: Rows, again: Sequence[EvaluationRow]) -> dict[str, Any]:
-    """What changed of base's answers at another batch size (see the module)."""
+def rounding_summary(base: Rows, again: Sequence[EvaluationRow]) -> Rounding:
+    """What changed of base's answers at another batch size."""
     first = {(row.problem_id, row.sample): row for problem in base for row in problem}
     pairs = [(first[row.problem_id, row.sample], row) for row in again if (row.problem_id, row.sample) in first]
 
     def share(differs: Callable[[EvaluationRow, EvaluationRow], bool]) -> float:
         return sum(differs(*pair) for pair in pairs) / len(pairs) if pairs else 0.0
 
-    return {
-        "completions": len(pairs),
-        "texts": share(lambda a, b: (a.completion, a.tokens) != (b.completion, b.tokens)),
-        "answers": share(lambda a, b: _answer(a) != _answer(b)),
-        "grades": share(lambda a, b: a.correct != b.correct),
-    }
-
-
-def rounding(found: Mapping[str, Any]) -> str:
-    """In words what rounding changed of base's answers."""
-    return (
-        f"{percent(found['answers'])} of {many(found['completions'], 'answer')} of base change by rounding alone "
-        f"({percent(found['grades'])} from right to wrong or back)"
+    return Rounding(
+        completions=len(pairs),
+        texts=share(lambda a, b: (a.completion, a.tokens) != (b.completion, b.tokens)),
+        answers=share(lambda a, b: _answer(a) != _answer(b)),
+        grades=share(lambda a, b: a.correct != b.correct),
     )
 
 
-def side_summary(entry: BenchmarkSpec, problems: Rows, until: Until = "end") -> dict[str, Any]:
-    """One side of summary.json (see the module)."""
+def rounding(found: Rounding) -> str:
+    """In words what rounding changed of base's answers."""
+    return (
+        f"{percent(found.answers)} of {many(found.completions, 'answer')} of base change by rounding alone "
+        f"({percent(found.grades)} from right to wrong or back)"
+    )
+
+
+def side_summary(entry: BenchmarkSpec, problems: Rows, until: Until = "end") -> Measured:
+    """What one side scored, without its groups."""
     rows = [row for problem in problems for row in problem]
     scores = _scores(problems)
     answers = [[_answer(row) for row in problem] for problem in problems]
     ks = sorted({k for k in KS if k <= entry.samples} | {entry.samples})
     accuracy = _mean(_means(scores))
-    return {
-        "n": len(problems),
-        "samples": entry.samples,
-        "temperature": entry.temperature,
-        "accuracy": accuracy,
-        "ci95": _interval(scores, until),
-        "avg_at_k": {str(entry.samples): accuracy},
-        "pass_at_k": {str(k): _mean([pass_at_k(len(s), sum(s), k) for s in scores]) for k in ks},
-        "maj_at_k": {str(k): _mean([maj_at_k(*of, k) for of in zip(answers, scores, strict=True)]) for k in ks},
-        "mean_tokens": _mean([row.tokens for row in rows]),
-        "truncated": _mean([row.finish_reason == "length" for row in rows]),
-        "answer_found": _mean([row.answer is not None for row in rows]),
-    }
+    return Measured(
+        n=len(problems),
+        samples=entry.samples,
+        temperature=entry.temperature,
+        accuracy=accuracy,
+        ci95=_interval(scores, until),
+        avg_at_k={str(entry.samples): accuracy},
+        pass_at_k={str(k): _mean([pass_at_k(len(s), sum(s), k) for s in scores]) for k in ks},
+        maj_at_k={str(k): _mean([maj_at_k(*of, k) for of in zip(answers, scores, strict=True)]) for k in ks},
+        mean_tokens=_mean([row.tokens for row in rows]),
+        truncated=_mean([row.finish_reason == "length" for row in rows]),
+        answer_found=_mean([row.answer is not None for row in rows]),
+    )
 
 
-def _interval(scores: Sequence[Sequence[bool]], until: Until) -> list[float]:
+def _interval(scores: Sequence[Sequence[bool]], until: Until) -> Interval:
     """The 95 % interval of an accuracy."""
-    return list(accuracy_interval(scores) if until == "end" else always_valid_interval(_means(scores), (0.0, 1.0)))
+    return accuracy_interval(scores) if until == "end" else always_valid_interval(_means(scores), (0.0, 1.0))
 
 
 def difference(base: Rows, tuned: Rows, floor: float, until: Until) -> PairedDifference:
@@ -137,12 +136,11 @@ def difference(base: Rows, tuned: Rows, floor: float, until: Until) -> PairedDif
     return test(_means(_scores(base)), _means(_scores(tuned)), floor)
 
 
-def paired_summary(
-    entry: BenchmarkSpec, base: Rows, tuned: Rows, sides: dict[str, Any], evaluate: Evaluate
-) -> dict[str, Any]:
+def paired_summary(entry: BenchmarkSpec, base: Rows, tuned: Rows, found: BenchmarkResult, evaluate: Evaluate) -> Paired:
     """What tells the sides apart; rows of the same problems and samples, in the same order."""
-    floor = sides["rounding"]["grades"] if "rounding" in sides else 0.0
-    found = asdict(difference(base, tuned, floor, evaluate.until))
+    assert found.base is not None
+    assert found.tuned is not None
+    told = difference(base, tuned, found.rounding.grades if found.rounding else 0.0, evaluate.until)
     changes = [
         after.correct - before.correct
         for pair in zip(base, tuned, strict=True)
@@ -152,32 +150,33 @@ def paired_summary(
     longer = [after - before for before, after in zip(*lengths, strict=True)]
     bounds = (-float(entry.max_tokens), float(entry.max_tokens))
     tokens = (mean_interval if evaluate.until == "end" else always_valid_interval)(longer, bounds)
+    return Paired(
+        delta=told.delta,
+        ci95=told.ci95,
+        p_value=told.p_value,
+        gained=changes.count(1),
+        lost=changes.count(-1),
+        tokens=Change(delta=_mean(longer), ci95=tokens),
+        drift=drift(found.base, found.tuned),
+        effect=evaluate.effect / 100,
+        until=evaluate.until,
+    )
+
+
+def _groups(
+    part: BenchmarkSet, answered: dict[str, list[EvaluationRow]], field: str, until: Until
+) -> dict[str, Group] | None:
+    """Accuracy by level or subject; None where the problems do not have two or more of them."""
+    groups: dict[str, list[Sequence[bool]]] = {}
+    for problem in part.problems:
+        if (value := getattr(problem, field)) is not None and problem.id in answered:
+            groups.setdefault(value, []).append([row.correct for row in answered[problem.id]])
+    if len(groups) < 2:
+        return None
     return {
-        **found,
-        "ci95": list(found["ci95"]),
-        "gained": changes.count(1),
-        "lost": changes.count(-1),
-        "tokens": {"delta": _mean(longer), "ci95": list(tokens)},
-        "drift": drift(sides["base"], sides["tuned"]),
-        "effect": evaluate.effect / 100,
-        "until": evaluate.until,
+        name: Group(n=len(scores), accuracy=_mean(_means(scores)), ci95=_interval(scores, until))
+        for name, scores in sorted(groups.items())
     }
-
-
-def _groups(part: BenchmarkSet, answered: dict[str, list[EvaluationRow]], until: Until) -> dict[str, Any]:
-    """Accuracy by level and subject, where the problems have two or more of them."""
-    found: dict[str, Any] = {}
-    for field in ("level", "subject"):
-        groups: dict[str, list[Sequence[bool]]] = {}
-        for problem in part.problems:
-            if (value := getattr(problem, field)) is not None and problem.id in answered:
-                groups.setdefault(value, []).append([row.correct for row in answered[problem.id]])
-        if len(groups) > 1:
-            found[f"by_{field}"] = {
-                name: {"n": len(scores), "accuracy": _mean(_means(scores)), "ci95": _interval(scores, until)}
-                for name, scores in sorted(groups.items())
-            }
-    return found
 
 
 @dataclass(frozen=True)

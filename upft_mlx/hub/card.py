@@ -19,6 +19,7 @@ from upft_mlx.models.find import HUB_ID, is_hub_model
 from upft_mlx.recipe.safe_yaml import read_yaml, to_yaml
 from upft_mlx.recipe.schema import Recipe
 from upft_mlx.results import templates
+from upft_mlx.results.facts import RunFacts
 from upft_mlx.results.report import outcome
 from upft_mlx.stages import STAGES
 
@@ -67,18 +68,19 @@ def base_of(recipe: Recipe, folder: Path) -> Base:
     return Base(name, above if isinstance(above, str) and HUB_ID.match(above) else None, known)
 
 
-def model_card(recipe: Recipe, base: Base, facts: Mapping[str, Any], described: Mapping[str, Any]) -> str:
+def model_card(recipe: Recipe, base: Base, facts: RunFacts, described: Mapping[str, Any]) -> str:
     """README.md: the Hub's metadata, then the card.
 
     Args:
         recipe: the run's.
         base: the base model.
-        facts: what `report.collect` found.
+        facts: the run's, with its fidelity.
         described: recipe.json, with versions and hashes.
     """
-    fidelity, problems = facts["fidelity"], recipe.problems
+    fidelity, problems = facts.fidelity, recipe.problems
+    assert fidelity is not None
     adapter = fidelity["fuse"] == "adapter"
-    stages = {stage["stage"]: stage for stage in facts["stages"]}
+    stages = {stage.stage: stage for stage in facts.stages}
     name = recipe.publish.repo or "PATH/TO/THIS/FOLDER"
     if adapter:
         model = shlex.quote(one_line(base.hub_id or base.name))
@@ -99,8 +101,8 @@ def model_card(recipe: Recipe, base: Base, facts: Mapping[str, Any], described: 
         adapter=adapter,
         above=_link(base.name, "") if base.hub_id == base.name else code(base.name),
         method=_METHODS[recipe.method].format(length=recipe.prefix.length, ratio=recipe.prefix.structure_ratio),
-        by_hand=[STAGES[name].adopted_as for name, stage in stages.items() if stage.get("adopted")],
-        compared={label: sides for label, sides in facts["benchmarks"].items() if "tuned" in sides},
+        by_hand=[STAGES[name].adopted_as for name, stage in stages.items() if stage.adopted],
+        compared={label: result for label, result in facts.benchmarks.items() if result.tuned},
         stages=stages,
         source=_link(problems.dataset or "", "datasets/"),
         file=Path(problems.path or "").name,
@@ -116,7 +118,7 @@ def _link(name: str, kind: str) -> str:
     return f"[{name}](https://huggingface.co/{kind}{name})" if HUB_ID.match(name) else code(name)
 
 
-def card_data(recipe: Recipe, base: Base, facts: Mapping[str, Any]) -> dict[str, Any]:
+def card_data(recipe: Recipe, base: Base, facts: RunFacts) -> dict[str, Any]:
     """The metadata in the Hub's terms."""
     from huggingface_hub import EvalResult, ModelCardData
 
@@ -129,13 +131,13 @@ def card_data(recipe: Recipe, base: Base, facts: Mapping[str, Any]) -> dict[str,
             dataset_config=entries[label].config,
             dataset_split=entries[label].split,
             metric_type="accuracy",
-            metric_name=f"accuracy (95 % interval {s['ci95'][0]:.4f} to {s['ci95'][1]:.4f}, {s['n']} problems)",
-            metric_value=round(s["accuracy"], 6),
+            metric_name=f"accuracy (95 % interval {s.ci95[0]:.4f} to {s.ci95[1]:.4f}, {s.n} problems)",
+            metric_value=round(s.accuracy, 6),
         )
-        for label, sides in facts["benchmarks"].items()
-        if (s := sides.get("tuned")) is not None and label in entries and outcome(sides)[0] != "void"
+        for label, result in facts.benchmarks.items()
+        if (s := result.tuned) is not None and label in entries and outcome(result)[0] != "void"
     ]
-    fused = facts["fidelity"]["fuse"] != "adapter"
+    fused = facts.fidelity is not None and facts.fidelity["fuse"] != "adapter"
     data = ModelCardData(
         model_name=_title(recipe),
         base_model=base.hub_id,

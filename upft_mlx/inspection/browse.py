@@ -20,6 +20,7 @@ from upft_mlx.grade.correct import VERSION
 from upft_mlx.grade.graders import Task, grade_all
 from upft_mlx.recipe.load import load_recipe
 from upft_mlx.recipe.schema import Recipe
+from upft_mlx.results.facts import RunFacts
 from upft_mlx.results.report import collect
 from upft_mlx.rows import EvaluationRow, read_json, read_rows
 from upft_mlx.rundir import RunDir, changed
@@ -121,7 +122,7 @@ def settled_by(recipe: Recipe, run: RunDir) -> Recipe:
     return Recipe.model_validate(data)
 
 
-def facts_of(run: RunDir) -> dict[str, Any]:
+def facts_of(run: RunDir) -> RunFacts:
     """What report.md says, from the stages that are done and belong together.
 
     Raises:

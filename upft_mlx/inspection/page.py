@@ -39,7 +39,7 @@ def write_page(run: RunDir, limit: tuple[int, str] | None = None) -> Path:
         RunDirError: what was measured was changed since.
     """
     recipe, facts = recipe_of(run), facts_of(run)
-    measured = {name: found.get("base") or found["tuned"] for name, found in facts["benchmarks"].items()}
+    measured = {name: next(iter(found.measured.values())) for name, found in facts.benchmarks.items()}
     shown = [entry.label for entry in resolve(recipe.evaluate) if not entry.private and entry.label in measured]
     pieces, unit = _pieces(recipe)
     rows: dict[str, object] | None = None
@@ -49,7 +49,7 @@ def write_page(run: RunDir, limit: tuple[int, str] | None = None) -> Path:
     found = Material(
         facts=facts,
         asked=seen(run, shown) if shown else (),
-        withheld={name: side["n"] for name, side in measured.items() if name not in shown},
+        withheld={name: one.n for name, one in measured.items() if name not in shown},
         preview=rows,
         pieces=pieces,
         unit=unit,

@@ -10,6 +10,7 @@ from typing import Any
 from upft_mlx.digests import digest
 from upft_mlx.errors import RunDirError, UpftError
 from upft_mlx.escape import one_line, to_json
+from upft_mlx.evaluation.benchmark_result import BenchmarkResult, load_results
 from upft_mlx.inspection.browse import earlier_stages, recipe_of
 from upft_mlx.results.report import headline
 from upft_mlx.rows import read_json
@@ -56,7 +57,7 @@ def _run(run: RunDir) -> dict[str, Any]:
         benchmarks = _benchmarks(run) if "evaluate" in stages else {}
     except UpftError as error:
         return {**found, "verdict": "", "benchmarks": {}, "fields": {}, "error": one_line(str(error))}
-    paired = {name: sides["paired"] for name, sides in benchmarks.items() if "paired" in sides}
+    paired = {name: result.paired for name, result in benchmarks.items() if result.paired}
     keys = ("delta", "ci95", "p_value")
     return {
         **found,
@@ -64,13 +65,13 @@ def _run(run: RunDir) -> dict[str, Any]:
         "method": recipe.method,
         "stages": stages,
         "verdict": headline(benchmarks),
-        "benchmarks": {name: {key: of[key] for key in keys} for name, of in paired.items()},
+        "benchmarks": {name: {key: getattr(of, key) for key in keys} for name, of in paired.items()},
         "fields": dict(_flat(recipe.dump())),
         "error": None,
     }
 
 
-def _benchmarks(run: RunDir) -> dict[str, Any]:
+def _benchmarks(run: RunDir) -> dict[str, BenchmarkResult]:
     """Those of summary.json, as it was written.
 
     Raises:
@@ -82,7 +83,7 @@ def _benchmarks(run: RunDir) -> dict[str, Any]:
         raise RunDirError(
             f"{run.summary}: was changed after it was written", f"`upft evaluate {run.root}` makes it again"
         )
-    return dict(read_json(run.summary)["benchmarks"])
+    return load_results(read_json(run.summary)["benchmarks"])
 
 
 def _flat(values: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, str]]:

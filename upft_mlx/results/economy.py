@@ -28,9 +28,23 @@ class Cost:
     tokens_sampled: float
     tokens_trained: float
     how: str
+    """How it is known."""
 
 
-def economy(recipe: Recipe, problems: Sequence[Problem], run: RunDir) -> dict[str, Any] | None:
+@dataclass(frozen=True)
+class Economy:
+    """What a run cost beside full solutions on the same problems; None where no full solution was sampled."""
+
+    this: Cost
+    sft: Cost | None = None
+    rft: Cost | None = None
+
+    def dump(self) -> dict[str, Any]:
+        """For JSON."""
+        return {name: asdict(cost) for name, cost in vars(self).items() if cost is not None}
+
+
+def economy(recipe: Recipe, problems: Sequence[Problem], run: RunDir) -> Economy | None:
     """This run's tokens, and those of SFT and of RFT with 16 samples; None before the run has trained.
 
     Sampling for evaluation is not counted. Without answers nobody knows how many samples RFT would keep; it is then
@@ -40,17 +54,20 @@ def economy(recipe: Recipe, problems: Sequence[Problem], run: RunDir) -> dict[st
     if generated is None or trained is None or not trained.done:
         return None
     seen = _full_solutions(problems, run)
-    result = {"this": asdict(Cost(generated.tokens_sampled, trained.tokens_trained, "measured"))}
-    if seen.count:
-        epoch = sum(len(row.completion_ids) for row in read_rows(run.train, TrainingRow))
-        passes = trained.tokens_trained / max(1, epoch)
-        rows = (1 - recipe.train.valid_ratio) * len(problems) * passes
-        length, how = seen.tokens / seen.count, f"computed from {seen.count} full solutions of this run"
-        kept = KEEP if seen.right is None else expected_kept(seen.right / seen.count)
-        known = "" if seen.right is not None else ", all correct (no answers)"
-        result["sft"] = asdict(Cost(len(problems) * length, rows * seen.finished / seen.count * (length + 1), how))
-        result["rft"] = asdict(Cost(SAMPLES * len(problems) * length, rows * kept * (length + 1), how + known))
-    return result
+    this = Cost(generated.tokens_sampled, trained.tokens_trained, "measured")
+    if not seen.count:
+        return Economy(this)
+    epoch = sum(len(row.completion_ids) for row in read_rows(run.train, TrainingRow))
+    passes = trained.tokens_trained / max(1, epoch)
+    rows = (1 - recipe.train.valid_ratio) * len(problems) * passes
+    length, how = seen.tokens / seen.count, f"computed from {seen.count} full solutions of this run"
+    kept = KEEP if seen.right is None else expected_kept(seen.right / seen.count)
+    known = "" if seen.right is not None else ", all correct (no answers)"
+    return Economy(
+        this,
+        sft=Cost(len(problems) * length, rows * seen.finished / seen.count * (length + 1), how),
+        rft=Cost(SAMPLES * len(problems) * length, rows * kept * (length + 1), how + known),
+    )
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,11 @@ from itertools import groupby
 from typing import Any, Protocol
 
 from upft_mlx import __version__
+from upft_mlx.evaluation.benchmark_result import BenchmarkResult, Measured
 from upft_mlx.evaluation.stats import mean_interval, tango_interval
 from upft_mlx.quantities import accuracy, duration, memory, p_value, percent, points
 from upft_mlx.results import charts, openings
+from upft_mlx.results.facts import RunFacts, StageFacts, TrainingFacts
 from upft_mlx.results.report import headline, outcome
 from upft_mlx.results.templates import FOLDER, html, script
 from upft_mlx.rows import EvaluationRow
@@ -62,8 +64,8 @@ class Asked(Protocol):
 class Material:
     """What the page is made of."""
 
-    facts: dict[str, Any]
-    """Those of report.md (`report.collect`)."""
+    facts: RunFacts
+    """Those of report.md."""
     asked: Sequence[Asked] = ()
     """Every problem and sample of the benchmarks that may be shown."""
     withheld: Mapping[str, int] = field(default_factory=dict)
@@ -82,7 +84,7 @@ def page(found: Material) -> str:
     """The whole page."""
     facts = found.facts
     style, code = ((FOLDER / f"report.{kind}").read_text(encoding="utf-8") for kind in ("css", "js"))
-    benchmarks = [_benchmark(name, sides, found) for name, sides in facts["benchmarks"].items()]
+    benchmarks = [_benchmark(name, result, found) for name, result in facts.benchmarks.items()]
     most = _room(
         [
             text
@@ -90,7 +92,7 @@ def page(found: Material) -> str:
             for text in [row.completion for row in (item.base, item.tuned) if row is not None]
         ]
     )
-    training = list(_training(facts))
+    training = list(_training(facts.training))
     examples = list(_examples(found.preview)) if found.preview else []
     begun = _openings(found)
     sections = {
@@ -106,8 +108,8 @@ def page(found: Material) -> str:
         .get_template("report.html")
         .render(
             facts=facts,
-            headline=headline(facts["benchmarks"]),
-            notes=facts.get("remarks", []),
+            headline=headline(facts.benchmarks),
+            notes=facts.remarks,
             date=found.date,
             sections=[(name, title) for name, (title, there) in sections.items() if there],
             benchmarks=benchmarks,
@@ -117,10 +119,10 @@ def page(found: Material) -> str:
             openings=begun,
             training=training,
             examples=examples,
-            stages=[_stage(stage, found.limit) for stage in facts["stages"]],
+            stages=[_stage(stage, found.limit) for stage in facts.stages],
             limit=f"{memory(found.limit[0])}, {found.limit[1]}" if found.limit else "",
             version=__version__,
-            data=_data(found.asked, list(facts["benchmarks"]), most),
+            data=_data(found.asked, list(facts.benchmarks), most),
             style=style,
             code=code,
             style_hash=_hash(style),
@@ -183,52 +185,49 @@ def _side(row: EvaluationRow | None, most: int | None) -> list[Any] | None:
 # A benchmark's card.
 
 
-def _benchmark(name: str, sides: dict[str, Any], found: Material) -> dict[str, Any]:
-    there = [side for side in ("base", "tuned") if side in sides]
+def _benchmark(name: str, result: BenchmarkResult, found: Material) -> dict[str, Any]:
+    there = list(result.measured)
     mine = [item for item in found.asked if item.benchmark == name]
     lengths = [(s, [float(r.tokens) for i in mine if (r := getattr(i, s)) is not None]) for s in there]
     card = {
         "name": name,
         "sides": there,
-        "rows": list(_numbers([sides[side] for side in there])),
+        "rows": list(_numbers([*result.measured.values()])),
         "lengths": charts.histogram(f"{name}: length of the answers", lengths, "tokens"),
-        "paired": sides.get("paired"),
+        "paired": result.paired,
         "css": "",
         "running": "",
     }
-    if card["paired"]:
-        paired, (said, why) = sides["paired"], outcome(sides)
-        low, high = paired["ci95"]
-        widest = max(
-            abs(bound) for s in found.facts["benchmarks"].values() if "paired" in s for bound in s["paired"]["ci95"]
-        )
-        flips = f"{paired['gained']:,} went from wrong to right, {paired['lost']:,} from right to wrong"
+    if paired := result.paired:
+        (said, why), (low, high) = outcome(result), paired.ci95
+        widest = max(abs(bound) for one in found.facts.benchmarks.values() if one.paired for bound in one.paired.ci95)
+        flips = f"{paired.gained:,} went from wrong to right, {paired.lost:,} from right to wrong"
         card |= {
             "css": said if said in ("better", "worse") else "",
-            "delta": points(paired["delta"]),
+            "delta": points(paired.delta),
             "ci": f"[{points(low)}, {points(high)}]",
-            "p": p_value(paired["p_value"]),
-            "interval": charts.interval(f"{name}: difference with its interval", paired["delta"], low, high, widest),
+            "p": p_value(paired.p_value),
+            "interval": charts.interval(f"{name}: difference with its interval", paired.delta, low, high, widest),
             "said": f"{said}: {why}" if why else f"{said}: {flips}",
             "running": _running(name, mine),
         }
     return card
 
 
-def _numbers(sides: Sequence[dict[str, Any]]) -> Iterator[tuple[str, list[str]]]:
+def _numbers(sides: Sequence[Measured]) -> Iterator[tuple[str, list[str]]]:
     first = sides[0]
-    samples = f" x {first['samples']}" if first["samples"] > 1 else ""
-    drawn = f"T {first['temperature']:g}" if first["temperature"] else "greedy"
-    yield "problems", [f"{side['n']:,}{samples}, {drawn}" for side in sides]
-    yield "accuracy", [accuracy(side["accuracy"], side["ci95"]) for side in sides]
+    samples = f" x {first.samples}" if first.samples > 1 else ""
+    drawn = f"T {first.temperature:g}" if first.temperature else "greedy"
+    yield "problems", [f"{side.n:,}{samples}, {drawn}" for side in sides]
+    yield "accuracy", [accuracy(side.accuracy, side.ci95) for side in sides]
     for kind in ("pass", "maj"):
-        at = max(map(int, first[f"{kind}_at_k"]), default=1)
+        at = max(first.at_k(kind), default=1)
         if at > 1:
-            yield f"{kind}@{at}", [percent(side[f"{kind}_at_k"][str(at)]) for side in sides]
-    yield "tokens", [f"{side['mean_tokens']:.0f}" for side in sides]
-    for name, field_ in (("cut", "truncated"), ("answered", "answer_found")):
-        if any(field_ in side for side in sides):
-            yield name, [percent(side.get(field_, 1)) for side in sides]
+            yield f"{kind}@{at}", [percent(side.at_k(kind)[at]) for side in sides]
+    yield "tokens", [f"{side.mean_tokens:.0f}" for side in sides]
+    yield "cut", [percent(side.truncated) for side in sides]
+    if any(side.answer_found is not None for side in sides):
+        yield "answered", [percent(1 if side.answer_found is None else side.answer_found) for side in sides]
 
 
 def _running(name: str, mine: Sequence[Asked]) -> str:
@@ -268,28 +267,27 @@ def _openings(found: Material) -> dict[str, Any] | None:
 # Training.
 
 
-def _training(facts: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
+def _training(found: TrainingFacts) -> Iterator[tuple[str, str, str]]:
     """Title, what it shows, and the chart."""
-    found = facts.get("training") or {}
-    if losses := found.get("losses"):
+    if losses := found.losses:
         curves = [_loss(losses, "fixed_loss", "fixed rows", "base"), _loss(losses, "valid_loss", "validation", "tuned")]
         chart = charts.lines("Loss while training", curves, "step", lambda y: f"{y:.4g}", zero=False)
         yield "Loss", "Nats. The same few training rows at each report, and the validation rows.", chart
-    if view := found.get("base_view"):
+    if view := found.base_view:
         curves = [
             _positions(kind, css, of["by_position"])
             for (kind, of), css in zip(view["kinds"].items(), ("base", "tuned", "other"), strict=False)
         ]
         chart = charts.lines("Surprise of base by position", curves, "token", lambda y: f"{y:.2g}", zero=True)
         yield "What base thinks of the rows", "Nats per token before training, by its position in the row.", chart
-    if movement := found.get("movement"):
+    if movement := found.movement:
         curve = _positions("KL", "other", movement["kl_by_position"])
         chart = charts.lines("KL by position", [curve], "position after the prompt", lambda y: f"{y:.2g}", zero=True)
         where = f"{movement['prompts']} {movement['source']}"
         yield "How far tuned is from base", f"KL(base || tuned), nats, along base's answers to {where}.", chart
 
 
-def _loss(losses: Sequence[dict[str, Any]], name: str, shown: str, css: str) -> charts.Line:
+def _loss(losses: Sequence[Mapping[str, float]], name: str, shown: str, css: str) -> charts.Line:
     return charts.Line(shown, css, [(line["step"], line[name]) for line in losses if name in line])
 
 
@@ -313,16 +311,16 @@ def _examples(preview: dict[str, Any]) -> Iterator[dict[str, Any]]:
         yield {**about, "trained": trained, "masked": len(row["ids"]) - trained, "tokens": tokens}
 
 
-def _stage(stage: dict[str, Any], limit: tuple[int, str] | None) -> dict[str, Any]:
-    peak = stage["peak_memory_bytes"]
+def _stage(stage: StageFacts, limit: tuple[int, str] | None) -> dict[str, Any]:
+    peak = stage.peak_memory_bytes
     share = peak / limit[0] if limit and peak else None
     return {
-        "stage": stage["stage"],
-        "time": duration(stage["seconds"]),
-        "sampled": f"{stage['tokens_sampled']:,}" if stage["tokens_sampled"] else "",
-        "trained": f"{stage['tokens_trained']:,}" if stage["tokens_trained"] else "",
+        "stage": stage.stage,
+        "time": duration(stage.seconds),
+        "sampled": f"{stage.tokens_sampled:,}" if stage.tokens_sampled else "",
+        "trained": f"{stage.tokens_trained:,}" if stage.tokens_trained else "",
         "memory": memory(peak) if peak else "",
         "share": share,
         "percent": "" if share is None else f"{100 * share:.0f} %" if share >= 0.01 else "< 1 %",
-        "detail": stage["detail"],
+        "detail": stage.detail,
     }

@@ -1,16 +1,17 @@
-"""What a run did and whether it helped: the facts in one dict, the verdict in words, and report.md. Pure."""
+"""What a run did and whether it helped: its facts from the files, the verdict in words, and report.md."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from typing import Literal
 
+from upft_mlx.evaluation.benchmark_result import BenchmarkResult, Group, Measured, load_results
 from upft_mlx.evaluation.stats import ALPHA, drift, problems_to_settle
 from upft_mlx.evaluation.summary import rounding
 from upft_mlx.quantities import p_value, points
-from upft_mlx.recipe.evaluate import EFFECT
 from upft_mlx.recipe.schema import Recipe
 from upft_mlx.results import templates, training_report
+from upft_mlx.results.facts import RunFacts, RunReport, StageFacts
 from upft_mlx.rows import read_json
 from upft_mlx.rundir import RunDir
 from upft_mlx.stages import STAGES
@@ -23,67 +24,73 @@ MOST = 0.5
 """Share of cut answers above which accuracies are those of the limit, not of the model."""
 
 
-def collect(recipe: Recipe, run: RunDir, current: Sequence[str]) -> dict[str, Any]:
-    """The facts of a run from the files of the stages that are current, as the view and report.md show them."""
+def collect(recipe: Recipe, run: RunDir, current: Sequence[str]) -> RunFacts:
+    """The facts of a run from the files of the stages that are current, as the view and report.md show them.
+
+    Raises:
+        RowsError: a file is damaged.
+    """
     entries = [(stage, run.entry(stage)) for stage in STAGES if stage in current]
-    benchmarks = read_json(run.summary)["benchmarks"] if "evaluate" in current else {}
+    benchmarks = load_results(read_json(run.summary)["benchmarks"]) if "evaluate" in current else {}
     fidelity = read_json(run.fidelity) if "fuse" in current else None
     training = training_report.training_facts(run, current)
-    found = {outcome(sides)[0] for sides in benchmarks.values() if "paired" in sides}
+    found = {outcome(result)[0] for result in benchmarks.values() if result.compared}
     warnings = training_report.warnings(training, benchmarks, better="better" in found and "worse" not in found)
-    return {
-        "name": recipe.name,
-        "model": recipe.model,
-        "method": recipe.method,
-        "stages": [
-            {
-                "stage": stage,
-                "seconds": entry.seconds,
-                "tokens_sampled": entry.tokens_sampled,
-                "tokens_trained": entry.tokens_trained,
-                "peak_memory_bytes": entry.peak_memory_bytes,
-                "detail": entry.detail,
-                "adopted": entry.adopted is not None,
-            }
+    return RunFacts(
+        name=recipe.name,
+        model=recipe.model,
+        method=recipe.method,
+        stages=[
+            StageFacts(
+                stage=stage,
+                seconds=entry.seconds,
+                tokens_sampled=entry.tokens_sampled,
+                tokens_trained=entry.tokens_trained,
+                peak_memory_bytes=entry.peak_memory_bytes,
+                detail=entry.detail,
+                adopted=entry.adopted is not None,
+            )
             for stage, entry in entries
             if entry is not None
         ],
-        "benchmarks": benchmarks,
-        "fidelity": fidelity,
-        "training": training,
-        "verdict": [*verdict(benchmarks), *warnings],
-        "remarks": [*remarks(benchmarks), *warnings],
-        "files": {
+        benchmarks=benchmarks,
+        fidelity=fidelity,
+        training=training,
+        verdict=[*verdict(benchmarks), *warnings],
+        remarks=[*remarks(benchmarks), *warnings],
+        files={
             **({"adapter": str(run.adapter)} if "train" in current else {}),
             **({"fused": str(run.fused)} if fidelity and fidelity["fuse"] != "adapter" else {}),
             "report": str(run.report),
         },
-    }
+    )
 
 
-def verdict(benchmarks: dict[str, Any]) -> list[str]:
+def verdict(benchmarks: Mapping[str, BenchmarkResult]) -> list[str]:
     """What the numbers allow to say, one line per benchmark, and what should make a reader suspicious."""
     lines = []
-    for name, sides in benchmarks.items():
-        if "paired" in sides:
-            lines += [f"{name}: {_difference(sides)}", *_drift(name, sides["base"], sides["tuned"])]
-        if "rounding" in sides:
-            lines.append(f"{name}: {rounding(sides['rounding'])}")
+    for name, result in benchmarks.items():
+        if result.compared:
+            base, tuned, _ = result.compared
+            lines += [f"{name}: {_difference(result)}", *_drift(name, base, tuned)]
+        if result.rounding:
+            lines.append(f"{name}: {rounding(result.rounding)}")
     return lines
 
 
-def remarks(benchmarks: dict[str, Any]) -> list[str]:
+def remarks(benchmarks: Mapping[str, BenchmarkResult]) -> list[str]:
     """What no number of the verdict says: why a comparison is void, and what should make a reader suspicious."""
     lines = []
-    for name, sides in benchmarks.items():
-        if "paired" in sides:
-            _, why = outcome(sides)
+    for name, result in benchmarks.items():
+        if result.compared:
+            base, tuned, _ = result.compared
+            _, why = outcome(result)
             lines += [f"{name}: {why}"] if why else []
-            lines += _drift(name, sides["base"], sides["tuned"])
+            lines += _drift(name, base, tuned)
     return lines
 
 
-def outcome(sides: dict[str, Any]) -> tuple[Outcome, str]:
+def outcome(result: BenchmarkResult) -> tuple[Outcome, str]:
     """What one benchmark says of tuned, by the one rule that decides it everywhere; and for `void`, why and what to do.
 
     A difference is claimed where its p-value is below `stats.ALPHA`; its interval leaves 0 out in just these cases.
@@ -92,35 +99,36 @@ def outcome(sides: dict[str, Any]) -> tuple[Outcome, str]:
     most answers, or nobody has a right one.
 
     Args:
-        sides: `base`, `tuned` and `paired` of summary.json.
+        result: of a benchmark on which both are measured.
 
     Returns:
         The verdict; for `void` and `can't tell yet` also why and what to do.
     """
-    base, tuned, paired = sides["base"], sides["tuned"], sides["paired"]
-    claimed = paired["p_value"] < ALPHA
-    worse = claimed and paired["delta"] < 0
-    cut = max(base["truncated"], tuned["truncated"])
-    if base["truncated"] > MOST or (tuned["truncated"] > MOST and not worse):
+    assert result.compared
+    base, tuned, paired = result.compared
+    claimed = paired.p_value < ALPHA
+    worse = claimed and paired.delta < 0
+    cut = max(base.truncated, tuned.truncated)
+    if base.truncated > MOST or (tuned.truncated > MOST and not worse):
         return "void", f"{cut:.0%} of the answers were cut; raise evaluate.max_tokens"
-    if base["accuracy"] == tuned["accuracy"] == 0:
+    if base.accuracy == tuned.accuracy == 0:
         more = "raise evaluate.max_tokens" if cut > 0 else "use easier problems, or check the `answer` column"
         return "void", f"neither side has a right answer; {more}"
     if claimed:
         return ("worse" if worse else "better"), ""
-    (low, high), effect = paired["ci95"], paired.get("effect", EFFECT / 100)  # older versions named none
+    (low, high), effect = paired.ci95, paired.effect
     if -effect <= low and high <= effect:
         return "no measurable change", ""
-    needed = problems_to_settle(base["n"], (low, high), effect)
+    needed = problems_to_settle(base.n, (low, high), effect)
     return "can't tell yet", f"about {needed:,} problems would settle a change of {100 * effect:g} points"
 
 
-def headline(benchmarks: dict[str, Any]) -> str:
+def headline(benchmarks: Mapping[str, BenchmarkResult]) -> str:
     """The verdict in one line: what is said of which benchmarks, claims first."""
     said: dict[str, list[str]] = {}
-    for name, sides in benchmarks.items():
-        if "paired" in sides:
-            said.setdefault(outcome(sides)[0], []).append(name)
+    for name, result in benchmarks.items():
+        if result.compared:
+            said.setdefault(outcome(result)[0], []).append(name)
     if not said:
         return "Only base is measured: nothing is compared yet" if benchmarks else "Nothing is measured yet"
     parts = []
@@ -141,13 +149,14 @@ _WORDS = {
 }
 
 
-def _difference(sides: dict[str, Any]) -> str:
-    paired = sides["paired"]
-    low, high = paired["ci95"]
-    numbers = f"{points(paired['delta'])} points [{points(low)}, {points(high)}], {p_value(paired['p_value'])}"
-    if paired.get("until") == "known":
-        numbers += f", an interval that allows for stopping after {sides['base']['n']:,} problems"
-    found, why = outcome(sides)
+def _difference(result: BenchmarkResult) -> str:
+    assert result.compared
+    base, _, paired = result.compared
+    low, high = paired.ci95
+    numbers = f"{points(paired.delta)} points [{points(low)}, {points(high)}], {p_value(paired.p_value)}"
+    if paired.until == "known":
+        numbers += f", an interval that allows for stopping after {base.n:,} problems"
+    found, why = outcome(result)
     if found == "void":
         return f"void: {why}"
     if found in ("better", "worse"):
@@ -155,7 +164,7 @@ def _difference(sides: dict[str, Any]) -> str:
     return f"{found}: {numbers}" + (f"; {why}" if why else "")
 
 
-def _drift(name: str, base: dict[str, Any], tuned: dict[str, Any]) -> list[str]:
+def _drift(name: str, base: Measured, tuned: Measured) -> list[str]:
     """In words what drifted: it catches a model that learned to stop early or not at all."""
     words = {
         "length": ("mean_tokens", "completions went from {:.0f} to {:.0f} tokens on average"),
@@ -163,20 +172,22 @@ def _drift(name: str, base: dict[str, Any], tuned: dict[str, Any]) -> list[str]:
         "answer_found": ("answer_found", "an answer was found in {:.0%} of the completions, now in {:.0%}"),
     }
     found = [words[what] for what in drift(base, tuned)]
-    return [f"{name}: {text.format(base[field], tuned[field])}" for field, text in found]
+    return [f"{name}: {text.format(getattr(base, field), getattr(tuned, field))}" for field, text in found]
 
 
-def markdown(report: dict[str, Any]) -> str:
+def markdown(report: RunFacts) -> str:
     """report.md."""
-    training = report.get("training") or {"base_view": None, "cut_solutions": None, "losses": [], "movement": None}
-    view, movement = training["base_view"], training["movement"]
+    training = report.training
+    view, movement = training.base_view, training.movement
     words = moved.in_words(movement) if movement else ""
     groups = []  # a table for each benchmark that knows levels or subjects
-    for name, sides in report["benchmarks"].items():
+    for name, result in report.benchmarks.items():
         for field in ("level", "subject"):
-            by = {s: sides[s][f"by_{field}"] for s in ("base", "tuned") if f"by_{field}" in sides.get(s, {})}
-            first: dict[str, Any] = next(iter(by.values()), {})
-            rows = [(value, first[value]["n"], [s[value] for s in by.values() if value in s]) for value in first]
+            by = {side: found for side, one in result.measured.items() if (found := getattr(one, f"by_{field}"))}
+            first: dict[str, Group] = next(iter(by.values()), {})
+            rows = [
+                (value, first[value].n, [found[value] for found in by.values() if value in found]) for value in first
+            ]
             groups += [{"name": name, "field": field, "sides": list(by), "rows": rows}] if rows else []
     return (
         templates.markdown()
@@ -186,9 +197,9 @@ def markdown(report: dict[str, Any]) -> str:
             groups=groups,
             training=training,
             view=row_loss.in_words(view) if view else [],
-            losses=training_report.losses_table(training["losses"]),
+            losses=training_report.losses_table(training.losses),
             moved=words[:1].upper() + words[1:],
-            economy=report.get("economy"),
-            fidelity=report["fidelity"],
+            economy=report.economy if isinstance(report, RunReport) else None,
+            fidelity=report.fidelity,
         )
     )

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from upft_mlx.dataset.build import cut_solutions
+from upft_mlx.evaluation.benchmark_result import BenchmarkResult
+from upft_mlx.results.facts import CutSolutions, TrainingFacts
 from upft_mlx.rows import Solution, read_json, read_rows
 from upft_mlx.rundir import RunDir
 from upft_mlx.training import moved
@@ -16,7 +18,7 @@ LINES = 12
 """Lines of the table of losses at most, evenly spaced; the first and the last are always there."""
 
 
-def training_facts(run: RunDir, current: Sequence[str]) -> dict[str, Any]:
+def training_facts(run: RunDir, current: Sequence[str]) -> TrainingFacts:
     """From the files of the stages that are current; None or empty where there is nothing to say."""
     trained = "train" in current
     cut = cut_solutions(read_rows(run.solutions, Solution)) if "build" in current and run.solutions.exists() else None
@@ -26,33 +28,34 @@ def training_facts(run: RunDir, current: Sequence[str]) -> dict[str, Any]:
     for text in run.metrics.read_text(encoding="utf-8").splitlines() if trained and run.metrics.exists() else ():
         line = json.loads(text)
         losses.append({name: line[name] for name in line if name.startswith("fixed_loss") or name in _BESIDE})
-    return {
-        "base_view": before,
-        "losses": losses,
-        "movement": read_json(run.movement) if trained else None,
-        "cut_solutions": None if cut is None or not cut.cut else {**vars(cut), "text": str(cut)},
-    }
+    return TrainingFacts(
+        base_view=before,
+        losses=losses,
+        movement=read_json(run.movement) if trained else None,
+        cut_solutions=None if cut is None or not cut.cut else CutSolutions(**vars(cut), text=str(cut)),
+    )
 
 
-def warnings(facts: dict[str, Any], benchmarks: dict[str, Any], *, better: bool = False) -> list[str]:
+def warnings(facts: TrainingFacts, benchmarks: Mapping[str, BenchmarkResult], *, better: bool = False) -> list[str]:
     """Lines for the verdict: from training, unless tuned is known to be `better`, and of answers that became shorter.
 
     A model that moved far is suspicious as long as nothing else is known of it.
     """
-    found = moved.warnings(facts["movement"]) if facts["movement"] is not None and not better else []
-    for name, sides in benchmarks.items():
-        if "paired" in sides:
-            found += moved.shorter(name, *(sides[side]["mean_tokens"] for side in ("base", "tuned")))
+    found = moved.warnings(facts.movement) if facts.movement is not None and not better else []
+    for name, result in benchmarks.items():
+        if result.compared:
+            base, tuned, _ = result.compared
+            found += moved.shorter(name, base.mean_tokens, tuned.mean_tokens)
     return found
 
 
-def lines(facts: dict[str, Any]) -> list[str]:
+def lines(facts: TrainingFacts) -> list[str]:
     """What the view says at the end of a run."""
-    found = [] if facts["movement"] is None else [moved.in_words(facts["movement"])]
-    return [*found, *([facts["cut_solutions"]["text"]] if facts["cut_solutions"] else [])]
+    found = [] if facts.movement is None else [moved.in_words(facts.movement)]
+    return [*found, *([facts.cut_solutions.text] if facts.cut_solutions else [])]
 
 
-def losses_table(losses: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+def losses_table(losses: Sequence[Mapping[str, float]]) -> dict[str, Any] | None:
     """Some of the losses for a table: their `names`, how the table calls these in `heads`, and the `lines`."""
     if not losses:
         return None

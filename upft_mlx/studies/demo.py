@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from upft_mlx.events import Note, Observer, ignore
 from upft_mlx.pipeline import run
 from upft_mlx.recipe.schema import Recipe
+from upft_mlx.results.facts import RunReport
 from upft_mlx.rows import read_json
 from upft_mlx.rundir import RunDir
 from upft_mlx.studies.compare import run_cell
@@ -16,12 +18,25 @@ CAVEAT = "docs/measured/evidence.md"
 """The page that shows the same rules lose in another world."""
 
 
-def run_demo(recipe: Recipe, run_dir: Path, notify: Observer = ignore) -> dict[str, Any]:
-    """Run the recipe, then the paper's rule on the same problems into `paper/`.
+@dataclass(frozen=True)
+class Demo:
+    """What was forecast, and what it and the paper's rule gave."""
 
-    Returns:
-        The facts of the run, with `demo`: what was `chosen` and why, and by benchmark the paired difference of base and
-        tuned of the rule that was chosen (`measured`) and of the paper's (`paper`).
+    chosen: str
+    """The rule that the forecast picked."""
+    forecast: str
+    """The forecast in words."""
+    greedy_base: float
+    """How often base is right greedily on the forecast's problems, a share."""
+    measured: dict[str, dict[str, Any]]
+    """By benchmark: temperature, samples, and tuned minus base (`benchmark_result.Paired`) of the rule chosen."""
+    paper: dict[str, dict[str, Any]]
+    """The same of the paper's rule."""
+    caveat: str = CAVEAT
+
+
+def run_demo(recipe: Recipe, run_dir: Path, notify: Observer = ignore) -> tuple[RunReport, Demo]:
+    """Run the recipe, then the paper's rule on the same problems into `paper/`.
 
     Raises:
         UpftError: one of its kinds; what was done is kept.
@@ -34,15 +49,13 @@ def run_demo(recipe: Recipe, run_dir: Path, notify: Observer = ignore) -> dict[s
     data["generate"]["samples"] = 1
     paper = run_dir / "paper"
     run_cell(Recipe.model_validate(data), "upft", paper, [RunDir(run_dir)], notify)
-    facts["demo"] = {
-        "chosen": choice["selection"],
-        "forecast": choice["text"],
-        "greedy_base": choice["forecast"]["greedy_base"]["mean"],
-        "measured": _paired(RunDir(run_dir)),
-        "paper": _paired(RunDir(paper)),
-        "caveat": CAVEAT,
-    }
-    return facts
+    return facts, Demo(
+        chosen=choice["selection"],
+        forecast=choice["text"],
+        greedy_base=choice["forecast"]["greedy_base"]["mean"],
+        measured=_paired(RunDir(run_dir)),
+        paper=_paired(RunDir(paper)),
+    )
 
 
 def _paired(run: RunDir) -> dict[str, dict[str, Any]]:

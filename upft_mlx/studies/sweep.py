@@ -19,6 +19,7 @@ from typing import Any
 from upft_mlx.data.benchmarks import resolve
 from upft_mlx.errors import RecipeError
 from upft_mlx.escape import one_line, quoted
+from upft_mlx.evaluation.benchmark_result import BenchmarkResult
 from upft_mlx.events import Note, Observer, ignore
 from upft_mlx.fingerprints import dated
 from upft_mlx.models.find import find_model
@@ -138,11 +139,10 @@ def _cell(
     )
 
 
-def _on_the_rest(recipe: Recipe, chosen: Cell, notify: Observer) -> dict[str, Any]:
+def _on_the_rest(recipe: Recipe, chosen: Cell, notify: Observer) -> dict[str, BenchmarkResult]:
     (its,) = all_valid(dated(recipe, find_model(recipe), RunDir(chosen.run)), [chosen.settings])
     notify(Note(f"chosen: {in_words(chosen.settings)}; now on the rest"))
-    benchmarks: dict[str, Any] = run_stage(its, chosen.run, "evaluate", notify, look=LOOK)["benchmarks"]
-    return benchmarks
+    return run_stage(its, chosen.run, "evaluate", notify, look=LOOK).benchmarks
 
 
 def _write(found: Sweep, recipe: Recipe, root: Path) -> None:

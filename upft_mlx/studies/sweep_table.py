@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from upft_mlx import escape
+from upft_mlx.evaluation.benchmark_result import BenchmarkResult, dump_results
 from upft_mlx.evaluation.stats import PairedDifference, accuracy_interval, mean_interval, paired_difference
 from upft_mlx.quantities import points
 from upft_mlx.recipe.grid import in_words
@@ -53,14 +54,14 @@ class Sweep:
     """The settings with the highest accuracy there; the first of them where several have it."""
     run: str
     """The chosen one's run directory."""
-    rest: dict[str, Any]
-    """The chosen one on what was not chosen on: summary.json's `benchmarks`."""
+    rest: dict[str, BenchmarkResult]
+    """The chosen one on what was not chosen on, by benchmark."""
     reported: int
     """Settings that have been measured on the rest so far, this one included."""
 
     def dump(self) -> dict[str, Any]:
         """For JSON."""
-        return asdict(self)
+        return {**asdict(self), "rest": dump_results(self.rest)}
 
 
 @dataclass(frozen=True)
@@ -126,11 +127,12 @@ def advice(found: Sweep) -> str:
 def report(found: Sweep) -> list[str]:
     """What the rest says of the chosen one, a line for each benchmark, and how often the rest was used."""
     lines = []
-    for name, sides in found.rest.items():
-        paired, (verdict, why) = sides["paired"], outcome(sides)
-        low, high = paired["ci95"]
-        numbers = f"{points(paired['delta'])} points [{points(low)}, {points(high)}]"
-        lines.append(f"{name}, {sides['base']['n']:,} other problems: {verdict}, {why or numbers}")
+    for name, result in found.rest.items():
+        assert result.compared
+        (base, _, paired), (verdict, why) = result.compared, outcome(result)
+        low, high = paired.ci95
+        numbers = f"{points(paired.delta)} points [{points(low)}, {points(high)}]"
+        lines.append(f"{name}, {base.n:,} other problems: {verdict}, {why or numbers}")
     if found.reported > 1:
         lines.append(
             f"the rest has now been used for {found.reported} chosen settings: the more, the more luck is in the last"

@@ -21,6 +21,7 @@ from rich.text import Text
 
 from upft_mlx import escape
 from upft_mlx.events import Observer
+from upft_mlx.results.facts import RunFacts
 from upft_mlx.rows import write_atomically
 from upft_mlx.ui.console import open_console, paged
 from upft_mlx.ui.doctor import print_findings
@@ -83,7 +84,7 @@ def open_view(
             raise
 
 
-def print_summary(report: dict[str, Any], *, verbose: bool = False, console: Console | None = None) -> None:
+def print_summary(report: RunFacts, *, verbose: bool = False, console: Console | None = None) -> None:
     """Print the end of a run to stdout; `verbose`: with each stage, and what training did to the model."""
     console = console or open_console()
     glyphs = glyphs_for(console.encoding)
@@ -141,7 +142,7 @@ def print_regraded(facts: dict[str, Any], console: Console | None = None) -> Non
             console.print(part)
 
 
-def save_svg(report: dict[str, Any], path: Path) -> None:
+def save_svg(report: RunFacts, path: Path) -> None:
     """Write the summary as a picture, in colour whatever the environment says about terminals."""
     width, height = SVG_SIZE
     console = Console(

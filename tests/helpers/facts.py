@@ -1,0 +1,61 @@
+"""Facts of runs that nobody made: a test states what it is about, the rest is filled in."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from upft_mlx.evaluation.benchmark_result import BenchmarkResult, Measured, load_results
+from upft_mlx.results.economy import Economy
+from upft_mlx.results.facts import CutSolutions, RunReport, StageFacts, TrainingFacts
+
+MEASURED = {
+    "n": 100,
+    "samples": 1,
+    "temperature": 0.0,
+    "accuracy": 0.5,
+    "ci95": (0.4, 0.6),
+    "mean_tokens": 30.0,
+    "truncated": 0.0,
+}
+PAIRED = {"delta": 0.0, "ci95": (-0.1, 0.1), "p_value": 1.0}
+STAGE = {"tokens_sampled": 0, "tokens_trained": 0, "peak_memory_bytes": 0, "detail": "", "adopted": False}
+
+
+def result(found: Mapping[str, Any]) -> BenchmarkResult:
+    """A benchmark as in summary.json, of which base, tuned and paired may have some fields only."""
+    filled = {"base": MEASURED, "tuned": MEASURED, "paired": PAIRED}
+    return load_results({"x": {name: {**filled.get(name, {}), **of} for name, of in found.items()}})["x"]
+
+
+def results(found: Mapping[str, Any]) -> dict[str, BenchmarkResult]:
+    """Benchmarks by label; what is a result already stays one."""
+    return {name: of if isinstance(of, BenchmarkResult) else result(of) for name, of in found.items()}
+
+
+def measured(**fields: Any) -> Measured:
+    """What base or tuned scored."""
+    return Measured(**{**MEASURED, **fields})
+
+
+def run_report(found: Mapping[str, Any]) -> RunReport:
+    """The facts of a run from those that its JSON has."""
+    training = found.get("training") or TrainingFacts()
+    if not isinstance(training, TrainingFacts):
+        cut = training.get("cut_solutions")
+        training = TrainingFacts(**{**training, "cut_solutions": CutSolutions(**cut) if cut else None})
+    economy = found.get("economy")
+    assert economy is None or isinstance(economy, Economy)
+    return RunReport(
+        name=found.get("name", "n"),
+        model=found.get("model", "m"),
+        method=found.get("method", "upft"),
+        stages=[StageFacts(**{**STAGE, **stage}) for stage in found.get("stages", ())],
+        benchmarks=results(found.get("benchmarks", {})),
+        fidelity=found.get("fidelity"),
+        training=training,
+        verdict=list(found.get("verdict", ())),
+        remarks=list(found.get("remarks", ())),
+        files=dict(found.get("files", {})),
+        economy=economy,
+    )

@@ -1,0 +1,87 @@
+"""The facts of a run that report.md, report.html, the screen and the model card show. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from upft_mlx.evaluation.benchmark_result import BenchmarkResult, dump_results
+from upft_mlx.results.economy import Economy
+
+
+@dataclass(frozen=True)
+class StageFacts:
+    """What a finished stage took."""
+
+    stage: str
+    seconds: float
+    tokens_sampled: int
+    tokens_trained: int
+    peak_memory_bytes: int
+    detail: str
+    """Its result in words."""
+    adopted: bool
+    """Whether its files were changed by hand afterwards."""
+
+
+@dataclass(frozen=True)
+class CutSolutions:
+    """Full solutions that reached `generate.max_tokens`; see `dataset.build.Cut`."""
+
+    full: int
+    cut: int
+    mean_kept: float
+    mean_all: float
+    text: str
+    """The same in words."""
+
+
+@dataclass(frozen=True)
+class TrainingFacts:
+    """What training looked like; None or empty where there is nothing to say."""
+
+    base_view: dict[str, Any] | None = None
+    """What the base thought of the rows, likelihood.json (`row_loss.taken_apart`)."""
+    losses: list[dict[str, float]] = field(default_factory=list)
+    """At each report `step`, the loss on the fixed rows by kind (`fixed_loss`, ...) and `valid_loss`."""
+    movement: dict[str, Any] | None = None
+    """How far the model moved, movement.json (`moved.summarize`)."""
+    cut_solutions: CutSolutions | None = None
+
+
+@dataclass(frozen=True)
+class RunFacts:
+    """What a run did and whether it helped."""
+
+    name: str
+    model: str
+    method: str
+    stages: list[StageFacts]
+    """Those that are current, in their order."""
+    benchmarks: dict[str, BenchmarkResult]
+    """By label."""
+    fidelity: dict[str, Any] | None
+    """How much of the adapter's effect the fused model keeps, fidelity.json (`fusing.fuser`)."""
+    training: TrainingFacts
+    verdict: list[str]
+    """What the numbers allow to say, a line per benchmark, and warnings."""
+    remarks: list[str]
+    """Of these lines those that no number says."""
+    files: dict[str, str]
+    """Paths by what they are: `adapter`, `fused`, `report`, `page`."""
+
+    def dump(self) -> dict[str, Any]:
+        """For JSON: what the commands print with `--json`."""
+        return {**asdict(self), "benchmarks": dump_results(self.benchmarks)}
+
+
+@dataclass(frozen=True)
+class RunReport(RunFacts):
+    """The facts of a run whose problems are at hand."""
+
+    economy: Economy | None
+    """What it cost beside full solutions; None before it has trained."""
+
+    def dump(self) -> dict[str, Any]:
+        """See `RunFacts`."""
+        return {**super().dump(), "economy": None if self.economy is None else self.economy.dump()}
