@@ -21,7 +21,7 @@ import random
 import re
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -206,7 +206,7 @@ class World:
             best = max(gains, key=lambda setting: gains[setting])
             chosen[rule.name] = {"setting": best, "gains": gains}
             cells += tried[best] + [self.cell(rule, best, seed) for seed in range(CHOOSE_SEEDS, REPORT_SEEDS)]
-        return {"chosen": chosen, **summarize(cells)}
+        return {"chosen": chosen, **asdict(summarize(cells))}
 
     def forms(self) -> dict[str, Any]:
         """What each of `FORMS` gives on the report half, sampled and greedy."""
@@ -230,8 +230,9 @@ class World:
 
 def gain(cells: list[Cell], rule: str, half: str) -> float:
     """Mean difference to base."""
-    found: float = summarize(cells)["methods"][rule]["benchmarks"][half]["difference"]["delta"]
-    return found
+    difference = summarize(cells).methods[rule].benchmarks[half].difference
+    assert difference
+    return difference.delta
 
 
 # The pages.

@@ -3,8 +3,9 @@
     from upft_mlx import load_recipe, run
     facts = run(load_recipe("quickstart"))
 
-Each returns what its command prints with `--json`. `notify` is called with what happens (`events.py`); `print` will do.
-The command line says what goes wrong in one message; here it is raised (`errors.py`).
+`analyze`, `compare`, `forecast`, `preview` and `sweep` return a result with fields, and its `dump()` is what the
+command prints with `--json`; the others return that itself. `notify` is called with what happens (`events.py`);
+`print` will do. The command line says what goes wrong in one message; here it is raised (`errors.py`).
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from upft_mlx.hub.upload import listing, refuse_unknown, require_repo
 from upft_mlx.hub.upload import push as upload
 from upft_mlx.inspection import preview as inspection_preview
 from upft_mlx.inspection.ask import Conversation, Reply, open_asker, trained
-from upft_mlx.inspection.preview import EXAMPLES
+from upft_mlx.inspection.preview import EXAMPLES, Preview
 from upft_mlx.machine import requirements
 from upft_mlx.planning import plan as planning
 from upft_mlx.recipe.grid import Grid
@@ -34,6 +35,8 @@ from upft_mlx.rundir import RunDir, remove
 from upft_mlx.studies import compare as studies_compare
 from upft_mlx.studies import sweep as studies_sweep
 from upft_mlx.studies.analyze import run_analysis
+from upft_mlx.studies.method_table import Comparison
+from upft_mlx.studies.prefix_statistics import Analysis
 from upft_mlx.studies.sweep_table import Sweep
 
 Facts = dict[str, Any]
@@ -130,21 +133,26 @@ def sweep(
     return studies_sweep.sweep(recipe, grid, _folder(recipe, run_dir), notify, on=on)
 
 
-def analyze(recipe: Recipe, run_dir: str | Path | None = None, notify: Observer = ignore) -> Facts:
+def analyze(recipe: Recipe, run_dir: str | Path | None = None, notify: Observer = ignore) -> Analysis:
     """How long a prefix the recipe's model and problems support; continues where it stopped. See `run`.
 
     Returns:
-        The content of analysis.json.
+        By prefix length how alike samples begin and how often prefixes of right and wrong samples lead to a right
+        answer, and a recommended length; `dump()` is the content of analysis.json.
+
+    Raises:
+        UpftError: one of its kinds; what was sampled is kept.
     """
     _begin()
     return run_analysis(recipe, _folder(recipe, run_dir), notify)
 
 
-def compare(recipe: Recipe, run_dir: str | Path | None = None, notify: Observer = ignore) -> Facts:
+def compare(recipe: Recipe, run_dir: str | Path | None = None, notify: Observer = ignore) -> Comparison:
     """Base and the methods of the recipe's compare section over several seeds; continues where it stopped. See `run`.
 
     Returns:
-        The content of compare.json.
+        For each method its costs, and for each benchmark its accuracy and the difference to base with 95 % intervals;
+        `dump()` is the content of compare.json.
 
     Raises:
         RecipeError: the recipe has no benchmark to compare on.
@@ -161,7 +169,7 @@ def preview(
     rows: int = EXAMPLES,
     problem: str | None = None,
     model: bool = False,
-) -> Facts:
+) -> Preview:
     """The exact prompts, some training rows token by token, and the rules; nothing is written.
 
     Args:
@@ -170,6 +178,10 @@ def preview(
         rows: the largest number of training rows shown.
         problem: the id of the only one to show.
         model: load the model as well, and say how likely it finds the rows.
+
+    Returns:
+        The prompts and rows, with the text, supervision and weight of each token, and the rules in words; `dump()` is
+        what `upft preview --json` prints.
 
     Raises:
         ProblemsError: there is no such problem, or it trains no row.

@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 import pytest
 from helpers.input import assert_fails, no_network, upft
 from helpers.models import write_model
+from helpers.preview import previewed
 
 from upft_mlx import pipeline
 from upft_mlx.data.benchmarks import BOXED, LETTER, resolve
@@ -17,7 +18,6 @@ from upft_mlx.data.problems import load_problems
 from upft_mlx.dataset.instruction import as_run, differing, instructed, user_turn
 from upft_mlx.evaluation import evaluate
 from upft_mlx.inspection.ask import Asker, Conversation
-from upft_mlx.inspection.preview import preview
 from upft_mlx.models.load import load, load_tokenizer
 from upft_mlx.planning.estimate import Planner
 from upft_mlx.recipe.schema import PAPER_TEMPLATE, Prompt, Recipe
@@ -121,7 +121,7 @@ def asked_of(monkeypatch: pytest.MonkeyPatch, recipe: Recipe, run: Path, stage: 
 def trained(recipe: Recipe, run: Path, **prefix: Any) -> list[int]:
     """The prompt of the training row."""
     changed = recipe.model_copy(update={"prefix": recipe.prefix.model_copy(update=prefix)})
-    (row,) = preview(changed, run)["rows"]
+    (row,) = previewed(changed, run)["rows"]
     return [id_ for id_, supervised in zip(row["ids"], row["supervised"], strict=True) if not supervised]
 
 
@@ -139,7 +139,7 @@ def test_all_uses_have_the_prompt_that_is_worked_out_by_hand(
         assert asked_of(monkeypatch, recipe, run, stage) == expected, stage
     assert trained(recipe, run, structure_ratio=0.0) == expected, "prefix rows"
     assert trained(recipe, run, structure_ratio=1.0) == expected, "structure rows"
-    assert [prompt["ids"] for prompt in preview(recipe, run)["prompts"]] == [expected] * (len(stages) - 1)
+    assert [prompt["ids"] for prompt in previewed(recipe, run)["prompts"]] == [expected] * (len(stages) - 1)
     assert json.loads((run / "recipe.json").read_text())["prompt"]["instruction"] == turn
     assert Planner.of(recipe, load_problems(recipe.problems)).memory_plan.prompts.longest == (len(expected),)
     templated = trained(recipe, run, template="paper")
@@ -187,7 +187,7 @@ def test_a_benchmark_of_the_other_kind_is_asked_in_its_own_words_and_said_to_dif
     lines = differing(entries, settled.prompt)
     assert [line.partition(":")[0] for line in lines] == ["letters", "own"]
     assert all(repr(BOXED) in line for line in lines)
-    assert preview(recipe, tmp_path / "run")["prompts_differ"] == lines
+    assert previewed(recipe, tmp_path / "run")["prompts_differ"] == lines
     assert Planner.of(recipe, load_problems(recipe.problems)).facts()["prompts_differ"] == lines
     told: list[str] = []
     pipeline.run_stage(recipe, tmp_path / "run", "evaluate", lambda event: told.append(getattr(event, "text", "")))

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from conftest import MODEL
 from helpers.input import no_network, write
-from helpers.preview import MakeRecipe, folder, printed
+from helpers.preview import MakeRecipe, folder, previewed, printed
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -22,7 +22,7 @@ from upft_mlx.dataset.prefix import structure_numbers
 from upft_mlx.errors import ProblemsError
 from upft_mlx.evaluation import evaluate
 from upft_mlx.inspection.explain import explanations
-from upft_mlx.inspection.preview import Marked, marked, preview
+from upft_mlx.inspection.preview import Marked, marked
 from upft_mlx.models.chat import Renderer
 from upft_mlx.models.load import load_tokenizer
 from upft_mlx.recipe.schema import PAPER_TEMPLATE, Prompt, Recipe
@@ -112,7 +112,7 @@ def assert_supervised_as_trained(facts: dict[str, Any], rows: dict[str, Training
 def test_the_rows_of_a_run_are_shown_as_the_trainer_supervises_them(make_recipe: MakeRecipe, tmp_path: Path) -> None:
     recipe = make_recipe()
     run = made(recipe, tmp_path / "run", "generate", "build")
-    facts, rows = preview(recipe, run, rows=4), dataset(run)
+    facts, rows = previewed(recipe, run, rows=4), dataset(run)
     assert facts["source"] == "dataset"
     assert [row["kind"] for row in facts["rows"]] == ["prefix", "prefix", "prefix", "structure"]
     assert_supervised_as_trained(facts, rows)
@@ -128,7 +128,7 @@ def test_the_rows_of_a_run_are_shown_as_the_trainer_supervises_them(make_recipe:
 def test_all_rows_can_be_asked_for(make_recipe: MakeRecipe, tmp_path: Path) -> None:
     recipe = make_recipe()
     run = made(recipe, tmp_path / "run", "generate", "build")
-    facts, rows = preview(recipe, run, rows=1000), dataset(run)
+    facts, rows = previewed(recipe, run, rows=1000), dataset(run)
     assert sorted(row["id"] for row in facts["rows"]) == sorted(rows)
     assert_supervised_as_trained(facts, rows)
 
@@ -138,21 +138,21 @@ def test_solutions_without_a_current_dataset_become_the_rows_that_building_makes
 ) -> None:
     recipe = make_recipe()
     run = made(recipe, tmp_path / "run", "generate")
-    facts = preview(recipe, run, rows=3)
+    facts = previewed(recipe, run, rows=3)
     assert facts["source"] == "solutions"
     assert "upft build" in facts["note"]
     made(recipe, run, "build")
     assert_supervised_as_trained(facts, dataset(run))
     changed = make_recipe(prefix={"template": "Begin."})
-    assert preview(changed, run)["source"] == "solutions"  # the dataset is of another template
-    assert preview(make_recipe(seed=1), run)["source"] == "stand-in"
+    assert previewed(changed, run)["source"] == "solutions"  # the dataset is of another template
+    assert previewed(make_recipe(seed=1), run)["source"] == "stand-in"
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 7])
 def test_without_a_run_made_up_rows_of_both_kinds_are_shown_and_said_to_be(
     make_recipe: MakeRecipe, tmp_path: Path, count: int
 ) -> None:
-    facts = preview(make_recipe(), tmp_path / "nothing", rows=count)
+    facts = previewed(make_recipe(), tmp_path / "nothing", rows=count)
     assert facts["note"] == "no solutions yet: a made-up completion stands for the model's"
     kinds = [row["kind"] for row in facts["rows"]]
     assert len(kinds) == count
@@ -167,7 +167,7 @@ def test_made_up_kinds_are_those_that_sampling_will_have(make_recipe: MakeRecipe
     drawn = structure_numbers(20, 0.2, recipe.seed)
     problems = [json.loads(line) for line in (MODEL.parent / "train.jsonl").read_text().splitlines()[:20]]
     for number, problem in enumerate(problems):
-        (row,) = preview(recipe, tmp_path, problem=problem["id"])["rows"]
+        (row,) = previewed(recipe, tmp_path, problem=problem["id"])["rows"]
         assert row["kind"] == ("structure" if number in drawn else "prefix")
 
 
@@ -179,36 +179,36 @@ def test_a_dataset_s_own_solution_stands_in_where_it_is_one(make_recipe: MakeRec
     ]
     path = write(tmp_path / "own.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
     recipe = make_recipe(problems={"path": str(path), "builtin": None}, prefix={"structure_ratio": 1.0})
-    (long,) = preview(recipe, tmp_path, problem="long")["rows"]
+    (long,) = previewed(recipe, tmp_path, problem="long")["rows"]
     assert long["completion"].startswith(worked)
-    (bare,) = preview(recipe, tmp_path, problem="bare")["rows"]
+    (bare,) = previewed(recipe, tmp_path, problem="bare")["rows"]
     assert "\\boxed{4}" in bare["completion"]
 
 
 @pytest.mark.parametrize("length", [1, 16, 128, 700])
 def test_a_made_up_prefix_is_as_long_as_a_prefix_is(make_recipe: MakeRecipe, tmp_path: Path, length: int) -> None:
-    facts = preview(make_recipe(prefix={"length": length, "structure_ratio": 0.0}), tmp_path, rows=1)
+    facts = previewed(make_recipe(prefix={"length": length, "structure_ratio": 0.0}), tmp_path, rows=1)
     assert sum(facts["rows"][0]["supervised"]) == length
 
 
 def test_every_method_shows_its_own_kind_of_row(make_recipe: MakeRecipe, tmp_path: Path) -> None:
     kinds = {
-        method: {row["kind"] for row in preview(make_recipe(method=method), tmp_path)["rows"]}
+        method: {row["kind"] for row in previewed(make_recipe(method=method), tmp_path)["rows"]}
         for method in ("sft", "rft", "structure_only")
     }
     assert kinds == {"sft": {"full"}, "rft": {"full"}, "structure_only": {"structure"}}
 
 
 def test_rows_that_are_cut_or_have_no_room_say_so(make_recipe: MakeRecipe, tmp_path: Path) -> None:
-    (whole,) = preview(make_recipe(prefix={"structure_ratio": 0.0}), tmp_path, rows=1)["rows"]
+    (whole,) = previewed(make_recipe(prefix={"structure_ratio": 0.0}), tmp_path, rows=1)["rows"]
     prompt = whole["supervised"].index(True)
     assert (whole["cut"], whole["trains"]) == (0, True)
-    cut = preview(make_recipe(prefix={"structure_ratio": 0.0}, train={"max_length": prompt + 2}), tmp_path, rows=1)
+    cut = previewed(make_recipe(prefix={"structure_ratio": 0.0}, train={"max_length": prompt + 2}), tmp_path, rows=1)
     (row,) = cut["rows"]
     assert (row["ids"], row["cut"], row["trains"]) == (whole["ids"][: prompt + 2], 4, True)
     assert row["supervised"] == [False] * prompt + [True] * 2
     assert "cut by 4 tokens" in printed(cut)
-    none = preview(make_recipe(prefix={"structure_ratio": 0.0}, train={"max_length": prompt}), tmp_path, rows=1)
+    none = previewed(make_recipe(prefix={"structure_ratio": 0.0}, train={"max_length": prompt}), tmp_path, rows=1)
     (row,) = none["rows"]
     assert (row["trains"], any(row["supervised"])) == (False, False)
     assert "does not train" in printed(none)
@@ -218,7 +218,7 @@ def test_rows_that_are_cut_or_have_no_room_say_so(make_recipe: MakeRecipe, tmp_p
 def test_nothing_is_shared_where_the_trainer_shares_nothing(
     make_recipe: MakeRecipe, tmp_path: Path, changes: dict[str, Any]
 ) -> None:
-    facts = preview(make_recipe(**changes), tmp_path)
+    facts = previewed(make_recipe(**changes), tmp_path)
     assert {row["shared"] for row in facts["rows"]} == {0}
 
 
@@ -227,7 +227,7 @@ def test_nothing_is_shared_where_the_trainer_shares_nothing(
 
 def test_an_unknown_problem_is_refused_with_near_ones(make_recipe: MakeRecipe, tmp_path: Path) -> None:
     with pytest.raises(ProblemsError, match=r"no problem 'upft-00' among the recipe's 20; there are upft-00"):
-        preview(make_recipe(), tmp_path, problem="upft-00")
+        previewed(make_recipe(), tmp_path, problem="upft-00")
 
 
 def test_a_problem_that_trains_no_row_says_why(make_recipe: MakeRecipe, tmp_path: Path) -> None:
@@ -235,10 +235,10 @@ def test_a_problem_that_trains_no_row_says_why(make_recipe: MakeRecipe, tmp_path
     run = made(recipe, tmp_path / "run", "generate", "build")
     cut = sorted(structure_numbers(20, 0.2, recipe.seed))[0]
     with pytest.raises(ProblemsError, match="trains no row: cut at max_tokens"):
-        preview(recipe, run, problem=f"upft-{cut:04d}")
+        previewed(recipe, run, problem=f"upft-{cut:04d}")
     other = next(number for number in range(20) if number not in structure_numbers(20, 0.2, recipe.seed))
     with pytest.raises(ProblemsError, match="structure_only trains those that were drawn"):
-        preview(make_recipe(method="structure_only"), tmp_path / "none", problem=f"upft-{other:04d}")
+        previewed(make_recipe(method="structure_only"), tmp_path / "none", problem=f"upft-{other:04d}")
 
 
 class StoppedError(Exception):
@@ -269,7 +269,7 @@ def test_the_prompts_are_those_that_the_stages_pass(
     own = write(tmp_path / "own.jsonl", '{"id": "q", "question": "Zwei und drei?", "answer": "5"}\n')
     boxed = {"name": "own", "path": str(own), "prompt": "{question}\nPut it in \\boxed{}."}
     recipe = make_recipe(prompt={"system": "Be brief."}, problems={"limit": 1}, evaluate={"benchmarks": [boxed]})
-    sampling, evaluation = preview(recipe, tmp_path / "run")["prompts"]
+    sampling, evaluation = previewed(recipe, tmp_path / "run")["prompts"]
     assert passed(monkeypatch, recipe, tmp_path / "run", "generate") == [sampling["ids"]]
     assert passed(monkeypatch, recipe, tmp_path / "run", "evaluate") == [evaluation["ids"]]
     assert sampling["text"] == load_tokenizer(MODEL).decode(sampling["ids"])
@@ -277,7 +277,7 @@ def test_the_prompts_are_those_that_the_stages_pass(
     assert PAPER_TEMPLATE not in sampling["text"]
     assert evaluation["user"] == "Zwei und drei?\nPut it in \\boxed{}."
     assert (evaluation["benchmark"], evaluation["problem_id"]) == ("own", "q")
-    assert START in preview(recipe, tmp_path / "run")["special_ids"]
+    assert START in previewed(recipe, tmp_path / "run")["special_ids"]
 
 
 class Pieces:
@@ -301,14 +301,14 @@ def test_tokens_keep_their_leading_space_whatever_the_tokenizer_makes_of_one_alo
 def test_a_private_benchmark_is_shown_without_its_text(make_recipe: MakeRecipe, tmp_path: Path) -> None:
     own = write(tmp_path / "own.jsonl", '{"question": "A secret of Ulm?", "answer": "5"}\n')
     recipe = make_recipe(evaluate={"benchmarks": [{"name": "own", "path": str(own), "private": True}]})
-    facts = preview(recipe, tmp_path)
+    facts = previewed(recipe, tmp_path)
     assert "Ulm" not in json.dumps(facts)
     assert "(withheld)" in facts["prompts"][1]["text"]
 
 
 def test_a_benchmark_that_cannot_be_read_costs_only_its_question(make_recipe: MakeRecipe, tmp_path: Path) -> None:
     recipe = make_recipe(evaluate={"benchmarks": [{"name": "own", "path": str(tmp_path / "gone.jsonl")}, "arithmetic"]})
-    facts = preview(recipe, tmp_path)
+    facts = previewed(recipe, tmp_path)
     assert "no such file" in facts["prompts"][1]["error"]
     assert "{question}" in facts["prompts"][1]["text"]
     assert "error" not in facts["prompts"][2]
@@ -325,8 +325,8 @@ def test_no_weights_are_loaded_or_even_needed(
     folder = Path(shutil.copytree(MODEL, tmp_path / "model"))
     (folder / "model.safetensors").unlink()
     bare = {"instruction": "{question}"}
-    found = preview(make_recipe(model=str(folder), prompt=bare), tmp_path)
-    assert found["rows"] == preview(make_recipe(), tmp_path)["rows"]
+    found = previewed(make_recipe(model=str(folder), prompt=bare), tmp_path)
+    assert found["rows"] == previewed(make_recipe(), tmp_path)["rows"]
 
 
 def rule(recipe: Recipe, name: str, count: int = 256) -> str:

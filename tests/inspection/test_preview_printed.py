@@ -13,10 +13,9 @@ from typing import Any
 import pytest
 from conftest import MODEL
 from helpers.input import assert_fails, fake_hub, no_network, process, upft, write
-from helpers.preview import MakeRecipe, folder, printed
+from helpers.preview import MakeRecipe, folder, previewed, printed
 from rich.console import Console
 
-from upft_mlx.inspection.preview import preview
 from upft_mlx.ui.preview import print_preview
 
 __all__ = ["folder", "no_network"]
@@ -89,7 +88,7 @@ def test_control_characters_of_tokens_do_not_reach_the_screen() -> None:
 
 def test_a_prompt_that_several_benchmarks_share_is_shown_once(make_recipe: MakeRecipe, tmp_path: Path) -> None:
     twice = [{"name": "arithmetic"}, {"name": "arithmetic", "label": "sampled", "temperature": 0.7}]
-    text = printed(preview(make_recipe(evaluate={"benchmarks": twice}), tmp_path))
+    text = printed(previewed(make_recipe(evaluate={"benchmarks": twice}), tmp_path))
     assert text.count("the prompt in evaluation") == 1
     assert "the prompt in evaluation, benchmarks arithmetic, sampled, problem evaluation-0000: 33 tokens" in text
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import json
 import re
@@ -11,13 +12,20 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT
+from helpers.facts import run_report
 from helpers.input import MINIMAL, no_network, process, upft, write
 
 import upft_mlx
 from upft_mlx import api, build, evaluate, fuse, generate, load_recipe, run, train
 from upft_mlx.errors import RunDirError
 from upft_mlx.events import Event, StageDone
+from upft_mlx.forecasting.estimate import Forecast
+from upft_mlx.inspection.preview import Preview
 from upft_mlx.recipe.schema import Recipe
+from upft_mlx.results.facts import RunReport
+from upft_mlx.studies.method_table import Comparison
+from upft_mlx.studies.prefix_statistics import Analysis
+from upft_mlx.studies.sweep_table import Sweep
 
 __all__ = ["no_network"]
 pytestmark = pytest.mark.usefixtures("no_network")
@@ -66,6 +74,19 @@ def test_every_verb_takes_a_recipe_a_folder_and_an_observer_and_is_typed(name: s
     assert (Path(upft_mlx.__file__).parent / "py.typed").exists()
 
 
+RESULTS = {"analyze": Analysis, "compare": Comparison, "forecast": Forecast, "preview": Preview, "sweep": Sweep}
+
+
+@pytest.mark.parametrize("name", RESULTS)
+def test_a_study_returns_the_result_that_the_page_names(name: str) -> None:
+    result = RESULTS[name]
+    assert typing.get_type_hints(getattr(upft_mlx, name))["return"] is result
+    row = next(line for line in PAGES[0].read_text(encoding="utf-8").splitlines() if f".{result.__name__}`" in line)
+    named = re.findall(r"`(\w+)`", row.split("|")[3])
+    assert set(named) < {field.name for field in dataclasses.fields(result)}
+    assert f"`{result.__module__}.{result.__name__}`" in row
+
+
 # What they do.
 
 
@@ -98,12 +119,14 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Path, dict[str, ob
     """What would be run."""
     made: list[tuple[str, Path, dict[str, object]]] = []
 
-    def run_stage(recipe: Recipe, run_dir: Path, stage: str, notify: object, **options: object) -> dict[str, object]:
+    def run_stage(recipe: Recipe, run_dir: Path, stage: str, notify: object, **options: object) -> RunReport:
         made.append((stage, run_dir, options))
-        return {}
+        return run_report({})
 
     monkeypatch.setattr("upft_mlx.pipeline.run_stage", run_stage)
-    monkeypatch.setattr("upft_mlx.pipeline.run", lambda recipe, run_dir, notify: made.append(("run", run_dir, {})))
+    monkeypatch.setattr(
+        "upft_mlx.pipeline.run", lambda recipe, run_dir, notify: run_stage(recipe, run_dir, "run", notify)
+    )
     return made
 
 

@@ -159,7 +159,7 @@ def test_all_agree_on_when_shared_tokens_run_once(
     row = TrainingRow("p/0", "p", 0, "prefix", "", "", [5, 6, 7], [8])
     preview: Any = SimpleNamespace(recipe=recipe, _renderer=SimpleNamespace(tokens=list))
     (shown,) = _Preview.shown(preview, SimpleNamespace(outline=[], rows=[(row, "")]))  # type: ignore[arg-type]
-    assert (shown["shared"] > 0) == shared
+    assert (shown.shared > 0) == shared
     without = make_recipe(lora={"dropout": 0.0}, train={"grad_checkpoint": False})
     more = count(recipe, 200, plan(), solutions()).row_tokens - count(without, 200, plan(), solutions()).row_tokens
     assert (more == 0) == shared

@@ -17,10 +17,10 @@ import mlx.core as mx
 import mlx_lm
 import pytest
 from conftest import ROOT
+from helpers.preview import previewed
 
 from upft_mlx.data.on_disk import recipe_problems
 from upft_mlx.dataset.instruction import instructed
-from upft_mlx.inspection.preview import preview
 from upft_mlx.models.adapters import add_lora, load_adapter
 from upft_mlx.models.chat import Renderer
 from upft_mlx.models.load import load
@@ -163,6 +163,6 @@ def test_an_eos_after_the_prefix_has_most_of_the_loss_and_the_preview_says_so(mo
     )
     for stage in ("generate", "build"):
         run_stage(recipe, tmp_path, stage)
-    view = preview(recipe, tmp_path, model=True)["base_view"]
+    view = previewed(recipe, tmp_path, model=True)["base_view"]
     assert view["share"]["EOS"] == pytest.approx(0.60, abs=0.05)
     assert view["most"] == "EOS"

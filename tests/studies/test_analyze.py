@@ -11,8 +11,9 @@ from xml.etree import ElementTree
 
 import pytest
 
+from upft_mlx.evaluation.stats import PairedDifference
 from upft_mlx.events import Event, Note, Progress
-from upft_mlx.forecasting.estimate import Forecast
+from upft_mlx.forecasting.estimate import Forecast, Mean
 from upft_mlx.grade import correct
 from upft_mlx.models.load import Loaded
 from upft_mlx.recipe.schema import Recipe
@@ -22,6 +23,7 @@ from upft_mlx.rundir import RunDir
 from upft_mlx.studies import analyze as analyze_module
 from upft_mlx.studies.analyze import run_analysis
 from upft_mlx.studies.prefix_statistics import (
+    PrefixAccuracy,
     RolloutStart,
     figure,
     markdown,
@@ -38,14 +40,15 @@ ROWS = Path(__file__).parents[2] / "upft_mlx" / "demo" / "train.jsonl"
 def test_self_consistency_is_samples_per_distinct_prefix_averaged_over_questions() -> None:
     prefixes = [("a", [1, 2]), ("a", [1, 3]), ("a", [1, 2]), ("a", [1, 4]), ("b", [5, 6]), ("b", [7, 6])]
     first, second = self_consistency([0, 1, 2], prefixes, 4)
-    assert (first["length"], first["mean"]) == (1, (4 / 1 + 2 / 2) / 2)
-    assert (second["length"], second["mean"]) == (2, pytest.approx((4 / 3 + 2 / 2) / 2))
-    assert first["ci95"][0] < first["mean"] < first["ci95"][1]
+    assert (first.length, first.mean) == (1, (4 / 1 + 2 / 2) / 2)
+    assert second.length == 2
+    assert second.mean == pytest.approx((4 / 3 + 2 / 2) / 2)
+    assert first.ci95[0] < first.mean < first.ci95[1]
 
 
 def test_a_solution_that_ended_is_another_prefix_than_one_that_went_on() -> None:
     (row,) = self_consistency([2], [("a", [1, -1]), ("a", [1, 2])], 2)
-    assert row["mean"] == 1.0
+    assert row.mean == 1.0
 
 
 def starts(scores: dict[int, list[tuple[float, float]]]) -> list[RolloutStart]:
@@ -60,20 +63,22 @@ def starts(scores: dict[int, list[tuple[float, float]]]) -> list[RolloutStart]:
 
 def test_accuracy_is_per_arm_and_the_arms_are_one_at_length_0() -> None:
     start, later = prefix_accuracy([0, 4], starts({0: [(0.5, 0.5), (1.0, 1.0)], 4: [(1.0, 0.25), (0.5, 0.25)]}))
-    assert start["correct"] == start["incorrect"]
-    assert start["difference"]["delta"] == 0
-    assert (later["correct"]["mean"], later["incorrect"]["mean"], later["problems"]) == (0.75, 0.25, 2)
-    assert later["difference"]["delta"] == 0.5
+    assert start.correct == start.incorrect
+    assert start.difference.delta == 0
+    assert (later.correct.mean, later.incorrect.mean, later.problems) == (0.75, 0.25, 2)
+    assert later.difference.delta == 0.5
 
 
 def test_a_question_counts_only_where_both_trajectories_go_on() -> None:
     made = [*starts({4: [(1.0, 0.0), (1.0, 1.0), (0.5, 0.5)]}), RolloutStart("9", "correct", 4, [], 0.0)]
     (row,) = prefix_accuracy([4], made)
-    assert (row["problems"], row["correct"]["mean"]) == (3, pytest.approx(2.5 / 3))
+    assert row.problems == 3
+    assert row.correct.mean == pytest.approx(2.5 / 3)
 
 
-def difference(length: int, low: float) -> dict[str, Any]:
-    return {"length": length, "difference": {"delta": low + 0.1, "ci95": [low, low + 0.2]}}
+def difference(length: int, low: float) -> PrefixAccuracy:
+    half = Mean(0.5, (0.4, 0.6))
+    return PrefixAccuracy(length, 9, half, half, PairedDifference(low + 0.1, (low, low + 0.2), 0.5))
 
 
 @pytest.mark.parametrize(
@@ -90,9 +95,9 @@ def difference(length: int, low: float) -> dict[str, Any]:
 def test_the_longest_prefix_up_to_which_the_arms_are_alike_is_recommended(
     lows: dict[int, float], length: int | None, part: str
 ) -> None:
-    found, reason = recommend([difference(*pair) for pair in lows.items()])
-    assert found == length
-    assert re.search(part, reason)
+    found = recommend([difference(*pair) for pair in lows.items()])
+    assert found.length == length
+    assert re.search(part, found.reason)
 
 
 FOUND = summarize(
@@ -138,33 +143,33 @@ def recipe(make_recipe: MakeRecipe) -> Recipe:
 def test_the_command_writes_tables_curves_and_rows_that_add_up(recipe: Recipe, tmp_path: Path) -> None:
     found = run_analysis(recipe, tmp_path)
     folder = tmp_path / "analysis"
-    assert json.loads((folder / "analysis.json").read_text()) == found
+    assert json.loads((folder / "analysis.json").read_text()) == found.dump()
     assert len(list(read_rows(folder / "prefixes.jsonl", Solution))) == 12 * 6
     rollouts = list(read_rows(folder / "rollouts.jsonl", Rollout))
     questions = {row.problem_id for row in rollouts}
     assert 2 <= len(questions) <= 4
     assert {row.length for row in rollouts} == {0, 2, 8}
-    assert [row["length"] for row in found["accuracy"]][:2] == [0, 2]
-    for row in found["accuracy"]:
-        at = [r for r in rollouts if r.length == row["length"]]
+    assert [row.length for row in found.accuracy][:2] == [0, 2]
+    for row in found.accuracy:
+        at = [r for r in rollouts if r.length == row.length]
         arms = {arm: {r.problem_id for r in at if r.arm in ("both", arm)} for arm in ("correct", "incorrect")}
         both = arms["correct"] & arms["incorrect"]
-        assert row["problems"] == len(both) >= 2
+        assert row.problems == len(both) >= 2
         for arm in arms:
             right = [r.correct for r in at if r.problem_id in both and r.arm in ("both", arm)]
-            assert row[arm]["mean"] == pytest.approx(sum(right) / len(right))
+            assert getattr(row, arm).mean == pytest.approx(sum(right) / len(right))
     ElementTree.fromstring((folder / "curves.svg").read_text())
     solutions = [row for name in ("prefixes", "trajectories") for row in read_rows(folder / f"{name}.jsonl", Solution)]
     tokens = sum(len(row.completion_ids) for row in solutions) + sum(row.tokens for row in rollouts)
     entry = RunDir(tmp_path).entry("analyze")
     assert entry is not None
-    assert entry.tokens_sampled == found["tokens_sampled"] == tokens
+    assert entry.tokens_sampled == found.tokens_sampled == tokens
     assert entry.tokens_processed > tokens
 
 
 def test_its_forecast_is_that_of_its_own_trajectories(recipe: Recipe, tmp_path: Path) -> None:
-    data = run_analysis(recipe, tmp_path)["forecast"]
-    found = Forecast.load(data)
+    found = run_analysis(recipe, tmp_path).forecast
+    assert found == Forecast.load(json.loads((tmp_path / "analysis/analysis.json").read_text())["forecast"])
     assert (found.problems, found.samples, found.tokens_sampled, found.greedy_base) == (12, 6, 0, None)
     assert {(rule.selection, rule.length) for rule in found.rules} == {
         (name, length) for name in ("first", "consensus", "prefix_confidence", "probe") for length in (2, 8)
@@ -205,7 +210,7 @@ def test_a_few_problems_are_too_few_for_a_forecast(make_recipe: MakeRecipe, tmp_
         analyze={"problems": 7, "samples": 2, "lengths": [4], "trajectories": 2, "rollouts": 1},
         generate={"batch_size": 16},
     )
-    assert run_analysis(recipe, tmp_path)["forecast"] is None
+    assert run_analysis(recipe, tmp_path).forecast is None
     assert "Advice" not in (tmp_path / "analysis" / "analysis.md").read_text()
 
 
@@ -288,9 +293,9 @@ def test_without_answers_only_self_consistency_is_measured_and_it_says_so(
     recipe = make_recipe(problems={"builtin": None, "path": str(tmp_path / "q.jsonl")}, analyze={"samples": 4})
     told: list[Event] = []
     found = run_analysis(recipe, tmp_path / "run", told.append)
-    assert found["accuracy"] == []
-    assert found["forecast"] is None
-    assert found["recommended"]["length"] is None
+    assert found.accuracy == ()
+    assert found.forecast is None
+    assert found.recommended.length is None
     assert any(isinstance(e, Note) and "no answer" in e.text for e in told)
     assert not (tmp_path / "run" / "analysis" / "rollouts.jsonl").exists()
 

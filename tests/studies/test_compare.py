@@ -19,7 +19,7 @@ from upft_mlx.models import load
 from upft_mlx.recipe.schema import Recipe
 from upft_mlx.rundir import RunDir
 from upft_mlx.studies.compare import compare, seconds_left, variant
-from upft_mlx.studies.method_table import Cell, figure, markdown, summarize
+from upft_mlx.studies.method_table import Cell, Difference, figure, markdown, summarize
 from upft_mlx.studies.two_way import two_way_mean
 
 MakeRecipe = Callable[..., Recipe]
@@ -40,27 +40,30 @@ CELLS = [
 
 def test_the_difference_is_paired_by_problem_and_seed() -> None:
     found = summarize(CELLS)
-    base, upft = found["methods"]["base"], found["methods"]["upft"]
-    assert base["benchmarks"]["set"]["accuracy"] == 3 / 8
-    assert base["benchmarks"]["set"]["difference"] is None
-    assert upft["benchmarks"]["set"]["difference"]["delta"] == 0.25
-    assert (upft["tokens_sampled"], upft["tokens_trained"]) == (20, 40)
-    assert [c["accuracy"]["set"] for c in found["cells"]] == [0.5, 0.75, 0.25, 0.5]
+    base, upft = found.methods["base"], found.methods["upft"]
+    assert base.benchmarks["set"].accuracy == 3 / 8
+    assert base.benchmarks["set"].difference is None
+    difference = upft.benchmarks["set"].difference
+    assert difference
+    assert difference.delta == 0.25
+    assert (upft.tokens_sampled, upft.tokens_trained) == (20, 40)
+    assert [c.accuracy["set"] for c in found.cells] == [0.5, 0.75, 0.25, 0.5]
 
 
 def test_no_difference_on_a_few_problems_is_no_proof_of_none() -> None:
     cells = [cell(method, seed, [1.0] * 10) for method in ("base", "upft") for seed in (0, 1)]
-    result = summarize(cells)["methods"]["upft"]["benchmarks"]["set"]
+    result = summarize(cells).methods["upft"].benchmarks["set"]
     unseen = wilson_interval(0, 10)[1]
-    assert result["difference"] == {"delta": 0.0, "ci95": [-unseen, unseen]}
-    assert result["ci95"] == [1 - unseen, 1.0]
+    assert result.difference == Difference(0.0, (-unseen, unseen))
+    assert result.ci95 == (1 - unseen, 1.0)
 
 
 def test_pairing_makes_the_interval_narrower_than_that_of_the_accuracy() -> None:
     scores = [[0.0, 1.0, 0.0, 1.0, 1.0, 0.0, 1.0, 0.0], [0.0, 1.0, 1.0, 1.0, 1.0, 0.0, 1.0, 0.0]]
     cells = [cell(method, seed, s) for seed in (0, 1) for method, s in zip(("base", "upft"), scores, strict=True)]
-    result = summarize(cells)["methods"]["upft"]["benchmarks"]["set"]
-    paired, plain = result["difference"]["ci95"], result["ci95"]
+    result = summarize(cells).methods["upft"].benchmarks["set"]
+    assert result.difference
+    paired, plain = result.difference.ci95, result.ci95
     assert paired[1] - paired[0] < plain[1] - plain[0]
 
 
@@ -127,7 +130,7 @@ def compared(tmp_path_factory: pytest.TempPathFactory) -> tuple[Recipe, Path, di
         }
     )
     root = tmp_path_factory.mktemp("compare")
-    return recipe, root, compare(recipe, root)
+    return recipe, root, json.loads(json.dumps(compare(recipe, root).dump()))
 
 
 def test_every_cell_is_there_with_its_cost(compared: tuple[Recipe, Path, dict[str, Any]]) -> None:
@@ -204,13 +207,13 @@ def test_a_second_call_runs_nothing_again_and_a_missing_cell_only(
         return load.load(*arguments, **options)
 
     monkeypatch.setattr("upft_mlx.job.load", count)
-    assert compare(recipe, root) == found
+    assert json.loads(json.dumps(compare(recipe, root).dump())) == found
     assert loads == []
     ledger = root / "compare" / "upft" / "seed-1" / "ledger.json"
     entries = json.loads(ledger.read_text())
     del entries["train"]
     ledger.write_text(json.dumps(entries))
-    again = compare(recipe, root)
+    again = compare(recipe, root).dump()
     assert len(loads) == 1, "training alone: the same adapter comes out, whose answers are there"
     strip = ("seconds", "peak_memory_bytes")
     for old, new in zip(found["cells"], again["cells"], strict=True):
@@ -224,4 +227,4 @@ def test_the_results_of_another_comparison_are_kept(compared: tuple[Recipe, Path
     compare(recipe.model_copy(update={"compare": recipe.compare.model_copy(update={"methods": ("upft",)})}), root)
     (kept,) = (root / "compare" / ".kept").iterdir()
     assert {path.name: path.read_bytes() for path in kept.iterdir()} == before
-    assert compare(recipe, root)["cells"] == json.loads(before["compare.json"])["cells"]
+    assert list(compare(recipe, root).dump()["cells"]) == json.loads(before["compare.json"])["cells"]

@@ -62,8 +62,8 @@ def test_best_of_prefix_continues_the_picked_prefix_and_trains_nothing(make_reci
         generate={"temperature": 1.0},
     )
     found = compare(recipe, tmp_path)
-    row = found["methods"]["best_of_prefix:prefix_confidence"]
-    assert (row["tokens_sampled"], row["tokens_trained"]) == (0, 0)
+    row = found.methods["best_of_prefix:prefix_confidence"]
+    assert (row.tokens_sampled, row.tokens_trained) == (0, 0)
     (folder,) = (tmp_path / "compare").glob("best_of_prefix*/seed-0/best_of_prefix/arithmetic")
     prefixes = list(read_rows(folder / "prefixes.jsonl", Solution))
     answers = list(read_rows(folder / "answers.jsonl", EvaluationRow))
@@ -72,5 +72,5 @@ def test_best_of_prefix_continues_the_picked_prefix_and_trains_nothing(make_reci
         group = prefixes[4 * number : 4 * number + 4]
         best = max(group, key=lambda p: (p.logprob or 0.0) / (len(p.completion_ids) + (p.finish_reason == "stop")))
         assert answer.completion.startswith(best.completion)
-    assert row["benchmarks"]["arithmetic"]["accuracy"] == sum(answer.correct for answer in answers) / 8
-    assert compare(recipe, tmp_path)["methods"] == found["methods"], "a second call samples nothing anew"
+    assert row.benchmarks["arithmetic"].accuracy == sum(answer.correct for answer in answers) / 8
+    assert compare(recipe, tmp_path).methods == found.methods, "a second call samples nothing anew"

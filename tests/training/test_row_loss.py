@@ -167,7 +167,8 @@ def test_training_says_first_what_the_base_thinks_and_preview_the_same(
 ) -> None:
     recipe, run, notes = trained
     written = json.loads(run.likelihood.read_text())
-    shown = preview(recipe, run.root, model=True)["base_view"]
+    shown = preview(recipe, run.root, model=True).base_view
+    assert shown
     assert shown["loss"] == pytest.approx(written["loss"], rel=1e-4), "of the base, not of the tuned model"
     assert shown["share"] == pytest.approx(written["share"], rel=1e-4)
     assert written["share"][EOS] > 0.5

@@ -185,7 +185,7 @@ def preview(
         from upft_mlx.inspection.preview import preview as preview_of
 
         folder = folder_of(recipe, loaded, options.run_dir)
-        facts: dict[str, Any] = preview_of(loaded, folder, rows=rows, problem=problem, model=with_model)
+        facts = preview_of(loaded, folder, rows=rows, problem=problem, model=with_model).dump()
         if options.as_json:
             click.echo(to_json(facts))
             return

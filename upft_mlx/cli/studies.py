@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import click
 
@@ -11,6 +12,11 @@ from upft_mlx.cli.edge import folder_of, prepared, writing_to
 from upft_mlx.cli.group import cli
 from upft_mlx.cli.options import Options, common, helped, recipe_argument, verbose
 from upft_mlx.escape import to_json
+
+if TYPE_CHECKING:
+    from upft_mlx.forecasting.estimate import Forecast
+    from upft_mlx.studies.method_table import Comparison
+    from upft_mlx.studies.prefix_statistics import Analysis
 
 
 def _study_command(what: str, text: str, *examples: str) -> None:
@@ -98,20 +104,15 @@ def _study(
         cells = ("generate", "build", "train", "evaluate")
         stages = {"analyze": ("analyze",), "compare": cells, "forecast": ("answers", "forecast")}[what]
         view = views.open_view(plain=options.plain, stderr=options.as_json, verbose=verbose(), stages=stages)
-        if what == "forecast":
-            with writing_to(root), view as notify:
-                forecast = run_forecast(recipe, root, notify)
-            if options.as_json:
-                click.echo(to_json(forecast.dump()))
-            else:
-                views.print_forecast(forecast.dump(), root / "forecast")
-            return
-        work = {"analyze": run_analysis, "compare": compare}[what]
+        work: dict[str, Callable[..., Forecast | Analysis | Comparison]]
+        work = {"analyze": run_analysis, "compare": compare, "forecast": run_forecast}
         with writing_to(root), view as notify:
-            found = work(recipe, root, notify)
+            found = work[what](recipe, root, notify).dump()
         if options.as_json:
             click.echo(to_json(found))
         elif what == "analyze":
             views.print_analysis(found, root / "analysis")
-        else:
+        elif what == "compare":
             views.print_comparison(found, root / "compare")
+        else:
+            views.print_forecast(found, root / "forecast")

@@ -45,7 +45,7 @@ def write_page(run: RunDir, limit: tuple[int, str] | None = None) -> Path:
     rows: dict[str, object] | None = None
     with suppress(UpftError):  # the model's tokenizer may not be here
         found_rows = preview(recipe, run.root, rows=ROWS)
-        rows = found_rows if found_rows["source"] == "dataset" else None
+        rows = found_rows.dump() if found_rows.source == "dataset" else None
     found = Material(
         facts=facts,
         asked=seen(run, shown) if shown else (),

@@ -19,7 +19,7 @@ from upft_mlx.errors import RunDirError, UpftError
 from upft_mlx.evaluation.evaluate import WITHHELD
 from upft_mlx.fingerprints import dated
 from upft_mlx.inspection.browse import settled_by
-from upft_mlx.inspection.explain import explanations
+from upft_mlx.inspection.explain import Explanation, explanations
 from upft_mlx.inspection.preview_rows import Found, Rows
 from upft_mlx.job import Job
 from upft_mlx.models.chat import Renderer
@@ -49,6 +49,80 @@ class Marked:
     """Tokens passed beyond the sequence's own."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class ShownRow(Marked):
+    """A training row, and what the trainer makes of it."""
+
+    id: str
+    problem_id: str
+    sample: int
+    kind: str
+    """`prefix`, `structure` or `full`."""
+    prompt: str
+    completion: str
+    place: str
+    """The file that it is in, `train.jsonl` or `valid.jsonl`; empty before there is a dataset."""
+    trains: bool
+    """False where its prompt leaves no room in `train.max_length`."""
+    cut: int
+    """Tokens that are cut off at `train.max_length`."""
+    tokens: list[str]
+    """The text of each id."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShownPrompt:
+    """What the model is asked, with its chat template."""
+
+    use: str
+    """`sampling` or `evaluation`."""
+    benchmark: str | None = None
+    """The label of the benchmark that is asked so."""
+    problem_id: str | None
+    """None where the benchmark cannot be read; then the text has the place of the question in it."""
+    error: str | None = None
+    """Why it cannot be read."""
+    user: str
+    """The user turn."""
+    text: str
+    """The whole prompt."""
+    ids: list[int]
+    tokens: list[str]
+    """The text of each id."""
+
+    def dump(self) -> dict[str, Any]:
+        """Plain values; without the benchmark and the error where there is none."""
+        return {name: value for name, value in vars(self).items() if value is not None or name == "problem_id"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preview:
+    """What a recipe asks and trains on."""
+
+    name: str
+    model: str
+    run_dir: str
+    source: str
+    """Where the rows are from: `dataset`, `solutions`, or `stand-in`, which is made up."""
+    note: str
+    """The same in words."""
+    eos_ids: list[int]
+    """Ids that end a completion."""
+    special_ids: list[int]
+    prompts: list[ShownPrompt]
+    """That of sampling, then one for each benchmark."""
+    prompts_differ: list[str]
+    """A line for each benchmark that is asked in other words than the training problems."""
+    rows: list[ShownRow]
+    base_view: dict[str, Any] | None
+    """What the model thinks of the rows (`row_loss.taken_apart`); None where it was not asked."""
+    rules: list[Explanation]
+
+    def dump(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return {**asdict(self), "prompts": [prompt.dump() for prompt in self.prompts]}
+
+
 def marked(batch: Batch) -> list[Marked]:
     """The sequences of a batch, from its arrays alone; each must end with a supervised id."""
     size, shared = batch.tokens.shape[1], batch.shared.tolist()
@@ -75,8 +149,8 @@ def marked(batch: Batch) -> list[Marked]:
 
 def preview(
     recipe: Recipe, run_dir: str | Path, *, rows: int = EXAMPLES, problem: str | None = None, model: bool = False
-) -> dict[str, Any]:
-    """The prompts, some training rows and the rules of a recipe, as plain values; nothing is written.
+) -> Preview:
+    """The prompts, some training rows and the rules of a recipe; nothing is written.
 
     Args:
         recipe: the recipe.
@@ -93,20 +167,20 @@ def preview(
     recipe = settled_by(recipe, RunDir(run_dir))
     looked_at = _Preview(recipe, RunDir(run_dir))
     found = looked_at.rows.of(problem) if problem is not None else looked_at.rows.some(rows)
-    return {
-        "name": recipe.name,
-        "model": recipe.model,
-        "run_dir": str(run_dir),
-        "source": found.source,
-        "note": found.note,
-        "eos_ids": looked_at.eos_ids,
-        "special_ids": looked_at.special,
-        "prompts": list(looked_at.prompts(problem)),
-        "prompts_differ": differing(looked_at.entries, looked_at.recipe.prompt),
-        "rows": looked_at.shown(found),
-        "base_view": looked_at.base_view() if model else None,
-        "rules": [asdict(rule) for rule in explanations(looked_at.recipe, len(looked_at.problems))],
-    }
+    return Preview(
+        name=recipe.name,
+        model=recipe.model,
+        run_dir=str(run_dir),
+        source=found.source,
+        note=found.note,
+        eos_ids=looked_at.eos_ids,
+        special_ids=looked_at.special,
+        prompts=list(looked_at.prompts(problem)),
+        prompts_differ=differing(looked_at.entries, looked_at.recipe.prompt),
+        rows=looked_at.shown(found),
+        base_view=looked_at.base_view() if model else None,
+        rules=explanations(looked_at.recipe, len(looked_at.problems)),
+    )
 
 
 class _Preview:
@@ -128,24 +202,24 @@ class _Preview:
         current = {stage: job.is_current(stage) for stage in ("generate", "build")}
         self.rows = Rows(recipe, tokenizer, self._renderer, self.problems, run, current)
 
-    def prompts(self, problem: str | None) -> Iterator[dict[str, Any]]:
+    def prompts(self, problem: str | None) -> Iterator[ShownPrompt]:
         """The sampling prompt of one problem, and for each benchmark that of one of its own.
 
         That of a benchmark that cannot be read has the place of the question in it.
         """
         asked = self.problems[self.rows.number_of(problem) if problem is not None else 0]
-        yield {"use": "sampling", "problem_id": asked.id, **self._rendered(self._renderer.turn(asked.question))}
+        yield self._rendered(self._renderer.turn(asked.question), use="sampling", problem_id=asked.id)
         for entry in self.entries:
-            found: dict[str, Any] = {"use": "evaluation", "benchmark": entry.label}
+            about: dict[str, Any] = {"use": "evaluation", "benchmark": entry.label}
             turn = user_turn(entry, self.recipe.prompt)
             try:
                 problems = load_benchmark(entry, self.recipe.seed)
             except UpftError as error:
-                yield {**found, "problem_id": None, "error": str(error), **self._rendered(turn)}
+                yield self._rendered(turn, problem_id=None, error=str(error), **about)
                 continue
             asked = next((p for p in problems if p.id == problem), problems[0])
             question = WITHHELD if entry.private else asked.question
-            yield {**found, "problem_id": asked.id, **self._rendered(turn.replace(QUESTION, question))}
+            yield self._rendered(turn.replace(QUESTION, question), problem_id=asked.id, **about)
 
     def base_view(self) -> dict[str, Any]:
         """What the model thinks of the rows that will train."""
@@ -160,11 +234,12 @@ class _Preview:
             )
         return base_view(recipe, to_examples(rows, recipe.train.max_length, recipe.prefix))
 
-    def _rendered(self, user: str) -> dict[str, Any]:
+    def _rendered(self, user: str, **about: Any) -> ShownPrompt:
         ids = self._renderer.ids(user)
-        return {"user": user, "text": self._renderer.text(ids), "ids": ids, "tokens": self._renderer.tokens(ids)}
+        tokens = self._renderer.tokens(ids)
+        return ShownPrompt(user=user, text=self._renderer.text(ids), ids=ids, tokens=tokens, **about)
 
-    def shown(self, found: Found) -> list[dict[str, Any]]:
+    def shown(self, found: Found) -> list[ShownRow]:
         """The rows with what the trainer makes of each, in a batch of its own."""
         shares = unshared_because(self.recipe.lora.dropout, self.recipe.train.grad_checkpoint) is None
         prefix, limit = self.recipe.prefix, self.recipe.train.max_length
@@ -179,7 +254,6 @@ class _Preview:
                 (marks,) = marked(make_batch(examples, shared))
             about = {n: getattr(row, n) for n in ("id", "problem_id", "sample", "kind", "prompt", "completion")}
             cut = max(0, len(row.prompt_ids) + len(row.completion_ids) - limit)
-            texts = self._renderer.tokens(marks.ids)
-            found_out = {"place": place, "trains": bool(examples), "cut": cut, **asdict(marks), "tokens": texts}
-            shown.append({**about, **found_out})
+            tokens = self._renderer.tokens(marks.ids)
+            shown.append(ShownRow(**about, **vars(marks), place=place, trains=bool(examples), cut=cut, tokens=tokens))
         return shown

@@ -14,6 +14,7 @@ Three files are sampled in chunks and can be continued: prefixes.jsonl, trajecto
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -43,14 +44,11 @@ from upft_mlx.rundir import RunDir
 from upft_mlx.sampling.decoding import Completion, Request
 from upft_mlx.sampling.resumed import sample_rows
 from upft_mlx.sampling.sampler import Sampler, sampling_for
-from upft_mlx.studies.prefix_statistics import LONGEST, RolloutStart, figure, markdown, summarize
+from upft_mlx.studies.prefix_statistics import LONGEST, Analysis, RolloutStart, figure, markdown, summarize
 
 
-def run_analysis(recipe: Recipe, run_dir: str | Path, notify: Observer = ignore) -> dict[str, Any]:
+def run_analysis(recipe: Recipe, run_dir: str | Path, notify: Observer = ignore) -> Analysis:
     """The prefix statistics of the recipe's model and problems.
-
-    Returns:
-        The content of analysis/analysis.json.
 
     Raises:
         UpftError: one of its kinds; what was sampled is kept.
@@ -59,8 +57,7 @@ def run_analysis(recipe: Recipe, run_dir: str | Path, notify: Observer = ignore)
     job.remade = "analyze"
     with opened(job):
         do(job, "analyze")
-    found: dict[str, Any] = read_json(job.run.analysis / "analysis.json")
-    return found
+    return Analysis.load(read_json(job.run.analysis / "analysis.json"))
 
 
 def inputs(job: Job) -> dict[str, Any]:
@@ -81,21 +78,21 @@ def announce(job: Job) -> StageStarted:
 def work(job: Job, run: RunDir) -> Outcome:
     """Sample, and write analysis/."""
     found, processed = analyze(job.recipe, job.load(), job.problems, run, job.notify)
-    write_json(run.analysis / "analysis.json", found)
+    write_json(run.analysis / "analysis.json", found.dump())
     write_atomically(run.analysis / "curves.svg", figure(found))
     write_atomically(run.analysis / "analysis.md", f"# {job.recipe.name}\n\n{markdown(found)}")
-    length = found["recommended"]["length"]
+    length = found.recommended.length
     detail = "no prefix.length recommended" if length is None else f"recommended prefix.length {length}"
-    return Outcome(detail, tokens_sampled=found["tokens_sampled"], tokens_processed=processed)
+    return Outcome(detail, tokens_sampled=found.tokens_sampled, tokens_processed=processed)
 
 
 def analyze(
     recipe: Recipe, loaded: Loaded, problems: Sequence[Problem], run: RunDir, notify: Observer = ignore
-) -> tuple[dict[str, Any], int]:
+) -> tuple[Analysis, int]:
     """Sample what is missing and summarise; of problems without an answer, prefix self-consistency alone.
 
     Returns:
-        The content of analysis.json, and the tokens that this process passed through the model.
+        The statistics, and the tokens that this process passed through the model.
     """
     analyzer = _Analyzer(recipe, loaded, problems[: recipe.analyze.problems], run, notify)
     analyzer.prefixes()
@@ -114,8 +111,8 @@ def analyze(
         scored = analyzer.counted(starts)
         forecast = analyzer.forecast()
     found = summarize(recipe.analyze, analyzer.prefix_ids(), scored)
-    found["forecast"] = None if forecast is None else forecast.dump()
-    return {**found, "tokens_sampled": analyzer.tokens_sampled()}, analyzer.sampler.processed_tokens
+    found = replace(found, forecast=forecast, tokens_sampled=analyzer.tokens_sampled())
+    return found, analyzer.sampler.processed_tokens
 
 
 class _Analyzer:

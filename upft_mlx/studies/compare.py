@@ -29,18 +29,15 @@ from upft_mlx.rows import EvaluationRow, read_json, read_rows, write_atomically,
 from upft_mlx.rundir import RunDir, fingerprint, versions
 from upft_mlx.stages import before
 from upft_mlx.studies.best_of_prefix import measure as best_of_prefix
-from upft_mlx.studies.method_table import Cell, figure, markdown, summarize
+from upft_mlx.studies.method_table import Cell, Comparison, figure, markdown, summarize
 
 BASE = "base"
 SSD = {"ssd": {"temperature": 1.6, "top_p": 0.8, "top_k": 20}}
 """The sampling of simple self-distillation for instruct models, as on its authors' model cards."""
 
 
-def compare(recipe: Recipe, run_dir: str | Path, notify: Observer = ignore) -> dict[str, Any]:
+def compare(recipe: Recipe, run_dir: str | Path, notify: Observer = ignore) -> Comparison:
     """Run what is missing and summarise.
-
-    Returns:
-        The content of compare.json.
 
     Raises:
         RecipeError: the recipe has no benchmark to compare on.
@@ -63,11 +60,11 @@ def compare(recipe: Recipe, run_dir: str | Path, notify: Observer = ignore) -> d
         cells.append(run_cell(variants[method, seed], method, folder, donors, notify))
         spent.setdefault(method, []).append(time.monotonic() - begin)
     machine = {"python": platform.python_version(), "machine": platform.machine(), "cores": os.cpu_count()}
-    found = {"recipe": recipe.dump(), "versions": versions(), "machine": machine, **summarize(cells)}
-    keep_aside(root, "compare", "recipe", found["recipe"])
-    write_json(root / "compare.json", found)
+    found = Comparison(**vars(summarize(cells)), recipe=recipe.dump(), versions=versions(), machine=machine)
+    keep_aside(root, "compare", "recipe", found.recipe)
+    write_json(root / "compare.json", found.dump())
     write_atomically(root / "compare.md", f"# {recipe.name}: methods side by side\n\n{markdown(found)}")
-    for name in found["benchmarks"]:
+    for name in found.benchmarks:
         write_atomically(root / f"{name}.svg", figure(found, name))
     return found
 

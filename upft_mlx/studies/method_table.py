@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from upft_mlx import escape
+from upft_mlx.quantities import points
 from upft_mlx.results.figures import IntervalRow, intervals
 from upft_mlx.studies.two_way import two_way_mean
 
@@ -31,49 +32,121 @@ class Cell:
     peak_memory_bytes: int
 
 
-def summarize(cells: Sequence[Cell]) -> dict[str, Any]:
-    """The content of compare.json but for what the run knows: `cells` as they are, `methods` over all seeds."""
+@dataclass(frozen=True)
+class Difference:
+    """A method minus base, the mean over problems and seeds, -1 to 1."""
+
+    delta: float
+    ci95: tuple[float, float]
+
+
+@dataclass(frozen=True)
+class MethodResult:
+    """One method on one benchmark, over problems and seeds."""
+
+    accuracy: float
+    """A share, 0 to 1."""
+    ci95: tuple[float, float]
+    difference: Difference | None
+    """To base on the same problems and seeds; None for base."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """One method, the mean over its seeds."""
+
+    tokens_sampled: float
+    """For training; the evaluation's are not counted."""
+    tokens_trained: float
+    seconds: float
+    """Of generate, build and train."""
+    peak_memory_bytes: float
+    benchmarks: dict[str, MethodResult]
+    """By label."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """One method with one seed."""
+
+    method: str
+    seed: int
+    accuracy: dict[str, float]
+    """By benchmark, 0 to 1."""
+    tokens_sampled: int
+    tokens_trained: int
+    seconds: float
+    peak_memory_bytes: int
+
+
+@dataclass(frozen=True)
+class Methods:
+    """The methods side by side."""
+
+    benchmarks: tuple[str, ...]
+    """Their labels."""
+    cells: tuple[Trained, ...]
+    """In the order in which they ran."""
+    methods: dict[str, Method]
+    """Base first, then as the recipe's `compare.methods` has them."""
+
+
+@dataclass(frozen=True)
+class Comparison(Methods):
+    """The content of compare.json."""
+
+    recipe: dict[str, Any]
+    """What all had in common."""
+    versions: dict[str, str]
+    machine: dict[str, Any]
+    """Python, processor and cores."""
+
+    def dump(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        found = asdict(self)
+        return {**{name: found.pop(name) for name in ("recipe", "versions", "machine")}, **found}
+
+
+def summarize(cells: Sequence[Cell]) -> Methods:
+    """The table: cells as they are, and each method over all seeds."""
     methods = list(dict.fromkeys(cell.method for cell in cells))
     of = {method: sorted((c for c in cells if c.method == method), key=lambda c: c.seed) for method in methods}
-    benchmarks = list(cells[0].scores)
-    return {
-        "benchmarks": benchmarks,
-        "cells": [
-            {
-                "method": cell.method,
-                "seed": cell.seed,
-                "accuracy": {name: _average(list(scores.values())) for name, scores in cell.scores.items()},
+    benchmarks = tuple(cells[0].scores)
+    return Methods(
+        benchmarks=benchmarks,
+        cells=tuple(
+            Trained(
+                method=cell.method,
+                seed=cell.seed,
+                accuracy={name: _average(list(scores.values())) for name, scores in cell.scores.items()},
                 **{name: getattr(cell, name) for name in COSTS},
-            }
+            )
             for cell in cells
-        ],
-        "methods": {
-            method: {
+        ),
+        methods={
+            method: Method(
                 **{name: _average([getattr(cell, name) for cell in mine]) for name in COSTS},
-                "benchmarks": {name: _result(name, mine, of["base"]) for name in benchmarks},
-            }
+                benchmarks={name: _result(name, mine, of["base"]) for name in benchmarks},
+            )
             for method, mine in of.items()
         },
-    }
+    )
 
 
 def _average(values: Sequence[float]) -> float:
     return sum(values) / len(values)
 
 
-def _result(benchmark: str, mine: Sequence[Cell], base: Sequence[Cell]) -> dict[str, Any]:
+def _result(benchmark: str, mine: Sequence[Cell], base: Sequence[Cell]) -> MethodResult:
     """Accuracy, and its paired difference to base, over problems and seeds."""
     seeds = {cell.seed for cell in mine}
     own = _table(benchmark, mine)
     others = _table(benchmark, [cell for cell in base if cell.seed in seeds])
     accuracy = two_way_mean(own, (0.0, 1.0))
     changes = [[t - b for t, b in zip(*rows, strict=True)] for rows in zip(own, others, strict=True)]
-    difference = two_way_mean(changes, (-1.0, 1.0))
-    return {
-        "accuracy": accuracy.value,
-        "ci95": list(accuracy.ci95),
-        "difference": None if mine[0].method == "base" else {"delta": difference.value, "ci95": list(difference.ci95)},
-    }
+    change = two_way_mean(changes, (-1.0, 1.0))
+    difference = None if mine[0].method == "base" else Difference(change.value, change.ci95)
+    return MethodResult(accuracy.value, accuracy.ci95, difference)
 
 
 def _table(benchmark: str, cells: Sequence[Cell]) -> list[list[float]]:
@@ -82,36 +155,35 @@ def _table(benchmark: str, cells: Sequence[Cell]) -> list[list[float]]:
     return [[cell.scores[benchmark][problem] for cell in cells] for problem in problems]
 
 
-def markdown(found: Mapping[str, Any]) -> str:
+def markdown(found: Methods) -> str:
     """The table; one line per method."""
-    names = found["benchmarks"]
     head = ["method", "tokens sampled", "tokens trained", "seconds", "peak memory"]
-    head += [text for name in names for text in (f"{escape.markdown(name)}: accuracy", "difference to base (points)")]
+    for name in found.benchmarks:
+        head += [f"{escape.markdown(name)}: accuracy", "difference to base (points)"]
     lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
-    for method, row in found["methods"].items():
-        cells = [method, *(f"{row[name]:,.0f}" if row[name] else "" for name in ("tokens_sampled", "tokens_trained"))]
-        cells.append(f"{row['seconds']:.1f}" if row["seconds"] else "")
-        cells.append(f"{row['peak_memory_bytes'] / 1e6:.0f} MB" if row["peak_memory_bytes"] else "")
-        for name in names:
-            result = row["benchmarks"][name]
-            (low, high), difference = result["ci95"], result["difference"]
-            cells.append(f"{result['accuracy']:.1%} [{low:.1%}, {high:.1%}]")
-            if difference is None:
+    for method, row in found.methods.items():
+        cells = [method, *(f"{tokens:,.0f}" if tokens else "" for tokens in (row.tokens_sampled, row.tokens_trained))]
+        cells.append(f"{row.seconds:.1f}" if row.seconds else "")
+        cells.append(f"{row.peak_memory_bytes / 1e6:.0f} MB" if row.peak_memory_bytes else "")
+        for name in found.benchmarks:
+            result = row.benchmarks[name]
+            low, high = result.ci95
+            cells.append(f"{result.accuracy:.1%} [{low:.1%}, {high:.1%}]")
+            if result.difference is None:
                 cells.append("")
                 continue
-            low, high = difference["ci95"]
-            cells.append(f"{100 * difference['delta']:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]")
+            low, high = result.difference.ci95
+            cells.append(f"{points(result.difference.delta)} [{points(low)}, {points(high)}]")
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
-def figure(found: Mapping[str, Any], benchmark: str) -> str:
+def figure(found: Methods, benchmark: str) -> str:
     """The differences to base on one benchmark as SVG, with what each method cost."""
     rows = []
-    for method, row in found["methods"].items():
-        difference = row["benchmarks"][benchmark]["difference"]
+    for method, row in found.methods.items():
+        difference = row.benchmarks[benchmark].difference
         if difference is not None:
-            cost = f"{row['tokens_sampled']:,.0f} sampled, {row['tokens_trained']:,.0f} trained"
-            low, high = difference["ci95"]
-            rows.append(IntervalRow(method, difference["delta"], low, high, cost))
+            cost = f"{row.tokens_sampled:,.0f} sampled, {row.tokens_trained:,.0f} trained"
+            rows.append(IntervalRow(method, difference.delta, *difference.ci95, cost))
     return intervals(f"{benchmark}: difference to base", rows, "points of accuracy, 95 % interval; tokens on the right")

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any, Literal
 
-from upft_mlx.evaluation.stats import mean_interval, paired_difference
+from pydantic import TypeAdapter
+
+from upft_mlx.evaluation.stats import PairedDifference, mean_interval, paired_difference
 from upft_mlx.forecasting import page
-from upft_mlx.forecasting.estimate import Forecast
+from upft_mlx.forecasting.estimate import Forecast, Mean
+from upft_mlx.quantities import points
 from upft_mlx.recipe.studies import Analyze
 from upft_mlx.results.figures import Panel, Point, Series, curves
 
@@ -31,31 +36,92 @@ class RolloutStart:
         return replace(self, score=score)
 
 
-def summarize(
-    settings: Analyze, prefixes: Iterable[tuple[str, list[int]]], starts: Sequence[RolloutStart]
-) -> dict[str, Any]:
-    """The content of analysis.json.
+@dataclass(frozen=True)
+class SelfConsistency(Mean):
+    """Samples per distinct prefix of one length, 1 to the number of samples: the mean over questions."""
+
+    length: int
+    """In tokens."""
+
+
+@dataclass(frozen=True)
+class PrefixAccuracy:
+    """How often rollouts from prefixes of one length are right, by what the prefix was taken from."""
+
+    length: int
+    """In tokens."""
+    problems: int
+    """The questions of which neither trajectory has ended at this length."""
+    correct: Mean
+    """The share of right rollouts from correct trajectories."""
+    incorrect: Mean
+    """The same from incorrect ones."""
+    difference: PairedDifference
+    """Correct minus incorrect over the same questions, -1 to 1."""
+
+
+@dataclass(frozen=True)
+class Recommendation:
+    """A prefix length, and why."""
+
+    length: int | None
+    """None: none is recommended."""
+    reason: str
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """The content of analysis.json."""
+
+    samples: int
+    """Prefixes of each question."""
+    rollouts: int
+    """Continuations of each prefix."""
+    self_consistency: tuple[SelfConsistency, ...]
+    """By length."""
+    accuracy: tuple[PrefixAccuracy, ...]
+    """By length; empty where it could not be measured."""
+    recommended: Recommendation
+    forecast: Forecast | None = None
+    """What the rules that look at prefixes alone would change; None with fewer than 8 answers."""
+    tokens_sampled: int = 0
+
+    def dump(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return dict(_adapter().dump_python(self, mode="json"))
+
+    @classmethod
+    def load(cls, data: Mapping[str, Any]) -> Analysis:
+        """From what `dump` gave."""
+        return _adapter().validate_python(data)
+
+
+@cache
+def _adapter() -> TypeAdapter[Analysis]:
+    return TypeAdapter(Analysis)
+
+
+def summarize(settings: Analyze, prefixes: Iterable[tuple[str, list[int]]], starts: Sequence[RolloutStart]) -> Analysis:
+    """The statistics, without the tokens that they took.
 
     Args:
         settings: the recipe's.
         prefixes: (problem, ids) of each sampled prefix, -1 for the end of a solution.
         starts: scored; empty where there were no answers, or no question had both a right and a wrong trajectory.
     """
-    consistency = self_consistency(settings.lengths, prefixes, settings.samples)
     accuracy = prefix_accuracy(settings.lengths, starts)
-    length, reason = recommend(accuracy)
-    return {
-        "samples": settings.samples,
-        "rollouts": settings.rollouts,
-        "self_consistency": consistency,
-        "accuracy": accuracy,
-        "recommended": {"length": length, "reason": reason},
-    }
+    return Analysis(
+        samples=settings.samples,
+        rollouts=settings.rollouts,
+        self_consistency=self_consistency(settings.lengths, prefixes, settings.samples),
+        accuracy=accuracy,
+        recommended=recommend(accuracy),
+    )
 
 
 def self_consistency(
     lengths: Sequence[int], prefixes: Iterable[tuple[str, list[int]]], most: int
-) -> list[dict[str, Any]]:
+) -> tuple[SelfConsistency, ...]:
     """Samples per distinct prefix, 1 to `most`, for each length: mean over questions with its interval."""
     distinct: dict[str, list[set[tuple[int, ...]]]] = {}
     samples: dict[str, int] = {}
@@ -68,11 +134,12 @@ def self_consistency(
     result = []
     for index, length in enumerate(positive):
         ratios = [samples[name] / len(sets[index]) for name, sets in distinct.items()]
-        result.append({"length": length, **_mean(ratios, (1.0, float(most)))})
-    return result
+        mean = _mean(ratios, (1.0, float(most)))
+        result.append(SelfConsistency(mean.mean, mean.ci95, length))
+    return tuple(result)
 
 
-def prefix_accuracy(lengths: Sequence[int], starts: Sequence[RolloutStart]) -> list[dict[str, Any]]:
+def prefix_accuracy(lengths: Sequence[int], starts: Sequence[RolloutStart]) -> tuple[PrefixAccuracy, ...]:
     """For each length the share of right rollouts per arm, and their paired difference over the questions.
 
     A question counts at the lengths at which neither of its trajectories has ended.
@@ -86,119 +153,111 @@ def prefix_accuracy(lengths: Sequence[int], starts: Sequence[RolloutStart]) -> l
         pairs = [s for (_, at), s in scores.items() if at == length and len(s) == 2]
         if len(pairs) < 2:
             continue
-        of = {arm: [pair[arm] for pair in pairs] for arm in ("correct", "incorrect")}
-        difference = asdict(paired_difference(of["incorrect"], of["correct"]))
-        result.append(
-            {
-                "length": length,
-                "problems": len(pairs),
-                **{arm: _mean(values, (0.0, 1.0)) for arm, values in of.items()},
-                "difference": {**difference, "ci95": list(difference["ci95"])},
-            }
-        )
-    return result
+        correct, incorrect = ([pair[arm] for pair in pairs] for arm in ("correct", "incorrect"))
+        means = _mean(correct, (0.0, 1.0)), _mean(incorrect, (0.0, 1.0))
+        result.append(PrefixAccuracy(length, len(pairs), *means, paired_difference(incorrect, correct)))
+    return tuple(result)
 
 
-def _mean(values: Sequence[float], bounds: tuple[float, float]) -> dict[str, Any]:
-    return {"mean": sum(values) / len(values), "ci95": list(mean_interval(values, bounds))}
+def _mean(values: Sequence[float], bounds: tuple[float, float]) -> Mean:
+    return Mean(sum(values) / len(values), mean_interval(values, bounds))
 
 
-def recommend(accuracy: Sequence[dict[str, Any]]) -> tuple[int | None, str]:
-    """A prefix length, and why: the longest up to which the arms cannot be told apart.
+def recommend(accuracy: Sequence[PrefixAccuracy]) -> Recommendation:
+    """The longest prefix up to which the arms cannot be told apart.
 
     Arms are told apart where the interval of their paired difference lies above 0.
     """
-    rows = [row for row in accuracy if row["length"] > 0]
+    rows = [row for row in accuracy if row.length > 0]
     if not rows:
-        return None, (
+        return Recommendation(
+            None,
             "prefix accuracy was not measured: it needs questions with an answer that the model solves in one "
             "trajectory and not in another, and found none; take more with analyze.problems and "
-            "analyze.trajectories. The paper found 8 to 32 tokens within noise"
+            "analyze.trajectories. The paper found 8 to 32 tokens within noise",
         )
-    alike = []
-    for row in rows:
-        if row["difference"]["ci95"][0] > 0:
-            break
-        alike.append(row)
+    alike = list(itertools.takewhile(lambda row: row.difference.ci95[0] <= 0, rows))
     apart = rows[len(alike)] if len(alike) < len(rows) else None
     if not alike:
         assert apart is not None
-        return None, (
-            f"already at t = {apart['length']} prefixes of right and wrong samples differ ({_points(apart)}), so no "
-            "length keeps them alike: let `prefix.selection` choose among several samples"
+        return Recommendation(
+            None,
+            f"already at t = {apart.length} prefixes of right and wrong samples differ ({_points(apart)}), so no "
+            "length keeps them alike: let `prefix.selection` choose among several samples",
         )
-    best = max((row for row in alike if row["length"] <= LONGEST), key=lambda row: row["length"], default=alike[0])
-    text = f"up to {best['length']} tokens prefixes of right and wrong samples lead to right answers equally often"
+    best = max((row for row in alike if row.length <= LONGEST), key=lambda row: row.length, default=alike[0])
+    text = f"up to {best.length} tokens prefixes of right and wrong samples lead to right answers equally often"
     if apart is not None:
-        return best["length"], f"{text}; at {apart['length']} they differ ({_points(apart)})"
-    return best["length"], f"{text}, as far as was measured; longer ones cost more and showed no more in the paper"
+        return Recommendation(best.length, f"{text}; at {apart.length} they differ ({_points(apart)})")
+    text += ", as far as was measured; longer ones cost more and showed no more in the paper"
+    return Recommendation(best.length, text)
 
 
-def _points(row: dict[str, Any]) -> str:
-    low, high = row["difference"]["ci95"]
-    return f"{100 * row['difference']['delta']:+.1f} points [{100 * low:+.1f}, {100 * high:+.1f}]"
+def _points(row: PrefixAccuracy) -> str:
+    low, high = row.difference.ci95
+    return f"{points(row.difference.delta)} points [{points(low)}, {points(high)}]"
 
 
-def markdown(analysis: dict[str, Any]) -> str:
+def markdown(analysis: Analysis) -> str:
     """The tables."""
-    recommended = analysis["recommended"]
-    shown = recommended["length"] if recommended["length"] is not None else "none"
+    recommended = analysis.recommended
+    shown = recommended.length if recommended.length is not None else "none"
     lines = [
-        f"Recommended `prefix.length`: **{shown}**. {recommended['reason'][:1].upper()}{recommended['reason'][1:]}.",
+        f"Recommended `prefix.length`: **{shown}**. {recommended.reason[:1].upper()}{recommended.reason[1:]}.",
         "",
-        f"Prefix self-consistency: {analysis['samples']} samples per question divided by the number of distinct "
+        f"Prefix self-consistency: {analysis.samples} samples per question divided by the number of distinct "
         "prefixes, mean over questions and 95 % interval.",
         "",
         "| t (tokens) | samples per distinct prefix |",
         "|---|---|",
-        *(f"| {row['length']} | {_interval(row, '{:.2f}')} |" for row in analysis["self_consistency"]),
+        *(f"| {row.length} | {_interval(row, '{:.2f}')} |" for row in analysis.self_consistency),
     ]
-    if analysis["accuracy"]:
+    if analysis.accuracy:
         lines += [
             "",
-            f"Prefix accuracy: {analysis['rollouts']} rollouts from the prefix of one correct and one incorrect "
+            f"Prefix accuracy: {analysis.rollouts} rollouts from the prefix of one correct and one incorrect "
             "trajectory per question; share of right ones, 95 % interval over questions.",
             "",
             "| t (tokens) | questions | from a correct one | from an incorrect one | difference (points) |",
             "|---|---|---|---|---|",
             *(
-                f"| {row['length']} | {row['problems']} | {_interval(row['correct'], '{:.1%}')} "
-                f"| {_interval(row['incorrect'], '{:.1%}')} | {_points(row).replace(' points', '')} |"
-                for row in analysis["accuracy"]
+                f"| {row.length} | {row.problems} | {_interval(row.correct, '{:.1%}')} "
+                f"| {_interval(row.incorrect, '{:.1%}')} | {_points(row).replace(' points', '')} |"
+                for row in analysis.accuracy
             ),
         ]
-    if analysis.get("forecast"):
+    if analysis.forecast:
         told = (
             "What the rules that look at prefixes alone are worth, from the same trajectories. `upft forecast` has all:"
         )
-        lines += ["", told, "", page.markdown(Forecast.load(analysis["forecast"])).rstrip()]
+        lines += ["", told, "", page.markdown(analysis.forecast).rstrip()]
     return "\n".join(lines) + "\n"
 
 
-def _interval(value: dict[str, Any], form: str) -> str:
-    low, high = value["ci95"]
-    return f"{form.format(value['mean'])} [{form.format(low)}, {form.format(high)}]"
+def _interval(value: Mean, form: str) -> str:
+    low, high = value.ci95
+    return f"{form.format(value.mean)} [{form.format(low)}, {form.format(high)}]"
 
 
-def figure(analysis: dict[str, Any]) -> str:
+def figure(analysis: Analysis) -> str:
     """The curves as SVG."""
     panels = [
         Panel(
             "Prefix self-consistency",
             "samples per distinct prefix",
-            [Series("", [_point(row["length"], row) for row in analysis["self_consistency"]])],
+            [Series("", [_point(row.length, row) for row in analysis.self_consistency])],
         )
     ]
-    if analysis["accuracy"]:
+    if analysis.accuracy:
         arms = [
-            Series(f"from {article} {arm} sample", [_point(row["length"], row[arm]) for row in analysis["accuracy"]])
+            Series(f"from {article} {arm} sample", [_point(row.length, getattr(row, arm)) for row in analysis.accuracy])
             for article, arm in (("a", "correct"), ("an", "incorrect"))
         ]
         panels.append(Panel("Prefix accuracy", "right rollouts", arms, percent=True))
-    if analysis.get("forecast"):
-        panels.append(page.panel(Forecast.load(analysis["forecast"])))
+    if analysis.forecast:
+        panels.append(page.panel(analysis.forecast))
     return curves(panels, "prefix length t (tokens)")
 
 
-def _point(x: float, value: dict[str, Any]) -> Point:
-    return Point(x, value["mean"], *value["ci95"])
+def _point(x: float, value: Mean) -> Point:
+    return Point(x, value.mean, *value.ci95)
