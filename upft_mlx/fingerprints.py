@@ -20,6 +20,7 @@ from upft_mlx.data.benchmarks import BenchmarkSet
 from upft_mlx.data.problems import Problem
 from upft_mlx.models.chat import PRINTS_DATE
 from upft_mlx.models.facts import chat_template
+from upft_mlx.models.files import own_template
 from upft_mlx.models.find import model_hash
 from upft_mlx.recipe.schema import Recipe
 from upft_mlx.rows import read_json
@@ -31,7 +32,7 @@ def dated(recipe: Recipe, model_path: Path, run: RunDir) -> Recipe:
 
     As it is where the recipe sets one, or the template prints none.
     """
-    if recipe.prompt.date is not None or PRINTS_DATE not in chat_template(model_path):
+    if recipe.prompt.date is not None or PRINTS_DATE not in chat_template(model_path, recipe.prompt.chat_template):
         return recipe
     made = read_json(run.recipe)
     prompt = made.get("prompt") if isinstance(made, dict) else None
@@ -86,12 +87,16 @@ class StageInputs:
     def _prompt(self) -> dict[str, Any]:
         """The prompt section, and what it leaves to the template where older versions decided it themselves."""
         prompt = self._dump["prompt"]
+        own = prompt["chat_template"]
         if prompt["date"] is None:
             prompt = _without(prompt, "date")
+        prompt = _without(prompt, "chat_template")  # older versions had no such field
+        if own is not None:  # what is in the file counts, not where it is
+            prompt["chat_template"] = hashlib.sha256(own_template(own).encode()).hexdigest()[:16]
         if prompt["instruction"] in (None, "{question}"):  # the bare question, as older versions asked it
             prompt = _without(prompt, "instruction")
         asked = "enable_thinking" in prompt["chat_template_args"]
-        left = not asked and "enable_thinking" in chat_template(self._model_path)
+        left = not asked and "enable_thinking" in chat_template(self._model_path, own)
         return {"prompt": prompt, **({"enable_thinking": "the template's own"} if left else {})}
 
 

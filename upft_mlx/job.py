@@ -78,7 +78,12 @@ class Job:
 
     def load(self) -> Loaded:
         """The recipe's model."""
-        return load(self.model_path, quantize=self.recipe.quantize, trust_remote_code=self.recipe.trust_remote_code)
+        return load(
+            self.model_path,
+            quantize=self.recipe.quantize,
+            trust_remote_code=self.recipe.trust_remote_code,
+            chat_template=self.recipe.prompt.chat_template,
+        )
 
     @property
     def questions(self) -> list[str]:

@@ -29,6 +29,7 @@ from upft_mlx.job import Job, Outcome, differences
 from upft_mlx.machine import blas
 from upft_mlx.machine.device import awake, limit_memory
 from upft_mlx.models.adapters import refuse_missing_adapter
+from upft_mlx.models.files import TEMPLATE, own_template
 from upft_mlx.models.find import find_model, model_hash
 from upft_mlx.models.gate import terms
 from upft_mlx.planning.budget import has_auto, this_machine
@@ -336,6 +337,8 @@ def report(job: Job) -> RunReport:
         write_atomically(result(job) / "README.md", card)
         for file in terms(job.model_path):  # of the base: they go with what is made of it
             write_atomically(result(job) / file.name, file.read_bytes())
+        if (own := job.recipe.prompt.chat_template) and job.recipe.publish.fuse == "adapter":  # fused/ has it already
+            write_atomically(result(job) / TEMPLATE, own_template(own))
     return facts
 
 
@@ -349,4 +352,5 @@ def known_files(job: Job) -> set[str]:
     entry = job.run.entry("train" if job.recipe.publish.fuse == "adapter" else "fuse")
     names = {Path(name) for name in entry.outputs} if entry is not None else set()
     licences = {path.name for path in job.model_path.glob("LICENSE*")}
-    return {"README.md", *licences, *(name.name for name in names if name.parent.name == result(job).name)}
+    template = {TEMPLATE} if job.recipe.prompt.chat_template else set()
+    return {"README.md", *licences, *template, *(name.name for name in names if name.parent.name == result(job).name)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from upft_mlx.data.problems import Problem
@@ -54,6 +55,7 @@ TABLE: list[tuple[str, Any, str]] = [
     ("prompt.instruction", "{question}!", EVERYTHING),
     ("prompt.chat_template_args", {"enable_thinking": True}, EVERYTHING),
     ("prompt.date", "2025-03-09", EVERYTHING),
+    ("prompt.chat_template", str(Path(__file__).with_name("own_chat.jinja")), EVERYTHING),
     ("generate.temperature", 0.5, f"{SAMPLING} analyze"),
     ("generate.top_p", 0.5, f"{SAMPLING} analyze"),
     ("generate.top_k", 5, f"{SAMPLING} analyze"),

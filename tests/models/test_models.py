@@ -385,7 +385,7 @@ def test_a_fine_tune_of_mlx_lm_that_is_no_lora_adapter_is_named_as_such(
 def test_a_model_without_a_chat_template_is_refused(folder: Path) -> None:
     change(folder / "tokenizer_config.json", chat_template=None)
     found = fails(ModelError, lambda: Renderer(load_tokenizer(folder), Prompt()))
-    assert found == f"{folder}: has no chat template; use an instruct model, or add chat_template.jinja"
+    assert found == f"{folder}: has no chat template; use an instruct model, or set prompt.chat_template"
 
 
 @pytest.mark.parametrize(

@@ -41,7 +41,7 @@ def instructed(recipe: Recipe, model_path: Path, problems: Sequence[Problem] = (
     if recipe.prompt.instruction is not None:
         return recipe
     plain = recipe.model in BUILTIN
-    if not plain and "boxed" in chat_template(model_path) + (recipe.prompt.system or ""):
+    if not plain and "boxed" in chat_template(model_path, recipe.prompt.chat_template) + (recipe.prompt.system or ""):
         # Does the prompt ask for a boxed answer before the question says anything? Usually no tokenizer is needed.
         renderer = Renderer(load_tokenizer(model_path, trust_remote_code=recipe.trust_remote_code), recipe.prompt)
         plain = "boxed" in renderer.text(renderer.ids("?"))

@@ -166,4 +166,6 @@ def _public(recipe: Recipe) -> dict[str, Any]:
     for section in (data["problems"], *data.get("evaluate", {}).get("benchmarks", [])):
         if section.get("path"):
             section["path"] = Path(section["path"]).name
+    if template := data.get("prompt", {}).get("chat_template"):
+        data["prompt"]["chat_template"] = Path(template).name
     return data

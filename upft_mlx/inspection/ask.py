@@ -154,7 +154,12 @@ def open_asker(
     path = find_model(recipe)
     recipe = instructed(recipe if run is None else as_run(dated(recipe, path, run), run), path)
     limit_memory()
-    loaded = load(path, quantize=recipe.quantize, trust_remote_code=recipe.trust_remote_code)
+    loaded = load(
+        path,
+        quantize=recipe.quantize,
+        trust_remote_code=recipe.trust_remote_code,
+        chat_template=recipe.prompt.chat_template,
+    )
     return Asker(recipe, loaded, adapter, temperature=temperature, max_tokens=max_tokens)
 
 

@@ -57,7 +57,8 @@ def explanations(recipe: Recipe, count: int) -> list[Explanation]:
     left_out = [f"full solutions cut at {tokens(generate.max_tokens)}"]
     left_out += ["solutions with Chinese, Japanese or Korean characters"] if prefix.drop_cjk else []
     left_out += ["full solutions without \\boxed"] if prefix.require_boxed else []
-    prompt = "The model's own chat template renders all prompts, the same way in sampling, training and evaluation."
+    whose = "Your own" if recipe.prompt.chat_template else "The model's own"
+    prompt = f"{whose} chat template renders all prompts, the same way in sampling, training and evaluation."
     if recipe.method == "upft" and prefix.template_text:
         prompt += f" Prefix rows alone have the task template {to_json(prefix.template_text, indent=None)} after them."
     if recipe.prompt.date is not None:

@@ -1,4 +1,4 @@
-"""From a question to the ids that the model reads, through the model's own chat template.
+"""From a question to the ids that the model reads, through the model's chat template, or the recipe's own.
 
 What the recipe leaves unset is what the template does by itself: mlx-lm's wrapper would switch thinking on wherever the
 vocabulary has `<think>`, so the template is rendered without it. A template that prints the date gets one date for the
@@ -13,6 +13,8 @@ from functools import cached_property
 from typing import Any
 
 from upft_mlx.errors import ModelError
+from upft_mlx.models.files import own_template
+from upft_mlx.models.rendering import render_for
 from upft_mlx.recipe.schema import Prompt
 
 PRINTS_DATE = "strftime_now"
@@ -32,11 +34,12 @@ class Renderer:
     """Renders user turns; sampling, training and evaluation all use the same one."""
 
     def __init__(self, tokenizer: Any, prompt: Prompt) -> None:
-        self._name = getattr(tokenizer, "name_or_path", "") or "the model"
-        template = getattr(tokenizer, "chat_template", None)
+        self._own = None if prompt.chat_template is None else own_template(prompt.chat_template)
+        self._name = prompt.chat_template or getattr(tokenizer, "name_or_path", "") or "the model"
+        template = self._own or getattr(tokenizer, "chat_template", None)
         if template is None and not getattr(tokenizer, "has_chat_template", False):
             raise ModelError(
-                "has no chat template", "use an instruct model, or add chat_template.jinja", path=self._name
+                "has no chat template", "use an instruct model, or set prompt.chat_template", path=self._name
             )
         if isinstance(template, str) and not template.strip():
             raise ModelError(
@@ -146,22 +149,29 @@ class Renderer:
 
     @cached_property
     def _render(self) -> Callable[..., str]:
-        """The renderer of messages: the tokenizer's own, or that which mlx-lm brings for a family, without defaults."""
+        """The renderer of messages: the recipe's, the tokenizer's, or that which mlx-lm brings for a family."""
         from mlx_lm.tokenizer_utils import TokenizerWrapper
 
-        tokenizer = self._tokenizer
-        if isinstance(tokenizer, TokenizerWrapper):
+        tokenizer, own = self._tokenizer, self._own
+        if own is None and isinstance(tokenizer, TokenizerWrapper):
             if tokenizer._chat_template is not None:
                 return tokenizer._chat_template  # type: ignore[no-any-return]
             if "enable_thinking" not in self._prompt.chat_template_args:  # which the wrapper may call otherwise
                 tokenizer = tokenizer._tokenizer
-        template = tokenizer.get_chat_template() if tokenizer.chat_template else ""
+        template = own or (tokenizer.get_chat_template() if tokenizer.chat_template else "")
         if PRINTS_DATE not in template:
+            if own is not None:
+                return lambda messages, **given: render_for(tokenizer, own, messages, self._name, **given)
             return lambda messages, **given: str(tokenizer.apply_chat_template(messages, tokenize=False, **given))
         day = date.fromisoformat(self._prompt.date) if self._prompt.date else date.today()
         dates = {"%-d": str(day.day), "%-m": str(day.month), "%e": f"{day.day:2}", "%F": day.isoformat()}
         dates |= {f"%{letter}": day.strftime(f"%{letter}") for letter in "aAbBcdfHIjmMpSUwWxXyYZ"}  # at midnight
-        pinned = {"chat_template": _PINNED + template, "pinned_date": dates}
+        text = _PINNED + template
+        if own is not None:
+            return lambda messages, **given: render_for(
+                tokenizer, text, messages, self._name, pinned_date=dates, **given
+            )
+        pinned = {"chat_template": text, "pinned_date": dates}
         return lambda messages, **given: str(tokenizer.apply_chat_template(messages, tokenize=False, **pinned, **given))
 
     def _encoded(self, text: str) -> list[int]:

@@ -12,9 +12,8 @@ from typing import Any, Literal
 
 from upft_mlx.errors import ModelError
 from upft_mlx.models.architecture import Architecture, from_config
-from upft_mlx.models.files import bounded, json_object
+from upft_mlx.models.files import TEMPLATE, TEMPLATE_BYTES, bounded, json_object, own_template
 from upft_mlx.models.find import find_config
-from upft_mlx.models.gate import TEMPLATE_BYTES
 
 Thinking = Literal["switch", "always", "never"]
 
@@ -62,7 +61,7 @@ def read_model_facts(folder: Path, name: str) -> ModelFacts:
     config = json_object(folder / "config.json")
     template = chat_template(folder)
     if not template:
-        raise ModelError("has no chat template", "use an instruct model, or add chat_template.jinja", path=name)
+        raise ModelError("has no chat template", "use an instruct model, or set prompt.chat_template", path=name)
     shape, text = dense_shape(config), config.get("text_config")
     context = (text if isinstance(text, dict) else config).get("max_position_embeddings")
     stated = [config.get(field) for field in ("quantization", "quantization_config")]
@@ -86,9 +85,15 @@ def read_model_facts(folder: Path, name: str) -> ModelFacts:
     )
 
 
-def chat_template(folder: Path) -> str:
-    """The chat template of a model folder, empty if it has none."""
-    file = folder / "chat_template.jinja"
+def chat_template(folder: Path, own: str | None = None) -> str:
+    """The chat template of a model folder, empty if it has none; that in the file `own` where one is given.
+
+    Raises:
+        ModelError, RecipeError: it cannot be read.
+    """
+    if own is not None:
+        return own_template(own)
+    file = folder / TEMPLATE
     if file.is_file():
         return bounded(file, TEMPLATE_BYTES).decode("utf-8", errors="replace")
     settings = folder / "tokenizer_config.json"

@@ -10,13 +10,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from upft_mlx.errors import ModelError
+from upft_mlx.errors import ModelError, RecipeError
 from upft_mlx.escape import one_line
 
 BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "U32": 4, "I32": 4, "I64": 8, "U8": 1, "I8": 1, "BOOL": 1}
 """Bytes of a number, by the names that safetensors has for its type."""
 LARGEST = 64 << 20
 """Bytes of a JSON file or header; the largest tokenizers (Gemma 3) have 33 MB."""
+TEMPLATE = "chat_template.jinja"
+"""Where a model folder has its chat template, if not in tokenizer_config.json."""
+TEMPLATE_BYTES = 1 << 20
+"""The largest chat template; the longest published ones have 30 KB."""
 _VALUES, _NESTED = 8_000_000, 2_000_000
 """Values, and lists and objects, of a JSON file: what stands for more takes over 1 GB when it is read."""
 
@@ -70,6 +74,25 @@ def bounded(path: Path, most: int) -> bytes:
             return file.read(most)
     except OSError as error:
         raise ModelError(f"cannot be read: {error.strerror}", "download the model again", path=path) from None
+
+
+def own_template(path: str | Path) -> str:
+    """The chat template in a file of the user's (`prompt.chat_template`).
+
+    Raises:
+        RecipeError: it cannot be read, or is none.
+    """
+    field = "prompt.chat_template"
+    try:
+        text = bounded(Path(path), TEMPLATE_BYTES).decode("utf-8")
+    except UnicodeDecodeError as error:
+        problem = f"{path}: not a text file (byte {error.start} is not UTF-8)"
+        raise RecipeError(problem, "name a Jinja template", field=field) from None
+    except ModelError as error:
+        raise RecipeError(f"{path}: {error.problem}", "name a Jinja template", field=field) from None
+    if not text.strip():
+        raise RecipeError(f"{path}: is empty", "fill it in, or remove the field: the model has its own", field=field)
+    return text
 
 
 def check_size(path: Path, most: int) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 
 from upft_mlx.errors import ModelError
 from upft_mlx.escape import one_line, quoted
-from upft_mlx.models.files import LARGEST, check_size, json_object, read_header
+from upft_mlx.models.files import LARGEST, TEMPLATE_BYTES, check_size, json_object, read_header
 from upft_mlx.models.rendering import EndedError, RefusedError, try_tokenizer
 
 AGAIN = "download the model again"
@@ -26,8 +26,6 @@ TEMPLATES = "additional_chat_templates"
 """A folder with more chat templates, by name."""
 _TERMS = re.compile(r"(?i)(licen[cs]e|notice)([.-][\w.-]*)?")
 _TERMS_BYTES = 1 << 20
-TEMPLATE_BYTES = 1 << 20
-"""The largest chat template; the longest published ones have 30 KB."""
 _LAYERS, _LARGE = 1000, 2**24
 _LAYER_FIELD = re.compile(r"layers?$")
 _SIZE_FIELD = re.compile(r"(size|dim|heads?|experts?|width|rank|groups?|embd|inner)$")

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from upft_mlx.errors import ModelError
 from upft_mlx.escape import quoted
 from upft_mlx.models.chat import end_of_turn
-from upft_mlx.models.files import json_object
+from upft_mlx.models.files import json_object, own_template
 from upft_mlx.models.gate import admit
 from upft_mlx.models.hub import reason
 from upft_mlx.models.rendering import confine
@@ -65,14 +65,21 @@ class Loaded:
         return json_object(path) if path.exists() else {}
 
 
-def load(path: Path, *, quantize: Quantize | None = None, trust_remote_code: bool = False) -> Loaded:
+def load(
+    path: Path,
+    *,
+    quantize: Quantize | None = None,
+    trust_remote_code: bool = False,
+    chat_template: str | None = None,
+) -> Loaded:
     """Load a model folder with mlx-lm and, if asked, quantize it layer by layer.
 
     On MLX's CPU backend the weights are cast to float32: 16-bit matrix products are about ten times slower
     there. What is saved later has the folder's own type again. Quantized layers get a dense copy there
-    (`dense_cpu.py`).
+    (`dense_cpu.py`). The file `chat_template` takes the place of the model's own template, also in what is saved.
 
     Raises:
+        RecipeError: the template cannot be read.
         ModelError: the folder cannot be loaded, or is to be quantized and is already.
     """
     import mlx.core as mx
@@ -82,6 +89,10 @@ def load(path: Path, *, quantize: Quantize | None = None, trust_remote_code: boo
     from upft_mlx.models.dense_cpu import add_dense_copies
 
     tokenizer = load_tokenizer(path, trust_remote_code=trust_remote_code)
+    if chat_template is not None:
+        tokenizer._tokenizer.chat_template = own_template(chat_template)
+        tokenizer._chat_template, tokenizer.has_chat_template = None, True
+        tokenizer._tokenizer.init_kwargs.pop("chat_template_type", None)  # names one that mlx-lm brings for a family
     try:
         code = json_object(path / "config.json").get("model_file")
         if code is not None and not trust_remote_code:

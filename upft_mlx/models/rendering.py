@@ -19,7 +19,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import IO, Any
@@ -110,18 +110,37 @@ def confine(tokenizer: Any, path: Path) -> None:
         return_dict: bool = False,
         **variables: Any,
     ) -> Any:
-        if given := [name for name in _LEFT_OUT if variables.pop(name, None)]:
-            raise TypeError(f"{given[0]}: not supported here")
+        if unknown := [name for name in _LEFT_OUT if variables.pop(name, None)]:
+            raise TypeError(f"{unknown[0]}: not supported here")
         template = tokenizer.get_chat_template(chat_template, tools)
-        known = {"messages": conversation, "tools": tools, "documents": None}
-        known |= {"add_generation_prompt": add_generation_prompt, **tokenizer.special_tokens_map, **variables}
-        try:
-            text = render(template, known)
-        except EndedError as error:
-            raise ModelError(f"the chat template {error}", "use another model or another template", path=path) from None
+        given = {"tools": tools, "add_generation_prompt": add_generation_prompt, **variables}
+        text = render_for(tokenizer, template, conversation, path, **given)
         return list(tokenizer(text, add_special_tokens=False)["input_ids"]) if tokenize else text
 
     tokenizer.apply_chat_template = apply_chat_template
+
+
+def render_for(
+    tokenizer: Any, template: str, messages: Sequence[Mapping[str, Any]], path: str | Path, **variables: Any
+) -> str:
+    """The text of a conversation, with the variables that transformers gives a template.
+
+    Args:
+        tokenizer: whose special tokens the template may write.
+        template: in Jinja.
+        messages: the turns, each with `role` and `content`.
+        path: what errors call the template.
+        variables: what the template is given besides.
+
+    Raises:
+        RefusedError: the template raised an error, for example on purpose.
+        ModelError: it took too much time or memory.
+    """
+    known = {"messages": messages, "tools": None, "documents": None, **tokenizer.special_tokens_map, **variables}
+    try:
+        return render(template, known)
+    except EndedError as error:
+        raise ModelError(f"the chat template {error}", "use another model or another template", path=path) from None
 
 
 @cache

@@ -136,7 +136,12 @@ def calibrate(recipe: Recipe, path: Path, problems: Sequence[Problem], notify: O
 
     done(0)
     begin = time.perf_counter()
-    loaded = load(path, quantize=recipe.quantize, trust_remote_code=recipe.trust_remote_code)
+    loaded = load(
+        path,
+        quantize=recipe.quantize,
+        trust_remote_code=recipe.trust_remote_code,
+        chat_template=recipe.prompt.chat_template,
+    )
     load_seconds = time.perf_counter() - begin
     done(1)
     step = max(1, len(problems) // recipe.generate.batch_size)

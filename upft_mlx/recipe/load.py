@@ -115,9 +115,10 @@ def resolve_paths(data: dict[str, Any], folder: Path, where: str) -> None:
         benchmarks = evaluate.get("benchmarks")
         entries = benchmarks if isinstance(benchmarks, list) else []
         sections += [(f"evaluate.benchmarks.{index}.path", entry) for index, entry in enumerate(entries)]
-    for field, section in sections:
-        if isinstance(section, dict) and isinstance(given := section.get("path"), str):
-            section["path"] = _absolute(given, folder, where, field)
+    for field, section in [*sections, ("prompt.chat_template", data.get("prompt"))]:
+        name = field.rpartition(".")[2]
+        if isinstance(section, dict) and isinstance(given := section.get(name), str):
+            section[name] = _absolute(given, folder, where, field)
 
 
 def _absolute(path: str, folder: Path, where: str, field: str) -> str:

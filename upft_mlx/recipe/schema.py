@@ -87,6 +87,9 @@ class Prompt(Section):
     letter if all answers are letters), or the question alone if the chat template or system turn asks for it."""
     chat_template_args: dict[str, bool | int | str] = Field(default_factory=dict)
     """Extra arguments for the chat template, for example `enable_thinking: false`; unset: the template's defaults."""
+    chat_template: str | None = None
+    """A file with a chat template of your own (Jinja), used wherever the model is asked and saved with the fused model;
+    unset: the model's."""
     date: Day | None = None
     """The date that some chat templates print; unset: the day on which the run began."""
 

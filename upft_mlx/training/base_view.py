@@ -20,7 +20,12 @@ def base_view(recipe: Recipe, examples: Sequence[Example]) -> dict[str, Any]:
     Raises:
         UpftError: one of its kinds: the model cannot be found or loaded.
     """
-    loaded = load(find_model(recipe), quantize=recipe.quantize, trust_remote_code=recipe.trust_remote_code)
+    loaded = load(
+        find_model(recipe),
+        quantize=recipe.quantize,
+        trust_remote_code=recipe.trust_remote_code,
+        chat_template=recipe.prompt.chat_template,
+    )
     modes, _ = choose_modes(loaded.model, dropout=True, checkpoint=False)
     measured = drawn(examples, MEASURED, recipe.seed)
     return taken_apart(measured, token_losses(loaded.model, measured, modes), examples)
