@@ -11,9 +11,9 @@ def many(number: int, what: str, several: str | None = None) -> str:
     return f"{number:,} {what if number == 1 else several or f'{what}s'}"
 
 
-def percent(share: float) -> str:
-    """0.715 as `71.5 %`."""
-    return f"{100 * share:.1f} %"
+def percent(share: float, digits: int = 1) -> str:
+    """0.715 as `71.5 %`, or with no `digits` as `72 %`."""
+    return f"{100 * share:.{digits}f} %"
 
 
 def accuracy(share: float, interval: Sequence[float]) -> str:

@@ -135,8 +135,8 @@ def test_accuracy_by_level_and_subject(tmp_path: Path) -> None:
     }
     assert "by_subject" not in found["base"], "one subject is no breakdown"
     text = markdown(run_report({"benchmarks": {"x": found}}))
-    assert "| x, level | n | base | tuned |\n|---|---|---|---|\n| 1 | 1 | 100.0%" in text
-    assert "| 5 | 3 | 66.7% [20.8%, 93.9%] | 100.0% [43.9%, 100.0%] |" in text
+    assert "| x, level | n | base | tuned |\n|---|---|---|---|\n| 1 | 1 | 100.0 %" in text
+    assert "| 5 | 3 | 66.7 % [20.8, 93.9] | 100.0 % [43.9, 100.0] |" in text
 
 
 def test_without_tuned_there_is_no_pair(tmp_path: Path) -> None:

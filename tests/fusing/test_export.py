@@ -104,7 +104,7 @@ def test_it_says_what_rounding_costs(make_recipe: MakeRecipe, run: RunDir, tmp_p
     kept = [float(text.split("keeps ")[1].split("%")[0]) for text in said]
     assert kept[0] < kept[1]
     assert kept[0] < 90
-    assert said[0].endswith("of the adapter's effect: less than publish.min_retained, 90%; take --dtype fp16")
+    assert said[0].endswith("of the adapter's effect: less than publish.min_retained, 90 %; take --dtype fp16")
     assert ("less than" in said[1]) == (kept[1] < 90)
 
 

@@ -155,7 +155,7 @@ def test_what_loses_the_effect_is_fused_where_that_is_asked_for(
 
 def test_auto_is_refused_as_well_where_nothing_keeps_enough(make_recipe: MakeRecipe, run: RunDir) -> None:
     write_adapter(run, 0.0005, Q4)
-    with pytest.raises(FuseError, match=r"these values of publish\.fuse pass: adapter \(.* keeps 100\.0%\)\. To fuse"):
+    with pytest.raises(FuseError, match=r"these values of publish\.fuse pass: adapter \(.* keeps 100\.0 %\)\. To fuse"):
         fuse(make_recipe(publish={"min_retained": 1.0}), load(MODEL, quantize=Q4), run)
 
 

@@ -69,7 +69,7 @@ def test_a_mac_that_is_fine_has_no_trouble() -> None:
         "chip": "Apple M2",
         "Python": "3.12.4, arm64, /Users/me/.venv/bin/python",
         "memory": "16.0 GiB",
-        "working set": "11.0 GiB on Metal, 69% of the memory",
+        "working set": "11.0 GiB on Metal, 69 % of the memory",
     }
     assert {name: lines[name].value for name in ("source", "low power mode", "sleep", "heat")} == {
         "source": "mains, 100 %",

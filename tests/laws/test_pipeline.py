@@ -382,19 +382,19 @@ def side(accuracy: float, tokens: float = 30.0, truncated: float = 0.0) -> dict[
         ),
         (
             *(side(0.5), side(0.5, truncated=0.2), (0.0, -0.02, 0.01, 1.0)),
-            ["x: no measurable change", "x: cut at max_tokens went from 0% to 20%"],
+            ["x: no measurable change", "x: cut at max_tokens went from 0 % to 20 %"],
         ),
         (
             *(side(0.1, truncated=0.51), side(0.3, truncated=0.5), (0.2, 0.1, 0.3, 0.001)),
-            ["x: void: 51% of the answers were cut; raise evaluate.max_tokens"],
+            ["x: void: 51 % of the answers were cut; raise evaluate.max_tokens"],
         ),
         (
             *(side(0.5), side(0.5, truncated=0.6), (0.0, -0.1, 0.1, 1.0)),
-            ["x: void: 60% of the answers were cut; raise evaluate.max_tokens", "x: cut at max_tokens went"],
+            ["x: void: 60 % of the answers were cut; raise evaluate.max_tokens", "x: cut at max_tokens went"],
         ),
         (  # what never stops is broken, not badly measured
             *(side(0.5), side(0.1, truncated=0.9), (-0.4, -0.5, -0.3, 0.001)),
-            ["x: tuned is worse than base: ", "x: cut at max_tokens went from 0% to 90%"],
+            ["x: tuned is worse than base: ", "x: cut at max_tokens went from 0 % to 90 %"],
         ),
         (
             *(side(0.0), side(0.0), (0.0, -0.1, 0.1, 1.0)),

@@ -46,7 +46,7 @@ def test_tokens_of_sft_and_rft_follow_from_the_full_solutions_of_the_run(make_re
     assert found.rft.tokens_sampled == 16 * 10 * 25
     assert found.rft.tokens_trained == pytest.approx(2 * 8 * 26 * expected_kept(0.5))
     assert found.rft.how == "computed from 2 full solutions of this run"
-    assert "| SFT (1 full solution) | 250 (this run: 36.0% of it) | 416 (this run: 28.8% of it) |" in markdown(
+    assert "| SFT (1 full solution) | 250 (this run: 36.0 % of it) | 416 (this run: 28.8 % of it) |" in markdown(
         run_report({"economy": found})
     )
 

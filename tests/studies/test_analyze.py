@@ -121,7 +121,7 @@ def test_the_curves_are_well_formed_and_lie_within_the_picture() -> None:
 
 def test_the_table_says_what_was_found() -> None:
     text = markdown(FOUND)
-    assert "| 4 | 2 | 75.0%" in text
+    assert "| 4 | 2 | 75.0 %" in text
     assert text.startswith("Recommended `prefix.length`: **")
 
 

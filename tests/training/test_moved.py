@@ -66,8 +66,8 @@ def test_answers_are_compared_by_opening_first_token_and_chance_to_stop() -> Non
     assert moved["kl_by_position"] == pytest.approx([0.3, 0.1])
     assert moved["openings_kept"] == 1
     assert in_words(moved) == (
-        "moved on 3 evaluation prompts (greedy): KL 0.233 nats per position, first token the same in 67%, chance to "
-        "stop within 2 tokens 3% to 25%, 1 of 3 openings kept"
+        "moved on 3 evaluation prompts (greedy): KL 0.233 nats per position, first token the same in 67 %, chance to "
+        "stop within 2 tokens 3 % to 25 %, 1 of 3 openings kept"
     )
 
 
@@ -84,11 +84,11 @@ def test_the_five_most_frequent_openings_are_kept_with_their_shares() -> None:
     ("stop", "texts", "expected"),
     [
         pytest.param(0.29, ("To solve this",) * 3, [], id="9 points more"),
-        pytest.param(0.31, ("To solve this",) * 3, ["end 31% of base's answers within 1 tokens, base 20%"], id="over"),
+        pytest.param(0.31, ("To solve this",) * 3, ["end 31 % of base's answers within 1 tokens, base 20"], id="over"),
         pytest.param(0.0, ("To solve this",) * 3, [], id="less"),
         pytest.param(0.2, ("x", "To solve", "Ann has 4"), ["no tuned answer begins"], id="no opening"),
         pytest.param(0.2, ("x", "y", "Ann has 3"), [], id="one opening survives"),
-        pytest.param(0.9, ("x", "y", "z"), ["end 90%", "no tuned answer begins"], id="both"),
+        pytest.param(0.9, ("x", "y", "z"), ["end 90 %", "no tuned answer begins"], id="both"),
     ],
 )
 def test_the_verdict_warns_of_early_stops_and_of_lost_openings(
@@ -108,7 +108,7 @@ def test_the_verdict_warns_of_benchmarks_whose_answers_became_over_a_tenth_short
 
     benchmarks = {"a": sides(180.0), "b": sides(179.0), "c": sides(260.0), "d": {"base": {"mean_tokens": 200.0}}}
     (line,) = training_report.warnings(TrainingFacts(), results(benchmarks))
-    assert line == ("warning: b: tuned answers are 10% shorter (200 to 179 tokens): it may have learned to stop early")
+    assert line == ("warning: b: tuned answers are 10 % shorter (200 to 179 tokens): it may have learned to stop early")
 
 
 @pytest.mark.parametrize(
@@ -140,7 +140,7 @@ def test_an_opening_can_leave_neither_its_cell_nor_its_line() -> None:
     moved = {**summarize([answered(hostile)], [answered("")], [[]]), "source": "prompts"}
     text = markdown(run_report({"training": TrainingFacts(movement=moved)}))
     row = next(line for line in text.splitlines() if "a`b" in line)
-    assert row == "| ``a`b/c [31m /`` | 100% | `  ` | 100% |"
+    assert row == "| ``a`b/c [31m /`` | 100 % | `  ` | 100 % |"
     assert "\x1b" not in text
 
 

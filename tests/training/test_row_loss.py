@@ -69,8 +69,8 @@ def test_the_loss_is_taken_apart_by_kind_and_eos() -> None:
         {"fixed_loss": 2.5, "fixed_loss_prefix": 1.5, "fixed_loss_structure": 1.0, "fixed_loss_eos": 6.0}
     )
     lines = in_words(found)
-    assert lines[0] == "prefix rows: 1.50 nats per token, 1.50 for the first; 30% of the loss (2 of 3 rows measured)"
-    assert lines[2] == "EOS after a prefix: 6.00 nats; 60% of the loss"
+    assert lines[0] == "prefix rows: 1.50 nats per token, 1.50 for the first; 30 % of the loss (2 of 3 rows measured)"
+    assert lines[2] == "EOS after a prefix: 6.00 nats; 60 % of the loss"
     assert lines[3].startswith("over half of the loss is that EOS")
 
 

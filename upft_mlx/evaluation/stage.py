@@ -12,6 +12,7 @@ from upft_mlx.evaluation.summary import summarize
 from upft_mlx.events import Note, Side, StageSkipped, StageStarted
 from upft_mlx.fingerprints import hash_of
 from upft_mlx.job import Job, Outcome
+from upft_mlx.quantities import percent
 from upft_mlx.recipe.evaluate import EFFECT
 from upft_mlx.rows import write_json
 from upft_mlx.rundir import RunDir, fingerprint
@@ -57,5 +58,5 @@ def work(job: Job, run: RunDir) -> Outcome:
     completions = sum(part.completions for part in job.sets)
     detail = f"{completions} completions per side"
     if measuring.drafted:
-        detail += f", {measuring.accepted / measuring.drafted:.0%} of tuned's drafted tokens were base's"
+        detail += f", {percent(measuring.accepted / measuring.drafted, 0)} of tuned's drafted tokens were base's"
     return Outcome(detail, tokens_sampled=tokens, tokens_processed=measuring.processed_tokens)

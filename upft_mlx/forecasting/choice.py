@@ -12,6 +12,7 @@ from upft_mlx.forecasting.estimate import AUTO, Forecast, chosen_by_auto, points
 from upft_mlx.forecasting.forecast import Forecaster, dump_probes, prefix_inputs
 from upft_mlx.forecasting.probe import Probe
 from upft_mlx.job import Job, Outcome
+from upft_mlx.quantities import accuracy
 from upft_mlx.recipe.schema import Recipe
 from upft_mlx.rows import read_json, write_json
 from upft_mlx.rundir import RunDir
@@ -86,9 +87,9 @@ def read_probe(run: RunDir, length: int) -> Probe:
     if str(length) not in probes or area is None or area["ci95"][0] <= CHANCE:
         found = "could not be fitted"
         if area is not None:
-            low, high = area["ci95"]
-            found = f"rates a right sample above a wrong one of the same problem in {area['mean']:.0%} [{low:.0%}, "
-            found += f"{high:.0%}] of the pairs, which is not measurably better than chance"
+            share = accuracy(area["mean"], area["ci95"])
+            found = f"rates a right sample above a wrong one of the same problem in {share} of "
+            found += "the pairs, which is not measurably better than chance"
         raise TrainingError(
             f"at t = {length} it {found}",
             "give it more answers with forecast.problems, try another prefix.length, or take another rule (`upft "

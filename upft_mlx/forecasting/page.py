@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from upft_mlx.forecasting.estimate import Forecast, Mean, points
+from upft_mlx.quantities import accuracy, percent
 from upft_mlx.results.figures import Panel, Point, Series, curves
 
 
@@ -14,8 +15,8 @@ def markdown(found: Forecast) -> str:
     asked = found.greedy_base is not None
     rows = []
     for rule in found.rules:
-        cells = [rule.selection, str(rule.length), f"{rule.problem_coverage:.0%}"]
-        cells.append("" if rule.prefix_coverage is None else f"{rule.prefix_coverage.mean:.0%}")
+        cells = [rule.selection, str(rule.length), f"{percent(rule.problem_coverage, 0)}"]
+        cells.append("" if rule.prefix_coverage is None else f"{percent(rule.prefix_coverage.mean, 0)}")
         cells.append("" if rule.accuracy is None else _percent(rule.accuracy))
         compared = (rule.forecast, rule.greedy) if asked else (rule.forecast,)
         cells += ["" if value is None else points(value) for value in compared]
@@ -48,18 +49,16 @@ def markdown(found: Forecast) -> str:
     ]
     for length, area in found.probe.items():
         if area is not None:
-            low, high = area["ci95"]
             lines += [
                 "",
                 f"Probe at t = {length}: on problems that it was not fitted on, rates a right sample above a wrong one "
-                f"of the same problem in {area['mean']:.1%} [{low:.1%}, {high:.1%}] of the pairs (AUC).",
+                f"of the same problem in {accuracy(area['mean'], area['ci95'])} of the pairs (AUC).",
             ]
     return "\n".join(lines) + "\n"
 
 
 def _percent(value: Mean) -> str:
-    low, high = value.ci95
-    return f"{value.mean:.1%} [{low:.1%}, {high:.1%}]"
+    return accuracy(value.mean, value.ci95)
 
 
 def figure(found: Forecast) -> str:

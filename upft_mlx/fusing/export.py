@@ -20,6 +20,7 @@ from upft_mlx.fusing.fuser import Fuser
 from upft_mlx.models.files import json_object, read_header
 from upft_mlx.models.hub import reason
 from upft_mlx.models.load import Loaded
+from upft_mlx.quantities import percent
 from upft_mlx.recipe.schema import Recipe
 from upft_mlx.rows import write_json
 from upft_mlx.rundir import RunDir
@@ -204,9 +205,9 @@ def export_dequantized(
     if template.is_file():  # Ollama and older tools look for it in the other file only
         stated = json.loads(settings.read_text(encoding="utf-8"))
         write_json(settings, {**stated, "chat_template": template.read_text(encoding="utf-8")})
-    kept = f"{dtype}, {found.bytes / 1e6:.1f} MB, keeps {found.retained:.1%} of the adapter's effect"
+    kept = f"{dtype}, {found.bytes / 1e6:.1f} MB, keeps {percent(found.retained)} of the adapter's effect"
     if found.retained >= (least := recipe.publish.min_retained):
         return kept
     # float16 has steps an eighth as large as bfloat16's
     remedy = "take --dtype fp16" if dtype == "bf16" else "fused/ with mlx-lm, or --format peft, keeps it"
-    return f"{kept}: less than publish.min_retained, {least:.0%}; {remedy}"
+    return f"{kept}: less than publish.min_retained, {percent(least, 0)}; {remedy}"

@@ -19,6 +19,7 @@ from upft_mlx.models.architecture import read_architecture
 from upft_mlx.models.load import Loaded
 from upft_mlx.planning.budget import this_machine
 from upft_mlx.planning.memory import fusing_peak
+from upft_mlx.quantities import percent
 from upft_mlx.recipe.schema import Recipe
 from upft_mlx.rows import write_json
 from upft_mlx.rundir import RunDir, remove
@@ -124,11 +125,11 @@ def _refuse(fuser: Fuser, chosen: Fidelity) -> NoReturn:
         if found.retained >= least:
             family, *rest = found.fuse.split("-")
             detail = [f"{part} bits" if part.isdigit() else part for part in rest]
-            detail += [f"{found.bytes / 1e6:.1f} MB", f"keeps {found.retained:.1%}"]
+            detail += [f"{found.bytes / 1e6:.1f} MB", f"keeps {percent(found.retained)}"]
             passing.append(f"{family} ({', '.join(detail)})")
     raise FuseError(
-        f"fusing as {chosen.fuse} keeps {chosen.retained:.1%} of the adapter's effect (publish.min_retained: "
-        f"{least:.0%})",
+        f"fusing as {chosen.fuse} keeps {percent(chosen.retained)} of the adapter's effect (publish.min_retained: "
+        f"{percent(least, 0)})",
         f"these values of publish.fuse pass: {'; '.join(passing)}"
         f"{'' if room else '; 16 bits were not tried because measuring them does not fit in memory'}. To fuse anyway: "
         "`upft fuse --force`, or publish.min_retained: 0",

@@ -7,6 +7,7 @@ from typing import Any
 from upft_mlx.events import StageStarted
 from upft_mlx.fingerprints import hash_of
 from upft_mlx.job import Job, Outcome
+from upft_mlx.quantities import percent
 from upft_mlx.rundir import RunDir
 
 
@@ -26,4 +27,4 @@ def work(job: Job, run: RunDir, *, force: bool = False) -> Outcome:
     from upft_mlx.fusing.fuse import fuse
 
     kept = fuse(job.recipe, job.load(), run, job.notify, questions=job.questions, force=force)
-    return Outcome(f"{kept.fuse}, {kept.bytes / 1e6:.1f} MB, keeps {kept.retained:.1%} of the adapter's effect")
+    return Outcome(f"{kept.fuse}, {kept.bytes / 1e6:.1f} MB, keeps {percent(kept.retained)} of the adapter's effect")

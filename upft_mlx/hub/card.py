@@ -16,6 +16,7 @@ from upft_mlx.errors import ModelError
 from upft_mlx.escape import code, one_line
 from upft_mlx.models.files import bounded
 from upft_mlx.models.find import HUB_ID, is_hub_model
+from upft_mlx.quantities import percent
 from upft_mlx.recipe.safe_yaml import read_yaml, to_yaml
 from upft_mlx.recipe.schema import Recipe
 from upft_mlx.results import templates
@@ -27,12 +28,12 @@ _HEAD = re.compile(r"\A\ufeff?---[ \t]*\r?\n(.*?)\r?\n---[ \t]*(?:\r?\n|\Z)", re
 _HEAD_CHARACTERS = 128 * 1024
 _METHODS = {
     "upft": "Unsupervised Prefix Fine-Tuning: trained on the first {length} tokens of one solution per problem that "
-    "the base model sampled itself, unverified, and on whole solutions of {ratio:.0%} of the problems",
+    "the base model sampled itself, unverified, and on whole solutions of {ratio} of the problems",
     "sft": "fine-tuning on one whole, unverified solution per problem that the base model sampled itself",
     "rft": "rejection-sampling fine-tuning: trained on whole solutions that the base model sampled itself and whose "
     "answer is right",
     "annotated": "fine-tuning on the dataset's own solutions",
-    "structure_only": "trained on whole, unverified solutions of {ratio:.0%} of the problems (a control for UPFT)",
+    "structure_only": "trained on whole, unverified solutions of {ratio} of the problems (a control for UPFT)",
 }
 
 
@@ -88,6 +89,7 @@ def model_card(recipe: Recipe, base: Base, facts: RunFacts, described: Mapping[s
         commands = f"hf download {name} --local-dir adapter\n{use}"
     else:
         commands = f'python -m mlx_lm generate --model {name} --prompt "..."\npython -m mlx_lm server --model {name}'
+    ratio = percent(recipe.prefix.structure_ratio, 0)
     template = templates.markdown(Path(__file__).parent).get_template("card.md")
     return template.render(
         metadata=to_yaml(card_data(recipe, base, facts)),
@@ -100,7 +102,7 @@ def model_card(recipe: Recipe, base: Base, facts: RunFacts, described: Mapping[s
         problems=problems,
         adapter=adapter,
         above=_link(base.name, "") if base.hub_id == base.name else code(base.name),
-        method=_METHODS[recipe.method].format(length=recipe.prefix.length, ratio=recipe.prefix.structure_ratio),
+        method=_METHODS[recipe.method].format(length=recipe.prefix.length, ratio=ratio),
         by_hand=[STAGES[name].adopted_as for name, stage in stages.items() if stage.adopted],
         compared={label: result for label, result in facts.benchmarks.items() if result.tuned},
         stages=stages,

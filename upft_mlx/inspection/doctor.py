@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from upft_mlx._version import __version__
 from upft_mlx.machine.power import THERMAL_LEVELS, Power, read_power
 from upft_mlx.machine.requirements import Machine, Platform, here, look, mlx_refusal, pip_install, refusal
+from upft_mlx.quantities import percent
 
 if TYPE_CHECKING:
     pass
@@ -106,7 +107,7 @@ def _memory(machine: Machine, *, usable: bool) -> Iterator[Finding]:
 
     working_set = working_set_bytes()
     if working_set is not None:
-        share = f", {working_set / size:.0%} of the memory" if size else ""
+        share = f", {percent(working_set / size, 0)} of the memory" if size else ""
         yield Finding("machine", "working set", f"{working_set / GIB:.1f} GiB on Metal{share}")
     elif not machine.is_mac:
         yield Finding("machine", "working set", "not macOS: MLX runs on the CPU")

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from upft_mlx.escape import markup
+from upft_mlx.quantities import percent
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#888888")
 FONT = "font-family='system-ui, -apple-system, Segoe UI, Helvetica, Arial, sans-serif'"
@@ -79,7 +80,7 @@ def _panel(panel: Panel, x_label: str, top: int, width: int, height: int) -> str
     for value in (most * step / 4 for step in range(5)) if not least else round_values(least, most):
         _, y = place(ticks[0], value)
         parts.append(f"<line x1='{left}' x2='{right}' y1='{y:.1f}' y2='{y:.1f}' stroke='#ddd'/>")
-        parts.append(_text(left - 8, y + 4, f"{value:.0%}" if panel.percent else f"{value:.3g}", anchor="end"))
+        parts.append(_text(left - 8, y + 4, percent(value, 0) if panel.percent else f"{value:.3g}", anchor="end"))
     last = -math.inf
     for tick in ticks:
         x, _ = place(tick, 0)

@@ -260,7 +260,7 @@ def _openings(found: Material) -> dict[str, Any] | None:
     branches = openings.tree(base, tuned)
     if not branches:
         return None
-    least = f"{openings.LEAST:.0%}".replace("%", " %")
+    least = percent(openings.LEAST, 0)
     return {"branches": branches, "base": len(base), "tuned": len(tuned), "unit": found.unit, "least": least}
 
 
@@ -321,6 +321,6 @@ def _stage(stage: StageFacts, limit: tuple[int, str] | None) -> dict[str, Any]:
         "trained": f"{stage.tokens_trained:,}" if stage.tokens_trained else "",
         "memory": memory(peak) if peak else "",
         "share": share,
-        "percent": "" if share is None else f"{100 * share:.0f} %" if share >= 0.01 else "< 1 %",
+        "percent": "" if share is None else percent(share, 0) if share >= 0.01 else "< 1 %",
         "detail": stage.detail,
     }

@@ -8,7 +8,7 @@ from typing import Literal
 from upft_mlx.evaluation.benchmark_result import BenchmarkResult, Group, Measured, load_results
 from upft_mlx.evaluation.stats import ALPHA, drift, problems_to_settle
 from upft_mlx.evaluation.summary import rounding
-from upft_mlx.quantities import p_value, points
+from upft_mlx.quantities import p_value, percent, points
 from upft_mlx.recipe.schema import Recipe
 from upft_mlx.results import templates, training_report
 from upft_mlx.results.facts import RunFacts, RunReport, StageFacts
@@ -110,7 +110,7 @@ def outcome(result: BenchmarkResult) -> tuple[Outcome, str]:
     worse = claimed and paired.delta < 0
     cut = max(base.truncated, tuned.truncated)
     if base.truncated > MOST or (tuned.truncated > MOST and not worse):
-        return "void", f"{cut:.0%} of the answers were cut; raise evaluate.max_tokens"
+        return "void", f"{percent(cut, 0)} of the answers were cut; raise evaluate.max_tokens"
     if base.accuracy == tuned.accuracy == 0:
         more = "raise evaluate.max_tokens" if cut > 0 else "use easier problems, or check the `answer` column"
         return "void", f"neither side has a right answer; {more}"
@@ -166,13 +166,13 @@ def _difference(result: BenchmarkResult) -> str:
 
 def _drift(name: str, base: Measured, tuned: Measured) -> list[str]:
     """In words what drifted: it catches a model that learned to stop early or not at all."""
-    words = {
-        "length": ("mean_tokens", "completions went from {:.0f} to {:.0f} tokens on average"),
-        "truncated": ("truncated", "cut at max_tokens went from {:.0%} to {:.0%}"),
-        "answer_found": ("answer_found", "an answer was found in {:.0%} of the completions, now in {:.0%}"),
+    said = {
+        "length": f"completions went from {base.mean_tokens:.0f} to {tuned.mean_tokens:.0f} tokens on average",
+        "truncated": f"cut at max_tokens went from {percent(base.truncated, 0)} to {percent(tuned.truncated, 0)}",
+        "answer_found": f"an answer was found in {percent(base.answer_found or 0, 0)} of the completions, now in "
+        f"{percent(tuned.answer_found or 0, 0)}",
     }
-    found = [words[what] for what in drift(base, tuned)]
-    return [f"{name}: {text.format(getattr(base, field), getattr(tuned, field))}" for field, text in found]
+    return [f"{name}: {said[what]}" for what in drift(base, tuned)]
 
 
 def markdown(report: RunFacts) -> str:

@@ -7,7 +7,8 @@ through a filter that makes Markdown of it:
     {{ value | code }}      Markdown: an inline code span; `fenced(language)`: a block of code
     {{ value | safe }}      what is markup already: a chart, a table of another function; in Markdown, a macro's text
     {{ n | many("step") }}  `1 step`, `1,024 steps`
-    {{ n | number(".1%") }} Markdown: a number in that format; a text is refused
+    {{ n | number(".1f") }} Markdown: a number in that format; a text is refused
+    {{ n | percent }}       Markdown: a share as `71.5 %`; a text is refused
     {{ value | script }}    HTML: JSON inside a script element
 """
 
@@ -21,7 +22,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from upft_mlx import escape
-from upft_mlx.quantities import many
+from upft_mlx.quantities import many, percent
 
 FOLDER = Path(__file__).parent / "assets"
 """The templates of this package."""
@@ -52,6 +53,7 @@ def markdown(folder: Path = FOLDER) -> Environment:
         "code": lambda text: _Markdown(escape.code(text)),
         "fenced": lambda text, language="": _Markdown(escape.fenced(text, language)),
         "number": _number,
+        "percent": _percent,
     }
     return environment
 
@@ -61,6 +63,13 @@ def _number(value: float, form: str) -> _Markdown:
     if isinstance(value, str):
         raise TypeError(f"not a number: {value!r}")
     return _Markdown(format(value, form))
+
+
+def _percent(share: float, digits: int = 1) -> _Markdown:
+    """A share; a text, which could hold anything, is an error."""
+    if isinstance(share, str):
+        raise TypeError(f"not a number: {share!r}")
+    return _Markdown(percent(share, digits))
 
 
 def _environment(folder: Path, *, autoescape: bool) -> Environment:

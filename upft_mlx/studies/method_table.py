@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from upft_mlx import escape
-from upft_mlx.quantities import points
+from upft_mlx.quantities import accuracy, points
 from upft_mlx.results.figures import IntervalRow, intervals
 from upft_mlx.studies.two_way import two_way_mean
 
@@ -167,8 +167,7 @@ def markdown(found: Methods) -> str:
         cells.append(f"{row.peak_memory_bytes / 1e6:.0f} MB" if row.peak_memory_bytes else "")
         for name in found.benchmarks:
             result = row.benchmarks[name]
-            low, high = result.ci95
-            cells.append(f"{result.accuracy:.1%} [{low:.1%}, {high:.1%}]")
+            cells.append(accuracy(result.accuracy, result.ci95))
             if result.difference is None:
                 cells.append("")
                 continue

@@ -13,6 +13,7 @@ from pydantic import TypeAdapter
 from upft_mlx.evaluation.stats import PairedDifference, mean_interval, paired_difference
 from upft_mlx.forecasting import page
 from upft_mlx.forecasting.estimate import Forecast, Mean
+from upft_mlx.quantities import accuracy as percent_of
 from upft_mlx.quantities import points
 from upft_mlx.recipe.studies import Analyze
 from upft_mlx.results.figures import Panel, Point, Series, curves
@@ -210,7 +211,10 @@ def markdown(analysis: Analysis) -> str:
         "",
         "| t (tokens) | samples per distinct prefix |",
         "|---|---|",
-        *(f"| {row.length} | {_interval(row, '{:.2f}')} |" for row in analysis.self_consistency),
+        *(
+            f"| {row.length} | {row.mean:.2f} [{row.ci95[0]:.2f}, {row.ci95[1]:.2f}] |"
+            for row in analysis.self_consistency
+        ),
     ]
     if analysis.accuracy:
         lines += [
@@ -221,8 +225,8 @@ def markdown(analysis: Analysis) -> str:
             "| t (tokens) | questions | from a correct one | from an incorrect one | difference (points) |",
             "|---|---|---|---|---|",
             *(
-                f"| {row.length} | {row.problems} | {_interval(row.correct, '{:.1%}')} "
-                f"| {_interval(row.incorrect, '{:.1%}')} | {_points(row).replace(' points', '')} |"
+                f"| {row.length} | {row.problems} | {percent_of(row.correct.mean, row.correct.ci95)} "
+                f"| {percent_of(row.incorrect.mean, row.incorrect.ci95)} | {_points(row).replace(' points', '')} |"
                 for row in analysis.accuracy
             ),
         ]
@@ -232,11 +236,6 @@ def markdown(analysis: Analysis) -> str:
         )
         lines += ["", told, "", page.markdown(analysis.forecast).rstrip()]
     return "\n".join(lines) + "\n"
-
-
-def _interval(value: Mean, form: str) -> str:
-    low, high = value.ci95
-    return f"{form.format(value.mean)} [{form.format(low)}, {form.format(high)}]"
 
 
 def figure(analysis: Analysis) -> str:

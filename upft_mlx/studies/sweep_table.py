@@ -9,7 +9,7 @@ from typing import Any
 from upft_mlx import escape
 from upft_mlx.evaluation.benchmark_result import BenchmarkResult, dump_results
 from upft_mlx.evaluation.stats import PairedDifference, accuracy_interval, mean_interval, paired_difference
-from upft_mlx.quantities import points
+from upft_mlx.quantities import accuracy, points
 from upft_mlx.recipe.grid import in_words
 from upft_mlx.results.figures import IntervalRow, intervals
 from upft_mlx.results.report import outcome
@@ -146,9 +146,8 @@ def markdown(found: Sweep) -> str:
     head = [*fields, "accuracy", "difference to base (points)", "difference to chosen (points)", "tokens trained", "s"]
     lines = [f"| {' | '.join(map(escape.markdown, head))} |", "|" + "---|" * len(head)]
     for one in found.tried:
-        low, high = one.ci95
         values = [escape.markdown(in_words({"": one.settings[field]})[1:]) for field in fields]
-        cells = [f"{one.accuracy:.1%} [{low:.1%}, {high:.1%}]", _points(one.difference)]
+        cells = [accuracy(one.accuracy, one.ci95), _points(one.difference)]
         cells += ["chosen" if one.to_chosen is None else _points(one.to_chosen), f"{one.tokens_trained:,}"]
         lines.append(f"| {' | '.join([*values, *cells, f'{one.seconds:.1f}'])} |")
     told = [escape.markdown(line) for line in (advice(found), *report(found))]

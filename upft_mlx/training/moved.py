@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from upft_mlx.quantities import percent
+
 PROMPTS = 8
 OPENING = 12
 """Tokens of an answer in which its opening is looked for."""
@@ -105,8 +107,8 @@ def warnings(found: dict[str, Any]) -> list[str]:
     lines = []
     if tuned["stop"] > base["stop"] + SHORTER:
         lines.append(
-            f"warning: tuned would end {tuned['stop']:.0%} of base's answers within {found['within']} tokens, base "
-            f"{base['stop']:.0%} {where}: it has learned to stop early"
+            f"warning: tuned would end {percent(tuned['stop'], 0)} of base's answers within {found['within']} tokens, "
+            f"base {percent(base['stop'], 0)} {where}: it has learned to stop early"
         )
     if not found["openings_kept"]:
         lines.append(
@@ -121,8 +123,8 @@ def shorter(name: str, base: float, tuned: float) -> list[str]:
     if tuned >= (1 - SHORTER) * base:
         return []
     return [
-        f"warning: {name}: tuned answers are {1 - tuned / base:.0%} shorter ({base:.0f} to {tuned:.0f} tokens): it may "
-        "have learned to stop early"
+        f"warning: {name}: tuned answers are {percent(1 - tuned / base, 0)} shorter ({base:.0f} to {tuned:.0f} "
+        "tokens): it may have learned to stop early"
     ]
 
 
@@ -131,6 +133,7 @@ def in_words(found: dict[str, Any]) -> str:
     base, tuned = found["base"], found["tuned"]
     return (
         f"moved on {found['prompts']} {found['source']} (greedy): KL {found['kl']:.3g} nats per position, first token "
-        f"the same in {found['same_first_token']:.0%}, chance to stop within {found['within']} tokens "
-        f"{base['stop']:.0%} to {tuned['stop']:.0%}, {found['openings_kept']} of {base['distinct']} openings kept"
+        f"the same in {percent(found['same_first_token'], 0)}, chance to stop within {found['within']} tokens "
+        f"{percent(base['stop'], 0)} to {percent(tuned['stop'], 0)}, "
+        f"{found['openings_kept']} of {base['distinct']} openings kept"
     )

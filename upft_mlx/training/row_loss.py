@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from upft_mlx.quantities import percent
 from upft_mlx.recipe.schema import Train
 from upft_mlx.training.batches import Example
 
@@ -131,10 +132,10 @@ def in_words(found: dict[str, Any]) -> list[str]:
     for kind, of in found["kinds"].items():
         lines.append(
             f"{kind} rows: {of['nats_per_token']:.2f} nats per token, {of['first_token']:.2f} for the first; "
-            f"{found['share'][kind]:.0%} of the loss ({of['measured']} of {of['rows']:,} rows measured)"
+            f"{percent(found['share'][kind], 0)} of the loss ({of['measured']} of {of['rows']:,} rows measured)"
         )
     if found["eos"] is not None:
-        lines.append(f"EOS after a prefix: {found['eos']:.2f} nats; {found['share'][EOS]:.0%} of the loss")
+        lines.append(f"EOS after a prefix: {found['eos']:.2f} nats; {percent(found['share'][EOS], 0)} of the loss")
     if (most := found["most"]) == EOS:
         why = "training would mostly teach to stop after a prefix; set prefix.eos: false, or a smaller eos_weight"
         lines.append(f"over half of the loss is that EOS: {why}")

@@ -7,6 +7,7 @@ from typing import Any
 from upft_mlx.distributed.seam import leads
 from upft_mlx.events import StageStarted
 from upft_mlx.job import Job, Outcome
+from upft_mlx.quantities import percent
 from upft_mlx.rundir import RunDir
 
 UNREAD = ("keep", "report_to", "checkpoint_every")
@@ -35,7 +36,7 @@ def work(job: Job, run: RunDir) -> Outcome:
         measure(job.recipe, loaded, job.problems, job.sets, run, job.notify)
     saves_best = job.recipe.train.save == "best" and position.best_loss is not None
     detail = (
-        f"{position.step:,} steps, {position.trained_tokens:,} supervised tokens, {position.padding:.1%} padding, "
+        f"{position.step:,} steps, {position.trained_tokens:,} supervised tokens, {percent(position.padding)} padding, "
         f"step {position.best_step if saves_best else position.step:,} kept"
     )
     return Outcome(detail, tokens_trained=position.trained_tokens, tokens_processed=position.processed_tokens)

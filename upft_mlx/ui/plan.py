@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from upft_mlx.quantities import duration, memory
+from upft_mlx.quantities import duration, memory, percent
 from upft_mlx.ui.console import open_console
 from upft_mlx.ui.tables import table_of
 from upft_mlx.ui.text import glyphs_for
@@ -60,14 +60,14 @@ def _tables(facts: dict[str, Any]) -> Iterator[Table]:
     for name, row in facts["tokens"].items():
         cells = []
         for kind in ("tokens_sampled", "tokens_trained"):
-            share = "" if name == "this" or not row[kind] else f"{mine[kind] / row[kind]:.1%}"
+            share = "" if name == "this" or not row[kind] else percent(mine[kind] / row[kind])
             cells += [f"{row[kind]:,.0f}", share]
         table.add_row(_NAMES[name], *cells)
     yield table
     table, found = table_of("peak memory of", "about", "of the limit"), facts["memory"]
     for stage, peak in found["peak_bytes"].items():
         share = peak / found["budget_bytes"]
-        table.add_row(stage, memory(peak), Text(f"{share:.0%}", "red" if share > 1 else ""))
+        table.add_row(stage, memory(peak), Text(percent(share, 0), "red" if share > 1 else ""))
     table.add_row(found["budget"], memory(found["budget_bytes"]), "")
     yield table
     table = table_of("disk", "about")
