@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
 from datetime import date
 from functools import cached_property
 from pathlib import Path
@@ -80,7 +79,7 @@ class StageInputs:
         """What all ranks of a job must have in common: not the paths, which may differ from machine to machine."""
         fields = self.fields("method", "seed", "quantize", "prompt", "generate", "prefix", "lora", "train", "publish")
         fields |= self._prompt()
-        entries = {part.entry.label: _without(asdict(part.entry), "path") for part in self._sets}
+        entries = {part.entry.label: _without(part.entry.plain(), "path") for part in self._sets}
         evaluate = self.section("evaluate", "batch_size", "until", "effect")["evaluate"]
         return {**self.hashes, **fields, "evaluate": {"benchmarks": entries, **evaluate}}
 

@@ -19,13 +19,16 @@ from upft_mlx.dataset.selection import prefix_key
 from upft_mlx.evaluation.evaluate import SamplingOrder as EvaluationOrder
 from upft_mlx.fusing.moments import _Watcher
 from upft_mlx.inspection.preview import _Preview
+from upft_mlx.models import dense_cpu
 from upft_mlx.models.architecture import read_architecture
-from upft_mlx.models.load import Loaded
+from upft_mlx.models.chat import Renderer
+from upft_mlx.models.load import Loaded, load
 from upft_mlx.planning import budget, memory
 from upft_mlx.planning.budget import MemoryPlan, this_machine
 from upft_mlx.planning.estimate import Planner, count
 from upft_mlx.planning.lengths import Prompts, Solutions, measure_prompts
-from upft_mlx.recipe.schema import Prefix, Recipe
+from upft_mlx.planning.memory import Device
+from upft_mlx.recipe.schema import Prefix, Prompt, Quantize, Recipe
 from upft_mlx.rows import Solution, TrainingRow, write_rows
 from upft_mlx.rundir import RunDir
 from upft_mlx.sampling.chunks import prompts_per_wave
@@ -34,7 +37,7 @@ from upft_mlx.sampling.generate import SamplingOrder
 from upft_mlx.sampling.prefill import Prefill
 from upft_mlx.sampling.sampler import Sampler
 from upft_mlx.studies.analyze import _Analyzer
-from upft_mlx.training.batches import Example, shared_length, steps_from
+from upft_mlx.training.batches import Example, make_batch, shared_length, steps_from, to_examples
 from upft_mlx.training.loss import choose_modes
 
 EOS = 2
@@ -189,3 +192,39 @@ def test_sampling_training_and_the_plan_find_the_same_shared_start() -> None:
         texts = [" ".join(map(str, ids)) for ids in prompts]
         planned = measure_prompts(len(texts), texts.__getitem__, renderer).shared
         assert len(prefill._shared_ids) == trained == planned
+
+
+def test_what_the_plan_takes_for_shared_is_what_a_run_shares(loaded: Loaded, tmp_path: Path) -> None:
+    """On real prompts: the tokens that the sampler and the trainer run once are those that the plan leaves out."""
+    renderer = Renderer(loaded.tokenizer, Prompt())
+    questions = [f"{name} has {n} pens. How many?" for name in ("Ann", "Ben") for n in range(20)]
+    planned = measure_prompts(len(questions), questions.__getitem__, renderer)
+    prompts = [renderer.ids(question) for question in questions]
+    prefill = Prefill(loaded.model)
+    prefill.share(prompts)
+    rows = [TrainingRow(str(n), str(n), 0, "prefix", "", "", ids, [5, 6]) for n, ids in enumerate(prompts)]
+    batch = make_batch(to_examples(rows, 100), shared_length(to_examples(rows, 100)))
+    assert planned.shared == len(prefill._shared_ids or ()) == len(batch.shared) > 0
+    alone = measure_prompts(1, questions.__getitem__, renderer)
+    assert alone.shared == 0, "one prompt is run whole: it is shared with nobody"
+
+
+@pytest.mark.parametrize("room", [1.0, 0.5, 0.0], ids=["room for all", "room for half", "no room"])
+def test_the_plan_counts_the_dense_copies_that_are_made(room: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The bytes of the copies that a loaded model holds on the CPU, of as many layers as there is room for."""
+    quantize = Quantize(bits=4, group_size=32)
+    model = read_architecture(MODEL, quantize)
+    memory_size = 2**40 if room == 1.0 else int(4 * room * model.dense_bytes())  # a quarter of it may be taken
+    monkeypatch.setattr(dense_cpu, "memory_bytes", lambda: memory_size)
+    monkeypatch.setattr(dense_cpu, "blas", lambda: SimpleNamespace(is_fast=True))
+    copies = []
+    for _, layer in load(MODEL, quantize=quantize).model.named_modules():
+        if isinstance(layer, dense_cpu.DenseHead):
+            layer.as_linear(mx.zeros((1, layer.scales.shape[1] * layer.group_size)))  # its copy is made now
+        if isinstance(layer, (dense_cpu.DenseHead, dense_cpu.DenseLinear)):
+            (dense,) = (cell.cell_contents for cell in layer._product.__closure__ or ())
+            copies.append(dense.nbytes)
+    planned = memory.weight_bytes(model, Device(is_gpu=False, memory_bytes=memory_size)) - model.weight_bytes(4)
+    largest = max(4 * matrix.size for matrix in model.matrices)
+    assert sum(copies) <= planned <= sum(copies) + (0 if room in (0.0, 1.0) else largest)
+    assert bool(copies) == bool(room)

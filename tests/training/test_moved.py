@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -231,7 +230,9 @@ def test_prompts_are_held_out_where_something_is(make_recipe: MakeRecipe, loaded
     source, prompts = asked(sets)
     assert (source, len(prompts)) == ("evaluation prompts", 8)
     assert all(problem.question in text for problem, text in zip(sets[0].problems[::5], prompts, strict=False))
-    source, prompts = asked([BenchmarkSet(replace(part.entry, private=True), part.problems) for part in sets])
+    source, prompts = asked(
+        [BenchmarkSet(part.entry.model_copy(update={"private": True}), part.problems) for part in sets]
+    )
     assert source == "validation prompts"
     assert [text.split("\n")[1].removesuffix("<|im_end|>") for text in prompts] == ["What is 4?", "What is 7?"]
     write_rows(run.valid, [])

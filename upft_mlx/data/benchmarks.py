@@ -86,42 +86,27 @@ SOURCES: dict[str, dict[str, str]] = {
 reads these columns; they were written without access to the Hub (November 2026)."""
 
 
-@dataclass(frozen=True)
-class BenchmarkSpec:
-    """One benchmark of a recipe with everything resolved."""
+class BenchmarkSpec(Benchmark):
+    """One benchmark of a recipe with everything resolved: what its entry sets, else the benchmark's or `evaluate`'s."""
 
     label: str
     """The name in the results and of the folder."""
     samples: int
     temperature: float
     max_tokens: int
-    limit: int | None = None
-    builtin: str | None = None
-    path: str | None = None
-    dataset: str | None = None
-    config: str | None = None
-    split: str | None = None
-    revision: str | None = None
-    question: str | None = None
-    answer: str | None = None
-    id: str | None = None
-    bad_rows: str = "stop"
-    level: str | None = None
-    subject: str | None = None
-    wrong_answers: tuple[str, ...] | None = None
-    subset: tuple[tuple[str, tuple[str, ...]], ...] = ()
-    """("level" or "subject", the values that are taken)."""
-    part: str | None = None
-    """`development`, `rest`, or None: both."""
-    development: float = 0.5
-    """Share of the problems in the development part."""
-    prompt: str | None = None
-    """The user turn, with `{question}` in it; None: the recipe's."""
     grader: Grader = "maths"
-    percent_as_unit: bool = False
-    """See `grade.Rules`."""
     private: bool = False
     """Whether the set's text must not be stored or shown."""
+    builtin: str | None = None
+    """The name of a set that ships with the package."""
+    development: float = 0.5
+    """Share of the problems in the development part."""
+    percent_as_unit: bool = False
+    """See `grade.Rules`."""
+
+    def plain(self) -> dict[str, Any]:
+        """Plain values of all that fingerprints are made of."""
+        return {**self.model_dump(exclude={"name"}), "subset": tuple(sorted(self.subset.items()))}
 
 
 @dataclass(frozen=True)
@@ -157,32 +142,14 @@ def resolve(evaluate: Evaluate) -> list[BenchmarkSpec]:
 
 
 def _entry(benchmark: Benchmark, evaluate: Evaluate) -> BenchmarkSpec:
-    own = {name: value for name in _GIVEN if (value := getattr(benchmark, name)) is not None}
-    elsewhere = benchmark.path or benchmark.dataset
-    source = {} if elsewhere else SOURCES[benchmark.name]
-    settings = {"split": "test", **KNOWN.get(benchmark.name, {}), **source, **own}
-
-    def either(name: str) -> Any:
-        value = getattr(benchmark, name)
-        return getattr(evaluate, name) if value is None else value
-
-    return BenchmarkSpec(
-        label=benchmark.label or benchmark.name,
-        samples=either("samples"),
-        temperature=either("temperature"),
-        max_tokens=either("max_tokens"),
-        limit=either("limit"),
-        subset=tuple(sorted((benchmark.subset or evaluate.subset).items())),
-        part=benchmark.part,
-        development=evaluate.development,
-        **settings,
-    )
-
-
-_GIVEN = (
-    *("path", "dataset", "config", "split", "revision", "question", "answer", "id", "bad_rows", "level", "subject"),
-    *("wrong_answers", "prompt", "grader", "private"),
-)
+    own = {name: value for name, value in benchmark if value is not None}
+    for name in ("samples", "temperature", "max_tokens", "limit"):
+        own.setdefault(name, getattr(evaluate, name))
+    own["label"] = benchmark.label or benchmark.name
+    own["subset"] = benchmark.subset or evaluate.subset
+    source = {} if benchmark.path or benchmark.dataset else SOURCES[benchmark.name]
+    known = {"split": "test", **KNOWN.get(benchmark.name, {}), **source}
+    return BenchmarkSpec.model_validate({**known, **own, "development": evaluate.development})
 
 
 def load_benchmark(entry: BenchmarkSpec, seed: int = 0, notes: Notes | None = None) -> list[Problem]:
@@ -244,7 +211,7 @@ def _part(entry: BenchmarkSpec, problems: Sequence[Problem]) -> Sequence[Problem
 def _subset(entry: BenchmarkSpec, problems: Sequence[Problem]) -> list[Problem]:
     """The problems with the wanted levels and subjects."""
     everything = problems
-    for field, wanted in entry.subset:
+    for field, wanted in sorted(entry.subset.items()):
         values = {str(value) for problem in everything if (value := getattr(problem, field)) is not None}
         names = {value.casefold().removeprefix("level ") for value in wanted}
         if unknown := names - {value.casefold() for value in values}:
@@ -253,7 +220,8 @@ def _subset(entry: BenchmarkSpec, problems: Sequence[Problem]) -> list[Problem]:
         problems = [p for p in problems if str(getattr(p, field)).casefold() in names]
     if not problems:
         raise ProblemsError(
-            f"benchmark {entry.label}: no problem is in the subset {dict(entry.subset)}", "remove a condition"
+            f"benchmark {entry.label}: no problem is in the subset {dict(sorted(entry.subset.items()))}",
+            "remove a condition",
         )
     return list(problems)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import shutil
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -128,7 +127,7 @@ def side_inputs(job: Job, part: BenchmarkSet, side: Side) -> dict[str, Any]:
     """What the rows of one side of one benchmark depend on."""
     found = {
         **job.inputs.base(),
-        "benchmark": {name: value for name, value in asdict(part.entry).items() if name not in _READ},
+        "benchmark": {name: value for name, value in part.entry.plain().items() if name not in _READ},
         "problems": job.inputs.hashes["benchmarks"][part.entry.label],
         **job.inputs.section("evaluate", "batch_size"),
     }
