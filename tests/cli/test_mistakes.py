@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import re
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from conftest import MODEL
 from helpers.input import assert_fails, no_network, upft
+
+from upft_mlx.rows import write_error
 
 __all__ = ["no_network"]
 pytestmark = pytest.mark.usefixtures("no_network")
@@ -199,3 +204,70 @@ def test_a_prefix_beyond_the_longest_solution_is_pointed_out_by_the_plan() -> No
 def test_one_benchmark_needs_no_list() -> None:
     planned = upft("plan", "my.yaml", "--no-calibration", "--set", "evaluate.benchmarks=arithmetic")
     assert planned.exit_code == 0, planned.stderr
+
+
+# What the machine refuses.
+
+
+def test_a_prefix_that_most_solutions_do_not_reach_is_pointed_out_by_build(folder: Path) -> None:
+    text = "model: builtin:arithmetic\nproblems: {builtin: arithmetic, limit: 16}\nprefix: {length: 60}\n"
+    (folder / "long.yaml").write_text(text + "generate: {max_tokens: 64}\n")
+    assert upft("generate", "long.yaml", "--plain").exit_code == 0
+    built = upft("build", "long.yaml", "--plain")
+    assert built.exit_code == 0
+    assert re.search(r"\d+ of 16 solutions end before prefix\.length: 60 tokens, and train whole", built.stdout)
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device", "FILE"), "FILE: the disk is full, 12 MB free; "),
+        (OSError(errno.ENOSPC, "No space left on device"), "runs/my: the disk is full, 12 MB free; "),
+        (OSError(errno.EDQUOT, "Disk quota exceeded", "FILE"), "FILE: Disk quota exceeded; "),
+        (RuntimeError("IoError(Os { code: 28 }) (os error 28)"), ": the disk is full, 12 MB free; "),
+    ],
+    ids=["a file", "no file", "a quota", "a library in Rust"],
+)
+def test_a_full_disk_is_named_with_what_is_free_and_what_to_do(
+    error: Exception, message: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the run directory, in the file that could not be written, and where a library raises an error of no kind."""
+    asked: list[Path] = []
+
+    def usage(place: Path) -> SimpleNamespace:
+        asked.append(place)
+        return SimpleNamespace(free=12_000_000)
+
+    def refuse(*_: object, **__: object) -> None:
+        if isinstance(error, OSError) and error.filename == "FILE":
+            error.filename = str(folder / "runs" / "my" / "adapter" / "x.bin")
+        raise error
+
+    monkeypatch.setattr("upft_mlx.pipeline.run", refuse)
+    monkeypatch.setattr("upft_mlx.cli.edge.shutil.disk_usage", usage)
+    done = upft("run", "my.yaml")
+    message = message.replace("FILE", str(folder / "runs" / "my" / "adapter" / "x.bin"))
+    assert_fails(done, 1, f"{message}progress saved: make room, then run the same command again")
+    assert all(place.exists() for place in asked), "the nearest folder that is there is asked, not the file itself"
+    assert bool(asked) == ("the disk is full" in message)
+
+
+def test_what_is_refused_for_another_reason_needs_no_room(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.EACCES, "Permission denied", "adapter")
+
+    monkeypatch.setattr("upft_mlx.pipeline.run", refuse)
+    done = upft("run", "my.yaml")
+    assert_fails(done, 1, "adapter: Permission denied; progress saved: run the same command again")
+    assert "room" not in done.stderr
+
+
+def test_a_writer_that_says_not_why_is_asked_whether_there_was_room(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """MLX's writers say that a file cannot be written, and not why."""
+    monkeypatch.setattr("upft_mlx.rows.shutil.disk_usage", lambda place: SimpleNamespace(free=100))
+    path = folder / "new" / "model.safetensors"
+    full, other = (write_error(RuntimeError("failed"), path, needed) for needed in (101, 100))
+    assert (full.errno, full.filename) == (errno.ENOSPC, str(path))
+    assert (other.errno, other.strerror) == (errno.EIO, "cannot be written (failed)")

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from upft_mlx.data.problems import Problem
 from upft_mlx.dataset.prefix import (
     check_problems,
+    ended_early,
     prefix_ids,
     row_kind,
     structure_numbers,
@@ -224,3 +225,39 @@ def test_a_selection_by_label_says_which_problems_have_none(make_recipe: MakeRec
     recipe = make_recipe(generate={"samples": 2}, prefix={"selection": "label"})
     with pytest.raises(ProblemsError, match=r"selection: label needs answers, 1 of 2 problems have none: x;"):
         check_problems(recipe, [PROBLEMS[0], Problem("x", "q")])
+
+
+# Solutions that end before the prefix does.
+
+
+def sampled(*lengths: int, finish: Any = "stop", kind: Any = "prefix") -> list[Solution]:
+    return [solution([1] * length, kind, finish) for length in lengths]
+
+
+def test_most_solutions_ending_before_the_prefix_is_said_with_a_length_that_would_do(
+    make_recipe: MakeRecipe,
+) -> None:
+    recipe = make_recipe(prefix={"length": 16})
+    said = ended_early(recipe, [*sampled(4, 8, 12), *sampled(16, 16, finish="length")])
+    assert said == (
+        "3 of 5 solutions end before prefix.length: 16 tokens, and train whole; half of them within 8: for prefixes, "
+        "set prefix.length to 4 or less"
+    )
+    assert "set prefix.length to 1 or less" in ended_early(recipe, sampled(1, 1, 1)), "never 0"
+
+
+@pytest.mark.parametrize(
+    ("solutions", "changes"),
+    [
+        (sampled(4, 8, 16, 16), {}),  # half of them is not most
+        (sampled(16, 17, 18), {}),  # a solution of just that length fills its prefix
+        (sampled(4, 8, 12), {"method": "sft"}),  # whole solutions are what it trains on
+        ([*sampled(4), *sampled(4, 4, 4, 4, finish="length", kind="full"), *sampled(16)], {}),  # cut ones train nothing
+        ([], {}),
+    ],
+    ids=["half", "just as long", "another method", "cut full solutions", "none"],
+)
+def test_nothing_is_said_where_prefixes_are_prefixes(
+    make_recipe: MakeRecipe, solutions: list[Solution], changes: dict[str, Any]
+) -> None:
+    assert ended_early(make_recipe(prefix={"length": 16}, **changes), solutions) == ""

@@ -50,7 +50,7 @@ class Measured:
     maj_at_k: dict[str, float] = field(default_factory=dict)
     """The chance that the most frequent answer of k samples is right, by k."""
     mean_tokens: float
-    """Of a completion."""
+    """Tokens of a completion."""
     truncated: float
     """Share of the completions that were cut at max_tokens."""
     answer_found: float | None = None
@@ -82,7 +82,7 @@ class Paired(Change):
     lost: int = 0
     """The reverse."""
     tokens: Change | None = None
-    """Of a completion's length."""
+    """The change of a completion's length, in tokens."""
     drift: tuple[str, ...] = ()
     """The names of what changed suspiciously (`stats.drift`)."""
     effect: float = EFFECT / 100

@@ -66,7 +66,7 @@ class RunFacts:
     verdict: list[str]
     """What the numbers allow to say, a line per benchmark, and warnings."""
     remarks: list[str]
-    """Of these lines those that no number says."""
+    """Those of these lines that no number says."""
     files: dict[str, str]
     """Paths by what they are: `adapter`, `fused`, `report`, `page`."""
 

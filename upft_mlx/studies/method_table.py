@@ -59,7 +59,7 @@ class Method:
     """For training; the evaluation's are not counted."""
     tokens_trained: float
     seconds: float
-    """Of generate, build and train."""
+    """Seconds of generate, build and train."""
     peak_memory_bytes: float
     benchmarks: dict[str, MethodResult]
     """By label."""
