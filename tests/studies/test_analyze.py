@@ -320,8 +320,9 @@ def test_of_a_file_with_some_answers_those_problems_are_analyzed(make_recipe: Ma
     ]
     assert names[0] == {line["id"] for line in lines}
     assert names[1] == {line["id"] for line in lines if "answer" in line}
-    assert found["forecast"]["problems"] == 10
-    assert found["accuracy"], "rollouts of questions with a right and a wrong solution"
+    assert found.forecast
+    assert found.forecast.problems == 10
+    assert found.accuracy, "rollouts of questions with a right and a wrong solution"
 
 
 def test_rollouts_continue_the_prefix_and_are_graded_with_it(
