@@ -1,12 +1,14 @@
 """How much of the noise base and tuned share, and what drafts save: python perf/paired.py [--old TREE] [--model ...]
 
     variance  256 problems x 4 at T = 0.7, base and tuned, with this code and with an older commit, `--seeds` adapters
-              of the quickstart's recipe: standard error of the paired difference, equal texts, flips, base's accuracy
+              of each kind: standard error of the paired difference, equal texts, flips, base's accuracy
     drafts    the same once greedily and once at T = 0.7: CPU seconds of base, of tuned with base's answers as drafts,
               and of tuned without; how many of tuned's tokens were the draft's; whether the texts are the same
     batches   base's texts at batch sizes 8 and 32, and with a limit of 50: how many are the same
     draws     what keyed random numbers cost: the draw of a batch, with one `categorical` beside it, and a decoding step
 
+`--kinds` of adapters of the embedded model: `default` is what the defaults train (the quickstart's recipe), `then` what
+they trained at the older commit (learning rate 1e-4, the paper's template and EOS), `strong` what `upft demo` trains.
 With `--model` and `--adapter` another model and its adapter are measured, on the questions of `--data`. `--old` is a
 work tree of the older commit, which is made (`git worktree add`) and removed where the option is not given.
 """
@@ -41,6 +43,11 @@ except ImportError:  # older commits
     from upft_mlx.recipe import Recipe
 run_stage(Recipe.model_validate(json.loads(Path(recipe).read_text())), run, "evaluate", adapter=Path(adapter))
 """
+KINDS = {
+    "default": ("quickstart", []),
+    "then": ("quickstart", ["train.learning_rate=1e-4", "prefix.template=paper", "prefix.eos=true"]),
+    "strong": ("demo", []),
+}
 Rows = dict[tuple[str, int], dict[str, Any]]
 
 
@@ -84,14 +91,17 @@ def recipe_for(work: Path, options: argparse.Namespace, seed: int, **benchmark: 
     }
 
 
-def adapter_for(work: Path, options: argparse.Namespace, seed: int) -> Path:
-    """The given one, or what the quickstart's recipe trains with this seed."""
+def adapter_for(work: Path, options: argparse.Namespace, kind: str, seed: int) -> Path:
+    """The given one, or what the recipe of its kind trains with this seed."""
     from upft_mlx.pipeline import run_stage
     from upft_mlx.recipe.load import load_recipe
 
     if options.adapter is not None:
         return Path(options.adapter)
-    folder, recipe = work / f"trained-{seed}", load_recipe("quickstart", [f"seed={seed}", "quantize=null"])
+    folder, (name, changes) = work / f"{kind}-{seed}", KINDS[kind]
+    recipe = load_recipe(name, [f"seed={seed}", "quantize=null", *changes])
+    if (folder / "adapter" / "adapters.safetensors").exists():  # trained for another part of this program
+        return folder / "adapter"
     for stage in ("generate", "build", "train"):
         run_stage(recipe, folder, stage)
     return folder / "adapter"
@@ -121,28 +131,29 @@ def paired(run: Path) -> dict[str, float]:
 
 def variance(work: Path, options: argparse.Namespace) -> None:
     """The table of this code beside the older commit."""
-    print("\n| seed | commit | same texts | flips | tuned - base, points | standard error | base |")
-    print("|---|---|---|---|---|---|---|")
-    errors: dict[str, list[float]] = {"old": [], "new": []}
+    print("\n| adapter | seed | commit | same texts | flips | tuned - base, points | standard error | base |")
+    print("|---|---|---|---|---|---|---|---|")
     with old_tree(options.old) as tree:
-        for seed in range(options.seeds):
-            adapter, path = adapter_for(work, options, seed), work / f"recipe-{seed}.json"
-            recipe = recipe_for(work, options, seed, samples=options.samples, temperature=0.7)
-            path.write_text(json.dumps(recipe))
-            for name, root in (("old", tree), ("new", ROOT)):
-                run = work / f"{name}-{seed}"
-                subprocess.run([sys.executable, "-c", CHILD, root, path, run, adapter], check=True)
-                f = paired(run)
-                errors[name].append(f["error"])
-                print(
-                    f"| {seed} | {OLD if name == 'old' else 'this'} | {f['same']:.1%} | {f['flips']:.1%} "
-                    f"| {100 * f['delta']:+.2f} | {100 * f['error']:.2f} | {f['base']:.1%} |",
-                    flush=True,
-                )
-    old, new = (statistics.mean(errors[name]) for name in ("old", "new"))
-    print(
-        f"standard error, mean of {options.seeds} seeds: {100 * old:.2f} and {100 * new:.2f} points, {new / old:.2f}x"
-    )
+        for kind in options.kinds:
+            errors: dict[str, list[float]] = {"old": [], "new": []}
+            for seed in range(options.seeds):
+                adapter, path = adapter_for(work, options, kind, seed), work / f"recipe-{kind}-{seed}.json"
+                recipe = recipe_for(work, options, seed, samples=options.samples, temperature=0.7)
+                path.write_text(json.dumps(recipe))
+                for name, root in (("old", tree), ("new", ROOT)):
+                    run = work / f"{name}-{kind}-{seed}"
+                    subprocess.run([sys.executable, "-c", CHILD, root, path, run, adapter], check=True)
+                    f = paired(run)
+                    errors[name].append(f["error"])
+                    print(
+                        f"| {kind} | {seed} | {OLD if name == 'old' else 'this'} | {f['same']:.1%} | {f['flips']:.1%} "
+                        f"| {100 * f['delta']:+.2f} | {100 * f['error']:.2f} | {f['base']:.1%} |",
+                        flush=True,
+                    )
+            old, new = (statistics.mean(errors[name]) for name in ("old", "new"))
+            print(
+                f"| {kind} | mean | both | | | | {100 * old:.2f} and {100 * new:.2f}: {new / old:.2f}x | |", flush=True
+            )
 
 
 def timed(recipe: dict[str, Any], run: Path, adapter: Path, *, use: bool) -> tuple[dict[str, float], Any]:
@@ -181,26 +192,28 @@ def timed(recipe: dict[str, Any], run: Path, adapter: Path, *, use: bool) -> tup
 
 def drafts(work: Path, options: argparse.Namespace) -> None:
     """The table of what drafts save."""
-    adapter = adapter_for(work, options, 0)
-    print("\n| T | base, CPU s | tuned with drafts | tuned without | accepted of drafted | of all | same texts |")
-    print("|---|---|---|---|---|---|---|")
-    for temperature in (0.0, 0.7):
-        samples = options.samples if temperature else 1
-        recipe = recipe_for(work, options, 0, samples=samples, temperature=temperature)
-        warm = {**recipe, "evaluate": {**recipe["evaluate"], "benchmarks": [dict(recipe["evaluate"]["benchmarks"][0])]}}
-        warm["evaluate"]["benchmarks"][0]["limit"] = 4
-        timed(warm, work / f"warm-{temperature}", adapter, use=True)
-        spent, found = timed(recipe, work / f"with-{temperature}", adapter, use=True)
-        without, _ = timed(recipe, work / f"without-{temperature}", adapter, use=False)
-        one, other = (rows_of(work / f"{name}-{temperature}", "tuned") for name in ("with", "without"))
-        total = sum(row["tokens"] + (row["finish_reason"] == "stop") for row in one.values())
-        same = statistics.mean(one[place]["completion"] == other[place]["completion"] for place in one)
-        print(
-            f"| {temperature} | {spent['base']:.1f} | {spent['tuned']:.1f} ({spent['tuned'] / spent['base']:.2f}x) "
-            f"| {without['tuned']:.1f} ({without['tuned'] / spent['base']:.2f}x) "
-            f"| {found.accepted / max(1, found.drafted):.1%} | {found.accepted / total:.1%} | {same:.2%} |",
-            flush=True,
-        )
+    print("\n| adapter | T | base, CPU s | tuned, drafts | tuned without | accepted of drafted | of all | same texts |")
+    print("|---|---|---|---|---|---|---|---|")
+    for kind in options.kinds:
+        adapter = adapter_for(work, options, kind, 0)
+        for temperature in options.temperatures:
+            samples = options.samples if temperature else 1
+            recipe = recipe_for(work, options, 0, samples=samples, temperature=temperature)
+            (benchmark,) = recipe["evaluate"]["benchmarks"]
+            warm = {**recipe, "evaluate": {**recipe["evaluate"], "benchmarks": [{**benchmark, "limit": 4}]}}
+            name = f"{kind}-{temperature}"
+            timed(warm, work / f"warm-{name}", adapter, use=True)
+            spent, found = timed(recipe, work / f"with-{name}", adapter, use=True)
+            without, _ = timed(recipe, work / f"without-{name}", adapter, use=False)
+            one, other = (rows_of(work / f"{way}-{name}", "tuned") for way in ("with", "without"))
+            total = sum(row["tokens"] + (row["finish_reason"] == "stop") for row in one.values())
+            same = statistics.mean(one[place]["completion"] == other[place]["completion"] for place in one)
+            with_drafts, plain = (f"{s['tuned']:.1f} ({s['tuned'] / s['base']:.2f}x)" for s in (spent, without))
+            print(
+                f"| {kind} | {temperature} | {spent['base']:.1f} | {with_drafts} | {plain} "
+                f"| {found.accepted / max(1, found.drafted):.1%} | {found.accepted / total:.1%} | {same:.2%} |",
+                flush=True,
+            )
 
 
 def batches(work: Path, options: argparse.Namespace) -> None:
@@ -271,7 +284,11 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=int, default=default)
     for name in ("old", "model", "adapter", "data"):
         parser.add_argument(f"--{name}", type=Path)
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=[*KINDS])
+    parser.add_argument("--temperatures", nargs="+", type=float, default=[0.0, 0.7])
     options = parser.parse_args()
+    if options.adapter is not None:
+        options.kinds = options.kinds[:1]  # one adapter is measured, whatever it is called
     parts = {"variance": variance, "drafts": drafts, "batches": batches, "draws": draws}
     with tempfile.TemporaryDirectory() as folder:
         for what in options.what:

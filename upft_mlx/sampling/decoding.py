@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 IDLE_SHARE = 1 / 8
 """The share of a batch that may have ended before the caches are copied without it, and with what waits."""
 
-DRAFT_TOKENS, DRAFT_BATCHES = 64, 8
-"""Tokens of a draft that are read at a time, and at most so many times the batch size of all drafts together: their
-logits are held at once. Few enough that a draft which is of no use costs little."""
+DRAFT_TOKENS, DRAFT_MOST, DRAFT_BATCHES = 8, 64, 8
+"""Tokens of a draft that are read at first, twice as many each time up to the second number, and at most this many
+times the batch size of all drafts together: their logits are held at once. So a draft of no use costs little."""
 
 AGAIN = 4
 """Tokens that must have been right, and must be left, of a draft that is read on after one token that differs."""
@@ -156,35 +156,24 @@ class Chunk:
         ]
         self._waiting: list[_Waiting] = []
         """With the caches of their prompts, all tokens but the last."""
+        self._drafted: list[_Waiting] = []
+        """The same, with drafts to read: many of them together, which takes less time."""
         self._batch: _Batch | None = None
 
     @property
     def in_flight(self) -> int:
         """Completions that are decoded, or wait for it."""
-        return len(self._waiting) + self._decoding
+        return len(self._waiting) + len(self._drafted) + self._decoding
 
     @property
     def _decoding(self) -> int:
         return sum(row.finish_reason is None for row in self._batch.rows) if self._batch else 0
 
-    def insert(
-        self, wave: Sequence[int], caches: Sequence[list[Any]], on_step: OnStep = lambda tokens, finished: None
-    ) -> int:
-        """Take in all completions of some requests, each with the cache of its prompt's tokens but the last.
-
-        Returns:
-            Tokens of drafts that were run through the model.
-        """
-        drafted: list[_Waiting] = []
+    def insert(self, wave: Sequence[int], caches: Sequence[list[Any]]) -> None:
+        """Take in all completions of some requests, each with the cache of its prompt's tokens but the last."""
         for index, cache in zip(wave, caches, strict=True):
             for row in self._rows[index]:
-                (drafted if row.draft else self._waiting).append((row, cache))
-        passed = 0
-        while drafted:
-            part, drafted = drafted[: self._sampling.batch_size], drafted[self._sampling.batch_size :]
-            more, tokens = self._follow(part, on_step)
-            drafted, passed = drafted + more, passed + tokens
-        return passed
+                (self._drafted if row.draft else self._waiting).append((row, cache))
 
     def _follow(self, drafted: Sequence[_Waiting], on_step: OnStep) -> tuple[list[_Waiting], int]:
         """Take each completion along its draft to its end or to where the model leaves the draft; there it waits.
@@ -200,25 +189,28 @@ class Chunk:
         begun = {id(row): row.begun for row in rows}
         more: list[_Waiting] = []
         passed = read = 0
+        most = DRAFT_TOKENS
         while rows:
             fed = [[row.last, *row.draft[begun[id(row)] :]][read:] for row in rows]
-            width = min(DRAFT_TOKENS, DRAFT_BATCHES * self._sampling.batch_size // len(rows), max(map(len, fed)))
+            width = min(most, DRAFT_BATCHES * self._sampling.batch_size // len(rows), max(map(len, fed)))
             tokens = mx.array([(part + [0] * width)[:width] for part in fed])  # (B, S)
             logits = self._loaded.model(tokens, cache=caches)  # (B, S, V)
             keys = [row.key_at(row.begun + place) for row in rows for place in range(width)]
             drawn = self._drawn(logits.reshape(-1, logits.shape[-1]), keys)
-            passed, read = passed + width * len(rows), read + width
+            passed, read, most = passed + width * len(rows), read + width, min(2 * most, DRAFT_MOST)
             going, before = [], sum(row.begun for row in rows)
+            left: list[_Waiting] = []
             for index, row in enumerate(rows):
                 if self._agree(row, drawn[index * width : (index + 1) * width]):
                     going.append(index)
                 elif row.finish_reason is None:
                     cache, kept = [layer.extract(index) for layer in caches], row.begun - begun[id(row)]
                     trim_prompt_cache(cache, read - kept)
-                    mx.eval([layer.state for layer in cache])  # else it holds on to those of all
+                    left.append((row, cache))
                     row.last = row.ids[-1]
                     again = kept > AGAIN and len(row.draft) - row.begun > AGAIN
                     (more if again else self._waiting).append((row, cache))
+            mx.eval([layer.state for _, cache in left for layer in cache])  # else they hold on to those of all
             on_step(sum(row.begun for row in rows) - before, sum(row.finish_reason is not None for row in rows))
             if len(going) < len(rows):
                 rows = [rows[index] for index in going]
@@ -250,13 +242,20 @@ class Chunk:
         return True
 
     def step(self, on_step: OnStep) -> int:
-        """Take one more token of each completion in the batch, while the model works on the next ones.
+        """Read the drafts, then take one more token of each completion in the batch, while the model works on the next.
 
         Returns:
             Tokens that were run through the model.
         """
-        passed = self._fill()
-        assert self._batch is not None
+        passed = 0
+        while self._drafted:
+            size = self._sampling.batch_size
+            part, self._drafted = self._drafted[:size], self._drafted[size:]
+            more, read = self._follow(part, on_step)
+            self._drafted, passed = self._drafted + more, passed + read
+        passed += self._fill()
+        if self._batch is None:
+            return passed
         rows, tokens, logprobs = self._batch.rows, self._batch.tokens, self._batch.logprobs
         self._drop_ended()
         if self._batch is not None:

@@ -128,7 +128,7 @@ class Sampler:
         """Decode all of a chunk; stops after each step."""
         for wave in self._waves(requests):
             caches = self._prefill.caches([requests[i].prompt_ids for i in wave])
-            self._decoded += chunk.insert(wave, caches, on_step)
+            chunk.insert(wave, caches)
             while chunk.in_flight > self.sampling.batch_size:
                 self._decoded += chunk.step(on_step)
                 yield
