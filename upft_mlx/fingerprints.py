@@ -17,6 +17,8 @@ from typing import Any
 
 from upft_mlx.data.benchmarks import BenchmarkSet
 from upft_mlx.data.problems import Problem
+from upft_mlx.errors import RecipeError
+from upft_mlx.models.adapter_files import started
 from upft_mlx.models.chat import PRINTS_DATE
 from upft_mlx.models.facts import chat_template
 from upft_mlx.models.files import own_template
@@ -24,6 +26,20 @@ from upft_mlx.models.find import model_hash
 from upft_mlx.recipe.schema import Recipe
 from upft_mlx.rows import read_json
 from upft_mlx.rundir import RunDir
+
+
+def definite(recipe: Recipe, model_path: Path, run: RunDir) -> Recipe:
+    """The recipe with what is in files: the day (see `dated`), and the settings of the adapter that it starts from.
+
+    Raises:
+        ModelError: that adapter is missing or damaged.
+        RecipeError: the recipe sets something else than the adapter has; or the adapter is the run's own.
+    """
+    start = recipe.lora.start_from
+    if start is not None and Path(start).resolve().is_relative_to(run.root.resolve()):
+        remedy = "copy it to another folder, or use another run directory"
+        raise RecipeError("is this run's own, which training would replace", remedy, field=f"lora.start_from: {start}")
+    return dated(started(recipe, model_path), model_path, run)
 
 
 def dated(recipe: Recipe, model_path: Path, run: RunDir) -> Recipe:
@@ -71,14 +87,20 @@ class StageInputs:
         """A section of the recipe with these fields alone."""
         return {name: {field: self._dump[name][field] for field in fields}}
 
+    def lora(self) -> dict[str, Any]:
+        """The adapter's section; one that it starts from counts by its files, not by its place."""
+        start = self._dump["lora"]["start_from"]
+        own = self.section_without("lora", "start_from")  # as before there was such a field
+        return own if start is None else {**own, "start_from": model_hash(Path(start))}
+
     def section_without(self, name: str, *fields: str) -> dict[str, Any]:
         """A section of the recipe without these fields."""
         return {name: _without(self._dump[name], *fields)}
 
     def everything(self) -> dict[str, Any]:
         """What all ranks of a job must have in common: not the paths, which may differ from machine to machine."""
-        fields = self.fields("method", "seed", "quantize", "prompt", "generate", "prefix", "lora", "train", "publish")
-        fields |= self._prompt()
+        fields = self.fields("method", "seed", "quantize", "prompt", "generate", "prefix", "train", "publish")
+        fields |= self._prompt() | self.lora()
         entries = {part.entry.label: _without(part.entry.plain(), "path") for part in self._sets}
         evaluate = self.section("evaluate", "batch_size", "until", "effect")["evaluate"]
         return {**self.hashes, **fields, "evaluate": {"benchmarks": entries, **evaluate}}

@@ -21,14 +21,14 @@ from upft_mlx.dataset.prefix import check_problems
 from upft_mlx.distributed.ranks import ranks
 from upft_mlx.errors import RowsError, RunDirError
 from upft_mlx.events import Expected, Note, Observer, StageDone, StageSkipped, ignore
-from upft_mlx.fingerprints import dated
+from upft_mlx.fingerprints import definite
 from upft_mlx.forecasting.choice import no_choice, take_choice
 from upft_mlx.forecasting.estimate import Forecast
 from upft_mlx.hub.card import base_of, model_card
 from upft_mlx.job import Job, Outcome, differences
 from upft_mlx.machine import blas
 from upft_mlx.machine.device import awake, limit_memory
-from upft_mlx.models.adapters import refuse_missing_adapter
+from upft_mlx.models.adapter_files import refuse_missing_adapter
 from upft_mlx.models.files import TEMPLATE, own_template
 from upft_mlx.models.find import find_model, model_hash
 from upft_mlx.models.gate import terms
@@ -123,7 +123,7 @@ def prepare(
         refuse_missing_adapter(adapter)
     problems, notes = recipe_problems(recipe), Notes()
     check_problems(recipe, problems)
-    recipe = instructed(dated(recipe, model_path, run), model_path, problems)
+    recipe = instructed(definite(recipe, model_path, run), model_path, problems)
     sets = [BenchmarkSet(entry, load_benchmark(entry, recipe.seed, notes)) for entry in resolve(recipe.evaluate)]
     if has_auto(recipe):  # the same numbers on every call, whatever the run has done already
         recipe = Planner(recipe, model_path, problems, sets, this_machine()).settled().recipe

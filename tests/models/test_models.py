@@ -338,12 +338,12 @@ def test_every_key_that_the_message_lists_is_accepted(fresh: Loaded) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "part"),
     [
-        ("adapter_config.json", None, "adapter_config.json"),
-        ("adapter_config.json", "{oops", "Expecting property name"),
-        ("adapter_config.json", "[]", "list"),
-        ("adapter_config.json", "{}", "num_layers"),
-        ("adapters.safetensors", None, "adapters.safetensors"),
-        ("adapters.safetensors", "junk", ""),
+        ("adapter_config.json", None, ": not an adapter: adapter_config.json is missing"),
+        ("adapter_config.json", "{oops", "/adapter_config.json: not JSON: Expecting property name"),
+        ("adapter_config.json", "[]", "/adapter_config.json: expected a JSON object, found a list"),
+        ("adapter_config.json", "{}", "/adapter_config.json: lacks `lora_parameters`, an object"),
+        ("adapters.safetensors", None, "/adapters.safetensors: cannot be read: No such file"),
+        ("adapters.safetensors", "junk", "/adapters.safetensors: not a safetensors file"),
     ],
 )
 def test_a_broken_adapter_is_refused(fresh: Loaded, tmp_path: Path, name: str, content: str | None, part: str) -> None:
@@ -355,9 +355,7 @@ def test_a_broken_adapter_is_refused(fresh: Loaded, tmp_path: Path, name: str, c
     else:
         write(tmp_path / name, content)
     found = fails(ModelError, lambda: load_adapter(fresh, tmp_path))
-    missing = content is None and name == "adapter_config.json"
-    assert found.startswith(f"{tmp_path}: {'not an adapter' if missing else f'does not fit this model, {MODEL}'}: ")
-    assert part in found
+    assert found.startswith(f"{tmp_path}{part}")
 
 
 def test_an_adapter_of_another_rank_is_refused(fresh: Loaded, tmp_path: Path) -> None:
@@ -368,14 +366,11 @@ def test_an_adapter_of_another_rank_is_refused(fresh: Loaded, tmp_path: Path) ->
     assert "lora_a" in fails(ModelError, lambda: load_adapter(fresh, tmp_path))
 
 
-@pytest.mark.parametrize("kind", ["dora", "full"])
-def test_a_fine_tune_of_mlx_lm_that_is_no_lora_adapter_is_named_as_such(
-    loaded: Loaded, tmp_path: Path, kind: str
-) -> None:
-    config = {"fine_tune_type": kind, "num_layers": 2, "lora_parameters": {"rank": 8, "scale": 20.0, "dropout": 0.0}}
+def test_a_fine_tune_of_mlx_lm_that_is_no_adapter_is_named_as_such(loaded: Loaded, tmp_path: Path) -> None:
+    config = {"fine_tune_type": "full", "num_layers": 2, "lora_parameters": {"rank": 8, "scale": 20.0, "dropout": 0.0}}
     write(tmp_path / "adapter_config.json", json.dumps(config))
     found = fails(ModelError, lambda: load_adapter(loaded, tmp_path))
-    assert f"fine_tune_type is '{kind}'" in found
+    assert "fine_tune_type is 'full'" in found
     assert "mlx_lm fuse" in found
 
 

@@ -89,7 +89,7 @@ def ask(
             if note:
                 print_note(note)
         if adapter is not None:
-            from upft_mlx.models.adapters import refuse_missing_adapter
+            from upft_mlx.models.adapter_files import refuse_missing_adapter
 
             refuse_missing_adapter(adapter)
         asker = open_asker(recipe, run, adapter, temperature, max_tokens)

@@ -32,7 +32,8 @@ _ARCHITECTURES = {
     "gemma3_text": "gemma3",
 }
 """llama.cpp's name of a model type's architecture."""
-_LORA = re.compile(r"^(model\.layers\.(\d+)\.(.+))\.lora_([ab])$")
+_LORA = re.compile(r"^(model\.layers\.(\d+)\.(.+))\.(lora_a|lora_b|m)$")
+_PEFT = {"lora_a": "lora_A.weight", "lora_b": "lora_B.weight", "m": "lora_magnitude_vector"}
 
 
 def export_peft(run: RunDir, model: Path, base: str, folder: Path) -> str:
@@ -55,16 +56,17 @@ def export_peft(run: RunDir, model: Path, base: str, folder: Path) -> str:
         ModelError: the adapter cannot be read.
     """
     matrices, lora = _matrices(run, model, "PEFT")
-    made = {f"base_model.model.{m.module}.lora_{m.which.upper()}.weight": mx.contiguous(m.array.T) for m in matrices}
+    made = {f"base_model.model.{m.module}.{_PEFT[m.which]}": mx.contiguous(m.array.T) for m in matrices}
     modules, layers = {m.module.rpartition(".")[2] for m in matrices}, {m.layer for m in matrices}
     save_safetensors(folder / "adapter_model.safetensors", made)
-    write_json(folder / "adapter_config.json", _peft_config(lora, base, modules, layers))
-    return f"{len(made) // 2} modules, rank {lora['rank']}, on {base}"
+    dora = any(m.which == "m" for m in matrices)
+    write_json(folder / "adapter_config.json", _peft_config(lora, base, modules, layers, dora=dora))
+    return f"{len({m.module for m in matrices})} modules, rank {lora['rank']}, on {base}"
 
 
 @dataclass(frozen=True)
 class _Matrix:
-    """`lora_a` (in, r) or `lora_b` (r, out) of a module, as mlx-lm keeps it."""
+    """`lora_a` (in, r), `lora_b` (r, out) or, of DoRA, `m` (out,) of a module, as mlx-lm keeps it."""
 
     module: str
     layer: int
@@ -89,7 +91,7 @@ def _matrices(run: RunDir, model: Path, reader: str) -> tuple[list[_Matrix], dic
     found = []
     for name, array in arrays.items():
         parts = _LORA.match(name)
-        if parts is None or array.ndim != 2 or f"{parts[1]}.weight" not in names:
+        if parts is None or array.ndim > 2 or f"{parts[1]}.weight" not in names:
             raise ExportError(f"{name}: {reader} has no such module", "an adapter on it can be used with mlx-lm only")
         found.append(_Matrix(parts[1], int(parts[2]), parts[4], array))
     return found, config["lora_parameters"]
@@ -118,6 +120,8 @@ def export_gguf(run: RunDir, model: Path, base: str, folder: Path) -> str:
         remedy = f"known are {', '.join(sorted(_ARCHITECTURES))}; --format peft or dequantized can be converted there"
         raise ExportError(f"llama.cpp's names for a model of type {quoted(str(kind))} are not known here", remedy)
     matrices, lora = _matrices(run, model, "llama.cpp")
+    if any(matrix.which == "m" for matrix in matrices):
+        raise ExportError("llama.cpp has no DoRA adapters", "use --format dequantized, or the adapter with mlx-lm")
     heads = {"q_proj": config["num_attention_heads"]}
     heads["k_proj"] = config.get("num_key_value_heads", heads["q_proj"])
     tensors = gguf.get_tensor_name_map(arch, config["num_hidden_layers"])
@@ -131,9 +135,13 @@ def export_gguf(run: RunDir, model: Path, base: str, folder: Path) -> str:
         if name is None:
             raise ExportError(f"{matrix.module}: llama.cpp has no such module", "use the adapter with mlx-lm")
         array = np.array(matrix.array.T.astype(mx.float32))  # lora_a (r, in), lora_b (out, r)
-        if arch == gguf.MODEL_ARCH.LLAMA and matrix.which == "b" and (count := heads.get(matrix.module.split(".")[-1])):
+        if (
+            arch == gguf.MODEL_ARCH.LLAMA
+            and matrix.which == "lora_b"
+            and (count := heads.get(matrix.module.split(".")[-1]))
+        ):
             array = array.reshape(count, 2, -1, array.shape[1]).swapaxes(1, 2).reshape(array.shape)
-        writer.add_tensor(f"{name}.lora_{matrix.which}", np.ascontiguousarray(array))
+        writer.add_tensor(f"{name}.{matrix.which}", np.ascontiguousarray(array))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -141,7 +149,7 @@ def export_gguf(run: RunDir, model: Path, base: str, folder: Path) -> str:
     return f"{len(matrices) // 2} modules, rank {lora['rank']}, for llama.cpp and Ollama beside a GGUF of {base}"
 
 
-def _peft_config(lora: dict[str, Any], base: str, modules: set[str], layers: set[int]) -> dict[str, Any]:
+def _peft_config(lora: dict[str, Any], base: str, modules: set[str], layers: set[int], *, dora: bool) -> dict[str, Any]:
     alpha = lora["scale"] * lora["rank"]
     return {
         "peft_type": "LORA",
@@ -156,7 +164,7 @@ def _peft_config(lora: dict[str, Any], base: str, modules: set[str], layers: set
         "fan_in_fan_out": False,
         "inference_mode": True,
         "use_rslora": False,
-        "use_dora": False,
+        "use_dora": dora,
     }
 
 

@@ -14,6 +14,7 @@ import numpy as np
 from mlx.utils import tree_flatten
 
 from upft_mlx.fusing.rounding import Matrix, feedback, fit_scales, pack, round_bfloat16, round_float16, unpack
+from upft_mlx.models.adapters import inner_layer
 from upft_mlx.models.load import Loaded
 from upft_mlx.rows import write_error
 from upft_mlx.rundir import remove
@@ -91,12 +92,6 @@ def base_bits(layers: dict[str, nn.Module]) -> int | None:
     return min(bits) if bits else None
 
 
-def inner_layer(layer: nn.Module) -> nn.Module:
-    """The layer under an adapter."""
-    inner: nn.Module = layer["linear"] if "linear" in layer else layer["embedding"]
-    return inner
-
-
 def fused_layer(layer: nn.Module, form: Format, moments: list[Matrix] | None = None) -> nn.Module:
     """One layer with its update, added in float32 and then rounded as `form` says.
 
@@ -107,7 +102,7 @@ def fused_layer(layer: nn.Module, form: Format, moments: list[Matrix] | None = N
     fused: nn.Module = layer.fuse(dequantize=True)
     quantized = form.bits is not None and hasattr(inner, "bits")
     if form.fitted and quantized and form.family == "base":
-        return _with_fitted_scales(layer, form, moments or [])
+        return _with_fitted_scales(layer, fused, form, moments or [])
     wanted = np.array(fused.weight) if form.fitted else None
     fused.set_dtype(form.dtype)
     if quantized:
@@ -138,10 +133,14 @@ def _round_with_feedback(fused: nn.Module, wanted: Matrix, form: Format, moments
     fused.weight = mx.array(pack(codes, fused.bits))
 
 
-def _with_fitted_scales(layer: nn.Module, form: Format, moments: list[Matrix]) -> nn.Module:
+def _with_fitted_scales(layer: nn.Module, exact: nn.Module, form: Format, moments: list[Matrix]) -> nn.Module:
     """The base's own codes, with scales and biases moved by as much of the update as they can represent."""
     inner = inner_layer(layer)
-    delta = np.array(((layer.scale * layer.lora_b.T) @ layer.lora_a.T).astype(mx.float32))
+    if "m" in layer:  # DoRA's update is more than its product
+        base = mx.dequantize(inner.weight, inner.scales, inner.biases, inner.group_size, inner.bits)
+        delta = np.array(exact.weight - base.astype(mx.float32))
+    else:
+        delta = np.array(((layer.scale * layer.lora_b.T) @ layer.lora_a.T).astype(mx.float32))
     codes = unpack(np.array(inner.weight), inner.bits)
     scales, biases = fit_scales(delta, codes.astype(np.float32), moments, inner.group_size)
     fused = nn.QuantizedLinear(inner.group_size, 1, "bias" in inner, inner.group_size, inner.bits)

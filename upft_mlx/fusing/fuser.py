@@ -13,7 +13,7 @@ from upft_mlx.events import Note, Observer, Progress, ignore
 from upft_mlx.fusing.fidelity import MAX_PROMPTS, Comparison, Divergence, Fidelity, greedy_probes, probes, retained
 from upft_mlx.fusing.formats import Format, candidate_formats, fused_layer, input_size, size_of
 from upft_mlx.fusing.moments import MAX_ROWS, second_moments
-from upft_mlx.models.adapters import load_adapter
+from upft_mlx.models.adapters import AdapterSwitch, load_adapter
 from upft_mlx.models.chat import Renderer
 from upft_mlx.models.dense_cpu import add_dense_copies
 from upft_mlx.models.load import Loaded
@@ -47,12 +47,10 @@ class Fuser:
         rows, greedy = self._probes(questions)
         self.probed = {"rows": len(rows), "prompts": len(greedy)}
         self._comparison = Comparison(loaded.model, rows, greedy)
-        scales = {name: layer.scale for name, layer in self.layers.items()}
-        for layer in self.layers.values():
-            layer.scale = 0.0  # without the adapter's product a layer is the base's
+        switch = AdapterSwitch(loaded)
+        switch("base")
         self.base: Divergence = self._comparison.of(loaded.model)
-        for name, layer in self.layers.items():
-            layer.scale = scales[name]
+        switch("tuned")
 
     def _probes(self, questions: Sequence[str]) -> tuple[list[Example], list[Example]]:
         """Validation rows (the first training rows if none are held out), and greedy completions of prompts."""

@@ -165,6 +165,8 @@ def _public(recipe: Recipe) -> dict[str, Any]:
     data = recipe.model_dump(mode="json", exclude_defaults=True)
     if Path(data["model"]).is_absolute():
         data["model"] = Path(data["model"]).name
+    if start := data.get("lora", {}).get("start_from"):
+        data["lora"]["start_from"] = Path(start).name
     for section in (data["problems"], *data.get("evaluate", {}).get("benchmarks", [])):
         if section.get("path"):
             section["path"] = Path(section["path"]).name

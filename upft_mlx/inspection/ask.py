@@ -195,8 +195,9 @@ def trained(recipe: Recipe, run: RunDir) -> tuple[Path | None, str | None]:
         return run.adapter, f"{run.root / names[0]} was changed after `upft train` wrote it"
     recipe, made, known = as_run(settled_by(recipe, run), run), recipe_of(run).dump(), entry.inputs or {}
     old = {name: made[name] for name in _TRAINED_WITH}
-    old |= {name: known[name] for name in ("lora", "train") if name in known}
+    old |= {name: {**old[name], **known[name]} for name in ("lora", "train") if name in known}
     new = {name: recipe.dump()[name] for name in _TRAINED_WITH}
+    new["lora"] = {**old["lora"], **new["lora"]}  # what an adapter to start from decides, as the run has found it
     ignored = {f"train.{name}" for name in ("valid_ratio", *UNREAD)}
     warning = None
     if differing := [name for name in changes(old, new) if name not in ignored]:

@@ -17,7 +17,7 @@ from upft_mlx.dataset.instruction import differing, instructed, user_turn
 from upft_mlx.dataset.prefix import check_problems
 from upft_mlx.errors import RunDirError, UpftError
 from upft_mlx.evaluation.evaluate import WITHHELD
-from upft_mlx.fingerprints import dated
+from upft_mlx.fingerprints import definite
 from upft_mlx.inspection.browse import settled_by
 from upft_mlx.inspection.explain import Explanation, explanations
 from upft_mlx.inspection.preview_rows import Found, Rows
@@ -191,7 +191,7 @@ class _Preview:
         resolve(recipe.evaluate)  # names that are wrong are refused before anything is read
         self.problems = recipe_problems(recipe)
         check_problems(recipe, self.problems)
-        self.recipe = recipe = instructed(dated(recipe, path, run), path, self.problems)
+        self.recipe = recipe = instructed(definite(recipe, path, run), path, self.problems)
         self.entries, self._run = resolve(recipe.evaluate), run
         tokenizer = load_tokenizer(path, trust_remote_code=recipe.trust_remote_code)
         self._renderer = Renderer(tokenizer, recipe.prompt)

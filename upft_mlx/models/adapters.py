@@ -1,4 +1,4 @@
-"""LoRA adapters: a fresh one to train, a trained one to use; the files are mlx-lm's."""
+"""LoRA adapters on a model: a fresh one to train, a trained one to use or to train further."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from upft_mlx.errors import ModelError
-from upft_mlx.escape import quoted
+from upft_mlx.escape import one_line, quoted
 from upft_mlx.events import Side
-from upft_mlx.models.files import json_object, read_header
+from upft_mlx.models.adapter_files import LAYER, AdapterFiles, read_adapter, read_arrays
 from upft_mlx.models.hub import reason
 from upft_mlx.models.load import Loaded
 
@@ -20,13 +20,15 @@ if TYPE_CHECKING:
 
 
 def add_lora(loaded: Loaded, lora: Lora, seed: int) -> dict[str, Any]:
-    """Freeze the model and put a fresh adapter on it; the adapter is float32 whatever the base is.
+    """Freeze the model and put an adapter on it: a fresh one, or a copy of the one that `lora.start_from` names.
+
+    The adapter is float32 whatever the base is.
 
     Returns:
         What `adapter_config.json` must hold for mlx-lm to load the adapter.
 
     Raises:
-        ModelError: the model has fewer layers, or none of the modules of `lora.keys`.
+        ModelError: the model has fewer layers, or none of the modules of `lora.keys`, or the adapter does not fit it.
     """
     import mlx.core as mx
     from mlx_lm.tuner.utils import linear_to_lora_layers
@@ -48,10 +50,20 @@ def add_lora(loaded: Loaded, lora: Lora, seed: int) -> dict[str, Any]:
         parameters["keys"] = list(lora.keys)
     mx.random.seed(seed)
     loaded.model.freeze()
-    linear_to_lora_layers(loaded.model, lora.num_layers, parameters)
+    kind = "lora"
+    if lora.start_from is None:
+        linear_to_lora_layers(loaded.model, lora.num_layers, parameters)
+    else:
+        files = read_adapter(Path(lora.start_from))
+        kind = files.kind
+        _put_on(loaded, files, lora.num_layers, parameters)
+    for _, module in loaded.model.named_modules():
+        if "lora_a" in module:  # also of a copy in 16 bits
+            own = {part: module[part].astype(mx.float32) for part in ("lora_a", "lora_b", "m") if part in module}
+            module.update(own)
     mx.eval(loaded.model.parameters())
     assert all(array.dtype == mx.float32 for array in adapter_weights(loaded.model).values())
-    return {"fine_tune_type": "lora", "num_layers": lora.num_layers, "lora_parameters": parameters}
+    return {"fine_tune_type": kind, "num_layers": lora.num_layers, "lora_parameters": parameters}
 
 
 def adapter_weights(model: nn.Module) -> dict[str, mx.array]:
@@ -61,78 +73,68 @@ def adapter_weights(model: nn.Module) -> dict[str, mx.array]:
     return dict(tree_flatten(model.trainable_parameters()))
 
 
-def refuse_missing_adapter(adapter: Path) -> None:
-    """Refuse a path that is no adapter, before a model is loaded for it.
-
-    Raises:
-        ModelError: there is no such folder, or it has no adapter_config.json.
-    """
-    if (adapter / "adapter_config.json").is_file():
-        return
-    inside = next((path.parent for path in sorted(adapter.glob("*/adapter_config.json"))), None)
-    meant = f"did you mean {quoted(str(inside))}?" if inside else ""
-    remedy = meant or "use a folder with adapter_config.json and adapters.safetensors"
-    there = "not an adapter: adapter_config.json is missing" if adapter.exists() else "no such adapter folder"
-    raise ModelError(there, remedy, path=adapter)
-
-
 def load_adapter(loaded: Loaded, adapter: Path) -> None:
-    """Put a trained adapter on the model, as mlx-lm's loader does; before 0.32 that took arrays of any shape.
+    """Put a trained adapter on the model, mlx-lm's or PEFT's; before 0.32 mlx-lm's loader took arrays of any shape.
 
     Raises:
-        ModelError: the adapter is missing, is no LoRA adapter, or does not fit the model.
+        ModelError: the adapter is missing, is no LoRA or DoRA adapter, or does not fit the model.
     """
+    import mlx.core as mx
+
+    files = read_adapter(adapter)
+    _put_on(loaded, files, files.layers_of(len(loaded.model.layers)), files.parameters())
+    loaded.model.eval()
+    mx.eval(loaded.model.parameters())
+
+
+def _put_on(loaded: Loaded, files: AdapterFiles, num_layers: int, parameters: dict[str, Any]) -> None:
+    """Wrap the model's modules as mlx-lm does it, and load the arrays, each of which must have its place."""
     import mlx.core as mx
     from mlx.utils import tree_flatten
     from mlx_lm.tuner.utils import linear_to_lora_layers
 
-    refuse_missing_adapter(adapter)
-    kind = None
+    model, folder = loaded.model, files.folder
+    names = {(int(place[1]), place[2]): name for name, _ in model.named_modules() if (place := LAYER.search(name))}
+    arrays = read_arrays(files, names)
     try:
-        config = json_object(adapter / "adapter_config.json")
-        kind = config.get("fine_tune_type", "lora")  # mlx-lm writes `dora` and `full` as well
-        if kind == "lora":
-            linear_to_lora_layers(loaded.model, config["num_layers"], config["lora_parameters"])
-            read_header(adapter / "adapters.safetensors")  # mlx itself takes what it says for true
-            arrays = mx.load(str(adapter / "adapters.safetensors"))
-    except Exception as error:  # whatever mlx and mlx-lm make of missing or damaged files
-        raise ModelError(f"does not fit this model, {loaded.path}: {reason(error)}", path=adapter) from error
-    if kind != "lora":
-        raise ModelError(
-            f"fine_tune_type is {quoted(kind)}, but only a LoRA adapter can be switched on and off",
-            "fuse it into the model with `mlx_lm fuse`, and use that folder as the model",
-            path=adapter,
-        )
-    shapes = {name: array.shape for name, array in dict(tree_flatten(loaded.model.parameters())).items()}
-    assert isinstance(arrays, dict)
+        linear_to_lora_layers(model, num_layers, parameters, use_dora=files.kind == "dora")
+    except Exception as error:  # whatever mlx-lm makes of layers that it has no adapter for
+        raise ModelError(f"does not fit this model, {loaded.path}: {reason(error)}", path=folder) from error
+    shapes = {name: array.shape for name, array in dict(tree_flatten(model.parameters())).items()}
+    own = ("lora_a", "lora_b", *(("m",) if files.kind == "dora" else ()))
     for name, array in arrays.items():
-        if ".lora_" not in name or shapes.get(name) != array.shape:
-            raise ModelError(
-                f"{name} {array.shape} does not fit {loaded.path}", "it belongs to another model", path=adapter
-            )
-    loaded.model.load_weights(list(arrays.items()), strict=False)
-    loaded.model.eval()
-    mx.eval(loaded.model.parameters())
+        if name.rpartition(".")[2] not in own or shapes.get(name) != array.shape:
+            shown = f"{one_line(name)} {array.shape}"
+            raise ModelError(f"{shown} does not fit {loaded.path}", "it belongs to another model", path=folder)
+    model.load_weights(list(arrays.items()), strict=False)
+    for name, module in model.named_modules():
+        if files.places and "lora_a" in module and f"{name}.lora_a" not in arrays:
+            module.lora_a = mx.zeros_like(module.lora_a)  # `lora_b` is zero as well: never trained
+
+
+def inner_layer(layer: nn.Module) -> nn.Module:
+    """The layer under an adapter."""
+    inner: nn.Module = layer["linear"] if "linear" in layer else layer["embedding"]
+    return inner
 
 
 class AdapterSwitch:
     """A trained adapter on a model, to be taken off and put on: off, the model is the base, bit for bit."""
 
-    def __init__(self, loaded: Loaded, adapter: Path) -> None:
-        """Load the adapter; it is on then.
+    def __init__(self, loaded: Loaded, adapter: Path | None = None) -> None:
+        """Load the adapter; it is on then. None: the one that is on the model already.
 
         Raises:
             ModelError: the adapter is missing or does not fit the model.
         """
         from mlx.utils import tree_unflatten
 
-        before = dict(loaded.model.named_modules())
-        load_adapter(loaded, adapter)
-        after = dict(loaded.model.named_modules())
-        changed = [name for name, module in before.items() if after[name] is not module]
-        modules = {"base": before, "tuned": after}
+        if adapter is not None:
+            load_adapter(loaded, adapter)
+        found = [(name, module) for name, module in loaded.model.named_modules() if "lora_a" in module]
+        sides = {"base": [(name, inner_layer(module)) for name, module in found], "tuned": found}
         self._model = loaded.model
-        self._modules = {side: tree_unflatten([(n, found[n]) for n in changed]) for side, found in modules.items()}
+        self._modules = {side: tree_unflatten(modules) for side, modules in sides.items()}
         self._side = "tuned"
 
     def __call__(self, side: Side) -> None:

@@ -23,6 +23,7 @@ from upft_mlx.dataset.prefix import (
     most_supervised,
     valid_numbers,
 )
+from upft_mlx.models.adapter_files import started
 from upft_mlx.models.architecture import Architecture, read_architecture
 from upft_mlx.models.chat import Renderer
 from upft_mlx.models.find import find_model
@@ -70,7 +71,7 @@ class Planner:
         """
         check_problems(recipe, problems)
         path = find_model(recipe, weights=False)
-        recipe = instructed(recipe, path, problems)
+        recipe = instructed(started(recipe, path), path, problems)
         sets = [BenchmarkSet(entry, load_benchmark(entry, recipe.seed)) for entry in resolve(recipe.evaluate)]
         return cls(recipe, path, problems, sets, budget or this_machine(), run).settled()
 

@@ -115,7 +115,8 @@ def resolve_paths(data: dict[str, Any], folder: Path, where: str) -> None:
         benchmarks = evaluate.get("benchmarks")
         entries = benchmarks if isinstance(benchmarks, list) else []
         sections += [(f"evaluate.benchmarks.{index}.path", entry) for index, entry in enumerate(entries)]
-    for field, section in [*sections, ("prompt.chat_template", data.get("prompt"))]:
+    sections += [("prompt.chat_template", data.get("prompt")), ("lora.start_from", data.get("lora"))]
+    for field, section in sections:
         name = field.rpartition(".")[2]
         if isinstance(section, dict) and isinstance(given := section.get(name), str):
             section[name] = _absolute(given, folder, where, field)

@@ -14,10 +14,11 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, WrapSerializer, model_validator
 
 from upft_mlx.recipe.evaluate import Evaluate
 from upft_mlx.recipe.fields import BadRows, Count, Day, FieldError, Section, Sequences, Share, Strings, as_tuple
+from upft_mlx.recipe.start import without_open
 from upft_mlx.recipe.studies import SCORED, Analyze, Compare, Forecast, Method, Selection
 
 PAPER_TEMPLATE = (
@@ -193,6 +194,8 @@ class Lora(Section):
     """Layers with an adapter, counted from the last; -1: all."""
     keys: Strings | None = None
     """Modules inside a layer, for example `self_attn.q_proj`; unset: all linear modules."""
+    start_from: str | None = None
+    """Folder of a trained adapter (mlx-lm, PEFT) to train further; rank, scale, layers and keys come from it."""
 
     @model_validator(mode="after")
     def _something_to_train(self) -> Lora:
@@ -319,7 +322,7 @@ class Recipe(Section):
     """Sampling."""
     prefix: Prefix = Prefix()
     """Training rows."""
-    lora: Lora = Lora()
+    lora: Annotated[Lora, WrapSerializer(without_open)] = Lora()
     """Adapter."""
     train: Train = Train()
     """Optimizer."""

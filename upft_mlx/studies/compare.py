@@ -18,7 +18,7 @@ from typing import Any
 
 from upft_mlx.errors import RecipeError
 from upft_mlx.events import Note, Observer, ignore
-from upft_mlx.fingerprints import dated
+from upft_mlx.fingerprints import definite
 from upft_mlx.job import Job
 from upft_mlx.models.find import find_model
 from upft_mlx.pipeline import LEARNING, do, learn, opened, prepare, refuse_changed, report, take_over
@@ -47,7 +47,7 @@ def compare(recipe: Recipe, run_dir: str | Path, notify: Observer = ignore) -> C
         raise RecipeError("empty", "a comparison needs something to measure", field="evaluate.benchmarks")
     root = Path(run_dir) / "compare"
     made = [path.parent for path in sorted(root.glob("*/seed-*/recipe.json"))]
-    recipe = dated(recipe, find_model(recipe), RunDir(made[0] if made else root))  # one day for all cells
+    recipe = definite(recipe, find_model(recipe), RunDir(made[0] if made else root))  # one day for all cells
     plan = [(method, seed) for seed in seeds(recipe) for method in (BASE, *recipe.compare.methods)]
     variants = {cell: variant(recipe, *cell) for cell in plan}  # all are checked before the first one runs
     cells, spent = [], dict[str, list[float]]()

@@ -21,7 +21,7 @@ from upft_mlx.errors import RecipeError
 from upft_mlx.escape import one_line, quoted
 from upft_mlx.evaluation.benchmark_result import BenchmarkResult
 from upft_mlx.events import Note, Observer, ignore
-from upft_mlx.fingerprints import dated
+from upft_mlx.fingerprints import definite
 from upft_mlx.models.find import find_model
 from upft_mlx.pipeline import run_stage
 from upft_mlx.recipe.grid import Grid, Settings, all_valid, combinations, in_words
@@ -57,7 +57,7 @@ def sweep(
     development, rest = parts(recipe, label)
     all_valid(development, settings)  # all are checked before the first one runs
     made = [path.parent for path in sorted(root.glob("*/recipe.json"))]
-    development = dated(development, find_model(development), RunDir(made[0] if made else root))  # one day for all
+    development = definite(development, find_model(development), RunDir(made[0] if made else root))  # one day for all
     recipes = all_valid(development, settings)
     cells = []
     for number, (one, its) in enumerate(zip(settings, recipes, strict=True), start=1):
@@ -140,7 +140,7 @@ def _cell(
 
 
 def _on_the_rest(recipe: Recipe, chosen: Cell, notify: Observer) -> dict[str, BenchmarkResult]:
-    (its,) = all_valid(dated(recipe, find_model(recipe), RunDir(chosen.run)), [chosen.settings])
+    (its,) = all_valid(definite(recipe, find_model(recipe), RunDir(chosen.run)), [chosen.settings])
     notify(Note(f"chosen: {in_words(chosen.settings)}; now on the rest"))
     return run_stage(its, chosen.run, "evaluate", notify, look=LOOK).benchmarks
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import islice
 from typing import Any
 
@@ -12,7 +12,8 @@ from upft_mlx.data.benchmarks import QUESTION, BenchmarkSet
 from upft_mlx.data.problems import Problem
 from upft_mlx.dataset.instruction import user_turn
 from upft_mlx.dataset.prefix import most_sampled
-from upft_mlx.events import Note, Observer, ignore
+from upft_mlx.events import Note, Observer, Side, ignore
+from upft_mlx.models.adapters import AdapterSwitch
 from upft_mlx.models.chat import Renderer
 from upft_mlx.models.load import Loaded
 from upft_mlx.recipe.schema import Recipe
@@ -75,10 +76,11 @@ def movement(recipe: Recipe, loaded: Loaded, run: RunDir, source: str, prompts: 
     model = loaded.model
     model.load_weights(str(run.adapter / "adapters.safetensors"), strict=False)
     model.eval()
-    switch = _switch(model)
-    caches: dict[str, list[Cache]] = {}
-    answers: dict[str, list[list[int]]] = {}
-    for side, limit in (("base", looked_at(most_sampled(recipe, "prefix"))), ("tuned", OPENING)):
+    switch = AdapterSwitch(loaded)
+    caches: dict[Side, list[Cache]] = {}
+    answers: dict[Side, list[list[int]]] = {}
+    limits: dict[Side, int] = {"base": looked_at(most_sampled(recipe, "prefix")), "tuned": OPENING}
+    for side, limit in limits.items():
         switch(side)
         prefill = Prefill(model)
         prefill.share(prompts)
@@ -99,18 +101,7 @@ def movement(recipe: Recipe, loaded: Loaded, run: RunDir, source: str, prompts: 
     return {**summarize(said["base"], said["tuned"], along), "source": source}
 
 
-def _switch(model: Any) -> Callable[[str], None]:
-    """Takes the adapter off for "base" and puts it on for "tuned": without its product a layer is the base's."""
-    scales = [(module, module.scale) for _, module in model.named_modules() if "lora_a" in module]
-
-    def switch(side: str) -> None:
-        for module, scale in scales:
-            module.scale = 0.0 if side == "base" else scale
-
-    return switch
-
-
-def _along(loaded: Loaded, switch: Callable[[str], None], ids: list[int], caches: dict[str, Cache]) -> list[Place]:
+def _along(loaded: Loaded, switch: AdapterSwitch, ids: list[int], caches: dict[Side, Cache]) -> list[Place]:
     """Both sides after each of these ids, which follow on what each side's cache holds; it is used up."""
     logs: list[mx.array] = []
     for side, cache in caches.items():

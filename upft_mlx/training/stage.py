@@ -17,7 +17,7 @@ UNREAD = ("keep", "report_to", "checkpoint_every")
 def inputs(job: Job) -> dict[str, Any]:
     """The adapter and the training; the split into rows to train and to validate on is in the dataset."""
     unset = () if job.recipe.train.patience else ("patience",)  # as in runs from before there was one
-    return {**job.inputs.fields("lora"), **job.inputs.section_without("train", "valid_ratio", *unset, *UNREAD)}
+    return {**job.inputs.lora(), **job.inputs.section_without("train", "valid_ratio", *unset, *UNREAD)}
 
 
 def announce(job: Job) -> StageStarted:
