@@ -14,6 +14,7 @@ from mlx.utils import tree_flatten
 
 from upft_mlx.inspection import selftest
 from upft_mlx.inspection.selftest import GRADIENT_NORM, LOSS, SHAPE, checks, make_model, rows
+from upft_mlx.models.families import SharedKeys
 from upft_mlx.training import loss
 from upft_mlx.training.batches import Batch, Example, make_batch
 from upft_mlx.training.loss import Modes
@@ -172,13 +173,13 @@ def test_attention_that_sees_the_future_is_found(monkeypatch: pytest.MonkeyPatch
 
 
 def test_shared_tokens_at_wrong_positions_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = loss._SharedKeys.__init__
+    real = SharedKeys.__init__
 
     def init(self: Any, *parts: Any) -> None:
         real(self, *parts)
         self.offset = 0
 
-    monkeypatch.setattr(loss._SharedKeys, "__init__", init)
+    monkeypatch.setattr(SharedKeys, "__init__", init)
     assert wrong() == ["loss", "gradient"]
 
 

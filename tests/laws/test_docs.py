@@ -109,7 +109,7 @@ def test_a_planted_mistake_is_found(check: Any, what: str, right: str, wrong: st
 # Pages that are written from the code.
 
 
-@pytest.mark.parametrize("name", ["recipe", "commands"])
+@pytest.mark.parametrize("name", ["recipe", "commands", "families"])
 def test_a_generated_page_is_current(name: str) -> None:
     page = runpy.run_path(str(ROOT / "tools" / f"make_{name}_page.py"))["page"]
     assert (DOCS / "reference" / f"{name}.md").read_text(encoding="utf-8") == page()

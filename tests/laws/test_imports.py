@@ -59,6 +59,7 @@ WITH_MLX = {
     "fusing.moments",
     "inspection.selftest",
     "models.dense_cpu",
+    "models.families",
     "models.same_logits",
     "sampling.prefill",
     "training.chunked_loss",

@@ -11,7 +11,8 @@ from typing import Any
 import mlx.core as mx
 import pytest
 from helpers.base_and_tuned import write_adapter
-from helpers.loss import FAMILIES, family
+from helpers.family_configs import EXACT as FAMILIES
+from helpers.loss import family
 
 from upft_mlx.demo.world import problems
 from upft_mlx.models.adapters import AdapterSwitch

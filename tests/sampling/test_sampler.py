@@ -13,7 +13,8 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import pytest
-from helpers.loss import FAMILIES, family
+from helpers.family_configs import EXACT as FAMILIES
+from helpers.loss import family
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats

@@ -11,12 +11,14 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 import pytest
-from helpers.loss import FAMILIES, family, flat, oracle
+from helpers.family_configs import EXACT as FAMILIES
+from helpers.loss import family, flat, oracle
 from mlx.utils import tree_map
 
+from upft_mlx.models.families import SharedKeys
 from upft_mlx.training import loss as loss_module
 from upft_mlx.training.batches import LEAST_POSITIONS, Example, make_batch, split
-from upft_mlx.training.loss import Modes, _SharedKeys, choose_modes, make_loss, scalar, to_arrays, value_and_grad
+from upft_mlx.training.loss import Modes, choose_modes, make_loss, scalar, to_arrays, value_and_grad
 
 SHARED = 3
 ROWS = [
@@ -116,13 +118,13 @@ def test_reading_the_rows_one_off_is_seen(name: str, monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize("name", FAMILIES)
 def test_shared_tokens_without_a_gradient_of_their_own_are_seen(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The loss is right then, only the gradient is not: what the shared tokens' keys and values contribute lacks."""
-    original = _SharedKeys.__init__
+    original = SharedKeys.__init__
 
-    def stop(self: _SharedKeys, keys: mx.array | None = None, values: mx.array | None = None) -> None:
+    def stop(self: SharedKeys, keys: mx.array | None = None, values: mx.array | None = None) -> None:
         cut = [None if array is None else mx.stop_gradient(array) for array in (keys, values)]
         original(self, *cut)
 
-    monkeypatch.setattr(_SharedKeys, "__init__", stop)
+    monkeypatch.setattr(SharedKeys, "__init__", stop)
     assert broken(name, "gathered and shared") > 10 * TOLERANCE
 
 
@@ -130,21 +132,21 @@ def test_shared_tokens_without_a_gradient_of_their_own_are_seen(name: str, monke
 def test_shared_tokens_at_a_wrong_position_are_seen_by_gradient_and_by_trial(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = _SharedKeys.__init__
+    original = SharedKeys.__init__
 
-    def shift(self: _SharedKeys, keys: mx.array | None = None, values: mx.array | None = None) -> None:
+    def shift(self: SharedKeys, keys: mx.array | None = None, values: mx.array | None = None) -> None:
         original(self, keys, values)
         self.offset += 2 if keys is not None else 0
 
     # Masks that a family makes of the offset itself would not fit the keys then: only the rotations are moved.
-    def mask(self: _SharedKeys, length: int, return_array: bool = False, window_size: int | None = None) -> Any:
-        true = _SharedKeys()
+    def mask(self: SharedKeys, length: int, return_array: bool = False, window_size: int | None = None) -> Any:
+        true = SharedKeys()
         true.offset = max(0, self.offset - 2)
         return original_mask(true, length, return_array, window_size)
 
-    original_mask = _SharedKeys.make_mask
-    monkeypatch.setattr(_SharedKeys, "__init__", shift)
-    monkeypatch.setattr(_SharedKeys, "make_mask", mask)
+    original_mask = SharedKeys.make_mask
+    monkeypatch.setattr(SharedKeys, "__init__", shift)
+    monkeypatch.setattr(SharedKeys, "make_mask", mask)
     assert broken(name, "gathered and shared") > 10 * TOLERANCE
     modes, reasons = choose_modes(family(name), dropout=False, checkpoint=False)
     assert not modes.share
@@ -166,12 +168,12 @@ def test_a_window_sees_the_shared_tokens_that_lie_in_it(name: str, window: int, 
 
 @pytest.mark.parametrize("name", ["gemma3_text", "cohere2"])
 def test_a_window_that_forgets_the_shared_tokens_is_seen(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    original = _SharedKeys.make_mask
+    original = SharedKeys.make_mask
 
-    def unlimited(self: _SharedKeys, length: int, return_array: bool = False, window_size: int | None = None) -> Any:
+    def unlimited(self: SharedKeys, length: int, return_array: bool = False, window_size: int | None = None) -> Any:
         return original(self, length, return_array, None)
 
-    monkeypatch.setattr(_SharedKeys, "make_mask", unlimited)
+    monkeypatch.setattr(SharedKeys, "make_mask", unlimited)
     assert broken(name, "gathered and shared") > 10 * TOLERANCE
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -11,7 +11,7 @@ import mlx.core as mx
 import numpy as np
 
 from upft_mlx.errors import ModelError
-from upft_mlx.training.loss import Modes, shares_exactly, supervised_logits, with_final_norm
+from upft_mlx.training.loss import Modes, final_norm, find_final_norm, shares_exactly, supervised_logits
 
 if TYPE_CHECKING:
     import mlx.nn as nn
@@ -42,7 +42,7 @@ class Reader:
         """
         self._model = loaded.model
         self._shares = shares_exactly(self._model)
-        if with_final_norm(self._model) is None:
+        if find_final_norm(self._model) is None:
             raise ModelError(
                 "hidden states cannot be read from this model family",
                 "use a prefix.selection other than probe and auto",
@@ -102,16 +102,11 @@ class Reader:
 @contextmanager
 def _catching(model: nn.Module) -> Iterator[list[mx.array]]:
     """While active, what the final norm returns is added to the list."""
-    inner = with_final_norm(model)
-    assert inner is not None
-    norm, caught = inner["norm"], list[mx.array]()
+    caught = list[mx.array]()
 
-    def catch(hidden: mx.array, *args: Any) -> Any:
+    def catch(norm: Callable[..., mx.array], hidden: mx.array, *args: Any) -> mx.array:
         caught.append(norm(hidden, *args))
         return caught[-1]
 
-    dict.__setitem__(inner, "norm", catch)  # in place: the order of the parameters stays what it was
-    try:
+    with final_norm(model, catch):
         yield caught
-    finally:
-        dict.__setitem__(inner, "norm", norm)

@@ -33,6 +33,8 @@ def add_lora(loaded: Loaded, lora: Lora, seed: int) -> dict[str, Any]:
     import mlx.core as mx
     from mlx_lm.tuner.utils import linear_to_lora_layers
 
+    from upft_mlx.models.families import default_keys
+
     layers = len(loaded.model.layers)
     if lora.num_layers > layers:
         raise ModelError(f"{lora.num_layers}, but the model has {layers} layers only", field="lora.num_layers")
@@ -48,6 +50,8 @@ def add_lora(loaded: Loaded, lora: Lora, seed: int) -> dict[str, Any]:
                     field="lora.keys",
                 )
         parameters["keys"] = list(lora.keys)
+    elif (keys := default_keys(loaded.model)) is not None:
+        parameters["keys"] = keys
     mx.random.seed(seed)
     loaded.model.freeze()
     kind = "lora"

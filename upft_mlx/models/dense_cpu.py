@@ -88,8 +88,7 @@ def add_dense_copies(model: nn.Module) -> int:
 
 
 def _parts(layer: DenseLinear | DenseHead) -> tuple[mx.array, mx.array, mx.array]:
-    assert layer.biases is not None  # affine quantization has them
-    return layer.weight, layer.scales, layer.biases
+    return layer["weight"], layer["scales"], layer["biases"]  # affine quantization has all three
 
 
 def _is_current(layer: DenseLinear | DenseHead) -> bool:

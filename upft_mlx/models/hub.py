@@ -35,7 +35,7 @@ def tell_attempts_once() -> None:
         logger.addFilter(_Once())
 
 
-def reason(error: Exception) -> str:
+def reason(error: BaseException) -> str:
     """The text of another library's error on one line, without the lists that some append."""
     text = one_line(str(error), 300)
     return one_line(f"{type(error).__name__}: {text}", 300) if isinstance(error, KeyError) or not text else text

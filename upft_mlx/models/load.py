@@ -87,6 +87,7 @@ def load(
     from mlx_lm.utils import load_model
 
     from upft_mlx.models.dense_cpu import add_dense_copies
+    from upft_mlx.models.families import prepare
 
     tokenizer = load_tokenizer(path, trust_remote_code=trust_remote_code)
     if chat_template is not None:
@@ -110,11 +111,12 @@ def load(
             _quantize(path, model, config, quantize)
         if mx.default_device().type == mx.DeviceType.cpu:
             model.set_dtype(mx.float32)
+        prepare(model)
         mx.eval(model.parameters())
         add_dense_copies(model)
     except ModelError:
         raise
-    except Exception as error:  # mlx, mlx-lm and the model's own code raise what they like
+    except (Exception, SystemExit) as error:  # mlx, mlx-lm and the model's own code raise what they like
         raise ModelError(f"cannot be loaded: {reason(error)}", path=path) from error
     return Loaded(model, tokenizer, config, path, dtype, trust_remote_code)
 
@@ -132,7 +134,7 @@ def load_tokenizer(path: Path, *, trust_remote_code: bool = False) -> Any:
     try:
         eos = load_config(path).get("eos_token_id")
         tokenizer = load(path, {"trust_remote_code": trust_remote_code}, eos_token_ids=eos)
-    except Exception as error:  # tokenizers raises bare exceptions, transformers its own kinds
+    except (Exception, SystemExit) as error:  # tokenizers raises bare exceptions, mlx-lm's olmo ends the process
         raise ModelError(f"the tokenizer cannot be loaded: {reason(error)}", path=path) from error
     if tokenizer.eos_token_id is None:
         raise ModelError("the tokenizer has no eos_token", "set it in tokenizer_config.json", path=path)
@@ -143,10 +145,16 @@ def load_tokenizer(path: Path, *, trust_remote_code: bool = False) -> Any:
 def _quantize(path: Path, model: nn.Module, config: dict[str, Any], quantize: Quantize) -> None:
     import mlx.nn as nn
 
+    from upft_mlx.models.families import read_from_outside
+
     if "quantization" in config or "quantization_config" in config:
         raise ModelError("is quantized already", "remove `quantize` from the recipe", path=path)
 
+    as_they_are = read_from_outside(model)
+
     def fits(_: str, module: nn.Module) -> bool:
+        if id(module) in as_they_are:
+            return False
         weight = getattr(module, "weight", None)
         return hasattr(module, "to_quantized") and weight is not None and weight.shape[-1] % quantize.group_size == 0
 

@@ -21,6 +21,7 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
+from upft_mlx.models.families import SharedKeys, reads_keys_of_others
 from upft_mlx.models.same_logits import same_logits
 from upft_mlx.models.same_logits import scalar as scalar  # where others look for it
 from upft_mlx.training.batches import Batch, chunk_positions, unshared_because
@@ -73,6 +74,9 @@ def choose_modes(model: nn.Module, *, dropout: bool, checkpoint: bool) -> tuple[
             "shared prompt tokens are passed for each sequence: this model family's layers take no keys and values "
             "from outside, or mean something else by them"
         )
+    if checkpoint and reads_keys_of_others(model):
+        checkpoint = False
+        reasons.append("layers are kept instead of computed again: in this model family they read each other's keys")
     return Modes(gather, share, checkpoint, chunks_exactly(model) if gather else 0), reasons
 
 
@@ -140,7 +144,7 @@ def head_of(model: nn.Module) -> Head:
     """What a model does behind its layers: final norm, head, soft cap or scale."""
 
     def head(hidden: mx.array) -> mx.array:
-        with _final_norm(model, lambda norm, _, *args: norm(hidden[None], *args)):
+        with final_norm(model, lambda norm, _, *args: norm(hidden[None], *args)):
             logits: mx.array = model(mx.zeros((1, 1), mx.int32))  # nothing reads its layers: they are never computed
         return logits[0]
 
@@ -156,11 +160,11 @@ def _run(
             stack.enter_context(_checkpointing(model.layers))
         cache = None
         if shared.size:  # what the shared tokens leave to those after them; their own logits are never computed
-            records = [_SharedKeys() for _ in model.layers]
+            records = [SharedKeys() for _ in model.layers]
             model(shared[None], cache=records)  # (1, P)
-            cache = [_SharedKeys(record.keys, record.values) for record in records]
+            cache = [SharedKeys(record.keys, record.values) for record in records]
         if norm is not None:
-            stack.enter_context(_final_norm(model, norm))
+            stack.enter_context(final_norm(model, norm))
         logits: mx.array = model(tokens) if cache is None else model(tokens, cache=cache)
     return logits
 
@@ -175,31 +179,42 @@ def _at(hidden: mx.array, positions: mx.array) -> mx.array:
 
 def gathers_exactly(model: nn.Module) -> bool:
     """Whether gathering positions at the final norm gives this model's own logits, tried on a few tokens."""
-    if with_final_norm(model) is None:
+    if find_final_norm(model) is None:
         return False
     return _same_logits(model, mx.array([], mx.int32), Modes(share=False))
 
 
-def with_final_norm(model: nn.Module) -> nn.Module | None:
-    """The module whose `norm` is applied last before the head: `model.model`, below `language_model` where images are
-    understood as well."""
+_BODIES = ("model", "backbone", "transformer")
+_NORMS = ("norm", "embedding_norm", "final_layernorm", "final_layer_norm", "norm_f", "ln_f")
+
+
+def find_final_norm(model: nn.Module) -> tuple[nn.Module, str] | None:
+    """The module whose norm is applied last before the head, and that norm's name in it: mostly `norm` in
+    `model.model`, below `language_model` where images are understood as well."""
+    if not hasattr(model, "layers"):
+        return None
     text = model.get("language_model", model)
-    inner = text.get("model") if isinstance(text, nn.Module) and hasattr(model, "layers") else None
-    return inner if isinstance(inner, nn.Module) and isinstance(inner.get("norm"), nn.Module) else None
+    for inner in (text.get(name) for name in _BODIES if isinstance(text, nn.Module)):
+        body = inner.get("language_model", inner) if isinstance(inner, nn.Module) else None
+        if isinstance(body, nn.Module):
+            for name in (name for name in _NORMS if isinstance(body.get(name), nn.Module)):
+                return body, name
+    return None
 
 
 @contextmanager
-def _final_norm(model: nn.Module, function: Callable[..., mx.array]) -> Iterator[None]:
+def final_norm(model: nn.Module, function: Callable[..., mx.array]) -> Iterator[None]:
     """While active, `function(norm, hidden, ...)` is called in place of the final norm."""
-    inner = with_final_norm(model)
-    assert inner is not None
-    norm = inner["norm"]
+    place = find_final_norm(model)
+    assert place is not None
+    inner, name = place
+    norm = inner[name]
     # Set in the module's dict in place, so that the order of its parameters stays what it was.
-    dict.__setitem__(inner, "norm", partial(function, norm))
+    dict.__setitem__(inner, name, partial(function, norm))
     try:
         yield
     finally:
-        dict.__setitem__(inner, "norm", norm)
+        dict.__setitem__(inner, name, norm)
 
 
 # Head and loss in chunks.
@@ -227,37 +242,6 @@ def shares_exactly(model: nn.Module) -> bool:
     if not hasattr(model, "layers"):
         return False
     return _same_logits(model, mx.arange(16, 21), Modes(gather=False))
-
-
-class _SharedKeys:
-    """What a layer takes for its cache: remembers the shared tokens' keys and values, or puts them before its own.
-
-    It speaks the part of mlx-lm's cache protocol that a pass of several tokens needs.
-    """
-
-    def __init__(self, keys: mx.array | None = None, values: mx.array | None = None) -> None:
-        self.keys, self.values = keys, values
-        self.offset = 0 if keys is None else keys.shape[2]
-
-    def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
-        """Keys and values (B, heads, P + T, D) of all tokens that those of this pass may attend to."""
-        if self.keys is None or self.values is None:
-            self.keys, self.values = keys, values
-            return keys, values
-        return _after(self.keys, keys), _after(self.values, values)
-
-    def make_mask(self, length: int, return_array: bool = False, window_size: int | None = None) -> Any:
-        """Causal, within the window if there is one; "causal" lets MLX align the last positions with each other."""
-        from mlx_lm.models.base import create_causal_mask
-
-        if return_array or (window_size is not None and self.offset + length > window_size):
-            return create_causal_mask(length, self.offset, window_size=window_size)
-        return None if length == 1 else "causal"
-
-
-def _after(shared: mx.array, own: mx.array) -> mx.array:
-    """`shared` (1, heads, P, D) before each sequence of `own` (B, heads, T, D)."""
-    return mx.concatenate([mx.broadcast_to(shared, (own.shape[0], *shared.shape[1:])), own], axis=2)
 
 
 # Gradient checkpointing.
