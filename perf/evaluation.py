@@ -37,7 +37,7 @@ from upft_mlx.recipe.schema import Prompt, Recipe
 from upft_mlx.rows import EvaluationRow, read_rows
 
 TEMPERATURE, MAX_TOKENS = 0.7, 64
-SIDES = ("base", "tuned")
+VARIANTS = ("base", "tuned")
 
 
 def recipe_for(work: Path, options: argparse.Namespace) -> Recipe:
@@ -67,15 +67,15 @@ def with_benchmark(recipe: Recipe, work: Path, **fields: Any) -> Recipe:
 
 
 class Models:
-    """The model as mlx-lm's users load it: one for each side."""
+    """The model as mlx-lm's users load it: one for each variant."""
 
     def __init__(self, recipe: Recipe, adapter: Path) -> None:
         self._recipe, self._adapter = recipe, adapter
 
-    def load(self, side: str) -> Loaded:
+    def load(self, variant: str) -> Loaded:
         """A fresh one."""
         loaded = load(find_model(self._recipe))
-        if side == "tuned":
+        if variant == "tuned":
             load_adapter(loaded, self._adapter)
         return loaded
 
@@ -93,8 +93,8 @@ def batched(models: Models, questions: list[str], samples: int, **sizes: int) ->
     from mlx_lm.sample_utils import make_sampler
 
     count = 0
-    for side in SIDES:
-        loaded = models.load(side)
+    for variant in VARIANTS:
+        loaded = models.load(variant)
         renderer = Renderer(loaded.tokenizer, Prompt())
         prompts = [renderer.ids(question) for question in questions for _ in range(samples)]
         sampler = make_sampler(temp=TEMPERATURE)
@@ -109,8 +109,8 @@ def one_by_one(models: Models, questions: list[str], calls: int) -> float:
     from mlx_lm.sample_utils import make_sampler
 
     seconds = 0.0
-    for side in SIDES:
-        loaded = models.load(side)
+    for variant in VARIANTS:
+        loaded = models.load(variant)
         renderer = Renderer(loaded.tokenizer, Prompt())
         sampler = make_sampler(temp=TEMPERATURE)
         step = max(1, len(questions) // calls)
@@ -119,7 +119,7 @@ def one_by_one(models: Models, questions: list[str], calls: int) -> float:
         for ids in chosen:
             generate(loaded.model, loaded.tokenizer, ids, max_tokens=MAX_TOKENS, sampler=sampler)
         seconds += (time.perf_counter() - begin) / len(chosen)
-    return seconds / len(SIDES)
+    return seconds / len(VARIANTS)
 
 
 def timed(work: Callable[[], int]) -> float:
@@ -141,10 +141,10 @@ def greedy(recipe: Recipe, models: Models, work: Path, adapter: Path, count: int
     run_stage(with_benchmark(recipe, work), work / "greedy", "evaluate", adapter=adapter)
     questions = [json.loads(line)["question"] for line in (work / "problems.jsonl").open(encoding="utf-8")]
     found = {"compared": 0, "same text": 0, "same answer": 0}
-    for side in SIDES:
-        loaded = models.load(side)
+    for variant in VARIANTS:
+        loaded = models.load(variant)
         renderer = Renderer(loaded.tokenizer, Prompt())
-        rows = list(read_rows(work / "greedy" / "evaluation" / "held-out" / f"{side}.jsonl", EvaluationRow))
+        rows = list(read_rows(work / "greedy" / "evaluation" / "held-out" / f"{variant}.jsonl", EvaluationRow))
         for question, row in list(zip(questions, rows, strict=True))[:: max(1, len(rows) // count)][:count]:
             text = generate(loaded.model, loaded.tokenizer, renderer.ids(question), max_tokens=MAX_TOKENS)
             found["compared"] += 1

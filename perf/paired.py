@@ -107,9 +107,9 @@ def adapter_for(work: Path, options: argparse.Namespace, kind: str, seed: int) -
     return folder / "adapter"
 
 
-def rows_of(run: Path, side: str) -> Rows:
+def rows_of(run: Path, variant: str) -> Rows:
     """By problem and sample."""
-    lines = (run / "evaluation" / "x" / f"{side}.jsonl").read_text(encoding="utf-8").splitlines()
+    lines = (run / "evaluation" / "x" / f"{variant}.jsonl").read_text(encoding="utf-8").splitlines()
     return {(row["problem_id"], row["sample"]): row for row in map(json.loads, lines)}
 
 
@@ -157,7 +157,7 @@ def variance(work: Path, options: argparse.Namespace) -> None:
 
 
 def timed(recipe: dict[str, Any], run: Path, adapter: Path, *, use: bool) -> tuple[dict[str, float], Any]:
-    """CPU seconds of both sides of an evaluation, with drafts or without, and its drafts."""
+    """CPU seconds of both variants of an evaluation, with drafts or without, and its drafts."""
     from upft_mlx.evaluation import evaluate
     from upft_mlx.pipeline import run_stage
     from upft_mlx.recipe.schema import Recipe
@@ -166,11 +166,11 @@ def timed(recipe: dict[str, Any], run: Path, adapter: Path, *, use: bool) -> tup
     seen: list[Any] = []
     sample, drafts = evaluate.Evaluator._sample, evaluate.Drafts
 
-    def timing(self: Any, side: str, *rest: Any) -> Any:
+    def timing(self: Any, variant: str, *rest: Any) -> Any:
         begin = resource.getrusage(resource.RUSAGE_SELF)
-        made = sample(self, side, *rest)  # type: ignore[arg-type]
+        made = sample(self, variant, *rest)  # type: ignore[arg-type]
         end = resource.getrusage(resource.RUSAGE_SELF)
-        spent[side] += end.ru_utime + end.ru_stime - begin.ru_utime - begin.ru_stime
+        spent[variant] += end.ru_utime + end.ru_stime - begin.ru_utime - begin.ru_stime
         return made
 
     class Watched(drafts):  # type: ignore[valid-type, misc]

@@ -25,14 +25,14 @@ def page() -> str:
 
 
 def _row(item: Shipped) -> str:
-    short = (item.header.short(key) for key in ("Mac", "time"))
+    short = (item.comment.short(key) for key in ("Mac", "time"))
     cells = (f"[{item.name}](#{_anchor(item.name)})", *short, f"`{item.recipe.model}`", item.problems, item.method)
     return f"| {' | '.join(cells)} |"
 
 
 def _section(item: Shipped) -> str:
-    entries = [f"- **{key}**: {_text(key, value)}" for key, value in item.header.entries.items()]
-    return "\n".join([f"## {item.name}\n", f"{item.header.title}.\n", *entries, ""])
+    entries = [f"- **{key}**: {_text(key, value)}" for key, value in item.comment.entries.items()]
+    return "\n".join([f"## {item.name}\n", f"{item.comment.title}.\n", *entries, ""])
 
 
 def _text(key: str, value: str) -> str:

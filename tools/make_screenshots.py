@@ -32,7 +32,7 @@ PAGES = ((390, 844, "problems", "light"), (820, 900, "problems", "dark"), (1280,
 """Width and height, the section at the top, and the theme of each picture of report.html."""
 SIZES = ((80, 24), (120, 40))
 AT = ("arithmetic-sampled", "tuned", 320)
-"""The picture is taken when so many completions of this benchmark and side are graded."""
+"""The picture is taken when so many completions of this benchmark and variant are graded."""
 
 
 def console(width: int, height: int) -> Console:
@@ -54,7 +54,7 @@ class Photographer:
         """Tell the views."""
         for view in self.views.values():
             view._state.apply(event, view._now())  # not `view(event)`: the lines above the frame are not wanted
-        if isinstance(event, Graded) and (event.benchmark, event.side) == AT[:2]:
+        if isinstance(event, Graded) and (event.benchmark, event.variant) == AT[:2]:
             self._graded += 1  # the demo evaluates twice; the picture is of the first time
             if self._graded == AT[2]:
                 self._take()

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from upft_mlx import pipeline
-from upft_mlx.events import Observer, Side, ignore
+from upft_mlx.events import Observer, Variant, ignore
 from upft_mlx.forecasting.estimate import Forecast
 from upft_mlx.fusing.exported import deliver, earlier_export
 from upft_mlx.hub.card import base_of
@@ -199,7 +199,7 @@ def ask(
     adapter: str | Path | None = None,
     temperature: float = 0.0,
     max_tokens: int | None = None,
-) -> dict[Side, Reply]:
+) -> dict[Variant, Reply]:
     """What base and, where there is an adapter, tuned answer to a question.
 
     Args:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-Side = Literal["base", "tuned"]
+Variant = Literal["base", "tuned"]
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class Trained:
 
 @dataclass(frozen=True)
 class EvaluationStarted:
-    """The entries to come: (name, completions expected per side)."""
+    """The entries to come: (name, completions expected per model)."""
 
     entries: tuple[tuple[str, int], ...]
     may_stop: bool = False
@@ -89,7 +89,7 @@ class Graded:
     """One completion graded. `resumed` ones were graded by an earlier process."""
 
     benchmark: str
-    side: Side
+    variant: Variant
     problem_id: str
     sample: int
     question: str

@@ -33,7 +33,7 @@ from upft_mlx.models.files import TEMPLATE, own_template
 from upft_mlx.models.find import find_model, model_hash
 from upft_mlx.models.gate import terms
 from upft_mlx.planning.budget import has_auto, this_machine
-from upft_mlx.planning.estimate import Planner
+from upft_mlx.planning.estimate import Estimate
 from upft_mlx.planning.preflight import refuse_early
 from upft_mlx.planning.speed import key_of, known
 from upft_mlx.recipe.schema import Recipe
@@ -126,7 +126,7 @@ def prepare(
     recipe = instructed(definite(recipe, model_path, run), model_path, problems)
     sets = [BenchmarkSet(entry, load_benchmark(entry, recipe.seed, notes)) for entry in resolve(recipe.evaluate)]
     if has_auto(recipe):  # the same numbers on every call, whatever the run has done already
-        recipe = Planner(recipe, model_path, problems, sets, this_machine()).settled().recipe
+        recipe = Estimate(recipe, model_path, problems, sets, this_machine()).settled().recipe
     measured = None if look is None else RunDir(run.looks / look)
     notify = notify if ranks().leads else ignore
     job = Job(recipe, model_path, problems, sets, run, notify, measured=measured, adapter=adapter)
@@ -218,8 +218,8 @@ def check_memory(job: Job, *stages: str) -> None:
     """
     due = tuple(stage for stage in stages if STAGES[stage].planned and not job.is_current(stage))
     if due:
-        planner = Planner(job.recipe, job.model_path, job.problems, job.sets, this_machine(), job.run)
-        refuse_early(planner, job.run, due, job.notify)
+        estimate = Estimate(job.recipe, job.model_path, job.problems, job.sets, this_machine(), job.run)
+        refuse_early(estimate, job.run, due, job.notify)
 
 
 def tell_expected(job: Job) -> None:
@@ -227,8 +227,8 @@ def tell_expected(job: Job) -> None:
     speed = known(key_of(job.recipe, model_hash(job.model_path), len(job.problems), versions()))
     if speed is None:
         return
-    planner = Planner(job.recipe, job.model_path, job.problems, job.sets, this_machine(), job.run)
-    seconds = planner.with_speed(speed).seconds() or {}
+    estimate = Estimate(job.recipe, job.model_path, job.problems, job.sets, this_machine(), job.run)
+    seconds = estimate.with_speed(speed).seconds() or {}
     job.notify(Expected({stage: took for stage, took in seconds.items() if not job.is_current(stage)}))
 
 

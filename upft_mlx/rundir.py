@@ -89,9 +89,9 @@ class RunDir:
         self.work = self.root / ".work"
         self.kept = self.root / ".kept"
 
-    def rows_of(self, benchmark: str, side: str) -> Path:
-        """The evaluation rows of one benchmark entry and side."""
-        return self.evaluation / benchmark / f"{side}.jsonl"
+    def rows_of(self, benchmark: str, variant: str) -> Path:
+        """The evaluation rows of one benchmark entry and variant."""
+        return self.evaluation / benchmark / f"{variant}.jsonl"
 
     def working(self, stage: str, fingerprint: str) -> RunDir:
         """The same run with this stage's outputs in a folder of their own, where it works until they are complete."""

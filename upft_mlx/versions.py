@@ -245,13 +245,13 @@ def settle(run: RunDir) -> Iterator[str]:
 
 
 def _from_before(run: RunDir) -> Iterator[str]:
-    """Runs of earlier versions: unfinished work in the places of results, an entry per side, no digests."""
+    """Runs of earlier versions: unfinished work in the places of results, an entry per variant, no digests."""
     entries = run.entries()
-    sides = {name: entry for name, entry in entries.items() if name.startswith("evaluate/")}
+    variants = {name: entry for name, entry in entries.items() if name.startswith("evaluate/")}
     for stage, entry in entries.items():
         if stage in STAGES and not entry.done:
-            _to_work(run, stage, entry, sides)
-    for name in sides:
+            _to_work(run, stage, entry, variants)
+    for name in variants:
         run.record(name, None)
     unchecked = [stage for stage, entry in run.entries().items() if entry.done and not entry.outputs]
     for stage in unchecked:
@@ -276,14 +276,14 @@ _NEEDED = {
 """Without these a stage is not done, whatever the ledger of an earlier version says."""
 
 
-def _to_work(run: RunDir, stage: str, entry: LedgerEntry, sides: dict[str, LedgerEntry]) -> None:
+def _to_work(run: RunDir, stage: str, entry: LedgerEntry, variants: dict[str, LedgerEntry]) -> None:
     """Unfinished outputs out of the places of results."""
     folder = run.work / f"{stage}-{entry.fingerprint}"
-    for name, side in sides.items() if stage == "evaluate" else ():
+    for name, variant in variants.items() if stage == "evaluate" else ():
         label, _, which = name.removeprefix("evaluate/").rpartition("/")
         rows = run.rows_of(label, which)
-        if rows.exists() and side.fingerprint != (entry.inputs or {}).get(f"{label} {which}"):
-            _transfer(rows, run.evaluation / ".kept" / f"{label}-{which}-{side.fingerprint}.jsonl")
+        if rows.exists() and variant.fingerprint != (entry.inputs or {}).get(f"{label} {which}"):
+            _transfer(rows, run.evaluation / ".kept" / f"{label}-{which}-{variant.fingerprint}.jsonl")
     for name in (*STAGES[stage].outputs, *STAGES[stage].scratch):
         if (run.root / name).exists():
             _transfer(run.root / name, folder / name)

@@ -18,7 +18,7 @@ def test_help_lists_sample_questions_and_exit_ends(monkeypatch: pytest.MonkeyPat
     typed, notes = iter(["/help", "/halp", "/exit", "never read"]), list[str]()
     monkeypatch.setattr(shown, "read_question", lambda: next(typed))
     monkeypatch.setattr(shown, "print_note", notes.append)
-    asker: Any = SimpleNamespace(sides=("base",))  # no question is asked
+    asker: Any = SimpleNamespace(variants=("base",))  # no question is asked
     ask._talk(asker, load_recipe("quickstart"), None, None, keep=False, plain=True)
     assert "/help lists what else you can type, /exit or an empty line quits" in notes[0]
     assert all(question in notes[1] for question in ask.DEMO_QUESTIONS)

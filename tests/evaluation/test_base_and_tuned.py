@@ -1,4 +1,4 @@
-"""Both sides on one loaded model: the adapter on and off, rows that survive kills, a look at less that costs none."""
+"""Base and tuned on one loaded model: the adapter on and off, rows that survive kills, a look at less at no cost."""
 
 from __future__ import annotations
 
@@ -58,8 +58,8 @@ def test_off_is_the_base_bit_for_bit_and_on_the_adapter(tmp_path: Path, quantize
     assert not mx.array_equal(base, expected)
     switch = AdapterSwitch(loaded, folder)
     assert mx.array_equal(logits(loaded), expected)
-    for side, wanted in (("base", base), ("base", base), ("tuned", expected), ("base", base)):
-        switch(side)  # type: ignore[arg-type]
+    for variant, wanted in (("base", base), ("base", base), ("tuned", expected), ("base", base)):
+        switch(variant)  # type: ignore[arg-type]
         assert mx.array_equal(logits(loaded), wanted)
 
 
@@ -104,9 +104,9 @@ def test_an_adapter_from_elsewhere_is_compared_and_the_model_is_loaded_once(
     assert len(loads) == 1
     summary = json.loads((tmp_path / "run/evaluation/summary.json").read_text())["benchmarks"]
     assert summary["arithmetic"].keys() == {"base", "tuned", "paired", "rounding"}
-    sides = [event.side for event in events if isinstance(event, Graded) and event.benchmark == "arithmetic"]
-    changes = sum(a != b for a, b in itertools.pairwise(sides))
-    assert changes == 9, "9 completions in chunks of 2: the sides take turns, chunk by chunk"
+    variants = [event.variant for event in events if isinstance(event, Graded) and event.benchmark == "arithmetic"]
+    changes = sum(a != b for a, b in itertools.pairwise(variants))
+    assert changes == 9, "9 completions in chunks of 2: the variants take turns, chunk by chunk"
     base = [r.completion for r in read_rows(tmp_path / "run/evaluation/arithmetic/base.jsonl", EvaluationRow)]
     tuned = [r.completion for r in read_rows(tmp_path / "run/evaluation/arithmetic/tuned.jsonl", EvaluationRow)]
     assert base != tuned
@@ -117,7 +117,7 @@ def test_an_adapter_from_elsewhere_is_compared_and_the_model_is_loaded_once(
 
 
 @pytest.mark.parametrize("prompt", [None, "Ben has 3 pens and gets 4 more. Ben gives 2 to Eva. " * 4 + "{question}"])
-def test_neither_side_depends_on_whether_the_other_is_measured_with_it(
+def test_neither_variant_depends_on_whether_the_other_is_measured_with_it(
     make_recipe: MakeRecipe, tmp_path: Path, prompt: str | None
 ) -> None:
     """Also where prompts share much: what they share has other keys and values with the adapter on."""
@@ -129,7 +129,7 @@ def test_neither_side_depends_on_whether_the_other_is_measured_with_it(
     assert alone["rows"]["arithmetic/base.jsonl"] == both["rows"]["arithmetic/base.jsonl"]
     assert alone["rows"]["sampled/base.jsonl"] == both["rows"]["sampled/base.jsonl"]
     later, events = evaluated(recipe, tmp_path / "alone", adapter)
-    assert {(event.side, event.resumed) for event in events if isinstance(event, Graded)} == {
+    assert {(event.variant, event.resumed) for event in events if isinstance(event, Graded)} == {
         ("base", True),
         ("tuned", False),
     }
@@ -141,7 +141,7 @@ def test_another_adapter_measures_tuned_again_and_keeps_base(recipe: Recipe, ada
     first, _ = evaluated(recipe, run, adapter)
     other = write_adapter(tmp_path / "other", size=0.08)
     second, events = evaluated(recipe, run, other)
-    resumed = {(e.side, e.resumed) for e in events if isinstance(e, Graded)}
+    resumed = {(e.variant, e.resumed) for e in events if isinstance(e, Graded)}
     assert resumed == {("base", True), ("tuned", False)}
     assert first["rows"]["sampled/tuned.jsonl"] != second["rows"]["sampled/tuned.jsonl"]
     back, events = evaluated(recipe, run, adapter)
@@ -201,7 +201,7 @@ def test_equal_questions_of_a_benchmark_get_answers_of_their_own(make_recipe: Ma
     assert texts[:3] != texts[3:6] != texts[6:] != texts[:3]
 
 
-def test_progress_counts_both_sides(recipe: Recipe, adapter: Path, tmp_path: Path) -> None:
+def test_progress_counts_both_variants(recipe: Recipe, adapter: Path, tmp_path: Path) -> None:
     _, events = evaluated(recipe, tmp_path / "run", adapter)
     assert EvaluationStarted((("arithmetic", 9), ("sampled", 15))) in events
     bars = [event for event in events if isinstance(event, Progress) and event.part == "arithmetic"]
@@ -234,7 +234,7 @@ def test_answers_that_cannot_be_graded_in_time_are_wrong_and_said_to_be(
 
 @pytest.mark.slow
 def test_evaluation_killed_again_and_again_has_the_same_rows_and_summary(tmp_path: Path) -> None:
-    """The embedded model at 8 bits, both benchmarks of the quickstart, both sides."""
+    """The embedded model at 8 bits, both benchmarks of the quickstart, both variants."""
     settings = ("evaluate.batch_size=4", "evaluate.max_tokens=40")
     recipe = with_benchmarks(load_recipe("quickstart", settings), limit=10)
     adapter = write_adapter(tmp_path / "adapter", recipe.quantize)
@@ -256,7 +256,7 @@ def test_runs_in_one_folder_share_bases_answers_while_these_are_as_written(
 
     def asked(name: str, recipe: Recipe = recipe) -> set[str]:
         _, events = evaluated(recipe, tmp_path / name, adapter)
-        return {event.side for event in events if isinstance(event, Graded) and not event.resumed}
+        return {event.variant for event in events if isinstance(event, Graded) and not event.resumed}
 
     assert asked("first") == {"base", "tuned"}
     assert asked("second") == {"tuned"}, "an adapter's answers are a run's own"

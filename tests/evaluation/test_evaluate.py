@@ -36,8 +36,8 @@ def evaluated(recipe: Recipe, folder: Path, adapter: Path | None) -> tuple[dict[
     return summary["benchmarks"], [event.text for event in events if isinstance(event, Note)]
 
 
-def rows(folder: Path, side: str, label: str = "arithmetic") -> list[EvaluationRow]:
-    return [*read_rows(RunDir(folder).rows_of(label, side), EvaluationRow)]
+def rows(folder: Path, variant: str, label: str = "arithmetic") -> list[EvaluationRow]:
+    return [*read_rows(RunDir(folder).rows_of(label, variant), EvaluationRow)]
 
 
 def recipe_for(make_recipe: MakeRecipe, **fields: Any) -> Recipe:
@@ -143,12 +143,12 @@ def test_it_stops_when_it_is_known_and_says_so(make_recipe: MakeRecipe, tmp_path
     recipe = recipe_for(make_recipe, benchmark={"limit": 200, "samples": 1}, until="known")
     adapter = write_adapter(tmp_path / "adapter", size=1.0)
     summary, notes = evaluated(recipe, tmp_path / "run", adapter)
-    sides = summary["arithmetic"]
-    n = sides["base"]["n"]
+    variants = summary["arithmetic"]
+    n = variants["base"]["n"]
     assert n < 100
     assert f"arithmetic: known after {n} of 200 problems" in notes
-    assert outcome(result(sides))[0] == "worse"
-    assert (sides["paired"]["until"], sides["paired"]["effect"]) == ("known", 0.02)
+    assert outcome(result(variants))[0] == "worse"
+    assert (variants["paired"]["until"], variants["paired"]["effect"]) == ("known", 0.02)
     base, tuned = rows(tmp_path / "run", "base"), rows(tmp_path / "run", "tuned")
     assert [row.problem_id for row in base] == [row.problem_id for row in tuned]
     assert len(base) == n == len({row.problem_id for row in base})
@@ -176,6 +176,6 @@ def test_what_is_not_known_goes_to_the_end_with_the_wider_interval(make_recipe: 
         assert not [note for note in notes if "known after" in note]
     assert rows(tmp_path / "known", "tuned") == rows(tmp_path / "end", "tuned"), "the same problems, in the same order"
     for name in ("base", "tuned"):
-        width = {until: sides[name]["ci95"][1] - sides[name]["ci95"][0] for until, sides in found.items()}
+        width = {until: variants[name]["ci95"][1] - variants[name]["ci95"][0] for until, variants in found.items()}
         assert width["known"] > width["end"]
     assert found["known"]["paired"]["ci95"] != found["end"]["paired"]["ci95"]

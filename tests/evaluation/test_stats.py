@@ -202,9 +202,9 @@ def test_tangos_interval_of_no_change_is_its_closed_form() -> None:
 
 
 def verdict_of(found: PairedDifference, effect: float = 0.02) -> str:
-    side = {"accuracy": 0.5, "truncated": 0.0, "n": 50}
+    variant = {"accuracy": 0.5, "truncated": 0.0, "n": 50}
     paired = {"delta": found.delta, "ci95": found.ci95, "p_value": found.p_value, "effect": effect}
-    return outcome(result({"base": side, "tuned": side, "paired": paired}))[0]
+    return outcome(result({"base": variant, "tuned": variant, "paired": paired}))[0]
 
 
 @pytest.mark.parametrize("n", [1, 2, 5, 12, 13, 30])
@@ -294,7 +294,7 @@ def test_a_claim_of_several_samples_needs_both_tests() -> None:
 
 @settings(deadline=None)
 @given(st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), min_size=1, max_size=30))
-def test_paired_difference_changes_sign_with_its_sides(pairs: list[tuple[float, float]]) -> None:
+def test_paired_difference_changes_sign_with_its_variants(pairs: list[tuple[float, float]]) -> None:
     base, tuned = [p[0] for p in pairs], [p[1] for p in pairs]
     there, back = paired_difference(base, tuned), paired_difference(tuned, base)
     assert there.delta == pytest.approx(-back.delta)

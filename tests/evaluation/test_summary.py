@@ -19,8 +19,8 @@ from scipy import stats as scipy_stats
 from upft_mlx.data.benchmarks import BenchmarkSet, resolve
 from upft_mlx.data.problems import Problem
 from upft_mlx.evaluation.stats import drift, wilson_interval
-from upft_mlx.evaluation.summary import SIDES, flips, side_summary, summarize
-from upft_mlx.events import Side
+from upft_mlx.evaluation.summary import VARIANTS, flips, summarize, variant_summary
+from upft_mlx.events import Variant
 from upft_mlx.recipe.evaluate import Evaluate
 from upft_mlx.results.report import markdown, verdict
 from upft_mlx.rows import EvaluationRow, write_rows
@@ -58,10 +58,10 @@ def rows_of(table: list[list[Answer]]) -> list[list[EvaluationRow]]:
 
 @settings(deadline=None)
 @given(tables)
-def test_a_sides_numbers_are_those_of_its_rows(both: tuple[list[list[Answer]], list[list[Answer]]]) -> None:
+def test_a_variants_numbers_are_those_of_its_rows(both: tuple[list[list[Answer]], list[list[Answer]]]) -> None:
     problems = rows_of(both[0])
     samples, flat = len(problems[0]), [r for rows in problems for r in rows]
-    found = side_summary(a_set(len(problems), samples).entry, problems)
+    found = variant_summary(a_set(len(problems), samples).entry, problems)
     assert (found.n, found.samples) == (len(problems), samples)
     assert found.accuracy == pytest.approx(sum(r.correct for r in flat) / len(flat))
     assert found.avg_at_k == {str(samples): found.accuracy}
@@ -93,17 +93,17 @@ def test_the_pairs_numbers_are_those_of_both(both: tuple[list[list[Answer]], lis
     import tempfile
 
     with tempfile.TemporaryDirectory() as folder:
-        run, sides = RunDir(folder), [rows_of(table) for table in both]
-        part = a_set(len(sides[0]), len(sides[0][0]))
-        for side, problems in zip(SIDES, sides, strict=True):
-            write_rows(run.rows_of("x", side), [r for rows in problems for r in rows])
+        run, variants = RunDir(folder), [rows_of(table) for table in both]
+        part = a_set(len(variants[0]), len(variants[0][0]))
+        for variant, problems in zip(VARIANTS, variants, strict=True):
+            write_rows(run.rows_of("x", variant), [r for rows in problems for r in rows])
         found = summarize([part], run, Evaluate())["x"].dump()
-        flat = [[r for rows in problems for r in rows] for problems in sides]
+        flat = [[r for rows in problems for r in rows] for problems in variants]
         changes = [b.correct - a.correct for a, b in zip(*flat, strict=True)]
         assert found["paired"]["gained"] == changes.count(1)
         assert found["paired"]["lost"] == changes.count(-1)
         assert found["paired"]["delta"] == pytest.approx(sum(changes) / len(changes))
-        if len(sides[0][0]) == 1:
+        if len(variants[0][0]) == 1:
             ups, downs = changes.count(1), changes.count(-1)
             expected = scipy_stats.binomtest(ups, ups + downs).pvalue if ups + downs else 1.0
             assert found["paired"]["p_value"] == pytest.approx(expected)
@@ -115,10 +115,10 @@ def test_the_pairs_numbers_are_those_of_both(both: tuple[list[list[Answer]], lis
         assert [flip.gained for flip in flips("x", run)] == [change > 0 for change in changes if change]
 
 
-def measured(tmp_path: Path, sides: dict[Side, list[Answer]], **tags: list[str]) -> dict[str, Any]:
-    run, part = RunDir(tmp_path), a_set(len(next(iter(sides.values()))), 1, **tags)
-    for side, table in sides.items():
-        write_rows(run.rows_of("x", side), [row(n, 0, answer) for n, answer in enumerate(table)])
+def measured(tmp_path: Path, variants: dict[Variant, list[Answer]], **tags: list[str]) -> dict[str, Any]:
+    run, part = RunDir(tmp_path), a_set(len(next(iter(variants.values()))), 1, **tags)
+    for variant, table in variants.items():
+        write_rows(run.rows_of("x", variant), [row(n, 0, answer) for n, answer in enumerate(table)])
     return summarize([part], run, Evaluate())["x"].dump()
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from helpers.ui import a_report, side_value
+from helpers.ui import a_report, variant_value
 from upft_mlx.results.facts import RunReport
 from upft_mlx.results.page import Material, page
 from upft_mlx.rows import EvaluationRow
@@ -14,7 +14,7 @@ from upft_mlx.rows import EvaluationRow
 
 @dataclass(frozen=True)
 class Row:
-    """A problem as both sides answered it."""
+    """A problem as both variants answered it."""
 
     benchmark: str
     problem_id: str
@@ -57,8 +57,8 @@ def four() -> list[Row]:
 def facts(benchmark: str = "arithmetic", **changes: Any) -> RunReport:
     """Those of a report with one benchmark."""
     paired = {"delta": 0.066, "ci95": [0.012, 0.121], "p_value": 0.0173, "gained": 1, "lost": 1}
-    sides = {"base": side_value(0.715, 0.653, 0.77), "tuned": side_value(0.781, 0.727, 0.828, truncated=0.0)}
-    return a_report(benchmarks={benchmark: {**sides, "paired": paired}}, **{"verdict": [], **changes})
+    variants = {"base": variant_value(0.715, 0.653, 0.77), "tuned": variant_value(0.781, 0.727, 0.828, truncated=0.0)}
+    return a_report(benchmarks={benchmark: {**variants, "paired": paired}}, **{"verdict": [], **changes})
 
 
 def written(folder: Path, found: Material) -> str:

@@ -15,9 +15,9 @@ ROWS = f"build {TRAINING}"
 
 SAMPLING = f"generate {ROWS}"
 
-SIDES = "base tuned summary"
+VARIANTS = "base tuned summary"
 
-ANSWERS = f"{SIDES} fuse"  # fuse is judged on the benchmarks' questions
+ANSWERS = f"{VARIANTS} fuse"  # fuse is judged on the benchmarks' questions
 
 EVERYTHING = " ".join(STAGES)
 
@@ -45,7 +45,7 @@ TABLE: list[tuple[str, Any, str]] = [
     ("evaluate.benchmarks.id", "other", ""),  # the problems have a hash of their own
     ("evaluate.benchmarks.part", "rest", ""),
     ("evaluate.development", 0.4, ""),
-    ("evaluate.until", "known", SIDES),
+    ("evaluate.until", "known", VARIANTS),
     ("evaluate.effect", 3.0, "summary"),
     ("compare.cold_temperature", 0.1, ""),
     *((f"forecast.{name}", 9, "") for name in ("problems", "samples", "continuations")),  # see FORECASTING
@@ -102,15 +102,15 @@ TABLE: list[tuple[str, Any, str]] = [
         }.items()
     ),
     *((f"train.{name}", value, "") for name, value in (("keep", 3), ("checkpoint_every", 3), ("report_to", "wandb"))),
-    ("evaluate.samples", 2, SIDES),
-    ("evaluate.temperature", 0.5, SIDES),
-    ("evaluate.max_tokens", 9, SIDES),
-    ("evaluate.batch_size", 9, SIDES),
-    ("evaluate.limit", 2, SIDES),
-    ("evaluate.subset", {"level": [5]}, SIDES),
+    ("evaluate.samples", 2, VARIANTS),
+    ("evaluate.temperature", 0.5, VARIANTS),
+    ("evaluate.max_tokens", 9, VARIANTS),
+    ("evaluate.batch_size", 9, VARIANTS),
+    ("evaluate.limit", 2, VARIANTS),
+    ("evaluate.subset", {"level": [5]}, VARIANTS),
     ("evaluate.benchmarks.label", "other", ANSWERS),
     *(
-        (f"evaluate.benchmarks.{name}", value, SIDES)
+        (f"evaluate.benchmarks.{name}", value, VARIANTS)
         for name, value in {
             "path": "other.jsonl",
             "config": "x",

@@ -11,8 +11,8 @@ from rich.console import Console
 from helpers.facts import run_report
 from upft_mlx.events import (
     Graded,
-    Side,
     Trained,
+    Variant,
 )
 from upft_mlx.results.facts import RunReport
 
@@ -38,10 +38,10 @@ class Clock:
         self.time += seconds
 
 
-def graded(side: Side, problem: int, correct: bool, *, benchmark: str = "arithmetic", **changes: Any) -> Graded:
+def graded(variant: Variant, problem: int, correct: bool, *, benchmark: str = "arithmetic", **changes: Any) -> Graded:
     values: dict[str, Any] = {
         "benchmark": benchmark,
-        "side": side,
+        "variant": variant,
         "problem_id": f"p-{problem}",
         "sample": 0,
         "question": "How many?",
@@ -87,7 +87,7 @@ def written(target: Console) -> str:
     return target.file.getvalue()
 
 
-def side_value(accuracy: float, low: float, high: float, **changes: Any) -> dict[str, Any]:
+def variant_value(accuracy: float, low: float, high: float, **changes: Any) -> dict[str, Any]:
     values = {
         "n": 256,
         "samples": 1,
@@ -120,13 +120,13 @@ def a_report(**changes: Any) -> RunReport:
         ],
         "benchmarks": {
             "arithmetic": {
-                "base": side_value(0.715, 0.653, 0.77),
-                "tuned": side_value(0.781, 0.727, 0.828, truncated=0.0),
+                "base": variant_value(0.715, 0.653, 0.77),
+                "tuned": variant_value(0.781, 0.727, 0.828, truncated=0.0),
                 "paired": {"delta": 0.066, "ci95": [0.012, 0.121], "p_value": 0.0173},
             },
             "gsm8k": {
-                "base": side_value(0.345, 0.32, 0.371),
-                "tuned": side_value(0.351, 0.326, 0.377),
+                "base": variant_value(0.345, 0.32, 0.371),
+                "tuned": variant_value(0.351, 0.326, 0.377),
                 "paired": {"delta": 0.006, "ci95": [-0.014, 0.025], "p_value": 0.612},
             },
         },

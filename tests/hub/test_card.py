@@ -65,8 +65,8 @@ def recipe(make_recipe: MakeRecipe) -> Recipe:
 
 
 def test_a_void_evaluation_gives_the_hub_no_accuracy(recipe: Recipe) -> None:
-    sides = RUN["benchmarks"]["gsm8k"]
-    cut = run_report({**RUN, "benchmarks": {"gsm8k": {**sides, "base": {**sides["base"], "truncated": 0.7}}}})
+    variants = RUN["benchmarks"]["gsm8k"]
+    cut = run_report({**RUN, "benchmarks": {"gsm8k": {**variants, "base": {**variants["base"], "truncated": 0.7}}}})
     assert "model-index" not in card_data(recipe, BASE, cut)
     assert "model-index" in card_data(recipe, BASE, FACTS)
 

@@ -1,4 +1,4 @@
-"""`upft ask`: answers are the sampler's and the evaluation's, the screen shows both sides, Ctrl-C ends an answer."""
+"""`upft ask`: answers are the sampler's and the evaluation's, the screen shows both variants, Ctrl-C ends an answer."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from helpers.input import assert_fails, no_network, upft, write
 from helpers.show import TMUX, wait_for
 from rich.console import Console
 
-from upft_mlx.events import Side
+from upft_mlx.events import Variant
 from upft_mlx.inspection import ask as asking
 from upft_mlx.inspection.ask import Asker, Conversation, Reply
 from upft_mlx.models.adapters import AdapterSwitch, load_adapter
@@ -49,8 +49,8 @@ def adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def sides(adapter: Path) -> dict[Side, Loaded]:
-    """Each side by itself, loaded the plain way."""
+def variants(adapter: Path) -> dict[Variant, Loaded]:
+    """Each variant by itself, loaded the plain way."""
     tuned = load(MODEL)
     load_adapter(tuned, adapter)
     return {"base": load(MODEL), "tuned": tuned}
@@ -72,17 +72,17 @@ def sampled(loaded: Loaded, prompt: list[int], max_tokens: int = 40) -> str:
 
 
 @pytest.mark.parametrize("question", [QUESTION, *OTHERS])
-def test_greedy_answers_are_those_of_the_sampler_on_each_side_alone(
-    make_recipe: MakeRecipe, adapter: Path, sides: dict[Side, Loaded], question: str
+def test_greedy_answers_are_those_of_the_sampler_on_each_variant_alone(
+    make_recipe: MakeRecipe, adapter: Path, variants: dict[Variant, Loaded], question: str
 ) -> None:
     recipe = make_recipe(prompt={"system": "Be brief."})
     answers = Conversation(Asker(recipe, load(MODEL), adapter), keep=False).ask(question)
-    for side, loaded in sides.items():
+    for variant, loaded in variants.items():
         prompt = Renderer(loaded.tokenizer, Prompt(system="Be brief.")).ids(question)
-        assert answers[side].text == sampled(loaded, prompt)
-        assert answers[side].tokens > 0
-        assert answers[side].finish_reason == "stop"
-        assert answers[side].seconds > 0
+        assert answers[variant].text == sampled(loaded, prompt)
+        assert answers[variant].tokens > 0
+        assert answers[variant].finish_reason == "stop"
+        assert answers[variant].seconds > 0
 
 
 def test_greedy_answers_are_those_of_an_evaluation(folder: Path, adapter: Path) -> None:
@@ -90,9 +90,9 @@ def test_greedy_answers_are_those_of_an_evaluation(folder: Path, adapter: Path) 
     assert upft("evaluate", *arguments, "--limit", "3", "--run-dir", "run").exit_code == 0
     questions = [json.loads(line)["question"] for line in (MODEL.parent / "test.jsonl").read_text().splitlines()[:3]]
     asker = Asker(asking_recipe(), load(MODEL), adapter)
-    for side in asker.sides:
-        rows = list(read_rows(folder / f"run/evaluation/arithmetic/{side}.jsonl", EvaluationRow))
-        said = [Conversation(asker, keep=False).ask(question)[side] for question in questions]
+    for variant in asker.variants:
+        rows = list(read_rows(folder / f"run/evaluation/arithmetic/{variant}.jsonl", EvaluationRow))
+        said = [Conversation(asker, keep=False).ask(question)[variant] for question in questions]
         assert [answer.text for answer in said] == [row.completion for row in rows]
         assert [answer.tokens for answer in said] == [row.tokens for row in rows]
 
@@ -101,7 +101,7 @@ def asking_recipe() -> Recipe:
     return Recipe.model_validate({"model": "builtin:arithmetic", "problems": {"builtin": "arithmetic"}})
 
 
-def test_the_sides_differ_and_come_back(make_recipe: MakeRecipe, adapter: Path) -> None:
+def test_the_variants_differ_and_come_back(make_recipe: MakeRecipe, adapter: Path) -> None:
     conversation = Conversation(Asker(make_recipe(), load(MODEL), adapter), keep=False)
     first = conversation.ask(QUESTION)
     assert first["base"].text != first["tuned"].text
@@ -134,13 +134,13 @@ def test_a_stream_that_is_left_changes_nothing_for_the_next(loaded: Loaded) -> N
 def test_answers_are_told_as_they_grow_base_first(make_recipe: MakeRecipe, adapter: Path) -> None:
     told: list[Reply] = []
     answers = Conversation(Asker(make_recipe(), load(MODEL), adapter), keep=False).ask(QUESTION, told.append)
-    order = [answer.side for answer in told]
+    order = [answer.variant for answer in told]
     assert order == sorted(order)
-    for side in ("base", "tuned"):
-        mine = [answer for answer in told if answer.side == side]
+    for variant in ("base", "tuned"):
+        mine = [answer for answer in told if answer.variant == variant]
         assert [answer.tokens for answer in mine[:3]] == [1, 2, 3]
         assert all(answer.finish_reason is None for answer in mine[:-1])
-        assert mine[-1] == answers[side]
+        assert mine[-1] == answers[variant]
 
 
 def test_max_tokens_cuts_and_says_so(make_recipe: MakeRecipe) -> None:
@@ -291,7 +291,9 @@ def test_without_an_adapter_base_answers_alone_and_that_is_said(folder: Path, ta
     assert facts["answers"]["tuned"] is None
 
 
-def test_json_has_both_answers_with_tokens_and_seconds(folder: Path, adapter: Path, sides: dict[Side, Loaded]) -> None:
+def test_json_has_both_answers_with_tokens_and_seconds(
+    folder: Path, adapter: Path, variants: dict[Variant, Loaded]
+) -> None:
     result = upft("ask", "--model", "builtin:arithmetic", "--adapter", adapter, QUESTION, "--json")
     facts = json.loads(result.stdout)
     assert {name: facts[name] for name in ("model", "adapter", "question", "temperature", "max_tokens")} == {
@@ -301,8 +303,8 @@ def test_json_has_both_answers_with_tokens_and_seconds(folder: Path, adapter: Pa
         "temperature": 0.0,
         "max_tokens": 1024,
     }
-    for side, loaded in sides.items():
-        answer = facts["answers"][side]
+    for variant, loaded in variants.items():
+        answer = facts["answers"][variant]
         assert answer["text"] == sampled(loaded, Renderer(loaded.tokenizer, Prompt()).ids(QUESTION))
         assert set(answer) == {"text", "tokens", "seconds", "finish_reason"}
 
@@ -456,12 +458,14 @@ def terminal(tmp_path: Path) -> Iterator[Callable[..., str]]:
 
 @pytest.mark.slow
 @pytest.mark.skipif(TMUX is None, reason="tmux is not installed")
-def test_a_chat_in_a_real_terminal(terminal: Callable[..., str], adapter: Path, sides: dict[Side, Loaded]) -> None:
+def test_a_chat_in_a_real_terminal(
+    terminal: Callable[..., str], adapter: Path, variants: dict[Variant, Loaded]
+) -> None:
     command = f"{sys.executable} -m upft_mlx ask --model builtin:arithmetic --adapter {adapter} --chat; echo status $?"
     terminal(command, r"/exit or an empty line quits\n>")
     text = terminal(QUESTION, r"(?s)base.*tuned.*tokens.*\n>\s*$")
-    prompt = Renderer(sides["base"].tokenizer, Prompt()).ids(QUESTION)
-    for loaded in sides.values():
+    prompt = Renderer(variants["base"].tokenizer, Prompt()).ids(QUESTION)
+    for loaded in variants.values():
         for line in sampled(loaded, prompt).splitlines():
             assert line in text
     assert "Traceback" not in terminal("C-c", "status 0")
@@ -470,5 +474,5 @@ def test_a_chat_in_a_real_terminal(terminal: Callable[..., str], adapter: Path, 
 def test_the_switch_is_off_and_on_as_for_an_evaluation(make_recipe: MakeRecipe, adapter: Path) -> None:
     asker = Asker(make_recipe(), load(MODEL), adapter)
     assert isinstance(asker._switch, AdapterSwitch)
-    assert asker.sides == ("base", "tuned")
-    assert Asker(make_recipe(), load(MODEL)).sides == ("base",)
+    assert asker.variants == ("base", "tuned")
+    assert Asker(make_recipe(), load(MODEL)).variants == ("base",)

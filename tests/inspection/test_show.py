@@ -42,8 +42,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def rows(run: Path, side: str) -> list[EvaluationRow]:
-    return list(read_rows(run / "evaluation" / "arithmetic" / f"{side}.jsonl", EvaluationRow))
+def rows(run: Path, variant: str) -> list[EvaluationRow]:
+    return list(read_rows(run / "evaluation" / "arithmetic" / f"{variant}.jsonl", EvaluationRow))
 
 
 def changed(run: Path) -> list[EvaluationRow]:
@@ -62,7 +62,10 @@ def test_any_model_is_evaluated_without_a_recipe_and_json_is_all_that_stdout_hol
     )
     assert shown.exit_code == 0, shown.stderr
     facts = json.loads(shown.stdout)
-    assert {name: sides["base"]["n"] for name, sides in facts["benchmarks"].items()} == {"arithmetic": 3, "own": 1}
+    assert {name: found["base"]["n"] for name, found in facts["benchmarks"].items()} == {
+        "arithmetic": 3,
+        "own": 1,
+    }
     assert [stage["stage"] for stage in facts["stages"]] == ["evaluate"]
     assert (folder / "runs/evaluate-model/evaluation/summary.json").exists()
 
@@ -74,7 +77,7 @@ def test_alone_it_measures_the_embedded_problems(folder: Path) -> None:
     assert "n 2, greedy" in shown.stdout
 
 
-def test_with_an_adapter_both_sides_are_compared(measured: Path) -> None:
+def test_with_an_adapter_both_variants_are_compared(measured: Path) -> None:
     summary = json.loads((measured / "evaluation/summary.json").read_text())["benchmarks"]["arithmetic"]
     assert summary["paired"]["gained"] + summary["paired"]["lost"] == len(changed(measured)) > 0
     assert summary["base"]["n"] == summary["tuned"]["n"] == 24
@@ -145,7 +148,7 @@ def test_show_lists_the_flips_with_both_answers(measured: Path) -> None:
 def test_show_lists_every_row(measured: Path) -> None:
     text = upft("show", measured, "--rows").stdout
     assert text.count("arithmetic evaluation-") == 24
-    signs = sum(row.correct for side in ("base", "tuned") for row in rows(measured, side))
+    signs = sum(row.correct for variant in ("base", "tuned") for row in rows(measured, variant))
     assert text.count("✓") == signs
 
 
@@ -264,9 +267,9 @@ def test_the_view_in_a_real_terminal(width: int, height: int, adapter: Path, tmp
         )
         text = wait_for(session, r"page +/")
         summary: dict[str, Any] = json.loads((run / "evaluation/summary.json").read_text())["benchmarks"]["arithmetic"]
-        for side in ("base", "tuned"):
-            low, high = summary[side]["ci95"]
-            assert f"{100 * summary[side]['accuracy']:.1f} % [{100 * low:.1f}, {100 * high:.1f}]" in text
+        for variant in ("base", "tuned"):
+            low, high = summary[variant]["ci95"]
+            assert f"{100 * summary[variant]['accuracy']:.1f} % [{100 * low:.1f}, {100 * high:.1f}]" in text
         assert f"{100 * summary['paired']['delta']:+.1f} [" in text
     finally:
         subprocess.run([*tmux, "kill-server"], check=False)

@@ -31,13 +31,13 @@ def data_of(text: str) -> Any:
     return json.loads(found[1])
 
 
-def test_the_page_has_every_problem_as_both_sides_answered_it(there: Path) -> None:
+def test_the_page_has_every_problem_as_both_variants_answered_it(there: Path) -> None:
     found = data_of(shown("r"))
-    rows = [list(read_rows(RUN.rows_of("arithmetic", side), EvaluationRow)) for side in ("base", "tuned")]
+    rows = [list(read_rows(RUN.rows_of("arithmetic", variant), EvaluationRow)) for variant in ("base", "tuned")]
     assert [line[1] for line in found["rows"]] == [row.problem_id for row in rows[0]]
     for line, base, tuned in zip(found["rows"], *rows, strict=True):
-        for side, row in ((line[7], base), (line[8], tuned)):
-            assert side == [
+        for variant, row in ((line[7], base), (line[8], tuned)):
+            assert variant == [
                 int(row.correct),
                 row.answer,
                 row.tokens,

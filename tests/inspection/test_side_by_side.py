@@ -28,12 +28,12 @@ def make_run(tmp_path: Path, make_recipe: MakeRecipe) -> Callable[..., RunDir]:
 
     def make(name: str, base: str, tuned: str, of: str = "same base", label: str = "dev", begin: int = 0) -> RunDir:
         run = RunDir(tmp_path / name)
-        for side, marks in (("base", base), ("tuned", tuned)):
+        for variant, marks in (("base", base), ("tuned", tuned)):
             rows = [
                 EvaluationRow(f"p{number}", 0, "text", "1", str(number), mark == "1", 3, "stop")
                 for number, mark in enumerate(marks, begin)
             ]
-            write_rows(run.rows_of(label, side), rows)
+            write_rows(run.rows_of(label, variant), rows)
         write_json(run.recipe, make_recipe(name=name).dump())
         entry = LedgerEntry("f", done=True, inputs={f"{label} base": of, f"{label} tuned": name})
         run.record("evaluate", LedgerEntry(**{**vars(entry), "outputs": digests("evaluate", run.root)}))

@@ -25,7 +25,7 @@ from upft_mlx.models.chat import Renderer
 from upft_mlx.models.load import Loaded, load
 from upft_mlx.planning import budget, memory
 from upft_mlx.planning.budget import MemoryPlan, this_machine
-from upft_mlx.planning.estimate import Planner, count
+from upft_mlx.planning.estimate import Estimate, count
 from upft_mlx.planning.lengths import Prompts, Solutions, measure_prompts
 from upft_mlx.planning.memory import Device
 from upft_mlx.recipe.schema import Prefix, Prompt, Quantize, Recipe
@@ -172,8 +172,8 @@ def test_the_plan_takes_as_many_steps_as_training() -> None:
     examples = [Example(str(number), [1, 2, 3], 1) for number in range(10)]
     for epochs, batch_size in ((1, 4), (3, 4), (2, 5), (1, 16)):
         settings = SimpleNamespace(steps=None, epochs=epochs, batch_size=batch_size)
-        planner: Any = SimpleNamespace(recipe=SimpleNamespace(train=settings), counts=SimpleNamespace(rows=10.0))
-        planned = Planner.steps.fget(planner)  # type: ignore[attr-defined]
+        estimate: Any = SimpleNamespace(recipe=SimpleNamespace(train=settings), counts=SimpleNamespace(rows=10.0))
+        planned = Estimate.steps.fget(estimate)  # type: ignore[attr-defined]
         steps = steps_from(examples, batch_size, 0, 0)
         assert planned == sum(1 for _ in itertools.takewhile(lambda step: step[0] <= epochs, steps))  # noqa: B023
 

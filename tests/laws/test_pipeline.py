@@ -117,9 +117,9 @@ def test_summary_json_has_the_contracts_fields_and_agrees_with_the_rows(finished
     summary = json.loads((finished / "evaluation" / "summary.json").read_text())["benchmarks"]
     assert summary.keys() == {"arithmetic", "sampled"}
     for label, samples in (("arithmetic", 1), ("sampled", 3)):
-        for side in ("base", "tuned"):
-            s = summary[label][side]
-            rows = list(read_rows(finished / "evaluation" / label / f"{side}.jsonl", EvaluationRow))
+        for variant in ("base", "tuned"):
+            s = summary[label][variant]
+            rows = list(read_rows(finished / "evaluation" / label / f"{variant}.jsonl", EvaluationRow))
             assert len(rows) == s["n"] * samples
             assert s["samples"] == samples
             assert s["accuracy"] == pytest.approx(sum(r.correct for r in rows) / len(rows))
@@ -207,8 +207,8 @@ def test_training_again_keeps_the_base_models_rows(copy: Path) -> None:
     _, seen = run(recipe_with(train={"learning_rate": 2e-3}), copy)
     assert base.read_bytes() == rows
     graded = [event for event in seen if isinstance(event, Graded)]
-    assert {event.resumed for event in graded if event.side == "base"} == {True}
-    assert {event.resumed for event in graded if event.side == "tuned"} == {False}
+    assert {event.resumed for event in graded if event.variant == "base"} == {True}
+    assert {event.resumed for event in graded if event.variant == "tuned"} == {False}
 
 
 @pytest.mark.parametrize(
@@ -232,7 +232,7 @@ def test_interrupted_evaluation_continues_to_the_same_rows_and_summary(copy: Pat
     files[1].unlink()
     _, seen = run(recipe_with(), copy)
     assert seen.stages(StageStarted) == ["evaluate"]
-    resumed = [e.resumed for e in seen if isinstance(e, Graded) and (e.benchmark, e.side) == ("sampled", "tuned")]
+    resumed = [e.resumed for e in seen if isinstance(e, Graded) and (e.benchmark, e.variant) == ("sampled", "tuned")]
     assert True in resumed
     assert False in resumed
     assert [path.read_bytes() for path in files] == whole
@@ -261,8 +261,8 @@ def test_base_and_tuned_are_asked_the_same_with_the_same_seeds(finished: Path, t
     facts, _ = run(recipe, tmp_path / "run")
     for label in ("arithmetic", "sampled"):
         base, tuned = (
-            list(read_rows(tmp_path / "run" / "evaluation" / label / f"{side}.jsonl", EvaluationRow))
-            for side in ("base", "tuned")
+            list(read_rows(tmp_path / "run" / "evaluation" / label / f"{variant}.jsonl", EvaluationRow))
+            for variant in ("base", "tuned")
         )
         assert base == tuned
         assert facts["benchmarks"][label]["paired"]["delta"] == 0
@@ -300,8 +300,8 @@ def test_an_adapter_that_stock_mlx_lm_trained_on_our_rows_is_evaluated(finished:
     recipe = with_benchmarks(recipe_for_model(str(MODEL), ["evaluate.max_tokens=24"]), ["arithmetic"], limit=4)
     facts = pipeline.run_stage(recipe, tmp_path / "run", "evaluate", adapter=tmp_path / "theirs").dump()
     assert facts["benchmarks"]["arithmetic"]["tuned"]["n"] == 4
-    sides = [(tmp_path / f"run/evaluation/arithmetic/{side}.jsonl").read_text() for side in ("base", "tuned")]
-    assert sides[0] != sides[1]
+    variants = [(tmp_path / f"run/evaluation/arithmetic/{variant}.jsonl").read_text() for variant in ("base", "tuned")]
+    assert variants[0] != variants[1]
 
 
 def test_methods_share_one_pipeline(tmp_path: Path) -> None:
@@ -354,7 +354,7 @@ def test_benchmarks_take_their_golds_bare(tmp_path: Path) -> None:
         load_benchmark(entry)
 
 
-def side(accuracy: float, tokens: float = 30.0, truncated: float = 0.0) -> dict[str, Any]:
+def variant(accuracy: float, tokens: float = 30.0, truncated: float = 0.0) -> dict[str, Any]:
     return {"accuracy": accuracy, "mean_tokens": tokens, "truncated": truncated, "n": 100}
 
 
@@ -362,47 +362,47 @@ def side(accuracy: float, tokens: float = 30.0, truncated: float = 0.0) -> dict[
     ("base", "tuned", "paired", "expected"),
     [
         (
-            *(side(0.5), side(0.6), (0.1, 0.02, 0.18, 0.01)),
+            *(variant(0.5), variant(0.6), (0.1, 0.02, 0.18, 0.01)),
             ["x: tuned is better than base: +10.0 points [+2.0, +18.0], p 0.010"],
         ),
         (
-            *(side(0.5), side(0.4), (-0.1, -0.18, -0.02, 0.01)),
+            *(variant(0.5), variant(0.4), (-0.1, -0.18, -0.02, 0.01)),
             ["x: tuned is worse than base: -10.0 points [-18.0, -2.0], p 0.010"],
         ),
         (
-            *(side(0.5), side(0.6), (0.1, 0.0, 0.2, 0.05)),
+            *(variant(0.5), variant(0.6), (0.1, 0.0, 0.2, 0.05)),
             [
                 "x: can't tell yet: +10.0 points [+0.0, +20.0], p 0.050; "
                 "about 10,000 problems would settle a change of 2 points"
             ],
         ),
         (
-            *(side(0.5), side(0.5, tokens=12.0), (0.0, -0.01, 0.02, 1.0)),
+            *(variant(0.5), variant(0.5, tokens=12.0), (0.0, -0.01, 0.02, 1.0)),
             ["x: no measurable change", "x: completions went from 30 to 12 tokens"],
         ),
         (
-            *(side(0.5), side(0.5, truncated=0.2), (0.0, -0.02, 0.01, 1.0)),
+            *(variant(0.5), variant(0.5, truncated=0.2), (0.0, -0.02, 0.01, 1.0)),
             ["x: no measurable change", "x: cut at max_tokens went from 0 % to 20 %"],
         ),
         (
-            *(side(0.1, truncated=0.51), side(0.3, truncated=0.5), (0.2, 0.1, 0.3, 0.001)),
+            *(variant(0.1, truncated=0.51), variant(0.3, truncated=0.5), (0.2, 0.1, 0.3, 0.001)),
             ["x: void: 51 % of the answers were cut; raise evaluate.max_tokens"],
         ),
         (
-            *(side(0.5), side(0.5, truncated=0.6), (0.0, -0.1, 0.1, 1.0)),
+            *(variant(0.5), variant(0.5, truncated=0.6), (0.0, -0.1, 0.1, 1.0)),
             ["x: void: 60 % of the answers were cut; raise evaluate.max_tokens", "x: cut at max_tokens went"],
         ),
         (  # what never stops is broken, not badly measured
-            *(side(0.5), side(0.1, truncated=0.9), (-0.4, -0.5, -0.3, 0.001)),
+            *(variant(0.5), variant(0.1, truncated=0.9), (-0.4, -0.5, -0.3, 0.001)),
             ["x: tuned is worse than base: ", "x: cut at max_tokens went from 0 % to 90 %"],
         ),
         (
-            *(side(0.0), side(0.0), (0.0, -0.1, 0.1, 1.0)),
-            ["x: void: neither side has a right answer; use easier problems, or check the `answer` column"],
+            *(variant(0.0), variant(0.0), (0.0, -0.1, 0.1, 1.0)),
+            ["x: void: neither base nor tuned has a right answer; use easier problems, or check the `answer` column"],
         ),
         (
-            *(side(0.0, truncated=0.4), side(0.0, truncated=0.4), (0.0, -0.1, 0.1, 1.0)),
-            ["x: void: neither side has a right answer; raise evaluate.max_tokens"],
+            *(variant(0.0, truncated=0.4), variant(0.0, truncated=0.4), (0.0, -0.1, 0.1, 1.0)),
+            ["x: void: neither base nor tuned has a right answer; raise evaluate.max_tokens"],
         ),
     ],
 )
@@ -453,7 +453,7 @@ def test_a_run_killed_again_and_again_ends_with_the_files_of_a_whole_one(tmp_pat
     command = ["run", "quickstart", *(f"--set={setting}" for setting in settings), "--run-dir"]
     finish([*command, tmp_path / "whole"])
     killed = RunDir(tmp_path / "killed")
-    rows = [killed.rows_of("arithmetic", side) for side in ("base", "tuned")]
+    rows = [killed.rows_of("arithmetic", variant) for variant in ("base", "tuned")]
     moments: tuple[Callable[[], bool], ...] = (
         lambda: lines_in(killed.partial) > 8,
         lambda: killed.solutions.exists(),

@@ -12,15 +12,15 @@ from typing import Any, get_args
 
 import pytest
 from conftest import MODEL
-from helpers.staleness import ANSWERS, FORECASTING, PROBLEMS, ROWS, SAMPLING, SIDES, STAGES, TABLE, UPFT
+from helpers.staleness import ANSWERS, FORECASTING, PROBLEMS, ROWS, SAMPLING, STAGES, TABLE, UPFT, VARIANTS
 from helpers.templates import FAMILIES, write_tokenizer
 from pydantic import BaseModel
 
 from upft_mlx import stages
 from upft_mlx.data.benchmarks import BenchmarkSet, resolve
 from upft_mlx.data.problems import Problem
-from upft_mlx.evaluation.base_and_tuned import side_inputs
-from upft_mlx.events import Side
+from upft_mlx.evaluation.base_and_tuned import variant_inputs
+from upft_mlx.events import Variant
 from upft_mlx.job import Job
 from upft_mlx.recipe.fields import Section
 from upft_mlx.recipe.schema import Recipe
@@ -72,10 +72,10 @@ def fingerprints(
     part = BenchmarkSet(entry, asked)
     made = job(recipe, model, problems, [part], adapter)
     own = {name: made.fingerprint(name) for name in stages.STAGES if name != "evaluate"}
-    sides: tuple[Side, ...] = ("base", "tuned")
+    variants: tuple[Variant, ...] = ("base", "tuned")
     return {
         **own,
-        **{side: fingerprint(side_inputs(made, part, side)) for side in sides},
+        **{variant: fingerprint(variant_inputs(made, part, variant)) for variant in variants},
         "summary": made.fingerprint("evaluate"),
     }
 
@@ -145,9 +145,9 @@ def test_the_table_has_every_field() -> None:
 @pytest.mark.parametrize(
     ("field", "value", "trained", "measured"),
     [
-        ("id", "x", f"{SAMPLING} analyze", SIDES),
+        ("id", "x", f"{SAMPLING} analyze", VARIANTS),
         ("question", "x", f"{SAMPLING} analyze", ANSWERS),
-        ("answer", "x", f"{SAMPLING} analyze", SIDES),
+        ("answer", "x", f"{SAMPLING} analyze", VARIANTS),
         ("level", "x", "", "summary"),
         ("subject", "x", "", "summary"),
         ("wrong_answers", ("x",), "", ""),  # they are in the question by then

@@ -100,7 +100,7 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[set[str], 
     questions = [problem.question for problem in PROBLEMS]
 
     def measured() -> None:
-        Evaluator(recipe, loaded, part, run).run(("base", "tuned"), lambda side: None)
+        Evaluator(recipe, loaded, part, run).run(("base", "tuned"), lambda variant: None)
         summarize([part], run, recipe.evaluate)
 
     work: dict[str, Callable[[], object]] = {

@@ -305,7 +305,7 @@ def test_a_run_of_odd_names_is_shown_and_published_escaped(folder: Path) -> None
                 "detail": detail,
             }
         ],
-        "benchmarks": {label: {"base": side(label)}},
+        "benchmarks": {label: {"base": variant(label)}},
     }
     text = report.markdown(run_report(facts))
     assert not escape.RAW.search(text)
@@ -319,7 +319,7 @@ def test_a_run_of_odd_names_is_shown_and_published_escaped(folder: Path) -> None
     assert all(len(re.findall(r"(?<!\\)\|", row)) == 11 for row in rows)
 
 
-def side(level: str) -> dict[str, Any]:
+def variant(level: str) -> dict[str, Any]:
     group = {level: {"n": 1, "accuracy": 0.5, "ci95": [0.1, 0.9]}}
     return {
         "n": 1,

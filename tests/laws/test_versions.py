@@ -235,8 +235,8 @@ def test_a_look_with_another_adapter_takes_the_bases_answers_over() -> None:
     shutil.copytree(RUN.adapter, "other")
     events: list[Event] = []
     run_stage("evaluate", adapter=Path("other"), look="other", notify=events.append)
-    assert {e.resumed for e in events if isinstance(e, Graded) and e.side == "base"} == {True}
-    assert {e.resumed for e in events if isinstance(e, Graded) and e.side == "tuned"} == {False}
+    assert {e.resumed for e in events if isinstance(e, Graded) and e.variant == "base"} == {True}
+    assert {e.resumed for e in events if isinstance(e, Graded) and e.variant == "tuned"} == {False}
 
 
 @pytest.mark.parametrize("option", ["--limit", "--run-dir"])

@@ -27,7 +27,7 @@ from upft_mlx.models.load import load_tokenizer
 from upft_mlx.planning.budget import MARGIN, MemoryPlan, another_mac, changed
 from upft_mlx.planning.lengths import Prompts, Solutions
 from upft_mlx.planning.plan import plan_recipe
-from upft_mlx.recipe.catalogue import KEYS, catalogue, read_header
+from upft_mlx.recipe.catalogue import KEYS, catalogue, read_comment
 from upft_mlx.recipe.fields import AUTO
 from upft_mlx.recipe.find import shipped_recipes
 from upft_mlx.recipe.load import load_recipe
@@ -106,7 +106,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_header_says_the_command_the_costs_and_the_sources(name: str) -> None:
-    header = read_header(shipped_recipes()[name].read_text(encoding="utf-8"))
+    header = read_comment(shipped_recipes()[name].read_text(encoding="utf-8"))
     assert len(header.title) > 20
     assert tuple(header.entries) == KEYS
     assert f"upft run {name}" in re.split(r"[ ()]{2,}|\)", header.entries["command"].replace("or: ", "  "))
@@ -117,7 +117,7 @@ def test_a_header_says_the_command_the_costs_and_the_sources(name: str) -> None:
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name not in EMBEDDED])
 def test_what_was_not_measured_says_so_and_what_was_looked_up_says_when_and_where(name: str) -> None:
-    recipe, entries = load_recipe(name), read_header(shipped_recipes()[name].read_text(encoding="utf-8")).entries
+    recipe, entries = load_recipe(name), read_comment(shipped_recipes()[name].read_text(encoding="utf-8")).entries
     assert "not measured" in entries["Mac"]
     assert entries["time"].startswith("not measured; ")
     assert re.search(r"[Ll]ooked up 20\d\d-\d\d-\d\d", entries["sources"])
@@ -127,7 +127,7 @@ def test_what_was_not_measured_says_so_and_what_was_looked_up_says_when_and_wher
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name not in EMBEDDED])
 def test_the_header_counts_problems_steps_and_test_questions_as_the_code_does(name: str) -> None:
-    recipe, entries = load_recipe(name), read_header(shipped_recipes()[name].read_text(encoding="utf-8")).entries
+    recipe, entries = load_recipe(name), read_comment(shipped_recipes()[name].read_text(encoding="utf-8")).entries
     counts = r"not measured; ([\d,]+) problems, at most ([\d,]+) steps, ([\d,]+) test questions for base and tuned"
     found = re.fullmatch(counts, entries["time"])
     assert found is not None, entries["time"]
@@ -216,14 +216,14 @@ def fits(recipe: Recipe, gigabytes: float) -> bool:
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name not in EMBEDDED])
 def test_the_mac_is_the_smallest_on_which_every_stage_fits(name: str) -> None:
-    recipe, header = load_recipe(name), read_header(shipped_recipes()[name].read_text(encoding="utf-8"))
+    recipe, header = load_recipe(name), read_comment(shipped_recipes()[name].read_text(encoding="utf-8"))
     sizes = [size for size in MACS if fits(recipe, size)]
     assert header.short("Mac") == f"{sizes[0]} GB"
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name not in EMBEDDED])
 def test_what_a_header_advises_for_a_smaller_mac_is_enough_and_needed(name: str) -> None:
-    said = read_header(shipped_recipes()[name].read_text(encoding="utf-8")).entries["Mac"]
+    said = read_comment(shipped_recipes()[name].read_text(encoding="utf-8")).entries["Mac"]
     for size, advice in re.findall(r"On (\d+) GB: ((?:--set \S+ ?)+)", said):
         sets = [text.rstrip(".") for text in re.findall(r"--set (\S+)", advice)]
         assert fits(load_recipe(name, sets), int(size))
@@ -248,7 +248,7 @@ def test_what_a_recipe_says_of_other_settings_is_what_the_plan_computes(name: st
 def test_as_many_sequences_are_sampled_as_fit(name: str) -> None:
     recipe = load_recipe(name)
     assert (recipe.generate.batch_size, recipe.evaluate.batch_size) == (AUTO, AUTO)
-    said = int(read_header(shipped_recipes()[name].read_text(encoding="utf-8")).short("Mac").split()[0])
+    said = int(read_comment(shipped_recipes()[name].read_text(encoding="utf-8")).short("Mac").split()[0])
     sizes = [planned(recipe, size)[1].generate.batch_size for size in (said, 128)]
     assert 2 <= sizes[0] <= sizes[1]
 
@@ -387,13 +387,13 @@ def test_the_list_has_every_recipe_with_its_mac_model_problems_and_time() -> Non
     shown = upft("recipes").output.splitlines()
     for item in catalogue():
         [line] = [line for line in shown if line.startswith(f"{item.name} ")]
-        parts = (item.header.short("Mac"), item.header.short("time"), f"t = {item.recipe.prefix.length}")
+        parts = (item.comment.short("Mac"), item.comment.short("time"), f"t = {item.recipe.prefix.length}")
         assert all(part in line for part in (*parts, item.recipe.model.rpartition("/")[2]))
     assert "upft recipes NAME > my-recipe.yaml" in shown[-1]
 
 
 def test_small_macs_come_first() -> None:
-    sizes = [item.header.short("Mac") for item in catalogue()]
+    sizes = [item.comment.short("Mac") for item in catalogue()]
     embedded = len(EMBEDDED)
     assert sizes[:embedded] == ["any"] * embedded
     assert sizes[embedded:] == sorted(sizes[embedded:], key=lambda size: int(size.split()[0]))
@@ -459,6 +459,6 @@ def test_the_list_fits_the_terminal(columns: int, lines: int) -> None:
     ],
 )
 def test_headers_are_read(text: str, title: str, entries: dict[str, str]) -> None:
-    header = read_header(text)
+    header = read_comment(text)
     assert (header.title, header.entries) == (title, entries)
     assert header.short("Mac") == entries.get("Mac", "").partition(";")[0]

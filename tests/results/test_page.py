@@ -120,17 +120,16 @@ def test_long_texts_share_the_room_and_short_ones_stay_whole(monkeypatch: pytest
     ],
 )
 def test_the_headline_puts_claims_first(found: list[str], said: str) -> None:
-    side = {"accuracy": 0.5, "truncated": 0.0, "n": 100}
+    variant = {"accuracy": 0.5, "truncated": 0.0, "n": 100}
     paired = {
         "same": {"delta": 0.0, "p_value": 0.5, "ci95": [-0.01, 0.01]},
         "open": {"delta": 0.01, "p_value": 0.5, "ci95": [-0.1, 0.12]},
         "better": {"delta": 0.1, "p_value": 0.01, "ci95": [0.05, 0.15]},
         "worse": {"delta": -0.1, "p_value": 0.01, "ci95": [-0.15, -0.05]},
     }
-    sides = [
-        {"base": side, "tuned": side, "paired": paired[kind]} if kind in paired else {"base": side} for kind in found
-    ]
-    assert headline(results({f"b{number}": value for number, value in enumerate(sides)})) == said
+    both = {"base": variant, "tuned": variant}
+    benchmarks = [{**both, "paired": paired[kind]} if kind in paired else {"base": variant} for kind in found]
+    assert headline(results({f"b{number}": value for number, value in enumerate(benchmarks)})) == said
 
 
 # How answers begin.
@@ -165,7 +164,7 @@ def test_a_chart_places_its_points_between_its_axes() -> None:
     assert charts.lines("t", [charts.Line("x", "base", [])], "step", str, zero=True) == ""
 
 
-def test_a_histogram_counts_each_side_in_shares() -> None:
+def test_a_histogram_counts_each_variant_in_shares() -> None:
     svg = charts.histogram("t", [("base", [10.0, 10.0, 11.0, 13.0]), ("tuned", [10.0])], "tokens")
     assert "base: 50 % (tokens 10)" in svg
     assert "base: 25 % (tokens 13)" in svg

@@ -177,8 +177,8 @@ def test_nothing_is_wider_than_the_screen(tab: Tab, tmp_path: Path, width: int) 
 
 def hostile() -> Material:
     """Every text of a page that comes from elsewhere."""
-    side = answered(False, EVIL, 5, "x")
-    bad = replace(side, answer=EVIL)
+    variant = answered(False, EVIL, 5, "x")
+    bad = replace(variant, answer=EVIL)
     mean: dict[str, Any] = {"benchmark": EVIL, "problem_id": EVIL, "question": EVIL, "gold": EVIL, "level": EVIL}
     rows = [replace(row(1, False, False, **mean), base=bad, tuned=replace(bad, completion=f"other {EVIL}"))]
     stage = {**vars(facts().stages[0]), "detail": EVIL, "stage": EVIL}

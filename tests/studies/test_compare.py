@@ -18,7 +18,7 @@ from upft_mlx.evaluation.stats import wilson_interval
 from upft_mlx.models import load
 from upft_mlx.recipe.schema import Recipe
 from upft_mlx.rundir import RunDir
-from upft_mlx.studies.compare import compare, seconds_left, variant
+from upft_mlx.studies.compare import compare, recipe_for_cell, seconds_left
 from upft_mlx.studies.method_table import Cell, Difference, figure, markdown, summarize
 from upft_mlx.studies.two_way import two_way_mean
 
@@ -90,14 +90,17 @@ def test_a_cell_is_the_recipe_with_method_selection_samples_and_seed(
     make_recipe: MakeRecipe, method: str, expected: tuple[str, str, int]
 ) -> None:
     recipe = make_recipe(train={"learning_rate": 3e-4})
-    made = variant(recipe, method, 7)
+    made = recipe_for_cell(recipe, method, 7)
     assert (made.method, made.prefix.selection, made.generate.samples) == expected
     assert (made.seed, made.train, made.evaluate) == (7, recipe.train, recipe.evaluate)
 
 
 def test_all_cells_are_measured_to_the_end(make_recipe: MakeRecipe) -> None:
     recipe = make_recipe(evaluate={"until": "known", "effect": 1.0})
-    assert (variant(recipe, "upft", 0).evaluate.until, variant(recipe, "base", 0).evaluate.effect) == ("end", 1.0)
+    assert (recipe_for_cell(recipe, "upft", 0).evaluate.until, recipe_for_cell(recipe, "base", 0).evaluate.effect) == (
+        "end",
+        1.0,
+    )
 
 
 @pytest.mark.parametrize(

@@ -14,14 +14,14 @@ from upft_mlx.models.load import Loaded
 from upft_mlx.pipeline import run_stage
 from upft_mlx.recipe.schema import Recipe
 from upft_mlx.rows import EvaluationRow, Solution, TrainingRow, read_rows
-from upft_mlx.studies.compare import compare, variant
+from upft_mlx.studies.compare import compare, recipe_for_cell
 
 MakeRecipe = Callable[..., Recipe]
 
 
 def test_self_distillation_and_the_cold_control_have_settings_of_their_own(make_recipe: MakeRecipe) -> None:
     recipe = make_recipe(compare={"cold_temperature": 0.2})
-    ssd, cold = variant(recipe, "ssd", 0), variant(recipe, "cold", 0)
+    ssd, cold = recipe_for_cell(recipe, "ssd", 0), recipe_for_cell(recipe, "cold", 0)
     assert (ssd.method, ssd.prefix.selection, ssd.generate.samples) == ("sft", "first", 1)
     assert (ssd.generate.temperature, ssd.generate.top_p, ssd.generate.top_k) == (1.6, 0.8, 20)
     assert (cold.method, cold.generate.temperature) == ("upft", 0.2)

@@ -41,8 +41,8 @@ CELLS = [
 def of(cells: list[Cell], reported: int = 1) -> Sweep:
     chosen = best(cells)
     paired = {"delta": 0.05, "ci95": [-0.01, 0.11], "p_value": 0.2}
-    sides = {side: {"n": 60, "accuracy": 0.5, "truncated": 0.0} for side in ("base", "tuned")}
-    rest = results({"dev": {**sides, "paired": paired}})
+    variants = {variant: {"n": 60, "accuracy": 0.5, "truncated": 0.0} for variant in ("base", "tuned")}
+    rest = results({"dev": {**variants, "paired": paired}})
     return Sweep("dev", 40, tried(cells, 1), chosen.settings, chosen.run, rest, reported)
 
 
@@ -154,8 +154,8 @@ def swept(tmp_path_factory: pytest.TempPathFactory) -> tuple[Recipe, Path, Sweep
     return recipe, root, sweep(recipe, GRID, root)
 
 
-def problems_of(run: RunDir, side: str) -> set[str]:
-    return {row.problem_id for row in read_rows(run.rows_of("arithmetic", side), EvaluationRow)}
+def problems_of(run: RunDir, variant: str) -> set[str]:
+    return {row.problem_id for row in read_rows(run.rows_of("arithmetic", variant), EvaluationRow)}
 
 
 def test_the_chosen_one_alone_is_measured_on_the_rest(swept: tuple[Recipe, Path, Sweep]) -> None:

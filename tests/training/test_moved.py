@@ -72,11 +72,11 @@ def test_answers_are_compared_by_opening_first_token_and_chance_to_stop() -> Non
 
 def test_the_five_most_frequent_openings_are_kept_with_their_shares() -> None:
     texts = [word for number, word in enumerate("abcdefg") for _ in range(number + 1)]
-    side = summarize([answered(t) for t in texts], [answered(t) for t in texts], [])["base"]
-    assert side["openings"] == [
+    variant = summarize([answered(t) for t in texts], [answered(t) for t in texts], [])["base"]
+    assert variant["openings"] == [
         [word, pytest.approx(count / 28)] for word, count in zip("gfedc", range(7, 2, -1), strict=True)
     ]
-    assert side["distinct"] == 7
+    assert variant["distinct"] == 7
 
 
 @pytest.mark.parametrize(
@@ -102,10 +102,15 @@ def test_the_verdict_warns_of_early_stops_and_of_lost_openings(
 
 
 def test_the_verdict_warns_of_benchmarks_whose_answers_became_over_a_tenth_shorter() -> None:
-    def sides(tuned: float) -> dict[str, Any]:
+    def variants(tuned: float) -> dict[str, Any]:
         return {"base": {"mean_tokens": 200.0}, "tuned": {"mean_tokens": tuned}, "paired": {}}
 
-    benchmarks = {"a": sides(180.0), "b": sides(179.0), "c": sides(260.0), "d": {"base": {"mean_tokens": 200.0}}}
+    benchmarks = {
+        "a": variants(180.0),
+        "b": variants(179.0),
+        "c": variants(260.0),
+        "d": {"base": {"mean_tokens": 200.0}},
+    }
     (line,) = training_report.warnings(TrainingFacts(), results(benchmarks))
     assert line == ("warning: b: tuned answers are 10 % shorter (200 to 179 tokens): it may have learned to stop early")
 
@@ -118,11 +123,11 @@ def test_only_a_model_known_to_be_better_and_nowhere_worse_may_have_moved_far(
     changes: Sequence[float], warned: bool, make_recipe: MakeRecipe, tmp_path: Path
 ) -> None:
     run = RunDir(tmp_path)
-    side = {**MEASURED, "answer_found": 1.0}
+    variant = {**MEASURED, "answer_found": 1.0}
     benchmarks = {
         str(number): {
-            "base": side,
-            "tuned": side,
+            "base": variant,
+            "tuned": variant,
             "paired": {"delta": delta, "p_value": 0.01 if delta else 1.0, "ci95": [delta - 0.01, delta + 0.01]},
         }
         for number, delta in enumerate(changes)
@@ -186,15 +191,15 @@ def test_the_numbers_are_those_of_base_and_of_the_saved_adapter(make_recipe: Mak
     base, tuned = load(MODEL), load(MODEL)
     load_adapter(tuned, run.adapter)
     said: dict[str, list[list[int]]] = {}
-    for name, side, size in (("base", base, LENGTH + 8), ("tuned", tuned, 12)):
-        made = sample_chunk(side, [Request(ids, size) for ids in prompts], Sampling(0.0), seed=0)
+    for name, variant, size in (("base", base, LENGTH + 8), ("tuned", tuned, 12)):
+        made = sample_chunk(variant, [Request(ids, size) for ids in prompts], Sampling(0.0), seed=0)
         said[name] = [answer.ids for answer in made]
         texts = {opening(base.tokenizer.decode(ids[:12])) for ids in said[name]}
         assert {text for text, _ in moved[name]["openings"]} == texts
     divergences: list[list[float]] = []
     stops = {"base": 0.0, "tuned": 0.0}
     for prompt, ids in zip(prompts, said["base"], strict=True):
-        p, q = (_log_probabilities(side, [*prompt, *ids])[len(prompt) - 1 : -1] for side in (base, tuned))
+        p, q = (_log_probabilities(variant, [*prompt, *ids])[len(prompt) - 1 : -1] for variant in (base, tuned))
         divergences.append((mx.exp(p) * (p - q)).sum(axis=-1).tolist())  # type: ignore[arg-type]
         for name, logs in (("base", p), ("tuned", q)):
             ends = mx.stack([mx.exp(logs[:, number]) for number in base.eos_ids]).sum(axis=0)

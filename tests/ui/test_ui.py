@@ -107,7 +107,7 @@ def test_plain_says_every_five_seconds_what_takes_long() -> None:
     assert wait(20) == []
 
 
-def test_plain_evaluation_speaks_per_side_every_five_seconds_and_when_complete() -> None:
+def test_plain_evaluation_speaks_per_variant_every_five_seconds_and_when_complete() -> None:
     events: list[Event | float] = [EvaluationStarted((("arithmetic", 4), ("gsm8k", 2)))]
     for problem in range(4):
         events += [graded("base", problem, problem != 1), 3.0]

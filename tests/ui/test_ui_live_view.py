@@ -171,7 +171,7 @@ def test_the_time_left_is_that_of_all_stages_scaled_by_what_was_seen() -> None:
     assert "all stages" not in "".join(frame(watched(StageStarted("generate")))), "nothing was told"
 
 
-def test_sides_are_compared_on_what_both_have_answered() -> None:
+def test_variants_are_compared_on_what_both_have_answered() -> None:
     view = watched(EvaluationStarted((("arithmetic", 4),)), StageStarted("evaluate"))
     for problem, right in enumerate((True, False, False, False)):
         view(graded("base", problem, right, tokens=10 * (problem + 1)))
@@ -214,18 +214,18 @@ def test_evaluation_shows_accuracy_interval_and_progress() -> None:
 FOUR = [(False, True), (False, True), (True, False), (True, True)]
 
 
-def both_sides(samples: int = 1) -> LiveView:
+def both_variants(samples: int = 1) -> LiveView:
     """Four problems, base and tuned; two flips to right, one to wrong."""
     view = watched(StageStarted("evaluate"), EvaluationStarted((("arithmetic", 4 * samples),)))
-    for side, place in (("base", 0), ("tuned", 1)):
+    for variant, place in (("base", 0), ("tuned", 1)):
         for problem, answers in enumerate(FOUR):
             for sample in range(samples):
-                view(graded(side, problem, answers[place], sample=sample, tokens=30 - 20 * place))  # type: ignore[arg-type]
+                view(graded(variant, problem, answers[place], sample=sample, tokens=30 - 20 * place))  # type: ignore[arg-type]
     return view
 
 
-def test_evaluation_shows_both_sides_their_difference_and_flips() -> None:
-    lines = frame(both_sides(), 120, 40)
+def test_evaluation_shows_both_variants_their_difference_and_flips() -> None:
+    lines = frame(both_variants(), 120, 40)
     assert re.split(r" {2,}", lines[6].strip()) == [
         "arithmetic",
         "4",
@@ -240,7 +240,7 @@ def test_evaluation_shows_both_sides_their_difference_and_flips() -> None:
 
 
 def test_a_narrow_screen_has_the_difference_below_the_table() -> None:
-    lines = frame(both_sides(), 72, 24)
+    lines = frame(both_variants(), 72, 24)
     assert "tuned - base" not in lines[5]
     assert lines[8] == "arithmetic: tuned - base +25.0 [-50.5, +77.8] points"
     assert max(map(len, lines)) <= 72
@@ -248,7 +248,7 @@ def test_a_narrow_screen_has_the_difference_below_the_table() -> None:
 
 def test_samples_of_a_problem_do_not_make_the_interval_narrower() -> None:
     """As at the end of the run: 4 problems x 5 samples have the interval of 4 problems."""
-    accuracy = frame(both_sides(samples=5), 120, 40)[6]
+    accuracy = frame(both_variants(samples=5), 120, 40)[6]
     assert "50.0 % [0.0, 100.0]" in accuracy
     assert "+25.0 [-50.5, +77.8]" in accuracy
 

@@ -10,7 +10,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 import pytest
-from helpers.ui import ANSI, HARMLESS, HOSTILE, a_report, console, side_value, written
+from helpers.ui import ANSI, HARMLESS, HOSTILE, a_report, console, variant_value, written
 from rich.console import Console
 
 from upft_mlx.quantities import clock, count, duration, memory, points
@@ -68,8 +68,8 @@ def test_a_bar_is_left_out_where_there_is_no_room_and_a_name_is_cut_and_not_brok
 
 def test_only_who_asks_sees_each_stage_and_what_training_did() -> None:
     movement = {"prompts": 4, "source": "evaluation prompts", "within": 24, "kl": 0.1, "same_first_token": 1.0}
-    sides = {side: {"stop": 0.0, "openings": [], "distinct": 1} for side in ("base", "tuned")}
-    training = {"movement": {**movement, **sides, "openings_kept": 1}, "cut_solutions": None}
+    variants = {variant: {"stop": 0.0, "openings": [], "distinct": 1} for variant in ("base", "tuned")}
+    training = {"movement": {**movement, **variants, "openings_kept": 1}, "cut_solutions": None}
     report = a_report(training=training)
     assert "256 solutions" not in summary_text(report)
     assert "moved on 4" not in summary_text(report)
@@ -92,14 +92,14 @@ def test_a_remark_stands_under_the_bars() -> None:
 
 def test_summary_of_samples_has_pass_and_maj() -> None:
     at = {"pass_at_k": {"1": 0.3, "16": 0.8, "2": 0.5}, "maj_at_k": {"1": 0.3, "16": 0.42, "2": 0.3}}
-    report = a_report(benchmarks={"x": {"base": side_value(0.3, 0.2, 0.4, samples=16, temperature=0.6, **at)}})
+    report = a_report(benchmarks={"x": {"base": variant_value(0.3, 0.2, 0.4, samples=16, temperature=0.6, **at)}})
     text = summary_text(report)
     assert "n 256 x 16, T 0.6" in text
     assert "pass@16 80.0 %, maj@16 42.0 %" in text
 
 
 def test_summary_without_tuned_or_anything() -> None:
-    only_base = {"arithmetic": {"base": side_value(0.715, 0.653, 0.77)}}
+    only_base = {"arithmetic": {"base": variant_value(0.715, 0.653, 0.77)}}
     line = next(line for line in summary_text(a_report(benchmarks=only_base)).splitlines() if "71.5" in line)
     assert line.split()[-2:] == ["77.0]", "·"]
     assert "Only base is measured: nothing is compared yet" in summary_text(a_report(benchmarks=only_base))
@@ -111,8 +111,8 @@ def test_only_a_difference_that_is_claimed_has_a_colour() -> None:
     worse: dict[str, Any] = {"delta": -0.05, "ci95": [-0.09, -0.01], "p_value": 0.01}
     touching: dict[str, Any] = {"delta": 0.05, "ci95": [0.0, 0.1], "p_value": 0.05}
     for paired, colour in ((worse, "31"), (touching, "")):
-        sides = {"base": side_value(0.7, 0.6, 0.8), "tuned": side_value(0.7, 0.6, 0.8)}
-        text = summary_text(a_report(benchmarks={"x": {**sides, "paired": paired}}), force_terminal=True)
+        variants = {"base": variant_value(0.7, 0.6, 0.8), "tuned": variant_value(0.7, 0.6, 0.8)}
+        text = summary_text(a_report(benchmarks={"x": {**variants, "paired": paired}}), force_terminal=True)
         coloured = f"\x1b[{colour}m{100 * paired['delta']:+.1f} [" in text
         assert coloured if colour else f"  {100 * paired['delta']:+.1f} [" in text
     text = summary_text(a_report(), force_terminal=True)
@@ -122,7 +122,7 @@ def test_only_a_difference_that_is_claimed_has_a_colour() -> None:
 
 
 def test_a_void_evaluation_has_neither_colour_nor_p() -> None:
-    cut = side_value(0.1, 0.05, 0.2, truncated=0.6)
+    cut = variant_value(0.1, 0.05, 0.2, truncated=0.6)
     paired = {"delta": 0.3, "ci95": [0.1, 0.5], "p_value": 0.001}
     text = summary_text(a_report(benchmarks={"x": {"base": cut, "tuned": cut, "paired": paired}}), force_terminal=True)
     assert "  +30.0 [+10.0, +50.0]  void" in text
@@ -138,7 +138,7 @@ def test_paths_are_not_broken() -> None:
 
 
 def test_summary_shows_hostile_texts_as_they_are() -> None:
-    report = a_report(name=HOSTILE, remarks=[HOSTILE], benchmarks={HOSTILE: {"base": side_value(0.5, 0.4, 0.6)}})
+    report = a_report(name=HOSTILE, remarks=[HOSTILE], benchmarks={HOSTILE: {"base": variant_value(0.5, 0.4, 0.6)}})
     text = summary_text(report, width=120)
     assert f"{HARMLESS}  upft" in text
     assert f"▸ {HARMLESS}\n" in text

@@ -96,7 +96,7 @@ def ask(
         if question is None or chat:  # a terminal asks for questions
             _talk(asker, recipe, adapter, question, keep=chat, plain=options.plain)
             return
-        with nullcontext() if options.as_json else open_answers(asker.sides, plain=options.plain) as view:
+        with nullcontext() if options.as_json else open_answers(asker.variants, plain=options.plain) as view:
             answers = Conversation(asker, keep=False).ask(question, view or (lambda answer: None))
         if options.as_json:
             about: dict[str, Any] = {
@@ -105,7 +105,7 @@ def ask(
                 "question": question,
             }
             about |= {"temperature": asker.temperature, "max_tokens": asker.max_tokens}
-            shown = {side: answers[side].dump() if side in answers else None for side in ("base", "tuned")}
+            shown = {variant: answers[variant].dump() if variant in answers else None for variant in ("base", "tuned")}
             click.echo(to_json({**about, "answers": shown}))
     if any(answer.finish_reason == "interrupted" for answer in answers.values()):
         sys.exit(130)
@@ -128,7 +128,7 @@ def _talk(asker: Asker, recipe: Recipe, adapter: Path | None, question: str | No
         elif question.startswith("/"):
             print_note(f"{one_line(question)}: unknown; /help lists what you can type")
         else:
-            with open_answers(asker.sides, plain=plain) as view:
+            with open_answers(asker.variants, plain=plain) as view:
                 conversation.ask(question, view)
         question = read_question()
 

@@ -1,4 +1,4 @@
-"""Both sides of every benchmark of a run: which rows are there already, and measuring the rest."""
+"""Both variants of every benchmark of a run: which rows are there already, and measuring the rest."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from upft_mlx.errors import RowsError
 from upft_mlx.evaluation.beside import measured_beside
 from upft_mlx.evaluation.evaluate import Evaluator, Switch, replay
 from upft_mlx.evaluation.summary import AGAIN
-from upft_mlx.events import Note, Side
+from upft_mlx.events import Note, Variant
 from upft_mlx.job import Job
 from upft_mlx.models.adapters import AdapterSwitch
 from upft_mlx.models.find import model_hash
@@ -26,7 +26,7 @@ from upft_mlx.rundir import RunDir, fingerprint
 from upft_mlx.versions import kept, unfinished
 
 
-class Sides:
+class BaseAndTuned:
     """Base and, where there is an adapter, tuned on the benchmarks of one run."""
 
     def __init__(self, job: Job, run: RunDir) -> None:
@@ -38,84 +38,84 @@ class Sides:
         """Tokens of tuned's answers that had a draft, and those of them that were the draft's."""
         self._switch: Switch = _stay
 
-    def measure(self, sides: Sequence[Side]) -> int:
-        """Measure what is not there yet, both sides of a benchmark in turns on one loaded model.
+    def measure(self, variants: Sequence[Variant]) -> int:
+        """Measure what is not there yet, both variants of a benchmark in turns on one loaded model.
 
         Args:
-            sides: "base", or "base" and "tuned".
+            variants: "base", or "base" and "tuned".
 
         Returns:
-            Tokens in the rows of all sides, and of base at another batch size.
+            Tokens in the rows of all variants, and of base at another batch size.
         """
-        if "tuned" not in sides:
+        if "tuned" not in variants:
             self._notify(Note("no current adapter: only the base model is evaluated"))
-        led(self._run.root, partial(self._take_over, sides))
+        led(self._run.root, partial(self._take_over, variants))
         for part in self._sets:
-            missing = [side for side in sides if not self._is_whole(part, side)]
-            for side in sides:
-                if side not in missing:
-                    replay(part, side, self._run, self._notify)
+            missing = [variant for variant in variants if not self._is_whole(part, variant)]
+            for variant in variants:
+                if variant not in missing:
+                    replay(part, variant, self._run, self._notify)
             if missing or not self._run.rows_of(part.entry.label, AGAIN).exists():
-                self._measure(part, sides if self._job.recipe.evaluate.until == "known" else missing)
-        paths = [self._run.rows_of(part.entry.label, name) for part in self._sets for name in (*sides, AGAIN)]
+                self._measure(part, variants if self._job.recipe.evaluate.until == "known" else missing)
+        paths = [self._run.rows_of(part.entry.label, name) for part in self._sets for name in (*variants, AGAIN)]
         return sum(row.tokens for path in paths for row in read_rows(path, EvaluationRow))
 
-    def _measure(self, part: BenchmarkSet, sides: Sequence[Side]) -> None:
+    def _measure(self, part: BenchmarkSet, variants: Sequence[Variant]) -> None:
         if self._loaded is None:
             self._loaded = self._job.load()
-        if "tuned" in sides and not isinstance(self._switch, AdapterSwitch):
+        if "tuned" in variants and not isinstance(self._switch, AdapterSwitch):
             self._switch = AdapterSwitch(self._loaded, self._job.adapter or self._job.run.adapter)
         evaluator = Evaluator(self._job.recipe, self._loaded, part, self._run, self._notify)
-        evaluator.run(sides, self._switch)
+        evaluator.run(variants, self._switch)
         self.processed_tokens += evaluator.processed_tokens
         self.drafted += evaluator.drafts.drafted
         self.accepted += evaluator.drafts.accepted
 
-    def _is_whole(self, part: BenchmarkSet, side: Side) -> bool:
+    def _is_whole(self, part: BenchmarkSet, variant: Variant) -> bool:
         """Whether every problem and sample has its row, in order."""
-        path = self._run.rows_of(part.entry.label, side)
+        path = self._run.rows_of(part.entry.label, variant)
         places = [(problem.id, sample) for problem in part.problems for sample in range(part.entry.samples)]
         try:
             return path.exists() and [(r.problem_id, r.sample) for r in read_rows(path, EvaluationRow)] == places
         except RowsError:  # a line that a kill has torn
             return False
 
-    def _take_over(self, sides: Sequence[Side]) -> None:
+    def _take_over(self, variants: Sequence[Variant]) -> None:
         """Copy rows that were made from the same inputs, finished or not, from wherever they are."""
-        for part, side in itertools.product(self._sets, sides):
-            path = self._run.rows_of(part.entry.label, side)
+        for part, variant in itertools.product(self._sets, variants):
+            path = self._run.rows_of(part.entry.label, variant)
             if path.exists():
                 continue
-            for rows in sorted(self._made(part, side), key=lambda rows: rows.stat().st_size):
+            for rows in sorted(self._made(part, variant), key=lambda rows: rows.stat().st_size):
                 _copy(rows, path)
                 again = rows.with_name(f"{AGAIN}.jsonl")
-                if side == "base" and again.is_file():
+                if variant == "base" and again.is_file():
                     _copy(again, self._run.rows_of(part.entry.label, AGAIN))
-                if self._is_whole(part, side):
+                if self._is_whole(part, variant):
                     break
 
-    def _made(self, part: BenchmarkSet, side: Side) -> Iterator[Path]:
+    def _made(self, part: BenchmarkSet, variant: Variant) -> Iterator[Path]:
         """Files of such rows that are as they were written.
 
         Greedy answers of base are the same with every seed, where the questions are (their hash is in the inputs).
         """
-        inputs, name = side_inputs(self._job, part, side), f"evaluation/{part.entry.label}/{side}.jsonl"
-        any_seed = side == "base" and part.entry.temperature == 0
+        inputs, name = variant_inputs(self._job, part, variant), f"evaluation/{part.entry.label}/{variant}.jsonl"
+        any_seed = variant == "base" and part.entry.temperature == 0
         for run in dict.fromkeys((self._job.measured, self._job.run, *self._job.donors)):
             current = run.entry("evaluate")
             versions = [(v.entry, v.folder) for v in (*kept(run, "evaluate"), *unfinished(run, "evaluate"))]
             for entry, root in [*([(current, run.root)] if current else []), *versions]:
                 seed = (entry.recipe or inputs).get("seed") if any_seed else inputs["seed"]
                 wanted = fingerprint({**inputs, "seed": seed})
-                found = (entry.inputs or {}).get(f"{part.entry.label} {side}")
+                found = (entry.inputs or {}).get(f"{part.entry.label} {variant}")
                 if found != wanted or not (rows := root / name).is_file():
                     continue
                 if not entry.done or entry.outputs.get(name, digest(rows)) == digest(rows):
                     yield rows
-            older = run.evaluation / ".kept" / f"{part.entry.label}-{side}-{fingerprint(inputs)}.jsonl"
+            older = run.evaluation / ".kept" / f"{part.entry.label}-{variant}-{fingerprint(inputs)}.jsonl"
             if older.is_file():  # put aside by an earlier version
                 yield older
-        if side == "base":
+        if variant == "base":
             yield from measured_beside(self._job.run, part.entry.label, fingerprint(inputs))
 
 
@@ -123,8 +123,8 @@ _READ = ("id", "bad_rows", "part", "development")
 """Fields of a benchmark that matter for its problems only, which have a hash of their own."""
 
 
-def side_inputs(job: Job, part: BenchmarkSet, side: Side) -> dict[str, Any]:
-    """What the rows of one side of one benchmark depend on."""
+def variant_inputs(job: Job, part: BenchmarkSet, variant: Variant) -> dict[str, Any]:
+    """What the rows of one variant of one benchmark depend on."""
     found = {
         **job.inputs.base(),
         "benchmark": {name: value for name, value in part.entry.plain().items() if name not in _READ},
@@ -133,7 +133,7 @@ def side_inputs(job: Job, part: BenchmarkSet, side: Side) -> dict[str, Any]:
     }
     if job.recipe.evaluate.until == "known":
         found["until"] = {"effect": job.recipe.evaluate.effect}
-    if side == "base":
+    if variant == "base":
         return found
     if job.adapter is not None:
         return {**found, "adapter": model_hash(job.adapter)}
@@ -145,5 +145,5 @@ def _copy(source: Path, target: Path) -> None:
         shutil.copyfile(source, temporary)
 
 
-def _stay(_side: Side) -> None:
+def _stay(_variant: Variant) -> None:
     """The switch of a model without an adapter."""

@@ -64,7 +64,7 @@ class Drafts:
         return with_them <= PAYS * without
 
     def measured(self, completions: Sequence[Completion], seconds: float, *, drafted: bool) -> None:
-        """Count what a chunk of either side took."""
+        """Count what a chunk of either variant took."""
         tokens = sum(len(made.ids) + (made.stop_id is not None) for made in completions)
         self._seconds[drafted] += seconds
         self._tokens[drafted] += tokens

@@ -1,4 +1,4 @@
-"""Base and tuned on one benchmark: rows streamed to disk in chunks, chunk by chunk for both sides.
+"""Base and tuned on one benchmark: rows streamed to disk in chunks, chunk by chunk for both variants.
 
 Each random number is keyed by seed, problem, sample and position, so that base and tuned draw with the same ones and
 the paired difference is free of what they share. They take turns on one loaded model, with the adapter off and on, and
@@ -25,8 +25,8 @@ from upft_mlx.dataset.instruction import user_turn
 from upft_mlx.distributed.seam import made_by_all, rounds
 from upft_mlx.evaluation.drafts import Drafts
 from upft_mlx.evaluation.sequential import is_known
-from upft_mlx.evaluation.summary import AGAIN, SIDES, by_problem, difference, rounding, rounding_summary
-from upft_mlx.events import EvaluationStarted, Graded, Note, Observer, Progress, Side, ignore
+from upft_mlx.evaluation.summary import AGAIN, VARIANTS, by_problem, difference, rounding, rounding_summary
+from upft_mlx.events import EvaluationStarted, Graded, Note, Observer, Progress, Variant, ignore
 from upft_mlx.grade.correct import VERSION, normalize_answer
 from upft_mlx.grade.graders import Task, Verdict, grade_all
 from upft_mlx.grade.workers import SECONDS
@@ -45,7 +45,7 @@ WITHHELD = "(withheld)"
 
 AGAIN_SHARE, AGAIN_MOST = 1 / 10, 64
 """The share of the problems, and their largest number, that are put to base at another batch size."""
-Switch = Callable[[Side], None]
+Switch = Callable[[Variant], None]
 """Puts the adapter on for `tuned`, off for `base`."""
 
 
@@ -77,7 +77,7 @@ class SamplingOrder:
 
 
 class Evaluator:
-    """One model on one benchmark, one side or both in turns."""
+    """One model on one benchmark, one variant or both in turns."""
 
     def __init__(
         self, recipe: Recipe, loaded: Loaded, part: BenchmarkSet, run: RunDir, notify: Observer = ignore
@@ -89,31 +89,31 @@ class Evaluator:
         self._may_stop = recipe.evaluate.until == "known"
         shuffled = f"{recipe.seed}/{part.entry.label}" if self._may_stop else None
         self._order = SamplingOrder(part.problems, part.entry.samples, recipe.evaluate.batch_size, shuffled)
-        self._samplers: dict[Side, Sampler] = {}
-        """One of each side: what prompts share has other keys and values with the adapter on."""
-        self._done: dict[Side, int] = {}
+        self._samplers: dict[Variant, Sampler] = {}
+        """One of each variant: what prompts share has other keys and values with the adapter on."""
+        self._done: dict[Variant, int] = {}
         self._tokens = self._processed = 0
         base = self._path("base")
         self.drafts = Drafts(loaded, read_rows(base, EvaluationRow, growing=True) if base.exists() else (), WITHHELD)
 
-    def run(self, sides: Sequence[Side], switch: Switch) -> None:
+    def run(self, variants: Sequence[Variant], switch: Switch) -> None:
         """Sample and grade what is missing; files that hold whole chunks already are continued."""
         numbers = rounds(range(len(self._order.chunks)))
-        done = {side: self._resume(side, numbers) for side in sides}
+        done = {variant: self._resume(variant, numbers) for variant in variants}
         for place, round_ in enumerate(numbers):
-            for side in sides:
-                if place not in done[side]:
-                    switch(side)
-                    self._round(side, round_)
-            if self._may_stop and len(sides) > 1 and self._is_known(numbers[: place + 1]):
+            for variant in variants:
+                if place not in done[variant]:
+                    switch(variant)
+                    self._round(variant, round_)
+            if self._may_stop and len(variants) > 1 and self._is_known(numbers[: place + 1]):
                 numbers = numbers[: place + 1]
                 break
         # The rows as the problems follow each other, without those of problems after which it stopped.
         kept = {place for round_ in numbers for number in round_ for place in self._order.places(number)}
         places = {problem.id: place for place, problem in enumerate(self._part.problems)}
-        for side in sides:
-            rows = [row for row in self._rows_of(side) if (row.problem_id, row.sample) in kept]
-            write_rows(self._path(side), sorted(rows, key=lambda row: (places[row.problem_id], row.sample)))
+        for variant in variants:
+            rows = [row for row in self._rows_of(variant) if (row.problem_id, row.sample) in kept]
+            write_rows(self._path(variant), sorted(rows, key=lambda row: (places[row.problem_id], row.sample)))
         if not self._path(AGAIN).exists():
             switch("base")
             self._ask_again()
@@ -121,8 +121,8 @@ class Evaluator:
     def _is_known(self, numbers: Sequence[Sequence[int]]) -> bool:
         """Whether the answers of these rounds settle the difference; says so where they do and there are more."""
         places = {place for round_ in numbers for number in round_ for place in self._order.places(number)}
-        rows = {side: {(r.problem_id, r.sample): r for r in self._rows_of(side)} for side in SIDES}
-        base, tuned = ([*by_problem(rows[side][place] for place in sorted(places)).values()] for side in SIDES)
+        rows = {variant: {(r.problem_id, r.sample): r for r in self._rows_of(variant)} for variant in VARIANTS}
+        base, tuned = ([*by_problem(rows[variant][place] for place in sorted(places)).values()] for variant in VARIANTS)
         if not is_known(difference(base, tuned, 0.0, "known"), self._recipe.evaluate.effect / 100):
             return False
         total = len(self._part.problems)
@@ -153,19 +153,19 @@ class Evaluator:
         """Tokens that this process passed through the model, prompts and padding included."""
         return self._processed + sum(sampler.processed_tokens for sampler in self._samplers.values())
 
-    def _path(self, side: str) -> Path:
-        return self._run.rows_of(self._part.entry.label, side)
+    def _path(self, variant: str) -> Path:
+        return self._run.rows_of(self._part.entry.label, variant)
 
-    def _rows_of(self, side: Side) -> Iterator[EvaluationRow]:
-        return read_rows(self._path(side), EvaluationRow)
+    def _rows_of(self, variant: Variant) -> Iterator[EvaluationRow]:
+        return read_rows(self._path(variant), EvaluationRow)
 
-    def _resume(self, side: Side, numbers: Sequence[Sequence[int]]) -> set[int]:
+    def _resume(self, variant: Variant, numbers: Sequence[Sequence[int]]) -> set[int]:
         """Keep the rows of rounds that are there as a whole, in whatever order, and tell the view of them.
 
         Returns:
             The places of those rounds.
         """
-        path = self._path(side)
+        path = self._path(variant)
         resume(path, [1] * self._part.completions)  # cuts off a torn line
         rows = {(row.problem_id, row.sample): row for row in read_rows(path, EvaluationRow)}
         wanted = [[place for number in round_ for place in self._order.places(number)] for round_ in numbers]
@@ -173,45 +173,45 @@ class Evaluator:
         kept = {place for index in whole for place in wanted[index]}
         if len(kept) < len(rows):
             write_rows(path, [row for place, row in rows.items() if place in kept])
-        replay(self._part, side, self._run, self._notify)
-        self._done[side] = len(kept)
+        replay(self._part, variant, self._run, self._notify)
+        self._done[variant] = len(kept)
         return whole
 
-    def _round(self, side: Side, round_: Sequence[int]) -> None:
+    def _round(self, variant: Variant, round_: Sequence[int]) -> None:
         entry = self._part.entry
         questions = {p.id: p for number in round_ for p in self._order.chunks[number]}
-        on_step = summing(partial(self._on_step, side, len(round_)))
-        for graded in made_by_all(round_, partial(self._sample, side, on_step), EvaluationRow):
-            append_chunk(self._path(side), graded)
-            self._done[side] += len(graded)
+        on_step = summing(partial(self._on_step, variant, len(round_)))
+        for graded in made_by_all(round_, partial(self._sample, variant, on_step), EvaluationRow):
+            append_chunk(self._path(variant), graded)
+            self._done[variant] += len(graded)
             self._tokens += sum(row.tokens for row in graded)
             for row in graded:
-                self._notify(_graded(entry, side, questions[row.problem_id], row))
-        self._progress(side, self._done[side], self._tokens)
+                self._notify(_graded(entry, variant, questions[row.problem_id], row))
+        self._progress(variant, self._done[variant], self._tokens)
 
-    def _on_step(self, side: Side, parts: int, tokens: int, finished: int) -> None:
+    def _on_step(self, variant: Variant, parts: int, tokens: int, finished: int) -> None:
         # The other ranks are taken to be as far as this one; the end of the round says how far they are.
-        self._progress(side, self._done[side] + finished * parts, self._tokens + tokens * parts)
+        self._progress(variant, self._done[variant] + finished * parts, self._tokens + tokens * parts)
 
-    def _progress(self, side: Side, done: int, tokens: int) -> None:
-        """Both sides are one bar: they take turns."""
+    def _progress(self, variant: Variant, done: int, tokens: int) -> None:
+        """Both variants are one bar: they take turns."""
         import mlx.core as mx
 
-        others = sum(count for other, count in self._done.items() if other != side)
+        others = sum(count for other, count in self._done.items() if other != variant)
         total = len(self._done) * self._part.completions
         label, peak = self._part.entry.label, mx.get_peak_memory()
         self._notify(Progress("evaluate", done + others, total, "completions", tokens, peak, part=label))
 
-    def _sample(self, side: Side, on_step: OnStep, number: int) -> list[EvaluationRow]:
+    def _sample(self, variant: Variant, on_step: OnStep, number: int) -> list[EvaluationRow]:
         """A chunk, graded."""
         chunk, places = self._order.chunks[number], self._order.places(number)
-        if side not in self._samplers:  # made while the side is on
-            self._samplers[side] = Sampler(self._loaded, self._sampling)
-            if (notice := self._samplers[side].notice) and len(self._samplers) == 1:
+        if variant not in self._samplers:  # made while the variant is on
+            self._samplers[variant] = Sampler(self._loaded, self._sampling)
+            if (notice := self._samplers[variant].notice) and len(self._samplers) == 1:
                 self._notify(Note(notice))
-        sampler = self._samplers[side]
+        sampler = self._samplers[variant]
         requests = [self._request(problem) for problem in chunk]
-        drafted = side == "tuned" and sampler.drafts and self.drafts.pay
+        drafted = variant == "tuned" and sampler.drafts and self.drafts.pay
         if drafted:
             samples = range(self._part.entry.samples)
             drafts = [tuple(self.drafts.of((problem.id, k)) for k in samples) for problem in chunk]
@@ -220,7 +220,7 @@ class Evaluator:
         begin = clock()
         completions = sampler.sample(requests, self._recipe.seed, on_step)
         seconds = clock() - begin
-        if side == "base":
+        if variant == "base":
             self.drafts.learn(places, completions)
         self.drafts.measured(completions, seconds, drafted=drafted)
         return self._rows([(problem, k) for problem in chunk for k in range(self._part.entry.samples)], completions)
@@ -244,11 +244,11 @@ class Evaluator:
         return [_row(entry, problem, sample, *rest) for (problem, sample), *rest in parts]
 
 
-def replay(part: BenchmarkSet, side: Side, run: RunDir, notify: Observer) -> None:
+def replay(part: BenchmarkSet, variant: Variant, run: RunDir, notify: Observer) -> None:
     """Tell the view what the rows on the disk say already."""
     by_id = {problem.id: problem for problem in part.problems}
-    for row in read_rows(run.rows_of(part.entry.label, side), EvaluationRow):
-        notify(_graded(part.entry, side, by_id[row.problem_id], row, resumed=True))
+    for row in read_rows(run.rows_of(part.entry.label, variant), EvaluationRow):
+        notify(_graded(part.entry, variant, by_id[row.problem_id], row, resumed=True))
 
 
 def _row(
@@ -275,10 +275,12 @@ def _row(
     )
 
 
-def _graded(entry: BenchmarkSpec, side: Side, problem: Problem, row: EvaluationRow, *, resumed: bool = False) -> Graded:
+def _graded(
+    entry: BenchmarkSpec, variant: Variant, problem: Problem, row: EvaluationRow, *, resumed: bool = False
+) -> Graded:
     return Graded(
         benchmark=entry.label,
-        side=side,
+        variant=variant,
         problem_id=row.problem_id,
         sample=row.sample,
         question=WITHHELD if entry.private else problem.question,

@@ -6,10 +6,10 @@ from typing import Any
 
 from upft_mlx.dataset.instruction import differing
 from upft_mlx.evaluation import evaluate
-from upft_mlx.evaluation.base_and_tuned import Sides, side_inputs
+from upft_mlx.evaluation.base_and_tuned import BaseAndTuned, variant_inputs
 from upft_mlx.evaluation.benchmark_result import dump_results
 from upft_mlx.evaluation.summary import summarize
-from upft_mlx.events import Note, Side, StageSkipped, StageStarted
+from upft_mlx.events import Note, StageSkipped, StageStarted, Variant
 from upft_mlx.fingerprints import hash_of
 from upft_mlx.job import Job, Outcome
 from upft_mlx.quantities import percent
@@ -22,20 +22,20 @@ GROUPED = ("level", "subject")
 
 
 def inputs(job: Job) -> dict[str, Any]:
-    """The rows of all sides, and the groups that summary.json tells apart."""
+    """The rows of all variants, and the groups that summary.json tells apart."""
     groups = {f"{part.entry.label} groups": hash_of(part.problems, "id", *GROUPED) for part in job.sets}
-    measured = sides(job)
+    measured = variants(job)
     rows = {
-        f"{part.entry.label} {side}": fingerprint(side_inputs(job, part, side))
+        f"{part.entry.label} {variant}": fingerprint(variant_inputs(job, part, variant))
         for part in job.sets
-        for side in measured
+        for variant in measured
     }
     effect = job.recipe.evaluate.effect
     judged = {"effect": effect} if effect != EFFECT else {}  # older versions judged by this one
     return {**groups, **judged, **rows}
 
 
-def sides(job: Job) -> tuple[Side, ...]:
+def variants(job: Job) -> tuple[Variant, ...]:
     """Tuned is measured where there is an adapter: one that was given, or the run's own, if it is current."""
     return ("base", "tuned") if job.adapter is not None or job.takes_along("train") else ("base",)
 
@@ -52,11 +52,11 @@ def work(job: Job, run: RunDir) -> Outcome:
     evaluate.announce(job.sets, job.recipe.evaluate.until == "known", job.notify)
     for line in differing([part.entry for part in job.sets], job.recipe.prompt):
         job.notify(Note(line))
-    measuring = Sides(job, run)
-    tokens = measuring.measure(sides(job))
+    measuring = BaseAndTuned(job, run)
+    tokens = measuring.measure(variants(job))
     write_json(run.summary, {"benchmarks": dump_results(summarize(job.sets, run, job.recipe.evaluate))})
     completions = sum(part.completions for part in job.sets)
-    detail = f"{completions} completions per side"
+    detail = f"{completions} completions per model"
     if measuring.drafted:
         detail += f", {percent(measuring.accepted / measuring.drafted, 0)} of tuned's drafted tokens were base's"
     return Outcome(detail, tokens_sampled=tokens, tokens_processed=measuring.processed_tokens)

@@ -26,14 +26,14 @@ from upft_mlx.evaluation.stats import (
     paired_difference,
     pass_at_k,
 )
-from upft_mlx.events import Side
+from upft_mlx.events import Variant
 from upft_mlx.grade.correct import normalize_answer
 from upft_mlx.quantities import many, percent
 from upft_mlx.recipe.evaluate import Evaluate
 from upft_mlx.rows import EvaluationRow, read_rows
 from upft_mlx.rundir import RunDir
 
-SIDES: tuple[Side, Side] = ("base", "tuned")
+VARIANTS: tuple[Variant, Variant] = ("base", "tuned")
 AGAIN = "again"
 """The name of the rows of base at another batch size."""
 KS = (1, 2, 4, 8, 16, 32, 64)
@@ -49,24 +49,24 @@ def summarize(sets: Sequence[BenchmarkSet], run: RunDir, evaluate: Evaluate) -> 
 
 
 def _summarize(part: BenchmarkSet, run: RunDir, evaluate: Evaluate) -> BenchmarkResult:
-    measured: dict[Side, Measured] = {}
-    read: dict[Side, Rows] = {}
-    for side in SIDES:
-        path = run.rows_of(part.entry.label, side)
+    measured: dict[Variant, Measured] = {}
+    read: dict[Variant, Rows] = {}
+    for variant in VARIANTS:
+        path = run.rows_of(part.entry.label, variant)
         if path.exists():
             found = by_problem(read_rows(path, EvaluationRow))
-            read[side] = [*found.values()]
+            read[variant] = [*found.values()]
             until = evaluate.until
             by_level, by_subject = (_groups(part, found, field, until) for field in ("level", "subject"))
-            measured[side] = replace(
-                side_summary(part.entry, read[side], until), by_level=by_level, by_subject=by_subject
+            measured[variant] = replace(
+                variant_summary(part.entry, read[variant], until), by_level=by_level, by_subject=by_subject
             )
     again = run.rows_of(part.entry.label, AGAIN)
     rounding = None
     if again.exists() and "base" in read:
         rounding = rounding_summary(read["base"], [*read_rows(again, EvaluationRow)])
     result = BenchmarkResult(base=measured.get("base"), tuned=measured.get("tuned"), rounding=rounding)
-    if len(read) < len(SIDES):
+    if len(read) < len(VARIANTS):
         return result
     return replace(result, paired=paired_summary(part.entry, read["base"], read["tuned"], result, evaluate))
 
@@ -103,8 +103,8 @@ def rounding(found: Rounding) -> str:
     )
 
 
-def side_summary(entry: BenchmarkSpec, problems: Rows, until: Until = "end") -> Measured:
-    """What one side scored, without its groups."""
+def variant_summary(entry: BenchmarkSpec, problems: Rows, until: Until = "end") -> Measured:
+    """What one variant scored, without its groups."""
     rows = [row for problem in problems for row in problem]
     scores = _scores(problems)
     answers = [[_answer(row) for row in problem] for problem in problems]
@@ -137,7 +137,7 @@ def difference(base: Rows, tuned: Rows, floor: float, until: Until) -> PairedDif
 
 
 def paired_summary(entry: BenchmarkSpec, base: Rows, tuned: Rows, found: BenchmarkResult, evaluate: Evaluate) -> Paired:
-    """What tells the sides apart; rows of the same problems and samples, in the same order."""
+    """What tells the variants apart; rows of the same problems and samples, in the same order."""
     assert found.base is not None
     assert found.tuned is not None
     told = difference(base, tuned, found.rounding.grades if found.rounding else 0.0, evaluate.until)
@@ -146,7 +146,7 @@ def paired_summary(entry: BenchmarkSpec, base: Rows, tuned: Rows, found: Benchma
         for pair in zip(base, tuned, strict=True)
         for before, after in zip(*pair, strict=True)
     ]
-    lengths = [[_mean([row.tokens for row in problem]) for problem in side] for side in (base, tuned)]
+    lengths = [[_mean([row.tokens for row in problem]) for problem in variant] for variant in (base, tuned)]
     longer = [after - before for before, after in zip(*lengths, strict=True)]
     bounds = (-float(entry.max_tokens), float(entry.max_tokens))
     tokens = (mean_interval if evaluate.until == "end" else always_valid_interval)(longer, bounds)
@@ -194,12 +194,12 @@ class Flip:
 
 
 def flips(label: str, run: RunDir) -> list[Flip]:
-    """The flips of one benchmark, in the order of its problems; none where a side has not been measured.
+    """The flips of one benchmark, in the order of its problems; none where a variant has not been measured.
 
     Raises:
         RowsError: a row is damaged.
     """
-    paths = [run.rows_of(label, side) for side in SIDES]
+    paths = [run.rows_of(label, variant) for variant in VARIANTS]
     if not all(path.exists() for path in paths):
         return []
     base, tuned = ({(r.problem_id, r.sample): r for r in read_rows(path, EvaluationRow)} for path in paths)

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from upft_mlx.dataset.instruction import as_run, instructed
 from upft_mlx.distributed.interrupt import deferred_interrupt
-from upft_mlx.events import Side
+from upft_mlx.events import Variant
 from upft_mlx.fingerprints import dated
 from upft_mlx.inspection.browse import recipe_of, settled_by
 from upft_mlx.machine.device import limit_memory
@@ -38,9 +38,9 @@ OnText = Callable[["Reply"], None]
 
 @dataclass(frozen=True)
 class Reply:
-    """What one side says, so far or in the end."""
+    """What one variant says, so far or in the end."""
 
-    side: Side
+    variant: Variant
     text: str
     tokens: int
     """Without EOS."""
@@ -51,7 +51,7 @@ class Reply:
 
     def dump(self) -> dict[str, Any]:
         """For JSON."""
-        return {name: value for name, value in asdict(self).items() if name != "side"}
+        return {name: value for name, value in asdict(self).items() if name != "variant"}
 
 
 class Asker:
@@ -66,7 +66,7 @@ class Asker:
         temperature: float = 0.0,
         max_tokens: int | None = None,
     ) -> None:
-        """Put the adapter on and try out what the sampler can do with each side.
+        """Put the adapter on and try out what the sampler can do with each variant.
 
         Args:
             recipe: its prompt section and seed are used.
@@ -81,57 +81,59 @@ class Asker:
         self._renderer = Renderer(loaded.tokenizer, recipe.prompt)
         self._loaded, self._seed = loaded, recipe.seed
         self.temperature, self.max_tokens = temperature, max_tokens or recipe.evaluate.max_tokens
-        self._switch: Callable[[Side], None] = lambda side: None
-        self.sides: tuple[Side, ...] = ("base",)
+        self._switch: Callable[[Variant], None] = lambda variant: None
+        self.variants: tuple[Variant, ...] = ("base",)
         if adapter is not None:
-            self._switch, self.sides = AdapterSwitch(loaded, adapter), ("base", "tuned")
-        self._samplers: dict[Side, Sampler] = {}
-        for side in self.sides:
-            self._switch(side)
-            self._samplers[side] = Sampler(loaded, sampling_for(loaded, temperature, batch_size=1))
+            self._switch, self.variants = AdapterSwitch(loaded, adapter), ("base", "tuned")
+        self._samplers: dict[Variant, Sampler] = {}
+        for variant in self.variants:
+            self._switch(variant)
+            self._samplers[variant] = Sampler(loaded, sampling_for(loaded, temperature, batch_size=1))
         self._asked = 0
 
-    def ask(self, conversations: dict[Side, list[str]], on_text: OnText = lambda answer: None) -> dict[Side, Reply]:
-        """Each side's answer; the first Ctrl-C ends it where it is, and there is no further one.
+    def ask(
+        self, conversations: dict[Variant, list[str]], on_text: OnText = lambda answer: None
+    ) -> dict[Variant, Reply]:
+        """Each variant's answer; the first Ctrl-C ends it where it is, and there is no further one.
 
         Args:
-            conversations: the turns of each side, the user's and its own alternately, the user's last.
+            conversations: the turns of each variant, the user's and its own alternately, the user's last.
             on_text: receives the answers as they grow.
 
         Returns:
-            The answers of the sides that began.
+            The answers of the variants that began.
 
         Raises:
             ModelError: the chat template refuses the conversation.
         """
         self._asked += 1
-        answers: dict[Side, Reply] = {}
+        answers: dict[Variant, Reply] = {}
         with deferred_interrupt() as interrupt:
-            for side in self.sides:
-                for answer in self._stream(side, conversations[side], lambda: interrupt.asked):
-                    answers[side] = answer
+            for variant in self.variants:
+                for answer in self._stream(variant, conversations[variant], lambda: interrupt.asked):
+                    answers[variant] = answer
                     on_text(answer)
                 if interrupt.asked:
                     break
         return answers
 
-    def _stream(self, side: Side, turns: Sequence[str], stop: Callable[[], bool]) -> Iterator[Reply]:
+    def _stream(self, variant: Variant, turns: Sequence[str], stop: Callable[[], bool]) -> Iterator[Reply]:
         """The answer after each token, its text some times per second; the last one says how it ended."""
         key = f"{self._asked}/{turns[-1]}"
         first, *others = turns  # the instruction goes around the first question, what follows is a conversation
         prompt = self._renderer.conversation([self._renderer.turn(first), *others])
         request = Request(prompt, self.max_tokens, key=key)
-        self._switch(side)
+        self._switch(variant)
         start = due = time.perf_counter()
         ids: list[int] = []
-        answer = Reply(side, "", 0, 0.0)
+        answer = Reply(variant, "", 0, 0.0)
         finished: Literal["length", "stop", "interrupted"] = "interrupted"
-        with closing(self._samplers[side].stream(request, self._seed)) as stream:
+        with closing(self._samplers[variant].stream(request, self._seed)) as stream:
             for made in stream:
                 ids, now = made.ids, time.perf_counter()
                 text = self._renderer.text(ids) if now >= due else answer.text
                 due = now + REDRAW if now >= due else due
-                answer = Reply(side, text, len(ids), now - start)
+                answer = Reply(variant, text, len(ids), now - start)
                 yield answer
                 finished = "interrupted" if stop() else made.finish_reason
                 if finished == "interrupted":
@@ -164,18 +166,18 @@ def open_asker(
 
 
 class Conversation:
-    """Questions one after the other: each by itself, or each after all before it and the side's own answers."""
+    """Questions one after the other: each by itself, or each after all before it and the variant's own answers."""
 
     def __init__(self, asker: Asker, *, keep: bool) -> None:
         self._asker, self._keep = asker, keep
-        self._turns: dict[Side, list[str]] = {side: [] for side in asker.sides}
+        self._turns: dict[Variant, list[str]] = {variant: [] for variant in asker.variants}
 
-    def ask(self, question: str, on_text: OnText = lambda answer: None) -> dict[Side, Reply]:
-        """See `Asker.ask`. A question that not all sides came to answer is left out of what is kept."""
-        turns = {side: [*before, question] for side, before in self._turns.items()}
+    def ask(self, question: str, on_text: OnText = lambda answer: None) -> dict[Variant, Reply]:
+        """See `Asker.ask`. A question that not all variants came to answer is left out of what is kept."""
+        turns = {variant: [*before, question] for variant, before in self._turns.items()}
         answers = self._asker.ask(turns, on_text)
         if self._keep and len(answers) == len(turns):
-            self._turns = {side: [*turns[side], answer.text] for side, answer in answers.items()}
+            self._turns = {variant: [*turns[variant], answer.text] for variant, answer in answers.items()}
         return answers
 
 

@@ -15,7 +15,7 @@ from upft_mlx.data.problems import Problem
 from upft_mlx.errors import RunDirError, UpftError
 from upft_mlx.escape import quoted
 from upft_mlx.evaluation.evaluate import WITHHELD
-from upft_mlx.evaluation.summary import SIDES, flips
+from upft_mlx.evaluation.summary import VARIANTS, flips
 from upft_mlx.grade.correct import VERSION
 from upft_mlx.grade.graders import Task, grade_all
 from upft_mlx.recipe.load import load_recipe
@@ -38,7 +38,7 @@ _SIZES = (
 
 @dataclass(frozen=True)
 class Seen:
-    """One problem and sample as both sides answered it; None where a side has no such row."""
+    """One problem and sample as both variants answered it; None where a variant has no such row."""
 
     benchmark: str
     problem_id: str
@@ -162,7 +162,7 @@ def refuse_changed(run: RunDir, stage: str, *names: str) -> None:
 
 
 def seen(run: RunDir, benchmarks: Sequence[str] = (), *, only_flips: bool = False) -> list[Seen]:
-    """Problems as both sides answered them, in the order of the benchmarks and their problems.
+    """Problems as both variants answered them, in the order of the benchmarks and their problems.
 
     Args:
         run: the run.
@@ -184,12 +184,12 @@ def seen(run: RunDir, benchmarks: Sequence[str] = (), *, only_flips: bool = Fals
         if only_flips:
             found += [_seen(entry.label, problems, flip.base, flip.tuned) for flip in flips(entry.label, run)]
             continue
-        sides = []
-        for side in SIDES:
-            path = run.rows_of(entry.label, side)
+        variants = []
+        for variant in VARIANTS:
+            path = run.rows_of(entry.label, variant)
             rows = read_rows(path, EvaluationRow) if path.exists() else ()
-            sides.append({(row.problem_id, row.sample): row for row in rows})
-        base, tuned = sides
+            variants.append({(row.problem_id, row.sample): row for row in rows})
+        base, tuned = variants
         found += [_seen(entry.label, problems, base.get(at), tuned.get(at)) for at in {**base, **tuned}]
     return found
 
@@ -226,7 +226,7 @@ def regraded(run: RunDir, benchmarks: Sequence[str] = ()) -> dict[str, Any]:
         benchmarks: labels; empty: all.
 
     Returns:
-        `grader` (this version's) and, by benchmark and side, `graders` (those of the rows), `rows`, `accuracy`, the
+        `grader` (this version's) and, by benchmark and variant, `graders` (those of the rows), `rows`, `accuracy`, the
         new one in `regraded`, and in `changed` the rows with `answer_now` and `correct_now`. A private set, whose
         completions are not stored, is `withheld`.
 
@@ -235,15 +235,15 @@ def regraded(run: RunDir, benchmarks: Sequence[str] = ()) -> dict[str, Any]:
     """
     found: dict[str, Any] = {"grader": VERSION, "benchmarks": {}, "withheld": []}
     for entry in _entries(run, benchmarks):
-        sides = {side: path for side in SIDES if (path := run.rows_of(entry.label, side)).exists()}
+        variants = {variant: path for variant in VARIANTS if (path := run.rows_of(entry.label, variant)).exists()}
         if entry.private:
-            found["withheld"] += [entry.label] if sides else []
+            found["withheld"] += [entry.label] if variants else []
             continue
         of = found["benchmarks"][entry.label] = {}
-        for side, path in sides.items():
+        for variant, path in variants.items():
             rows = list(read_rows(path, EvaluationRow))
             verdicts = grade_all([Task(row.completion, row.gold, entry.grader, entry.percent_as_unit) for row in rows])
-            of[side] = {
+            of[variant] = {
                 "graders": sorted({row.grader for row in rows}),
                 "rows": len(rows),
                 "accuracy": sum(row.correct for row in rows) / max(1, len(rows)),

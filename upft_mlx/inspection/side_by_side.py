@@ -10,7 +10,7 @@ from typing import Any
 from upft_mlx.errors import RunDirError
 from upft_mlx.evaluation.pairs import Pair, all_pairs
 from upft_mlx.evaluation.stats import accuracy_interval, mean_interval
-from upft_mlx.evaluation.summary import SIDES
+from upft_mlx.evaluation.summary import VARIANTS
 from upft_mlx.inspection.browse import refuse_changed
 from upft_mlx.rows import EvaluationRow, read_rows
 from upft_mlx.rundir import RunDir
@@ -104,12 +104,12 @@ def _scores(
     several = len({of[label] for of in bases}) > 1
     seen = set[str]()
     for run, name, of in zip(runs, names, bases, strict=True):
-        for side in SIDES:
-            path = run.rows_of(label, side)
-            if not path.exists() or (side == "base" and of[label] in seen):
+        for variant in VARIANTS:
+            path = run.rows_of(label, variant)
+            if not path.exists() or (variant == "base" and of[label] in seen):
                 continue
             base = f"base of {name}" if several else "base"
-            grades = found[name if side == "tuned" else base] = Scores()
+            grades = found[name if variant == "tuned" else base] = Scores()
             for row in read_rows(path, EvaluationRow):
                 grades.setdefault((row.problem_id, row.gold), []).append(row.correct)
         seen.add(of[label])

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from upft_mlx.errors import ModelError
 from upft_mlx.escape import one_line, quoted
-from upft_mlx.events import Side
+from upft_mlx.events import Variant
 from upft_mlx.models.adapter_files import LAYER, AdapterFiles, read_adapter, read_arrays
 from upft_mlx.models.hub import reason
 from upft_mlx.models.load import Loaded
@@ -136,13 +136,13 @@ class AdapterSwitch:
         if adapter is not None:
             load_adapter(loaded, adapter)
         found = [(name, module) for name, module in loaded.model.named_modules() if "lora_a" in module]
-        sides = {"base": [(name, inner_layer(module)) for name, module in found], "tuned": found}
+        variants = {"base": [(name, inner_layer(module)) for name, module in found], "tuned": found}
         self._model = loaded.model
-        self._modules = {side: tree_unflatten(modules) for side, modules in sides.items()}
-        self._side = "tuned"
+        self._modules = {variant: tree_unflatten(modules) for variant, modules in variants.items()}
+        self._variant = "tuned"
 
-    def __call__(self, side: Side) -> None:
+    def __call__(self, variant: Variant) -> None:
         """Put the adapter on for "tuned", off for "base"."""
-        if side != self._side:
-            self._model.update_modules(self._modules[side])
-            self._side = side
+        if variant != self._variant:
+            self._model.update_modules(self._modules[variant])
+            self._variant = variant

@@ -40,7 +40,7 @@ def recipe_text(draft: Draft) -> str:
         RecipeError: it does not read back as what was chosen.
     """
     top, sections = [_Field("model", draft.model_name, _model_said(draft))], dict(_sections(draft))
-    head, size = [*_header(draft), *_lines(top, "")], draft.model.bytes or 0
+    head, size = [*_comment(draft), *_lines(top, "")], draft.model.bytes or 0
     if draft.model.bits is None and size > 2e9:
         why = f"the weights are not quantized; with this they take {_size(size * 4.5 / 16)} of memory"
         head.append(f"# quantize: {{bits: 4}}  # {why}")
@@ -69,7 +69,7 @@ def _lines(fields: Sequence[_Field], indent: str) -> Iterator[str]:
         yield f"{text:{_COLUMN}} # {one_line(field.why)}" if field.why else text
 
 
-def _header(draft: Draft) -> Iterator[str]:
+def _comment(draft: Draft) -> Iterator[str]:
     name, model = one_line(draft.path.name), draft.model
     source = draft.data.source
     data = source.dataset or str(source.path).replace("\\", "/").rpartition("/")[2]

@@ -49,7 +49,7 @@ _CHECKPOINT_COPIES = 3
 
 
 @dataclass
-class Planner:
+class Estimate:
     """A recipe with its data, its model's shapes and the machine; `recipe` has numbers instead of `auto`."""
 
     recipe: Recipe
@@ -63,7 +63,7 @@ class Planner:
     @classmethod
     def of(
         cls, recipe: Recipe, problems: Sequence[Problem], budget: Budget | None = None, run: RunDir | None = None
-    ) -> Planner:
+    ) -> Estimate:
         """Find what a plan needs; the model's weights need not be on this machine.
 
         Raises:
@@ -75,14 +75,14 @@ class Planner:
         sets = [BenchmarkSet(entry, load_benchmark(entry, recipe.seed)) for entry in resolve(recipe.evaluate)]
         return cls(recipe, path, problems, sets, budget or this_machine(), run).settled()
 
-    def settled(self) -> Planner:
+    def settled(self) -> Estimate:
         """The same with numbers instead of `auto`."""
         self.recipe = self.memory_plan.settle(self.recipe)
         return self
 
-    def with_speed(self, speed: Speed) -> Planner:
+    def with_speed(self, speed: Speed) -> Estimate:
         """The same with the speed of this machine and the length of full solutions."""
-        return Planner(self.recipe, self.model_path, self.problems, self.sets, self.budget, self.run, speed)
+        return Estimate(self.recipe, self.model_path, self.problems, self.sets, self.budget, self.run, speed)
 
     @cached_property
     def tokenizer(self) -> Any:

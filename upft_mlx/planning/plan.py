@@ -9,7 +9,7 @@ from upft_mlx.data.on_disk import recipe_problems
 from upft_mlx.events import Note, Observer, ignore
 from upft_mlx.models.find import model_hash
 from upft_mlx.planning.budget import another_mac
-from upft_mlx.planning.estimate import Planner
+from upft_mlx.planning.estimate import Estimate
 from upft_mlx.planning.speed import calibrate, keep, key_of, known
 from upft_mlx.recipe.schema import Recipe
 from upft_mlx.rundir import RunDir, versions
@@ -23,7 +23,7 @@ def plan_recipe(
     mac: float | None = None,
     calibrates: bool = True,
 ) -> dict[str, Any]:
-    """What a recipe will cost; see `Planner.facts`.
+    """What a recipe will cost; see `Estimate.facts`.
 
     Args:
         recipe: may have `auto` in it.
@@ -36,14 +36,14 @@ def plan_recipe(
         UpftError: one of its kinds, as a run would raise it.
     """
     budget = another_mac(mac) if mac is not None else None
-    planner = Planner.of(recipe, recipe_problems(recipe), budget, RunDir(run_dir))
-    if mac is None and planner.is_here:
-        recipe = planner.recipe
-        key = key_of(recipe, model_hash(planner.model_path), len(planner.problems), versions())
+    estimate = Estimate.of(recipe, recipe_problems(recipe), budget, RunDir(run_dir))
+    if mac is None and estimate.is_here:
+        recipe = estimate.recipe
+        key = key_of(recipe, model_hash(estimate.model_path), len(estimate.problems), versions())
         speed = known(key)
-        if speed is None and calibrates and not planner.memory_plan.too_large(recipe):
+        if speed is None and calibrates and not estimate.memory_plan.too_large(recipe):
             notify(Note("timing a short trial, about ten seconds if the machine is idle; --no-calibration skips it"))
-            speed = calibrate(recipe, planner.model_path, planner.problems, notify)
+            speed = calibrate(recipe, estimate.model_path, estimate.problems, notify)
             keep(key, speed)
-        planner = planner if speed is None else planner.with_speed(speed)
-    return planner.facts()
+        estimate = estimate if speed is None else estimate.with_speed(speed)
+    return estimate.facts()

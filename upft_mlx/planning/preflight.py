@@ -11,7 +11,7 @@ from upft_mlx.errors import ModelError, RunDirError, TrainingError
 from upft_mlx.events import Note, Observer
 from upft_mlx.models.architecture import Architecture
 from upft_mlx.models.chat import Renderer
-from upft_mlx.planning.estimate import Planner
+from upft_mlx.planning.estimate import Estimate
 from upft_mlx.recipe.schema import Lora, Recipe
 from upft_mlx.rundir import RunDir
 from upft_mlx.stages import STAGES
@@ -21,11 +21,11 @@ _RENDERED = 64
 """The shortest questions that are rendered to see whether any row fits."""
 
 
-def refuse_early(planner: Planner, run: RunDir, due: Sequence[str], notify: Observer) -> None:
+def refuse_early(estimate: Estimate, run: RunDir, due: Sequence[str], notify: Observer) -> None:
     """Refuse stages that cannot end well, or cannot fit into this machine's memory.
 
     Args:
-        planner: of the recipe.
+        estimate: of the recipe.
         run: where the outputs go.
         due: the stages that are to be done.
         notify: receives notes on what may not be enough or is unknown.
@@ -34,14 +34,14 @@ def refuse_early(planner: Planner, run: RunDir, due: Sequence[str], notify: Obse
         MemoryLimitError: what is needed, what there is, and what would fit.
         UpftError: another of its kinds.
     """
-    recipe, trains = planner.recipe, "train" in due
+    recipe, trains = estimate.recipe, "train" in due
     refuse_links_to_nothing(run, due)
     if trains:
         refuse_missing_tracker(recipe)
     if trains or "generate" in due:
-        refuse_prompts(recipe, planner.tokenizer, planner.problems, trains=trains)
+        refuse_prompts(recipe, estimate.tokenizer, estimate.problems, trains=trains)
     try:
-        model, memory = planner.model, planner.memory_plan
+        model, memory = estimate.model, estimate.memory_plan
     except ModelError as error:  # a kind of model that has no plan may run all the same
         notify(Note(f"memory is not planned: {error}"))
         return

@@ -27,7 +27,7 @@ class Shipped:
     name: str
     path: Path
     recipe: Recipe
-    header: Header
+    comment: HeaderComment
 
     @property
     def problems(self) -> str:
@@ -46,11 +46,11 @@ class Shipped:
         """As plain values, for JSON and tables."""
         return {
             "name": self.name,
-            "title": self.header.title,
+            "title": self.comment.title,
             "model": self.recipe.model,
             "method": self.method,
             "problems": self.problems,
-            **{key.lower(): value for key, value in self.header.entries.items()},
+            **{key.lower(): value for key, value in self.comment.entries.items()},
             "path": str(self.path),
         }
 
@@ -62,8 +62,8 @@ def catalogue() -> list[Shipped]:
         RecipeError: one cannot be read.
     """
     paths = shipped_recipes().items()
-    found = [Shipped(name, path, load_recipe(path), read_header(path.read_text("utf-8"))) for name, path in paths]
-    memory = {item.name: item.header.short("Mac").partition(" ")[0] for item in found}  # "8" of "8 GB", "any" of any
+    found = [Shipped(name, path, load_recipe(path), read_comment(path.read_text("utf-8"))) for name, path in paths]
+    memory = {item.name: item.comment.short("Mac").partition(" ")[0] for item in found}  # "8" of "8 GB", "any" of any
     size = {name: int(text) if text.isdigit() else 0 for name, text in memory.items()}
     return sorted(found, key=lambda item: (item.name != "quickstart", size[item.name], item.name))
 
@@ -79,8 +79,8 @@ _CONTINUED = re.compile(r"# {4,}(\S.*)")
 
 
 @dataclass(frozen=True)
-class Header:
-    """A recipe's header."""
+class HeaderComment:
+    """What the comment at the head of a recipe says."""
 
     title: str
     """The first line, without its full stop."""
@@ -92,7 +92,7 @@ class Header:
         return self.entries.get(key, "").partition(";")[0].strip()
 
 
-def read_header(text: str) -> Header:
+def read_comment(text: str) -> HeaderComment:
     """The header of a recipe's text; without one, an empty one."""
     lines: list[str] = []
     for line in text.splitlines():
@@ -109,4 +109,4 @@ def read_header(text: str) -> Header:
             entries[key] += f" {more[1]}"
         else:
             key = None
-    return Header(lines[0].lstrip("# ").rstrip(".") if lines else "", entries)
+    return HeaderComment(lines[0].lstrip("# ").rstrip(".") if lines else "", entries)

@@ -71,16 +71,16 @@ def lines(title: str, curves: Sequence[Line], x_label: str, shown: Callable[[flo
     return _svg(title, HEIGHT, parts)
 
 
-def histogram(title: str, sides: Sequence[tuple[str, Sequence[float]]], x_label: str) -> str:
-    """How often each size occurs on each side (`base`, `tuned`), as staircases in percent of the side's."""
-    values = [value for _, found in sides for value in found]
+def histogram(title: str, variants: Sequence[tuple[str, Sequence[float]]], x_label: str) -> str:
+    """How often each size occurs in base and in tuned, as staircases in percent of each."""
+    values = [value for _, found in variants for value in found]
     if not values:
         return ""
     low, high = min(values), max(values)
     width = max(1, math.ceil((high - low + 1) / BINS))
     edges = [low + width * place for place in range(math.ceil((high - low + 1) / width) + 1)]
     curves = []
-    for name, found in sides:
+    for name, found in variants:
         counts = [0] * (len(edges) - 1)
         for value in found:
             counts[int((value - low) // width)] += 1

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 DEPTH = 12
 """Pieces of an answer that are looked at."""
 LEAST = 0.02
-"""Share of either side's answers below which a branch is not shown."""
+"""Share of either variant's answers below which a branch is not shown."""
 WIDEST = 6
 """Branches of one place that are shown."""
 
@@ -39,10 +39,10 @@ def _branches(base: Sequence[Pieces], tuned: Sequence[Pieces], depth: int, total
     if depth >= DEPTH:
         return []
     groups: dict[str, tuple[list[Pieces], list[Pieces]]] = {}
-    for side, answers in enumerate((base, tuned)):
+    for variant, answers in enumerate((base, tuned)):
         for pieces in answers:
             if len(pieces) > depth:
-                groups.setdefault(pieces[depth], ([], []))[side].append(pieces)
+                groups.setdefault(pieces[depth], ([], []))[variant].append(pieces)
     found = []
     for text, group in groups.items():
         of_base, of_tuned = (len(answers) / total for answers, total in zip(group, totals, strict=True))

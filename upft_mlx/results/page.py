@@ -30,7 +30,7 @@ SHORTEST = 200
 CHECKPOINTS = 60
 """Places of the running difference."""
 ANSWERS = 4000
-"""Answers of each side in the tree of openings, at most, evenly spaced."""
+"""Answers of each variant in the tree of openings, at most, evenly spaced."""
 TOKENS = 20_000
 """Tokens of all training rows that are shown."""
 BEGIN = 300
@@ -38,7 +38,7 @@ BEGIN = 300
 
 
 class Asked(Protocol):
-    """A problem and sample as both sides answered it (`browse.Seen`)."""
+    """A problem and sample as both variants answered it (`browse.Seen`)."""
 
     @property
     def benchmark(self) -> str: ...  # noqa: D102
@@ -164,15 +164,15 @@ def _data(asked: Sequence[Asked], names: Sequence[str], most: int | None) -> dic
             item.gold,
             item.level,
             item.subject,
-            _side(item.base, most),
-            _side(item.tuned, most),
+            _variant(item.base, most),
+            _variant(item.tuned, most),
         ]
         for item in asked
     ]
     return {"benchmarks": list(names), "rows": rows}
 
 
-def _side(row: EvaluationRow | None, most: int | None) -> list[Any] | None:
+def _variant(row: EvaluationRow | None, most: int | None) -> list[Any] | None:
     """An answer as the script reads it; of a long text the beginning, and the end, where the answer is."""
     if row is None:
         return None
@@ -191,7 +191,7 @@ def _benchmark(name: str, result: BenchmarkResult, found: Material) -> dict[str,
     lengths = [(s, [float(r.tokens) for i in mine if (r := getattr(i, s)) is not None]) for s in there]
     card = {
         "name": name,
-        "sides": there,
+        "variants": there,
         "rows": list(_numbers([*result.measured.values()])),
         "lengths": charts.histogram(f"{name}: length of the answers", lengths, "tokens"),
         "paired": result.paired,
@@ -214,20 +214,20 @@ def _benchmark(name: str, result: BenchmarkResult, found: Material) -> dict[str,
     return card
 
 
-def _numbers(sides: Sequence[Measured]) -> Iterator[tuple[str, list[str]]]:
-    first = sides[0]
+def _numbers(variants: Sequence[Measured]) -> Iterator[tuple[str, list[str]]]:
+    first = variants[0]
     samples = f" x {first.samples}" if first.samples > 1 else ""
     drawn = f"T {first.temperature:g}" if first.temperature else "greedy"
-    yield "problems", [f"{side.n:,}{samples}, {drawn}" for side in sides]
-    yield "accuracy", [accuracy(side.accuracy, side.ci95) for side in sides]
+    yield "problems", [f"{variant.n:,}{samples}, {drawn}" for variant in variants]
+    yield "accuracy", [accuracy(variant.accuracy, variant.ci95) for variant in variants]
     for kind in ("pass", "maj"):
         at = max(first.at_k(kind), default=1)
         if at > 1:
-            yield f"{kind}@{at}", [percent(side.at_k(kind)[at]) for side in sides]
-    yield "tokens", [f"{side.mean_tokens:.0f}" for side in sides]
-    yield "cut", [percent(side.truncated) for side in sides]
-    if any(side.answer_found is not None for side in sides):
-        yield "answered", [percent(1 if side.answer_found is None else side.answer_found) for side in sides]
+            yield f"{kind}@{at}", [percent(variant.at_k(kind)[at]) for variant in variants]
+    yield "tokens", [f"{variant.mean_tokens:.0f}" for variant in variants]
+    yield "cut", [percent(variant.truncated) for variant in variants]
+    if any(variant.answer_found is not None for variant in variants):
+        yield "answered", [percent(1 if variant.answer_found is None else variant.answer_found) for variant in variants]
 
 
 def _running(name: str, mine: Sequence[Asked]) -> str:
@@ -254,9 +254,11 @@ def _running(name: str, mine: Sequence[Asked]) -> str:
 
 
 def _openings(found: Material) -> dict[str, Any] | None:
-    sides = [[row for item in found.asked if (row := getattr(item, side)) is not None] for side in ("base", "tuned")]
-    chosen = [side[:: -(-len(side) // ANSWERS) or 1] for side in sides]
-    base, tuned = ([found.pieces(row.completion[:BEGIN])[: openings.DEPTH] for row in side] for side in chosen)
+    variants = [
+        [row for item in found.asked if (row := getattr(item, variant)) is not None] for variant in ("base", "tuned")
+    ]
+    chosen = [variant[:: -(-len(variant) // ANSWERS) or 1] for variant in variants]
+    base, tuned = ([found.pieces(row.completion[:BEGIN])[: openings.DEPTH] for row in variant] for variant in chosen)
     branches = openings.tree(base, tuned)
     if not branches:
         return None

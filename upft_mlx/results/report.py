@@ -113,7 +113,7 @@ def outcome(result: BenchmarkResult) -> tuple[Outcome, str]:
         return "void", f"{percent(cut, 0)} of the answers were cut; raise evaluate.max_tokens"
     if base.accuracy == tuned.accuracy == 0:
         more = "raise evaluate.max_tokens" if cut > 0 else "use easier problems, or check the `answer` column"
-        return "void", f"neither side has a right answer; {more}"
+        return "void", f"neither base nor tuned has a right answer; {more}"
     if claimed:
         return ("worse" if worse else "better"), ""
     (low, high), effect = paired.ci95, paired.effect
@@ -183,12 +183,12 @@ def markdown(report: RunFacts) -> str:
     groups = []  # a table for each benchmark that knows levels or subjects
     for name, result in report.benchmarks.items():
         for field in ("level", "subject"):
-            by = {side: found for side, one in result.measured.items() if (found := getattr(one, f"by_{field}"))}
+            by = {variant: found for variant, one in result.measured.items() if (found := getattr(one, f"by_{field}"))}
             first: dict[str, Group] = next(iter(by.values()), {})
             rows = [
                 (value, first[value].n, [found[value] for found in by.values() if value in found]) for value in first
             ]
-            groups += [{"name": name, "field": field, "sides": list(by), "rows": rows}] if rows else []
+            groups += [{"name": name, "field": field, "variants": list(by), "rows": rows}] if rows else []
     return (
         templates.markdown()
         .get_template("report.md")

@@ -49,7 +49,7 @@ def compare(recipe: Recipe, run_dir: str | Path, notify: Observer = ignore) -> C
     made = [path.parent for path in sorted(root.glob("*/seed-*/recipe.json"))]
     recipe = definite(recipe, find_model(recipe), RunDir(made[0] if made else root))  # one day for all cells
     plan = [(method, seed) for seed in seeds(recipe) for method in (BASE, *recipe.compare.methods)]
-    variants = {cell: variant(recipe, *cell) for cell in plan}  # all are checked before the first one runs
+    recipes = {cell: recipe_for_cell(recipe, *cell) for cell in plan}  # all are checked before the first one runs
     cells, spent = [], dict[str, list[float]]()
     for number, (method, seed) in enumerate(plan, start=1):
         left = seconds_left(spent, [name for name, _ in plan[number - 1 :]])
@@ -57,7 +57,7 @@ def compare(recipe: Recipe, run_dir: str | Path, notify: Observer = ignore) -> C
         notify(Note(f"{number} of {len(plan)}: {method}, seed {seed}{told}"))
         folder, begin = root / method.replace(":", "-") / f"seed-{seed}", time.monotonic()
         donors = [RunDir(path) for path in sorted(root.glob("*/seed-*")) if path != folder]
-        cells.append(run_cell(variants[method, seed], method, folder, donors, notify))
+        cells.append(run_cell(recipes[method, seed], method, folder, donors, notify))
         spent.setdefault(method, []).append(time.monotonic() - begin)
     machine = {"python": platform.python_version(), "machine": platform.machine(), "cores": os.cpu_count()}
     found = Comparison(**vars(summarize(cells)), recipe=recipe.dump(), versions=versions(), machine=machine)
@@ -99,7 +99,7 @@ def seeds(recipe: Recipe) -> range:
     return range(recipe.seed, recipe.seed + recipe.compare.seeds)
 
 
-def variant(recipe: Recipe, method: str, seed: int) -> Recipe:
+def recipe_for_cell(recipe: Recipe, method: str, seed: int) -> Recipe:
     """The recipe of one cell; `method` as in `compare.methods`, or base."""
     name, _, selection = method.partition(":")
     selection = "consensus" if method == BEST_OF_PREFIX else selection
@@ -158,11 +158,11 @@ def _result(job: Job, method: str) -> Cell:
     learning = LEARNING if job.recipe.uses_answers else ()
     names = (*learning, *before("train"), "train")
     stages = [entry for name in names if (entry := job.run.entry(name)) is not None]
-    side = "base" if method == BASE else "tuned"
+    variant = "base" if method == BASE else "tuned"
     return Cell(
         method=method,
         seed=job.recipe.seed,
-        scores={part.entry.label: scores_of(job.run.rows_of(part.entry.label, side)) for part in job.sets},
+        scores={part.entry.label: scores_of(job.run.rows_of(part.entry.label, variant)) for part in job.sets},
         tokens_sampled=sum(entry.tokens_sampled for entry in stages),
         tokens_trained=sum(entry.tokens_trained for entry in stages),
         seconds=sum(entry.seconds for entry in stages),

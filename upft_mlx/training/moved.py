@@ -74,10 +74,10 @@ def summarize(base: Sequence[Answered], tuned: Sequence[Answered], along: Sequen
     longest = max(map(len, kl), default=0)
     same = [b.ids[:1] == t.ids[:1] for b, t in zip(base, tuned, strict=True)]
     kept = {opening(answer.text) for answer in base} & {opening(answer.text) for answer in tuned}
-    sides = {"base": base, "tuned": tuned}
+    variants = {"base": base, "tuned": tuned}
     stops = {
-        side: _mean([1 - math.prod(1 - place.stop[number] for place in answer) for answer in along])
-        for number, side in enumerate(sides)
+        variant: _mean([1 - math.prod(1 - place.stop[number] for place in answer) for answer in along])
+        for number, variant in enumerate(variants)
     }
     return {
         "prompts": len(base),
@@ -85,7 +85,7 @@ def summarize(base: Sequence[Answered], tuned: Sequence[Answered], along: Sequen
         "kl_by_position": [_mean([row[place] for row in kl if len(row) > place]) for place in range(longest)],
         "same_first_token": _mean(same),
         "within": longest,
-        **{side: {"stop": stops[side], **_openings(answers)} for side, answers in sides.items()},
+        **{variant: {"stop": stops[variant], **_openings(answers)} for variant, answers in variants.items()},
         "openings_kept": len(kept),
     }
 

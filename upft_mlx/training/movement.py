@@ -12,7 +12,7 @@ from upft_mlx.data.benchmarks import QUESTION, BenchmarkSet
 from upft_mlx.data.problems import Problem
 from upft_mlx.dataset.instruction import user_turn
 from upft_mlx.dataset.prefix import most_sampled
-from upft_mlx.events import Note, Observer, Side, ignore
+from upft_mlx.events import Note, Observer, Variant, ignore
 from upft_mlx.models.adapters import AdapterSwitch
 from upft_mlx.models.chat import Renderer
 from upft_mlx.models.load import Loaded
@@ -77,22 +77,22 @@ def movement(recipe: Recipe, loaded: Loaded, run: RunDir, source: str, prompts: 
     model.load_weights(str(run.adapter / "adapters.safetensors"), strict=False)
     model.eval()
     switch = AdapterSwitch(loaded)
-    caches: dict[Side, list[Cache]] = {}
-    answers: dict[Side, list[list[int]]] = {}
-    limits: dict[Side, int] = {"base": looked_at(most_sampled(recipe, "prefix")), "tuned": OPENING}
-    for side, limit in limits.items():
-        switch(side)
+    caches: dict[Variant, list[Cache]] = {}
+    answers: dict[Variant, list[list[int]]] = {}
+    limits: dict[Variant, int] = {"base": looked_at(most_sampled(recipe, "prefix")), "tuned": OPENING}
+    for variant, limit in limits.items():
+        switch(variant)
         prefill = Prefill(model)
         prefill.share(prompts)
-        caches[side] = prefill.caches(prompts)
+        caches[variant] = prefill.caches(prompts)
         chunk = Chunk(loaded, Sampling(0.0, batch_size=PROMPTS), [Request(ids, limit) for ids in prompts], seed=0)
-        chunk.insert(range(len(prompts)), caches[side])
+        chunk.insert(range(len(prompts)), caches[variant])
         while chunk.in_flight:
             chunk.step(lambda tokens, finished: None)
-        answers[side] = [answer.ids for answer in chunk.completions()]
+        answers[variant] = [answer.ids for answer in chunk.completions()]
     said = {
-        side: [Answered(ids, loaded.tokenizer.decode(ids[:OPENING])) for ids in found]
-        for side, found in answers.items()
+        variant: [Answered(ids, loaded.tokenizer.decode(ids[:OPENING])) for ids in found]
+        for variant, found in answers.items()
     }
     along = [
         _along(loaded, switch, [prompt[-1], *ids[:-1]], {"base": base, "tuned": tuned}) if ids else []
@@ -101,11 +101,11 @@ def movement(recipe: Recipe, loaded: Loaded, run: RunDir, source: str, prompts: 
     return {**summarize(said["base"], said["tuned"], along), "source": source}
 
 
-def _along(loaded: Loaded, switch: AdapterSwitch, ids: list[int], caches: dict[Side, Cache]) -> list[Place]:
-    """Both sides after each of these ids, which follow on what each side's cache holds; it is used up."""
+def _along(loaded: Loaded, switch: AdapterSwitch, ids: list[int], caches: dict[Variant, Cache]) -> list[Place]:
+    """Both variants after each of these ids, which follow on what each variant's cache holds; it is used up."""
     logs: list[mx.array] = []
-    for side, cache in caches.items():
-        switch(side)
+    for variant, cache in caches.items():
+        switch(variant)
         logits = loaded.model(mx.array([ids]), cache=cache)[0].astype(mx.float32)  # (N, V)
         logs.append(logits - mx.logsumexp(logits, axis=-1, keepdims=True))
         mx.eval(logs)

@@ -18,7 +18,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from upft_mlx.events import Side
+from upft_mlx.events import Variant
 from upft_mlx.quantities import duration
 from upft_mlx.ui.console import open_console
 from upft_mlx.ui.text import glyphs_for
@@ -27,15 +27,15 @@ SIDE_BY_SIDE = 88
 """Columns from which two panels stand beside each other."""
 REFRESH = 12
 """Frames per second."""
-STYLES: dict[Side, str] = {"base": "cyan", "tuned": "green"}
+STYLES: dict[Variant, str] = {"base": "cyan", "tuned": "green"}
 ENDS = {"length": "cut at --max-tokens", "interrupted": "interrupted"}
 
 
 class Reply(Protocol):
-    """What one side says, so far or in the end (`ask.Reply`)."""
+    """What one variant says, so far or in the end (`ask.Reply`)."""
 
     @property
-    def side(self) -> Side: ...  # noqa: D102
+    def variant(self) -> Variant: ...  # noqa: D102
     @property
     def text(self) -> str: ...  # noqa: D102
     @property
@@ -53,8 +53,8 @@ class View(Protocol):
 
 
 @contextmanager
-def open_answers(sides: Sequence[Side], *, plain: bool, console: Console | None = None) -> Iterator[View]:
-    """Watch the sides answer one question: panels on a terminal, lines otherwise."""
+def open_answers(variants: Sequence[Variant], *, plain: bool, console: Console | None = None) -> Iterator[View]:
+    """Watch the variants answer one question: panels on a terminal, lines otherwise."""
     console = console or open_console()
     if plain or not console.is_terminal or console.is_dumb_terminal:
         view = _Lines(console)
@@ -63,7 +63,7 @@ def open_answers(sides: Sequence[Side], *, plain: bool, console: Console | None 
         finally:
             view.close()
         return
-    panels = _Panels(sides, console)
+    panels = _Panels(variants, console)
     try:
         with panels.live():
             yield panels
@@ -94,14 +94,14 @@ class _Lines:
 
     def __init__(self, console: Console) -> None:
         self._file, self._glyphs = console.file, glyphs_for(console.encoding)
-        self._side: Side | None = None
+        self._variant: Variant | None = None
         self._shown = 0
         self._open = False
 
     def __call__(self, answer: Reply) -> None:
-        if answer.side != self._side:
-            self._side, self._shown, self._open = answer.side, 0, True
-            self._write(f"{answer.side}:\n")
+        if answer.variant != self._variant:
+            self._variant, self._shown, self._open = answer.variant, 0, True
+            self._write(f"{answer.variant}:\n")
         # The last character may be a part of one, which the next token changes.
         text = answer.text if answer.finish_reason else answer.text.rstrip("\ufffd")
         if len(text) > self._shown:
@@ -124,15 +124,15 @@ class _Lines:
 class _Panels:
     """The panels as they are now; Rich's thread draws them."""
 
-    def __init__(self, sides: Sequence[Side], console: Console) -> None:
-        self._sides, self._console = sides, console
+    def __init__(self, variants: Sequence[Variant], console: Console) -> None:
+        self._variants, self._console = variants, console
         self._glyphs = glyphs_for(console.encoding)
-        self._answers: dict[Side, Reply] = {}
+        self._answers: dict[Variant, Reply] = {}
         self._lock = threading.Lock()
 
     def __call__(self, answer: Reply) -> None:
         with self._lock:
-            self._answers[answer.side] = answer
+            self._answers[answer.variant] = answer
 
     @property
     def began(self) -> bool:
@@ -153,7 +153,7 @@ class _Panels:
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         """The ends of the answers, as much as fits on the screen."""
         beside = self._beside(options.max_width)
-        room = max(3, (options.size.height - 1) // (1 if beside else len(self._sides)) - 2)
+        room = max(3, (options.size.height - 1) // (1 if beside else len(self._variants)) - 2)
         yield self._grid(console, options, room)
 
     def whole(self) -> RenderableType:
@@ -161,32 +161,32 @@ class _Panels:
         return self._grid(self._console, self._console.options, None)
 
     def _beside(self, width: int) -> bool:
-        return len(self._sides) > 1 and width >= SIDE_BY_SIDE
+        return len(self._variants) > 1 and width >= SIDE_BY_SIDE
 
     def _grid(self, console: Console, options: ConsoleOptions, room: int | None) -> Table:
-        """A panel for each side, in its colour while it grows; of its answer the last `room` lines, or all."""
+        """A panel for each variant, in its colour while it grows; of its answer the last `room` lines, or all."""
         with self._lock:
-            answers: Mapping[Side, Reply] = dict(self._answers)
+            answers: Mapping[Variant, Reply] = dict(self._answers)
         glyphs, beside = self._glyphs, self._beside(options.max_width)
         width = options.max_width // 2 if beside else options.max_width
-        bodies: dict[Side, list[Text]] = {}
-        for side in [side for side in self._sides if room is not None or side in answers]:
-            text = Text(glyphs.lines(answers[side].text).strip() if side in answers else glyphs.pending)
+        bodies: dict[Variant, list[Text]] = {}
+        for variant in [variant for variant in self._variants if room is not None or variant in answers]:
+            text = Text(glyphs.lines(answers[variant].text).strip() if variant in answers else glyphs.pending)
             lines = list(text.wrap(console, max(1, width - 4), tab_size=4))
-            bodies[side] = lines if room is None else lines[-room:]
+            bodies[variant] = lines if room is None else lines[-room:]
         most = max((len(lines) for lines in bodies.values()), default=0)
         panels = []
-        for side, lines in bodies.items():
-            answer = answers.get(side)
+        for variant, lines in bodies.items():
+            answer = answers.get(variant)
             panels.append(
                 Panel(
                     Text("\n").join(lines + [Text()] * (most - len(lines) if beside else 0)),
-                    title=Text(side, f"bold {STYLES[side]}"),
+                    title=Text(variant, f"bold {STYLES[variant]}"),
                     title_align="left",
                     subtitle=Text(_numbers(answer), "dim") if answer else None,
                     subtitle_align="right",
                     box=box.ASCII if glyphs.encoding == "ascii" else box.ROUNDED,
-                    border_style=STYLES[side] if answer and answer.finish_reason is None else "dim",
+                    border_style=STYLES[variant] if answer and answer.finish_reason is None else "dim",
                     width=width,
                 )
             )

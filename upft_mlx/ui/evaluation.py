@@ -8,7 +8,7 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from upft_mlx.events import Side
+from upft_mlx.events import Variant
 from upft_mlx.ui.state import State
 from upft_mlx.ui.text import Glyphs
 
@@ -19,7 +19,7 @@ GAP = 2
 SHORTEST_NAME = 8
 """Columns that a benchmark's name keeps."""
 BAR = 10
-SIDES: tuple[Side, Side] = ("base", "tuned")
+VARIANTS: tuple[Variant, Variant] = ("base", "tuned")
 
 # What the table has, from narrow screens to wide ones; the first that leaves room for the names is taken from the end.
 _DETAIL = (
@@ -82,7 +82,7 @@ class EvaluationFrame:
         """A row per benchmark, with as much detail as the width allows; and what detail that is."""
         g, longest = self.glyphs, max((len(self.glyphs.line(name)) for name in names), default=0)
         for detail in reversed(_DETAIL):
-            heads = ["progress", *SIDES, *(["tuned - base"] if "difference" in detail else [])]
+            heads = ["progress", *VARIANTS, *(["tuned - base"] if "difference" in detail else [])]
             heads += [f"{g.wrong}{g.arrow}{g.done}", f"{g.done}{g.arrow}{g.wrong}"]
             heads += ["tokens"] if "tokens" in detail else []
             rows = [self._row(name, detail) for name in names]
@@ -92,15 +92,15 @@ class EvaluationFrame:
         table = Table("benchmark", *heads, box=None, header_style="bold", pad_edge=False, padding=(0, GAP, 0, 0))
         for head, column in zip(["benchmark", *heads], table.columns, strict=True):
             column.no_wrap, column.overflow = True, g.overflow
-            column.justify = "left" if head in ("benchmark", "progress", *SIDES, "tuned - base") else "right"
+            column.justify = "left" if head in ("benchmark", "progress", *VARIANTS, "tuned - base") else "right"
         for name, row in zip(names, rows, strict=True):
             table.add_row(self.cropped(Text(g.line(name)), max(SHORTEST_NAME, room)), *row)
         return table, detail
 
     def _row(self, name: str, detail: frozenset[str]) -> list[Text]:
-        """How far the sides are (completions of each at the end), their accuracies, and what is known of both."""
+        """How far the variants are (completions of each at the end), their accuracies, and what is known of both."""
         tally, glyphs, pending = self.state.tallies[name], self.glyphs, self.glyphs.pending
-        begun = [bool(tally.done(side)) for side in SIDES]
+        begun = [bool(tally.done(variant)) for variant in VARIANTS]
         progress = Text(f"{int(100 * tally.share)} %")
         if not any(begun):
             progress = Text(pending, "dim")
@@ -111,8 +111,8 @@ class EvaluationFrame:
             bar = Text(glyphs.bar[0] * filled, "cyan").append(glyphs.bar[1] * (BAR - filled), "dim")
             progress = bar.append("  ").append_text(progress)
         cells = [progress]
-        for side in SIDES:
-            accuracy = tally.accuracy(side, paired=True)
+        for variant in VARIANTS:
+            accuracy = tally.accuracy(variant, paired=True)
             shown = accuracy if "intervals" in detail else accuracy.partition(" [")[0]
             cells.append(Text(shown) if shown else Text(pending, "dim"))
         if "difference" in detail:

@@ -88,17 +88,17 @@ class PlainView:
                 numbers = "  ".join(training_numbers(event.metrics, valid))
                 return f"train: step {event.metrics['step']:,}/{event.total_steps:,}  {numbers}"
             case Progress() if meter is not None:
-                # An evaluation's sides end with their accuracy instead.
+                # An evaluation's variants end with their accuracy instead.
                 complete = meter.done >= meter.total and meter.stage != "evaluate"
                 due = self._due(("progress", meter.name), now, complete=complete)
                 return f"{line(meter.name)}: {'  '.join(meter.numbers(now))}" if due else None
             case Graded():
                 tally = self._state.tallies[event.benchmark]
-                done = tally.done(event.side)
-                if not self._due(("graded", event.benchmark, event.side), now, complete=done == tally.expected):
+                done = tally.done(event.variant)
+                if not self._due(("graded", event.benchmark, event.variant), now, complete=done == tally.expected):
                     return None
-                where = f"{line(event.benchmark)} {event.side} {done:,}/{tally.expected:,}"
-                return f"evaluate: {where}  accuracy {tally.accuracy(event.side)}"
+                where = f"{line(event.benchmark)} {event.variant} {done:,}/{tally.expected:,}"
+                return f"evaluate: {where}  accuracy {tally.accuracy(event.variant)}"
         return permanent_line(event, self._glyphs, verbose=self._verbose)
 
     def _due(self, topic: tuple[str, ...], now: float, *, complete: bool) -> bool:

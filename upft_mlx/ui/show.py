@@ -92,12 +92,12 @@ def _answer(row: EvaluationRow | None, glyphs: Glyphs) -> Text:
 
 
 def regrading(facts: dict[str, Any], glyphs: Glyphs) -> Iterator[RenderableType]:
-    """What another grader changes: a line per benchmark and side, and a line per row that changes."""
-    for label, sides in facts["benchmarks"].items():
-        for side, found in sides.items():
+    """What another grader changes: a line per benchmark and variant, and a line per row that changes."""
+    for label, variants in facts["benchmarks"].items():
+        for variant, found in variants.items():
             graders = " and ".join(map(str, found["graders"]))
             change = f"{100 * found['accuracy']:.1f} % {glyphs.arrow} {100 * found['regraded']:.1f} %"
-            yield Text(f"{glyphs.line(label)} {side}: {change}", "bold").append(
+            yield Text(f"{glyphs.line(label)} {variant}: {change}", "bold").append(
                 f"  {len(found['changed'])} of {found['rows']} rows change (graded by version {graders or 'none'})",
                 "dim",
             )
@@ -122,11 +122,11 @@ def detail(item: Seen, glyphs: Glyphs) -> Iterator[RenderableType]:
     yield Rule(_place(item, glyphs), align="left", characters="-" if glyphs.encoding == "ascii" else "\u2500")
     yield Text(glyphs.lines(item.question or "(the question is no longer available)"))
     yield Text(f"\ngold  {glyphs.line(item.gold)}", "bold")
-    for side, row in (("base", item.base), ("tuned", item.tuned)):
+    for variant, row in (("base", item.base), ("tuned", item.tuned)):
         if row is not None:
             yield Text()
             yield (
-                Text(f"{side}  ")
+                Text(f"{variant}  ")
                 .append_text(_answer(row, glyphs))
                 .append(f"  {row.tokens} tokens, ended by {row.finish_reason}", "dim")
             )

@@ -147,7 +147,7 @@ class State:
                 self.flips.clear()
             case Graded():
                 flipped = self.tallies.setdefault(event.benchmark, Tally(0)).add(event)
-                if flipped and event.side == "tuned":
+                if flipped and event.variant == "tuned":
                     self.flips.append(event)
                 self.latest = event
             case Note():

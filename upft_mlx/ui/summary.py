@@ -119,7 +119,7 @@ def _benchmarks(benchmarks: Mapping[str, BenchmarkResult], glyphs: Glyphs, width
             samples = f" x {first.samples}" if first.samples > 1 else ""
             drawn = f"T {first.temperature:g}" if first.temperature else "greedy"
             heading.append(f"\nn {first.n:,}{samples}, {drawn}", "dim")
-        table.add_row(heading, *(_side(side, glyphs, room) for side in (result.base, result.tuned)))
+        table.add_row(heading, *(_variant(variant, glyphs, room) for variant in (result.base, result.tuned)))
     return table
 
 
@@ -134,21 +134,21 @@ def _table(*columns: Column | str) -> Table:
     )
 
 
-def _side(side: Measured | None, glyphs: Glyphs, room: int) -> Text:
+def _variant(variant: Measured | None, glyphs: Glyphs, room: int) -> Text:
     """Accuracy with its interval; below it what was measured besides; in `room` columns."""
-    if not side:
+    if not variant:
         return Text(glyphs.pending, "dim")
-    whole = accuracy(side.accuracy, side.ci95)
-    text = Text(whole if len(whole) <= room else percent(side.accuracy))
-    parts = [f"{side.mean_tokens:.0f} tokens"]
+    whole = accuracy(variant.accuracy, variant.ci95)
+    text = Text(whole if len(whole) <= room else percent(variant.accuracy))
+    parts = [f"{variant.mean_tokens:.0f} tokens"]
     at = []
     for name in ("pass", "maj"):
-        values = side.at_k(name)
+        values = variant.at_k(name)
         k = max(values, default=1)
         if k > 1:  # at 1 both are the accuracy
             at.append(f"{name}@{k} {percent(values[k])}")
     parts += [", ".join(at)] if at and len(", ".join(at)) <= room else at
-    parts += [f"{percent(side.truncated)} cut"] if side.truncated else []
+    parts += [f"{percent(variant.truncated)} cut"] if variant.truncated else []
     for part in parts:
         text.append(f"\n{part}", "dim")
     return text

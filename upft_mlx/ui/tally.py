@@ -6,7 +6,7 @@ from itertools import groupby
 
 from upft_mlx.evaluation.sequential import always_valid_difference, always_valid_interval
 from upft_mlx.evaluation.stats import accuracy_interval, paired_difference
-from upft_mlx.events import Graded, Side
+from upft_mlx.events import Graded, Variant
 from upft_mlx.quantities import accuracy, points
 
 Place = tuple[str, int]
@@ -18,11 +18,11 @@ class Tally:
 
     def __init__(self, expected: int, may_stop: bool = False) -> None:
         self.expected, self._may_stop = expected, may_stop
-        """Completions per side, and whether the intervals must hold at every moment."""
+        """Completions per variant, and whether the intervals must hold at every moment."""
         self.gained, self.lost = 0, 0
         """Completions wrong on base and right on tuned, and the reverse."""
-        self._correct: dict[Side, dict[Place, bool]] = {"base": {}, "tuned": {}}
-        self._tokens: dict[Side, dict[Place, int]] = {"base": {}, "tuned": {}}
+        self._correct: dict[Variant, dict[Place, bool]] = {"base": {}, "tuned": {}}
+        self._tokens: dict[Variant, dict[Place, int]] = {"base": {}, "tuned": {}}
         self._events = self._texts_of = 0
         self._texts: dict[str, str] = {}
         """What was worked out after this many events: a frame is drawn more often than answers come."""
@@ -31,13 +31,13 @@ class Tally:
         """Count a completion; a repeated one replaces its predecessor.
 
         Returns:
-            Whether the other side has answered this problem and sample, and is right where this one is wrong.
+            Whether the other variant has answered this problem and sample, and is right where this one is wrong.
         """
-        place, graded = (event.problem_id, event.sample), self._correct[event.side]
+        place, graded = (event.problem_id, event.sample), self._correct[event.variant]
         self._events += 1
         self._count_flip(place, -1)
         graded[place] = event.correct
-        self._tokens[event.side][place] = event.tokens
+        self._tokens[event.variant][place] = event.tokens
         return self._count_flip(place, 1)
 
     def _count_flip(self, place: Place, by: int) -> bool:
@@ -48,23 +48,23 @@ class Tally:
         self.lost += by * base
         return True
 
-    def done(self, side: Side) -> int:
+    def done(self, variant: Variant) -> int:
         """Completions graded."""
-        return len(self._correct[side])
+        return len(self._correct[variant])
 
     @property
     def share(self) -> float:
-        """How far it is, 0 to 1: of the sides that have begun."""
-        begun = [self.done(side) for side in ("base", "tuned") if self.done(side)]
+        """How far it is, 0 to 1: of the variants that have begun."""
+        begun = [self.done(variant) for variant in ("base", "tuned") if self.done(variant)]
         return sum(begun) / (len(begun) * self.expected) if begun and self.expected else 0.0
 
-    def accuracy(self, side: Side, *, paired: bool = False) -> str:
+    def accuracy(self, variant: Variant, *, paired: bool = False) -> str:
         """The share that is right so far with its interval, as at the end; empty before the first.
 
-        `paired`: over what both sides have answered, once both have begun: they are not at the same problem, and an
+        `paired`: over what both variants have answered, once both have begun: they are not at the same problem, and an
         accuracy over easier ones would look like a difference.
         """
-        graded, what = self._correct[side], f"{side} {paired}"
+        graded, what = self._correct[variant], f"{variant} {paired}"
         if not graded or what in self._current():
             return self._texts.get(what, "")
         both = self._correct["base"].keys() & self._correct["tuned"].keys()
@@ -86,7 +86,7 @@ class Tally:
         groups = [list(group) for _, group in groupby(both, key=lambda place: place[0])]
         text = ""
         if len(groups) >= 2:
-            means = [[sum(side[p] for p in group) / len(group) for group in groups] for side in (base, tuned)]
+            means = [[sum(variant[p] for p in group) / len(group) for group in groups] for variant in (base, tuned)]
             found = (always_valid_difference if self._may_stop else paired_difference)(means[0], means[1])
             text = f"{points(found.delta)} [{points(found.ci95[0])}, {points(found.ci95[1])}]"
         self._texts["difference"] = text
@@ -96,7 +96,7 @@ class Tally:
         """Mean tokens of base and tuned; empty before both have answered."""
         known = self._tokens["base"], self._tokens["tuned"]
         both = known[0].keys() & known[1].keys()
-        base, tuned = ([side[place] for place in both] if both else [*side.values()] for side in known)
+        base, tuned = ([variant[place] for place in both] if both else [*variant.values()] for variant in known)
         if not base or not tuned:
             return f"{sum(base) / len(base):.0f}" if base else ""
         return f"{sum(base) / len(base):.0f}{arrow}{sum(tuned) / len(tuned):.0f}"
