@@ -225,7 +225,7 @@ class World:
                 donors = [RunDir(path) for path in sorted(root.glob(f"*/seed-{seed}")) if path != folder]
                 print(f"{self.name}: {name}; seed {seed}", flush=True)
                 cells.append(run_cell(Recipe.model_validate(data), name, folder, donors))
-        return {name: row["benchmarks"] for name, row in summarize(cells)["methods"].items()}
+        return {name: row["benchmarks"] for name, row in asdict(summarize(cells))["methods"].items()}
 
 
 def gain(cells: list[Cell], rule: str, half: str) -> float:

@@ -8,6 +8,8 @@ from typing import Any
 from upft_mlx.evaluation.benchmark_result import BenchmarkResult, Measured, load_results
 from upft_mlx.results.economy import Economy
 from upft_mlx.results.facts import CutSolutions, RunReport, StageFacts, TrainingFacts
+from upft_mlx.training.moved import Movement
+from upft_mlx.training.row_loss import RowLoss
 
 MEASURED = {
     "n": 100,
@@ -19,6 +21,20 @@ MEASURED = {
     "truncated": 0.0,
 }
 PAIRED = {"delta": 0.0, "ci95": (-0.1, 0.1), "p_value": 1.0}
+BEGINNINGS = {"stop": 0.0, "openings": [], "distinct": 1}
+MOVEMENT = {
+    "prompts": 4,
+    "kl": 0.1,
+    "kl_by_position": [],
+    "same_first_token": 1.0,
+    "within": 24,
+    "base": BEGINNINGS,
+    "tuned": BEGINNINGS,
+    "openings_kept": 1,
+    "source": "evaluation prompts",
+}
+VIEW: dict[str, Any] = {"loss": 1.0, "eos": None, "share": {}, "most": None}
+KIND = {"rows": 1, "measured": 1, "nats_per_token": 1.0, "first_token": 1.0, "by_position": []}
 STAGE = {"tokens_sampled": 0, "tokens_trained": 0, "peak_memory_bytes": 0, "detail": "", "adopted": False}
 
 
@@ -43,7 +59,15 @@ def run_report(found: Mapping[str, Any]) -> RunReport:
     training = found.get("training") or TrainingFacts()
     if not isinstance(training, TrainingFacts):
         cut = training.get("cut_solutions")
-        training = TrainingFacts(**{**training, "cut_solutions": CutSolutions(**cut) if cut else None})
+        view, movement = training.get("base_view"), training.get("movement")
+        training = TrainingFacts(
+            base_view=RowLoss.load({**VIEW, **view, "kinds": {k: {**KIND, **of} for k, of in view["kinds"].items()}})
+            if view
+            else None,
+            losses=training.get("losses", []),
+            movement=Movement.load({**MOVEMENT, **movement}) if movement else None,
+            cut_solutions=CutSolutions(**cut) if cut else None,
+        )
     economy = found.get("economy")
     assert economy is None or isinstance(economy, Economy)
     return RunReport(

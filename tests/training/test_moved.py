@@ -32,7 +32,7 @@ from upft_mlx.sampling.decoding import Request
 from upft_mlx.sampling.draw import Sampling
 from upft_mlx.sampling.sampler import sample_chunk
 from upft_mlx.training import train
-from upft_mlx.training.moved import Answered, Place, in_words, opening, summarize, warnings
+from upft_mlx.training.moved import Answered, Movement, Place, in_words, opening, summarize, warnings
 from upft_mlx.training.movement import held_out, movement
 
 MakeRecipe = Callable[..., Recipe]
@@ -46,24 +46,22 @@ def answered(text: str, first: int = 1) -> Answered:
 BASE = [answered("To solve this problem"), answered("To solve this, we"), answered("Ann has 3")]
 
 
-def found(tuned: Sequence[Answered], along: Sequence[Sequence[Place]] = ()) -> dict[str, Any]:
-    return {**summarize(BASE, tuned, along), "source": "evaluation prompts"}
+def found(tuned: Sequence[Answered], along: Sequence[Sequence[Place]] = ()) -> Movement:
+    return summarize(BASE, tuned, along, "evaluation prompts")
 
 
 def test_answers_are_compared_by_opening_first_token_and_chance_to_stop() -> None:
     tuned = [answered("To solve this now"), answered("3 + 4 = 7", first=2), answered("3 + 4 is")]
     along = [[Place(0.5, (0.0, 0.5)), Place(0.1, (0.1, 0.5))], [Place(0.1, (0.0, 0.0))], []]
     moved = found(tuned, along)
-    assert moved["base"] == {
-        "stop": pytest.approx(0.1 / 3),
-        "openings": [[text, pytest.approx(1 / 3)] for text in ("To solve this", "To solve this,", "Ann has 3")],
-        "distinct": 3,
-    }
-    assert moved["tuned"]["stop"] == pytest.approx(0.75 / 3)
-    assert moved["same_first_token"] == pytest.approx(2 / 3)
-    assert moved["kl"] == pytest.approx(0.7 / 3)
-    assert moved["kl_by_position"] == pytest.approx([0.3, 0.1])
-    assert moved["openings_kept"] == 1
+    assert moved.base.stop == pytest.approx(0.1 / 3)
+    assert moved.base.openings == [(text, 1 / 3) for text in ("To solve this", "To solve this,", "Ann has 3")]
+    assert moved.base.distinct == 3
+    assert moved.tuned.stop == pytest.approx(0.75 / 3)
+    assert moved.same_first_token == pytest.approx(2 / 3)
+    assert moved.kl == pytest.approx(0.7 / 3)
+    assert moved.kl_by_position == pytest.approx([0.3, 0.1])
+    assert moved.openings_kept == 1
     assert in_words(moved) == (
         "moved on 3 evaluation prompts (greedy): KL 0.233 nats per position, first token the same in 67 %, chance to "
         "stop within 2 tokens 3 % to 25 %, 1 of 3 openings kept"
@@ -72,11 +70,9 @@ def test_answers_are_compared_by_opening_first_token_and_chance_to_stop() -> Non
 
 def test_the_five_most_frequent_openings_are_kept_with_their_shares() -> None:
     texts = [word for number, word in enumerate("abcdefg") for _ in range(number + 1)]
-    variant = summarize([answered(t) for t in texts], [answered(t) for t in texts], [])["base"]
-    assert variant["openings"] == [
-        [word, pytest.approx(count / 28)] for word, count in zip("gfedc", range(7, 2, -1), strict=True)
-    ]
-    assert variant["distinct"] == 7
+    variant = summarize([answered(t) for t in texts], [answered(t) for t in texts], [], "prompts").base
+    assert variant.openings == [(word, count / 28) for word, count in zip("gfedc", range(7, 2, -1), strict=True)]
+    assert variant.distinct == 7
 
 
 @pytest.mark.parametrize(
@@ -133,7 +129,7 @@ def test_only_a_model_known_to_be_better_and_nowhere_worse_may_have_moved_far(
         for number, delta in enumerate(changes)
     }
     write_json(run.summary, {"benchmarks": benchmarks})
-    write_json(run.movement, {**found([answered("x")] * 3, [[Place(0.1, (0.2, 0.9))]] * 3), "source": "prompts"})
+    write_json(run.movement, found([answered("x")] * 3, [[Place(0.1, (0.2, 0.9))]] * 3).dump())
     lines = collect(make_recipe(), run, ["train", "evaluate"]).remarks
     assert any("no tuned answer begins" in line for line in lines) is warned
 
@@ -141,7 +137,7 @@ def test_only_a_model_known_to_be_better_and_nowhere_worse_may_have_moved_far(
 def test_an_opening_can_leave_neither_its_cell_nor_its_line() -> None:
     hostile = "a`b|c\x1b[31m\u202e\n| # Title\n"
     assert opening(hostile) == "a`b|c [31m |"
-    moved = {**summarize([answered(hostile)], [answered("")], [[]]), "source": "prompts"}
+    moved = summarize([answered(hostile)], [answered("")], [[]], "prompts")
     text = markdown(run_report({"training": TrainingFacts(movement=moved)}))
     row = next(line for line in text.splitlines() if "a`b" in line)
     assert row == "| ``a`b/c [31m /`` | 100 % | `  ` | 100 % |"
@@ -178,8 +174,8 @@ def prompts_of(recipe: Recipe, loaded: Loaded) -> list[list[int]]:
 def test_an_adapter_without_effect_moves_nothing(make_recipe: MakeRecipe, tmp_path: Path) -> None:
     loaded, run = prepared(make_recipe(), tmp_path, 0.0)
     moved = movement(make_recipe(), loaded, run, "prompts", prompts_of(make_recipe(), loaded))
-    assert moved["kl"] == pytest.approx(0.0, abs=1e-9)
-    assert (moved["same_first_token"], moved["base"]) == (1.0, moved["tuned"])
+    assert moved.kl == pytest.approx(0.0, abs=1e-9)
+    assert (moved.same_first_token, moved.base) == (1.0, moved.tuned)
     assert warnings(moved) == []
 
 
@@ -195,7 +191,7 @@ def test_the_numbers_are_those_of_base_and_of_the_saved_adapter(make_recipe: Mak
         made = sample_chunk(variant, [Request(ids, size) for ids in prompts], Sampling(0.0), seed=0)
         said[name] = [answer.ids for answer in made]
         texts = {opening(base.tokenizer.decode(ids[:12])) for ids in said[name]}
-        assert {text for text, _ in moved[name]["openings"]} == texts
+        assert {text for text, _ in getattr(moved, name).openings} == texts
     divergences: list[list[float]] = []
     stops = {"base": 0.0, "tuned": 0.0}
     for prompt, ids in zip(prompts, said["base"], strict=True):
@@ -205,13 +201,13 @@ def test_the_numbers_are_those_of_base_and_of_the_saved_adapter(make_recipe: Mak
             ends = mx.stack([mx.exp(logs[:, number]) for number in base.eos_ids]).sum(axis=0)
             stops[name] += (1 - scalar((1 - ends).prod())) / 5
     flat = [value for row in divergences for value in row]
-    assert moved["kl"] == pytest.approx(sum(flat) / len(flat), rel=1e-3)
-    assert moved["kl"] > 0.01
+    assert moved.kl == pytest.approx(sum(flat) / len(flat), rel=1e-3)
+    assert moved.kl > 0.01
     first = sum(row[0] for row in divergences) / 5
-    assert moved["kl_by_position"][0] == pytest.approx(first, rel=1e-3)
+    assert moved.kl_by_position[0] == pytest.approx(first, rel=1e-3)
     for name, chance in stops.items():
-        assert moved[name]["stop"] == pytest.approx(chance, abs=1e-4)
-    assert moved["within"] == LENGTH + 8
+        assert getattr(moved, name).stop == pytest.approx(chance, abs=1e-4)
+    assert moved.within == LENGTH + 8
 
 
 def _log_probabilities(loaded: Loaded, ids: list[int]) -> mx.array:
@@ -258,9 +254,10 @@ def test_report_view_and_verdict_say_how_far_it_moved(
         facts = pipeline.run_stage(
             recipe, tmp_path, stage, lambda event: notes.append(event.text) if isinstance(event, Note) else None
         ).dump()
-    moved = json.loads(RunDir(tmp_path).movement.read_text())
-    assert facts["training"]["movement"] == moved
-    assert moved["source"] == "evaluation prompts"
+    written = json.loads(RunDir(tmp_path).movement.read_text())
+    moved = Movement.load(written)
+    assert json.loads(json.dumps(facts["training"]["movement"])) == written == json.loads(json.dumps(moved.dump()))
+    assert moved.source == "evaluation prompts"
     assert in_words(moved) in notes
     assert warnings(moved)
     assert facts["verdict"] == warnings(moved)
@@ -273,4 +270,4 @@ def test_report_view_and_verdict_say_how_far_it_moved(
     monkeypatch.setattr(train, "train", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         pipeline.run_stage(again, tmp_path, "train")
-    assert json.loads(RunDir(tmp_path).movement.read_text()) == moved, "the one before is whole"
+    assert json.loads(RunDir(tmp_path).movement.read_text()) == written, "the one before is whole"

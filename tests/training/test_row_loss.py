@@ -30,6 +30,8 @@ from upft_mlx.training.row_loss import (
     EOS,
     FIXED,
     MEASURED,
+    KindLoss,
+    RowLoss,
     as_metrics,
     drawn,
     in_words,
@@ -53,18 +55,12 @@ def test_the_loss_is_taken_apart_by_kind_and_eos() -> None:
     prefix = [example(name, 3, "prefix", eos=True) for name in "abc"]
     structure = example("s", 2, "structure")
     found = taken_apart([*prefix[:2], structure], [[1, 3, 8], [2, 0, 4], [1, 1]], [*prefix, structure])
-    assert found["loss"] == pytest.approx(2.5)
-    assert found["share"] == pytest.approx({"prefix": 0.3, EOS: 0.6, "structure": 0.1})
-    assert found["eos"] == 6.0
-    assert found["most"] == EOS
-    assert found["kinds"]["prefix"] == {
-        "rows": 3,
-        "measured": 2,
-        "nats_per_token": pytest.approx(1.5),
-        "first_token": 1.5,
-        "by_position": [1.5, 1.5],
-    }
-    assert found["kinds"]["structure"]["by_position"] == [1.0, 1.0]
+    assert found.loss == pytest.approx(2.5)
+    assert found.share == pytest.approx({"prefix": 0.3, EOS: 0.6, "structure": 0.1})
+    assert found.eos == 6.0
+    assert found.most == EOS
+    assert found.kinds["prefix"] == KindLoss(3, 2, nats_per_token=1.5, first_token=1.5, by_position=[1.5, 1.5])
+    assert found.kinds["structure"].by_position == [1.0, 1.0]
     assert as_metrics(found) == pytest.approx(
         {"fixed_loss": 2.5, "fixed_loss_prefix": 1.5, "fixed_loss_structure": 1.0, "fixed_loss_eos": 6.0}
     )
@@ -77,14 +73,14 @@ def test_the_loss_is_taken_apart_by_kind_and_eos() -> None:
 def test_an_eos_that_weighs_less_has_a_smaller_share() -> None:
     """(1 + 3 + 8 / 4) / (2 + 1 / 4) = 8 / 3, of which the EOS is (2 / 2.25) / (6 / 2.25) = a third."""
     found = taken_apart([example("a", 3, "prefix", eos=True, last=0.25)], [[1, 3, 8]], [example("a", 3, "prefix")])
-    assert found["loss"] == pytest.approx(8 / 3)
-    assert found["share"] == pytest.approx({"prefix": 2 / 3, EOS: 1 / 3})
+    assert found.loss == pytest.approx(8 / 3)
+    assert found.share == pytest.approx({"prefix": 2 / 3, EOS: 1 / 3})
     assert in_words(found)[-1] == "over half of the loss comes from prefix rows"
 
 
 def test_rows_without_an_eos_have_none_and_one_kind_alone_is_not_named() -> None:
     found = taken_apart([example("a", 2, "prefix")], [[1, 3]], [example("a", 2, "prefix")] * 4)
-    assert (found["loss"], found["eos"], found["most"], found["share"]) == (2.0, None, None, {"prefix": 1.0})
+    assert (found.loss, found.eos, found.most, found.share) == (2.0, None, None, {"prefix": 1.0})
     assert "fixed_loss_eos" not in as_metrics(found)
     assert len(in_words(found)) == 1
 
@@ -169,11 +165,11 @@ def test_training_says_first_what_the_base_thinks_and_preview_the_same(
     written = json.loads(run.likelihood.read_text())
     shown = preview(recipe, run.root, model=True).base_view
     assert shown
-    assert shown["loss"] == pytest.approx(written["loss"], rel=1e-4), "of the base, not of the tuned model"
-    assert shown["share"] == pytest.approx(written["share"], rel=1e-4)
+    assert shown.loss == pytest.approx(written["loss"], rel=1e-4), "of the base, not of the tuned model"
+    assert shown.share == pytest.approx(written["share"], rel=1e-4)
     assert written["share"][EOS] > 0.5
     assert [note for note in notes if note.startswith("before training")] == [
-        f"before training, {line}" for line in in_words(written)
+        f"before training, {line}" for line in in_words(RowLoss.load(written))
     ]
     kinds = [row.kind for row in read_rows(run.train, TrainingRow)]
     assert {kind: of["rows"] for kind, of in written["kinds"].items()} == {
@@ -193,13 +189,13 @@ def test_the_loss_at_each_report_is_that_of_the_fixed_rows_after_the_step(
     fixed = drawn(examples, FIXED, recipe.seed)
     base = taken_apart(fixed, token_losses(fresh.model, fixed, Modes(share=False)), examples)
     assert json.loads(run.likelihood.read_text())["fixed"] == pytest.approx(as_metrics(base), rel=1e-4)
-    assert lines[-1]["fixed_loss"] < base["loss"] - 0.1
+    assert lines[-1]["fixed_loss"] < base.loss - 0.1
     from upft_mlx.models.adapters import load_adapter
 
     load_adapter(fresh, run.adapter)
     tuned = taken_apart(fixed, token_losses(fresh.model, fixed, Modes(share=False)), examples)
     best = min((line for line in lines if "valid_loss" in line), key=lambda line: line["valid_loss"])
-    assert best["fixed_loss"] == pytest.approx(tuned["loss"], rel=1e-4)
+    assert best["fixed_loss"] == pytest.approx(tuned.loss, rel=1e-4)
 
 
 def test_where_nothing_is_learned_the_curve_is_flat_whatever_the_batches_say(

@@ -28,6 +28,7 @@ from upft_mlx.models.load import load_tokenizer
 from upft_mlx.recipe.schema import Recipe
 from upft_mlx.rundir import RunDir
 from upft_mlx.training.batches import Batch, make_batch, shared_length, to_examples, unshared_because
+from upft_mlx.training.row_loss import RowLoss
 from upft_mlx.versions import adopted
 
 EXAMPLES = 3
@@ -114,13 +115,14 @@ class Preview:
     prompts_differ: list[str]
     """A line for each benchmark that is asked in other words than the training problems."""
     rows: list[ShownRow]
-    base_view: dict[str, Any] | None
-    """What the model thinks of the rows (`row_loss.taken_apart`); None where it was not asked."""
+    base_view: RowLoss | None
+    """What the model thinks of the rows; None where it was not asked."""
     rules: list[Explanation]
 
     def dump(self) -> dict[str, Any]:
         """Plain values for JSON."""
-        return {**asdict(self), "prompts": [prompt.dump() for prompt in self.prompts]}
+        view = None if self.base_view is None else self.base_view.dump()
+        return {**asdict(self), "prompts": [prompt.dump() for prompt in self.prompts], "base_view": view}
 
 
 def marked(batch: Batch) -> list[Marked]:
@@ -221,7 +223,7 @@ class _Preview:
             question = WITHHELD if entry.private else asked.question
             yield self._rendered(turn.replace(QUESTION, question), problem_id=asked.id, **about)
 
-    def base_view(self) -> dict[str, Any]:
+    def base_view(self) -> RowLoss:
         """What the model thinks of the rows that will train."""
         from upft_mlx.training.base_view import base_view
 

@@ -7,6 +7,8 @@ from typing import Any
 
 from upft_mlx.evaluation.benchmark_result import BenchmarkResult, dump_results
 from upft_mlx.results.economy import Economy
+from upft_mlx.training.moved import Movement
+from upft_mlx.training.row_loss import RowLoss
 
 
 @dataclass(frozen=True)
@@ -40,12 +42,12 @@ class CutSolutions:
 class TrainingFacts:
     """What training looked like; None or empty where there is nothing to say."""
 
-    base_view: dict[str, Any] | None = None
-    """What the base thought of the rows, likelihood.json (`row_loss.taken_apart`)."""
+    base_view: RowLoss | None = None
+    """What the base thought of the rows, likelihood.json."""
     losses: list[dict[str, float]] = field(default_factory=list)
     """At each report `step`, the loss on the fixed rows by kind (`fixed_loss`, ...) and `valid_loss`."""
-    movement: dict[str, Any] | None = None
-    """How far the model moved, movement.json (`moved.summarize`)."""
+    movement: Movement | None = None
+    """How far the model moved, movement.json."""
     cut_solutions: CutSolutions | None = None
 
 

@@ -277,15 +277,15 @@ def _training(found: TrainingFacts) -> Iterator[tuple[str, str, str]]:
         yield "Loss", "Nats. The same few training rows at each report, and the validation rows.", chart
     if view := found.base_view:
         curves = [
-            _positions(kind, css, of["by_position"])
-            for (kind, of), css in zip(view["kinds"].items(), ("base", "tuned", "other"), strict=False)
+            _positions(kind, css, of.by_position)
+            for (kind, of), css in zip(view.kinds.items(), ("base", "tuned", "other"), strict=False)
         ]
         chart = charts.lines("Surprise of base by position", curves, "token", lambda y: f"{y:.2g}", zero=True)
         yield "What base thinks of the rows", "Nats per token before training, by its position in the row.", chart
     if movement := found.movement:
-        curve = _positions("KL", "other", movement["kl_by_position"])
+        curve = _positions("KL", "other", movement.kl_by_position)
         chart = charts.lines("KL by position", [curve], "position after the prompt", lambda y: f"{y:.2g}", zero=True)
-        where = f"{movement['prompts']} {movement['source']}"
+        where = f"{movement.prompts} {movement.source}"
         yield "How far tuned is from base", f"KL(base || tuned), nats, along base's answers to {where}.", chart
 
 

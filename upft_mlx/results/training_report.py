@@ -12,6 +12,8 @@ from upft_mlx.results.facts import CutSolutions, TrainingFacts
 from upft_mlx.rows import Solution, read_json, read_rows
 from upft_mlx.rundir import RunDir
 from upft_mlx.training import moved
+from upft_mlx.training.moved import Movement
+from upft_mlx.training.row_loss import RowLoss
 
 _BESIDE = ("step", "valid_loss")
 LINES = 12
@@ -22,16 +24,18 @@ def training_facts(run: RunDir, current: Sequence[str]) -> TrainingFacts:
     """From the files of the stages that are current; None or empty where there is nothing to say."""
     trained = "train" in current
     cut = cut_solutions(read_rows(run.solutions, Solution)) if "build" in current and run.solutions.exists() else None
-    before = read_json(run.likelihood) if trained else None
+    found = read_json(run.likelihood) if trained else None
+    before = None if found is None else RowLoss.load(found)  # older versions have no such file
+    moved_by = read_json(run.movement) if trained else None
     # On the fixed rows, before training and at each report, with the validation loss where there is one.
-    losses = [] if before is None else [{"step": 0, **before["fixed"]}]
+    losses = [] if before is None else [{"step": 0, **(before.fixed or {})}]
     for text in run.metrics.read_text(encoding="utf-8").splitlines() if trained and run.metrics.exists() else ():
         line = json.loads(text)
         losses.append({name: line[name] for name in line if name.startswith("fixed_loss") or name in _BESIDE})
     return TrainingFacts(
         base_view=before,
         losses=losses,
-        movement=read_json(run.movement) if trained else None,
+        movement=None if moved_by is None else Movement.load(moved_by),
         cut_solutions=None if cut is None or not cut.cut else CutSolutions(**vars(cut), text=str(cut)),
     )
 

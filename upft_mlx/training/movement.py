@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import islice
-from typing import Any
 
 import mlx.core as mx
 
@@ -23,7 +22,7 @@ from upft_mlx.sampling.decoding import Chunk, Request
 from upft_mlx.sampling.draw import Sampling
 from upft_mlx.sampling.prefill import Cache, Prefill
 from upft_mlx.training.divergence import kl_per_position
-from upft_mlx.training.moved import OPENING, PROMPTS, Answered, Place, in_words, looked_at, summarize
+from upft_mlx.training.moved import OPENING, PROMPTS, Answered, Movement, Place, in_words, looked_at, summarize
 
 
 def measure(
@@ -36,7 +35,7 @@ def measure(
 ) -> None:
     """Write movement.json for the run's adapter, and say what is in it; `loaded` is the model that was trained."""
     found = movement(recipe, loaded, run, *held_out(recipe, loaded, problems, sets, run))
-    write_json(run.movement, found)
+    write_json(run.movement, found.dump())
     notify(Note(in_words(found), minor=True))
 
 
@@ -63,8 +62,8 @@ def held_out(
     return what, [renderer.asked(problem.question) for problem in islice(asked, PROMPTS)]
 
 
-def movement(recipe: Recipe, loaded: Loaded, run: RunDir, source: str, prompts: Sequence[list[int]]) -> dict[str, Any]:
-    """How far the adapter of a run moves the model, see `moved.summarize`.
+def movement(recipe: Recipe, loaded: Loaded, run: RunDir, source: str, prompts: Sequence[list[int]]) -> Movement:
+    """How far the adapter of a run moves the model.
 
     Args:
         recipe: its `prefix.length` says how far base's answers are looked at.
@@ -98,7 +97,7 @@ def movement(recipe: Recipe, loaded: Loaded, run: RunDir, source: str, prompts: 
         _along(loaded, switch, [prompt[-1], *ids[:-1]], {"base": base, "tuned": tuned}) if ids else []
         for prompt, ids, base, tuned in zip(prompts, answers["base"], caches["base"], caches["tuned"], strict=True)
     ]
-    return {**summarize(said["base"], said["tuned"], along), "source": source}
+    return summarize(said["base"], said["tuned"], along, source)
 
 
 def _along(loaded: Loaded, switch: AdapterSwitch, ids: list[int], caches: dict[Variant, Cache]) -> list[Place]:

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from upft_mlx.quantities import percent
@@ -46,23 +46,60 @@ def drawn(examples: Sequence[Example], counts: dict[str, int], seed: int) -> lis
     return found
 
 
-def taken_apart(examples: Sequence[Example], nats: Sequence[Sequence[float]], of: Sequence[Example]) -> dict[str, Any]:
+@dataclass(frozen=True)
+class KindLoss:
+    """The rows of one kind; the EOS after a prefix is left out."""
+
+    rows: int
+    measured: int
+    """Of these rows."""
+    nats_per_token: float
+    """The mean over rows."""
+    first_token: float
+    """Nats of the first token."""
+    by_position: list[float]
+    """Nats per token, by position in the row."""
+
+
+@dataclass(frozen=True)
+class RowLoss:
+    """What a model thinks of the training rows."""
+
+    loss: float
+    """Nats, as training has it."""
+    kinds: dict[str, KindLoss]
+    eos: float | None
+    """Nats of the EOS after a prefix; None where none is trained."""
+    share: dict[str, float]
+    """Of the loss, by kind and EOS."""
+    most: str | None
+    """The kind with over half of it, or EOS; None where there is none."""
+    fixed: dict[str, float] | None = None
+    """The fixed rows' loss before training, as in metrics.jsonl; in likelihood.json only."""
+
+    def dump(self) -> dict[str, Any]:
+        """For JSON."""
+        found = asdict(self)
+        return found if self.fixed is not None else {name: value for name, value in found.items() if name != "fixed"}
+
+    @classmethod
+    def load(cls, data: Mapping[str, Any]) -> RowLoss:
+        """From what `dump` gave."""
+        return cls(**{**data, "kinds": {kind: KindLoss(**of) for kind, of in data["kinds"].items()}})
+
+
+def taken_apart(examples: Sequence[Example], nats: Sequence[Sequence[float]], of: Sequence[Example]) -> RowLoss:
     """The loss by kind.
 
     Args:
         examples: the rows that were measured.
         nats: of each row, the negative log-likelihood of each supervised id.
         of: all rows, of which these were drawn.
-
-    Returns:
-        `loss`; `kinds` with `rows`, `measured`, `nats_per_token` (mean over rows), `first_token` and `by_position` of
-        each kind, the EOS after a prefix left out; `eos` (nats, None where none is trained); `share` of the loss by
-        kind and EOS; `most`, the one with over half of it, None where there is none.
     """
     totals = Counter(example.kind for example in of)
     known = {example.kind for example in examples}
     rows = sum(count for kind, count in totals.items() if kind in known)
-    kinds: dict[str, Any] = {}
+    kinds: dict[str, KindLoss] = {}
     parts: dict[str, float] = {}
     ends: list[float] = []
     for kind in sorted(known, key=list(MEASURED).index):
@@ -74,18 +111,17 @@ def taken_apart(examples: Sequence[Example], nats: Sequence[Sequence[float]], of
             ends += eos
             parts[EOS] = parts.get(EOS, 0.0) + weight * sum(row.of_eos for row in mine)
         positions = range(min(POSITIONS, max(map(len, own), default=0)))
-        kinds[kind] = {
-            "rows": totals[kind],
-            "measured": len(mine),
-            "nats_per_token": _mean([_mean(tokens) for tokens in own]),
-            "first_token": _mean([tokens[0] for tokens in own]),
-            "by_position": [_mean([tokens[i] for tokens in own if len(tokens) > i]) for i in positions],
-        }
+        kinds[kind] = KindLoss(
+            rows=totals[kind],
+            measured=len(mine),
+            nats_per_token=_mean([_mean(tokens) for tokens in own]),
+            first_token=_mean([tokens[0] for tokens in own]),
+            by_position=[_mean([tokens[i] for tokens in own if len(tokens) > i]) for i in positions],
+        )
     loss = sum(parts.values())
     share = {name: part / loss if loss else 0.0 for name, part in parts.items()}
     most = next((name for name, part in share.items() if part > MOST), None) if len(share) > 1 else None
-    eos_nats = _mean(ends) if ends else None
-    return {"loss": loss, "kinds": kinds, "eos": eos_nats, "share": share, "most": most}
+    return RowLoss(loss, kinds, _mean(ends) if ends else None, share, most)
 
 
 @dataclass(frozen=True)
@@ -119,24 +155,24 @@ def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values) if values else 0.0
 
 
-def as_metrics(found: dict[str, Any]) -> dict[str, float]:
+def as_metrics(found: RowLoss) -> dict[str, float]:
     """A loss taken apart as fields of a line of metrics.jsonl: the whole, nats per token by kind, nats of EOS."""
-    line = {"fixed_loss": found["loss"]}
-    line |= {f"fixed_loss_{kind}": of["nats_per_token"] for kind, of in found["kinds"].items()}
-    return line if found["eos"] is None else {**line, "fixed_loss_eos": found["eos"]}
+    line = {"fixed_loss": found.loss}
+    line |= {f"fixed_loss_{kind}": of.nats_per_token for kind, of in found.kinds.items()}
+    return line if found.eos is None else {**line, "fixed_loss_eos": found.eos}
 
 
-def in_words(found: dict[str, Any]) -> list[str]:
+def in_words(found: RowLoss) -> list[str]:
     """A line for each kind, one for EOS, and one for what has most of the loss."""
     lines = []
-    for kind, of in found["kinds"].items():
+    for kind, of in found.kinds.items():
         lines.append(
-            f"{kind} rows: {of['nats_per_token']:.2f} nats per token, {of['first_token']:.2f} for the first; "
-            f"{percent(found['share'][kind], 0)} of the loss ({of['measured']} of {of['rows']:,} rows measured)"
+            f"{kind} rows: {of.nats_per_token:.2f} nats per token, {of.first_token:.2f} for the first; "
+            f"{percent(found.share[kind], 0)} of the loss ({of.measured} of {of.rows:,} rows measured)"
         )
-    if found["eos"] is not None:
-        lines.append(f"EOS after a prefix: {found['eos']:.2f} nats; {percent(found['share'][EOS], 0)} of the loss")
-    if (most := found["most"]) == EOS:
+    if found.eos is not None:
+        lines.append(f"EOS after a prefix: {found.eos:.2f} nats; {percent(found.share[EOS], 0)} of the loss")
+    if (most := found.most) == EOS:
         why = "training would mostly teach to stop after a prefix; set prefix.eos: false, or a smaller eos_weight"
         lines.append(f"over half of the loss is that EOS: {why}")
     elif most is not None:

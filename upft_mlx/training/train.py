@@ -10,7 +10,7 @@ import json
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -120,7 +120,7 @@ def _look_at_rows(recipe: Recipe, stepper: Stepper, examples: Sequence[Example],
     fixed = drawn(examples, FIXED, recipe.seed)
     found = taken_apart(measured, list(nats.values()), examples)
     at_start = as_metrics(taken_apart(fixed, [nats[e.id] for e in fixed], examples))
-    write_json(run.likelihood, {**found, "fixed": at_start})
+    write_json(run.likelihood, replace(found, fixed=at_start).dump())
     for line in in_words(found):
         notify(Note(f"before training, {line}", minor=True))
 

@@ -15,7 +15,7 @@ from typing import Any
 from rich.console import Console, RenderableType
 from rich.text import Text
 
-from upft_mlx.training.row_loss import in_words
+from upft_mlx.training.row_loss import RowLoss, in_words
 from upft_mlx.ui.console import open_console, paged
 from upft_mlx.ui.text import Glyphs, glyphs_for
 
@@ -80,7 +80,7 @@ class _View:
         yield Text()
         if (view := self._facts.get("base_view")) is not None:
             yield self._rule("what the model thinks of the rows before training")
-            yield from (Text(line) for line in in_words(view))
+            yield from (Text(line) for line in in_words(RowLoss.load(view)))
             yield Text()
         yield self._rule("rules of this recipe")
         for rule in self._facts["rules"]:
