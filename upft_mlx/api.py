@@ -28,9 +28,11 @@ from upft_mlx.inspection import preview as inspection_preview
 from upft_mlx.inspection.ask import Conversation, Reply, open_asker, trained
 from upft_mlx.inspection.preview import EXAMPLES, Preview
 from upft_mlx.machine import requirements
+from upft_mlx.models.files import TEMPLATE, own_template
 from upft_mlx.planning import plan as planning
 from upft_mlx.recipe.grid import Grid
 from upft_mlx.recipe.schema import Recipe
+from upft_mlx.rows import write_atomically
 from upft_mlx.rundir import RunDir, remove
 from upft_mlx.studies import compare as studies_compare
 from upft_mlx.studies import sweep as studies_sweep
@@ -334,6 +336,8 @@ def export(
                 base = base_of(recipe, job.model_path).hub_id or str(job.model_path)
                 write = export_gguf if form == "gguf" else export_peft
                 detail = write(job.run, job.model_path, base, beside)
+                if own := recipe.prompt.chat_template:  # whoever puts the adapter on must ask as it was trained
+                    write_atomically(beside / TEMPLATE, own_template(own))
             deliver(beside, folder, earlier)
     return {"format": form, "folder": str(folder), "detail": detail}
 

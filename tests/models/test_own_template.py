@@ -11,7 +11,7 @@ import pytest
 from conftest import MODEL
 from helpers.templates import FAMILIES, write_tokenizer
 
-from upft_mlx.api import push
+from upft_mlx.api import export, push
 from upft_mlx.errors import ModelError, RecipeError
 from upft_mlx.fingerprints import StageInputs
 from upft_mlx.inspection.preview import preview
@@ -159,7 +159,7 @@ def test_a_run_asks_trains_and_is_saved_with_it(own: Path, make_recipe: MakeReci
     assert str(tmp_path) not in card
 
 
-def test_an_adapter_is_published_with_it(own: Path, make_recipe: MakeRecipe, tmp_path: Path) -> None:
+def test_an_adapter_is_published_and_exported_with_it(own: Path, make_recipe: MakeRecipe, tmp_path: Path) -> None:
     recipe = make_recipe(
         prompt={"chat_template": str(own)},
         problems={"limit": 8},
@@ -171,3 +171,5 @@ def test_an_adapter_is_published_with_it(own: Path, make_recipe: MakeRecipe, tmp
     files = {file["path"] for file in push(recipe, tmp_path / "run", dry_run=True)["files"]}
     assert files == {"README.md", "adapter_config.json", "adapters.safetensors", "chat_template.jinja"}
     assert (tmp_path / "run/adapter/chat_template.jinja").read_text() == OWN
+    export(recipe, tmp_path / "run", "peft", tmp_path / "peft")
+    assert (tmp_path / "peft/chat_template.jinja").read_text() == OWN
