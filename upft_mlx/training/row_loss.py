@@ -52,7 +52,7 @@ class KindLoss:
 
     rows: int
     measured: int
-    """Of these rows."""
+    """How many of them were measured."""
     nats_per_token: float
     """The mean over rows."""
     first_token: float
@@ -71,7 +71,7 @@ class RowLoss:
     eos: float | None
     """Nats of the EOS after a prefix; None where none is trained."""
     share: dict[str, float]
-    """Of the loss, by kind and EOS."""
+    """The share of the loss, by kind and EOS."""
     most: str | None
     """The kind with over half of it, or EOS; None where there is none."""
     fixed: dict[str, float] | None = None
