@@ -139,7 +139,7 @@ def test_the_fused_model_answers_in_plain_mlx_lm_as_the_adapter_does_here(run: R
 
 def test_the_report_and_the_export_are_whole(run: RunDir) -> None:
     summary = json.loads(run.summary.read_text())["benchmarks"]["gsm8k"]
-    assert {variant: summary[variant]["n"] for variant in ("base", "tuned")} == {"base": 2, "tuned": 2}
+    assert {side: summary[side]["n"] for side in ("base", "tuned")} == {"base": 2, "tuned": 2}
     versions = json.loads(run.recipe.read_text())["versions"]
     assert versions["blas"]
     exported = mx.load(str(run.root.parent / "peft" / "adapter_model.safetensors"))
