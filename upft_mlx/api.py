@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from upft_mlx import pipeline
+from upft_mlx.errors import ExportError
 from upft_mlx.events import Observer, Variant, ignore
 from upft_mlx.forecasting.estimate import Forecast
 from upft_mlx.fusing.exported import deliver, earlier_export
@@ -307,30 +308,36 @@ def _begin() -> None:
 def export(
     recipe: Recipe, run_dir: str | Path, form: str, to: Path | None, dtype: str = "bf16", notify: Observer = ignore
 ) -> dict[str, Any]:
-    """Write the adapter for PEFT or as GGUF, or the fused model without quantization.
+    """Write the adapter for PEFT or as GGUF, the fused model as GGUF, or the model without quantization.
 
     Args:
         recipe: the run's.
         run_dir: of the run.
-        form: `peft`, `gguf` or `dequantized`.
+        form: `peft`, `gguf`, `gguf-model` or `dequantized`.
         to: the folder; None: RUN/export/FORM.
         dtype: of a dequantized model, `bf16` or `fp16`.
         notify: receives progress events.
 
     Raises:
-        RunDirError: there is no current adapter.
+        RunDirError: there is no current adapter or, for `gguf-model`, no current fused model.
         ExportError: the folder holds something that is not an earlier export, or cannot be written.
         UpftError: one of its kinds.
     """
     from upft_mlx.fusing.export import export_dequantized, export_gguf, export_peft
+    from upft_mlx.fusing.gguf_model import write_gguf
 
     job = pipeline.prepare(recipe, run_dir, notify)
     folder = to or job.run.root / "export" / form
     earlier = earlier_export(folder)
     with pipeline.opened(job):
-        job.require("export", "train")
+        job.require("export", "fuse" if form == "gguf-model" else "train")
+        if form == "gguf-model" and recipe.publish.fuse == "adapter":
+            raise ExportError("is adapter: there is no fused model", "set it to auto", field="publish.fuse")
         with _beside(job.run.work / f"export-{form}") as beside:
-            if form == "dequantized":
+            if form == "gguf-model":
+                beside.mkdir(parents=True)
+                detail = write_gguf(job.run.fused, beside / f"{recipe.name}.gguf", recipe.name)
+            elif form == "dequantized":
                 detail = export_dequantized(recipe, job.load(), job.run, beside, dtype, notify, job.questions)
             else:
                 base = base_of(recipe, job.model_path).hub_id or str(job.model_path)

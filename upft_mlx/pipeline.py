@@ -32,6 +32,7 @@ from upft_mlx.models.adapter_files import refuse_missing_adapter
 from upft_mlx.models.files import TEMPLATE, own_template
 from upft_mlx.models.find import find_model, model_hash
 from upft_mlx.models.gate import terms
+from upft_mlx.models.gguf_model import conversion_notes
 from upft_mlx.planning.budget import has_auto, this_machine
 from upft_mlx.planning.estimate import Estimate
 from upft_mlx.planning.preflight import refuse_early
@@ -130,7 +131,7 @@ def prepare(
     measured = None if look is None else RunDir(run.looks / look)
     notify = notify if ranks().leads else ignore
     job = Job(recipe, model_path, problems, sets, run, notify, measured=measured, adapter=adapter)
-    job.read = (*problems.notes.lines(), *notes.lines())
+    job.read = (*conversion_notes(model_path), *problems.notes.lines(), *notes.lines())
     take_choice(job)
     return job
 

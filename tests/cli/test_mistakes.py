@@ -58,10 +58,10 @@ MISTAKES: dict[str, tuple[list[str], int, list[str]]] = {
         1,
         ["model models/tny: not on this machine", "did you mean 'models/tiny'?"],
     ),
-    "a GGUF file as the model": (
+    "half a GGUF file as the model": (
         ["new", "m.gguf", "q.jsonl"],
         1,
-        ["m.gguf: a GGUF file of llama.cpp, which cannot be fine-tuned here", "mlx-community/"],
+        ["m.gguf: not a GGUF file of a model: version 0; 2 and 3 are known; download it again"],
     ),
     "a safetensors file as the model": (
         ["new", "models/tiny/model.safetensors", "q.jsonl"],

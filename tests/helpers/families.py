@@ -20,12 +20,12 @@ from upft_mlx.fusing.export import export_gguf, export_peft
 from upft_mlx.fusing.fuse import fuse
 from upft_mlx.models.adapters import AdapterSwitch, adapter_weights, add_lora
 from upft_mlx.models.load import Loaded, load
-from upft_mlx.models.same_logits import same_logits, scalar
 from upft_mlx.recipe.schema import Lora, Recipe, Train
 from upft_mlx.rows import TrainingRow, write_json, write_rows
 from upft_mlx.rundir import RunDir
 from upft_mlx.sampling.decoding import Request
 from upft_mlx.sampling.draw import Sampling
+from upft_mlx.sampling.same_logits import same_logits, scalar
 from upft_mlx.sampling.sampler import Sampler
 from upft_mlx.training.batches import make_batch, to_examples
 from upft_mlx.training.checkpoints import save_safetensors

@@ -16,8 +16,8 @@ from upft_mlx.machine.blas import Blas
 from upft_mlx.models.adapters import add_lora
 from upft_mlx.models.dense_cpu import DenseHead, DenseLinear, add_dense_copies
 from upft_mlx.models.load import load
-from upft_mlx.models.same_logits import same_logits
 from upft_mlx.recipe.schema import Lora, Quantize
+from upft_mlx.sampling.same_logits import same_logits
 
 
 class Small(nn.Module):

@@ -71,8 +71,8 @@ def test_a_missing_folder_is_named(tmp_path: Path) -> None:
 
 
 def test_a_file_is_no_model(tmp_path: Path) -> None:
-    path = write(tmp_path / "model.gguf", b"GGUF")
-    assert "model.gguf: a GGUF file of llama.cpp" in fails(ModelError, lambda: find_model(recipe(path)))
+    path = write(tmp_path / "model.bin", b"x")
+    assert "model.bin: a file, not a model folder" in fails(ModelError, lambda: find_model(recipe(path)))
 
 
 @pytest.mark.parametrize("name", ["gpt2", "a/b/c", "a b/c", "/", "user/", "user/na me", "https://x.y/z"])

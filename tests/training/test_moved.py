@@ -21,7 +21,6 @@ from upft_mlx.events import Note
 from upft_mlx.models.adapters import add_lora, load_adapter
 from upft_mlx.models.chat import Renderer
 from upft_mlx.models.load import Loaded, load
-from upft_mlx.models.same_logits import scalar
 from upft_mlx.recipe.schema import Recipe
 from upft_mlx.results import training_report
 from upft_mlx.results.facts import TrainingFacts
@@ -30,6 +29,7 @@ from upft_mlx.rows import TrainingRow, write_json, write_rows
 from upft_mlx.rundir import RunDir
 from upft_mlx.sampling.decoding import Request
 from upft_mlx.sampling.draw import Sampling
+from upft_mlx.sampling.same_logits import scalar
 from upft_mlx.sampling.sampler import sample_chunk
 from upft_mlx.training import train
 from upft_mlx.training.moved import Answered, Movement, Place, in_words, opening, summarize, warnings

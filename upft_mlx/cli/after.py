@@ -25,16 +25,21 @@ if TYPE_CHECKING:
 
 @cli.command(
     help=helped(
-        "Write the result for other tools: the adapter for PEFT or, as GGUF, for llama.cpp and Ollama, or the fused "
-        "model without quantization for transformers.",
+        "Write the result for other tools: the adapter for PEFT or, as GGUF, for llama.cpp and Ollama; the fused model "
+        "as GGUF for LM Studio, llama.cpp and Ollama; or without quantization for transformers.",
         "upft export quickstart --format peft",
         "upft export quickstart --format gguf",
+        "upft export quickstart --format gguf-model",
         "upft export quickstart --format dequantized --to my-model",
     )
 )
 @recipe_argument
 @click.option(
-    "--format", "form", type=click.Choice(["peft", "gguf", "dequantized"]), required=True, help="Format to write."
+    "--format",
+    "form",
+    type=click.Choice(["peft", "gguf", "gguf-model", "dequantized"]),
+    required=True,
+    help="Format to write.",
 )
 @click.option("--to", type=click.Path(path_type=Path), help="Output folder.  [default: RUN/export/FORMAT]")
 @click.option(

@@ -1,4 +1,4 @@
-"""Finding a model: an embedded one, a folder, or the Hub; and its fingerprint."""
+"""Finding a model: an embedded one, a folder, a GGUF file, or the Hub; and its fingerprint."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from upft_mlx.errors import ModelError, OfflineError, RecipeError
 from upft_mlx.escape import quoted
 from upft_mlx.models.gate import admit
+from upft_mlx.models.gguf_model import gguf_folder
 from upft_mlx.models.hub import reason
 from upft_mlx.models.load import READ
 
@@ -85,7 +86,7 @@ def find_config(name: str, folder: Path) -> Path:
 
 
 def _local(name: str) -> Path | None:
-    """The folder of a model that is no Hub model."""
+    """The folder of a model that is no Hub model; a GGUF file's is in the cache."""
     if name in BUILTIN:
         return Path(__file__).parent.parent / "demo" / BUILTIN[name]
     if name.startswith("builtin:"):
@@ -94,6 +95,8 @@ def _local(name: str) -> Path | None:
     if path.is_dir():
         return path
     if path.is_file():
+        if path.suffix.lower() == ".gguf":
+            return gguf_folder(path)
         raise _a_file(path)
     meant = _beside(path)
     if path.is_absolute():
@@ -106,11 +109,6 @@ def _local(name: str) -> Path | None:
 
 def _a_file(path: Path) -> ModelError:
     """Why a file is no model here."""
-    if path.suffix.lower() == ".gguf":
-        remedy = (
-            "use the model it was made from: a Hub id such as mlx-community/Qwen2.5-0.5B-Instruct-4bit, or its folder"
-        )
-        return ModelError("a GGUF file of llama.cpp, which cannot be fine-tuned here", remedy, path=path)
     if path.suffix == ".safetensors":
         return ModelError("a file, not a model folder", f"use its folder, {path.parent}", path=path)
     return ModelError("a file, not a model folder", "use a folder, or a Hub id such as user/name", path=path)

@@ -109,7 +109,7 @@ def resolve_paths(data: dict[str, Any], folder: Path, where: str) -> None:
     """
     if isinstance(model := data.get("model"), str) and model:
         path = _absolute(model, folder, where, "model")
-        data["model"] = path if model.startswith((".", "/", "~")) or Path(path).is_dir() else model
+        data["model"] = path if model.startswith((".", "/", "~")) or Path(path).exists() else model
     sections = [("problems.path", data.get("problems"))]
     if isinstance(evaluate := data.get("evaluate"), dict):
         benchmarks = evaluate.get("benchmarks")

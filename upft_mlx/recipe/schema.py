@@ -303,7 +303,7 @@ class Recipe(Section):
     name: str = Field(default="run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     """The run's name: letters, digits, `.`, `_`, `-`; unset: the recipe file's name."""
     model: str = Field(min_length=1)
-    """A local folder, a Hub id, or `builtin:arithmetic`."""
+    """A local folder, a GGUF file, a Hub id, or `builtin:arithmetic`."""
     revision: str | None = None
     """The Hub model's branch, tag or commit."""
     quantize: Quantize | None = None

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
 
-from upft_mlx.models.same_logits import same_logits
 from upft_mlx.sampling.chunks import shared_start
+from upft_mlx.sampling.same_logits import same_logits
 
 if TYPE_CHECKING:
     import mlx.nn as nn
