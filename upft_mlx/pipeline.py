@@ -44,6 +44,7 @@ from upft_mlx.results.report import collect, markdown
 from upft_mlx.rows import read_json, write_atomically, write_json
 from upft_mlx.rundir import LedgerEntry, RunDir, versions
 from upft_mlx.stages import STAGES, in_run
+from upft_mlx.training.development import check_development
 from upft_mlx.versions import adopted, begun, bring_back, finish, kept, pause, settle
 
 
@@ -126,6 +127,7 @@ def prepare(
     check_problems(recipe, problems)
     recipe = instructed(definite(recipe, model_path, run), model_path, problems)
     sets = [BenchmarkSet(entry, load_benchmark(entry, recipe.seed, notes)) for entry in resolve(recipe.evaluate)]
+    check_development(recipe, problems, sets)
     if has_auto(recipe):  # the same numbers on every call, whatever the run has done already
         recipe = Estimate(recipe, model_path, problems, sets, this_machine()).settled().recipe
     measured = None if look is None else RunDir(run.looks / look)

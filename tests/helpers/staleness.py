@@ -98,9 +98,11 @@ TABLE: list[tuple[str, Any, str]] = [
             "report_every": 3,
             "validate_every": 3,
             "patience": 3,
+            "evaluate_every": 3,
             "save": "last",
         }.items()
     ),
+    ("train.evaluate_limit", 3, ""),  # without evaluate_every
     *((f"train.{name}", value, "") for name, value in (("keep", 3), ("checkpoint_every", 3), ("report_to", "wandb"))),
     ("evaluate.samples", 2, VARIANTS),
     ("evaluate.temperature", 0.5, VARIANTS),

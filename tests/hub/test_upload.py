@@ -16,7 +16,7 @@ from upft_mlx.errors import OfflineError, PublishError, RecipeError
 from upft_mlx.events import Event, Note
 from upft_mlx.hub import upload as publish
 from upft_mlx.hub.upload import files_to_push, listing, push
-from upft_mlx.recipe.schema import Publish
+from upft_mlx.recipe.publish import Publish
 
 __all__ = ["no_network"]
 pytestmark = [

@@ -35,6 +35,7 @@ from upft_mlx.recipe.schema import Recipe
 from upft_mlx.results.economy import KEEP, SAMPLES, Cost
 from upft_mlx.rundir import RunDir
 from upft_mlx.training.batches import total_steps, unshared_because
+from upft_mlx.training.development import MOST, check_development
 from upft_mlx.training.moved import OPENING, PROMPTS, looked_at
 from upft_mlx.training.row_loss import FIXED, MEASURED, is_reported
 
@@ -73,6 +74,7 @@ class Estimate:
         path = find_model(recipe, weights=False)
         recipe = instructed(started(recipe, path), path, problems)
         sets = [BenchmarkSet(entry, load_benchmark(entry, recipe.seed)) for entry in resolve(recipe.evaluate)]
+        check_development(recipe, problems, sets)
         return cls(recipe, path, problems, sets, budget or this_machine(), run).settled()
 
     def settled(self) -> Estimate:
@@ -163,6 +165,16 @@ class Estimate:
         looks = measured + reports * fixed + validations * held
         return self._passes * mine.row_tokens + _FORWARD * looks * mine.row_tokens / max(1.0, mine.rows)
 
+    @property
+    def _development_tokens(self) -> float:
+        """Tokens of answers to validation problems while training."""
+        settings, count = self.recipe.train, len(self.problems)
+        if settings.evaluate_every is None:
+            return 0.0
+        held = len(valid_numbers(range(count), settings.valid_ratio, self.recipe.seed))
+        times = len(range(settings.evaluate_every, self.steps, settings.evaluate_every)) + 2  # before and at the end
+        return times * min(settings.evaluate_limit or MOST, held) * self.solutions.mean
+
     # Disk.
 
     def disk(self) -> dict[str, float]:
@@ -201,7 +213,10 @@ class Estimate:
         moved = decoded * max(PROMPTS, self.recipe.generate.batch_size) / speed.tokens_per_second
         found = {
             "generate": speed.load_seconds + full + mine.prefixes * speed.seconds_per_prefix,
-            "train": speed.load_seconds + self._trained_tokens * speed.seconds_per_trained_token + moved,
+            "train": speed.load_seconds
+            + self._trained_tokens * speed.seconds_per_trained_token
+            + self._development_tokens / speed.tokens_per_second
+            + moved,
         }
         if self.sets:
             answers = 2 * sum(part.completions * min(self.solutions.mean, part.entry.max_tokens) for part in self.sets)

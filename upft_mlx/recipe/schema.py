@@ -6,18 +6,18 @@
     prefix: {length: 16}
 
 Unknown keys are errors that suggest the nearest field; everything that is wrong is reported at once. The sections of
-the evaluation and of the studies, which are used on their own, too, are in `evaluate.py` and `studies.py`.
+the evaluation, of publishing and of the studies, which are used on their own, too, are in modules beside this one.
 """
 
 from __future__ import annotations
 
-import re
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, WrapSerializer, model_validator
 
 from upft_mlx.recipe.evaluate import Evaluate
 from upft_mlx.recipe.fields import BadRows, Count, Day, FieldError, Section, Sequences, Share, Strings, as_tuple
+from upft_mlx.recipe.publish import Publish
 from upft_mlx.recipe.start import without_open
 from upft_mlx.recipe.studies import SCORED, Analyze, Compare, Forecast, Method, Selection
 
@@ -245,14 +245,20 @@ class Train(Section):
     validate_every: Count = 50
     """Steps between two validation losses; the last step always has one."""
     patience: Count | None = None
-    """Stop training when this many validation losses in a row are no better than the best one; unset: train all
-    steps."""
+    """Stop training when this many validation losses in a row are no better than the best one, or with `save: accuracy`
+    this many accuracies; unset: train all steps."""
+    evaluate_every: Count | None = None
+    """Steps between two accuracies on validation problems that have answers, sampled greedily; before the first and
+    after the last step there is one, too. Unset: none. Benchmarks must not have these problems."""
+    evaluate_limit: Count | None = None
+    """Maximum number of validation problems for these accuracies; unset: 64."""
     checkpoint_every: Count = 50
     """Steps between two checkpoints."""
     keep: Count = 2
     """Number of checkpoints kept."""
-    save: Literal["best", "last"] = "best"
-    """Which weights go to `adapter/`: those with the best validation loss, or those of the last step."""
+    save: Literal["best", "accuracy", "last"] = "best"
+    """Which weights go to `adapter/`: those with the `best` validation loss, those with the best `accuracy` on
+    validation problems (`evaluate_every`), or those of the `last` step."""
     report_to: Literal["tensorboard", "wandb", "swanlab"] | None = None
     """Also send the metrics to TensorBoard (`tensorboard/` in the run directory), Weights & Biases or SwanLab, which
     must be installed; unset: `metrics.jsonl` alone."""
@@ -265,35 +271,14 @@ class Train(Section):
             raise FieldError(
                 f"{self.patience} without a validation loss to wait for", "set valid_ratio above 0", field="patience"
             )
-        return self
-
-
-class Publish(Section):
-    """The fused model, and where it is published."""
-
-    fuse: Literal["auto", "base", "mixed", "bf16", "fp16", "adapter"] = "auto"
-    """Format of the layers with an adapter: `base` (the base's own bits), `mixed` (6 or 8 bits; other layers do not
-    change), `bf16` or `fp16`. `adapter` does not fuse. `auto` measures, and chooses the smallest of the first four that
-    keeps the adapter's effect."""
-    min_retained: Share = 0.9
-    """Minimum share of the adapter's effect that fusing must keep; below it, fusing is refused. 0: always fuse."""
-    repo: str | None = None
-    """The repository for `upft push`: `user/name` on the Hugging Face Hub."""
-    private: bool = True
-    """Whether a repository that `upft push` creates is private."""
-
-    @model_validator(mode="after")
-    def _repo_is_a_name(self) -> Publish:
-        repo = self.repo
-        allowed = repo is None or (
-            re.fullmatch(r"\w[\w.-]*/\w([\w.-]{0,94}\w)?", repo, re.ASCII) and not re.search(r"--|\.\.|\.git$", repo)
-        )
-        if not allowed:
+        if self.evaluate_every is not None and self.valid_ratio == 0:
             raise FieldError(
-                f"{repo!r} is not a user/name that the Hub allows: letters, digits, `-`, `_` and `.`, none of "
-                "the last three at the ends, no `--` and no `..`, at most 96 characters",
-                field="repo",
+                f"{self.evaluate_every} without validation problems to ask",
+                "set valid_ratio above 0",
+                field="evaluate_every",
             )
+        if self.save == "accuracy" and self.evaluate_every is None:
+            raise FieldError("accuracy, but none is measured", "set train.evaluate_every", field="save")
         return self
 
 

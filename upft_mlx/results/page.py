@@ -275,6 +275,10 @@ def _training(found: TrainingFacts) -> Iterator[tuple[str, str, str]]:
         curves = [_loss(losses, "fixed_loss", "fixed rows", "base"), _loss(losses, "valid_loss", "validation", "tuned")]
         chart = charts.lines("Loss while training", curves, "step", lambda y: f"{y:.4g}", zero=False)
         yield "Loss", "Nats. The same few training rows at each report, and the validation rows.", chart
+    if any("development_accuracy" in line for line in losses):
+        curve = _loss(losses, "development_accuracy", "accuracy", "tuned")
+        chart = charts.lines("Accuracy while training", [curve], "step", lambda y: percent(y, 0), zero=False)
+        yield "Accuracy while training", "On validation problems, which are in no benchmark.", chart
     if view := found.base_view:
         curves = [
             _positions(kind, css, of.by_position)

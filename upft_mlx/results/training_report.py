@@ -15,7 +15,7 @@ from upft_mlx.training import moved
 from upft_mlx.training.moved import Movement
 from upft_mlx.training.row_loss import RowLoss
 
-_BESIDE = ("step", "valid_loss")
+_BESIDE = ("step", "valid_loss", "development_accuracy")
 LINES = 12
 """Lines of the table of losses at most, evenly spaced; the first and the last are always there."""
 
@@ -27,7 +27,7 @@ def training_facts(run: RunDir, current: Sequence[str]) -> TrainingFacts:
     found = read_json(run.likelihood) if trained else None
     before = None if found is None else RowLoss.load(found)  # older versions have no such file
     moved_by = read_json(run.movement) if trained else None
-    # On the fixed rows, before training and at each report, with the validation loss where there is one.
+    # On the fixed rows, before training and at each report, with what else was measured there.
     losses = [] if before is None else [{"step": 0, **(before.fixed or {})}]
     for text in run.metrics.read_text(encoding="utf-8").splitlines() if trained and run.metrics.exists() else ():
         line = json.loads(text)
@@ -64,9 +64,10 @@ def losses_table(losses: Sequence[Mapping[str, float]]) -> dict[str, Any] | None
     if not losses:
         return None
     names = [name for name in dict.fromkeys(name for line in losses for name in line) if name != "step"]
-    names.sort(key=lambda name: name == "valid_loss")
+    names.sort(key=lambda name: _BESIDE.index(name) if name in _BESIDE else 0)
     heads = [name.removeprefix("fixed_loss").strip("_") or "fixed rows" for name in names]
-    heads = [{"eos": "EOS", "valid_loss": "validation"}.get(head, head) for head in heads]
+    called = {"eos": "EOS", "valid_loss": "validation", "development_accuracy": "accuracy"}
+    heads = [called.get(head, head) for head in heads]
     step = -(-len(losses) // LINES)
     lines = [line for place, line in enumerate(losses) if place % step == 0 or place == len(losses) - 1]
     return {"names": names, "heads": heads, "lines": lines}

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     import mlx.core as mx
 
 _PARTS = ("adapters.safetensors", "optimizer.safetensors", "position.json")
+_LATER = {"accuracy_before", "best_accuracy", "accuracy_step"}
+"""Fields of a position that those of earlier versions do not have."""
 _DIGESTS = "digests.json"
 """The digests of the parts; checkpoints of earlier versions have none."""
 
@@ -38,12 +40,23 @@ class Position:
     """Tokens passed through the model so far, padding included."""
     padding_tokens: int = 0
     """The processed tokens that were padding."""
+    accuracy_before: float | None = None
+    """On validation problems, 0 to 1, before the first step; None where it is not measured."""
+    best_accuracy: float | None = None
+    """The highest after a step."""
+    accuracy_step: int = 0
 
     def add(self, counts: StepCounts) -> None:
         """Count a step's tokens."""
         self.trained_tokens += counts.supervised_tokens
         self.processed_tokens += counts.processed_tokens
         self.padding_tokens += counts.padding_tokens
+
+    def kept(self, save: str) -> int:
+        """The step whose weights go to adapter/, by the recipe's `train.save`."""
+        if save == "accuracy":
+            return self.accuracy_step
+        return self.best_step if save == "best" and self.best_loss is not None else self.step
 
     @property
     def padding(self) -> float:
@@ -115,7 +128,7 @@ def latest(folder: Path) -> tuple[Position, dict[str, mx.array], dict[str, mx.ar
         )
     data = read_json(path / _PARTS[2])
     names = {f.name for f in fields(Position)}
-    if not isinstance(data, dict) or set(data) != names:
+    if not isinstance(data, dict) or not names - _LATER <= set(data) <= names:
         raise TrainingError("not a checkpoint's position", f"move {path} away", path=path / _PARTS[2])
     try:
         return Position(**data), mx.load(str(path / _PARTS[0])), mx.load(str(path / _PARTS[1]))  # type: ignore[return-value]

@@ -33,7 +33,8 @@ EOS = "EOS"
 def is_reported(settings: Train, step: int, validates: bool) -> bool:
     """Whether a step, counted from 1, is reported, and the fixed rows measured again; the last one always is."""
     due = step % settings.report_every == 0 or (validates and step % settings.validate_every == 0)
-    return due or step <= EACH
+    asked = settings.evaluate_every is not None and step % settings.evaluate_every == 0
+    return due or asked or step <= EACH
 
 
 def drawn(examples: Sequence[Example], counts: dict[str, int], seed: int) -> list[Example]:

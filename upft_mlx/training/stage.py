@@ -6,6 +6,7 @@ from typing import Any
 
 from upft_mlx.distributed.seam import leads
 from upft_mlx.events import StageStarted
+from upft_mlx.fingerprints import hash_of
 from upft_mlx.job import Job, Outcome
 from upft_mlx.quantities import percent
 from upft_mlx.rundir import RunDir
@@ -16,8 +17,12 @@ UNREAD = ("keep", "report_to", "checkpoint_every")
 
 def inputs(job: Job) -> dict[str, Any]:
     """The adapter and the training; the split into rows to train and to validate on is in the dataset."""
-    unset = () if job.recipe.train.patience else ("patience",)  # as in runs from before there was one
-    return {**job.inputs.lora(), **job.inputs.section_without("train", "valid_ratio", *unset, *UNREAD)}
+    settings = job.recipe.train
+    unset = [] if settings.patience else ["patience"]  # as in runs from before there was one
+    unset += [] if settings.evaluate_every else ["evaluate_every", "evaluate_limit"]
+    asked = {"answers": hash_of(job.problems, "id", "answer")} if settings.evaluate_every else {}
+    fields = job.inputs.section_without("train", "valid_ratio", *unset, *UNREAD)
+    return {**job.inputs.lora(), **fields, **asked}
 
 
 def announce(job: Job) -> StageStarted:
@@ -31,12 +36,11 @@ def work(job: Job, run: RunDir) -> Outcome:
     from upft_mlx.training.train import train
 
     loaded = job.load()
-    position = train(job.recipe, loaded, run, job.notify)
+    position = train(job.recipe, loaded, run, job.notify, job.problems)
     if leads():
         measure(job.recipe, loaded, job.problems, job.sets, run, job.notify)
-    saves_best = job.recipe.train.save == "best" and position.best_loss is not None
     detail = (
         f"{position.step:,} steps, {position.trained_tokens:,} supervised tokens, {percent(position.padding)} padding, "
-        f"step {position.best_step if saves_best else position.step:,} kept"
+        f"step {position.kept(job.recipe.train.save):,} kept"
     )
     return Outcome(detail, tokens_trained=position.trained_tokens, tokens_processed=position.processed_tokens)

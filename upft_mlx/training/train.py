@@ -16,12 +16,14 @@ from typing import Any
 
 import mlx.core as mx
 
+from upft_mlx.data.problems import Problem
 from upft_mlx.distributed.interrupt import deferred_interrupt
 from upft_mlx.distributed.seam import leads
 from upft_mlx.errors import TrainingError
 from upft_mlx.events import Note, Observer, Progress, Trained, ignore
 from upft_mlx.models.adapters import adapter_weights, add_lora
 from upft_mlx.models.load import Loaded
+from upft_mlx.quantities import percent
 from upft_mlx.recipe.schema import Recipe
 from upft_mlx.rows import TrainingRow, read_rows, write_atomically, write_json
 from upft_mlx.rundir import RunDir
@@ -35,6 +37,7 @@ from upft_mlx.training.batches import (
     total_steps,
 )
 from upft_mlx.training.checkpoints import Position, save_safetensors
+from upft_mlx.training.development import Development
 from upft_mlx.training.row_loss import FIXED, MEASURED, as_metrics, drawn, in_words, is_reported, taken_apart
 from upft_mlx.training.step import Stepper, learning_rate
 from upft_mlx.training.tracking import reporter
@@ -42,13 +45,23 @@ from upft_mlx.training.tracking import reporter
 _SUMS = ("steps", "loss", "examples", "supervised_tokens", "processed_tokens", "padding_tokens", "seconds")
 
 
-def train(recipe: Recipe, loaded: Loaded, run: RunDir, notify: Observer = ignore) -> Position:
+def train(
+    recipe: Recipe, loaded: Loaded, run: RunDir, notify: Observer = ignore, problems: Sequence[Problem] = ()
+) -> Position:
     """Train an adapter on dataset/train.jsonl; continues from the last checkpoint where there is one.
+
+    Args:
+        recipe: the recipe.
+        loaded: its model.
+        run: with the dataset.
+        notify: receives progress events.
+        problems: the run's, for the accuracy on those that are held out (`train.evaluate_every`).
 
     Returns:
         Where the run ended, with the tokens trained.
 
     Raises:
+        ProblemsError: no problem that is held out has an answer.
         TrainingError: no row fits, the loss is not finite, or a checkpoint is damaged.
         KeyboardInterrupt: Ctrl-C; the step in hand is finished and saved before.
     """
@@ -66,10 +79,14 @@ def train(recipe: Recipe, loaded: Loaded, run: RunDir, notify: Observer = ignore
     if stepper.shared:
         notify(Note(f"shared {stepper.shared}-token start computed once per batch", minor=True))
     position = _continue(stepper, run, notify)
+    development = None if settings.evaluate_every is None else Development(recipe, loaded, problems, run)
     if position.step == 0:
-        _look_at_rows(recipe, stepper, examples, run, notify)
+        if development is not None:
+            position.accuracy_before = development.accuracy()
+            notify(Note(f"before training, {development.in_words(position.accuracy_before)}"))
+        _look_at_rows(recipe, stepper, examples, run, notify, position.accuracy_before)
     total = total_steps(settings, len(examples))
-    loop = _Loop(recipe, stepper, run, notify, position, total, valid, examples)
+    loop = _Loop(recipe, stepper, run, notify, position, total, valid, examples, development)
     stream = steps_from(examples, settings.batch_size, recipe.seed, position.step)
     notify(Progress("train", position.step, total, "steps"))
     with deferred_interrupt() as interrupt:
@@ -81,8 +98,8 @@ def train(recipe: Recipe, loaded: Loaded, run: RunDir, notify: Observer = ignore
         interrupt.leave()
         raise KeyboardInterrupt
     if position.step < total:
-        since = f"no better validation loss since step {position.best_step}"
-        notify(Note(f"stopped after step {position.step} of {total}: {since}"))
+        what, _, _, since = loop.deciding
+        notify(Note(f"stopped after step {position.step} of {total}: no better {what} since step {since}"))
     _finish(recipe, stepper, run, position, adapter_config, notify)
     return position
 
@@ -110,16 +127,25 @@ def _continue(stepper: Stepper, run: RunDir, notify: Observer) -> Position:
     return position
 
 
-def _look_at_rows(recipe: Recipe, stepper: Stepper, examples: Sequence[Example], run: RunDir, notify: Observer) -> None:
+def _look_at_rows(
+    recipe: Recipe,
+    stepper: Stepper,
+    examples: Sequence[Example],
+    run: RunDir,
+    notify: Observer,
+    accuracy: float | None,
+) -> None:
     """Write likelihood.json: what the base, whose adapter is still zero, thinks of the rows; and the fixed rows' loss.
 
-    The fixed rows are among those measured.
+    The fixed rows are among those measured. The base's `accuracy` on validation problems stands beside their loss.
     """
     measured = drawn(examples, MEASURED, recipe.seed)
     nats = dict(zip((e.id for e in measured), stepper.token_losses(measured), strict=True))
     fixed = drawn(examples, FIXED, recipe.seed)
     found = taken_apart(measured, list(nats.values()), examples)
     at_start = as_metrics(taken_apart(fixed, [nats[e.id] for e in fixed], examples))
+    if accuracy is not None:
+        at_start["development_accuracy"] = accuracy
     write_json(run.likelihood, replace(found, fixed=at_start).dump())
     for line in in_words(found):
         notify(Note(f"before training, {line}", minor=True))
@@ -138,7 +164,9 @@ class _Loop:
         total: int,
         valid: Sequence[Example],
         examples: Sequence[Example],
+        development: Development | None,
     ) -> None:
+        self.development = development
         self.recipe, self.settings, self.stepper, self.run = recipe, recipe.train, stepper, run
         self.notify, self.position, self.total, self.valid = notify, position, total, valid
         self.examples, self.fixed = examples, drawn(examples, FIXED, recipe.seed)
@@ -148,13 +176,21 @@ class _Loop:
 
     @property
     def ended(self) -> bool:
-        """Whether all steps are done, or the validation loss has not become better for `patience` times."""
-        position, every = self.position, self.settings.validate_every
+        """Whether all steps are done, or what decides has not become better for `patience` times."""
+        position, (_, every, best, since) = self.position, self.deciding
         if position.step >= self.total:
             return True
-        if self.settings.patience is None or position.best_loss is None:
+        if self.settings.patience is None or best is None:
             return False
-        return position.step // every - position.best_step // every >= self.settings.patience
+        return position.step // every - since // every >= self.settings.patience
+
+    @property
+    def deciding(self) -> tuple[str, int, float | None, int]:
+        """What decides which step is kept: its name, after how many steps it comes, the best one and its step."""
+        position, settings = self.position, self.settings
+        if settings.save == "accuracy" and settings.evaluate_every is not None:
+            return "accuracy", settings.evaluate_every, position.best_accuracy, position.accuracy_step
+        return "validation loss", settings.validate_every, position.best_loss, position.best_step
 
     def step(self, epoch: int, examples: Sequence[Example]) -> None:
         start = time.perf_counter()
@@ -181,14 +217,31 @@ class _Loop:
             valid_loss = self.stepper.loss(self.valid, settings.batch_size)
             if math.isfinite(valid_loss) and (position.best_loss is None or valid_loss < position.best_loss):
                 position.best_loss, position.best_step = valid_loss, number
-                save_safetensors(self.run.checkpoints / "best.safetensors", adapter_weights(self.stepper.model))
+                self._put_aside("validation loss")
+        accuracy = self._accuracy()
         last = self.ended
         if last or is_reported(settings, number, bool(self.valid)):
-            self._report(epoch, rate, valid_loss)
+            self._report(epoch, rate, valid_loss, accuracy)
         if last or number % settings.checkpoint_every == 0:
             self.checkpoint()
 
-    def _report(self, epoch: int, rate: float, valid_loss: float | None) -> None:
+    def _accuracy(self) -> float | None:
+        """On validation problems after this step, where it is due."""
+        position, every = self.position, self.settings.evaluate_every
+        if self.development is None or every is None or (position.step != self.total and position.step % every):
+            return None
+        accuracy = self.development.accuracy()
+        if position.best_accuracy is None or accuracy > position.best_accuracy:
+            position.best_accuracy, position.accuracy_step = accuracy, position.step
+            self._put_aside("accuracy")
+        return accuracy
+
+    def _put_aside(self, best: str) -> None:
+        """Keep these weights as the best ones by this measure, if it decides."""
+        if self.deciding[0] == best:
+            save_safetensors(self.run.checkpoints / "best.safetensors", adapter_weights(self.stepper.model))
+
+    def _report(self, epoch: int, rate: float, valid_loss: float | None, accuracy: float | None) -> None:
         window = self.position.window
         line: dict[str, float | int] = {
             "step": self.position.step,
@@ -206,6 +259,8 @@ class _Loop:
         line |= as_metrics(taken_apart(self.fixed, self.stepper.token_losses(self.fixed), self.examples))
         if valid_loss is not None:
             line["valid_loss"] = valid_loss
+        if accuracy is not None:
+            line["development_accuracy"] = accuracy
         with self.run.metrics.open("a") as file:
             file.write(json.dumps(line) + "\n")
         self.position.window = dict.fromkeys(_SUMS, 0.0)
@@ -234,13 +289,19 @@ def _finish(
 ) -> None:
     """Write adapter/ as mlx-lm reads it, with the best or the last weights."""
     best = run.checkpoints / "best.safetensors"
-    use_best = recipe.train.save == "best" and position.best_loss is not None
+    save = recipe.train.save
+    use_best = save == "accuracy" or (save == "best" and position.best_loss is not None)
     arrays = mx.load(str(best)) if use_best else adapter_weights(stepper.model)
     assert isinstance(arrays, dict)
     write_json(run.adapter / "adapter_config.json", config)
     save_safetensors(run.adapter / "adapters.safetensors", arrays)
-    if use_best:
+    before, found = position.accuracy_before, position.best_accuracy
+    if save == "accuracy" and found is not None:
+        text = f"saved step {position.accuracy_step} (best accuracy on validation problems, {percent(found)})"
+    elif use_best:
         text = f"saved step {position.best_step} (best validation loss, {position.best_loss:.4f})"
     else:
         text = f"saved the last step ({position.step})"
     notify(Note(text, minor=True))
+    if save == "accuracy" and before is not None and found is not None and found <= before:
+        notify(Note(f"no step answers more validation problems right than before training ({percent(before)})"))

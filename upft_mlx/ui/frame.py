@@ -10,7 +10,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Column, Table
 from rich.text import Text
 
-from upft_mlx.quantities import clock
+from upft_mlx.quantities import clock, percent
 from upft_mlx.ui.evaluation import EvaluationFrame
 from upft_mlx.ui.state import StageStatus, State, training_numbers
 from upft_mlx.ui.text import Glyphs, plot
@@ -107,7 +107,8 @@ class Frame:
     def _training(self) -> Iterator[RenderableType]:
         state = self.state
         valid = f"valid loss {state.valid[1]:.4f} (step {state.valid[0]:,})" if state.valid else ""
-        *losses, rate, speed, peak = training_numbers(state.metrics, valid)
+        right = f"accuracy {percent(state.accuracy[1])} (step {state.accuracy[0]:,})" if state.accuracy else ""
+        *losses, rate, speed, peak = training_numbers(state.metrics, valid, right)
         yield from self._packed(losses)
         yield from self._packed([rate, speed, peak])
         height = max(0, min(PLOT, self._height - LINES_AROUND_PLOT))

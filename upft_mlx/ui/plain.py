@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import IO
 
 from upft_mlx.events import Event, Graded, Progress, StageStarted, Trained
-from upft_mlx.quantities import clock
+from upft_mlx.quantities import clock, percent
 from upft_mlx.ui.state import State, permanent_line, training_numbers
 from upft_mlx.ui.text import glyphs_for
 
@@ -85,7 +85,9 @@ class PlainView:
                 return f"{self._glyphs.running} {line(event.stage)}  {line(event.detail)}".rstrip()
             case Trained():
                 valid = f"valid loss {event.metrics['valid_loss']:.4f}" if "valid_loss" in event.metrics else ""
-                numbers = "  ".join(training_numbers(event.metrics, valid))
+                accuracy = event.metrics.get("development_accuracy")
+                right = "" if accuracy is None else f"accuracy {percent(accuracy)}"
+                numbers = "  ".join(training_numbers(event.metrics, valid, right))
                 return f"train: step {event.metrics['step']:,}/{event.total_steps:,}  {numbers}"
             case Progress() if meter is not None:
                 # An evaluation's variants end with their accuracy instead.

@@ -102,6 +102,8 @@ class State:
         self.metrics: dict[str, float | int] = {}
         self.valid: tuple[int, float] | None = None
         """Step and value of the last validation loss."""
+        self.accuracy: tuple[int, float] | None = None
+        """Step and value of the last accuracy on validation problems."""
         self.total_steps = 0
         self.losses: list[tuple[int, float]] = []
         self.valid_losses: list[tuple[int, float]] = []
@@ -123,6 +125,7 @@ class State:
                 self.stage, self.detail, self.started, self.meter = event.stage, event.detail, now, None
                 if event.stage == "train":
                     self.metrics, self.valid, self.losses, self.valid_losses = {}, None, [], []
+                    self.accuracy = None
             case StageSkipped():
                 self.stages[event.stage] = "current" if event.current else "skipped"
             case StageDone():
@@ -141,6 +144,8 @@ class State:
                 if "valid_loss" in event.metrics:
                     self.valid = (step, float(event.metrics["valid_loss"]))
                     self.valid_losses.append(self.valid)
+                if "development_accuracy" in event.metrics:
+                    self.accuracy = (step, float(event.metrics["development_accuracy"]))
             case EvaluationStarted():
                 self.tallies = {name: Tally(expected, event.may_stop) for name, expected in event.entries}
                 self.latest = None
@@ -191,13 +196,13 @@ def permanent_line(event: Event, glyphs: Glyphs, *, verbose: bool) -> str | None
     return None
 
 
-def training_numbers(metrics: dict[str, float | int], valid: str) -> list[str]:
-    """The latest line of metrics.jsonl in words; `valid` stands where it has a validation loss to show."""
+def training_numbers(metrics: dict[str, float | int], *measured: str) -> list[str]:
+    """The latest line of metrics.jsonl in words, with what was measured on rows and problems that do not train."""
     fixed = [f"loss {metrics['fixed_loss']:.4f} on fixed rows"] if "fixed_loss" in metrics else []
     return [
         *fixed,
         f"{'of batches' if fixed else 'loss'} {metrics['loss']:.4f}",
-        *([valid] if valid else []),
+        *filter(None, measured),
         f"learning rate {metrics['learning_rate']:.2e}",
         rate(metrics["tokens_per_second"]),
         f"peak {memory(metrics['peak_memory_bytes'])}",
