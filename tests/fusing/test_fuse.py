@@ -21,7 +21,7 @@ from mlx_lm.utils import load as mlx_lm_load
 
 from upft_mlx.errors import FuseError, ModelError
 from upft_mlx.events import Event, Note
-from upft_mlx.fusing.fidelity import Comparison, Fidelity, greedy_probes, retained
+from upft_mlx.fusing.fidelity import Comparison, greedy_probes, retained
 from upft_mlx.fusing.formats import Format, write_model
 from upft_mlx.fusing.fuse import fuse
 from upft_mlx.fusing.fuser import Fuser
@@ -29,6 +29,7 @@ from upft_mlx.models.load import Loaded, load
 from upft_mlx.planning.budget import Budget
 from upft_mlx.planning.memory import Device
 from upft_mlx.recipe.schema import Quantize, Recipe
+from upft_mlx.results.fidelity import Fidelity
 from upft_mlx.rows import TrainingRow, read_rows
 from upft_mlx.rundir import RunDir
 from upft_mlx.training.batches import Example, to_examples
@@ -115,7 +116,7 @@ def test_a_way_that_loses_the_effect_is_refused_with_those_that_keep_it_and_thei
     make_recipe: MakeRecipe, run: RunDir
 ) -> None:
     write_adapter(run, 0.0005, Q4)
-    with pytest.raises(FuseError, match=r"fusing as base-fitted keeps -?[\d.]+% of the adapter's") as caught:
+    with pytest.raises(FuseError, match=r"fusing as base-fitted keeps -?[\d.]+ % of the adapter's") as caught:
         fuse(make_recipe(publish={"fuse": "base"}), load(MODEL, quantize=Q4), run)
     assert not run.fused.exists()
     assert not run.fidelity.exists()

@@ -8,6 +8,7 @@ from typing import Any
 from upft_mlx.evaluation.benchmark_result import BenchmarkResult, Measured, load_results
 from upft_mlx.results.economy import Economy
 from upft_mlx.results.facts import CutSolutions, RunReport, StageFacts, TrainingFacts
+from upft_mlx.results.fidelity import Fused
 from upft_mlx.training.moved import Movement
 from upft_mlx.training.row_loss import RowLoss
 
@@ -76,7 +77,7 @@ def run_report(found: Mapping[str, Any]) -> RunReport:
         method=found.get("method", "upft"),
         stages=[StageFacts(**{**STAGE, **stage}) for stage in found.get("stages", ())],
         benchmarks=results(found.get("benchmarks", {})),
-        fidelity=found.get("fidelity"),
+        fidelity=Fused.load(found["fidelity"]) if found.get("fidelity") else None,
         training=training,
         verdict=list(found.get("verdict", ())),
         remarks=list(found.get("remarks", ())),

@@ -170,7 +170,7 @@ def texts_of_the_program() -> str:
 def test_the_troubleshooting_page_quotes_messages_as_the_program_writes_them() -> None:
     page = (DOCS / "start" / "troubleshooting.md").read_text(encoding="utf-8")
     quoted = re.findall(r"^\| `([^`]+)` \|", page, re.MULTILINE)
-    quoted += ["fusing as ... keeps ...% of the adapter's effect", "runs again, changed: ..."]
+    quoted += ["fusing as ... keeps ... of the adapter's effect", "runs again, changed: ..."]
     assert len(quoted) > 8
     texts = texts_of_the_program()
     assert [m for m in quoted if not all(part in texts for part in re.split(r" ?\.\.\.%? ?", m))] == []

@@ -11,12 +11,12 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 import mlx.core as mx
 import mlx.nn as nn
 
 from upft_mlx.models.load import Loaded
+from upft_mlx.results.fidelity import Divergence
 from upft_mlx.sampling.decoding import Request
 from upft_mlx.sampling.draw import Sampling
 from upft_mlx.sampling.sampler import chunks, sample_chunk
@@ -33,31 +33,6 @@ GREEDY_TOKENS = 32
 NO_EFFECT = 1e-12
 """KL(adapter || base), nats, below which float32 cannot tell the two models apart: no effect to be kept."""
 _BATCH = 4
-
-
-@dataclass(frozen=True)
-class Divergence:
-    """How far a model is from the adapter's."""
-
-    kl: float
-    """KL(adapter || model), nats per position."""
-    top1_agreement: float
-    """Share of positions with the adapter's most likely token."""
-    greedy_agreement: float
-    """Share of the adapter's first 32 greedy tokens that the model repeats before it first departs from them."""
-
-
-@dataclass(frozen=True)
-class Fidelity(Divergence):
-    """What a form of fusing keeps and weighs."""
-
-    fuse: str
-    retained: float
-    """1 - kl / kl_base."""
-    kl_base: float
-    """KL(adapter || base), nats per position."""
-    bytes: int
-    """Weights of the fused model."""
 
 
 def probes(examples: Sequence[Example]) -> list[Example]:

@@ -7,12 +7,10 @@ measured: `auto` takes the smallest that keeps the effect, and what keeps too li
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
 from typing import NoReturn
 
 from upft_mlx.errors import FuseError, ModelError
 from upft_mlx.events import Observer, Progress, ignore
-from upft_mlx.fusing.fidelity import Fidelity
 from upft_mlx.fusing.formats import Format, config_of, write_model
 from upft_mlx.fusing.fuser import Fuser
 from upft_mlx.models.architecture import read_architecture
@@ -21,6 +19,7 @@ from upft_mlx.planning.budget import this_machine
 from upft_mlx.planning.memory import fusing_peak
 from upft_mlx.quantities import percent
 from upft_mlx.recipe.schema import Recipe
+from upft_mlx.results.fidelity import Fidelity, Fused
 from upft_mlx.rows import write_json
 from upft_mlx.rundir import RunDir, remove
 
@@ -65,8 +64,14 @@ def fuse(
             modules[name].set_dtype(form.dtype)
         write_model(loaded, config_of(loaded.config, fuser.layers, form), run.fused)
     notify(Progress("fuse", len(fuser.formats) + 1, len(fuser.formats) + 1, "steps"))
-    candidates = [asdict(found) for found in fuser.measured.values()]
-    write_json(run.fidelity, {**asdict(chosen), **fuser.probed, "base": asdict(fuser.base), "candidates": candidates})
+    found = Fused(
+        **vars(chosen),
+        rows=fuser.probed["rows"],
+        prompts=fuser.probed["prompts"],
+        base=fuser.base,
+        candidates=[*fuser.measured.values()],
+    )
+    write_json(run.fidelity, found.dump())
     return chosen
 
 

@@ -10,7 +10,7 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_unflatten
 
 from upft_mlx.events import Note, Observer, Progress, ignore
-from upft_mlx.fusing.fidelity import MAX_PROMPTS, Comparison, Divergence, Fidelity, greedy_probes, probes, retained
+from upft_mlx.fusing.fidelity import MAX_PROMPTS, Comparison, greedy_probes, probes, retained
 from upft_mlx.fusing.formats import Format, candidate_formats, fused_layer, input_size, size_of
 from upft_mlx.fusing.moments import MAX_ROWS, second_moments
 from upft_mlx.models.adapters import AdapterSwitch, load_adapter
@@ -18,6 +18,7 @@ from upft_mlx.models.chat import Renderer
 from upft_mlx.models.dense_cpu import add_dense_copies
 from upft_mlx.models.load import Loaded
 from upft_mlx.recipe.schema import Recipe
+from upft_mlx.results.fidelity import Divergence, Fidelity
 from upft_mlx.rows import TrainingRow, read_rows
 from upft_mlx.rundir import RunDir
 from upft_mlx.training.batches import Example, to_examples

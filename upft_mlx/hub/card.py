@@ -80,7 +80,7 @@ def model_card(recipe: Recipe, base: Base, facts: RunFacts, described: Mapping[s
     """
     fidelity, problems = facts.fidelity, recipe.problems
     assert fidelity is not None
-    adapter = fidelity["fuse"] == "adapter"
+    adapter = fidelity.fuse == "adapter"
     stages = {stage.stage: stage for stage in facts.stages}
     name = recipe.publish.repo or "PATH/TO/THIS/FOLDER"
     if adapter:
@@ -139,7 +139,7 @@ def card_data(recipe: Recipe, base: Base, facts: RunFacts) -> dict[str, Any]:
         for label, result in facts.benchmarks.items()
         if (s := result.tuned) is not None and label in entries and outcome(result)[0] != "void"
     ]
-    fused = facts.fidelity is not None and facts.fidelity["fuse"] != "adapter"
+    fused = facts.fidelity is not None and facts.fidelity.fuse != "adapter"
     data = ModelCardData(
         model_name=_title(recipe),
         base_model=base.hub_id,

@@ -7,6 +7,7 @@ from typing import Any
 
 from upft_mlx.evaluation.benchmark_result import BenchmarkResult, dump_results
 from upft_mlx.results.economy import Economy
+from upft_mlx.results.fidelity import Fused
 from upft_mlx.training.moved import Movement
 from upft_mlx.training.row_loss import RowLoss
 
@@ -63,8 +64,8 @@ class RunFacts:
     """Those that are current, in their order."""
     benchmarks: dict[str, BenchmarkResult]
     """By label."""
-    fidelity: dict[str, Any] | None
-    """How much of the adapter's effect the fused model keeps, fidelity.json (`fusing.fuser`)."""
+    fidelity: Fused | None
+    """How much of the adapter's effect the fused model keeps."""
     training: TrainingFacts
     verdict: list[str]
     """What the numbers allow to say, a line per benchmark, and warnings."""

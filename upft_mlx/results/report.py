@@ -12,6 +12,7 @@ from upft_mlx.quantities import p_value, percent, points
 from upft_mlx.recipe.schema import Recipe
 from upft_mlx.results import templates, training_report
 from upft_mlx.results.facts import RunFacts, RunReport, StageFacts
+from upft_mlx.results.fidelity import Fused
 from upft_mlx.rows import read_json
 from upft_mlx.rundir import RunDir
 from upft_mlx.stages import STAGES
@@ -32,7 +33,7 @@ def collect(recipe: Recipe, run: RunDir, current: Sequence[str]) -> RunFacts:
     """
     entries = [(stage, run.entry(stage)) for stage in STAGES if stage in current]
     benchmarks = load_results(read_json(run.summary)["benchmarks"]) if "evaluate" in current else {}
-    fidelity = read_json(run.fidelity) if "fuse" in current else None
+    fidelity = Fused.load(read_json(run.fidelity)) if "fuse" in current else None
     training = training_report.training_facts(run, current)
     found = {outcome(result)[0] for result in benchmarks.values() if result.compared}
     warnings = training_report.warnings(training, benchmarks, better="better" in found and "worse" not in found)
@@ -60,7 +61,7 @@ def collect(recipe: Recipe, run: RunDir, current: Sequence[str]) -> RunFacts:
         remarks=[*remarks(benchmarks), *warnings],
         files={
             **({"adapter": str(run.adapter)} if "train" in current else {}),
-            **({"fused": str(run.fused)} if fidelity and fidelity["fuse"] != "adapter" else {}),
+            **({"fused": str(run.fused)} if fidelity and fidelity.fuse != "adapter" else {}),
             "report": str(run.report),
         },
     )

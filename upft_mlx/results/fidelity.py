@@ -1,0 +1,57 @@
+"""What fidelity.json says: how much of the adapter's effect each form of fusing keeps. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """How far a model is from the adapter's."""
+
+    kl: float
+    """KL(adapter || model), nats per position."""
+    top1_agreement: float
+    """Share of positions with the adapter's most likely token."""
+    greedy_agreement: float
+    """Share of the adapter's first 32 greedy tokens that the model repeats before it first departs from them."""
+
+
+@dataclass(frozen=True)
+class Fidelity(Divergence):
+    """What a form of fusing keeps and weighs."""
+
+    fuse: str
+    retained: float
+    """1 - kl / kl_base."""
+    kl_base: float
+    """KL(adapter || base), nats per position."""
+    bytes: int
+    """Weights of the fused model."""
+
+
+@dataclass(frozen=True)
+class Fused(Fidelity):
+    """The form that was chosen, and what it was measured with: the content of fidelity.json."""
+
+    rows: int
+    """Held-out rows that it was measured on."""
+    prompts: int
+    """Prompts whose greedy answers it was measured on."""
+    base: Divergence
+    """The base model's."""
+    candidates: list[Fidelity]
+    """All forms that were measured."""
+
+    def dump(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+    @classmethod
+    def load(cls, data: Mapping[str, Any]) -> Fused:
+        """From what `dump` gave; fields that this version does not know are left out."""
+        known = {field.name: data[field.name] for field in fields(cls) if field.name in data}
+        candidates = [Fidelity(**found) for found in data.get("candidates", ())]
+        return cls(**{**known, "base": Divergence(**data["base"]), "candidates": candidates})
