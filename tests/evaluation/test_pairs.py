@@ -42,6 +42,16 @@ def test_a_difference_that_is_real_alone_may_be_luck_among_many() -> None:
     assert pair.ci95[0] <= 0 < pair.ci95[1]
 
 
+def test_a_difference_that_rounding_explains_is_never_claimed() -> None:
+    base, tuned = marks("0" * 100 + "1" * 900), marks("1" * 12 + "0" * 88 + "1" * 900)
+    assert all_pairs({"base": base, "tuned": tuned})[0].p_value < ALPHA
+    assert all_pairs({"base": base, "tuned": tuned}, floor=0.011)[0].p_value < ALPHA
+    (pair,) = all_pairs({"base": base, "tuned": tuned}, floor=0.012)
+    assert pair.p_value == 1.0
+    assert pair.delta == pytest.approx(0.012)
+    assert pair.ci95[0] <= 0 < pair.ci95[1]
+
+
 def test_scores_of_several_samples_have_students_interval() -> None:
     generator = random.Random(0)
     base = [generator.choice((0.0, 0.25, 0.5)) for _ in range(50)]

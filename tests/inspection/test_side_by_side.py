@@ -11,6 +11,7 @@ from helpers.ui import console, written
 
 from upft_mlx.cli.main import cli
 from upft_mlx.errors import RunDirError
+from upft_mlx.evaluation.summary import AGAIN
 from upft_mlx.inspection.browse import find_runs
 from upft_mlx.inspection.side_by_side import side_by_side
 from upft_mlx.recipe.schema import Recipe
@@ -59,6 +60,24 @@ def test_other_bases_are_other_models(make_run: Callable[..., RunDir]) -> None:
     table = side_by_side([make_run("a", "0011", "0111"), make_run("b", "0010", "1111", of="another")]).benchmarks["dev"]
     assert [model.name for model in table.models] == ["base of a", "a", "base of b", "b"]
     assert len(table.pairs) == 6
+
+
+def test_the_largest_share_that_rounding_changed_is_shown_and_no_smaller_difference_is_claimed(
+    make_run: Callable[..., RunDir],
+) -> None:
+    runs = [make_run("a", "0" * 40, "0" * 40), make_run("b", "0" * 40, "0" * 30 + "1" * 10)]
+    plain = side_by_side(runs).benchmarks["dev"]
+    assert plain.rounding is None
+    assert plain.pairs[2].p_value < 0.05
+    for run, marks in zip(runs, ("0000", "0100"), strict=True):  # of four answers that were asked again
+        again = [EvaluationRow(f"p{n}", 0, "text", "1", str(n), mark == "1", 3, "stop") for n, mark in enumerate(marks)]
+        write_rows(run.rows_of("dev", AGAIN), again)
+    table = side_by_side(runs).benchmarks["dev"]
+    assert table.rounding == 0.25
+    assert [pair.p_value for pair in table.pairs] == [1.0, 1.0, 1.0]
+    target = console(80, color_system=None)
+    views.print_side_by_side(side_by_side(runs).dump(), console=target)
+    assert "rounding alone changes 25.0 % of grades; no smaller difference is claimed" in written(target)
 
 
 def test_only_problems_that_all_have_count(make_run: Callable[..., RunDir]) -> None:

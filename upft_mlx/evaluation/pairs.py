@@ -36,12 +36,13 @@ class Pair:
     """Two-sided, times the number of comparisons."""
 
 
-def all_pairs(scores: Mapping[str, Sequence[float]], comparisons: int | None = None) -> list[Pair]:
+def all_pairs(scores: Mapping[str, Sequence[float]], comparisons: int | None = None, floor: float = 0.0) -> list[Pair]:
     """The differences between all models.
 
     Args:
         scores: of each model, each problem's mean score in [0, 1]; the problems in the same order.
         comparisons: to adjust for; None: as many as there are here.
+        floor: the share of grades that rounding alone changes; a difference within it is never claimed.
 
     Raises:
         ValueError: the scores are empty or differ in length.
@@ -49,7 +50,7 @@ def all_pairs(scores: Mapping[str, Sequence[float]], comparisons: int | None = N
     count = max(1, comparisons or math.comb(len(scores), 2))
     pairs, alpha = [], ALPHA / count
     for (first, before), (second, after) in combinations(scores.items(), 2):
-        alone = paired_difference(before, after)
+        alone = paired_difference(before, after, floor)
         differences = [b - a for a, b in zip(before, after, strict=True)]
         if all(score in (0, 1) for score in (*before, *after)):
             ups, downs = sum(d > ROUNDING for d in differences), sum(d < -ROUNDING for d in differences)

@@ -10,7 +10,7 @@ from typing import Any
 from upft_mlx.errors import RunDirError
 from upft_mlx.evaluation.pairs import Pair, all_pairs
 from upft_mlx.evaluation.stats import accuracy_interval, mean_interval
-from upft_mlx.evaluation.summary import VARIANTS
+from upft_mlx.evaluation.summary import AGAIN, VARIANTS, by_problem, rounding_summary
 from upft_mlx.inspection.browse import refuse_changed
 from upft_mlx.rows import EvaluationRow, read_rows
 from upft_mlx.rundir import RunDir
@@ -37,6 +37,9 @@ class Table:
     """That all models have."""
     models: list[Model]
     pairs: list[Pair]
+    rounding: float | None
+    """The share of grades that rounding alone changes, the largest of the runs'; None: not measured. No difference
+    within it is claimed."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +82,8 @@ def side_by_side(
         raise RunDirError(f"these runs have no benchmark in common: {each}", "evaluate them on the same one")
     scores = {label: _scores(label, runs, names, bases) for label in benchmarks or common}
     comparisons = sum(math.comb(len(models), 2) for models in scores.values())
-    return SideBySide({label: _table(models, comparisons) for label, models in scores.items()}, comparisons)
+    tables = {label: _table(models, comparisons, _rounding(label, runs)) for label, models in scores.items()}
+    return SideBySide(tables, comparisons)
 
 
 def _bases(run: RunDir) -> dict[str, str]:
@@ -116,7 +120,18 @@ def _scores(
     return found
 
 
-def _table(models: dict[str, Scores], comparisons: int) -> Table:
+def _rounding(label: str, runs: Sequence[RunDir]) -> float | None:
+    """The largest share of grades that rounding changed in one of the runs; None where none measured it."""
+    found = []
+    for run in runs:
+        again, base = run.rows_of(label, AGAIN), run.rows_of(label, "base")
+        if again.exists() and base.exists():
+            problems = by_problem(read_rows(base, EvaluationRow))
+            found.append(rounding_summary([*problems.values()], [*read_rows(again, EvaluationRow)]).grades)
+    return max(found, default=None)
+
+
+def _table(models: dict[str, Scores], comparisons: int, rounding: float | None) -> Table:
     first, *others = models.values()
     problems = [problem for problem in first if all(problem in other for other in others)]
     if not problems:
@@ -131,5 +146,6 @@ def _table(models: dict[str, Scores], comparisons: int) -> Table:
     return Table(
         problems=len(problems),
         models=found,
-        pairs=all_pairs(means, comparisons),
+        pairs=all_pairs(means, comparisons, rounding or 0.0),
+        rounding=rounding,
     )

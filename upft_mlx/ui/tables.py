@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from upft_mlx.evaluation.stats import ALPHA
-from upft_mlx.quantities import accuracy, count, duration, many, memory, p_value, points
+from upft_mlx.quantities import accuracy, count, duration, many, memory, p_value, percent, points
 from upft_mlx.ui.console import open_console
 from upft_mlx.ui.text import glyphs_for, interval_bar
 
@@ -240,6 +240,9 @@ def print_side_by_side(found: dict[str, Any], *, console: Console | None = None)
             difference.pad_right(max(0, 22 - len(difference)))
             difference.append(f"{p_value(pair['p_value'])}  {line(pair['second'])} - {line(pair['first'])}")
             console.print(difference, soft_wrap=not console.is_terminal)
+        if of["rounding"] is not None:
+            text = f"rounding alone changes {percent(of['rounding'])} of grades; no smaller difference is claimed"
+            console.print(Text(text, "dim"), soft_wrap=not console.is_terminal)
     console.print()
     many_of = many(found["comparisons"], "comparison")
     console.print(Text(f"in points; intervals and p hold together for {many_of} (Bonferroni)", "dim"))
