@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,7 @@ from upft_mlx.rundir import RunDir, remove
 from upft_mlx.studies import compare as studies_compare
 from upft_mlx.studies import sweep as studies_sweep
 from upft_mlx.studies.analyze import run_analysis
+from upft_mlx.studies.fuse_others import fuse_others
 from upft_mlx.studies.method_table import Comparison
 from upft_mlx.studies.prefix_statistics import Analysis
 from upft_mlx.studies.sweep_table import Sweep
@@ -272,7 +273,14 @@ def evaluate(
     return _stage("evaluate", recipe, run_dir, notify, adapter=foreign, look=look)
 
 
-def fuse(recipe: Recipe, run_dir: str | Path | None = None, notify: Observer = ignore, *, force: bool = False) -> Facts:
+def fuse(
+    recipe: Recipe,
+    run_dir: str | Path | None = None,
+    notify: Observer = ignore,
+    *,
+    force: bool = False,
+    adapters: Mapping[Path, float] | None = None,
+) -> Facts:
     """Write the adapter into the weights: fused/, a folder that mlx-lm loads. See `run`.
 
     Args:
@@ -280,13 +288,17 @@ def fuse(recipe: Recipe, run_dir: str | Path | None = None, notify: Observer = i
         run_dir: where the run is kept; None: runs/NAME.
         notify: receives progress events.
         force: fuse even if less than `publish.min_retained` is kept.
+        adapters: the folders of others, with the weight of each, to fuse instead into RUN/merged.
 
     Raises:
         RunDirError: there is no current adapter.
         FuseError: fusing would lose too much.
         UpftError: another of its kinds.
     """
-    return _stage("fuse", recipe, run_dir, notify, force=force)
+    if not adapters:
+        return _stage("fuse", recipe, run_dir, notify, force=force)
+    _begin()
+    return fuse_others(recipe, _folder(recipe, run_dir), adapters, notify, force=force)
 
 
 def _stage(stage: str, recipe: Recipe, run_dir: str | Path | None, notify: Observer, **options: Any) -> Facts:

@@ -57,6 +57,7 @@ WITH_MLX = {
     "fusing.formats",
     "fusing.fuser",
     "fusing.gguf_model",
+    "fusing.merge",
     "fusing.moments",
     "inspection.selftest",
     "models.dense_cpu",

@@ -8,16 +8,20 @@ from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from upft_mlx.cli.complete import complete_targets
-from upft_mlx.cli.edge import folder_of, memory_limit, prepared, writing_to
+from upft_mlx.cli.edge import folder_of, memory_limit, prepared, run_other, writing_to
 from upft_mlx.cli.group import cli
 from upft_mlx.cli.options import Options, common, helped, recipe_argument, verbose
 from upft_mlx.escape import to_json
 from upft_mlx.stages import STAGES, Stage, in_run
+
+if TYPE_CHECKING:
+    from upft_mlx.events import Observer
+    from upft_mlx.recipe.schema import Recipe
 
 
 @cli.command(
@@ -68,18 +72,48 @@ for _stage in STAGES.values():
 @cli.command(
     help=helped(
         "Write the adapter into the weights: fused/, a folder that mlx-lm loads. Refuses formats that would lose the "
-        "training, and says which keep it.",
+        "training, and says which keep it. With --adapter, other adapters of the same model are added up with their "
+        "weights and fused into RUN/merged; the run's own files do not change.",
         "upft fuse quickstart",
         "upft fuse quickstart --set publish.fuse=mixed",
+        "upft fuse my-recipe.yaml --adapter runs/a/adapter=0.5 --adapter runs/b/adapter=0.5",
     )
 )
 @recipe_argument
 @click.option("--force", is_flag=True, help="Fuse even if less than publish.min_retained is kept.")
+@click.option(
+    "--adapter",
+    "adapters",
+    multiple=True,
+    metavar="FOLDER[=WEIGHT]",
+    help="Fuse this adapter instead of the run's own; several are added up.  [default weight: 1]",
+)
 @common
-def fuse(recipe: str, force: bool, options: Options) -> None:
+def fuse(recipe: str, force: bool, adapters: Sequence[str], options: Options) -> None:
     """See the help."""
+    if adapters:
+        weights = [_weighted(text) for text in adapters]
+        if len(dict(weights)) < len(weights):
+            raise click.UsageError("an --adapter is given twice; add up its weights")
+
+        def work(loaded: Recipe, run_dir: Path, notify: Observer) -> dict[str, Any]:
+            from upft_mlx import api
+
+            return api.fuse(loaded, run_dir, notify, force=force, adapters=dict(weights))
+
+        run_other(recipe, work, lambda facts: f"{facts['folder']}: {facts['detail']}", options)
+        return
     extra: dict[str, Any] = {"force": True} if force else {}
     _run(recipe, "fuse", options, **extra)
+
+
+def _weighted(text: str) -> tuple[Path, float]:
+    """`FOLDER=WEIGHT`; a folder's name may hold `=` itself."""
+    folder, _, weight = text.rpartition("=")
+    try:
+        return (Path(folder), float(weight)) if folder else (Path(text), 1.0)
+    except ValueError:
+        return Path(text), 1.0
 
 
 @cli.command(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from upft_mlx.errors import ModelError
 from upft_mlx.escape import one_line, quoted
 from upft_mlx.events import Variant
-from upft_mlx.models.adapter_files import LAYER, AdapterFiles, read_adapter, read_arrays
+from upft_mlx.models.adapter_files import LAYER, AdapterFiles, Place, read_adapter, read_arrays
 from upft_mlx.models.hub import reason
 from upft_mlx.models.load import Loaded
 
@@ -98,8 +98,7 @@ def _put_on(loaded: Loaded, files: AdapterFiles, num_layers: int, parameters: di
     from mlx_lm.tuner.utils import linear_to_lora_layers
 
     model, folder = loaded.model, files.folder
-    names = {(int(place[1]), place[2]): name for name, _ in model.named_modules() if (place := LAYER.search(name))}
-    arrays = read_arrays(files, names)
+    arrays = read_arrays(files, modules_of(model))
     try:
         linear_to_lora_layers(model, num_layers, parameters, use_dora=files.kind == "dora")
     except Exception as error:  # whatever mlx-lm makes of layers that it has no adapter for
@@ -114,6 +113,11 @@ def _put_on(loaded: Loaded, files: AdapterFiles, num_layers: int, parameters: di
     for name, module in model.named_modules():
         if files.places and "lora_a" in module and f"{name}.lora_a" not in arrays:
             module.lora_a = mx.zeros_like(module.lora_a)  # `lora_b` is zero as well: never trained
+
+
+def modules_of(model: nn.Module) -> dict[Place, str]:
+    """The full names of a model's modules, by layer and key."""
+    return {(int(place[1]), place[2]): name for name, _ in model.named_modules() if (place := LAYER.search(name))}
 
 
 def inner_layer(layer: nn.Module) -> nn.Module:
