@@ -3,6 +3,7 @@
     python tools/make_forecast_page.py WORK simulate
     python tools/make_forecast_page.py WORK careful          (and: careless)
     python tools/make_forecast_page.py WORK smollm2 MODEL
+    python tools/make_forecast_page.py WORK gsm8k MODEL QUESTIONS.jsonl
     python tools/make_forecast_page.py WORK page
 
 Each finished unit is a line of WORK/units.jsonl, and each training run is a run directory that continues. What is
@@ -31,6 +32,7 @@ from upft_mlx.recipe.schema import Recipe
 from upft_mlx.recipe.studies import Selection
 from upft_mlx.rows import Solution, read_json
 from upft_mlx.rundir import RunDir
+from upft_mlx.studies.analyze import run_analysis
 from upft_mlx.studies.compare import run_cell
 from upft_mlx.studies.two_way import two_way_mean
 
@@ -294,12 +296,29 @@ def real_recipe(model: Path, work: Path, seed: int, selection: Selection) -> Rec
     )
 
 
+def coverage_of(model: Path, questions: Path, work: Path) -> list[dict[str, Any]]:
+    """Samples per distinct prefix of the first 24 of some questions, by `upft analyze` without their answers."""
+    rows = [json.loads(line) for line in questions.read_text(encoding="utf-8").splitlines()[:24]]
+    asked = work / "gsm8k.jsonl"
+    asked.write_text("".join(json.dumps({k: row[k] for k in ("id", "question")}) + "\n" for row in rows), "utf-8")
+    recipe = {
+        "name": "gsm8k",
+        "model": str(model),
+        "problems": {"path": str(asked)},
+        "generate": {"batch_size": 64},
+        "analyze": {"samples": 8, "lengths": (1, 2, 4, 8, 16, 32)},
+    }
+    found: list[dict[str, Any]] = run_analysis(Recipe.model_validate(recipe), work / "gsm8k")["self_consistency"]
+    return found
+
+
 def main() -> None:
     """One phase."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("work", type=Path)
-    parser.add_argument("phase", choices=("simulate", "careful", "careless", "smollm2", "page"))
+    parser.add_argument("phase", choices=("simulate", "careful", "careless", "smollm2", "gsm8k", "page"))
     parser.add_argument("model", type=Path, nargs="?")
+    parser.add_argument("questions", type=Path, nargs="?")
     options = parser.parse_args()
     work = options.work.resolve()
     units = Units(work)
@@ -307,6 +326,9 @@ def main() -> None:
         simulate(units)
     elif options.phase == "smollm2":
         real(units, work, options.model.resolve())
+    elif options.phase == "gsm8k":
+        model, questions = options.model.resolve(), options.questions.resolve()
+        units.get("gsm8k", lambda: coverage_of(model, questions, work))
     elif options.phase == "page":
         import forecast_page
 
