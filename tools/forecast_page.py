@@ -11,6 +11,7 @@ from make_evidence import RFT, ROOT, WORLDS
 from make_forecast_page import ANSWERS, PLAN, RATES, REAL_RATE, REAL_RULES, REAL_SEEDS, REPORT, change
 
 from upft_mlx.forecasting.estimate import Forecast, Mean, RuleForecast, points
+from upft_mlx.quantities import many
 from upft_mlx.results.figures import COLOURS, FONT
 
 Units = Mapping[str, Any]
@@ -331,7 +332,7 @@ def verdicts(units: Units, found: Sequence[Pair]) -> str:
         cells = cells_of(units, "smollm2", rule)
         below = [name for name in ("report", "report-greedy") if cells and change(cells, name).ci95[1] < 0]
         told = f"**fails: below base ({', '.join(below)})**" if below else "not below base: holds"
-        lines.append(f"- {rule}, smollm2, {len(cells)} seed(s): {told if cells else 'not measured'}.")
+        lines.append(f"- {rule}, smollm2, {many(len(cells), 'seed')}: {told if cells else 'not measured'}.")
     return "\n".join(lines) + "\n"
 
 
