@@ -15,6 +15,7 @@ import click
 import pytest
 from click.testing import CliRunner
 from conftest import MODEL
+from helpers.facts import run_report
 from helpers.input import (
     MINIMAL,
     ONE_PROBLEM,
@@ -32,6 +33,8 @@ from upft_mlx.cli.main import cli
 from upft_mlx.errors import TrainingError
 from upft_mlx.recipe.find import shipped_recipes
 from upft_mlx.recipe.schema import Recipe
+from upft_mlx.results.facts import RunReport
+from upft_mlx.studies.demo import Demo
 
 __all__ = ["no_network"]
 pytestmark = pytest.mark.usefixtures("no_network")
@@ -57,13 +60,13 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
     from upft_mlx.ui import views
 
     made: list[tuple[Any, ...]] = []
-    facts = {"name": "stub"}
+    facts = run_report({"name": "stub"})
 
-    def run(recipe: Recipe, run_dir: Path, notify: object) -> dict[str, Any]:
+    def run(recipe: Recipe, run_dir: Path, notify: object) -> RunReport:
         made.append(("run", recipe, run_dir))
         return facts
 
-    def run_stage(recipe: Recipe, run_dir: Path, stage: str, notify: object) -> dict[str, Any]:
+    def run_stage(recipe: Recipe, run_dir: Path, stage: str, notify: object) -> RunReport:
         made.append((stage, recipe, run_dir))
         return facts
 
@@ -193,13 +196,14 @@ def test_a_stage_command_runs_that_stage(calls: list[tuple[Any, ...]], stage: st
 def test_demo_runs_its_recipe_whatever_lies_about_under_that_name(
     calls: list[tuple[Any, ...]], folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def stub(recipe: Recipe, run_dir: Path, notify: object) -> dict[str, Any]:
+    def stub(recipe: Recipe, run_dir: Path, notify: object) -> tuple[RunReport, Demo]:
         calls.append(("demo", recipe, run_dir))
-        return {"name": "stub", "files": {}}
+        return run_report({"name": "stub"}), Demo("consensus", "why", 0.5, {}, {})
 
     monkeypatch.setattr("upft_mlx.studies.demo.run_demo", stub)
     write(folder / "demo.yaml", MINIMAL)
-    assert json.loads(upft("demo", "--json").stdout)["name"] == "stub"
+    shown = json.loads(upft("demo", "--json").stdout)
+    assert (shown["name"], shown["demo"]["chosen"]) == ("stub", "consensus")
     [(_, recipe, run_dir)] = calls
     assert (recipe.prefix.selection, run_dir) == ("auto", Path("runs/demo"))
 
@@ -220,7 +224,7 @@ def test_the_run_directory_follows_the_recipes_name(calls: list[tuple[Any, ...]]
 
 def test_json_is_all_that_stdout_holds(calls: list[tuple[Any, ...]]) -> None:
     shown = upft("run", "quickstart", "--json")
-    assert json.loads(shown.stdout) == {"name": "stub"}
+    assert json.loads(shown.stdout) == run_report({"name": "stub"}).dump()
 
 
 # Failures.
