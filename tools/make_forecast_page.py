@@ -308,7 +308,7 @@ def coverage_of(model: Path, questions: Path, work: Path) -> list[dict[str, Any]
         "generate": {"batch_size": 64},
         "analyze": {"samples": 8, "lengths": (1, 2, 4, 8, 16, 32)},
     }
-    found: list[dict[str, Any]] = run_analysis(Recipe.model_validate(recipe), work / "gsm8k")["self_consistency"]
+    found: list[dict[str, Any]] = run_analysis(Recipe.model_validate(recipe), work / "gsm8k").dump()["self_consistency"]
     return found
 
 
