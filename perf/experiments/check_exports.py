@@ -6,6 +6,7 @@
 For tiny random models of several families, written by transformers, and an adapter of random weights:
 
 - `upft export --format peft`: logits of MLX with the adapter on against peft's on the same base;
+- the other way: adapters that peft wrote (plain, rsLoRA, DoRA, ranks and alphas of their own), in peft and in MLX;
 - `upft export --format dequantized`, from the model quantized to 4 bits: logits of MLX against transformers' on that
   folder, and how much of the adapter's effect the rounding to 16 bits keeps.
 
@@ -49,9 +50,19 @@ FAMILIES: dict[str, dict[str, Any]] = {
 }
 
 
+THEIRS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "rslora": {"use_rslora": True},
+    "dora": {"use_dora": True},
+    "patterns": {"rank_pattern": {"o_proj": 2}, "alpha_pattern": {"down_proj": 4}, "layers_to_transform": [1]},
+}
+"""Adapters of peft's: what differs from the defaults."""
+
+
 def make(work: Path) -> None:
-    """In torch's Python: write a random model of each family."""
+    """In torch's Python: write a random model of each family, and adapters of peft's with random weights."""
     import torch
+    from peft import LoraConfig, get_peft_model
     from transformers import AutoConfig, AutoModelForCausalLM
 
     for family, own in FAMILIES.items():
@@ -66,6 +77,17 @@ def make(work: Path) -> None:
         path = work / family / "base" / "config.json"
         written = json.loads(path.read_text())
         path.write_text(json.dumps({**written, "rope_theta": written["rope_parameters"]["rope_theta"]}))
+        for kind, settings in THEIRS.items():
+            base = AutoModelForCausalLM.from_pretrained(work / family / "base", dtype=torch.float32)
+            adapted = get_peft_model(
+                base, LoraConfig(r=4, lora_alpha=8, target_modules=["o_proj", "down_proj"], **settings)
+            )
+            for name, parameter in adapted.named_parameters():
+                if "lora_B" in name:
+                    torch.nn.init.normal_(parameter, std=0.02)
+                elif "magnitude" in name:
+                    parameter.data *= 1.1
+            adapted.save_pretrained(work / family / kind)
 
 
 def compare(work: Path) -> None:
@@ -83,6 +105,9 @@ def compare(work: Path) -> None:
         dequantized = AutoModelForCausalLM.from_pretrained(work / family / "dequantized", dtype=torch.float32)
         with torch.no_grad():
             theirs = {"peft": adapted(tokens).logits, "dequantized": dequantized(tokens).logits}
+            for kind in THEIRS:
+                again = AutoModelForCausalLM.from_pretrained(work / family / "base", dtype=torch.float32)
+                theirs[kind] = PeftModel.from_pretrained(again, work / family / kind)(tokens).logits
         found[family] = {
             "effect": float(abs(ours["peft"] - ours["base"]).max()),
             **{kind: float(abs(logits.numpy() - ours[kind]).max()) for kind, logits in theirs.items()},
@@ -125,6 +150,10 @@ def export(work: Path, family: str) -> str:
     quantized = load(base, quantize=Quantize(bits=4, group_size=32))
     said = export_dequantized(recipe, quantized, run, work / family / "dequantized", "bf16")
     logits["dequantized"] = load(work / family / "dequantized").model(mx.array(TOKENS))
+    for kind in THEIRS:
+        adapted = load(base)
+        load_adapter(adapted, work / family / kind)
+        logits[kind] = adapted.model(mx.array(TOKENS))
     save_safetensors(work / family / "logits.safetensors", {n: a.astype(mx.float32) for n, a in logits.items()})
     return said
 
@@ -148,11 +177,14 @@ def main() -> None:
         said = {family: export(work, family) for family in FAMILIES}
         subprocess.run([*step, "compare"], check=True, env=quiet)
         found = json.loads((work / "found.json").read_text())
-    print("| family | largest effect on a logit | peft differs by | transformers differs by | dequantized |")
-    print("|---|---|---|---|---|")
+    print(
+        f"| family | largest effect on a logit | peft differs by | {' | '.join(THEIRS)} | transformers | dequantized |"
+    )
+    print(f"|---|---|---|{'---|' * len(THEIRS)}---|---|")
     for family, row in found.items():
-        print(f"| {family} | {row['effect']:.3g} | {row['peft']:.2g} | {row['dequantized']:.2g} | {said[family]} |")
-    worst = max(max(row["peft"], row["dequantized"]) / row["effect"] for row in found.values())
+        parts = " | ".join(f"{row[kind]:.2g}" for kind in ("peft", *THEIRS, "dequantized"))
+        print(f"| {family} | {row['effect']:.3g} | {parts} | {said[family]} |")
+    worst = max(max(row[kind] for kind in row if kind != "effect") / row["effect"] for row in found.values())
     sys.exit(0 if worst <= TOLERANCE else f"a difference of {worst:.1%} of the effect")
 
 

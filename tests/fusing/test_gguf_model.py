@@ -244,8 +244,8 @@ def test_a_recipe_names_the_file_and_it_is_converted_once(tmp_path: Path, cache:
     before = {path: path.stat().st_mtime_ns for path in found.iterdir()}
     assert find_model(recipe) == found
     assert {path: path.stat().st_mtime_ns for path in found.iterdir()} == before
-    shutil.copy(tmp_path / "m.gguf", tmp_path / "moved.gguf")
-    assert gguf_folder(tmp_path / "moved.gguf") == found
+    shutil.copy(tmp_path / "m.gguf", tmp_path / "sha256-1234")  # as Ollama calls it
+    assert find_model(load_recipe(tmp_path / "r.yaml", [f"model={tmp_path / 'sha256-1234'}"])) == found
     assert [path.name for path in cache.iterdir() if path.is_dir()] == [found.name]
 
 

@@ -95,7 +95,9 @@ def _local(name: str) -> Path | None:
     if path.is_dir():
         return path
     if path.is_file():
-        if path.suffix.lower() == ".gguf":
+        with path.open("rb") as file:
+            begins = file.read(4)
+        if begins == b"GGUF" or path.suffix.lower() == ".gguf":  # Ollama calls its files by their digests
             return gguf_folder(path)
         raise _a_file(path)
     meant = _beside(path)
