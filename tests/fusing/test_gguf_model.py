@@ -23,7 +23,7 @@ from helpers.runs import made, shown, there
 from upft_mlx.errors import ExportError, ModelError, UpftError
 from upft_mlx.fusing.gguf_model import write_gguf
 from upft_mlx.models.find import find_model
-from upft_mlx.models.gguf_file import read_gguf
+from upft_mlx.models.gguf_file import TYPES, read_gguf
 from upft_mlx.models.gguf_model import conversion_notes, gguf_folder
 from upft_mlx.models.load import load, load_tokenizer
 from upft_mlx.recipe.load import load_recipe
@@ -95,6 +95,12 @@ def test_blocks_of_32_are_mlxs_groups_of_32(tmp_path: Path, kind: str, bits: int
         decoded = mx.dequantize(module.weight, module.scales, module.biases, 32, bits)
         wanted = values[f"{theirs}.weight"]
         assert np.array_equal(np.array(decoded), wanted[order] if theirs.endswith("attn_q") else wanted), ours
+
+
+def test_blocks_have_the_sizes_that_llama_cpp_gives_them() -> None:
+    known = {kind.name: gguf.GGML_QUANT_SIZES[kind] for kind in gguf.GGMLQuantizationType}
+    assert {kind: (weights, size) for kind, weights, size in TYPES.values()}.items() <= known.items()
+    assert {number: gguf.GGMLQuantizationType(number).name for number in TYPES} == {n: t[0] for n, t in TYPES.items()}
 
 
 def test_mlxs_own_reader_finds_the_same_numbers(tmp_path: Path) -> None:
