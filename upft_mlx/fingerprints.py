@@ -90,7 +90,8 @@ class StageInputs:
     def lora(self) -> dict[str, Any]:
         """The adapter's section; one that it starts from counts by its files, not by its place."""
         start = self._dump["lora"]["start_from"]
-        own = self.section_without("lora", "start_from")  # as before there was such a field
+        unset = () if self._dump["lora"]["grid"] else ("grid",)
+        own = self.section_without("lora", "start_from", *unset)  # as before there were such fields
         return own if start is None else {**own, "start_from": model_hash(Path(start))}
 
     def section_without(self, name: str, *fields: str) -> dict[str, Any]:

@@ -79,6 +79,7 @@ TABLE: list[tuple[str, Any, str]] = [
         for name, value in {"rank": 3, "scale": 3.0, "dropout": 0.1, "num_layers": 1, "keys": ["mlp.up_proj"]}.items()
     ),
     ("lora.start_from", "other", TRAINING),
+    ("lora.grid", "base", TRAINING),
     ("train.valid_ratio", 0.5, ROWS),
     *(
         (f"train.{name}", value, TRAINING)

@@ -15,6 +15,7 @@ from mlx.utils import tree_flatten
 
 from upft_mlx.fusing.rounding import Matrix, feedback, fit_scales, pack, round_bfloat16, round_float16, unpack
 from upft_mlx.models.adapters import inner_layer
+from upft_mlx.models.grid_lora import is_on_grid, moved_biases
 from upft_mlx.models.load import Loaded
 from upft_mlx.rows import write_error
 from upft_mlx.rundir import remove
@@ -28,7 +29,7 @@ class Format:
     """The format of the layers with an adapter."""
 
     name: str
-    """`base`, `mixed-6`, `mixed-8`, `bf16` or `fp16`, with `-fitted` for fitted rounding."""
+    """`base`, `base-fp16`, `mixed-6`, `mixed-8`, `bf16` or `fp16`, with `-fitted` for fitted rounding."""
     dtype: mx.Dtype
     """The type of their weights or, if quantized, of their scales."""
     bits: int | None = None
@@ -59,6 +60,9 @@ def candidate_formats(loaded: Loaded, layers: dict[str, nn.Module]) -> list[Form
     own, quantized = loaded.dtype, base_bits(layers)
     result = [Format("base", own, quantized)]
     if quantized is not None:
+        if own == mx.bfloat16 and all(is_on_grid(layer) for layer in layers.values()):
+            # of the same size, with steps an eighth as large for the biases, which are all that such an update moves
+            result.append(Format("base-fp16", mx.float16, quantized, whole=True))
         result += [Format(f"mixed-{bits}", own, bits) for bits in MIXED_BITS if bits > quantized]
     # The model's own type first. The other 16-bit type would be computed in float32, in matrices converted for every
     # token, if it stood beside the model's own: then the whole model takes it, which for scales and norms is exact.
@@ -101,6 +105,8 @@ def fused_layer(layer: nn.Module, form: Format, moments: list[Matrix] | None = N
     layer.set_dtype(mx.float32)
     fused: nn.Module = layer.fuse(dequantize=True)
     quantized = form.bits is not None and hasattr(inner, "bits")
+    if quantized and form.family == "base" and is_on_grid(layer):
+        return _with_moved_biases(layer, form, moments or [])
     if form.fitted and quantized and form.family == "base":
         return _with_fitted_scales(layer, fused, form, moments or [])
     wanted = np.array(fused.weight) if form.fitted else None
@@ -115,9 +121,7 @@ def fused_layer(layer: nn.Module, form: Format, moments: list[Matrix] | None = N
 def _round_with_feedback(fused: nn.Module, wanted: Matrix, form: Format, moments: list[Matrix]) -> None:
     """Replace the nearest rounding of a layer's weights (O, D), on the same grid."""
     if not hasattr(fused, "bits"):
-        nearest = round_bfloat16 if form.dtype == mx.bfloat16 else round_float16
-        rounded = feedback(wanted, moments, lambda part, columns: nearest(part))
-        fused.weight = mx.array(rounded).astype(form.dtype)
+        fused.weight = mx.array(_to_16_bits(wanted, form.dtype, moments)).astype(form.dtype)
         return
     parts = (np.array(part.astype(mx.float32)) for part in (fused.scales, fused.biases))  # (O, D / group) each
     scales, biases = (np.repeat(part, fused.group_size, axis=1) for part in parts)  # (O, D): as large as the weights
@@ -133,6 +137,22 @@ def _round_with_feedback(fused: nn.Module, wanted: Matrix, form: Format, moments
     fused.weight = mx.array(pack(codes, fused.bits))
 
 
+def _to_16_bits(wanted: Matrix, dtype: mx.Dtype, moments: list[Matrix]) -> Matrix:
+    nearest = round_bfloat16 if dtype == mx.bfloat16 else round_float16
+    return feedback(wanted, moments, lambda part, columns: nearest(part))
+
+
+def _with_moved_biases(layer: nn.Module, form: Format, moments: list[Matrix]) -> nn.Module:
+    """The base's own codes and scales, with the biases that an update on its grid moves, rounded to their type."""
+    inner = inner_layer(layer)
+    biases, group = moved_biases(layer), inner.group_size
+    if form.fitted and form.dtype.size == 2:  # a bias is the weight of the sum of its group's inputs
+        blocks = [len(block) // group for block in moments]
+        sums = [b.reshape(n, group, n, group).sum(axis=(1, 3)) for b, n in zip(moments, blocks, strict=True)]
+        biases = mx.array(_to_16_bits(np.array(biases), form.dtype, sums))
+    return _with_codes_of(inner, form, inner.scales, biases)
+
+
 def _with_fitted_scales(layer: nn.Module, exact: nn.Module, form: Format, moments: list[Matrix]) -> nn.Module:
     """The base's own codes, with scales and biases moved by as much of the update as they can represent."""
     inner = inner_layer(layer)
@@ -143,10 +163,14 @@ def _with_fitted_scales(layer: nn.Module, exact: nn.Module, form: Format, moment
         delta = np.array(((layer.scale * layer.lora_b.T) @ layer.lora_a.T).astype(mx.float32))
     codes = unpack(np.array(inner.weight), inner.bits)
     scales, biases = fit_scales(delta, codes.astype(np.float32), moments, inner.group_size)
+    moved = (old.astype(mx.float32) + mx.array(by) for old, by in ((inner.scales, scales), (inner.biases, biases)))
+    return _with_codes_of(inner, form, *moved)
+
+
+def _with_codes_of(inner: nn.Module, form: Format, scales: mx.array, biases: mx.array) -> nn.Module:
     fused = nn.QuantizedLinear(inner.group_size, 1, "bias" in inner, inner.group_size, inner.bits)
     fused.weight = inner.weight
-    fused.scales = (inner.scales.astype(mx.float32) + mx.array(scales)).astype(form.dtype)
-    fused.biases = (inner.biases.astype(mx.float32) + mx.array(biases)).astype(form.dtype)
+    fused.scales, fused.biases = scales.astype(form.dtype), biases.astype(form.dtype)
     if "bias" in inner:
         fused.bias = inner.bias.astype(form.dtype)
     return fused

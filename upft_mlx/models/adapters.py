@@ -28,7 +28,8 @@ def add_lora(loaded: Loaded, lora: Lora, seed: int) -> dict[str, Any]:
         What `adapter_config.json` must hold for mlx-lm to load the adapter.
 
     Raises:
-        ModelError: the model has fewer layers, or none of the modules of `lora.keys`, or the adapter does not fit it.
+        ModelError: the model has fewer layers, or none of the modules of `lora.keys`, or no grid, or the adapter does
+            not fit it.
     """
     import mlx.core as mx
     from mlx_lm.tuner.utils import linear_to_lora_layers
@@ -65,6 +66,10 @@ def add_lora(loaded: Loaded, lora: Lora, seed: int) -> dict[str, Any]:
         if "lora_a" in module:  # also of a copy in 16 bits
             own = {part: module[part].astype(mx.float32) for part in ("lora_a", "lora_b", "m") if part in module}
             module.update(own)
+    if lora.grid is not None:
+        from upft_mlx.models.grid_lora import put_on_grid
+
+        put_on_grid(loaded.model, fresh=lora.start_from is None)
     mx.eval(loaded.model.parameters())
     assert all(array.dtype == mx.float32 for array in adapter_weights(loaded.model).values())
     return {"fine_tune_type": kind, "num_layers": lora.num_layers, "lora_parameters": parameters}

@@ -8,6 +8,7 @@ from typing import Any
 
 from upft_mlx.data.problems import Problem
 from upft_mlx.errors import ModelError, RunDirError, TrainingError
+from upft_mlx.escape import quoted
 from upft_mlx.events import Note, Observer
 from upft_mlx.models.architecture import Architecture
 from upft_mlx.models.chat import Renderer
@@ -70,7 +71,7 @@ def refuse_links_to_nothing(run: RunDir, stages: Collection[str]) -> None:
 
 
 def refuse_adapter(lora: Lora, model: Architecture) -> None:
-    """Refuse an adapter for layers or modules that the model does not have.
+    """Refuse an adapter for layers or modules that the model does not have, or for a grid that they do not have.
 
     Raises:
         ModelError: says what it has.
@@ -84,6 +85,10 @@ def refuse_adapter(lora: Lora, model: Architecture) -> None:
                 f"they have {', '.join(model.modules())}",
                 field="lora.keys",
             )
+    plain = next((matrix.name for matrix in model.adapted(lora) if matrix.stored is None), None)
+    if lora.grid is not None and plain is not None and not model.unusual:
+        remedy = "leave it out, set quantize, or choose quantized modules with lora.keys"
+        raise ModelError(f"base, but {quoted(plain)} is not quantized", remedy, field="lora.grid")
 
 
 def refuse_prompts(recipe: Recipe, tokenizer: Any, problems: Sequence[Problem], *, trains: bool) -> None:

@@ -196,6 +196,9 @@ class Lora(Section):
     """Modules inside a layer, for example `self_attn.q_proj`; unset: all linear modules."""
     start_from: str | None = None
     """Folder of a trained adapter (mlx-lm, PEFT) to train further; rank, scale, layers and keys come from it."""
+    grid: Literal["base"] | None = None
+    """`base`: train an update that the quantized base can hold as it is, one number per group of weights, so that
+    `publish.fuse: base` keeps it at the base's size. Unset: an update of any kind."""
 
     @model_validator(mode="after")
     def _something_to_train(self) -> Lora:

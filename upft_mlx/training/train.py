@@ -22,6 +22,7 @@ from upft_mlx.distributed.seam import leads
 from upft_mlx.errors import TrainingError
 from upft_mlx.events import Note, Observer, Progress, Trained, ignore
 from upft_mlx.models.adapters import adapter_weights, add_lora
+from upft_mlx.models.grid_lora import take_off_grid
 from upft_mlx.models.load import Loaded
 from upft_mlx.quantities import percent
 from upft_mlx.recipe.schema import Recipe
@@ -287,14 +288,15 @@ def _finish(
     config: dict[str, Any],
     notify: Observer,
 ) -> None:
-    """Write adapter/ as mlx-lm reads it, with the best or the last weights."""
+    """Write adapter/ as mlx-lm reads it, with the best or the last weights; the model is left with these, too."""
     best = run.checkpoints / "best.safetensors"
     save = recipe.train.save
     use_best = save == "accuracy" or (save == "best" and position.best_loss is not None)
-    arrays = mx.load(str(best)) if use_best else adapter_weights(stepper.model)
-    assert isinstance(arrays, dict)
+    if use_best:
+        stepper.model.load_weights(str(best), strict=False)
+    take_off_grid(stepper.model)
     write_json(run.adapter / "adapter_config.json", config)
-    save_safetensors(run.adapter / "adapters.safetensors", arrays)
+    save_safetensors(run.adapter / "adapters.safetensors", adapter_weights(stepper.model))
     before, found = position.accuracy_before, position.best_accuracy
     if save == "accuracy" and found is not None:
         text = f"saved step {position.accuracy_step} (best accuracy on validation problems, {percent(found)})"
