@@ -36,7 +36,8 @@ class GridLora(nn.Module):
         y: mx.array = self.linear(x)
         groups = (*x.shape[:-1], -1, self.linear.group_size)
         sums = self.dropout(x).astype(self.lora_a.dtype).reshape(groups).sum(axis=-1)
-        return y + (self.scale * ((sums @ self.lora_a) @ self.lora_b)).astype(x.dtype)
+        update: mx.array = self.scale * ((sums @ self.lora_a) @ self.lora_b)
+        return y + update.astype(x.dtype)
 
     def plain(self) -> LoRALinear:
         """mlx-lm's layer with the same outputs."""
