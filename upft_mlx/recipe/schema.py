@@ -197,8 +197,7 @@ class Lora(Section):
     start_from: str | None = None
     """Folder of a trained adapter (mlx-lm, PEFT) to train further; rank, scale, layers and keys come from it."""
     grid: Literal["base"] | None = None
-    """`base`: train an update that the quantized base can hold as it is, one number per group of weights, so that
-    `publish.fuse: base` keeps it at the base's size. Unset: an update of any kind."""
+    """`base`: an update of one number per quantization group, which `publish.fuse: base` keeps. Unset: any update."""
 
     @model_validator(mode="after")
     def _something_to_train(self) -> Lora:
