@@ -47,7 +47,7 @@ LAYERS = (
 """A package, or a module beside them, imports what stands above it here and itself; those of one line do not know each
 other. So what is changed below cannot break what is above."""
 RANK = {name: number for number, line in enumerate(LAYERS) for name in line.split()}
-LARGEST = {"ui": 17}
+LARGEST = {"ui": 17, "models": 17}
 """Modules of a folder: 16 elsewhere. More than that nobody takes in at a glance."""
 SLOW = ("mlx_lm", "transformers", "datasets", "huggingface_hub", "pyarrow", "math_verify")
 WITH_MLX = {
@@ -62,6 +62,7 @@ WITH_MLX = {
     "inspection.selftest",
     "models.dense_cpu",
     "models.families",
+    "models.grid_lora",
     "sampling.prefill",
     "sampling.same_logits",
     "training.chunked_loss",

@@ -14,8 +14,7 @@ import numpy as np
 from mlx.utils import tree_flatten
 
 from upft_mlx.fusing.rounding import Matrix, feedback, fit_scales, pack, round_bfloat16, round_float16, unpack
-from upft_mlx.models.adapters import inner_layer
-from upft_mlx.models.grid_lora import is_on_grid, moved_biases
+from upft_mlx.models.grid_lora import inner_layer, is_on_grid, moved_biases
 from upft_mlx.models.load import Loaded
 from upft_mlx.rows import write_error
 from upft_mlx.rundir import remove

@@ -125,12 +125,6 @@ def modules_of(model: nn.Module) -> dict[Place, str]:
     return {(int(place[1]), place[2]): name for name, _ in model.named_modules() if (place := LAYER.search(name))}
 
 
-def inner_layer(layer: nn.Module) -> nn.Module:
-    """The layer under an adapter."""
-    inner: nn.Module = layer["linear"] if "linear" in layer else layer["embedding"]
-    return inner
-
-
 class AdapterSwitch:
     """A trained adapter on a model, to be taken off and put on: off, the model is the base, bit for bit."""
 
@@ -141,6 +135,8 @@ class AdapterSwitch:
             ModelError: the adapter is missing or does not fit the model.
         """
         from mlx.utils import tree_unflatten
+
+        from upft_mlx.models.grid_lora import inner_layer
 
         if adapter is not None:
             load_adapter(loaded, adapter)

@@ -9,16 +9,25 @@ llama.cpp, with the same outputs.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_unflatten
-from mlx_lm.tuner.lora import LoRALinear
 
 from upft_mlx.errors import ModelError
 from upft_mlx.escape import quoted
-from upft_mlx.models.adapters import inner_layer
+
+if TYPE_CHECKING:
+    from mlx_lm.tuner.lora import LoRALinear
 
 _FIELD = "lora.grid"
+
+
+def inner_layer(layer: nn.Module) -> nn.Module:
+    """The layer under an adapter."""
+    inner: nn.Module = layer["linear"] if "linear" in layer else layer["embedding"]
+    return inner
 
 
 class GridLora(nn.Module):
@@ -41,6 +50,8 @@ class GridLora(nn.Module):
 
     def plain(self) -> LoRALinear:
         """mlx-lm's layer with the same outputs."""
+        from mlx_lm.tuner.lora import LoRALinear
+
         layer = LoRALinear.from_base(self.linear, r=self.lora_a.shape[1], scale=self.scale)
         layer.dropout = self.dropout
         layer.lora_a = mx.repeat(self.lora_a, self.linear.group_size, axis=0)
@@ -107,5 +118,7 @@ def moved_biases(layer: nn.Module) -> mx.array:
 
 def _has_biases(layer: nn.Module) -> bool:
     """Whether a layer is LoRA (not DoRA, whose magnitudes scale every weight) on an affinely quantized matrix."""
+    from mlx_lm.tuner.lora import LoRALinear
+
     inner = inner_layer(layer)
     return type(layer) is LoRALinear and isinstance(inner, nn.QuantizedLinear) and inner.mode == "affine"
