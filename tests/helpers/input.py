@@ -79,6 +79,7 @@ def process(
     module: str = "upft_mlx",
     loopback: bool = True,
     prefix: tuple[str, ...] = (),
+    seconds: float = 120,
     **environment: str,
 ) -> subprocess.CompletedProcess[str]:
     """Run the command, or `code`, in a process of its own that dies when it reaches for the network.
@@ -96,7 +97,7 @@ def process(
         env={**kept, "PYTHONPATH": os.pathsep.join(paths), "HF_HOME": str(guard / "hf"), **environment},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=seconds,
         check=False,
     )
 
