@@ -5,6 +5,7 @@ That transformers and llama.cpp read the same is measured by perf/experiments/ch
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 import struct
@@ -48,22 +49,20 @@ def logits(folder: Path) -> np.ndarray[Any, Any]:
     return np.array(load(folder).model(TOKENS).astype(mx.float32))
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+FORMS: dict[str, tuple[mx.Dtype, dict[str, int], str]] = {
+    "float32": (mx.float32, {}, "F32"),
+    "bfloat16": (mx.bfloat16, {}, "BF16"),
+    "4 bits": (mx.float16, {"bits": 4, "group_size": 32}, "Q4_1"),
+    "groups of 64": (mx.float16, {"bits": 4, "group_size": 64}, "Q4_1"),
+}
+
+
 @pytest.mark.parametrize(
-    ("dtype", "quantize", "kind"),
-    [
-        (mx.float32, {}, "F32"),
-        (mx.bfloat16, {}, "BF16"),
-        (mx.float16, {"bits": 4, "group_size": 32}, "Q4_1"),
-        (mx.float16, {"bits": 4, "group_size": 64}, "Q4_1"),
-    ],
-    ids=["float32", "bfloat16", "4 bits", "groups of 64"],
+    ("family", "form"),
+    [*itertools.product(FAMILIES, ("float32", "bfloat16", "4 bits")), ("qwen2", "groups of 64")],
 )
-def test_what_is_written_and_read_again_is_the_same_model(
-    tmp_path: Path, family: str, dtype: mx.Dtype, quantize: dict[str, int], kind: str
-) -> None:
-    if quantize.get("group_size") == 64 and family != "qwen2":
-        pytest.skip("one family is enough")
+def test_what_is_written_and_read_again_is_the_same_model(tmp_path: Path, family: str, form: str) -> None:
+    dtype, quantize, kind = FORMS[form]
     folder = write_family(tmp_path / "model", family, dtype, **quantize)
     said = write_gguf(folder, tmp_path / "m.gguf", "tiny")
     assert said.startswith(f"{kind} ")
@@ -155,9 +154,7 @@ def test_an_exported_run_is_the_fused_model_and_a_model_to_train_again(there: Pa
 TEXT = "Sam's 12345 cups,  l\u2019\u00e9t\u00e9 \u4f60\u597d \U0001f34e\n\n  x+=1 I'LL go <|im_start|>user"
 
 
-@pytest.mark.parametrize(
-    ("name", "size"), [("embedded", 600), ("small-8k", 8832), pytest.param("qwen2.5", 151936, marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize(("name", "size"), [("embedded", 600), ("small-8k", 8832)])
 def test_the_tokenizer_comes_back(tmp_path: Path, name: str, size: int, request: pytest.FixtureRequest) -> None:
     folder = write_family(tmp_path / "model", "qwen2")
     if name != "embedded":
