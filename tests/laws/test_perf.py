@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import runpy
+import subprocess
+import sys
 from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -55,3 +60,24 @@ def test_the_timed_product_is_the_one_that_was_asked_for(script: dict[str, Any])
     quantized = [("forward", 8, 64, 32), ("head", 8, 64, 32), ("backward", 8, 32, 64)]
     for key in (*quantized, ("dense", 4, 5, 6), ("attention", 2, 4, 5, 6)):
         assert script["timed"](key) > 0
+
+
+def on_gpu(*options: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(ROOT / "perf" / "on_gpu.py"), "--small", *options]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_the_table_for_a_gpu_has_the_device_and_a_row_per_number(tmp_path: Path) -> None:
+    done = on_gpu("--only", "memory", "--seconds", "9000", "--out", str(tmp_path / "table.md"))
+    assert done.returncode == 0, done.stdout + done.stderr
+    first, *rows = [line for line in done.stdout.splitlines() if line]
+    assert f"mlx {metadata.version('mlx')}" in first
+    assert len(rows) == 2 + 3  # head and rule, three peaks
+    assert all(re.fullmatch(r"\| peak of .* \| [\d.]+, [\d.]+ \([+-]\d+%\) \|", row) for row in rows[2:])
+    assert (tmp_path / "table.md").read_text(encoding="utf-8").strip() == done.stdout.strip()
+
+
+def test_a_part_that_takes_too_long_is_a_row_and_no_success() -> None:
+    done = on_gpu("--only", "memory", "--seconds", "0")
+    assert done.returncode == 1
+    assert "| memory | failed (ended after 0 s): " in done.stdout
