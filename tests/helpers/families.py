@@ -7,6 +7,7 @@ import shutil
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 from conftest import MODEL
@@ -36,9 +37,9 @@ PROMPTS = [[16, 17, 18, 19, 20, 5, 6, 7], [16, 17, 18, 19, 20, 8, 9, 10, 11, 12]
 COLUMNS = ("sample", "share", "gather", "recompute", "train", "fuse", "PEFT", "GGUF")
 
 
-def write_family(name: str, folder: Path) -> Path:
+def write_family(name: str, folder: Path, **changes: Any) -> Path:
     """A model folder of a family with the embedded model's tokenizer."""
-    config = config_of(name, 600)
+    config = config_of(name, 600, **changes)
     model = make(config)
     folder.mkdir(parents=True)
     for file in ("tokenizer.json", "tokenizer_config.json"):

@@ -232,26 +232,42 @@ def test_other_sizes_are_refused(value: object) -> None:
 # What does not fit
 
 
-def machine(size: int) -> Budget:
-    return Budget(size, "a small machine", Device(is_gpu=False, memory_bytes=2**34))
+def machine(size: int, memory: int = 0) -> Budget:
+    return Budget(size, "a small machine", Device(is_gpu=False, memory_bytes=memory or size))
 
 
-def test_a_run_that_cannot_fit_is_refused_before_anything_is_loaded_with_what_would(
+def test_a_run_that_cannot_fit_is_refused_before_anything_is_loaded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pipeline, "this_machine", lambda: machine(12_000_000))
+    """By half or more, even one sequence at a time with checkpointing."""
+    monkeypatch.setattr(pipeline, "this_machine", lambda: machine(1_000_000))
     monkeypatch.setattr("upft_mlx.job.load", lambda *_, **__: pytest.fail("loaded"))
     with pytest.raises(MemoryLimitError) as refused:
         pipeline.run(recipe(train={"micro_batch_size": 16}), tmp_path / "run")
     lines = str(refused.value).splitlines()
     assert [line.split()[0] for line in lines] == ["generate", "train", "evaluate", "if"]
     assert "generate needs about" in lines[0]
-    assert "a small machine is 12 MB" in lines[0]
-    sets = lines[0].split(" with ")[1].removeprefix("--set ").split("=")
-    assert sets[0] == "generate.batch_size"
-    pipeline_fits = recipe(generate={"batch_size": int(sets[1])})
-    assert budget.changed(pipeline_fits, {}).generate.batch_size < 64
+    assert "a small machine is 1 MB; no batch size, checkpointing or length fits" in lines[0]
     assert not (tmp_path / "run" / "solutions.partial.jsonl").exists()
+
+
+@pytest.mark.parametrize("memory", [12_000_000, 2**34], ids=["smaller settings fit", "swapping helps"])
+def test_what_may_fit_gets_a_warning(memory: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class LoadedError(Exception):
+        pass
+
+    def load(*_: object, **__: object) -> None:
+        raise LoadedError
+
+    events: list[Event] = []
+    size = 12_000_000 if memory == 12_000_000 else 1_000_000
+    monkeypatch.setattr(pipeline, "this_machine", lambda: machine(size, memory))
+    monkeypatch.setattr("upft_mlx.job.load", load)
+    with pytest.raises(LoadedError):
+        pipeline.run(recipe(train={"micro_batch_size": 16}), tmp_path / "run", events.append)
+    notes = [event.text for event in events if isinstance(event, Note) and "memory may not be enough" in event.text]
+    assert [note.split(": ")[1].split()[0] for note in notes][:3] == ["generate", "train", "evaluate"]
+    assert ("--set generate.batch_size=" in notes[0]) == (memory == 12_000_000)
 
 
 def test_every_remedy_that_is_named_is_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from importlib import metadata
 
 from upft_mlx.events import Note, Observer
 from upft_mlx.machine.power import read_power
@@ -36,6 +37,12 @@ def on_gpu() -> bool:
     import mlx.core as mx
 
     return mx.default_device().type == mx.DeviceType.gpu
+
+
+def attends_in_blocks() -> bool:
+    """Whether this MLX computes causal attention for some positions at a time on Metal, in the backward pass too."""
+    version = [int(part) for part in metadata.version("mlx").split(".")[:3] if part.isdigit()]
+    return version >= [0, 32, 4]
 
 
 def dense_bytes_limit(memory: int) -> int:

@@ -15,6 +15,8 @@ from upft_mlx.models.files import BYTES, Tensor, json_object, read_header
 from upft_mlx.recipe.schema import Lora, Quantize
 
 _FLOATS = ("F64", "F32", "F16", "BF16")
+_EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
+STATE_SPACE = "state space layers"
 _LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.(.+)$")
 
 
@@ -36,6 +38,8 @@ class Matrix:
     stored: Quantized | None
     """None: as floating numbers."""
     is_embedding: bool = False
+    experts: int = 1
+    """Matrices that are stacked in it, each with an adapter of its own."""
 
     @property
     def size(self) -> int:
@@ -61,8 +65,21 @@ class Architecture:
     """Numbers in norms, biases and the like."""
     float_bytes: int
     """Bytes of a floating number in the folder."""
+    attending: int = 0
+    """Layers with keys and values; the others keep a state."""
+    state: int = 0
+    """Numbers of the state that a linear attention layer keeps of a sequence."""
+    active: int = 1
+    """Experts that a token passes in a layer."""
+    is_causal: bool = True
+    """Whether all attention is plainly causal: no windows, no soft caps."""
     unusual: tuple[str, ...] = ()
-    """What the formulas of `planning/memory.py` were not measured for."""
+    """What a decoder of llama's kind does not have, so that config.json alone does not tell its modules."""
+
+    @property
+    def unmeasured(self) -> list[str]:
+        """What the formulas of `planning/memory.py` were not measured for."""
+        return [kind for kind in self.unusual if kind == STATE_SPACE]
 
     @property
     def kv_width(self) -> int:
@@ -98,7 +115,7 @@ class Architecture:
 
     def adapter_numbers(self, lora: Lora) -> int:
         """Trainable numbers of an adapter."""
-        return sum(lora.rank * (matrix.inputs + matrix.outputs) for matrix in self.adapted(lora))
+        return sum(lora.rank * (m.experts * m.inputs + m.outputs) for m in self.adapted(lora))
 
     def adapted(self, lora: Lora) -> list[Matrix]:
         """The matrices that get an adapter."""
@@ -161,13 +178,19 @@ def _decoder(
         raise ModelError(f"lacks `{names[0]}`", "memory cannot be planned for this model", path=where)
 
     hidden, heads, experts = number("hidden_size", "n_embd"), number("num_attention_heads", "n_head"), 0
+    layers, active = number("num_hidden_layers", "n_layer"), int(text.get("num_experts_per_tok") or 1)
     if text.get("num_experts_per_tok") and text.get("moe_intermediate_size"):
-        experts = int(text["num_experts_per_tok"]) * int(text["moe_intermediate_size"])
-        experts += int(text.get("shared_expert_intermediate_size") or 0)
+        experts = active * int(text["moe_intermediate_size"]) + int(text.get("shared_expert_intermediate_size") or 0)
+    sizes = [int(text.get(f"linear_{name}") or 0) for name in ("num_value_heads", "key_head_dim", "value_head_dim")]
+    kinds = [str(kind) for kind in text.get("layer_types") or ()]
+    attending = sum(kind.endswith("attention") and not kind.startswith("linear") for kind in kinds)
+    if sizes[0] and not kinds:
+        attending = layers // int(text.get("full_attention_interval") or layers)
+    windows = "sliding_attention" in kinds or text.get("sliding_window_pattern") or text.get("attn_logit_softcapping")
     bare = Architecture(
         model_type=str(text.get("model_type", "")),
         hidden=hidden,
-        layers=number("num_hidden_layers", "n_layer"),
+        layers=layers,
         intermediate=experts or number("intermediate_size", "n_inner"),
         heads=heads,
         kv_heads=int(text.get("num_key_value_heads") or heads),
@@ -176,7 +199,19 @@ def _decoder(
         matrices=(),
         other_numbers=0,
         float_bytes=2,
-        unusual=_unusual(text),
+        attending=attending or layers,
+        state=math.prod(sizes),
+        active=active,
+        is_causal=not windows,
+        unusual=tuple(
+            kind
+            for kind, found in (
+                ("a mixture of experts", any(text.get(name) for name in _EXPERTS)),
+                ("linear attention layers", sizes[0] or "linear_attention" in kinds),
+                (STATE_SPACE, "ssm_cfg" in text or "mamba_d_state" in text),
+            )
+            if found
+        ),
     )
     stated = config.get("quantization") or config.get("quantization_config") or {}
     how = None if quantize is None else Quantized(quantize.bits, quantize.group_size)
@@ -187,37 +222,27 @@ def _decoder(
         return replace(bare, matrices=matrices, other_numbers=2 * hidden * bare.layers)
     kind = next((tensor.kind for tensor in tensors.values() if tensor.kind in _FLOATS), "BF16")
     matrices = tuple(_stored(matrix, how) for matrix in _from_headers(tensors, stated))
-    single = [t.size for name, t in tensors.items() if len(t.shape) < 2 and not name.endswith((".scales", ".biases"))]
-    return replace(bare, matrices=matrices, other_numbers=sum(single), float_bytes=BYTES[kind])
-
-
-def _unusual(text: dict[str, Any]) -> tuple[str, ...]:
-    found = []
-    if text.get("num_experts") or text.get("num_local_experts") or text.get("n_routed_experts"):
-        found.append("a mixture of experts")
-    if "linear_num_key_heads" in text or "linear_attention" in (text.get("layer_types") or ()):
-        found.append("linear attention layers")
-    if "ssm_cfg" in text or "mamba_d_state" in text:
-        found.append("state space layers")
-    return tuple(found)
+    known = {f"{matrix.name}.{part}" for matrix in matrices for part in ("weight", "scales", "biases")}
+    others = sum(tensor.size for name, tensor in tensors.items() if name not in known)
+    return replace(bare, matrices=matrices, other_numbers=others, float_bytes=BYTES[kind])
 
 
 def _stored(matrix: Matrix, how: Quantized | None) -> Matrix:
     """The matrix quantized like this, unless it is already or its inputs are no whole groups."""
     if how is None or matrix.stored is not None or matrix.inputs % how.group_size:
         return matrix
-    return Matrix(matrix.name, matrix.outputs, matrix.inputs, how, matrix.is_embedding)
+    return replace(matrix, stored=how)
 
 
 def _from_headers(tensors: Mapping[str, Tensor], stated: Mapping[str, Any]) -> list[Matrix]:
-    """Every two-dimensional weight; quantized ones have scales beside them, stacked experts are one tall matrix.
+    """The weights of all linear layers; quantized ones have scales beside them, stacked experts are one tall matrix.
 
     `stated`: the config's quantization, with one group size for all layers, and others under the names of some.
     """
     found = []
     for name, tensor in tensors.items():
         base, dot, last = name.rpartition(".")
-        if last != "weight" or not dot or len(tensor.shape) < 2:
+        if last != "weight" or not dot or len(tensor.shape) < 2 or "conv" in base.rpartition(".")[2]:
             continue
         outputs, inputs, how = math.prod(tensor.shape[:-1]), tensor.shape[-1], None
         if (scales := tensors.get(f"{base}.scales")) is not None:  # (outputs, inputs / group)
@@ -225,15 +250,16 @@ def _from_headers(tensors: Mapping[str, Tensor], stated: Mapping[str, Any]) -> l
             group = own["group_size"] if isinstance(own, dict) and "group_size" in own else stated.get("group_size", 64)
             inputs = scales.shape[-1] * group
             how = Quantized(tensor.shape[-1] * 32 // inputs, group)  # bits of each number in the packed 32-bit words
-        found.append(Matrix(base, outputs, inputs, how, "embed" in base.rpartition(".")[2]))
+        experts = tensor.shape[0] if len(tensor.shape) == 3 else 1
+        found.append(Matrix(base, outputs, inputs, how, "embed" in base.rpartition(".")[2], experts))
     return found
 
 
 def _from_shapes(bare: Architecture, text: dict[str, Any]) -> Iterator[Matrix]:
     """The matrices of a decoder of llama's kind."""
     hidden, inner = bare.hidden, bare.intermediate
-    if experts := text.get("num_experts") or text.get("num_local_experts"):
-        inner = int(experts) * int(text.get("moe_intermediate_size") or bare.intermediate)
+    if many := int(next((text[name] for name in _EXPERTS if text.get(name)), 0)):
+        inner = many * int(text.get("moe_intermediate_size") or bare.intermediate)
     queries = bare.heads * bare.head_dim
     sizes = {
         "self_attn.q_proj": (queries, hidden),

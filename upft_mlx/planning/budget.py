@@ -10,7 +10,7 @@ from typing import Any
 
 from upft_mlx.dataset.prefix import most_sampled, most_supervised
 from upft_mlx.errors import MemoryLimitError
-from upft_mlx.machine.device import memory_bytes, on_gpu, working_set_bytes
+from upft_mlx.machine.device import attends_in_blocks, memory_bytes, on_gpu, working_set_bytes
 from upft_mlx.models.architecture import Architecture
 from upft_mlx.planning.lengths import Prompts, Solutions, first
 from upft_mlx.planning.memory import Device, SamplingLoad, TrainingPass, fusing_peak, sampling_peak, training_peak
@@ -21,6 +21,8 @@ from upft_mlx.training.batches import Example, split, unshared_because
 
 MARGIN = 0.85
 """Share of the budget that `auto` fills: the formulas are right to about 15 %."""
+EXCESS = 1.5
+"""What exceeds the machine's memory this many times, whatever the settings, is refused; the rest gets a warning."""
 MAX_DECODED = 64
 """Maximum number of sequences that `auto` decodes together."""
 PAPER_BATCH, MIN_STEPS = 64, 20
@@ -34,6 +36,13 @@ class Budget:
     bytes: int
     what: str
     device: Device
+    told: bool = False
+    """Whether UPFT_MEMORY_GB says it: nothing beyond it counts as the machine's memory then."""
+
+    @property
+    def machine(self) -> int:
+        """Bytes of all of the machine's memory."""
+        return self.bytes if self.told else max(self.bytes, self.device.memory_bytes)
 
 
 def this_machine() -> Budget:
@@ -52,10 +61,11 @@ def this_machine() -> Budget:
             raise MemoryLimitError(
                 f"{told!r}: should be a number of GB above 0, for example 12", field="UPFT_MEMORY_GB"
             )
-        return Budget(int(wanted * 1e9), "UPFT_MEMORY_GB", Device(on_gpu(), total))
+        device = Device(on_gpu(), total, working_set_bytes() is not None and attends_in_blocks())
+        return Budget(int(wanted * 1e9), "UPFT_MEMORY_GB", device, told=True)
     size = working_set_bytes()
     if size is not None:
-        return Budget(size, "this Mac's working set", Device(is_gpu=True, memory_bytes=total))
+        return Budget(size, "this Mac's working set", Device(True, total, attends_in_blocks()))
     return Budget(total * 3 // 4, "three quarters of this machine's memory", Device(on_gpu(), total))
 
 
@@ -63,7 +73,11 @@ def another_mac(gigabytes: float) -> Budget:
     """A Mac with this much memory: macOS lets the GPU take about 2/3 of up to 36 GB, and 3/4 of more."""
     total = int(gigabytes * 2**30)
     share = 2 / 3 if gigabytes <= 36 else 3 / 4
-    return Budget(int(total * share), f"about what a Mac with {gigabytes:g} GB gives the GPU", Device(True, total))
+    return Budget(
+        int(total * share),
+        f"about what a Mac with {gigabytes:g} GB gives the GPU",
+        Device(True, total, attends_in_blocks()),
+    )
 
 
 @dataclass(frozen=True)
@@ -224,13 +238,17 @@ class MemoryPlan:
         return lines
 
     def refuse_too_large(self, recipe: Recipe, stages: tuple[str, ...]) -> None:
-        """Refuse what would not fit even if the formulas were 15 % too high.
+        """Refuse what exceeds the machine's memory by half or more even at the smallest settings.
 
         Raises:
-            MemoryLimitError: the stages, the memory they need, the limit, and what would fit.
+            MemoryLimitError: the stages, the memory they need at least, and the limit.
         """
-        peaks = {stage: peak * MARGIN for stage, peak in self.peaks(recipe).items() if stage in stages}
-        over = {stage: peak / MARGIN for stage, peak in peaks.items() if peak > self.budget.bytes}
+        limit, over = EXCESS * self.budget.machine, dict[str, float]()
+        for stage, peak in self.peaks(recipe).items():
+            if stage in stages and peak >= limit:
+                tries = _remedies(stage, recipe, quantized=self._is_quantized(recipe))
+                least = min([peak, *(self.peaks(changed(recipe, fields))[stage] for fields in tries)])
+                over |= {stage: peak} if least >= limit else {}
         if over:
             lines = self.too_large(recipe, over)
             raise MemoryLimitError(

@@ -267,7 +267,7 @@ class Estimate:
                 "budget": self.budget.what,
                 "peak_bytes": {stage: round(peak) for stage, peak in peaks.items()},
                 "too_large": self.memory_plan.too_large(self.recipe, peaks),
-                "not_measured_for": list(self.model.unusual),
+                "not_measured_for": self.model.unmeasured,
             },
             "disk_bytes": {name: round(size) for name, size in self.disk().items()},
             "seconds": self.seconds(),

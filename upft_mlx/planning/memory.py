@@ -1,7 +1,8 @@
 """Peak memory of sampling and of training by formula, before anything is loaded.
 
 The terms are what a step must hold; how many copies of each MLX holds at its peak was measured and fitted
-(`perf/plan_memory.py`, MLX 0.32.4 on the CPU, errors in docs/use/planning.md). Nothing of it has been seen on Metal.
+(`perf/plan_memory.py`, MLX 0.32.4 on the CPU, errors in docs/use/planning.md). Nothing of it has been seen on Metal,
+whose attention is taken from MLX's source: see `Device.attends_in_blocks`.
 """
 
 from __future__ import annotations
@@ -31,6 +32,9 @@ class Device:
     is_gpu: bool
     memory_bytes: int
     """The machine's memory, for the limit of dense copies."""
+    attends_in_blocks: bool = False
+    """Whether causal attention holds the scores of some positions at a time, in the backward pass too: on Metal from
+    MLX 0.32.4 on (its `sdpa_vjp_blocked`; that of 0.32.2 computes all)."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +74,11 @@ SAVED = {"hidden": 7.44, "kv": 0.41, "mlp": 4.96, "rank": 10.56, "joined": 1.07,
 """Copies that a layer with an adapter keeps for the backward pass."""
 BACKWARD = {"hidden": 7.70, "mlp": 9.04, "kv": 1.44}
 """Copies in the layer whose gradients are computed."""
+STATES, EXPERTS = {"saved": 1.7, "backward": 3.0}, 2.9
+"""Copies of the states of all positions of a linear attention layer, and of what the active experts take in: measured
+on Qwen3.5's and Qwen3 MoE's layers, 4 bits, float32 (`tests/planning/test_budget.py`)."""
+BLOCK = 512
+"""Positions whose scores attention in blocks holds at once."""
 HEAD = {"logits": 6.84, "chunk": 9.2, "hidden": 9.81}
 """At the end of the forward pass; `chunk`: the logits of one chunk, where there are several."""
 REST = {"lowest": 2.11, "update": 1.50}
@@ -113,45 +122,50 @@ def training_peak(model: Architecture, lora: Lora, one: TrainingPass, device: De
     adapter = 4 * model.adapter_numbers(lora)
     layers = model.layers if lora.num_layers < 0 else min(model.layers, lora.num_layers)
     tokens = one.sequences * one.tokens
-    layer = _saved(model, lora, one, number)
+    attending = layers * model.attending / model.layers
+    common, scores, states = _saved(model, lora, one, number, device)
     backward = (
         4
         * tokens
         * (BACKWARD["hidden"] * model.hidden + BACKWARD["mlp"] * model.intermediate + BACKWARD["kv"] * model.kv_width)
     )
+    backward += STATES["backward"] * 4 * tokens * model.state
+    if device.attends_in_blocks and model.is_causal:
+        backward += 4 * one.sequences * model.heads * min(BLOCK, one.tokens) * (one.tokens + one.shared)
     logit_rows = min(HEAD["logits"] * one.rows, HEAD["chunk"] * chunk_positions(model.vocabulary))
     head = logit_rows * 4 * model.vocabulary + HEAD["hidden"] * number * tokens * model.hidden
     if checkpoint:
-        held = layers * number * tokens * model.hidden + max(layer + backward, head)
+        held = layers * number * tokens * model.hidden + max(common + max(scores, states) + backward, head)
     else:
         lowest = REST["lowest"] * number * tokens * (model.hidden + model.kv_width + model.intermediate)
-        held = layers * layer + max(backward, head) - lowest
-    states = OPTIMIZER_COPIES * adapter + (adapter if one.accumulates else 0)
-    return weight_bytes(model, device) + states + max(held, REST["update"] * adapter)
+        held = layers * common + attending * scores + (layers - attending) * states + max(backward, head) - lowest
+    optimizer = OPTIMIZER_COPIES * adapter + (adapter if one.accumulates else 0)
+    return weight_bytes(model, device) + optimizer + max(held, REST["update"] * adapter)
 
 
-def _saved(model: Architecture, lora: Lora, one: TrainingPass, number: int) -> float:
-    """Bytes that a layer keeps for the backward pass."""
+def _saved(
+    model: Architecture, lora: Lora, one: TrainingPass, number: int, device: Device
+) -> tuple[float, float, float]:
+    """Bytes that a layer keeps for the backward pass: any, one with attention more, one with linear attention more."""
     passed = one.sequences * one.tokens + one.shared
     span = one.tokens + one.shared
-    total = (
-        number
-        * passed
-        * (SAVED["hidden"] * model.hidden + SAVED["kv"] * model.kv_width + SAVED["mlp"] * model.intermediate)
-    )
-    total += 4 * passed * SAVED["rank"] * lora.rank
-    total += 4 * SAVED["scores"] * one.sequences * model.heads * one.tokens * span
+    widths = SAVED["hidden"] * model.hidden + SAVED["kv"] * model.kv_width + SAVED["mlp"] * model.intermediate
+    widths += EXPERTS * model.active * model.hidden if model.active > 1 else 0
+    total = number * passed * widths + 4 * passed * SAVED["rank"] * lora.rank
     if one.shared:  # the shared keys and values are joined with each sequence's own
         total += number * SAVED["joined"] * one.sequences * span * model.kv_width
     if number < 4:  # an adapter's input is cast to float32
         total += 4 * SAVED["cast"] * passed * (6 * model.hidden + model.intermediate)
-    return total
+    scores = 4 * SAVED["scores"] * one.sequences * model.heads * one.tokens * span
+    if device.attends_in_blocks and model.is_causal:
+        scores = 0.0
+    return total, scores, 4 * STATES["saved"] * passed * model.state
 
 
 def sampling_peak(model: Architecture, load: SamplingLoad, device: Device, adapter_numbers: int = 0) -> float:
     """Peak bytes of sampling; `adapter_numbers` of an adapter on the model."""
     number = 4 if not device.is_gpu else max(2, model.float_bytes)
-    token = 2 * number * model.kv_width * model.layers  # keys and values of one token
+    token = 2 * number * model.kv_width * model.attending  # keys and values of one token
     active = min(load.batch_size, load.prompts * load.samples)
     wave = min(load.prompts, prompts_per_wave(load.batch_size, load.samples))
     prompt = load.shared + load.prompt_tokens
@@ -160,8 +174,10 @@ def sampling_peak(model: Architecture, load: SamplingLoad, device: Device, adapt
     batches = math.ceil(load.prompts * load.samples / load.batch_size)
     kind = 4 if batches > 2 else batches
     total = max(SAMPLED[f"copies_{kind}"] * cache, cache + SAMPLED[f"prefill_{kind}"] * filled)
+    total += 4 * SAMPLED[f"copies_{kind}"] * active * (model.layers - model.attending) * model.state
     total += number * wave * load.prompt_tokens * SAMPLED["hidden"] * model.hidden
-    total += 4 * SAMPLED["scores"] * wave * model.heads * load.prompt_tokens * prompt
+    together = min(BLOCK, load.prompt_tokens) if device.attends_in_blocks else load.prompt_tokens
+    total += 4 * SAMPLED["scores"] * wave * model.heads * together * prompt
     total += number * SAMPLED["step"] * active * model.intermediate
     return weight_bytes(model, device) + 4 * adapter_numbers + total
 
