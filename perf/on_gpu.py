@@ -247,8 +247,8 @@ def memory(size: str) -> Iterator[Row]:
         one = {**s, "checkpoint": "checkpointed" in what}
         expected, found = planned(one), measure(one).peak
         yield (
-            f"peak of {what}: planned, measured (GB)",
-            f"{expected / 1e9:.2f}, {found / 1e9:.2f} ({expected / found - 1:+.0%})",
+            f"peak of {what}: planned, measured (MB)",
+            f"{expected / 1e6:.1f}, {found / 1e6:.1f} ({expected / found - 1:+.0%})",
         )
 
 

@@ -161,7 +161,7 @@ def test_planned_peaks_of_experts_and_of_linear_attention_are_within_15_percent(
     rng, count, tokens, trained = random.Random(0), 8, 96, 16
     rows = [[rng.randrange(16, 600) for _ in range(tokens + 1)] for _ in range(count)]
     examples = [Example("", ids, len(ids) - trained) for ids in rows]
-    held = sum(array.nbytes for _, array in tree_flatten(loaded.model.parameters()))
+    held = sum(array.nbytes for array in dict(tree_flatten(loaded.model.parameters())).values())
     add_lora(loaded, lora, 1)
     loaded.model.train()
     stepper = Stepper(loaded.model, Train(batch_size=count, micro_batch_size=count, grad_checkpoint=checkpoint))
