@@ -250,9 +250,9 @@ def real(units: Units) -> str:
     lines += [
         "\nWhat training changed there. With one seed, the interval is over problems alone and says nothing of other "
         "seeds." + (f" Not measured: {', '.join(left)}." if left else ""),
-        "\n| rule | seeds | sampled (points) | greedy (points) | tokens sampled | tokens trained | not trained "
-        "because |",
-        "|---|---|---|---|---|---|---|",
+        "\n| rule | seeds | sampled (points) | beyond `first`, sampled | greedy (points) | tokens sampled "
+        "| tokens trained | not trained because |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for name in REAL_RULES:
         if made := cells_of(units, "smollm2", name):
@@ -260,9 +260,12 @@ def real(units: Units) -> str:
                 points(Mean(value.value, value.ci95))
                 for value in (change(made, "report"), change(made, "report-greedy"))
             ]
+            both = zip(cells_of(units, "smollm2", "first"), made, strict=False)
+            beyond = change([{"base": one["tuned"], "tuned": other["tuned"]} for one, other in both], "report")
+            shown.insert(1, "" if name == "first" else points(Mean(beyond.value, beyond.ci95)))
             costs = [f"{mean_of(made, cost):,.0f}" for cost in ("tokens_sampled", "tokens_trained")]
             why = next((cell["refused"] for cell in made if cell["refused"]), "")
-            lines.append(f"| {name} | {len(made)} | {shown[0]} | {shown[1]} | {costs[0]} | {costs[1]} | {why[:120]} |")
+            lines.append(f"| {name} | {len(made)} | {' | '.join([*shown, *costs, why[:120]])} |")
     return "\n".join(lines) + "\n"
 
 
