@@ -60,9 +60,9 @@ def recipe_file(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     recipe = {
         "model": str(model),
         "problems": {"path": str(data / "gsm8k_train.jsonl"), "limit": 12},
-        "generate": {"max_tokens": 240, "batch_size": 12},
+        "generate": {"max_tokens": 64, "batch_size": 12},
         "prefix": {"length": PREFIX, "structure_ratio": 0.1},
-        "train": {"steps": 4, "batch_size": 4, "learning_rate": 1e-4, "valid_ratio": 0},
+        "train": {"steps": 3, "batch_size": 4, "learning_rate": 1e-4, "valid_ratio": 0},
         "evaluate": {
             "max_tokens": 32,
             "benchmarks": [{"name": "gsm8k", "path": str(data / "gsm8k_test.jsonl"), "limit": 2}],
