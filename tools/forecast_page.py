@@ -276,7 +276,8 @@ def gsm8k(found: Sequence[Mapping[str, Any]]) -> str:
         "Prefix self-consistency by `upft analyze` on the first 24 training questions: 8 samples each at T = 0.6, "
         "divided by the number of distinct prefixes (1 to 8). The paper has 1,000 samples of 500 questions and 7B "
         "models, so its numbers are on another scale. Prefix accuracy, which the paper finds alike up to t = 16, was "
-        "not measured: it needs full solutions and questions that the model solves now and then.\n",
+        "not measured: it needs full solutions and questions that the model solves now and then. Command: "
+        "`python tools/make_forecast_page.py WORK gsm8k MODEL QUESTIONS.jsonl`.\n",
         "| t (tokens) | samples per distinct prefix |",
         "|---|---|",
     ]
