@@ -32,7 +32,7 @@ from upft_mlx.models.adapter_files import refuse_missing_adapter
 from upft_mlx.models.files import TEMPLATE, own_template
 from upft_mlx.models.find import find_model, model_hash
 from upft_mlx.models.gate import terms
-from upft_mlx.models.gguf_model import conversion_notes
+from upft_mlx.models.gguf.model import conversion_notes
 from upft_mlx.planning.budget import has_auto, this_machine
 from upft_mlx.planning.estimate import Estimate
 from upft_mlx.planning.preflight import refuse_early

@@ -61,7 +61,7 @@ def main() -> None:
         from helpers.gguf import FAMILIES, write_family
 
         from upft_mlx.fusing.gguf_model import write_gguf
-        from upft_mlx.models.gguf_model import gguf_folder
+        from upft_mlx.models.gguf.model import gguf_folder
         from upft_mlx.models.load import load
 
         ours, back, ids, unscaled = {}, {}, {}, {}

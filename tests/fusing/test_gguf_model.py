@@ -24,8 +24,8 @@ from helpers.runs import made, shown, there
 from upft_mlx.errors import ExportError, ModelError, UpftError
 from upft_mlx.fusing.gguf_model import write_gguf
 from upft_mlx.models.find import find_model
-from upft_mlx.models.gguf_file import TYPES, read_gguf
-from upft_mlx.models.gguf_model import conversion_notes, gguf_folder
+from upft_mlx.models.gguf.file import TYPES, read_gguf
+from upft_mlx.models.gguf.model import conversion_notes, gguf_folder
 from upft_mlx.models.load import load, load_tokenizer
 from upft_mlx.recipe.load import load_recipe
 
@@ -208,7 +208,7 @@ def test_a_sentencepiece_tokenizer_comes_back(tmp_path: Path) -> None:
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.close()
-    from upft_mlx.models.gguf_file import write_tokenizer
+    from upft_mlx.models.gguf.file import write_tokenizer
 
     folder = tmp_path / "made"
     folder.mkdir()

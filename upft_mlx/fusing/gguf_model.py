@@ -1,4 +1,4 @@
-"""A model folder as one GGUF file for llama.cpp, LM Studio and Ollama: the inverse of models/gguf_model.py.
+"""A model folder as one GGUF file for llama.cpp, LM Studio and Ollama: the inverse of models/gguf/model.py.
 
 4-bit weights of MLX become Q4_1, which has a float16 scale and bias for every 32 weights: the same numbers, also for
 larger groups, whose scale stands there several times. 8-bit weights that came from Q8_0 become Q8_0 again. Other
@@ -20,8 +20,8 @@ from upft_mlx.escape import one_line, quoted
 from upft_mlx.fusing.rounding import unpack
 from upft_mlx.models.facts import chat_template
 from upft_mlx.models.files import json_object
-from upft_mlx.models.gguf_file import UNUSED, Array, rule_of
-from upft_mlx.models.gguf_model import FAMILIES, TOP, halves_in_turn, layer_names, llama3_factors
+from upft_mlx.models.gguf.file import UNUSED, Array, rule_of
+from upft_mlx.models.gguf.model import FAMILIES, TOP, halves_in_turn, layer_names, llama3_factors
 
 _ARCHITECTURES = {**{ours: arch for arch, ours in FAMILIES.items()}, "mistral": "llama"}
 _NOT_HERE = "use --format dequantized, and llama.cpp's convert_hf_to_gguf.py on that folder"

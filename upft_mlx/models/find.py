@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from upft_mlx.errors import ModelError, OfflineError, RecipeError
 from upft_mlx.escape import quoted
 from upft_mlx.models.gate import admit
-from upft_mlx.models.gguf_model import gguf_folder
+from upft_mlx.models.gguf.model import gguf_folder
 from upft_mlx.models.hub import reason
 from upft_mlx.models.load import READ
 

@@ -22,7 +22,7 @@ import numpy as np
 
 from upft_mlx.errors import ModelError
 from upft_mlx.escape import one_line, quoted
-from upft_mlx.models.gguf_file import AFFINE, Array, Gguf, read_gguf, write_tokenizer
+from upft_mlx.models.gguf.file import AFFINE, Array, Gguf, read_gguf, write_tokenizer
 
 CONVERTED = "upft_conversion.json"
 """What a folder was made from, and the notes about it."""
