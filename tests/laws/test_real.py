@@ -37,6 +37,8 @@ pytestmark = [pytest.mark.real, pytest.mark.slow]
 SHARED = Path(os.environ.get("UPFT_SHARED", ROOT.parent / "shared"))
 PREFIX = 16
 ASKED = [{"role": "user", "content": "What is the capital of France?"}]
+BEGUN = "The capital of France is"
+"""The model says "The" with 15 % and "L" with 14 %: what rounding may turn is not asked."""
 
 
 @pytest.fixture(scope="module")
@@ -124,16 +126,18 @@ def test_the_fused_model_answers_in_plain_mlx_lm_as_the_adapter_does_here(run: R
         "import sys\nfrom mlx_lm import load, generate\n"
         "model, tokenizer = load(sys.argv[1])\nmodel.set_dtype(__import__('mlx.core').core.float32)\n"
         f"prompt = tokenizer.apply_chat_template({ASKED}, add_generation_prompt=True)\n"
-        "print(generate(model, tokenizer, prompt, max_tokens=8))"
+        f"prompt += tokenizer.encode({BEGUN!r}, add_special_tokens=False)\n"
+        "print(generate(model, tokenizer, prompt, max_tokens=2))"
     )
     done = subprocess.run([sys.executable, "-c", code, run.fused], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     loaded = load(model)
     prompt = loaded.tokenizer.apply_chat_template(ASKED, add_generation_prompt=True)
-    base = mlx_lm.generate(loaded.model, loaded.tokenizer, prompt, max_tokens=8)
+    prompt += loaded.tokenizer.encode(BEGUN, add_special_tokens=False)
+    base = mlx_lm.generate(loaded.model, loaded.tokenizer, prompt, max_tokens=2)
     assert "Paris" in base
     load_adapter(loaded, run.adapter)
-    tuned = mlx_lm.generate(loaded.model, loaded.tokenizer, prompt, max_tokens=8)
+    tuned = mlx_lm.generate(loaded.model, loaded.tokenizer, prompt, max_tokens=2)
     assert done.stdout.split() == tuned.split()
 
 

@@ -310,7 +310,7 @@ def test_what_contradicts_it_is_refused_with_names(tmp_path: Path) -> None:
 def test_what_it_decides_stays_open_until_it_is_read(tmp_path: Path) -> None:
     """A dump that is read again, as for `--limit` or a sweep, contradicts nothing that nobody wrote."""
     unread = recipe(write_mlx_lm(tmp_path / "a"))
-    assert set(unread.dump()["lora"]) == {"dropout", "start_from"}
+    assert set(unread.dump()["lora"]) == {"dropout", "grid", "start_from"}
     again = started(Recipe.model_validate(unread.model_dump()), MODEL)
     assert again.dump()["lora"]["rank"] == 3
     assert started(Recipe.model_validate(again.dump()), MODEL) == again

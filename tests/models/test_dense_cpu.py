@@ -59,7 +59,7 @@ def test_output_and_gradient_are_those_of_the_quantized_layers(
 
 
 def count_quantized_products(monkeypatch: pytest.MonkeyPatch, run: Callable[[], object]) -> int:
-    counted = Mock(variant_effect=mx.quantized_matmul)
+    counted = Mock(side_effect=mx.quantized_matmul)
     with monkeypatch.context() as patch:
         patch.setattr(mx, "quantized_matmul", counted)
         run()

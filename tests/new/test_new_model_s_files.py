@@ -109,7 +109,7 @@ def test_parameters_are_counted_from_the_shape() -> None:
 
     assert counted() == pytest.approx(494e6, rel=0.002)  # Qwen2.5-0.5B: 0.49 G on its card
     assert counted(tie_word_embeddings=False) == pytest.approx(494e6 + 136e6, rel=0.002)
-    assert counted(num_experts=8) == counted(linear_num_key_heads=16) == counted(num_attention_heads=0) == 0
+    assert counted(num_experts=8) == counted(linear_num_value_heads=16) == counted(num_attention_heads=0) == 0
     assert dense_shape({"hidden_size": 8}) is None
 
 
