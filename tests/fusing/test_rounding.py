@@ -79,6 +79,18 @@ def test_scales_and_biases_hold_what_they_can_hold_exactly() -> None:
     assert loss(other, made, x) < loss(other, np.zeros_like(other), x)
 
 
+def test_moments_that_rounding_made_slightly_negative_are_fitted_all_the_same() -> None:
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(3, 64)) * np.where(np.arange(64) < 32, 1.0, 0.0)  # nothing reaches the second group
+    moments = (x.T @ x - 1e-7 * np.eye(64)).astype(np.float32)
+    codes = rng.integers(0, 16, (4, 64)).astype(np.float32)
+    delta = np.repeat(rng.normal(size=(4, 2)), 32, axis=1).astype(np.float32)
+    scales, biases = fit_scales(delta, codes, [moments], 32)
+    assert np.isfinite(scales).all()
+    assert np.isfinite(biases).all()
+    assert np.allclose(biases[:, 0], delta[:, 0], rtol=0.01), "the group that inputs reach keeps its change"
+
+
 @pytest.mark.parametrize("bits", [2, 3, 4, 5, 6, 8])
 def test_codes_are_packed_as_mlx_packs_them(bits: int) -> None:
     words, scales, biases = mx.quantize(mx.random.normal((8, 128)), 64, bits)

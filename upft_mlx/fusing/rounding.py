@@ -114,7 +114,9 @@ def _fit(delta: Matrix, codes: Matrix, moments: Matrix, group: int) -> tuple[Mat
     normal = np.block([[bias_bias, scale_bias.transpose(0, 2, 1)], [scale_bias, scale_scale]])  # (R, 2N, 2N)
     pulled = (delta.astype(np.float64) @ h).reshape(rows, count, group)
     right = np.concatenate([pulled.sum(axis=-1), (pulled * centred).sum(axis=-1)], axis=1)  # (R, 2N)
-    size_of = np.sqrt(np.einsum("rii->ri", normal)) + 1e-12
+    # Moments of few inputs are not quite positive in float32: a group that hardly matters may come out below zero.
+    seen_of = np.einsum("rii->ri", normal)
+    size_of = np.sqrt(np.maximum(seen_of, 1e-6 * seen_of.max(axis=1, keepdims=True)).clip(1e-24))
     normal = normal / size_of[:, :, None] / size_of[:, None, :] + 1e-4 * np.eye(2 * count)
     found = np.linalg.solve(normal, (right / size_of)[..., None])[..., 0] / size_of
     scale, bias = found[:, count:], found[:, :count]
