@@ -140,6 +140,7 @@ def test_answers_in_prose_are_pointed_out(folder: Path) -> None:
     write(folder / "my.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
     made = upft("new", "my-model", "my.jsonl").stdout
     assert "4 of 4 answers are texts, not numbers or formulas (first: id " in made
+    assert "the value goes in \\boxed{...} or after ####, or name a column that has it with --answer" in made
     assert "4 test questions: only large differences will show" in made
 
 

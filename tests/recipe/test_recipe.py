@@ -336,7 +336,7 @@ WRONG = {
     "one beta": ("train: {betas: [0.9]}", "3: train.betas.1: missing"),
     "name that is no file name": ("name: a/b", "3: name: 'a/b': should be letters, digits"),
     # combinations
-    "epochs and steps": ("train: {epochs: 1, steps: 2}", "3: train: give epochs or steps, not both"),
+    "epochs and steps": ("train: {epochs: 1, steps: 2}", "3: train: epochs: 1 and steps: 2; give one of them, and set"),
     "eos without a template": ("prefix: {template: none, eos: true}", "3: prefix.eos: true with template: none"),
     "eos without a template, what to do": ("prefix: {template: none, eos: true}", "set eos: false, or a template"),
     "eos with an empty template": ("prefix: {template: '', eos: true}", "set eos: false, or a template"),

@@ -67,9 +67,9 @@ def recipes(name: str | None, as_json: bool) -> None:
 
 @cli.command(
     help=helped(
-        "Write a recipe for MODEL (a folder or a Hub id) and DATASET (a .jsonl, .json, .csv or .parquet file, or a Hub "
-        "id): finds the columns, sets part of a local file aside as test questions, chooses the numbers, and says why "
-        "next to each.",
+        "Write a recipe for MODEL (a folder, a Hub id, or builtin:arithmetic, the demo's model) and DATASET (a .jsonl, "
+        ".json, .csv, .tsv or .parquet file, or a Hub id): finds the columns, sets part of a local file aside as test "
+        "questions, chooses the numbers, and says why next to each.",
         "upft new my-model my-questions.jsonl",
         "upft new my-model openai/gsm8k --config main --output my-recipe.yaml",
     )

@@ -43,7 +43,7 @@ class Built:
         rows = f"{self.valid:,} validation row{'' if self.valid == 1 else 's'}"
         text = f"{self.train:,} training rows ({self.tokens:,} supervised tokens), {rows}"
         if self.dropped:
-            reasons = ", ".join(f"{count} {reason}" for reason, count in self.dropped.most_common())
+            reasons = ", ".join(f"{count:,} {reason}" for reason, count in self.dropped.most_common())
             text += f"; left out: {reasons}"
         return text
 

@@ -58,5 +58,6 @@ def work(job: Job, run: RunDir) -> Outcome:
     completions = sum(part.completions for part in job.sets)
     detail = f"{completions} completions per model"
     if measuring.drafted:
-        detail += f", {percent(measuring.accepted / measuring.drafted, 0)} of tuned's drafted tokens were base's"
+        kept = percent(measuring.accepted / measuring.drafted, 0)
+        detail += f", tuned kept {kept} of the tokens read from base's answers"
     return Outcome(detail, tokens_sampled=tokens, tokens_processed=measuring.processed_tokens)

@@ -98,8 +98,8 @@ def rounding_summary(base: Rows, again: Sequence[EvaluationRow]) -> Rounding:
 def rounding(found: Rounding) -> str:
     """In words what rounding changed of base's answers."""
     return (
-        f"{percent(found.answers)} of {many(found.completions, 'answer')} of base change by rounding alone "
-        f"({percent(found.grades)} from right to wrong or back)"
+        f"{percent(found.answers)} of {many(found.completions, 'answer')} of base, asked again in smaller batches, "
+        f"change by rounding alone ({percent(found.grades)} from right to wrong or back)"
     )
 
 

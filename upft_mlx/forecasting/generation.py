@@ -50,7 +50,7 @@ def announce(job: Job) -> StageStarted:
     asked = wanted(job.recipe, len(job.problems))
     there = set(labelled(job.recipe, job.problems)) if job.recipe.uses_answers else set[int]()
     solutions = sum(item.samples for item in asked if item.number not in there)
-    return StageStarted("generate", f"{solutions} solutions of {job.recipe.model}")
+    return StageStarted("generate", f"{solutions:,} solutions of {job.recipe.model}")
 
 
 def work(job: Job, run: RunDir) -> Outcome:

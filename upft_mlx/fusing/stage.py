@@ -27,4 +27,5 @@ def work(job: Job, run: RunDir, *, force: bool = False) -> Outcome:
     from upft_mlx.fusing.fuse import fuse
 
     kept = fuse(job.recipe, job.load(), run, job.notify, questions=job.questions, force=force)
-    return Outcome(f"{kept.fuse}, {kept.bytes / 1e6:.1f} MB, keeps {percent(kept.retained)} of the adapter's effect")
+    form = "base's own formats" if kept.fuse == "base" else kept.fuse
+    return Outcome(f"{form}, {kept.bytes / 1e6:.1f} MB, keeps {percent(kept.retained)} of the adapter's effect")

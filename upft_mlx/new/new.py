@@ -162,7 +162,8 @@ def _graded(problems: list[Problem]) -> list[str]:
         return []
     return [
         f"{len(hard)} of {len(problems)} answers are texts, not numbers or formulas (first: id {hard[0].id}): the "
-        "grader compares the text, so a right answer in other words counts as wrong"
+        "grader compares the text, so a right answer in other words counts as wrong. In a text, the value goes in "
+        "\\boxed{...} or after ####, or name a column that has it with --answer"
     ]
 
 

@@ -268,7 +268,9 @@ class Train(Section):
     @model_validator(mode="after")
     def _epochs_or_steps(self) -> Train:
         if self.epochs is not None and self.steps is not None:
-            raise FieldError("give epochs or steps, not both")
+            raise FieldError(
+                f"epochs: {self.epochs} and steps: {self.steps}", "give one of them, and set the other to null"
+            )
         if self.patience is not None and self.valid_ratio == 0:
             raise FieldError(
                 f"{self.patience} without a validation loss to wait for", "set valid_ratio above 0", field="patience"
