@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from upft_mlx.errors import ProblemsError, TrainingError
-from upft_mlx.events import Event, Progress
+from upft_mlx.events import Event, Progress, StageStarted
 from upft_mlx.forecasting.estimate import Forecast
 from upft_mlx.forecasting.states import Reader
 from upft_mlx.grade.correct import is_correct
@@ -223,7 +223,11 @@ def test_auto_takes_the_rule_of_the_forecast_and_later_commands_know_it(
 ) -> None:
     recipe = small(prefix={"selection": "auto", "length": 6, "structure_ratio": 0.25})
     monkeypatch.setattr("upft_mlx.forecasting.choice.chosen_by_auto", lambda rules, length: rules[1])
-    run_stage(recipe, tmp_path, "generate")
+    events: list[Event] = []
+    run_stage(recipe, tmp_path, "generate", events.append)
+    [said] = [event.detail for event in events if isinstance(event, StageStarted) and event.stage == "generate"]
+    totals = {event.total for event in events if isinstance(event, Progress) and event.stage == "generate"}
+    assert totals == {int(said.split()[0])}, "what is announced is what is sampled"
     monkeypatch.undo()
     assert json.loads((tmp_path / "recipe.json").read_text())["prefix"]["selection"] == "consensus"
     run_stage(recipe, tmp_path, "build")

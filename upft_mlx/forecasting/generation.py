@@ -6,9 +6,9 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from upft_mlx.data.problems import Problem
-from upft_mlx.dataset.prefix import beyond_solutions, labelled, wanted
+from upft_mlx.dataset.prefix import beyond_solutions, wanted
 from upft_mlx.events import Note, StageStarted
-from upft_mlx.forecasting.rated import generate_rated
+from upft_mlx.forecasting.rated import generate_rated, unchecked
 from upft_mlx.job import Job, Outcome
 from upft_mlx.models.load import load_tokenizer
 from upft_mlx.recipe.schema import Recipe
@@ -47,10 +47,9 @@ def inputs(job: Job) -> dict[str, Any]:
 
 def announce(job: Job) -> StageStarted:
     """How many solutions, of which model."""
-    asked = wanted(job.recipe, len(job.problems))
-    there = set(labelled(job.recipe, job.problems)) if job.recipe.uses_answers else set[int]()
-    solutions = sum(item.samples for item in asked if item.number not in there)
-    return StageStarted("generate", f"{solutions:,} solutions of {job.recipe.model}")
+    recipe, problems = job.recipe, job.problems
+    asked = unchecked(recipe, problems) if _is_rated(recipe) else wanted(recipe, len(problems))
+    return StageStarted("generate", f"{sum(item.samples for item in asked):,} solutions of {job.recipe.model}")
 
 
 def work(job: Job, run: RunDir) -> Outcome:

@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from upft_mlx.data.problems import Problem
-from upft_mlx.dataset.prefix import Wanted, most_sampled, structure_of
+from upft_mlx.dataset.prefix import Wanted, labelled, most_sampled, structure_of
 from upft_mlx.dataset.selection import pick, said
 from upft_mlx.distributed.seam import alone
 from upft_mlx.errors import TrainingError
@@ -60,6 +60,17 @@ def generate_rated(
     return _Rated(recipe, loaded, problems, run, notify).work()
 
 
+def unchecked(recipe: Recipe, problems: Sequence[Problem]) -> list[Wanted]:
+    """What is sampled first, of the problems whose answers are not used."""
+    known = frozenset(labelled(recipe, problems) if recipe.uses_answers else ())
+    whole = structure_of(recipe, problems) if recipe.prefix.selection not in SCORED else frozenset[int]()
+    return [
+        Wanted(number, "full") if number in whole else Wanted(number, "prefix", recipe.generate.samples)
+        for number in range(len(problems))
+        if number not in known
+    ]
+
+
 class _Rated:
     """Samples, rates and continues."""
 
@@ -81,12 +92,7 @@ class _Rated:
         }
         """The right samples of each problem whose answer is used."""
         self.structure = structure_of(recipe, problems)
-        whole = self.structure if self.rule not in SCORED else frozenset[int]()
-        self.wanted = [
-            Wanted(number, "full") if number in whole else Wanted(number, "prefix", recipe.generate.samples)
-            for number, problem in enumerate(problems)
-            if problem.id not in self.checked
-        ]
+        self.wanted = unchecked(recipe, problems)
         g = recipe.generate
         self.sampler = Sampler(loaded, sampling_for(loaded, g.temperature, g.batch_size, g.top_p, g.top_k, g.stop))
         self.renderer = Renderer(loaded.tokenizer, recipe.prompt)
