@@ -1,14 +1,16 @@
-"""Writes docs/assets/evaluation-*.svg, demo.svg and report-*.png: python tools/make_screenshots.py
+"""Writes docs/assets/evaluation-*.svg, demo.svg, report-*.png and report-cast.svg: python tools/make_screenshots.py
 
 One real run of the demo: the live view of its evaluation at two sizes of the terminal, its last screen,
-and report.html at three widths in a headless Chromium. Every number on them was measured then.
+report.html at three widths in a headless Chromium, and a walk through it. Every number on them was measured then.
 """
 
 from __future__ import annotations
 
+import base64
 import io
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,16 @@ from upft_mlx.ui.views import picture, save_svg
 ASSETS = Path(__file__).resolve().parent.parent / "docs" / "assets"
 PAGES = ((390, 844, "problems", "light"), (820, 900, "problems", "dark"), (1280, 900, "", "light"))
 """Width and height, the section at the top, and the theme of each picture of report.html."""
+WALK = (
+    ("", ""),
+    ("", "problems"),
+    ("filter=lost", "problems"),
+    ("filter=gained&sort=longest", "problems"),
+    ("theme=dark", ""),
+)
+"""What the address of report.html says at each stop of the walk, and the section at the top."""
+STOP = 3.0
+"""Seconds at each stop."""
 SIZES = ((80, 24), (120, 40))
 AT = ("arithmetic-sampled", "tuned", 320)
 """The picture is taken when so many completions of this benchmark and variant are graded."""
@@ -65,9 +77,40 @@ class Photographer:
             self.pictures[size] = picture(self.consoles[size], "upft demo")
 
 
+def cast(pictures: list[bytes], width: int, height: int) -> str:
+    """PNG pictures as an animated SVG, which moves wherever SVG is shown and has no script."""
+    total, share = STOP * len(pictures), 100 / len(pictures)
+    images = [
+        f'<image width="{width}" height="{height}" style="animation-delay: {STOP * number:g}s" '
+        f'href="data:image/png;base64,{base64.b64encode(picture).decode()}"/>'
+        for number, picture in enumerate(pictures)
+    ]
+    rules = (
+        f"image {{ opacity: 0; animation: show {total:g}s step-end infinite }} "
+        f"@keyframes show {{ 0% {{ opacity: 1 }} {share:g}% {{ opacity: 0 }} }} "
+        "@media (prefers-reduced-motion: reduce) { image { animation: none } image:first-of-type { opacity: 1 } }"
+    )
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}" '
+        f'role="img" aria-label="A walk through report.html">\n<style>{rules}</style>\n'
+        + "\n".join(images)
+        + "\n</svg>\n"
+    )
+
+
 def photograph(page: Path) -> None:
-    """The page at three widths; in the table the first flip is open."""
-    with browser() as tab:
+    """The page at three widths, in the table the first flip is open; and the walk through it."""
+    with browser() as tab, tempfile.TemporaryDirectory() as folder:
+        width, height = 1000, 640
+        tab.resize(width, height)
+        stops = []
+        for fragment, section in WALK:
+            tab.open(f"{page.resolve().as_uri()}#{fragment}")
+            tab.run("document.querySelector('#rows button')?.click()")
+            tab.run(f"document.getElementById('{section}')?.scrollIntoView({{behavior: 'instant'}})")
+            tab.picture(Path(folder) / "stop.png", whole=False)
+            stops.append((Path(folder) / "stop.png").read_bytes())
+        (ASSETS / "report-cast.svg").write_text(cast(stops, width, height), encoding="utf-8")
         for width, height, section, theme in PAGES:
             tab.resize(width, height)
             tab.open(f"{page.resolve().as_uri()}#theme={theme}")
@@ -80,11 +123,12 @@ def main() -> None:
     """Run the demo; photograph the evaluation, the last screen and the page."""
     recipe, photographer = load_recipe(shipped_recipes()["demo"], ["evaluate.batch_size=32"]), Photographer()
     with tempfile.TemporaryDirectory() as folder:
-        facts = run_demo(recipe, Path(folder), photographer)
+        facts, _ = run_demo(recipe, Path(folder), photographer)
         budget = this_machine()
         photograph(write_page(RunDir(folder), (budget.bytes, budget.what)))
         names = {"fused": "fused", "page": "report.html"}
-        save_svg({**facts, "files": {kind: f"runs/demo/{name}" for kind, name in names.items()}}, ASSETS / "demo.svg")
+        files = {kind: f"runs/demo/{name}" for kind, name in names.items()}
+        save_svg(replace(facts, files=files), ASSETS / "demo.svg")
     for (width, height), taken in photographer.pictures.items():
         (ASSETS / f"evaluation-{width}x{height}.svg").write_text(taken, encoding="utf-8")
 
