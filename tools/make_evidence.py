@@ -245,9 +245,15 @@ def page(found: dict[str, Any]) -> str:
         parts += [f"## World: {name}\n", table(found[name]), "Settings that were chosen:\n", chosen_list(found[name])]
     if all("forms" in found[name] for name in WORLDS):
         parts += ["## The defaults, and the paper's form\n", forms_table(found)]
-    parts += ["## What can be claimed\n", claims(found)]
+    parts += [REAL, "## What can be claimed\n", claims(found)]
     return "\n".join(parts)
 
+
+REAL = """## World: a real model
+
+SmolLM2-135M-Instruct on problems with one step: what each rule was forecast there and what training changed, sampled
+and greedy, each with its interval, is on [Does the forecast hold?](forecast.md#smollm2-135m-instruct).
+"""
 
 HEADER = """# Evidence: does it matter which prefix is trained?
 
