@@ -166,6 +166,7 @@ def timed(recipe: dict[str, Any], run: Path, adapter: Path, *, use: bool) -> tup
     seen: list[Any] = []
     sample, drafts = evaluate.Evaluator._sample, evaluate.Drafts
 
+    # Stand-ins for the evaluator's own parts, which is what the `type: ignore` are about.
     def timing(self: Any, variant: str, *rest: Any) -> Any:
         begin = resource.getrusage(resource.RUSAGE_SELF)
         made = sample(self, variant, *rest)  # type: ignore[arg-type]

@@ -44,7 +44,7 @@ STOP = 3.0
 """Seconds at each stop."""
 SIZES = ((80, 24), (120, 40))
 AT = ("arithmetic-sampled", "tuned", 320)
-"""The picture is taken when so many completions of this benchmark and variant are graded."""
+"""The picture is taken once this many completions of this benchmark and variant are graded."""
 
 
 def console(width: int, height: int) -> Console:

@@ -10,10 +10,9 @@ import mlx.core as mx
 import numpy as np
 import pytest
 from conftest import MODEL
-from helpers.adapter import Q4
+from helpers.adapter import Q4, write_mlx_lm
 from helpers.runs import files, made, shown, there
-from mlx.utils import tree_flatten
-from mlx_lm.tuner.utils import linear_to_lora_layers, load_adapters
+from mlx_lm.tuner.utils import load_adapters
 
 from upft_mlx.errors import FuseError, ModelError, RecipeError
 from upft_mlx.fusing.merge import merge
@@ -21,28 +20,11 @@ from upft_mlx.models.adapters import load_adapter
 from upft_mlx.models.load import load
 from upft_mlx.recipe.load import load_recipe
 from upft_mlx.recipe.schema import Quantize
-from upft_mlx.rows import write_json
 from upft_mlx.studies.fuse_others import fuse_others
 from upft_mlx.training.checkpoints import save_safetensors
 
 __all__ = ["made", "there"]
 TOKENS = mx.array([[11, 12, 13, 14, 15, 100, 30]])
-
-
-def write(folder: Path, seed: int, *, kind: str = "lora", layers: int = 2, **parameters: Any) -> Path:
-    """An adapter of random weights, as mlx-lm saves one."""
-    config = {"rank": 3, "scale": 5.0, "dropout": 0.0, "keys": ["self_attn.q_proj", "mlp.down_proj"], **parameters}
-    loaded = load(MODEL)
-    loaded.model.freeze()
-    linear_to_lora_layers(loaded.model, layers, config, use_dora=kind == "dora")
-    mx.random.seed(seed)
-    trained = dict(tree_flatten(loaded.model.trainable_parameters()))
-    arrays = {n: a + 0.05 * mx.random.normal(a.shape) for n, a in trained.items()}
-    write_json(
-        folder / "adapter_config.json", {"fine_tune_type": kind, "num_layers": layers, "lora_parameters": config}
-    )
-    save_safetensors(folder / "adapters.safetensors", arrays)
-    return folder
 
 
 def deltas(folder: Path) -> dict[str, np.ndarray[Any, Any]]:
@@ -59,7 +41,9 @@ def deltas(folder: Path) -> dict[str, np.ndarray[Any, Any]]:
 def two(tmp_path: Path) -> tuple[Path, Path]:
     """Adapters of other ranks, scales, layers and keys."""
     keys = ["mlp.down_proj", "mlp.up_proj"]
-    return write(tmp_path / "a", 1), write(tmp_path / "b", 2, layers=4, rank=5, scale=0.5, keys=keys)
+    return write_mlx_lm(tmp_path / "a", seed=1), write_mlx_lm(
+        tmp_path / "b", seed=2, layers=4, rank=5, scale=0.5, keys=keys
+    )
 
 
 def test_the_update_is_the_weighted_sum(tmp_path: Path, two: tuple[Path, Path]) -> None:
@@ -90,7 +74,7 @@ def test_mlx_lm_loads_the_sum(tmp_path: Path, two: tuple[Path, Path], quantize: 
 
 
 def test_dora_and_what_does_not_fit_are_refused(tmp_path: Path, two: tuple[Path, Path]) -> None:
-    dora = write(tmp_path / "dora", 3, kind="dora")
+    dora = write_mlx_lm(tmp_path / "dora", seed=3, kind="dora")
     with pytest.raises(
         FuseError, match=r"dora: is a DoRA adapter, .* cannot be added to others or weighted; fuse it al"
     ):

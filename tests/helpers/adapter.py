@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
 import pytest
 from conftest import MODEL
+from mlx.utils import tree_flatten
+from mlx_lm.tuner.utils import linear_to_lora_layers
 
 from upft_mlx.models.adapters import adapter_weights, add_lora, load_adapter
 from upft_mlx.models.load import Loaded, load
@@ -44,3 +47,19 @@ def write_adapter(run: RunDir, size: float, quantize: Quantize | None = None) ->
     fresh = load(MODEL, quantize=quantize)
     load_adapter(fresh, run.adapter)
     return fresh
+
+
+def write_mlx_lm(folder: Path, kind: str = "lora", layers: int = 2, seed: int = 1, **parameters: Any) -> Path:
+    """An adapter of random weights, made and saved by mlx-lm's own code."""
+    config = {"rank": 3, "scale": 5.0, "dropout": 0.0, "keys": ["self_attn.q_proj", "mlp.down_proj"], **parameters}
+    loaded = load(MODEL)
+    loaded.model.freeze()
+    linear_to_lora_layers(loaded.model, layers, config, use_dora=kind == "dora")
+    mx.random.seed(seed)
+    trained = dict(tree_flatten(loaded.model.trainable_parameters()))
+    arrays = {n: a + 0.05 * mx.random.normal(a.shape) for n, a in trained.items()}
+    write_json(
+        folder / "adapter_config.json", {"fine_tune_type": kind, "num_layers": layers, "lora_parameters": config}
+    )
+    save_safetensors(folder / "adapters.safetensors", arrays)
+    return folder

@@ -49,16 +49,8 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "num_hidden_layers": 6,  # mlx-lm wants a layer with full attention, the sixth
         "sliding_window": 4,
     },
-    "gemma3 linear": {
-        "model_type": "gemma3_text",
-        "head_dim": 256,
-        "query_pre_attn_scalar": 256,
-        "tie_word_embeddings": True,
-        "num_hidden_layers": 6,  # mlx-lm wants a layer with full attention, the sixth
-        "sliding_window": 4,
-        "rope_scaling": {"type": "linear", "factor": 8.0},
-    },
 }
+FAMILIES["gemma3 linear"] = {**FAMILIES["gemma3"], "rope_scaling": {"type": "linear", "factor": 8.0}}
 
 
 def write_family(folder: Path, family: str, dtype: mx.Dtype = mx.float32, **quantize: int) -> Path:

@@ -1,4 +1,4 @@
-"""What GitHub is told to run exists: scripts, commands, options, extras, and the files that are kept."""
+"""The workflows name only scripts, commands, options, extras and files that exist."""
 
 from __future__ import annotations
 

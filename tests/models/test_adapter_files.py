@@ -14,9 +14,8 @@ import mlx.core as mx
 import numpy as np
 import pytest
 from conftest import MODEL
-from helpers.adapter import Q4, run
-from mlx.utils import tree_flatten
-from mlx_lm.tuner.utils import linear_to_lora_layers, load_adapters
+from helpers.adapter import Q4, run, write_mlx_lm
+from mlx_lm.tuner.utils import load_adapters
 
 from upft_mlx.errors import ModelError, RecipeError
 from upft_mlx.fusing.export import export_peft
@@ -36,22 +35,6 @@ Change = Callable[[Path], object]
 
 def logits(model: Any) -> np.ndarray[Any, Any]:
     return np.array(model(TOKENS).astype(mx.float32))
-
-
-def write_mlx_lm(folder: Path, kind: str = "lora", layers: int = 2, **parameters: Any) -> Path:
-    """An adapter of random weights, made and saved by mlx-lm's own code."""
-    config = {"rank": 3, "scale": 5.0, "dropout": 0.0, "keys": ["self_attn.q_proj", "mlp.down_proj"], **parameters}
-    loaded = load(MODEL)
-    loaded.model.freeze()
-    linear_to_lora_layers(loaded.model, layers, config, use_dora=kind == "dora")
-    mx.random.seed(1)
-    trained = dict(tree_flatten(loaded.model.trainable_parameters()))
-    arrays = {n: a + 0.05 * mx.random.normal(a.shape) for n, a in trained.items()}
-    write_json(
-        folder / "adapter_config.json", {"fine_tune_type": kind, "num_layers": layers, "lora_parameters": config}
-    )
-    save_safetensors(folder / "adapters.safetensors", arrays)
-    return folder
 
 
 def write_peft(folder: Path, *, layers: tuple[int, ...] = (1, 3), dora: bool = False, **config: Any) -> Path:

@@ -56,7 +56,7 @@ def test_gemma_3n_without_a_cache_is_gemma_3n_with_one() -> None:
 
     model, tokens = make(config_of("gemma3n", 90)), mx.array([[5, 6, 7, 8, 9, 10, 11, 12]])
     cached = model(tokens, cache=make_prompt_cache(model))
-    assert not mx.allclose(model(tokens), cached, atol=1e-3), "mlx-lm has mended it: `_WithCache` can go"
+    assert not mx.allclose(model(tokens), cached, atol=1e-3), "mlx-lm has fixed this: remove `_WithCache`"
     families.prepare(model)
     assert mx.allclose(model(tokens), cached, atol=1e-4)
 

@@ -1,7 +1,7 @@
 """A model folder as one GGUF file for llama.cpp, LM Studio and Ollama: the inverse of models/gguf/model.py.
 
-4-bit weights of MLX become Q4_1, which has a float16 scale and bias for every 32 weights: the same numbers, also for
-larger groups, whose scale stands there several times. 8-bit weights that came from Q8_0 become Q8_0 again. Other
+4-bit weights of MLX become Q4_1, which has a float16 scale and bias for every 32 weights: the same numbers. Larger
+groups repeat their scale for every 32 weights. 8-bit weights that came from Q8_0 become Q8_0 again. Other
 quantized weights are decoded. Weights that are not quantized keep their type.
 """
 

@@ -19,8 +19,8 @@ PROMPTS = 8
 OPENING = 12
 """Tokens of an answer in which its opening is looked for."""
 AFTER, MOST = 8, 40
-"""The first `prefix.length` tokens of base's answers and so many more are looked at, at most 40: an EOS that was
-learned shows right behind the prefix. That takes a few seconds; whole answers would take minutes on a CPU."""
+"""Tokens of base's answers that are examined: `prefix.length` and `AFTER` more, at most `MOST`. A learned EOS shows
+right after the prefix. This takes a few seconds; whole answers would take minutes on a CPU."""
 WORDS = 3
 """Words of an answer that are its opening."""
 TOP = 5

@@ -101,7 +101,7 @@ def gguf_folder(path: Path) -> Path:
             try:
                 convert(gguf, beside, unfinished)
                 unfinished.rename(folder)
-            except BaseException:
+            except BaseException:  # Ctrl-C, too, leaves no half a model behind; it goes on to the caller
                 shutil.rmtree(unfinished, ignore_errors=True)
                 raise
     return folder
