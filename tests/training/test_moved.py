@@ -32,7 +32,7 @@ from upft_mlx.sampling.draw import Sampling
 from upft_mlx.sampling.same_logits import scalar
 from upft_mlx.sampling.sampler import sample_chunk
 from upft_mlx.training import train
-from upft_mlx.training.moved import Answered, Movement, Place, in_words, opening, summarize, warnings
+from upft_mlx.training.moved import Answered, Movement, Place, in_words, looked_at, opening, summarize, warnings
 from upft_mlx.training.movement import held_out, movement
 
 MakeRecipe = Callable[..., Recipe]
@@ -271,3 +271,8 @@ def test_report_view_and_verdict_say_how_far_it_moved(
     with pytest.raises(ZeroDivisionError):
         pipeline.run_stage(again, tmp_path, "train")
     assert json.loads(RunDir(tmp_path).movement.read_text()) == written, "the one before is whole"
+
+
+@pytest.mark.parametrize(("prefix", "tokens"), [(1, 12), (4, 12), (8, 16), (32, 40), (128, 40)])
+def test_an_answer_is_looked_at_a_little_beyond_the_prefix_but_never_long(prefix: int, tokens: int) -> None:
+    assert looked_at(prefix) == tokens
