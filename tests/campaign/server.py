@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import gc
 import importlib
 import json
 import os
@@ -65,6 +66,7 @@ def serve() -> None:
         importlib.import_module(name)
     library = ctypes.CDLL(sys.argv[1]) if len(sys.argv) > 1 else None
     answers = os.fdopen(os.dup(1), "w")
+    gc.freeze()  # or each fork copies what its collector touches
     print("ready", file=answers, flush=True)
     for line in sys.stdin:
         job = json.loads(line)
