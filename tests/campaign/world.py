@@ -49,7 +49,7 @@ BAD = re.compile(r"Traceback|unexpected |Exception ignored|Segmentation|core dum
 CLOCK = re.compile(
     rb'"(seconds|tokens_per_second|peak_memory_bytes|check|created|when|time|saved)": [^,}\n]+'
     rb"|[\d.,]+ (s|min|h|GB|MB|tokens/s)\b"
-    rb"|<meter [^>]*>"  # memory's share of the machine's, in report.html
+    rb'|<tr><th scope="row">(generate|build|train|evaluate|fuse)</th>[^\n]*'  # what a stage cost, in report.html
 )
 VOLATILE = {"ledger.json", ".ledger.json", "install.json", "entry.json", ".lock", "report.md", "report.svg"}
 """Files that contain times or digests of times, so their bytes differ between two runs of one command."""
