@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+import signal
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     first = {item.path: 2 for item in items if item.get_closest_marker("slow")}
     first |= {item.path: 1 for item in items if item.get_closest_marker("real")}
     items.sort(key=lambda item: first.get(item.path, 3))
+
+
+@pytest.fixture(autouse=True)
+def ctrl_c() -> Iterator[None]:
+    """A command that was interrupted leaves the handling of Ctrl-C to the system; the tests go on in its process."""
+    before = signal.getsignal(signal.SIGINT)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import platform
 import resource
+import signal
 import subprocess
 import sys
 from importlib import metadata
@@ -246,6 +247,21 @@ def run_minimal(folder: Path, *options: str) -> click.testing.Result:
 def test_an_interruption_is_status_130_and_says_how_to_continue(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fail_with(KeyboardInterrupt(), monkeypatch)
     assert_fails(run_minimal(folder), 130, "interrupted; progress saved; run the same command to continue")
+
+
+def test_a_second_ctrl_c_while_python_ends_shows_no_traceback() -> None:
+    code = """
+import atexit, os, signal
+from upft_mlx.cli.edge import edge
+signal.signal(signal.SIGINT, signal.default_int_handler)
+atexit.register(lambda: os.kill(os.getpid(), signal.SIGINT))
+with edge(debug=False):
+    raise KeyboardInterrupt
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert "progress saved" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.returncode == -signal.SIGINT
 
 
 def test_an_interruption_of_a_real_stage_keeps_what_is_done(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

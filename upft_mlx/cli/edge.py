@@ -9,6 +9,7 @@ import errno
 import os
 import re
 import shutil
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -122,6 +123,7 @@ def edge(*, debug: bool, fetch: str = "upft fetch") -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # a second Ctrl-C while Python shuts down: no traceback
         _fail(130, "interrupted; progress saved; run the same command to continue")
     except UpftError as error:
         if debug:
