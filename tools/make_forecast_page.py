@@ -247,6 +247,8 @@ REAL_RULES: tuple[Selection, ...] = (
 """In the order in which they are measured: rules that sample prefixes alone cost least and come first."""
 REAL_SEEDS = range(2)
 REAL_RATE = 1e-4
+GSM8K_QUESTIONS, GSM8K_TOKENS = 32, 256
+"""Of prefix accuracy: a small model solves a few of them now and then."""
 
 
 def real(units: Units, work: Path, model: Path) -> None:
@@ -296,20 +298,26 @@ def real_recipe(model: Path, work: Path, seed: int, selection: Selection) -> Rec
     )
 
 
-def coverage_of(model: Path, questions: Path, work: Path) -> list[dict[str, Any]]:
-    """Samples per distinct prefix of the first 24 of some questions, by `upft analyze` without their answers."""
-    rows = [json.loads(line) for line in questions.read_text(encoding="utf-8").splitlines()[:24]]
-    asked = work / "gsm8k.jsonl"
-    asked.write_text("".join(json.dumps({k: row[k] for k in ("id", "question")}) + "\n" for row in rows), "utf-8")
-    recipe = {
-        "name": "gsm8k",
-        "model": str(model),
-        "problems": {"path": str(asked)},
-        "generate": {"batch_size": 64},
-        "analyze": {"samples": 8, "lengths": (1, 2, 4, 8, 16, 32)},
-    }
-    found: list[dict[str, Any]] = run_analysis(Recipe.model_validate(recipe), work / "gsm8k").dump()["self_consistency"]
-    return found
+def gsm8k(units: Units, model: Path, questions: Path, work: Path) -> None:
+    """Prefix self-consistency and prefix accuracy on the first GSM8K training questions, by `upft analyze`."""
+    rows = [json.loads(line) for line in questions.read_text(encoding="utf-8").splitlines()]
+    common = {"samples": 8, "lengths": (1, 2, 4, 8, 16, 32)}
+
+    def curves(name: str, count: int, fields: Sequence[str], analyze: dict[str, Any]) -> dict[str, Any]:
+        asked = work / f"{name}.jsonl"
+        asked.write_text("".join(json.dumps({k: row[k] for k in fields}) + "\n" for row in rows[:count]), "utf-8")
+        recipe = {
+            "name": name,
+            "model": str(model),
+            "problems": {"path": str(asked)},
+            "generate": {"batch_size": 64, "max_tokens": GSM8K_TOKENS},
+            "analyze": {**common, **analyze},
+        }
+        return run_analysis(Recipe.model_validate(recipe), work / name).dump()
+
+    units.get("gsm8k", lambda: curves("gsm8k", 24, ("id", "question"), {})["self_consistency"])
+    fields, analyze = ("id", "question", "answer"), {"trajectories": 8, "rollout_problems": 12, "rollouts": 4}
+    units.get("gsm8k/accuracy", lambda: curves("gsm8k-accuracy", GSM8K_QUESTIONS, fields, analyze)["accuracy"])
 
 
 def main() -> None:
@@ -327,8 +335,7 @@ def main() -> None:
     elif options.phase == "smollm2":
         real(units, work, options.model.resolve())
     elif options.phase == "gsm8k":
-        model, questions = options.model.resolve(), options.questions.resolve()
-        units.get("gsm8k", lambda: coverage_of(model, questions, work))
+        gsm8k(units, options.model.resolve(), options.questions.resolve(), work)
     elif options.phase == "page":
         import forecast_page
 
