@@ -23,10 +23,13 @@ Each carries its parts. Code that catches one decides by its class and its parts
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""Numbers of system errors that go away when there is room."""
 MOST = 30
 """The number of errors in one message."""
 

@@ -22,7 +22,7 @@ from typing import Any
 
 from upft_mlx import __version__
 from upft_mlx.digests import digest
-from upft_mlx.errors import RowsError, RunDirError
+from upft_mlx.errors import NO_ROOM, RowsError, RunDirError
 from upft_mlx.machine import blas
 from upft_mlx.rows import own_file, read_json, write_atomically, write_json
 from upft_mlx.stages import STAGES
@@ -161,11 +161,14 @@ class RunDir:
 
         Raises:
             RunDirError: if it cannot be made, or another process works in it.
+            OSError: the disk is full.
         """
         try:
             self.root.mkdir(parents=True, exist_ok=True)
             lock = os.fdopen(own_file(self.root / ".lock", os.O_RDWR | os.O_CREAT), "r+")
         except OSError as error:
+            if error.errno in NO_ROOM:  # then another place is not the remedy
+                raise
             raise RunDirError(
                 f"cannot be used as run directory: {error.strerror}",
                 "choose another with --run-dir",

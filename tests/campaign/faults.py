@@ -125,7 +125,7 @@ def differing(found: dict[str, bytes], expected: dict[str, bytes]) -> list[str]:
 
 
 def missing(had: dict[str, bytes], folder: Path) -> list[str]:
-    """The results that are nowhere any more; a model card and recipe.json are written anew by many commands."""
-    there = everything(folder)
-    results = {name: data for name, data in had.items() if not name.endswith(("README.md", "recipe.json"))}
+    """The results that are nowhere any more; cards, pages and recipe.json are written anew by many commands."""
+    there, anew = everything(folder), ("README.md", "recipe.json", "report.html")
+    results = {name: data for name, data in had.items() if not name.endswith(anew)}
     return [name for name, data in results.items() if data not in there]

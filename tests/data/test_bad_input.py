@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import resource
@@ -260,6 +261,18 @@ def test_a_run_directory_that_cannot_be_written_is_named(folder: Path, place: Ca
     write(folder / "r.yaml", MINIMAL)
     shown = upft("run", "r.yaml", "--run-dir", run_dir)
     assert_fails(shown, 1, f"{run_dir}: cannot be used as run directory: ", "choose another with --run-dir")
+
+
+@pytest.mark.usefixtures("nothing_loads")
+def test_a_full_disk_is_named_where_the_run_directory_cannot_be_made(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, *arguments: Any, **options: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    write(folder / "r.yaml", MINIMAL)
+    monkeypatch.setattr(Path, "mkdir", full)
+    assert_fails(upft("run", "r.yaml"), 1, "runs/r: the disk is full, ", "make room, then run the same command again")
 
 
 @pytest.mark.usefixtures("nothing_loads")

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from upft_mlx.cli.options import Options, verbose
-from upft_mlx.errors import OfflineError, UpftError
+from upft_mlx.errors import NO_ROOM, OfflineError, UpftError
 from upft_mlx.escape import one_line, to_json
 from upft_mlx.models.hub import tell_attempts_once
 
@@ -160,7 +160,7 @@ _IN_RUST = re.compile(r"\(os error (\d+)\)")
 def _refused(error: OSError) -> str:
     """What the system refuses, and what to do."""
     where = f"{error.filename}: " if error.filename else ""
-    room = "make room, then " if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else ""
+    room = "make room, then " if error.errno in NO_ROOM else ""
     what = str(error.strerror or error)
     if error.errno == errno.ENOSPC:
         place = next(
