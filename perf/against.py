@@ -2,7 +2,8 @@
 
 Both sides run the same `upft` commands on the same files in turns, each in processes of its own, in one environment:
 this one's. The other commit is checked out beside it for the time of the comparison. What is reported is the CPU time
-of the commands, loading included (of a step: without), and for the test suite its wall time.
+of the commands, loading included, and for the test suite its wall time. A step is taken through `run_stage` in a
+process of its own, and only the time between its first two progress events counts: the optimizer step alone.
 
   step      a training step on SmolLM2-135M-Instruct at 4 bits: 8 GSM8K prefixes with prompts, LoRA on all layers
   sampling  prefixes of 16 tokens for 8 GSM8K questions with the same model
@@ -29,15 +30,36 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-SHARED = Path(os.environ.get("UPFT_SHARED", ROOT.parent / "shared"))
+from turns import ROOT, SHARED, make_model
+
 PARTS = ("step", "sampling", "evaluate", "quickstart", "tests")
 STAGES = {
     "sampling": [["generate"]],
     "evaluate": [["evaluate"]],
-    "step": [["generate"], ["build"], ["train", "--set=train.steps=1"], ["train", "--set=train.steps=2"]],
+    "step": [["generate"], ["build"]],
 }
-"""The commands of a part; its cost is that of the last one, of a step the difference between two steps and one."""
+"""The commands of a part; its cost is that of the last one, of a step what `STEP` prints after them."""
+STEP = """
+import os, sys, time
+from upft_mlx import load_recipe
+from upft_mlx.events import Progress
+from upft_mlx.pipeline import run_stage
+
+times = []
+
+
+def watch(event):
+    if isinstance(event, Progress) and event.stage == "train":
+        times.append(time.process_time())
+        if event.done == 1:
+            print(times[-1] - times[0], flush=True)
+            os._exit(0)  # what comes after the step is no part of it
+
+
+recipe, run, *settings = sys.argv[1:]
+run_stage(load_recipe(recipe, settings), run, "train", watch)
+"""
+"""Both sides' Python functions have these names."""
 SETTINGS = ("prefix.eos=true", "prefix.template=paper")
 OURS = ('prompt.instruction="{question}"',)
 """The same rows on both sides: the defaults have changed since, and the other side has no such field."""
@@ -55,7 +77,9 @@ def main() -> None:
     print(f"this checkout: {blas(ROOT)}; {options.commit}: {options.rounds} rounds in turns, medians")
     with tempfile.TemporaryDirectory() as folder, checkout(options.commit, Path(folder) / "other") as other:
         work = Path(folder)
-        model = model_folder(work) if {"step", "sampling", "evaluate"} & set(parts) else None
+        model = work / "smollm2"
+        if {"step", "sampling", "evaluate"} & set(parts):
+            make_model("smollm2", model)
         for part in parts:
             costs: dict[Path, list[float]] = {ROOT: [], other: []}
             for number in range(options.rounds):
@@ -76,21 +100,13 @@ def checkout(commit: str, folder: Path) -> Iterator[Path]:
         subprocess.run(["git", "-C", ROOT, "worktree", "remove", "--force", folder], check=True)
 
 
-def model_folder(work: Path) -> Path:
-    """SmolLM2's folder."""
-    if made := os.environ.get("UPFT_SMOLLM2"):
-        return Path(made)
-    subprocess.run([sys.executable, SHARED / "bin" / "make_smollm2.py", work / "smollm2"], check=True)
-    return work / "smollm2"
-
-
 def blas(side: Path) -> str:
     """What matrix products run on."""
     code = "from upft_mlx.machine import blas; print(blas.used())"
     return run(side, ["-c", code])[1].strip()
 
 
-def measure(part: str, side: Path, model: Path | None, work: Path) -> float:
+def measure(part: str, side: Path, model: Path, work: Path) -> float:
     """What a part costs on one side."""
     work.mkdir()
     if part == "tests":
@@ -103,15 +119,16 @@ def measure(part: str, side: Path, model: Path | None, work: Path) -> float:
     recipe = work / "recipe.json"
     recipe.write_text(json.dumps(recipe_of(model)))
     command = ["-m", "upft_mlx", "STAGE", str(recipe), "--run-dir", str(work / "run")]
-    command += [f"--set={setting}" for setting in (*SETTINGS, *(OURS if side == ROOT and part != "evaluate" else ()))]
-    costs = []
-    for stage, *more in STAGES[part]:
+    settings = (*SETTINGS, *(OURS if side == ROOT and part != "evaluate" else ()))
+    command += [f"--set={setting}" for setting in settings]
+    cost = 0.0
+    for (stage,) in STAGES[part]:
         command[2] = stage
-        costs.append(run(side, [*command, "--plain", *more])[0])
-    return costs[-1] - costs[-2] if part == "step" else costs[-1]
+        cost = run(side, [*command, "--plain"])[0]
+    return cost if part != "step" else float(run(side, ["-c", STEP, str(recipe), str(work / "run"), *settings])[1])
 
 
-def recipe_of(model: Path | None) -> dict[str, object]:
+def recipe_of(model: Path) -> dict[str, object]:
     """A small run on real questions."""
     data = SHARED / "data" / "benchmarks"
     return {

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import platform
-import time
 from collections.abc import Callable, Iterator
 from importlib import metadata
 from pathlib import Path
@@ -12,13 +11,11 @@ from types import SimpleNamespace
 from typing import Any
 
 from least_work import left_to_gain
-from turns import BETAS, RANK, RATE, SCALE, Turns, read, recipe
+from turns import BETAS, RANK, RATE, SCALE, InMlx, Turns, read, recipe, spent
 
 
 def ours(work: Path, options: argparse.Namespace) -> None:
     """upft_mlx's trainer as `upft train` calls it."""
-    import mlx.core as mx
-
     import upft_mlx.models.dense_cpu
     from upft_mlx.events import Event, Progress, Trained
     from upft_mlx.models.load import load
@@ -34,44 +31,25 @@ def ours(work: Path, options: argparse.Namespace) -> None:
     write_rows(run.valid, [])
     loaded = load(work / "model")
     turns, counts = Turns(options.turn), [0, 0]
-    evaluated, waiting, begin = Stopwatch(mx, "eval"), Stopwatch(turns, "_wait"), []
+    marks: list[dict[str, float]] = []
 
     def watch(event: Event) -> None:
         if isinstance(event, Progress) and event.done:
             turns.step()
         elif isinstance(event, Progress):  # what comes before the first step is not a step's cost
-            evaluated.seconds = waiting.seconds = 0.0
-            begin.append(time.perf_counter())
+            marks.append(spent(inside))
         if isinstance(event, Trained):
             for index, name in enumerate(("processed_tokens", "padding_tokens")):
                 counts[index] += int(event.metrics[name])
 
-    train(recipe(options), loaded, run, watch)
-    total = time.perf_counter() - begin[0] - waiting.seconds
-    evaluated.remove()
-    turns.end(processed=counts[0], padding=counts[1], python_share=1 - evaluated.seconds / total)
+    with InMlx() as inside:
+        train(recipe(options), loaded, run, watch)
+        seconds = {name: after - marks[0][name] for name, after in spent(inside).items()}
+    python_share = seconds["Python"] / sum(seconds.values())
+    turns.end(processed=counts[0], padding=counts[1], python_share=python_share)
     if options.contestant == "ours":
         turns._wait()
         turns._say(left_to_gain(run.train, options, loaded))
-
-
-class Stopwatch:
-    """Adds up the seconds inside a function that others call as `owner.name`."""
-
-    def __init__(self, owner: Any, name: str) -> None:
-        self.owner, self.name, self.original, self.seconds = owner, name, getattr(owner, name), 0.0
-        setattr(owner, name, self._timed)
-
-    def _timed(self, *args: Any, **kwargs: Any) -> Any:
-        begin = time.perf_counter()
-        try:
-            return self.original(*args, **kwargs)
-        finally:
-            self.seconds += time.perf_counter() - begin
-
-    def remove(self) -> None:
-        """Put the function back."""
-        setattr(self.owner, self.name, self.original)
 
 
 def mlx_lm(work: Path, options: argparse.Namespace) -> None:

@@ -1,7 +1,7 @@
 """What evaluating base and tuned costs here and with mlx-lm: python perf/evaluation.py [--problems 500] [--samples 4]
 
-The quickstart's model, unquantized, with an adapter that the quickstart's recipe trains, on its held-out problems at
-T = 0.7, base and tuned, by
+The embedded model, unquantized, with an adapter that a short run trains, on its held-out problems at T = 0.7, or with
+--shape smollm2 SmolLM2-135M-Instruct at 4 bits with an adapter of two steps on GSM8K questions, base and tuned, by
 
   ours             `upft evaluate`: everything from loading the model to summary.json, grading included
   batch_generate   `mlx_lm.generate.batch_generate` on all prompts, each as often as samples are wanted, once per model;
@@ -25,9 +25,12 @@ import time
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+from turns import SHARED, cpu, cpu_of_workers, make_model, read
 
 from upft_mlx.demo.world import problems as make_problems
+from upft_mlx.machine import blas
 from upft_mlx.models.adapters import load_adapter
 from upft_mlx.models.chat import Renderer
 from upft_mlx.models.find import find_model
@@ -36,27 +39,33 @@ from upft_mlx.pipeline import run_stage
 from upft_mlx.recipe.schema import Prompt, Recipe
 from upft_mlx.rows import EvaluationRow, read_rows
 
-TEMPERATURE, MAX_TOKENS = 0.7, 64
+TEMPERATURE = 0.7
+EMBEDDED = "builtin:arithmetic"
 VARIANTS = ("base", "tuned")
 
 
 def recipe_for(work: Path, options: argparse.Namespace) -> Recipe:
     """The quickstart with one sampled and one greedy benchmark."""
-    rows = [
-        {"id": p.id, "question": p.question, "answer": p.answer} for p in make_problems("evaluation", options.problems)
-    ]
+    if options.shape == EMBEDDED:
+        made = make_problems("evaluation", options.problems)
+        rows = [{"id": p.id, "question": p.question, "answer": p.answer} for p in made]
+        recipe: dict[str, Any] = {"model": EMBEDDED, "problems": {"builtin": "arithmetic", "limit": 256}}
+    else:
+        data = SHARED / "data" / "benchmarks"
+        rows = read(data / "gsm8k_test.jsonl")[: options.problems]
+        make_model(options.shape, work / "model")
+        recipe = {
+            "model": str(work / "model"),
+            "problems": {"path": str(data / "gsm8k_train.jsonl"), "limit": 16},
+            "prefix": {"structure_ratio": 0},
+            "train": {"steps": 2, "valid_ratio": 0},
+        }
     path = work / "problems.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    evaluate = {"max_tokens": MAX_TOKENS, "batch_size": options.batch, "benchmarks": []}
-    return Recipe.model_validate(
-        {
-            "model": "builtin:arithmetic",
-            "problems": {"builtin": "arithmetic", "limit": 256},
-            "generate": {"max_tokens": 64, "batch_size": 64},
-            "prefix": {"length": 8},
-            "evaluate": evaluate,
-        }
-    )
+    recipe["generate"] = {"max_tokens": 64, "batch_size": 64}
+    recipe["prefix"] = {"length": 8, **recipe.get("prefix", {})}
+    recipe["evaluate"] = {"max_tokens": options.tokens, "batch_size": options.batch, "benchmarks": []}
+    return Recipe.model_validate(recipe)
 
 
 def with_benchmark(recipe: Recipe, work: Path, **fields: Any) -> Recipe:
@@ -87,7 +96,7 @@ def ours(recipe: Recipe, run: Path, adapter: Path) -> int:
     return sum(one.n * one.samples for one in measured)
 
 
-def batched(models: Models, questions: list[str], samples: int, **sizes: int) -> int:
+def batched(models: Models, questions: list[str], samples: int, tokens: int, **sizes: int) -> int:
     """`batch_generate` once per model."""
     from mlx_lm.generate import batch_generate
     from mlx_lm.sample_utils import make_sampler
@@ -98,41 +107,55 @@ def batched(models: Models, questions: list[str], samples: int, **sizes: int) ->
         renderer = Renderer(loaded.tokenizer, Prompt())
         prompts = [renderer.ids(question) for question in questions for _ in range(samples)]
         sampler = make_sampler(temp=TEMPERATURE)
-        found = batch_generate(loaded.model, loaded.tokenizer, prompts, max_tokens=MAX_TOKENS, sampler=sampler, **sizes)
+        found = batch_generate(loaded.model, loaded.tokenizer, prompts, max_tokens=tokens, sampler=sampler, **sizes)
         count += len(found.texts)
     return count
 
 
-def one_by_one(models: Models, questions: list[str], calls: int) -> float:
-    """Seconds of a call of `mlx_lm.generate`, the mean over `calls` calls for each model."""
+def one_by_one(models: Models, questions: list[str], calls: int, tokens: int) -> Cost:
+    """What a call of `mlx_lm.generate` costs, the mean over `calls` calls for each model."""
     from mlx_lm import generate
     from mlx_lm.sample_utils import make_sampler
 
-    seconds = 0.0
+    costs = []
     for variant in VARIANTS:
         loaded = models.load(variant)
         renderer = Renderer(loaded.tokenizer, Prompt())
         sampler = make_sampler(temp=TEMPERATURE)
         step = max(1, len(questions) // calls)
         chosen = [renderer.ids(question) for question in questions[::step][:calls]]
-        begin = time.perf_counter()
-        for ids in chosen:
-            generate(loaded.model, loaded.tokenizer, ids, max_tokens=MAX_TOKENS, sampler=sampler)
-        seconds += (time.perf_counter() - begin) / len(chosen)
-    return seconds / len(VARIANTS)
+
+        def call_all(loaded: Loaded = loaded, chosen: list[list[int]] = chosen, sampler: Any = sampler) -> None:
+            for ids in chosen:
+                generate(loaded.model, loaded.tokenizer, ids, max_tokens=tokens, sampler=sampler)
+
+        costs.append(timed(call_all).times(1 / len(chosen)))
+    return Cost(*(statistics.mean(values) for values in zip(*costs, strict=True)))
 
 
-def timed(work: Callable[[], int]) -> float:
-    """Seconds."""
+class Cost(NamedTuple):
+    """What work took, in seconds."""
+
+    wall: float
+    cpu: float
+    """Of this process and those it started."""
+
+    def times(self, factor: float) -> Cost:
+        """So many times the same work."""
+        return Cost(factor * self.wall, factor * self.cpu)
+
+
+def timed(work: Callable[[], object]) -> Cost:
+    """What it costs."""
     import mlx.core as mx
 
     mx.clear_cache()
-    begin = time.perf_counter()
+    wall, before = time.perf_counter(), cpu() + cpu_of_workers()
     work()
-    return time.perf_counter() - begin
+    return Cost(time.perf_counter() - wall, cpu() + cpu_of_workers() - before)
 
 
-def greedy(recipe: Recipe, models: Models, work: Path, adapter: Path, count: int) -> dict[str, int]:
+def greedy(recipe: Recipe, models: Models, work: Path, adapter: Path, options: argparse.Namespace) -> dict[str, int]:
     """How many completions and answers at T = 0 are those of `mlx_lm.generate`."""
     from mlx_lm import generate
 
@@ -145,8 +168,10 @@ def greedy(recipe: Recipe, models: Models, work: Path, adapter: Path, count: int
         loaded = models.load(variant)
         renderer = Renderer(loaded.tokenizer, Prompt())
         rows = list(read_rows(work / "greedy" / "evaluation" / "held-out" / f"{variant}.jsonl", EvaluationRow))
-        for question, row in list(zip(questions, rows, strict=True))[:: max(1, len(rows) // count)][:count]:
-            text = generate(loaded.model, loaded.tokenizer, renderer.ids(question), max_tokens=MAX_TOKENS)
+        for question, row in list(zip(questions, rows, strict=True))[:: max(1, len(rows) // options.greedy)][
+            : options.greedy
+        ]:
+            text = generate(loaded.model, loaded.tokenizer, renderer.ids(question), max_tokens=options.tokens)
             found["compared"] += 1
             found["same text"] += text == row.completion
             found["same answer"] += extract_answer(text) == row.answer
@@ -155,28 +180,31 @@ def greedy(recipe: Recipe, models: Models, work: Path, adapter: Path, count: int
 
 def race(
     recipe: Recipe, models: Models, work: Path, adapter: Path, options: argparse.Namespace
-) -> dict[str, list[float]]:
-    """Seconds of each contestant, in turns."""
+) -> dict[str, list[Cost]]:
+    """What each contestant costs, in turns."""
     questions = [json.loads(line)["question"] for line in (work / "problems.jsonl").open(encoding="utf-8")]
     wanted, total = options.samples, 2 * len(questions) * options.samples
     sampled = with_benchmark(recipe, work, samples=wanted, temperature=TEMPERATURE)
     few = with_benchmark(recipe, work, samples=2, temperature=TEMPERATURE, limit=8)
     sizes = {"completion_batch_size": options.batch, "prefill_batch_size": options.batch}
     ours(few, work / "warm", adapter)
-    batched(models, questions[:8], 2)
-    one_by_one(models, questions, 2)
-    seconds: dict[str, list[float]] = {}
+    batched(models, questions[:8], 2, options.tokens)
+    one_by_one(models, questions, 2, options.tokens)
+    costs: dict[str, list[Cost]] = {}
     for number in range(options.rounds):
-        contestants: dict[str, Callable[[], float]] = {
+        contestants: dict[str, Callable[[], Cost]] = {
             "ours": lambda number=number: timed(lambda: ours(sampled, work / f"run-{number}", adapter)),  # type: ignore[misc]
-            "batch_generate, its sizes": lambda: timed(lambda: batched(models, questions, wanted)),
-            "batch_generate, our sizes": lambda: timed(lambda: batched(models, questions, wanted, **sizes)),
-            "generate, scaled": lambda: total * one_by_one(models, questions, options.calls),
+            "batch_generate, its sizes": lambda: timed(lambda: batched(models, questions, wanted, options.tokens)),
+            "batch_generate, our sizes": lambda: timed(
+                lambda: batched(models, questions, wanted, options.tokens, **sizes)
+            ),
+            "generate, scaled": lambda: one_by_one(models, questions, options.calls, options.tokens).times(total),
         }
         for name, measure in contestants.items():
-            seconds.setdefault(name, []).append(measure())
-            print(f"round {number + 1}: {name} {seconds[name][-1]:.1f} s", flush=True)
-    return seconds
+            costs.setdefault(name, []).append(measure())
+            wall, spent = costs[name][-1]
+            print(f"round {number + 1}: {name} {wall:.1f} s, {spent:.1f} CPU s", flush=True)
+    return costs
 
 
 def arguments() -> argparse.Namespace:
@@ -189,8 +217,10 @@ def arguments() -> argparse.Namespace:
         ("rounds", 3),
         ("calls", 50),
         ("greedy", 250),
+        ("tokens", 64),
     ):
         parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--shape", default=EMBEDDED, help=f"{EMBEDDED}, smollm2 or smollm2-float32")
     parser.add_argument("--json", type=Path, help="also write the numbers here")
     return parser.parse_args()
 
@@ -204,20 +234,23 @@ def main() -> None:
         for stage in ("generate", "build", "train"):
             run_stage(recipe, work / "trained", stage)
         adapter, models = work / "trained" / "adapter", Models(recipe, work / "trained" / "adapter")
-        seconds = race(recipe, models, work, adapter, options)
-        same = greedy(recipe, models, work, adapter, options.greedy)
-    medians = {name: statistics.median(values) for name, values in seconds.items()}
+        costs = race(recipe, models, work, adapter, options)
+        same = greedy(recipe, models, work, adapter, options)
+    medians = {name: Cost(*map(statistics.median, zip(*values, strict=True))) for name, values in costs.items()}
     print(
         f"\n{options.problems} problems x {options.samples}, base and tuned, T = {TEMPERATURE}, batch {options.batch}"
     )
-    for name, median in medians.items():
-        print(f"  {name:26} {median:7.1f} s   ours is {median / medians['ours']:.2f}x")
+    mine = medians["ours"]
+    for name, (wall, spent) in medians.items():
+        ratios = f"ours is {wall / mine.wall:.2f}x, by CPU time {spent / mine.cpu:.2f}x"
+        print(f"  {name:26} {wall:7.1f} s {spent:7.1f} CPU s   {ratios}")
     print(f"at T = 0, of {same['compared']} completions {same['same text']} have the same text as mlx_lm.generate's, "
           f"{same['same answer']} the same answer")  # fmt: skip
     versions = {name: metadata.version(name) for name in ("mlx", "mlx-lm")}
-    print(f"{platform.processor() or platform.machine()}, mlx {versions['mlx']}, mlx-lm {versions['mlx-lm']}")
+    machine = platform.processor() or platform.machine()
+    print(f"{machine}, {blas.used()}, mlx {versions['mlx']}, mlx-lm {versions['mlx-lm']}")
     if options.json:
-        options.json.write_text(json.dumps({"seconds": seconds, "greedy": same, "versions": versions}, indent=2))
+        options.json.write_text(json.dumps({"costs": costs, "greedy": same, "versions": versions}, indent=2))
 
 
 if __name__ == "__main__":

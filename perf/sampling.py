@@ -10,8 +10,8 @@ Both in one process on one model, in turns; a short run of each before is not co
 The tokens of both are compared. Peak memory is MLX's, the model included. Greedy, so that tokens can be compared; at a
 temperature both draw from the same logits.
 
-The model comes from make_qwen.py, or with --shape smollm2 from make_smollm2.py, and the questions from the data
-folder that UPFT_SHARED names (default ../shared).
+The model comes from make_qwen.py, or with --shape smollm2 it is SmolLM2-135M-Instruct at 4 bits, and the questions come
+from the data folder that UPFT_SHARED names (default ../shared).
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ import json
 import os
 import platform
 import resource
-import subprocess
 import sys
 import tempfile
 import time
@@ -30,16 +29,14 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
-SHARED = Path(os.environ.get("UPFT_SHARED", ROOT.parent / "shared"))
+from turns import SHARED, make_model
+
 LENGTH = 16
 
 
 def prepare(work: Path, options: argparse.Namespace) -> list[str]:
     """model/ and the questions."""
-    real = options.shape == "smollm2"
-    make = [sys.executable, str(SHARED / "bin" / ("make_smollm2.py" if real else "make_qwen.py")), str(work / "model")]
-    subprocess.run([*make, *([] if real else ["--shape", options.shape])], check=True, stdout=subprocess.DEVNULL)
+    make_model(options.shape, work / "model")
     with (SHARED / "data" / "benchmarks" / "gsm8k_train.jsonl").open(encoding="utf-8") as lines:
         return [str(json.loads(next(lines))["question"]) for _ in range(options.prompts)]
 
@@ -136,8 +133,6 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--json", type=Path, help="where to write the numbers")
     options = parser.parse_args()
-    if not SHARED.is_dir():
-        raise SystemExit(f"{SHARED}: not there; set UPFT_SHARED to the folder with make_qwen.py and the questions")
     from upft_mlx.machine import blas
     from upft_mlx.models.load import load
 

@@ -17,11 +17,13 @@ the processes that it starts. Peak memory is MLX's, loading included. Padding co
 the model and belong to no sequence.
 
 `ours` also measures what is left to gain: the matrix products that one of its steps cannot do without are timed one by
-one at their real shapes and set against that step (see `products`); the time outside of mx.eval is what Python takes.
+one at their real shapes and set against that step (see `products`); `spent` in turns.py says what Python takes of the
+CPU time.
 
-All run on the BLAS that ours loads (LD_PRELOAD), one thread each. The models come from make_qwen.py, or, with
---shape smollm2, SmolLM2-135M-Instruct at 4 bits from make_smollm2.py, and the questions from the data folder that
-UPFT_SHARED names (default ../shared).
+All run on the BLAS that ours loads (LD_PRELOAD), one thread each. The models come from make_qwen.py, or with --shape
+smollm2 it is SmolLM2-135M-Instruct at 4 bits. With --shape smollm2-float32 no weights are quantized, for anybody: the
+others compute 4-bit products, which are slow on a CPU, and a race on them is one of those products alone. The questions
+come from the data folder that UPFT_SHARED names (default ../shared).
 An environment for unsloth-zoo, which is LGPL and imported by nothing here:
 
   python3.11 -m venv U && U/bin/pip install 'unsloth-zoo>=2026.10' mlx-lm 'mlx[cpu]'
@@ -41,7 +43,7 @@ from pathlib import Path
 from typing import Any
 
 from contestants import mlx_lm, mlx_lm_step, ours, unsloth
-from turns import PREFIX, SHARED, own_output, read
+from turns import PREFIX, SHARED, make_model, own_output, read
 
 CONTESTANTS = ("ours", "ours whole", "ours plain", "mlx-lm", "mlx-lm step", "unsloth")
 
@@ -61,9 +63,7 @@ def prepare(work: Path, options: argparse.Namespace) -> None:
     from upft_mlx.models.load import load_tokenizer
     from upft_mlx.recipe.schema import PAPER_TEMPLATE, Prompt
 
-    real = options.shape == "smollm2"
-    make = [sys.executable, str(SHARED / "bin" / ("make_smollm2.py" if real else "make_qwen.py")), str(work / "model")]
-    subprocess.run([*make, *([] if real else ["--shape", options.shape])], check=True, stdout=subprocess.DEVNULL)
+    make_model(options.shape, work / "model")
     tokenizer = load_tokenizer(work / "model")
     renderer = Renderer(tokenizer, Prompt())
     rows, texts, data = [], [], []
@@ -180,7 +180,7 @@ def show(results: dict[str, Any], options: argparse.Namespace) -> None:
         print(f"{name:>12}", *(f"{cell:>9}" for cell in cells))
     left = mine["left"]
     shapes = ", then ".join(" x ".join(map(str, shape)) for shape in left["shapes"])
-    print(f"a step of {shapes} tokens: {left['step']:.3f} CPU s, Python outside of MLX {mine['python_share']:.1%}")
+    print(f"a step of {shapes} tokens: {left['step']:.3f} CPU s, Python {mine['python_share']:.1%}")
     print(
         f"its {left['gflop']:.1f} GFLOP of matrix products one by one: {left['products']:.3f} CPU s, "
         f"{left['products'] / left['step']:.0%} of the step"
@@ -206,8 +206,6 @@ def main() -> None:
         others = {"mlx-lm": mlx_lm, "mlx-lm step": mlx_lm_step, "unsloth": unsloth}
         others.get(options.contestant, ours)(options.work, options)
         return
-    if not SHARED.is_dir():
-        raise SystemExit(f"{SHARED}: not there; set UPFT_SHARED to the folder with make_qwen.py and the questions")
     if options.steps % options.turn:
         raise SystemExit(f"--steps {options.steps}: not a multiple of --turn {options.turn}")
     versions = {name: metadata.version(name) for name in ("upft-mlx", "mlx", "mlx-lm")}

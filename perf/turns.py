@@ -6,8 +6,11 @@ import argparse
 import json
 import os
 import resource
+import subprocess
 import sys
+import threading
 import time
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any, TextIO
@@ -18,6 +21,8 @@ ROOT = Path(__file__).resolve().parent.parent
 SHARED = Path(os.environ.get("UPFT_SHARED", ROOT.parent / "shared"))
 
 
+SMOLLM2 = ("smollm2", "smollm2-float32")
+"""Shapes that are SmolLM2-135M-Instruct: at 4 bits, or the same numbers as a model that is not quantized."""
 PREFIX = 16
 
 
@@ -70,6 +75,85 @@ def cpu() -> float:
     """CPU seconds of this process and the ones that it has waited for, such as a compiler."""
     usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     return sum(usage.ru_utime + usage.ru_stime for usage in usages)
+
+
+def make_model(shape: str, folder: Path) -> None:
+    """The model of a shape, in a new folder.
+
+    SmolLM2 is the folder that UPFT_SMOLLM2 names, or comes from make_smollm2.py; other shapes from make_qwen.py.
+    """
+    if not SHARED.is_dir():
+        raise SystemExit(f"{SHARED}: not there; set UPFT_SHARED to the folder with make_qwen.py and the questions")
+    if shape not in SMOLLM2:
+        _make("make_qwen.py", folder, "--shape", shape)
+    elif made := os.environ.get("UPFT_SMOLLM2"):
+        folder.symlink_to(Path(made).resolve())
+    else:
+        _make("make_smollm2.py", folder)
+    if shape == "smollm2-float32":
+        from mlx_lm import convert
+
+        quantized = folder.rename(folder.with_name("quantized"))
+        convert(str(quantized), str(folder), dequantize=True, dtype="float32")
+
+
+def _make(script: str, folder: Path, *options: str) -> None:
+    command = [sys.executable, str(SHARED / "bin" / script), str(folder), *options]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+
+
+def cpu_of_task(task: Path) -> float:
+    """CPU seconds of a thread, by its folder in /proc."""
+    return int((task / "schedstat").read_text().split()[0]) / 1e9
+
+
+def cpu_of_workers() -> float:
+    """CPU seconds of the processes that this one has started and that still run, such as graders; Linux only."""
+    tasks = Path("/proc/self/task").glob("*/children")
+    workers = [Path("/proc") / worker / "task" for task in tasks for worker in task.read_text().split()]
+    return sum(cpu_of_task(task) for worker in workers for task in worker.iterdir())
+
+
+class InMlx:
+    """CPU seconds of the main thread inside functions of MLX that wait for its threads, while this is entered."""
+
+    def __init__(self) -> None:
+        import mlx.core as mx
+
+        self.seconds = 0.0
+        places: tuple[tuple[Any, str], ...] = (mx, "eval"), (mx, "async_eval"), (mx.array, "tolist"), (mx.array, "item")
+        self._originals = [(owner, name, getattr(owner, name)) for owner, name in places]
+
+    def __enter__(self) -> InMlx:
+        for owner, name, function in self._originals:
+            setattr(owner, name, self._timed(function))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for owner, name, function in self._originals:
+            setattr(owner, name, function)
+
+    def _timed(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            begin = time.thread_time()
+            try:
+                return function(*args, **kwargs)
+            finally:
+                self.seconds += time.thread_time() - begin
+
+        return timed
+
+
+def spent(inside: InMlx) -> dict[str, float]:
+    """CPU seconds so far, by who took them."""
+    ours = {thread.native_id for thread in threading.enumerate()}
+    mlx = python = 0.0
+    for task in Path("/proc/self/task").iterdir():
+        if int(task.name) in ours:
+            python += cpu_of_task(task)
+        else:
+            mlx += cpu_of_task(task)
+    return {"MLX": mlx, "eval": inside.seconds, "Python": python - inside.seconds, "workers": cpu_of_workers()}
 
 
 def read(path: Path) -> list[dict[str, Any]]:

@@ -6,7 +6,8 @@ import re
 import runpy
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -81,3 +82,32 @@ def test_a_part_that_takes_too_long_is_a_row_and_no_success() -> None:
     done = on_gpu("--only", "memory", "--seconds", "0")
     assert done.returncode == 1
     assert "| memory | failed (ended after 0 s): " in done.stdout
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="threads have CPU times in /proc on Linux only")
+def test_the_time_of_python_and_of_mlx_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    import mlx.core as mx
+
+    monkeypatch.syspath_prepend(ROOT / "perf")
+    script = runpy.run_path(str(ROOT / "perf" / "turns.py"))
+    eval_ = mx.eval
+    with script["InMlx"]() as inside:
+
+        def spent_in(work: Callable[[], object]) -> dict[str, float]:
+            before = script["spent"](inside)
+            work()
+            return {name: seconds - before[name] for name, seconds in script["spent"](inside).items()}
+
+        def count() -> None:
+            end = time.thread_time() + 0.2
+            while time.thread_time() < end:
+                pass
+
+        matrix = mx.random.normal((1024, 1024))
+        mx.eval(matrix)
+        python, mlx = spent_in(count), spent_in(lambda: [mx.eval(matrix @ matrix) for _ in range(6)])
+    assert mx.eval is eval_
+    assert python["Python"] > 0.15
+    assert python["MLX"] + python["eval"] < 0.05
+    assert mlx["MLX"] > 0.05
+    assert mlx["Python"] < mlx["MLX"] / 4
