@@ -169,8 +169,9 @@ class RunDir:
         except OSError as error:
             if error.errno in NO_ROOM:  # then another place is not the remedy
                 raise
+            lock_itself = str(error.filename) == str(self.root / ".lock")
             raise RunDirError(
-                f"cannot be used as run directory: {error.strerror}",
+                f"cannot be used as run directory: {'.lock: ' if lock_itself else ''}{error.strerror}",
                 "choose another with --run-dir",
                 path=self.root,
             ) from None

@@ -13,6 +13,7 @@ from helpers.runs import RUN, files, made, run_stage, shown, there
 from upft_mlx import digests, pipeline
 from upft_mlx.api import push
 from upft_mlx.errors import PublishError, RowsError, RunDirError, TrainingError
+from upft_mlx.inspection.page import write_page
 from upft_mlx.recipe.load import load_recipe
 from upft_mlx.recipe.schema import Recipe
 from upft_mlx.rundir import RunDir, remove
@@ -244,6 +245,40 @@ def test_what_cannot_be_adopted_is_refused_with_what_to_do() -> None:
     RUN.summary.write_bytes(RUN.summary.read_bytes() + b" ")
     with pytest.raises(RunDirError, match=r"summary\.json: what `upft evaluate` found cannot be adopted"):
         adopt(RUN)
+
+
+@pytest.mark.usefixtures("there")
+@pytest.mark.parametrize(("damage", "why"), [("gone", "is gone"), ("cut", "was changed")])
+def test_a_page_says_why_it_leaves_training_rows_out(damage: str, why: str) -> None:
+    assert "dataset/valid.jsonl" not in write_page(RUN).read_text(), "they are there"
+    whole = RUN.valid.read_bytes()
+    RUN.valid.unlink()
+    if damage == "cut":
+        RUN.valid.write_bytes(whole[:-9])
+    text = write_page(RUN).read_text()
+    assert f"the training rows are not shown: {RUN.valid}: {why} after `upft build` wrote it" in text
+    assert 'id="rows-trained"' not in text
+
+
+@pytest.mark.usefixtures("there")
+def test_a_summary_that_is_gone_is_named_and_made_again() -> None:
+    RUN.summary.unlink()
+    assert f"{RUN.summary}: is gone after `upft evaluate` wrote it; `upft evaluate" in shown("show", "r", status=1)
+    assert "tuned - base" in shown("evaluate", "r.yaml", "--plain")
+    assert shown("show", "r")
+
+
+@pytest.mark.usefixtures("there")
+def test_a_folder_in_the_place_of_a_file_is_named() -> None:
+    for name in ("report.html", "fused/README.md"):
+        (RUN.root / name).unlink(missing_ok=True)
+        (RUN.root / name).mkdir()
+        said = shown("run", "r.yaml", "--plain", status=1)
+        assert f"{RUN.root / name}: a folder stands where this file belongs; progress saved: move it away, then" in said
+        (RUN.root / name).rmdir()
+    (RUN.root / ".lock").unlink()
+    (RUN.root / ".lock").mkdir()
+    assert "runs/r: cannot be used as run directory: .lock: " in shown("run", "r.yaml", "--plain", status=1)
 
 
 def test_a_process_reads_a_file_once_and_again_when_it_has_changed(

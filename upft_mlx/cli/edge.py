@@ -159,13 +159,14 @@ _IN_RUST = re.compile(r"\(os error (\d+)\)")
 
 def _refused(error: OSError) -> str:
     """What the system refuses, and what to do."""
-    where = f"{error.filename}: " if error.filename else ""
+    file = str(error.filename2 or error.filename or "")  # of two the one that was to be replaced
+    where = f"{file}: " if file else ""
     room = "make room, then " if error.errno in NO_ROOM else ""
     what = str(error.strerror or error)
+    if error.errno == errno.EISDIR:
+        what, room = "a folder stands where this file belongs", "move it away, then "
     if error.errno == errno.ENOSPC:
-        place = next(
-            p for p in (Path(str(error.filename or ".")), *Path(str(error.filename or ".")).parents) if p.exists()
-        )
+        place = next(p for p in (Path(file or "."), *Path(file or ".").parents) if p.exists())
         what = f"the disk is full, {shutil.disk_usage(place).free / 1e6:,.0f} MB free"
     return f"{where}{what}; progress saved: {room}run the same command again"
 

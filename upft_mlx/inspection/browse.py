@@ -23,7 +23,7 @@ from upft_mlx.recipe.schema import Recipe
 from upft_mlx.results.facts import RunFacts
 from upft_mlx.results.report import collect
 from upft_mlx.rows import EvaluationRow, read_json, read_rows
-from upft_mlx.rundir import RunDir, changed
+from upft_mlx.rundir import RunDir, changed, missing
 from upft_mlx.stages import STAGES, in_run
 from upft_mlx.versions import made_from
 
@@ -149,13 +149,14 @@ def refuse_changed(run: RunDir, stage: str, *names: str) -> None:
     """What was measured is shown as it was measured, or not at all.
 
     Raises:
-        RunDirError: one of these files of the stage, or of all where none is named, was changed.
+        RunDirError: one of these files of the stage, or of all where none is named, was changed or is gone.
     """
     entry = run.entry(stage)
-    for name in changed(entry, run.root) if entry is not None else ():
+    damaged = [] if entry is None or not entry.done else [*changed(entry, run.root), *missing(entry, run.root)]
+    for name in damaged:
         if not names or name in names:
             raise RunDirError(
-                f"was changed after `upft {stage}` wrote it",
+                f"{'was changed' if (run.root / name).is_file() else 'is gone'} after `upft {stage}` wrote it",
                 f"`upft {stage} {run.root}` makes it again",
                 path=run.root / name,
             )

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from datetime import datetime
 from functools import cache
 from pathlib import Path
 
 from upft_mlx.data.benchmarks import resolve
-from upft_mlx.errors import UpftError
-from upft_mlx.inspection.browse import facts_of, recipe_of, seen
+from upft_mlx.errors import RunDirError, UpftError
+from upft_mlx.inspection.browse import facts_of, recipe_of, refuse_changed, seen
 from upft_mlx.inspection.preview import preview
 from upft_mlx.models.chat import Renderer
 from upft_mlx.models.find import find_model
@@ -43,14 +42,21 @@ def write_page(run: RunDir, limit: tuple[int, str] | None = None) -> Path:
     shown = [entry.label for entry in resolve(recipe.evaluate) if not entry.private and entry.label in measured]
     pieces, unit = _pieces(recipe)
     rows: dict[str, object] | None = None
-    with suppress(UpftError):  # the model's tokenizer may not be here
+    left_out = ""
+    try:
+        refuse_changed(run, "build")
         found_rows = preview(recipe, run.root, rows=ROWS)
         rows = found_rows.dump() if found_rows.source == "dataset" else None
+    except RunDirError as error:
+        left_out = f"the training rows are not shown: {error}"
+    except UpftError:  # the model's tokenizer may not be here
+        pass
     found = Material(
         facts=facts,
         asked=seen(run, shown) if shown else (),
         withheld={name: one.n for name, one in measured.items() if name not in shown},
         preview=rows,
+        left_out=left_out,
         pieces=pieces,
         unit=unit,
         limit=limit,

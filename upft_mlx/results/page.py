@@ -72,6 +72,8 @@ class Material:
     """The private benchmarks, and how many problems each has."""
     preview: dict[str, Any] | None = None
     """Training rows token by token (`inspection.preview`)."""
+    left_out: str = ""
+    """Why they are not there, if that is not as it should be."""
     pieces: Callable[[str], Sequence[str]] = str.split
     """The first tokens of an answer's text; words where there is no tokenizer."""
     unit: str = "words"
@@ -109,7 +111,7 @@ def page(found: Material) -> str:
         .render(
             facts=facts,
             headline=headline(facts.benchmarks),
-            notes=facts.remarks,
+            notes=[*facts.remarks, *([found.left_out] if found.left_out else [])],
             date=found.date,
             sections=[(name, title) for name, (title, there) in sections.items() if there],
             benchmarks=benchmarks,
