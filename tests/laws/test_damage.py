@@ -261,7 +261,19 @@ def test_a_page_says_why_it_leaves_training_rows_out(damage: str, why: str) -> N
 
 
 @pytest.mark.usefixtures("there")
-def test_a_summary_that_is_gone_is_named_and_made_again() -> None:
+def test_show_names_each_file_that_it_cannot_read() -> None:
+    for path in (RUN.summary, RUN.fidelity, RUN.metrics, RUN.likelihood, RUN.movement):
+        whole = path.read_bytes()
+        for damaged in damages(whole).values():
+            path.write_bytes(damaged)
+            assert f"{path}: was changed after `upft" in shown("show", "r", status=1)
+        path.unlink()
+        assert f"{path}: is gone after `upft" in shown("show", "r", status=1)
+        path.write_bytes(whole)
+
+
+@pytest.mark.usefixtures("there")
+def test_a_summary_that_is_gone_is_made_again() -> None:
     RUN.summary.unlink()
     assert f"{RUN.summary}: is gone after `upft evaluate` wrote it; `upft evaluate" in shown("show", "r", status=1)
     assert "tuned - base" in shown("evaluate", "r.yaml", "--plain")

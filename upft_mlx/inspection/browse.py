@@ -126,8 +126,9 @@ def facts_of(run: RunDir) -> RunFacts:
     """What report.md says, from the stages that are done and belong together.
 
     Raises:
-        RunDirError: a summary was changed after it was written.
+        RunDirError: one of the files that it says was changed after it was written.
     """
+    refuse_changed(run, "train", "metrics.jsonl", "likelihood.json", "movement.json")
     refuse_changed(run, "evaluate", "evaluation/summary.json")
     refuse_changed(run, "fuse", "fidelity.json")
     stale = earlier_stages(run)
@@ -152,14 +153,16 @@ def refuse_changed(run: RunDir, stage: str, *names: str) -> None:
         RunDirError: one of these files of the stage, or of all where none is named, was changed or is gone.
     """
     entry = run.entry(stage)
-    damaged = [] if entry is None or not entry.done else [*changed(entry, run.root), *missing(entry, run.root)]
-    for name in damaged:
-        if not names or name in names:
-            raise RunDirError(
-                f"{'was changed' if (run.root / name).is_file() else 'is gone'} after `upft {stage}` wrote it",
-                f"`upft {stage} {run.root}` makes it again",
-                path=run.root / name,
-            )
+    if entry is None or not entry.done:
+        return
+    shown = {name: known for name, known in entry.outputs.items() if not names or name in names}
+    entry = replace(entry, outputs=shown)
+    for name in [*missing(entry, run.root), *changed(entry, run.root)]:
+        raise RunDirError(
+            f"{'was changed' if (run.root / name).is_file() else 'is gone'} after `upft {stage}` wrote it",
+            f"`upft {stage} {run.root}` makes it again",
+            path=run.root / name,
+        )
 
 
 def seen(run: RunDir, benchmarks: Sequence[str] = (), *, only_flips: bool = False) -> list[Seen]:
