@@ -2,8 +2,8 @@
 
 Both sides run the same `upft` commands on the same files in turns, each in processes of its own, in one environment:
 this one's. The other commit is checked out beside it for the time of the comparison. What is reported is the CPU time
-of the commands, loading included, and for the test suite its wall time. A step is taken through `run_stage` in a
-process of its own, and only the time between its first two progress events counts: the optimizer step alone.
+of the commands, loading included, and for the test suite its wall time. A step is taken by each side's `train`
+in a process of its own on the same rows, and only the time between its first two progress events counts.
 
   step      a training step on SmolLM2-135M-Instruct at 4 bits: 8 GSM8K prefixes with prompts, LoRA on all layers
   sampling  prefixes of 16 tokens for 8 GSM8K questions with the same model
@@ -30,36 +30,38 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from turns import ROOT, SHARED, make_model
+from turns import ROOT, SHARED, gsm8k_rows, make_model, write
 
 PARTS = ("step", "sampling", "evaluate", "quickstart", "tests")
-STAGES = {
-    "sampling": [["generate"]],
-    "evaluate": [["evaluate"]],
-    "step": [["generate"], ["build"]],
-}
-"""The commands of a part; its cost is that of the last one, of a step what `STEP` prints after them."""
+STAGES = {"sampling": "generate", "evaluate": "evaluate"}
+"""The command of a part."""
 STEP = """
 import os, sys, time
+from pathlib import Path
 from upft_mlx import load_recipe
 from upft_mlx.events import Progress
-from upft_mlx.pipeline import run_stage
+from upft_mlx.rundir import RunDir
+try:
+    from upft_mlx.models.load import load
+    from upft_mlx.training.train import train
+except ImportError:  # the names at 4af643a
+    from upft_mlx.models import load
+    from upft_mlx.stage_train import train
 
 times = []
 
 
 def watch(event):
-    if isinstance(event, Progress) and event.stage == "train":
+    if isinstance(event, Progress):
         times.append(time.process_time())
         if event.done == 1:
             print(times[-1] - times[0], flush=True)
             os._exit(0)  # what comes after the step is no part of it
 
 
-recipe, run, *settings = sys.argv[1:]
-run_stage(load_recipe(recipe, settings), run, "train", watch)
+recipe = load_recipe(sys.argv[1])
+train(recipe, load(Path(recipe.model)), RunDir(Path(sys.argv[2])), watch)
 """
-"""Both sides' Python functions have these names."""
 SETTINGS = ("prefix.eos=true", "prefix.template=paper")
 OURS = ('prompt.instruction="{question}"',)
 """The same rows on both sides: the defaults have changed since, and the other side has no such field."""
@@ -118,14 +120,15 @@ def measure(part: str, side: Path, model: Path, work: Path) -> float:
         return run(side, ["-m", "upft_mlx", "run", "quickstart", "--plain", "--run-dir", str(work / "run")])[0]
     recipe = work / "recipe.json"
     recipe.write_text(json.dumps(recipe_of(model)))
-    command = ["-m", "upft_mlx", "STAGE", str(recipe), "--run-dir", str(work / "run")]
+    if part == "step":
+        same = {"sample": 0, "kind": "prefix"}
+        rows = ({"id": str(n), "problem_id": str(n), **same, **row} for n, row in enumerate(gsm8k_rows(model, 8)))
+        write(work / "run" / "dataset" / "train.jsonl", rows)
+        write(work / "run" / "dataset" / "valid.jsonl", ())
+        return float(run(side, ["-c", STEP, str(recipe), str(work / "run")])[1])
     settings = (*SETTINGS, *(OURS if side == ROOT and part != "evaluate" else ()))
-    command += [f"--set={setting}" for setting in settings]
-    cost = 0.0
-    for (stage,) in STAGES[part]:
-        command[2] = stage
-        cost = run(side, [*command, "--plain"])[0]
-    return cost if part != "step" else float(run(side, ["-c", STEP, str(recipe), str(work / "run"), *settings])[1])
+    command = ["-m", "upft_mlx", STAGES[part], str(recipe), "--run-dir", str(work / "run"), "--plain"]
+    return run(side, [*command, *(f"--set={setting}" for setting in settings)])[0]
 
 
 def recipe_of(model: Path) -> dict[str, object]:

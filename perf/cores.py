@@ -27,7 +27,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from turns import PREFIX, RANK, RATE, SCALE, SHARED, cpu, cpu_of_task, make_model, own_output, read
+from turns import RANK, RATE, SCALE, cpu, cpu_of_task, gsm8k_rows, make_model, own_output
 
 CONTESTANTS = {"1 thread": (1, 1), "2 threads": (1, 2), "2 ranks": (2, 1)}
 """Processes, and threads of BLAS in each."""
@@ -36,18 +36,15 @@ CONTESTANTS = {"1 thread": (1, 1), "2 threads": (1, 2), "2 ranks": (2, 1)}
 def work(model: Path, batch: int) -> None:
     """One of a contestant's processes: a step for each line of its input."""
     from upft_mlx.models.adapters import add_lora
-    from upft_mlx.models.chat import Renderer
     from upft_mlx.models.load import load
-    from upft_mlx.recipe.schema import PAPER_TEMPLATE, Lora, Prompt, Train
-    from upft_mlx.training.batches import Example, shared_length
+    from upft_mlx.recipe.schema import Lora, Train
+    from upft_mlx.rows import TrainingRow
+    from upft_mlx.training.batches import shared_length, to_examples
     from upft_mlx.training.step import Stepper
 
     output, loaded = own_output(), load(model)
-    renderer, examples = Renderer(loaded.tokenizer, Prompt()), []
-    for number, problem in enumerate(read(SHARED / "data" / "benchmarks" / "gsm8k_train.jsonl")[:batch]):
-        prompt = renderer.ids(problem["question"] + PAPER_TEMPLATE)
-        solution = loaded.tokenizer.encode(problem["solution"], add_special_tokens=False)[:PREFIX]
-        examples.append(Example(str(number), [*prompt, *solution], len(prompt)))
+    rows = [TrainingRow(str(n), str(n), 0, "prefix", **row) for n, row in enumerate(gsm8k_rows(model, batch))]
+    examples = to_examples(rows, 2048)
     add_lora(loaded, Lora(rank=RANK, scale=SCALE), 0)
     loaded.model.train()
     stepper = Stepper(loaded.model, Train(), shared=shared_length(examples))

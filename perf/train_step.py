@@ -43,7 +43,7 @@ from pathlib import Path
 from typing import Any
 
 from contestants import mlx_lm, mlx_lm_step, ours, unsloth
-from turns import PREFIX, SHARED, make_model, own_output, read
+from turns import gsm8k_rows, make_model, own_output, write
 
 CONTESTANTS = ("ours", "ours whole", "ours plain", "mlx-lm", "mlx-lm step", "unsloth")
 
@@ -59,26 +59,17 @@ CONTESTANTS = ("ours", "ours whole", "ours plain", "mlx-lm", "mlx-lm step", "uns
 
 def prepare(work: Path, options: argparse.Namespace) -> None:
     """model/, rows.jsonl (token ids), texts.jsonl (rendered prompts), data/ (as mlx-lm takes it)."""
-    from upft_mlx.models.chat import Renderer
     from upft_mlx.models.load import load_tokenizer
-    from upft_mlx.recipe.schema import PAPER_TEMPLATE, Prompt
 
     make_model(options.shape, work / "model")
+    rows = gsm8k_rows(work / "model", options.steps * options.batch)
     tokenizer = load_tokenizer(work / "model")
-    renderer = Renderer(tokenizer, Prompt())
-    rows, texts, data = [], [], []
-    for problem in read(SHARED / "data" / "benchmarks" / "gsm8k_train.jsonl")[: options.steps * options.batch]:
-        question = problem["question"] + PAPER_TEMPLATE
-        prompt_ids = renderer.ids(question)
-        solution = tokenizer.encode(problem["solution"], add_special_tokens=False)[:PREFIX]
-        text = tokenizer.decode(solution)
-        ids = {"prompt_ids": prompt_ids, "completion_ids": [*solution, tokenizer.eos_token_id]}
-        rows.append({"prompt": question, "completion": text, **ids})
-        texts.append({"rendered": tokenizer.decode(prompt_ids), "completion": text})
-        data.append({"prompt": question, "completion": text})
-    (work / "data").mkdir()
-    for name, lines in {"rows": rows, "texts": texts, "data/train": data, "data/valid": data[: options.batch]}.items():
-        (work / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    data = [{name: row[name] for name in ("prompt", "completion")} for row in rows]
+    write(work / "rows.jsonl", rows)
+    write(work / "data" / "train.jsonl", data)
+    write(work / "data" / "valid.jsonl", data[: options.batch])
+    rendered = ({"rendered": tokenizer.decode(row["prompt_ids"]), "completion": row["completion"]} for row in rows)
+    write(work / "texts.jsonl", rendered)
 
 
 class Runner:

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cache
 from pathlib import Path
 from typing import Any, TextIO
@@ -154,6 +154,28 @@ def spent(inside: InMlx) -> dict[str, float]:
         else:
             mlx += cpu_of_task(task)
     return {"MLX": mlx, "eval": inside.seconds, "Python": python - inside.seconds, "workers": cpu_of_workers()}
+
+
+def gsm8k_rows(model: Path, count: int) -> list[dict[str, Any]]:
+    """What trainers are given: questions with the paper's template, the first tokens of their solutions, and EOS."""
+    from upft_mlx.models.chat import Renderer
+    from upft_mlx.models.load import load_tokenizer
+    from upft_mlx.recipe.schema import PAPER_TEMPLATE, Prompt
+
+    tokenizer = load_tokenizer(model)
+    renderer, rows = Renderer(tokenizer, Prompt()), []
+    for problem in read(SHARED / "data" / "benchmarks" / "gsm8k_train.jsonl")[:count]:
+        question = problem["question"] + PAPER_TEMPLATE
+        solution = tokenizer.encode(problem["solution"], add_special_tokens=False)[:PREFIX]
+        ids = {"prompt_ids": renderer.ids(question), "completion_ids": [*solution, tokenizer.eos_token_id]}
+        rows.append({"prompt": question, "completion": tokenizer.decode(solution), **ids})
+    return rows
+
+
+def write(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    """A JSONL file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
 def read(path: Path) -> list[dict[str, Any]]:
