@@ -96,7 +96,7 @@ def main() -> None:
                     continue
                 found = measured(recipe, Path(folder) / model, stage, inside, options.profile)
                 cells = "".join(f"{seconds:8.2f}s" for seconds in found.values())
-                print(f"{model:18}{stage:10}{cells}   {found['Python'] / sum(found.values()):.1%}", flush=True)
+                print(f"{model:19}{stage:9}{cells}   {found['Python'] / sum(found.values()):.1%}", flush=True)
 
 
 if __name__ == "__main__":
