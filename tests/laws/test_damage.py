@@ -13,6 +13,7 @@ from helpers.runs import RUN, files, made, run_stage, shown, there
 from upft_mlx import digests, pipeline
 from upft_mlx.api import push
 from upft_mlx.errors import PublishError, RowsError, RunDirError, TrainingError
+from upft_mlx.evaluation.summary import AGAIN
 from upft_mlx.inspection.page import write_page
 from upft_mlx.recipe.load import load_recipe
 from upft_mlx.recipe.schema import Recipe
@@ -278,6 +279,17 @@ def test_a_summary_that_is_gone_is_made_again() -> None:
     assert f"{RUN.summary}: is gone after `upft evaluate` wrote it; `upft evaluate" in shown("show", "r", status=1)
     assert "tuned - base" in shown("evaluate", "r.yaml", "--plain")
     assert shown("show", "r")
+
+
+@pytest.mark.usefixtures("there")
+def test_damaged_answers_of_the_noise_floor_are_not_taken_over() -> None:
+    path = RUN.rows_of("arithmetic", AGAIN)
+    whole, summary = path.read_bytes(), RUN.summary.read_text()
+    for damaged in damages(whole).values():
+        path.write_bytes(damaged)
+        run_stage("evaluate")
+        assert path.read_bytes() == whole
+        assert RUN.summary.read_text() == summary
 
 
 @pytest.mark.usefixtures("there")

@@ -19,10 +19,11 @@ from helpers.versions import ADAPTER, partial
 from upft_mlx import pipeline, versions
 from upft_mlx.api import export
 from upft_mlx.events import Event, Graded, Note, Progress
+from upft_mlx.fusing.exported import MANIFEST
 from upft_mlx.recipe.find import shipped_recipes
 from upft_mlx.recipe.load import load_recipe
 from upft_mlx.recipe.schema import Recipe
-from upft_mlx.rows import read_json, write_json
+from upft_mlx.rows import beside, read_json, write_json
 from upft_mlx.rundir import RunDir, remove
 from upft_mlx.stages import STAGES
 from upft_mlx.studies import demo
@@ -394,3 +395,7 @@ def test_an_export_that_is_killed_half_way_can_be_repeated(there: Path, monkeypa
                 export(load_recipe("r.yaml"), RUN.root, "peft", Path("out"))
         shown("export", "r.yaml", "--format", "peft", "--to", "out")
         assert files(there / "out", hidden=True) == whole
+    shutil.rmtree(there / "out")
+    write(there / "out" / beside(Path(MANIFEST)).name, "half")  # killed before anything else was there
+    shown("export", "r.yaml", "--format", "peft", "--to", "out")
+    assert files(there / "out", hidden=True) == whole

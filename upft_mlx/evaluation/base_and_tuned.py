@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from upft_mlx.data.benchmarks import BenchmarkSet
-from upft_mlx.digests import digest
 from upft_mlx.distributed.seam import led
 from upft_mlx.errors import RowsError
-from upft_mlx.evaluation.beside import measured_beside
+from upft_mlx.evaluation.beside import as_written, measured_beside
 from upft_mlx.evaluation.evaluate import Evaluator, Switch, replay
 from upft_mlx.evaluation.summary import AGAIN
 from upft_mlx.events import Note, Variant
@@ -86,20 +85,20 @@ class BaseAndTuned:
             path = self._run.rows_of(part.entry.label, variant)
             if path.exists():
                 continue
-            for rows in sorted(self._made(part, variant), key=lambda rows: rows.stat().st_size):
+            for rows, again in sorted(self._made(part, variant), key=lambda found: found[0].stat().st_size):
                 _copy(rows, path)
-                again = rows.with_name(f"{AGAIN}.jsonl")
-                if variant == "base" and again.is_file():
+                if variant == "base" and again:
                     _copy(again, self._run.rows_of(part.entry.label, AGAIN))
                 if self._is_whole(part, variant):
                     break
 
-    def _made(self, part: BenchmarkSet, variant: Variant) -> Iterator[Path]:
-        """Files of such rows that are as they were written.
+    def _made(self, part: BenchmarkSet, variant: Variant) -> Iterator[tuple[Path, Path | None]]:
+        """Files of such rows that are as they were written, with base's answers at another batch size, if they are.
 
         Greedy answers of base are the same with every seed, where the questions are (their hash is in the inputs).
         """
-        inputs, name = variant_inputs(self._job, part, variant), f"evaluation/{part.entry.label}/{variant}.jsonl"
+        inputs, folder = variant_inputs(self._job, part, variant), f"evaluation/{part.entry.label}"
+        name, again = f"{folder}/{variant}.jsonl", f"{folder}/{AGAIN}.jsonl"
         any_seed = variant == "base" and part.entry.temperature == 0
         for run in dict.fromkeys((self._job.measured, self._job.run, *self._job.donors)):
             current = run.entry("evaluate")
@@ -108,15 +107,14 @@ class BaseAndTuned:
                 seed = (entry.recipe or inputs).get("seed") if any_seed else inputs["seed"]
                 wanted = fingerprint({**inputs, "seed": seed})
                 found = (entry.inputs or {}).get(f"{part.entry.label} {variant}")
-                if found != wanted or not (rows := root / name).is_file():
-                    continue
-                if not entry.done or entry.outputs.get(name, digest(rows)) == digest(rows):
-                    yield rows
+                if found == wanted and (rows := as_written(entry, root, name)):
+                    yield rows, as_written(entry, root, again)
             older = run.evaluation / ".kept" / f"{part.entry.label}-{variant}-{fingerprint(inputs)}.jsonl"
             if older.is_file():  # put aside by an earlier version
-                yield older
+                yield older, None
         if variant == "base":
-            yield from measured_beside(self._job.run, part.entry.label, fingerprint(inputs))
+            for entry, root in measured_beside(self._job.run, part.entry.label, fingerprint(inputs)):
+                yield root / name, as_written(entry, root, again)
 
 
 _READ = ("id", "bad_rows", "part", "development")

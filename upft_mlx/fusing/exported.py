@@ -35,7 +35,7 @@ def earlier_export(folder: Path) -> dict[str, list[str]]:
     found = read_json(folder / MANIFEST) or {}
     files = found.get("files") if isinstance(found, dict) else None
     known: dict[str, list[str]] = files if isinstance(files, dict) else {}
-    half_written = {beside(Path(name)).name for name in known}
+    half_written = {beside(Path(name)).name for name in (MANIFEST, *known)}
     for path in sorted(folder.iterdir()):
         if path.name == MANIFEST or path.name in half_written:
             continue
