@@ -3,8 +3,8 @@
     from upft_mlx import load_recipe, run
     facts = run(load_recipe("quickstart"))
 
-`analyze`, `compare`, `forecast`, `preview` and `sweep` return a result with fields, and its `dump()` is what the
-command prints with `--json`; the others return that itself. `notify` is called with what happens (`events.py`);
+`analyze`, `compare`, `forecast`, `plan`, `preview` and `sweep` return a result with fields, and its `dump()` is what
+the command prints with `--json`; the others return that itself. `notify` is called with what happens (`events.py`);
 `print` will do. The command line says what goes wrong in one message; here it is raised (`errors.py`).
 """
 
@@ -33,6 +33,7 @@ from upft_mlx.models.files import TEMPLATE, own_template
 from upft_mlx.planning import plan as planning
 from upft_mlx.recipe.grid import Grid
 from upft_mlx.recipe.schema import Recipe
+from upft_mlx.results.plan import Plan
 from upft_mlx.rows import write_atomically
 from upft_mlx.rundir import RunDir, remove
 from upft_mlx.studies import compare as studies_compare
@@ -72,7 +73,7 @@ def plan(
     *,
     mac: float | None = None,
     calibrates: bool = True,
-) -> Facts:
+) -> Plan:
     """What the recipe will cost: tokens, memory, disk and time.
 
     Args:
@@ -83,7 +84,8 @@ def plan(
         calibrates: whether the model may be loaded, about ten seconds, where this machine's speed is not known yet.
 
     Returns:
-        The facts of `upft plan --json`.
+        Tokens, peak memory (bytes), disk (bytes) and, where this machine's speed is known, time (seconds); `dump()` is
+        what `upft plan --json` prints.
 
     Raises:
         UpftError: one of its kinds, as a run would raise it.

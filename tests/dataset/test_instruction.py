@@ -188,7 +188,7 @@ def test_a_benchmark_of_the_other_kind_is_asked_in_its_own_words_and_said_to_dif
     assert [line.partition(":")[0] for line in lines] == ["letters", "own"]
     assert all(repr(BOXED) in line for line in lines)
     assert previewed(recipe, tmp_path / "run")["prompts_differ"] == lines
-    assert Estimate.of(recipe, load_problems(recipe.problems)).facts()["prompts_differ"] == lines
+    assert Estimate.of(recipe, load_problems(recipe.problems)).plan().prompts_differ == lines
     told: list[str] = []
     pipeline.run_stage(recipe, tmp_path / "run", "evaluate", lambda event: told.append(getattr(event, "text", "")))
     assert [line for line in told if "prompt of its own" in line] == lines

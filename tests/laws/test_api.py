@@ -23,6 +23,7 @@ from upft_mlx.forecasting.estimate import Forecast
 from upft_mlx.inspection.preview import Preview
 from upft_mlx.recipe.schema import Recipe
 from upft_mlx.results.facts import RunReport
+from upft_mlx.results.plan import Plan
 from upft_mlx.studies.method_table import Comparison
 from upft_mlx.studies.prefix_statistics import Analysis
 from upft_mlx.studies.sweep_table import Sweep
@@ -74,7 +75,14 @@ def test_every_verb_takes_a_recipe_a_folder_and_an_observer_and_is_typed(name: s
     assert (Path(upft_mlx.__file__).parent / "py.typed").exists()
 
 
-RESULTS = {"analyze": Analysis, "compare": Comparison, "forecast": Forecast, "preview": Preview, "sweep": Sweep}
+RESULTS: dict[str, type] = {
+    "analyze": Analysis,
+    "compare": Comparison,
+    "forecast": Forecast,
+    "plan": Plan,
+    "preview": Preview,
+    "sweep": Sweep,
+}
 
 
 @pytest.mark.parametrize("name", RESULTS)

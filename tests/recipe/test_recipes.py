@@ -268,7 +268,7 @@ def test_upft_plan_plans_it(name: str, tmp_path: Path) -> None:
                 shutil.copy(file, tmp_path)
         (tmp_path / "config.json").write_text(json.dumps(config))
         recipe = recipe.model_copy(update={"model": str(tmp_path)})
-    facts = plan_recipe(recipe, tmp_path / "run", calibrates=False)
+    facts = plan_recipe(recipe, tmp_path / "run", calibrates=False).dump()
     assert json.loads(json.dumps(facts)) == facts
     assert all(isinstance(size, int) and size > 0 for size in facts["settings"].values() if size is not None)
     full = "rft" if recipe.uses_answers else "sft"  # a few answers are sampled as often as for RFT

@@ -147,13 +147,13 @@ def plan(
         from upft_mlx.ui import views
 
         with views.open_view(plain=options.plain, stderr=options.as_json, verbose=verbose()) as notify:
-            facts = plan_recipe(
+            found = plan_recipe(
                 loaded, folder_of(recipe, loaded, options.run_dir), notify, mac=mac, calibrates=not no_calibration
             )
         if options.as_json:
-            click.echo(to_json(facts))
+            click.echo(to_json(found.dump()))
         else:
-            views.print_plan(facts)
+            views.print_plan(found)
 
 
 @cli.command(

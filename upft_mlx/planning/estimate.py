@@ -7,7 +7,7 @@ full solutions, need a calibration (`speed.py`), which loads the model once.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ from upft_mlx.planning.lengths import Solutions, measure_prompts, measure_soluti
 from upft_mlx.planning.speed import Speed
 from upft_mlx.recipe.schema import Recipe
 from upft_mlx.results.economy import KEEP, SAMPLES, Cost
+from upft_mlx.results.plan import Plan, PlannedMemory, PlannedTokens, PromptTokens, SolutionTokens
 from upft_mlx.rundir import RunDir
 from upft_mlx.training.batches import total_steps, unshared_because
 from upft_mlx.training.development import MOST, check_development
@@ -123,7 +124,7 @@ class Estimate:
         """Solutions to sample and rows to train."""
         return count(self.recipe, len(self.problems), self.memory_plan, self.solutions)
 
-    def tokens(self) -> dict[str, Any]:
+    def tokens(self) -> PlannedTokens:
         """The tokens of this recipe, and of SFT and RFT with 16 samples on the same problems."""
         mine, many = self.counts, len(self.problems)
         sampled = mine.prefixes * most_sampled(self.recipe, "prefix") + mine.full * self.solutions.mean
@@ -134,12 +135,11 @@ class Estimate:
         held = len(valid_numbers(range(many), self.recipe.train.valid_ratio, self.recipe.seed))  # do not train
         each = self._passes * (many - held) * (self.solutions.mean + 1)
         kept = min(KEEP, self.recipe.generate.keep)
-        found = {
-            "this": Cost(sampled, mine.trained_tokens * self._passes, assumed),
-            "sft": Cost(many * self.solutions.mean, each * self.solutions.finished, self.solutions.how),
-            "rft": Cost(SAMPLES * many * self.solutions.mean, each * kept, f"{self.solutions.how}, all correct"),
-        }
-        return {name: asdict(cost) for name, cost in found.items()}
+        return PlannedTokens(
+            this=Cost(sampled, mine.trained_tokens * self._passes, assumed),
+            sft=Cost(many * self.solutions.mean, each * self.solutions.finished, self.solutions.how),
+            rft=Cost(SAMPLES * many * self.solutions.mean, each * kept, f"{self.solutions.how}, all correct"),
+        )
 
     @property
     def steps(self) -> int:
@@ -180,7 +180,7 @@ class Estimate:
     def disk(self) -> dict[str, float]:
         """Bytes that a run writes, and bytes to download first."""
         adapter = 4 * self.model.adapter_numbers(self.recipe.lora)
-        tokens = self.tokens()["this"]
+        tokens = self.tokens().this
         kept = 2 + _CHECKPOINT_COPIES * (self.recipe.train.keep + 1)  # adapter/, the best, checkpoints and the next one
         answers = 2 * sum(part.completions for part in self.sets) * self.solutions.mean
         fuse, fused = self.recipe.publish.fuse, 0.0
@@ -189,7 +189,7 @@ class Estimate:
         elif fuse != "adapter":
             fused = 1.5 * self.model.weight_bytes(2)
         return {
-            "rows": _ROW_BYTES * (tokens["tokens_sampled"] + 2 * tokens["tokens_trained"] / self._passes + answers),
+            "rows": _ROW_BYTES * (tokens.tokens_sampled + 2 * tokens.tokens_trained / self._passes + answers),
             "adapter and checkpoints": kept * adapter,
             "fused model": fused,
             "model to download": 0.0 if self.is_here else self.model.weight_bytes(self.model.float_bytes),
@@ -247,34 +247,33 @@ class Estimate:
 
     # All of it.
 
-    def facts(self) -> dict[str, Any]:
-        """The plan as plain values."""
+    def plan(self) -> Plan:
+        """What the recipe will cost."""
         peaks = self.memory_plan.peaks(self.recipe)
-        settings = {f"{section}.{field}": getattr(getattr(self.recipe, section), field) for section, field in _SIZES}
-        return {
-            "recipe": self.recipe.name,
-            "model": self.recipe.model,
-            "parameters": self.model.parameters,
-            "model_is_here": self.is_here,
-            "problems": len(self.problems),
-            "steps": self.steps,
-            "settings": settings,
-            "prompt_tokens": {"mean": self.memory_plan.prompts.mean, "longest": self.memory_plan.prompts.longest[0]},
-            "solution_tokens": {"mean": self.solutions.mean, "how": self.solutions.how},
-            "tokens": self.tokens(),
-            "memory": {
-                "budget_bytes": self.budget.bytes,
-                "budget": self.budget.what,
-                "peak_bytes": {stage: round(peak) for stage, peak in peaks.items()},
-                "too_large": self.memory_plan.too_large(self.recipe, peaks),
-                "not_measured_for": self.model.unmeasured,
-            },
-            "disk_bytes": {name: round(size) for name, size in self.disk().items()},
-            "seconds": self.seconds(),
-            "other_seconds": self.other_seconds(),
-            "notes": [note for note in (beyond_solutions(self.recipe),) if note],
-            "prompts_differ": differing([part.entry for part in self.sets], self.recipe.prompt),
-        }
+        return Plan(
+            recipe=self.recipe.name,
+            model=self.recipe.model,
+            parameters=self.model.parameters,
+            model_is_here=self.is_here,
+            problems=len(self.problems),
+            steps=self.steps,
+            settings={f"{part}.{field}": getattr(getattr(self.recipe, part), field) for part, field in _SIZES},
+            prompt_tokens=PromptTokens(self.memory_plan.prompts.mean, self.memory_plan.prompts.longest[0]),
+            solution_tokens=SolutionTokens(self.solutions.mean, self.solutions.how),
+            tokens=self.tokens(),
+            memory=PlannedMemory(
+                budget_bytes=self.budget.bytes,
+                budget=self.budget.what,
+                peak_bytes={stage: round(peak) for stage, peak in peaks.items()},
+                too_large=self.memory_plan.too_large(self.recipe, peaks),
+                not_measured_for=self.model.unmeasured,
+            ),
+            disk_bytes={name: round(size) for name, size in self.disk().items()},
+            seconds=self.seconds(),
+            other_seconds=self.other_seconds(),
+            notes=[note for note in (beyond_solutions(self.recipe),) if note],
+            prompts_differ=differing([part.entry for part in self.sets], self.recipe.prompt),
+        )
 
 
 _SIZES = (

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from upft_mlx.data.on_disk import recipe_problems
 from upft_mlx.events import Note, Observer, ignore
@@ -12,6 +11,7 @@ from upft_mlx.planning.budget import another_mac
 from upft_mlx.planning.estimate import Estimate
 from upft_mlx.planning.speed import calibrate, keep, key_of, known
 from upft_mlx.recipe.schema import Recipe
+from upft_mlx.results.plan import Plan
 from upft_mlx.rundir import RunDir, versions
 
 
@@ -22,8 +22,8 @@ def plan_recipe(
     *,
     mac: float | None = None,
     calibrates: bool = True,
-) -> dict[str, Any]:
-    """What a recipe will cost; see `Estimate.facts`.
+) -> Plan:
+    """What a recipe will cost; see `Estimate.plan`.
 
     Args:
         recipe: may have `auto` in it.
@@ -46,4 +46,4 @@ def plan_recipe(
             speed = calibrate(recipe, estimate.model_path, estimate.problems, notify)
             keep(key, speed)
         estimate = estimate if speed is None else estimate.with_speed(speed)
-    return estimate.facts()
+    return estimate.plan()

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from upft_mlx.quantities import duration, memory, percent
+from upft_mlx.results.plan import Plan
 from upft_mlx.ui.console import open_console
 from upft_mlx.ui.tables import table_of
 from upft_mlx.ui.text import glyphs_for
@@ -17,67 +17,67 @@ from upft_mlx.ui.text import glyphs_for
 _NAMES = {"this": "this recipe", "sft": "SFT, 1 full solution", "rft": "RFT, 16 full solutions"}
 
 
-def print_plan(facts: dict[str, Any], *, console: Console | None = None) -> None:
+def print_plan(plan: Plan, *, console: Console | None = None) -> None:
     """Print a plan to stdout."""
     console = console or open_console()
-    line, settings = glyphs_for(console.encoding).line, facts["settings"]
-    number = facts["parameters"]
+    line, settings = glyphs_for(console.encoding).line, plan.settings
+    number = plan.parameters
     parameters = f"{number / 1e9:.1f} billion" if number >= 1e9 else f"{number / 1e6:.1f} million"
-    here = "" if facts["model_is_here"] else ", not on this machine yet"
+    here = "" if plan.model_is_here else ", not on this machine yet"
     console.print()
-    console.print(Text(line(f"{facts['recipe']}: {facts['model']} ({parameters} parameters{here})"), "bold"))
+    console.print(Text(line(f"{plan.recipe}: {plan.model} ({parameters} parameters{here})"), "bold"))
     passes, size = settings["train.micro_batch_size"], settings["train.batch_size"]
     micro = f"{passes} at a time" if passes else "micro-batches of up to 512 tokens"
     sequences = "1 sequence" if size == 1 else f"{size} sequences ({micro})"
-    problems = f"{facts['problems']:,} problem{'' if facts['problems'] == 1 else 's'}"
-    steps = f"{facts['steps']:,} step{'' if facts['steps'] == 1 else 's'}"
+    problems = f"{plan.problems:,} problem{'' if plan.problems == 1 else 's'}"
+    steps = f"{plan.steps:,} step{'' if plan.steps == 1 else 's'}"
     console.print(Text(f"{problems}, {steps} of {sequences}, {settings['generate.batch_size']} decoded together"))
-    for table in _tables(facts):
+    for table in _tables(plan):
         console.print()
         console.print(table)
-    found, solutions = facts["memory"], facts["solution_tokens"]
-    remarks = ["", f"a full solution averages {solutions['mean']:,.0f} tokens ({solutions['how']})"]
-    if facts["seconds"] is None:
-        why = "" if facts["model_is_here"] else ": fetch the model first"
+    found, solutions = plan.memory, plan.solution_tokens
+    remarks = ["", f"a full solution averages {solutions.mean:,.0f} tokens ({solutions.how})"]
+    if plan.seconds is None:
+        why = "" if plan.model_is_here else ": fetch the model first"
         remarks.append(f"time: no estimate without a calibration on this machine{why}")
-    if facts["other_seconds"] is not None:
-        others = [f"`upft {name}` about {duration(seconds)}" for name, seconds in facts["other_seconds"].items()]
+    if plan.other_seconds is not None:
+        others = [f"`upft {name}` about {duration(seconds)}" for name, seconds in plan.other_seconds.items()]
         remarks.append(f"not part of a run: {', '.join(others)}")
     fits = ["every stage fits in memory (the formulas are right to about 15 %)"]
-    remarks += [f"does not fit: {text}" for text in found["too_large"]] or fits
-    remarks += [f"note: {text}" for text in (*facts["notes"], *facts["prompts_differ"])]
-    remarks += [f"the memory formulas were not measured for {what}" for what in found["not_measured_for"]]
+    remarks += [f"does not fit: {text}" for text in found.too_large] or fits
+    remarks += [f"note: {text}" for text in (*plan.notes, *plan.prompts_differ)]
+    remarks += [f"the memory formulas were not measured for {what}" for what in found.not_measured_for]
     for remark in remarks:
         console.print(Text(line(remark)), soft_wrap=not console.is_terminal)
 
 
-def _tables(facts: dict[str, Any]) -> Iterator[Table]:
+def _tables(plan: Plan) -> Iterator[Table]:
     """Tokens, memory, disk, and time where it is known."""
-    table, mine = (
-        table_of("tokens", "sampled", "this recipe's share", "trained on", "its share"),
-        facts["tokens"]["this"],
-    )
-    for name, row in facts["tokens"].items():
+    table = table_of("tokens", "sampled", "this recipe's share", "trained on", "its share")
+    mine = plan.tokens.this
+    for name, cost in vars(plan.tokens).items():
         cells = []
-        for kind in ("tokens_sampled", "tokens_trained"):
-            share = "" if name == "this" or not row[kind] else percent(mine[kind] / row[kind])
-            cells += [f"{row[kind]:,.0f}", share]
+        for own, number in (
+            (mine.tokens_sampled, cost.tokens_sampled),
+            (mine.tokens_trained, cost.tokens_trained),
+        ):
+            cells += [f"{number:,.0f}", "" if name == "this" or not number else percent(own / number)]
         table.add_row(_NAMES[name], *cells)
     yield table
-    table, found = table_of("peak memory of", "about", "of the limit"), facts["memory"]
-    for stage, peak in found["peak_bytes"].items():
-        share = peak / found["budget_bytes"]
+    table, found = table_of("peak memory of", "about", "of the limit"), plan.memory
+    for stage, peak in found.peak_bytes.items():
+        share = peak / found.budget_bytes
         table.add_row(stage, memory(peak), Text(percent(share, 0), "red" if share > 1 else ""))
-    table.add_row(found["budget"], memory(found["budget_bytes"]), "")
+    table.add_row(found.budget, memory(found.budget_bytes), "")
     yield table
     table = table_of("disk", "about")
-    for name, size in facts["disk_bytes"].items():
+    for name, size in plan.disk_bytes.items():
         if size:
             table.add_row(name, memory(size))
     yield table
-    if facts["seconds"]:
+    if plan.seconds:
         table = table_of("time of", "about")
-        for stage, seconds in facts["seconds"].items():
+        for stage, seconds in plan.seconds.items():
             table.add_row(stage, duration(seconds))
-        table.add_row("together", duration(sum(facts["seconds"].values())))
+        table.add_row("together", duration(sum(plan.seconds.values())))
         yield table
