@@ -21,7 +21,7 @@ from upft_mlx.errors import RecipeError
 from upft_mlx.models.adapter_files import started
 from upft_mlx.models.chat import PRINTS_DATE
 from upft_mlx.models.facts import chat_template
-from upft_mlx.models.files import own_template
+from upft_mlx.models.files import TEMPLATE, own_template
 from upft_mlx.models.find import model_hash
 from upft_mlx.recipe.schema import Recipe
 from upft_mlx.rows import read_json
@@ -54,6 +54,24 @@ def dated(recipe: Recipe, model_path: Path, run: RunDir) -> Recipe:
     known = prompt.get("date") if isinstance(prompt, dict) else None
     data = recipe.model_dump()
     data["prompt"]["date"] = known or date.today().isoformat()
+    return Recipe.model_validate(data)
+
+
+def asked_as_trained(recipe: Recipe, adapter: Path, model_path: Path) -> Recipe:
+    """The recipe with the chat template that lies beside an adapter: whoever trained it asked with that one.
+
+    As it is where the recipe names a template, none lies there, or it is the model's own.
+
+    Raises:
+        ModelError, RecipeError: a template cannot be read.
+    """
+    beside = adapter / TEMPLATE
+    if recipe.prompt.chat_template is not None or not beside.is_file():
+        return recipe
+    if own_template(beside) == chat_template(model_path):
+        return recipe
+    data = recipe.model_dump()
+    data["prompt"]["chat_template"] = str(beside.resolve())
     return Recipe.model_validate(data)
 
 

@@ -21,7 +21,7 @@ from upft_mlx.dataset.prefix import check_problems
 from upft_mlx.distributed.ranks import ranks
 from upft_mlx.errors import RowsError, RunDirError
 from upft_mlx.events import Expected, Note, Observer, StageDone, StageSkipped, ignore
-from upft_mlx.fingerprints import definite
+from upft_mlx.fingerprints import asked_as_trained, definite
 from upft_mlx.forecasting.choice import no_choice, take_choice
 from upft_mlx.forecasting.estimate import Forecast
 from upft_mlx.hub.card import base_of, model_card
@@ -29,7 +29,6 @@ from upft_mlx.job import Job, Outcome, differences
 from upft_mlx.machine import blas
 from upft_mlx.machine.device import awake, limit_memory
 from upft_mlx.models.adapter_files import refuse_missing_adapter
-from upft_mlx.models.files import TEMPLATE, own_template
 from upft_mlx.models.find import find_model, model_hash
 from upft_mlx.models.gate import terms
 from upft_mlx.models.gguf.model import conversion_notes
@@ -123,6 +122,9 @@ def prepare(
     model_path = find_model(recipe)
     if adapter is not None:
         refuse_missing_adapter(adapter)
+        given, recipe = recipe.prompt.chat_template, asked_as_trained(recipe, adapter, model_path)
+        if (beside := recipe.prompt.chat_template) != given:
+            notify(Note(f"base and tuned are asked with the chat template beside the adapter, {beside}"))
     problems, notes = recipe_problems(recipe), Notes()
     check_problems(recipe, problems)
     recipe = instructed(definite(recipe, model_path, run), model_path, problems)
@@ -340,8 +342,6 @@ def report(job: Job) -> RunReport:
         write_atomically(result(job) / "README.md", card)
         for file in terms(job.model_path):  # of the base: they go with what is made of it
             write_atomically(result(job) / file.name, file.read_bytes())
-        if (own := job.recipe.prompt.chat_template) and job.recipe.publish.fuse == "adapter":  # fused/ has it already
-            write_atomically(result(job) / TEMPLATE, own_template(own))
     return facts
 
 
@@ -355,5 +355,4 @@ def known_files(job: Job) -> set[str]:
     entry = job.run.entry("train" if job.recipe.publish.fuse == "adapter" else "fuse")
     names = {Path(name) for name in entry.outputs} if entry is not None else set()
     licences = {path.name for path in job.model_path.glob("LICENSE*")}
-    template = {TEMPLATE} if job.recipe.prompt.chat_template else set()
-    return {"README.md", *licences, *template, *(name.name for name in names if name.parent.name == result(job).name)}
+    return {"README.md", *licences, *(name.name for name in names if name.parent.name == result(job).name)}

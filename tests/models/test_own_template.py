@@ -13,11 +13,15 @@ from helpers.templates import FAMILIES, write_tokenizer
 
 from upft_mlx.api import export, push
 from upft_mlx.errors import ModelError, RecipeError
+from upft_mlx.events import Event, Note
 from upft_mlx.fingerprints import StageInputs
+from upft_mlx.inspection.ask import open_asker
 from upft_mlx.inspection.preview import preview
 from upft_mlx.models.chat import Renderer
+from upft_mlx.models.facts import chat_template
+from upft_mlx.models.files import TEMPLATE
 from upft_mlx.models.load import load, load_tokenizer
-from upft_mlx.pipeline import run
+from upft_mlx.pipeline import run, run_stage
 from upft_mlx.recipe.load import load_recipe
 from upft_mlx.recipe.schema import Prompt, Recipe
 from upft_mlx.rows import EvaluationRow, TrainingRow, read_rows
@@ -173,3 +177,34 @@ def test_an_adapter_is_published_and_exported_with_it(own: Path, make_recipe: Ma
     assert (tmp_path / "run/adapter/chat_template.jinja").read_text() == OWN
     export(recipe, tmp_path / "run", "peft", tmp_path / "peft")
     assert (tmp_path / "peft/chat_template.jinja").read_text() == OWN
+
+
+def test_an_adapter_is_asked_with_the_template_that_lies_beside_it(
+    own: Path, make_recipe: MakeRecipe, tmp_path: Path
+) -> None:
+    limits = {
+        "problems": {"limit": 8},
+        "evaluate": {"max_tokens": 8, "benchmarks": [{"name": "arithmetic", "limit": 2}]},
+    }
+    trained, plain = RunDir(tmp_path / "trained"), make_recipe(**limits)
+    run(make_recipe(**limits, prompt={"chat_template": str(own)}, train={"steps": 1}), trained.root)
+    assert (trained.adapter / "chat_template.jinja").read_text() == OWN
+    told: list[Event] = []
+
+    def prompt_of(recipe: Recipe, look: str) -> Any:
+        told.clear()
+        run_stage(recipe, tmp_path / "plain", "evaluate", told.append, adapter=trained.adapter, look=look)
+        return json.loads((tmp_path / "plain" / "looks" / look / "recipe.json").read_text())["prompt"]["chat_template"]
+
+    assert prompt_of(plain, "beside") == str(trained.adapter / "chat_template.jinja")
+    [note] = [event.text for event in told if isinstance(event, Note) and "chat template" in event.text]
+    assert note == f"base and tuned are asked with the chat template beside the adapter, {trained.adapter}/{TEMPLATE}"
+    ids = Renderer(load_tokenizer(MODEL), Prompt(chat_template=str(own))).ids(QUESTION)
+    assert open_asker(plain, None, trained.adapter)._renderer.ids(QUESTION) == ids
+
+    other = tmp_path / "other.jinja"
+    other.write_text("{# another #}" + OWN)
+    chosen = make_recipe(**limits, prompt={"chat_template": str(other)})
+    assert prompt_of(chosen, "chosen") == str(other), "the recipe's own wins"
+    (trained.adapter / "chat_template.jinja").write_text(chat_template(MODEL))
+    assert prompt_of(plain, "same") is None, "the model's own needs no word"

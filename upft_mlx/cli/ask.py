@@ -93,6 +93,8 @@ def ask(
 
             refuse_missing_adapter(adapter)
         asker = open_asker(recipe, run, adapter, temperature, max_tokens)
+        if asker.chat_template != recipe.prompt.chat_template:
+            print_note(f"asked with the chat template beside the adapter, {asker.chat_template}")
         if question is None or chat:  # a terminal asks for questions
             _talk(asker, recipe, adapter, question, keep=chat, plain=options.plain)
             return

@@ -16,7 +16,7 @@ from typing import Any, Literal
 from upft_mlx.dataset.instruction import as_run, instructed
 from upft_mlx.distributed.interrupt import deferred_interrupt
 from upft_mlx.events import Variant
-from upft_mlx.fingerprints import dated
+from upft_mlx.fingerprints import asked_as_trained, dated
 from upft_mlx.inspection.browse import recipe_of, settled_by
 from upft_mlx.machine.device import limit_memory
 from upft_mlx.models.adapters import AdapterSwitch
@@ -80,6 +80,7 @@ class Asker:
         """
         self._renderer = Renderer(loaded.tokenizer, recipe.prompt)
         self._loaded, self._seed = loaded, recipe.seed
+        self.chat_template = recipe.prompt.chat_template
         self.temperature, self.max_tokens = temperature, max_tokens or recipe.evaluate.max_tokens
         self._switch: Callable[[Variant], None] = lambda variant: None
         self.variants: tuple[Variant, ...] = ("base",)
@@ -154,6 +155,8 @@ def open_asker(
         UpftError: the model cannot be loaded, or the adapter does not fit.
     """
     path = find_model(recipe)
+    if adapter is not None:
+        recipe = asked_as_trained(recipe, adapter, path)
     recipe = instructed(recipe if run is None else as_run(dated(recipe, path, run), run), path)
     limit_memory()
     loaded = load(

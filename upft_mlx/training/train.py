@@ -22,6 +22,7 @@ from upft_mlx.distributed.seam import leads
 from upft_mlx.errors import TrainingError
 from upft_mlx.events import Note, Observer, Progress, Trained, ignore
 from upft_mlx.models.adapters import adapter_weights, add_lora
+from upft_mlx.models.files import TEMPLATE, own_template
 from upft_mlx.models.grid_lora import take_off_grid
 from upft_mlx.models.load import Loaded
 from upft_mlx.quantities import percent
@@ -296,6 +297,8 @@ def _finish(
         stepper.model.load_weights(str(best), strict=False)
     take_off_grid(stepper.model)
     write_json(run.adapter / "adapter_config.json", config)
+    if own := recipe.prompt.chat_template:  # whoever puts the adapter on must ask as it was trained
+        write_atomically(run.adapter / TEMPLATE, own_template(own))
     save_safetensors(run.adapter / "adapters.safetensors", adapter_weights(stepper.model))
     before, found = position.accuracy_before, position.best_accuracy
     if save == "accuracy" and found is not None:
