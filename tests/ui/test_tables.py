@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from helpers.ui import console, written
 
+from upft_mlx.studies.demo import CAVEAT
 from upft_mlx.ui import views
 
 MEASURED = Path(__file__).parents[2] / "docs" / "assets" / "compare-quickstart.json"
@@ -69,3 +70,36 @@ def test_an_analysis_leads_with_the_recommendation(width: int) -> None:
     assert "advice: train with consensus" in lines
     assert [line.split()[0] for line in lines if line.count("+12.5 [+2.0, +23.0]") == 3] == ["4", "8"]
     assert all(len(line) <= width for line in lines)
+
+
+DEMO = {
+    "chosen": "consensus",
+    "forecast": "consensus: +20.3 [+16.2, +24.4] points at t = 8, from 64 problems with answers",
+    "measured": {
+        "arithmetic": {"temperature": 0.0, "delta": 0.0, "ci95": [-0.035, 0.035]},
+        "sampled": {"temperature": 0.7, "delta": 0.145, "ci95": [0.108, 0.181]},
+    },
+    "paper": {},
+    "caveat": CAVEAT,
+}
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_the_demo_ends_with_words_that_need_no_clone(width: int) -> None:
+    target = console(width, color_system=None)
+    views.print_demo(DEMO, console=target)
+    views.print_next(Path("runs/demo"), flips=True, demo=True, console=target)
+    text = written(target)
+    assert all(len(line) <= width for line in text.splitlines())
+    assert "+14.5 [+10.8, +18.1]  +0.0 [-3.5, +3.5]" in text
+    assert "before you train: upft forecast RECIPE" in " ".join(text.split())
+    assert "docs/" not in text, "an installed tool has no such pages"
+    assert text.splitlines()[-1].strip() == "upft new MODEL my-questions.csv   a recipe for your model and data"
+
+
+def test_the_demo_s_caveat_states_what_was_measured() -> None:
+    page = (Path(__file__).parents[2] / "docs/measured/forecast.md").read_text(encoding="utf-8")
+    [row] = [line for line in page.splitlines() if line.startswith("| careless | consensus |")]
+    forecast, measured = (float(cell.split()[0]) for cell in row.split("|")[3:5])
+    assert f"lost {-measured:.1f} points" in CAVEAT
+    assert f"({forecast:+.1f})" in CAVEAT

@@ -259,4 +259,4 @@ def _run(
             if shown:
                 views.print_demo(asdict(shown))
         if stage is None and not options.as_json:
-            views.print_next(folder, flips=bool(facts.benchmarks))
+            views.print_next(folder, flips=bool(facts.benchmarks), demo=demo)

@@ -130,15 +130,16 @@ def print_demo(found: dict[str, Any], *, console: Console | None = None) -> None
         sampled, greedy = (_of_kind(found[key], sampled=sampled) for sampled in (True, False))
         table.add_row(name, *("" if one is None else _difference(one) for one in (sampled, greedy)))
     console.print()
-    console.print(Text("forecast from answers, before training: ", "dim").append(found["forecast"]), soft_wrap=True)
+    told = Text("forecast from answers, before training: ", "dim").append(found["forecast"])
+    console.print(told, soft_wrap=not console.is_terminal)
     console.print(table)
     sampled, greedy = (_of_kind(found["measured"], sampled=sampled) for sampled in (True, False))
     if sampled and greedy and sampled["ci95"][0] > 0 >= greedy["ci95"][0]:
         told = (
             "Sampled accuracy rose, greedy accuracy did not: the model became surer of what it could do (sharpening)."
         )
-        console.print(Text(told), soft_wrap=True)
-    console.print(Text(f"In another world the same rule can hurt: {found['caveat']}"), soft_wrap=True)
+        console.print(Text(told), soft_wrap=not console.is_terminal)
+    console.print(Text(found["caveat"]), soft_wrap=not console.is_terminal)
 
 
 def _of_kind(benchmarks: dict[str, Any], *, sampled: bool) -> dict[str, Any] | None:

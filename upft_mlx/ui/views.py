@@ -95,21 +95,24 @@ def print_summary(report: RunFacts, *, verbose: bool = False, console: Console |
         console.print(line, soft_wrap=True)  # a path that is broken cannot be copied
 
 
-def print_next(run_dir: Path, *, flips: bool, console: Console | None = None) -> None:
+def print_next(run_dir: Path, *, flips: bool, demo: bool = False, console: Console | None = None) -> None:
     """Print what to look at after a run.
 
     Args:
         run_dir: the run.
         flips: whether base and tuned were measured.
+        demo: whether it was the demo, after which come questions and a model of one's own.
         console: where to, instead of stdout.
     """
     console = console or open_console()
     run = shlex.quote(run_dir.name if run_dir.parent == Path("runs") else str(run_dir))
     lines = {f"upft show {run} --html": "every problem with both answers"} if flips else {}
     lines[f"upft ask {run}"] = "your questions to base and tuned"
+    if demo:
+        lines["upft new MODEL my-questions.csv"] = "a recipe for your model and data"
     width = max(map(len, lines))
     console.print()
-    for head, (command, what) in zip(("next", ""), lines.items(), strict=False):
+    for head, (command, what) in zip(("next", *[""] * len(lines)), lines.items(), strict=False):
         console.print(
             Text().append(f"{head:7}  ", "dim").append(f"{command:{width}}   ").append(what, "dim"), soft_wrap=True
         )
