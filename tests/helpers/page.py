@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +52,19 @@ def row(number: int, base: bool, tuned: bool, **changes: Any) -> Row:
 def four() -> list[Row]:
     """Right on both, wrong to right, right to wrong, wrong on both."""
     return [row(0, True, True), row(1, False, True), row(2, True, False), row(3, False, False)]
+
+
+def many(count: int) -> list[Row]:
+    """As many problems, with long answers of which some change."""
+    text = "First, we find the number of pens that each child has. " * 30
+    return [
+        replace(
+            row(number, number % 3 == 0, number % 2 == 0),
+            base=answered(number % 3 == 0, f"{number} {text}", 300 + number % 97, f"p-{number}"),
+            tuned=answered(number % 2 == 0, f"{text} {number}", 300 + number % 89, f"p-{number}"),
+        )
+        for number in range(count)
+    ]
 
 
 def facts(benchmark: str = "arithmetic", **changes: Any) -> RunReport:

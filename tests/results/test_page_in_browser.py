@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from helpers.browser import CHROMIUM, Tab, browser
-from helpers.page import answered, facts, four, row, written
+from helpers.page import answered, facts, four, many, row, written
 
 from upft_mlx.results.page import Material
 
@@ -232,15 +232,7 @@ def test_the_policy_of_the_page_lets_nothing_in_or_out(tab: Tab, address: str) -
 
 
 def test_ten_thousand_rows_open_in_time_and_stay_small(tab: Tab, tmp_path: Path) -> None:
-    text = "First, we find the number of pens that each child has. " * 30
-    rows = [
-        replace(
-            row(number, number % 3 == 0, number % 2 == 0),
-            base=answered(number % 3 == 0, f"{number} {text}", 300 + number % 97, f"p-{number}"),
-            tuned=answered(number % 2 == 0, f"{text} {number}", 300 + number % 89, f"p-{number}"),
-        )
-        for number in range(10_000)
-    ]
+    rows = many(10_000)
     assert sum(len(r.base.completion) + len(r.tuned.completion) for r in rows if r.base and r.tuned) > 30_000_000
     address = written(tmp_path, Material(facts(), rows))
     assert (tmp_path / "report.html").stat().st_size < BYTES

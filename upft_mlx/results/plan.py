@@ -75,7 +75,7 @@ class Plan:
     seconds: dict[str, float] | None
     """By stage; None without a calibration."""
     other_seconds: dict[str, float] | None
-    """Of `export` and `compare`, which are no part of a run; None without a calibration."""
+    """Those of `export` and `compare`, which are no part of a run; None without a calibration."""
     notes: list[str]
     prompts_differ: list[str]
     """Benchmarks that are asked with another instruction than the problems, in words."""
