@@ -130,8 +130,8 @@ def print_demo(found: dict[str, Any], *, console: Console | None = None) -> None
         sampled, greedy = (_of_kind(found[key], sampled=sampled) for sampled in (True, False))
         table.add_row(name, *("" if one is None else _difference(one) for one in (sampled, greedy)))
     console.print()
-    told = Text("forecast from answers, before training: ", "dim").append(found["forecast"])
-    console.print(told, soft_wrap=not console.is_terminal)
+    forecast = Text("forecast from answers, before training: ", "dim").append(found["forecast"])
+    console.print(forecast, soft_wrap=not console.is_terminal)
     console.print(table)
     sampled, greedy = (_of_kind(found["measured"], sampled=sampled) for sampled in (True, False))
     if sampled and greedy and sampled["ci95"][0] > 0 >= greedy["ci95"][0]:
