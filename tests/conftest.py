@@ -14,6 +14,7 @@ from upft_mlx.models.load import Loaded, load
 from upft_mlx.recipe.schema import Recipe
 
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # before MLX is imported; other work may run beside the tests
+os.environ.setdefault("MLX_DISABLE_COMPILE", "1")  # or g++ compiles each of a hundred kernels of mlx-lm's for a second
 ROOT = Path(__file__).resolve().parent.parent
 MODEL = ROOT / "upft_mlx" / "demo" / "model"
 

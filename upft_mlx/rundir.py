@@ -16,6 +16,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import MISSING, asdict, dataclass, field, fields
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -294,8 +295,12 @@ def remove(*paths: Path) -> None:
             path.unlink(missing_ok=True)
 
 
+_version = cache(metadata.version)
+"""A package's version: its metadata takes milliseconds to read, and a run asks a dozen times."""
+
+
 def versions() -> dict[str, str]:
     """The versions of this package and of those that a run's numbers depend on."""
     packages = ("mlx", "mlx-lm", "transformers", "datasets", "math-verify")
     products = {"blas": blas.used().name, "blas_threads": str(blas.used().threads)}
-    return {"upft-mlx": __version__, **{name: metadata.version(name) for name in packages}, **products}
+    return {"upft-mlx": __version__, **{name: _version(name) for name in packages}, **products}

@@ -1,6 +1,8 @@
 """Commands in forks of one process that has imported everything: half a second each instead of four.
 
-Reads a job as JSON on each line of its standard input and answers with one line. `python server.py [FAULTS.SO]`.
+Reads a job as JSON on each line of its standard input and answers with one line: the exit status, or, of a job with
+`seconds` null, the number of the process, whose exit status `{"ended": NUMBER}` then asks for: null while it runs.
+`python server.py [FAULTS.SO]`.
 """
 
 from __future__ import annotations
@@ -30,6 +32,9 @@ def work(job: dict[str, Any], library: ctypes.CDLL | None) -> None:
         os.dup2(os.open(name, flags, 0o666), descriptor)
     os.environ.update(job["env"])
     sys.argv = ["upft", *job["args"]]
+    if job.get("code"):
+        exec(job["code"], {"__name__": "__main__"})
+        return
     log = os.open(folder / "points", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
     if library is not None:
         library.fault_arm(job["cwd"].encode(), ctypes.c_long(job["at"]), job["errno"], job["how"], log)
@@ -70,9 +75,16 @@ def serve() -> None:
     print("ready", file=answers, flush=True)
     for line in sys.stdin:
         job = json.loads(line)
+        if "ended" in job:
+            found, status = os.waitpid(job["ended"], os.WNOHANG)
+            print(json.dumps(os.waitstatus_to_exitcode(status) if found else None), file=answers, flush=True)
+            continue
         pid = os.fork()
         if pid == 0:
             return work(job, library)
+        if job["seconds"] is None:
+            print(pid, file=answers, flush=True)
+            continue
         print(json.dumps(waited(pid, job["seconds"], job["signals"])), file=answers, flush=True)
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(pid, signal.SIGKILL)  # what it left behind

@@ -19,6 +19,7 @@ from typing import Any
 import mlx.core as mx
 import pytest
 from conftest import MODEL
+from helpers import forks
 
 from upft_mlx import pipeline
 from upft_mlx.distributed.ranks import Ranks, _hosts, _launched, joined, ranks
@@ -48,20 +49,13 @@ def free_ports(count: int) -> list[int]:
 
 
 class Job:
-    """Two processes with the environment that mlx.launch gives them."""
+    """Two processes with the environment that mlx.launch gives them; a command that begins with `-c` is Python."""
 
     def __init__(self, folder: Path, *commands: list[str]) -> None:
         hostfile = folder / "hosts.json"
         hostfile.write_text(json.dumps([[f"127.0.0.1:{port}"] for port in free_ports(len(commands))]))
         self.processes = [
-            subprocess.Popen(
-                command,
-                cwd=folder,
-                env={**os.environ, "MLX_RANK": str(rank), "MLX_HOSTFILE": str(hostfile)},
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-            )
+            begin(command, cwd=folder, MLX_RANK=str(rank), MLX_HOSTFILE=str(hostfile))
             for rank, command in enumerate(commands)
         ]
 
@@ -93,8 +87,14 @@ def start(tmp_path: Path) -> Iterator[Any]:
         job.close()
 
 
+def begin(command: list[str], cwd: Path | None = None, **env: str) -> Any:
+    """A process with a command of `upft`, or with `-c CODE ARGUMENTS`."""
+    code, arguments = (command[1], command[2:]) if command[0] == "-c" else ("", command)
+    return forks.start(arguments, code=code, cwd=cwd, **env)
+
+
 def upft(verb: str, run_dir: Path, *overrides: str) -> list[str]:
-    command = [sys.executable, "-m", "upft_mlx", verb, "quickstart", "--plain", "--run-dir", str(run_dir)]
+    command = [verb, "quickstart", "--plain", "--run-dir", str(run_dir)]
     for override in (*SMALL, *overrides):
         command += ["--set", override]
     return command
@@ -200,7 +200,7 @@ def test_sums_values_and_files_reach_every_rank(start: Any, tmp_path: Path) -> N
     files = {"changed.txt": 5, "deep/er/large.bin": 70_000_000, "empty.txt": 0, "same.txt": 4}
     for name, size in {**files, "fused/model.bin": 9, ".lock": 0}.items():
         (run / name).write_bytes(b"same" if name == "same.txt" else b"after"[:size].ljust(size, b"."))
-    job = start(*[[sys.executable, "-c", EXCHANGE]] * 2)
+    job = start(*[["-c", EXCHANGE]] * 2)
     found = []
     for status, output, errors in job.wait():
         assert status == 0, errors
@@ -240,8 +240,9 @@ def test_two_ranks_go_on_with_what_the_leader_alone_has_kept(start: Any, one: Pa
     """An adapter that comes back, and the base's answers that are taken over: the other rank has neither."""
     run = shutil.copytree(one, tmp_path / "run")
     adapter, rows = ((run / name).read_bytes() for name in ("adapter/adapters.safetensors", BASE_ROWS))
-    done = subprocess.run(upft("train", run, "lora.rank=3"), capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
+    done = begin(upft("train", run, "lora.rank=3"))
+    _, error = done.communicate(timeout=120)
+    assert done.returncode == 0, error
     tokens = "evaluate.benchmarks=[{name: arithmetic, limit: 20}, {name: arithmetic, label: more, limit: 4}]"
     (status, output, errors), (other, *_) = start(*[upft("run", run, tokens)] * 2).wait()
     assert (status, other) == (0, 0), errors
@@ -256,12 +257,12 @@ def test_rows_do_not_depend_on_who_began_them(start: Any, one: Path, tmp_path: P
     """Begun by one process and cut off, continued by two."""
     whole = (one / "solutions.jsonl").read_bytes()
     killed = tmp_path / "two"
-    process = subprocess.Popen(upft("generate", killed), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = begin(upft("generate", killed))
     while not any(path.read_bytes() for path in killed.glob(".work/*/solutions.partial.jsonl")):
         assert process.poll() is None
         time.sleep(0.005)
     process.kill()
-    process.wait()
+    process.communicate()
     for status, _, errors in start(*[upft("generate", killed)] * 2).wait():
         assert status == 0, errors
     assert (killed / "solutions.jsonl").read_bytes() == whole
@@ -295,13 +296,14 @@ for dtype in ("float32", "float16"):
 
 def test_uneven_steps_on_two_ranks_are_those_of_one(start: Any, tmp_path: Path) -> None:
     """Seven rows, and one: a rank without any still takes part."""
-    command = [sys.executable, "-c", STEPS, str(MODEL)]
-    single = subprocess.run([*command, "one"], cwd=tmp_path, capture_output=True, text=True, timeout=120)
-    assert single.returncode == 0, single.stderr
+    command = ["-c", STEPS, str(MODEL)]
+    single = begin([*command, "one"], cwd=tmp_path)
+    printed, error = single.communicate(timeout=120)
+    assert single.returncode == 0, error
     (status, output, errors), (_, other, _) = start(*[[*command, "two"]] * 2).wait()
     assert status == 0, errors
     assert output == other, "all ranks see the same losses"
-    wanted, losses = ([float(line) for line in text.split()] for text in (single.stdout, output))
+    wanted, losses = ([float(line) for line in text.split()] for text in (printed, output))
     for dtype, tolerance, six in (("float32", 1e-5, slice(6)), ("float16", 1e-2, slice(6, 12))):
         assert losses[six] == pytest.approx(wanted[six], rel=tolerance)
         expected, found = (mx.load(str(tmp_path / f"{name}-{dtype}.safetensors")) for name in ("one", "two"))
@@ -383,7 +385,7 @@ def test_mlx_launch_starts_it(tmp_path: Path) -> None:
     command = [str(script)] if script.exists() else launch
     command += ["-n", "2", "--backend", "ring", "--starting-port", str(port), "--"]
     done = subprocess.run(
-        [*command, *upft("generate", tmp_path / "run")],
+        [*command, sys.executable, "-m", "upft_mlx", *upft("generate", tmp_path / "run")],
         capture_output=True,
         text=True,
         timeout=120,

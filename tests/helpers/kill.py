@@ -4,31 +4,24 @@ from __future__ import annotations
 
 import os
 import random
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from helpers.forks import start
 from upft_mlx.rundir import RunDir
-
-
-def start(command: Sequence[str | Path]) -> subprocess.Popen[bytes]:
-    """Start `upft` with these arguments."""
-    arguments = [sys.executable, "-m", "upft_mlx", *map(str, command), "--plain"]
-    return subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
 
 
 def finish(command: Sequence[str | Path]) -> None:
     """Run it to its end."""
-    process = start(command)
+    process = start([*command, "--plain"])
     _, error = process.communicate(timeout=300)
     assert process.returncode == 0, error
 
 
 def killed_at(command: Sequence[str | Path], reached: Callable[[], bool], later: float) -> bool:
     """Run it, and kill it `later` seconds after `reached` holds; whether it was still running then."""
-    process = start(command)
+    process = start([*command, "--plain"])
     while process.poll() is None and not reached():
         time.sleep(0.002)
     time.sleep(later)

@@ -36,6 +36,7 @@ from upft_mlx.training.step import Stepper
 pytestmark = [pytest.mark.real, pytest.mark.slow]
 SHARED = Path(os.environ.get("UPFT_SHARED", ROOT.parent / "shared"))
 PREFIX = 16
+PROBLEMS = 6
 ASKED = [{"role": "user", "content": "What is the capital of France?"}]
 BEGUN = "The capital of France is"
 """The model says "The" with 15 % and "L" with 14 %: what rounding may turn is not asked."""
@@ -55,19 +56,28 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def shortest(name: str, folders: pytest.TempPathFactory) -> Path:
+    """A file with the shortest questions of one in the shared folder: time goes with their tokens."""
+    lines = (SHARED / "data" / "benchmarks" / f"{name}.jsonl").read_text().strip().split("\n")
+    chosen = sorted(lines, key=lambda line: len(json.loads(line)["question"]))[:PROBLEMS]
+    path = folders.mktemp("questions") / f"{name}.jsonl"
+    path.write_text("\n".join(chosen) + "\n")
+    return path
+
+
 @pytest.fixture(scope="module")
 def recipe_file(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    data = SHARED / "data" / "benchmarks"
     path = tmp_path_factory.mktemp("real") / "real.yaml"
+    trained, asked = (shortest(name, tmp_path_factory) for name in ("gsm8k_train", "gsm8k_test"))
     recipe = {
         "model": str(model),
-        "problems": {"path": str(data / "gsm8k_train.jsonl"), "limit": 12},
-        "generate": {"max_tokens": 64, "batch_size": 12},
-        "prefix": {"length": PREFIX, "structure_ratio": 0.1},
-        "train": {"steps": 3, "batch_size": 4, "learning_rate": 1e-4, "valid_ratio": 0},
+        "problems": {"path": str(trained)},
+        "generate": {"max_tokens": 32, "batch_size": PROBLEMS},
+        "prefix": {"length": PREFIX, "structure_ratio": 0.2},
+        "train": {"steps": 2, "batch_size": 2, "learning_rate": 2e-4, "valid_ratio": 0},
         "evaluate": {
-            "max_tokens": 32,
-            "benchmarks": [{"name": "gsm8k", "path": str(data / "gsm8k_test.jsonl"), "limit": 2}],
+            "max_tokens": 16,
+            "benchmarks": [{"name": "gsm8k", "path": str(asked), "limit": 2}],
         },
         "publish": {"fuse": "bf16"},
     }
@@ -91,15 +101,15 @@ def run(recipe_file: Path) -> RunDir:
 def test_prefixes_are_sampled_ids_and_what_full_solutions_begin_with(run: RunDir, recipe_file: Path) -> None:
     solutions = {row.problem_id: row for row in read_rows(run.solutions, Solution)}
     prefixes = [row for row in solutions.values() if row.kind == "prefix"]
-    assert len(solutions) == 12
-    assert len(prefixes) == 11
+    assert len(solutions) == PROBLEMS
+    assert len(prefixes) == PROBLEMS - 1
     assert {len(row.completion_ids) for row in prefixes} == {PREFIX}
     recipe = Recipe.model_validate({"name": "real", **json.loads(recipe_file.read_text())})
     recipe = instructed(recipe, Path(recipe.model))
     loaded = load(Path(recipe.model))
     chosen = [p for p in recipe_problems(recipe) if solutions[p.id].kind == "prefix"][:3]
     renderer = Renderer(loaded.tokenizer, recipe.prompt)
-    sampler = Sampler(loaded, sampling_for(loaded, recipe.generate.temperature, 12))
+    sampler = Sampler(loaded, sampling_for(loaded, recipe.generate.temperature, PROBLEMS))
     asked = [Request(renderer.asked(problem.question), PREFIX + 8, 1, problem.id) for problem in chosen]
     whole = sampler.sample(asked, recipe.seed)
     assert [made.ids[:PREFIX] for made in whole] == [solutions[problem.id].completion_ids for problem in chosen]
@@ -153,14 +163,15 @@ def test_the_report_and_the_export_are_whole(run: RunDir) -> None:
     assert len(exported) == len(trained) == 30 * 7 * 2
 
 
-def test_an_eos_after_the_prefix_has_most_of_the_loss_and_the_preview_says_so(model: Path, tmp_path: Path) -> None:
+def test_an_eos_after_the_prefix_has_most_of_the_loss_and_the_preview_says_so(
+    model: Path, recipe_file: Path, tmp_path: Path
+) -> None:
     """As earlier versions did by default: the bare question, the template, an EOS, 60 % of a prefix row's loss."""
     recipe = Recipe.model_validate(
         {
             "model": str(model),
-            "problems": {"path": str(SHARED / "data" / "benchmarks" / "gsm8k_train.jsonl"), "limit": 16},
+            "problems": json.loads(recipe_file.read_text())["problems"],
             "prompt": {"instruction": "{question}"},
-            "generate": {"batch_size": 16},
             "prefix": {"length": PREFIX, "structure_ratio": 0.0, "template": "paper", "eos": True},
             "train": {"valid_ratio": 0},
         }

@@ -6,6 +6,7 @@ import gc
 import os
 import shutil
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -42,9 +43,17 @@ def test_keys_choose_the_modules_and_too_many_layers_are_refused() -> None:
         add_lora(load(MODEL), Lora(keys=("q_proj",)), seed=0)
 
 
+@pytest.fixture
+def compiling() -> Iterator[None]:
+    """MLX compiles, which conftest.py switches off."""
+    mx.enable_compile()
+    yield
+    mx.disable_compile()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("dropout", [0.0, 0.2])
-def test_the_compiled_step_of_a_gpu_is_the_plain_one(run: RunDir, dropout: float) -> None:
+def test_the_compiled_step_of_a_gpu_is_the_plain_one(run: RunDir, dropout: float, compiling: None) -> None:
     """Compiled here on the CPU: same losses and weights over shapes that come again and a restored state.
 
     With dropout the random state goes through; without, the shared tokens' keys and values do.
