@@ -87,7 +87,7 @@ BENCHMARKS = [
 
 @pytest.fixture
 def recipe(make_recipe: MakeRecipe) -> Recipe:
-    return make_recipe(evaluate={"benchmarks": BENCHMARKS, "batch_size": 2, "max_tokens": 40})
+    return make_recipe(evaluate={"benchmarks": BENCHMARKS, "batch_size": 2, "max_tokens": 20})
 
 
 def test_an_adapter_from_elsewhere_is_compared_and_the_model_is_loaded_once(
@@ -121,8 +121,9 @@ def test_neither_variant_depends_on_whether_the_other_is_measured_with_it(
     make_recipe: MakeRecipe, tmp_path: Path, prompt: str | None
 ) -> None:
     """Also where prompts share much: what they share has other keys and values with the adapter on."""
-    benchmarks = [{**benchmark, "prompt": prompt} for benchmark in BENCHMARKS]
-    recipe = make_recipe(evaluate={"benchmarks": benchmarks, "batch_size": 2, "max_tokens": 40})
+    few = ({"limit": 5}, {"limit": 3, "samples": 2})
+    benchmarks = [{**benchmark, "prompt": prompt, **less} for benchmark, less in zip(BENCHMARKS, few, strict=True)]
+    recipe = make_recipe(evaluate={"benchmarks": benchmarks, "batch_size": 2, "max_tokens": 16})
     adapter = write_adapter(tmp_path / "adapter", size=0.3)
     alone, _ = evaluated(recipe, tmp_path / "alone")
     both, _ = evaluated(recipe, tmp_path / "both", adapter)
@@ -235,7 +236,7 @@ def test_answers_that_cannot_be_graded_in_time_are_wrong_and_said_to_be(
 @pytest.mark.slow
 def test_evaluation_killed_again_and_again_has_the_same_rows_and_summary(tmp_path: Path) -> None:
     """The embedded model at 8 bits, both benchmarks of the quickstart, both variants."""
-    settings = ("evaluate.batch_size=4", "evaluate.max_tokens=40")
+    settings = ("evaluate.batch_size=4", "evaluate.max_tokens=24")
     recipe = with_benchmarks(load_recipe("quickstart", settings), limit=10)
     adapter = write_adapter(tmp_path / "adapter", recipe.quantize)
     whole, killed = tmp_path / "whole", tmp_path / "killed"

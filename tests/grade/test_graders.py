@@ -83,7 +83,6 @@ def test_500_hostile_answers_are_wrong_and_cost_seconds_at_most() -> None:
 def grade_hostile_pairs() -> tuple[list[str], float, int]:
     """The pairs called equal, the slowest in seconds, and the peak of this process and its workers in bytes."""
     equal, worst = [], 0.0
-    workers.WAIT_SECONDS, workers.LEAST_SECONDS = 1.5, 1.0  # these take less than 0.7 s of CPU time, or minutes
     for completion, gold in hostile_pairs(500):
         start = time.perf_counter()
         if is_correct(completion, gold):
@@ -96,12 +95,12 @@ def grade_hostile_pairs() -> tuple[list[str], float, int]:
 
 
 @pytest.mark.slow
-def test_500_hostile_pairs_are_answered_in_time_and_memory() -> None:
+def test_hostile_pairs_are_answered_in_time_and_memory() -> None:
     # In a process of its own: this one's peak, and that of its children, comes from whatever ran before.
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         equal, worst, peak = pool.submit(grade_hostile_pairs).result()
     assert not equal
-    assert worst < 2 * workers.SECONDS  # 2 s where nothing else runs; the tests may share their machine
+    assert worst < 2 * workers.SECONDS  # 5 s where nothing else runs; the tests may share their machine
     assert peak < workers.MEMORY_BYTES
 
 
