@@ -121,15 +121,16 @@ def test_neither_variant_depends_on_whether_the_other_is_measured_with_it(
     make_recipe: MakeRecipe, tmp_path: Path, prompt: str | None
 ) -> None:
     """Also where prompts share much: what they share has other keys and values with the adapter on."""
-    few = ({"limit": 5}, {"limit": 3, "samples": 2})
+    few = ({"limit": 5}, {"limit": 3, "samples": 2, "temperature": 1.5})
     benchmarks = [{**benchmark, "prompt": prompt, **less} for benchmark, less in zip(BENCHMARKS, few, strict=True)]
     recipe = make_recipe(evaluate={"benchmarks": benchmarks, "batch_size": 2, "max_tokens": 16})
     adapter = write_adapter(tmp_path / "adapter", size=0.3)
-    alone, _ = evaluated(recipe, tmp_path / "alone")
-    both, _ = evaluated(recipe, tmp_path / "both", adapter)
+    runs = [tmp_path / folder / "run" for folder in ("alone", "both")]  # side by side they would share base's answers
+    alone, _ = evaluated(recipe, runs[0])
+    both, _ = evaluated(recipe, runs[1], adapter)
     assert alone["rows"]["arithmetic/base.jsonl"] == both["rows"]["arithmetic/base.jsonl"]
     assert alone["rows"]["sampled/base.jsonl"] == both["rows"]["sampled/base.jsonl"]
-    later, events = evaluated(recipe, tmp_path / "alone", adapter)
+    later, events = evaluated(recipe, runs[0], adapter)
     assert {(event.variant, event.resumed) for event in events if isinstance(event, Graded)} == {
         ("base", True),
         ("tuned", False),
