@@ -121,7 +121,7 @@ def test_neither_variant_depends_on_whether_the_other_is_measured_with_it(
     make_recipe: MakeRecipe, tmp_path: Path, prompt: str | None
 ) -> None:
     """Also where prompts share much: what they share has other keys and values with the adapter on."""
-    few = ({"limit": 5}, {"limit": 3, "samples": 2, "temperature": 1.5})
+    few: list[dict[str, Any]] = [{"limit": 5}, {"limit": 3, "samples": 2, "temperature": 1.5}]
     benchmarks = [{**benchmark, "prompt": prompt, **less} for benchmark, less in zip(BENCHMARKS, few, strict=True)]
     recipe = make_recipe(evaluate={"benchmarks": benchmarks, "batch_size": 2, "max_tokens": 16})
     adapter = write_adapter(tmp_path / "adapter", size=0.3)
