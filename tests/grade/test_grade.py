@@ -125,6 +125,19 @@ def test_answers_that_stand_in_sentences() -> None:
     assert (refused, accepted) == ([], [])
 
 
+TEXTS = [
+    *("Apollo 11", "World War 2", "5 is odd", "It is not 34.", "It isn't 34.", "It is 3 or 4.", "If x is 3", "No."),
+    *("x is 3, y is 4", "It is at least 3.", "It is 3 + 4.", "The answer is 3x.", "The base is 2 squared.", "Is it 3?"),
+    *(
+        "Shakespeare wrote it. It has 5 acts.",
+        "He was born in 1945.",
+        "It is 3 times larger.",
+        "The answer is 7 and a half.",
+    ),
+]
+"""Golds that name a number and are none."""
+
+
 @pytest.mark.parametrize(
     ("text", "gold"),
     [
@@ -137,11 +150,25 @@ def test_answers_that_stand_in_sentences() -> None:
         ("1,-2", "1,-2"),
         (" 18 ", "18"),
         ("", ""),
+        ("So it is 34.", "34"),
+        ("It's 34!", "34"),
+        ("There are 34 apples left.", "34 apples"),
+        ("Mia is 12 years old.", "12 years"),
+        ("That makes 1,234.", "1,234"),
+        ("It costs $5.50 in total.", "$5.50"),
+        ("We add 17 and 17. So it is 34.", "34"),
+        *((text, text) for text in TEXTS),
     ],
 )
 def test_gold_answers_are_read_in_their_own_format(text: str, gold: str) -> None:
     assert normalize_gold(text) == gold
     assert normalize_gold(gold) == gold
+
+
+@pytest.mark.parametrize("gold", ["So it is 34.", "There are 34 apples left.", "We add 17 and 17. So it is 34."])
+def test_a_short_reply_as_gold_is_graded_by_its_number(gold: str) -> None:
+    assert all(is_correct(text, gold) for text in (r"\boxed{34}", "So it is 34.", "17 + 17 = 34, so 34 apples.", gold))
+    assert not any(is_correct(text, gold) for text in (r"\boxed{17}", "So it is 43.", "It is not 34.", "34 or 35", ""))
 
 
 def test_the_percent_sign_is_a_unit_on_request_and_outside_the_box() -> None:

@@ -90,6 +90,19 @@ _NUMBER = re.compile(
     rf"(?<![A-Za-z\d.,])(?:{_CLOCK}|(?:(?<![\w.)}}])-)?[$\u00a3\u20ac]?{_AMOUNT}(?:\s?(?:\\?%|percent))?)", re.A | re.I
 )
 _EITHER = re.compile(rf"({_NUMBER.pattern})[$\s]+or[$\s]+$", re.A | re.I)
+_DOUBT = r"if|when|whether|unless|not|never|no|neither|nor|or|suppose|let|between|\w*n't"
+_LEADS = r"is|are|was|were|be|has|have|had|gets?|got|makes?|equals?|costs?|needs?|leaves?"
+_FILLER = r"(?:left|more|each|old|altogether|together|now|in (?:total|all))\b"
+_UNIT = rf"(?:\s(?!squared|cubed|times|in\b|{_FILLER})[a-z]+)?"
+_CONCLUDED = re.compile(  # "There are 34 apples left."
+    rf"(?!(?:.*[^\w'])?(?:{_DOUBT})\b)[A-Z][^\d.!?$:;\n]{{0,100}}(?:\s(?:{_LEADS})|'s)\s+"
+    rf"(?:(?:now|only|just|exactly|still)\s+)?(?P<value>{_NUMBER.pattern}{_UNIT})(?:\s{_FILLER})*\s*[.!]?",
+    re.A | re.I,
+)
+_LAST_SENTENCE = re.compile(  # what comes before a conclusion: its numbers are not the answer
+    r"^.*[.!]\s+(?=(?:so|thus|hence|therefore|then|altogether|together|in total|in all|that|the (?:final )?answer)\b)",
+    re.I | re.S,
+)
 _WORD = re.compile(r"\\(?:text|mbox|mathrm|textbf)\s*\{[^{}]+\}|[A-Za-z]")
 
 
@@ -164,12 +177,16 @@ def _plain(text: str) -> str | None:
 def normalize_gold(text: str) -> str:
     r"""The bare answer of a gold answer in its data set's format: `... #### 18`, a solution with `\boxed{...}`.
 
-    A bare answer comes back as it is, less the $ signs around it.
+    A bare answer comes back as it is, less the $ signs around it. Of a short reply as people chat, the number that it
+    ends with comes back, if a verb leads to it and no other number stands in its sentence: "So it is 34.", "There are
+    34 apples left.". A text that names a number ("Apollo 11", "5 is odd", "It is not 34.") stays a text.
     """
     bare = text[-LONGEST:].strip()
     marked = boxed_answer(bare) or _after_hashes(bare)
     if marked is None and (len(bare) > MAX_LENGTH / 2 or "\n" in bare):
         marked = extract_answer(bare)
+    if marked is None and (said := _CONCLUDED.fullmatch(_LAST_SENTENCE.sub("", bare))):
+        marked = said["value"]
     if marked is None:
         whole = _MATHS.fullmatch(bare)
         marked = _inside(whole) if whole else bare
