@@ -43,6 +43,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "text.jsonl").write_text('{"text": "Q: 1 + 1? A: 2"}\n')
     (tmp_path / "nan.jsonl").write_text('{"question": "a?", "answer": NaN}\n')
     (tmp_path / "same.jsonl").write_text('{"id": "x", "question": "a?"}\n{"id": "x", "question": "b?"}\n')
+    (tmp_path / "nested.jsonl").write_text('{"input": {"question": "1 + 1?"}, "output": {"result": 2}}\n')
     (tmp_path / "noted").mkdir()
     return tmp_path
 
@@ -111,6 +112,14 @@ MISTAKES: dict[str, tuple[list[str], int, list[str]]] = {
         ["new", "models/tiny", "text.jsonl"],
         1,
         ["text.jsonl:1: no column named question", "it has text", "with --question text"],
+    ),
+    "an answer in a field of a field": (
+        ["new", "models/tiny", "nested.jsonl", "--question", "input.question"],
+        1,
+        [
+            'nested.jsonl:1: `output` has fields of its own, found {"result": 2}; name the answer',
+            "--answer output.result",
+        ],
     ),
     "an answer that is NaN": (
         ["new", "models/tiny", "nan.jsonl"],

@@ -99,3 +99,13 @@ def test_sixty_questions_go_from_the_file_to_a_fused_model(folder: Path, name: s
     done = upft("run", facts["recipe"], "--plain", "--offline", *sets)
     assert done.exit_code == 0, done.stderr
     assert list(folder.glob("runs/*/fused/config.json"))
+
+
+def test_the_demo_s_model_is_said_to_know_its_own_kind_of_question(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    packed(tmp_path / "q.jsonl.gz")
+    assert "the demo's kind of question alone" in upft("new", "builtin:arithmetic", "q.jsonl.gz").stdout
+    shutil.copytree(MODEL, tmp_path / "mine")
+    assert "the demo's kind" not in upft("new", "mine", "q.jsonl.gz", "-o", "other.yaml").stdout

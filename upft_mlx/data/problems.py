@@ -222,6 +222,16 @@ def _answer(place: Place, row: Row, column: str | None) -> str | None:
     if turns := conversation(value):
         return replied(turns)
     number = isinstance(value, (int, float, Decimal)) and not isinstance(value, bool) and math.isfinite(value)
+    if isinstance(value, dict) and value:
+        *_, inside = names_of({str(column): value})
+        raise ColumnError(
+            f"`{one_line(str(column))}` has fields of its own",
+            f"name the answer's column with `answer: {one_line(inside)}`",
+            found=_shown(value),
+            column="answer",
+            likely=one_line(inside),
+            **place._asdict(),
+        )
     if not number and not isinstance(value, str):
         name = one_line(str(column))
         raise ProblemsError("expected text or a number", SKIP, found=_shown(value), field=name, **place._asdict())

@@ -66,6 +66,8 @@ def new_recipe(wish: Wish) -> Draft:
     if parts and len(parts.test) < 100:
         questions = f"{len(parts.test)} test question{'' if len(parts.test) == 1 else 's'}"
         warnings = [*warnings, f"{questions}: only large differences will show"]
+    if wish.model in BUILTIN:
+        warnings = [*warnings, f"{wish.model} knows the demo's kind of question alone: it shows how a run goes"]
     settings = choose_settings(model, data, len(parts.train) if parts else data.rows, thinking=wish.thinking)
     on_hub = wish.model in BUILTIN or is_hub_model(wish.model)
     name = wish.model if on_hub else relative(Path(wish.model), path.parent.absolute())
