@@ -24,6 +24,7 @@ def several(there: Path) -> Path:
     second, third = (Path(shutil.copytree(first, there / "runs" / name)) for name in ("second", "third"))
     recipe = read_json(second / "recipe.json")
     recipe["prefix"]["length"], recipe["name"] = 4, "second"
+    recipe["evaluate"]["benchmarks"][0]["limit"] = 5
     (second / "recipe.json").write_text(json.dumps(recipe))
     for ledger in (third / "ledger.json", third / ".ledger.json"):
         entries = json.loads(ledger.read_text())
@@ -45,7 +46,8 @@ def test_the_newest_run_stands_first_with_its_verdict_and_what_differs(several: 
     assert [Path(run["run"]).name for run in (third, second, first)] == ["third", "second", "r"]
     assert third["verdict"] == "Nothing is measured yet"
     assert third["stages"] == ["generate"]
-    assert second["differs"] == {"prefix.length": "4"}
+    assert second["differs"].pop("prefix.length") == "4"
+    assert second["differs"] == {"evaluate.benchmarks": '[{"name": "arithmetic", "limit": 5}]'}, "no defaults"
     assert first["differs"] == third["differs"] == {}
     paired = read_json(several / "runs/r/evaluation/summary.json")["benchmarks"]["arithmetic"]["paired"]
     assert first["benchmarks"]["arithmetic"] == {key: paired[key] for key in ("delta", "ci95", "p_value")}

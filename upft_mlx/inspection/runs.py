@@ -12,6 +12,7 @@ from upft_mlx.errors import RunDirError, UpftError
 from upft_mlx.escape import one_line, to_json
 from upft_mlx.evaluation.benchmark_result import BenchmarkResult, load_results
 from upft_mlx.inspection.browse import earlier_stages, recipe_of
+from upft_mlx.recipe.evaluate import Benchmark
 from upft_mlx.results.report import headline
 from upft_mlx.rows import read_json
 from upft_mlx.rundir import RunDir
@@ -19,6 +20,7 @@ from upft_mlx.stages import in_run
 
 _NOT_SHOWN = ("name", "prompt.date")
 """Fields that differ without meaning anything."""
+_DEFAULTS = {name: field.get_default(call_default_factory=True) for name, field in Benchmark.model_fields.items()}
 
 
 def list_runs(folder: Path) -> list[dict[str, Any]]:
@@ -87,12 +89,19 @@ def _benchmarks(run: RunDir) -> dict[str, BenchmarkResult]:
 
 
 def _flat(values: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, str]]:
-    """The fields with dotted names; a value as JSON, a text as it is."""
+    """The fields with dotted names; a value as JSON, a text as it is, an entry of a list without its defaults."""
     for name, value in values.items():
         if isinstance(value, dict):
             yield from _flat(value, f"{before}{name}.")
         elif f"{before}{name}" not in _NOT_SHOWN:
+            if isinstance(value, list):
+                value = [_stated(item) if isinstance(item, dict) else item for item in value]
             yield f"{before}{name}", value if isinstance(value, str) else to_json(value, indent=None)
+
+
+def _stated(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """An entry of `evaluate.benchmarks` without the fields that have their defaults."""
+    return {name: value for name, value in entry.items() if name not in _DEFAULTS or value != _DEFAULTS[name]}
 
 
 def _usual(runs: Sequence[Mapping[str, str]]) -> dict[str, str]:
