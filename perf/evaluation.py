@@ -1,7 +1,7 @@
 """What evaluating base and tuned costs here and with mlx-lm: python perf/evaluation.py [--problems 500] [--samples 4]
 
 The embedded model, unquantized, with an adapter that a short run trains, on its held-out problems at T = 0.7, or with
---shape smollm2 SmolLM2-135M-Instruct at 4 bits with an adapter of two steps on GSM8K questions, base and tuned, by
+--shape smollm2 SmolLM2-135M-Instruct at 4 bits with an adapter of one step on GSM8K questions, base and tuned, by
 
   ours             `upft evaluate`: everything from loading the model to summary.json, grading included
   batch_generate   `mlx_lm.generate.batch_generate` on all prompts, each as often as samples are wanted, once per model;
@@ -56,9 +56,9 @@ def recipe_for(work: Path, options: argparse.Namespace) -> Recipe:
         make_model(options.shape, work / "model")
         recipe = {
             "model": str(work / "model"),
-            "problems": {"path": str(data / "gsm8k_train.jsonl"), "limit": 16},
+            "problems": {"path": str(data / "gsm8k_train.jsonl"), "limit": 4},
             "prefix": {"structure_ratio": 0},
-            "train": {"steps": 2, "valid_ratio": 0},
+            "train": {"steps": 1, "batch_size": 4, "valid_ratio": 0},
         }
     path = work / "problems.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
