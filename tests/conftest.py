@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from upft_mlx.recipe.schema import Recipe
 
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # before MLX is imported; other work may run beside the tests
 os.environ.setdefault("MLX_DISABLE_COMPILE", "1")  # or g++ compiles each of a hundred kernels of mlx-lm's for a second
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # or each of the tests' processes compiles the package once more
+sys.dont_write_bytecode = False
 ROOT = Path(__file__).resolve().parent.parent
 MODEL = ROOT / "upft_mlx" / "demo" / "model"
 

@@ -17,7 +17,7 @@ from upft_mlx.recipe.load import load_recipe
 from upft_mlx.rundir import RunDir
 
 OVERRIDES = (
-    "problems.limit=48",
+    "problems.limit=32",
     "train.epochs=3",
     "train.batch_size=4",
     "train.micro_batch_size=3",
@@ -28,21 +28,21 @@ OVERRIDES = (
     "lora.dropout=0.1",
 )
 SAMPLING = (
-    "problems.limit=60",
+    "problems.limit=40",
     "prefix.structure_ratio=0.3",
     "prefix.selection=consensus",
     "generate.samples=2",
     "generate.batch_size=4",
 )
-"""30 % full solutions, two prefixes of each other one, in about 20 chunks."""
+"""30 % full solutions, two prefixes of each other one, in about 15 chunks."""
 FORECAST = (
-    "problems.limit=40",
-    "forecast.problems=24",
+    "problems.limit=28",
+    "forecast.problems=16",
     "forecast.samples=4",
     "forecast.lengths=[8]",
     "generate.batch_size=4",
 )
-"""24 problems with 4 samples and the greedy one, in 8 chunks; then continuations, in several."""
+"""16 problems with 4 samples and the greedy one, in 6 chunks; then continuations, in several."""
 CLOCK = ("seconds", "tokens_per_second", "peak_memory_bytes")
 
 
@@ -83,9 +83,9 @@ def test_sampling_killed_again_and_again_ends_bit_identical(tmp_path: Path) -> N
     whole, killed = RunDir(tmp_path / "whole"), RunDir(tmp_path / "killed")
     finish(command("generate", whole))
     expected = whole.solutions.read_bytes()
-    assert expected.count(b'"full"') == 18
-    assert expected.count(b'"prefix"') == 84
-    lines = kill_again_and_again(command("generate", killed), lambda: sampled(killed), 102, 4, seed=3)
+    assert expected.count(b'"full"') == 12
+    assert expected.count(b'"prefix"') == 56
+    lines = kill_again_and_again(command("generate", killed), lambda: sampled(killed), 68, 4, seed=3)
     assert killed.solutions.read_bytes() == expected, f"killed with {lines} lines on the disk"
     assert not killed.work.exists()
 
@@ -110,7 +110,7 @@ def test_a_forecast_killed_again_and_again_ends_bit_identical(tmp_path: Path) ->
     whole, killed = RunDir(tmp_path / "whole"), RunDir(tmp_path / "killed")
     run_forecast(load_recipe("quickstart", FORECAST), whole.root)
     total = forecast_lines(whole)
-    assert total > 24 * (4 + 1), "continuations are among them"
+    assert total > 16 * (4 + 1), "continuations are among them"
     lines = kill_again_and_again(command("forecast", killed), lambda: forecast_lines(killed), total, 4, seed=5)
     assert forecast_files(killed) == forecast_files(whole), f"killed with {lines} lines on the disk"
     assert not killed.work.exists()

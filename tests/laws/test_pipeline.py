@@ -70,7 +70,7 @@ def recipe_with(**sections: dict[str, Any]) -> Recipe:
         "prefix": {"length": 6, "structure_ratio": 0.2},
         "lora": {"rank": 4, "scale": 8.0},
         "train": {"batch_size": 4, "learning_rate": 1e-3, "report_every": 2, "checkpoint_every": 2},
-        "evaluate": {"max_tokens": 60, "batch_size": 4, "benchmarks": BENCHMARKS},
+        "evaluate": {"max_tokens": 30, "batch_size": 4, "benchmarks": BENCHMARKS},
     }
     for section, fields in sections.items():
         data[section] = {**data[section], **fields}
@@ -180,7 +180,7 @@ def test_a_second_run_repeats_nothing(copy: Path) -> None:
             "generate: runs again, changed: prefix.length",
         ),
         ({"publish": {"fuse": "fp16"}}, ["fuse"], "changed: publish.fuse"),
-        ({"evaluate": {"max_tokens": 50}}, ["evaluate"], "evaluate: runs again"),
+        ({"evaluate": {"max_tokens": 25}}, ["evaluate"], "evaluate: runs again"),
         (
             {"generate": {"temperature": 1.0}},
             ["generate", "build", "train", "evaluate", "fuse"],
