@@ -81,26 +81,24 @@ def test_500_hostile_answers_are_wrong_and_cost_seconds_at_most() -> None:
 
 
 def grade_hostile_pairs() -> tuple[list[str], float, int]:
-    """The pairs called equal, the slowest in seconds, and the peak of this process and its workers in bytes."""
-    equal, worst = [], 0.0
-    for completion, gold in hostile_pairs(500):
-        start = time.perf_counter()
-        if is_correct(completion, gold):
-            equal.append(f"{completion[:200]!r} {gold[:200]!r}")
-        worst = max(worst, time.perf_counter() - start)
+    """The pairs called equal, the CPU seconds of all, and the peak of this process and its workers in bytes."""
+    equal = [f"{text[:200]!r} {gold[:200]!r}" for text, gold in hostile_pairs(500) if is_correct(text, gold)]
     while idle := workers._idle(os.getpid()):  # children count once they have ended
         idle.pop().end()
-    peaks = [resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    return equal, worst, max(peaks) * (1 if sys.platform == "darwin" else 1024)
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    peak = max(usage.ru_maxrss for usage in used) * (1 if sys.platform == "darwin" else 1024)
+    return equal, sum(usage.ru_utime + usage.ru_stime for usage in used), peak
 
 
 @pytest.mark.slow
 def test_hostile_pairs_are_answered_in_time_and_memory() -> None:
     # In a process of its own: this one's peak, and that of its children, comes from whatever ran before.
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        equal, worst, peak = pool.submit(grade_hostile_pairs).result()
+        equal, seconds, peak = pool.submit(grade_hostile_pairs).result()
     assert not equal
-    assert worst < 2 * workers.SECONDS  # 5 s where nothing else runs; the tests may share their machine
+    assert (
+        seconds < 100
+    )  # 40 at most so far; three pairs are given up, and would take minutes
     assert peak < workers.MEMORY_BYTES
 
 
