@@ -96,9 +96,7 @@ def test_hostile_pairs_are_answered_in_time_and_memory() -> None:
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         equal, seconds, peak = pool.submit(grade_hostile_pairs).result()
     assert not equal
-    assert (
-        seconds < 100
-    )  # 40 at most so far; three pairs are given up, and would take minutes
+    assert seconds < 100  # 40 at most so far; three pairs are given up, and would take minutes
     assert peak < workers.MEMORY_BYTES
 
 
