@@ -215,6 +215,15 @@ def write_error(error: Exception, path: Path, needed: int) -> OSError:
     return OSError(errno.EIO, f"cannot be written ({error})", str(path))
 
 
+def read_error(error: Exception, path: Path) -> OSError:
+    """What MLX's readers mean when they fail: they say that a file cannot be opened, and not why."""
+    try:
+        path.open("rb").close()
+    except OSError as found:
+        return found
+    return OSError(errno.EIO, f"cannot be read ({error})", str(path))
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write indented JSON atomically."""
     write_atomically(path, to_json(value) + "\n")

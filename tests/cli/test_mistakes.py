@@ -13,7 +13,7 @@ import pytest
 from conftest import MODEL
 from helpers.input import assert_fails, no_network, upft
 
-from upft_mlx.rows import write_error
+from upft_mlx.rows import read_error, write_error
 
 __all__ = ["no_network"]
 pytestmark = pytest.mark.usefixtures("no_network")
@@ -280,3 +280,12 @@ def test_a_writer_that_says_not_why_is_asked_whether_there_was_room(
     full, other = (write_error(RuntimeError("failed"), path, needed) for needed in (101, 100))
     assert (full.errno, full.filename) == (errno.ENOSPC, str(path))
     assert (other.errno, other.strerror) == (errno.EIO, "cannot be written (failed)")
+
+
+def test_what_mlx_cannot_read_is_an_error_of_the_system_with_the_file(tmp_path: Path) -> None:
+    gone = read_error(RuntimeError("[load_safetensors] Failed to open file"), tmp_path / "x.safetensors")
+    assert (gone.errno, gone.filename) == (errno.ENOENT, str(tmp_path / "x.safetensors"))
+    (tmp_path / "y.safetensors").write_text("x")
+    there = read_error(RuntimeError("Invalid json header"), tmp_path / "y.safetensors")
+    assert (there.errno, there.filename) == (errno.EIO, str(tmp_path / "y.safetensors"))
+    assert "Invalid json header" in str(there)

@@ -51,6 +51,7 @@ def number_of(world: Faults, command: str, call: str) -> int:
         ("train", "write runs/r/.work/*.safetensors", "killed in the middle"),
         ("train again", "rename runs/r/.kept/*adapter", "ENOSPC"),
         ("train again", "read runs/r/dataset/train.jsonl", "EMFILE"),
+        ("train", "read runs/r/.work/*best.safetensors", "EIO"),
         ("new", "rename my.yaml", "killed before"),
     ],
 )

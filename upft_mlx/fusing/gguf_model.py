@@ -22,6 +22,7 @@ from upft_mlx.models.facts import chat_template
 from upft_mlx.models.files import json_object
 from upft_mlx.models.gguf.file import UNUSED, Array, rule_of
 from upft_mlx.models.gguf.model import FAMILIES, TOP, halves_in_turn, layer_names, llama3_factors
+from upft_mlx.training.checkpoints import load_safetensors
 
 _ARCHITECTURES = {**{ours: arch for arch, ours in FAMILIES.items()}, "mistral": "llama"}
 _NOT_HERE = "use --format dequantized, and llama.cpp's convert_hf_to_gguf.py on that folder"
@@ -121,9 +122,7 @@ def _tensors(folder: Path, arch: str, config: dict[str, Any]) -> Any:
     top = {ours: theirs for theirs, ours in TOP.items()}
     arrays: dict[str, mx.array] = {}
     for part in sorted(folder.glob("model*.safetensors")):
-        found = mx.load(str(part))
-        assert isinstance(found, dict)
-        arrays |= found
+        arrays |= load_safetensors(part)
     quantization = config.get("quantization") or {}
     for name in [name for name in arrays if not name.endswith((".scales", ".biases"))]:
         module, _, leaf = name.rpartition(".")

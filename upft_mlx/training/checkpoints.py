@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from upft_mlx.digests import digest
 from upft_mlx.errors import TrainingError
-from upft_mlx.rows import read_json, replacing, write_error, write_json
+from upft_mlx.rows import read_error, read_json, replacing, write_error, write_json
 from upft_mlx.training.batches import StepCounts
 
 if TYPE_CHECKING:
@@ -79,6 +79,20 @@ def save_safetensors(path: Path, arrays: dict[str, mx.array]) -> None:
             raise write_error(error, path, sum(array.nbytes for array in arrays.values())) from None
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
+
+
+def load_safetensors(path: Path) -> dict[str, mx.array]:
+    """The arrays of a file that `save_safetensors` wrote.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    import mlx.core as mx
+
+    try:
+        return mx.load(str(path))  # type: ignore[return-value]
+    except RuntimeError as error:
+        raise read_error(error, path) from None
 
 
 def save(

@@ -21,6 +21,7 @@ from upft_mlx.rundir import RunDir
 from upft_mlx.sampling.decoding import Chunk, Request
 from upft_mlx.sampling.draw import Sampling
 from upft_mlx.sampling.prefill import Cache, Prefill
+from upft_mlx.training.checkpoints import load_safetensors
 from upft_mlx.training.divergence import kl_per_position
 from upft_mlx.training.moved import OPENING, PROMPTS, Answered, Movement, Place, in_words, looked_at, summarize
 
@@ -73,7 +74,7 @@ def movement(recipe: Recipe, loaded: Loaded, run: RunDir, source: str, prompts: 
         prompts: their ids.
     """
     model = loaded.model
-    model.load_weights(str(run.adapter / "adapters.safetensors"), strict=False)
+    model.load_weights(list(load_safetensors(run.adapter / "adapters.safetensors").items()), strict=False)
     model.eval()
     switch = AdapterSwitch(loaded)
     caches: dict[Variant, list[Cache]] = {}

@@ -38,7 +38,7 @@ from upft_mlx.training.batches import (
     to_examples,
     total_steps,
 )
-from upft_mlx.training.checkpoints import Position, save_safetensors
+from upft_mlx.training.checkpoints import Position, load_safetensors, save_safetensors
 from upft_mlx.training.development import Development
 from upft_mlx.training.row_loss import FIXED, MEASURED, as_metrics, drawn, in_words, is_reported, taken_apart
 from upft_mlx.training.step import Stepper, learning_rate
@@ -294,7 +294,7 @@ def _finish(
     save = recipe.train.save
     use_best = save == "accuracy" or (save == "best" and position.best_loss is not None)
     if use_best:
-        stepper.model.load_weights(str(best), strict=False)
+        stepper.model.load_weights(list(load_safetensors(best).items()), strict=False)
     take_off_grid(stepper.model)
     write_json(run.adapter / "adapter_config.json", config)
     if own := recipe.prompt.chat_template:  # whoever puts the adapter on must ask as it was trained
