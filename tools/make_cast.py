@@ -1,6 +1,6 @@
 """Writes docs/assets/demo-cast.svg, a recording of `upft demo --plain` as an animated SVG: python tools/make_cast.py
 
-The lines are those of one real run; pauses are cut to 0.4 s. The picture moves wherever
+The lines are those of one real run without its progress; pauses are cut to 0.4 s. The picture moves wherever
 SVG is shown, also inside an `img`, and has no script.
 """
 
@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import textwrap
 import time
 from pathlib import Path
 
@@ -33,10 +34,11 @@ def recorded(arguments: list[str]) -> list[tuple[float, str]]:
         assert process.stdout is not None
         last, shown = time.monotonic(), 0.5
         for line in process.stdout:
+            if " elapsed" in line:  # progress, of which a busy machine prints more
+                continue
             now = time.monotonic()
             shown, last = shown + min(PAUSE, now - last), now
-            for start in range(0, max(1, len(line.rstrip())), COLUMNS):
-                lines.append((shown, line.rstrip()[start : start + COLUMNS]))
+            lines += [(shown, part) for part in textwrap.wrap(line.rstrip(), COLUMNS) or [""]]
         if process.wait():
             raise SystemExit(f"upft {' '.join(arguments)} failed: {lines[-1][1]}")
     return lines
