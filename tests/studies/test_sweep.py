@@ -38,12 +38,13 @@ CELLS = [
 ]
 
 
-def of(cells: list[Cell], reported: int = 1) -> Sweep:
+def of(cells: list[Cell], reported: int = 1, rounding: float | None = None) -> Sweep:
     chosen = best(cells)
     paired = {"delta": 0.05, "ci95": [-0.01, 0.11], "p_value": 0.2}
     variants = {variant: {"n": 60, "accuracy": 0.5, "truncated": 0.0} for variant in ("base", "tuned")}
     rest = results({"dev": {**variants, "paired": paired}})
-    return Sweep("dev", 40, tried(cells, 1), chosen.settings, chosen.run, rest, reported)
+    cells_tried = tried(cells, 1, rounding or 0.0)
+    return Sweep("dev", 40, rounding, cells_tried, chosen.settings, chosen.run, rest, reported)
 
 
 def test_the_best_is_chosen_the_first_of_several_and_the_others_are_paired_with_it() -> None:
@@ -58,6 +59,19 @@ def test_a_choice_says_how_many_settings_are_measurably_worse() -> None:
     assert "2 of 3 others are measurably worse on the 40 development problems" in advice(of(CELLS))
     assert "no other setting is measurably worse" in advice(of(CELLS[1:3]))
     assert advice(of(CELLS[:1])) == "chosen: train.learning_rate=small"
+
+
+def test_no_difference_within_what_rounding_changes_is_claimed() -> None:
+    found = of(CELLS, rounding=0.3)
+    assert "1 of 3 others is measurably worse on the 40 development problems" in advice(found), "75 points are, 25 not"
+    low, high = found.tried[1].difference.ci95
+    assert low <= 0.0 < found.tried[1].difference.delta == 0.25 < high
+    told = "rounding alone changes 30.0 % of grades; no smaller difference is claimed"
+    assert told in markdown(found)
+    assert "rounding" not in markdown(of(CELLS)), "it was not measured"
+    target = console(80, color_system=None)
+    views.print_sweep(found.dump(), [], Path("sweep"), console=target)
+    assert told in written(target)
 
 
 def test_using_the_rest_again_is_said() -> None:
@@ -180,6 +194,7 @@ def test_what_runs_need_alike_is_made_once(swept: tuple[Recipe, Path, Sweep]) ->
     assert first.entry("generate") == second.entry("generate"), "seconds included: it was copied"
     assert first.rows_of("arithmetic", "base").read_bytes() == second.rows_of("arithmetic", "base").read_bytes()
     assert first.entry("train") != second.entry("train")
+    assert swept[2].rounding == 0.0, "base was asked again, and in float32 nothing changes"
 
 
 def test_a_second_call_runs_nothing_again_and_a_larger_grid_only_what_is_new(

@@ -95,6 +95,22 @@ def rounding_summary(base: Rows, again: Sequence[EvaluationRow]) -> Rounding:
     )
 
 
+def rounded_grades(label: str, runs: Iterable[RunDir]) -> float | None:
+    """The largest share of grades that rounding changed in one of the runs; None where none measured it."""
+    found = []
+    for run in runs:
+        again, base = run.rows_of(label, AGAIN), run.rows_of(label, "base")
+        if again.exists() and base.exists():
+            problems = by_problem(read_rows(base, EvaluationRow))
+            found.append(rounding_summary([*problems.values()], [*read_rows(again, EvaluationRow)]).grades)
+    return max(found, default=None)
+
+
+def floor_in_words(grades: float) -> str:
+    """What a table of differences says of the share of grades that rounding changes."""
+    return f"rounding alone changes {percent(grades)} of grades; no smaller difference is claimed"
+
+
 def rounding(found: Rounding) -> str:
     """In words what rounding changed of base's answers."""
     return (

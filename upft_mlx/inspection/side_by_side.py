@@ -10,7 +10,7 @@ from typing import Any
 from upft_mlx.errors import RunDirError
 from upft_mlx.evaluation.pairs import Pair, all_pairs
 from upft_mlx.evaluation.stats import accuracy_interval, mean_interval
-from upft_mlx.evaluation.summary import AGAIN, VARIANTS, by_problem, rounding_summary
+from upft_mlx.evaluation.summary import VARIANTS, rounded_grades
 from upft_mlx.inspection.browse import refuse_changed
 from upft_mlx.rows import EvaluationRow, read_rows
 from upft_mlx.rundir import RunDir
@@ -82,7 +82,7 @@ def side_by_side(
         raise RunDirError(f"these runs have no benchmark in common: {each}", "evaluate them on the same one")
     scores = {label: _scores(label, runs, names, bases) for label in benchmarks or common}
     comparisons = sum(math.comb(len(models), 2) for models in scores.values())
-    tables = {label: _table(models, comparisons, _rounding(label, runs)) for label, models in scores.items()}
+    tables = {label: _table(models, comparisons, rounded_grades(label, runs)) for label, models in scores.items()}
     return SideBySide(tables, comparisons)
 
 
@@ -118,17 +118,6 @@ def _scores(
                 grades.setdefault((row.problem_id, row.gold), []).append(row.correct)
         seen.add(of[label])
     return found
-
-
-def _rounding(label: str, runs: Sequence[RunDir]) -> float | None:
-    """The largest share of grades that rounding changed in one of the runs; None where none measured it."""
-    found = []
-    for run in runs:
-        again, base = run.rows_of(label, AGAIN), run.rows_of(label, "base")
-        if again.exists() and base.exists():
-            problems = by_problem(read_rows(base, EvaluationRow))
-            found.append(rounding_summary([*problems.values()], [*read_rows(again, EvaluationRow)]).grades)
-    return max(found, default=None)
 
 
 def _table(models: dict[str, Scores], comparisons: int, rounding: float | None) -> Table:

@@ -20,6 +20,7 @@ from upft_mlx.data.benchmarks import resolve
 from upft_mlx.errors import RecipeError
 from upft_mlx.escape import one_line, quoted
 from upft_mlx.evaluation.benchmark_result import BenchmarkResult
+from upft_mlx.evaluation.summary import rounded_grades
 from upft_mlx.events import Note, Observer, ignore
 from upft_mlx.fingerprints import definite
 from upft_mlx.models.find import find_model
@@ -65,11 +66,13 @@ def sweep(
         folder = root / folder_name(one)
         donors = [RunDir(path.parent) for path in sorted(root.glob("*/recipe.json")) if path.parent != folder]
         cells.append(_cell(one, its, label, folder, donors, notify))
-    chosen = best(cells)
+    chosen, rounding = best(cells), rounded_grades(label, [RunDir(cell.run) for cell in cells])
+    samples = next(spec.samples for spec in resolve(recipe.evaluate) if spec.label == label)
     found = Sweep(
         benchmark=label,
         problems=len(chosen.tuned),
-        tried=tried(cells, next(spec.samples for spec in resolve(recipe.evaluate) if spec.label == label)),
+        rounding=rounding,
+        tried=tried(cells, samples, rounding or 0.0),
         chosen=chosen.settings,
         run=chosen.run,
         rest=_on_the_rest(rest, chosen, notify),

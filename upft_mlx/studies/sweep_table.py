@@ -9,6 +9,7 @@ from typing import Any
 from upft_mlx import escape
 from upft_mlx.evaluation.benchmark_result import BenchmarkResult, dump_results
 from upft_mlx.evaluation.stats import PairedDifference, accuracy_interval, mean_interval, paired_difference
+from upft_mlx.evaluation.summary import floor_in_words
 from upft_mlx.quantities import accuracy, points
 from upft_mlx.recipe.grid import in_words
 from upft_mlx.results.figures import IntervalRow, intervals
@@ -48,6 +49,8 @@ class Sweep:
     """The label of the benchmark whose development part was chosen on."""
     problems: int
     """In that part."""
+    rounding: float | None
+    """The share of grades there that rounding alone changes; None: not measured. No difference within it is claimed."""
     tried: tuple[Tried, ...]
     """In the grid's order."""
     chosen: dict[str, Any]
@@ -83,8 +86,14 @@ def best(cells: Sequence[Cell]) -> Cell:
     return max(cells, key=lambda cell: sum(cell.tuned.values()))  # all have the same problems
 
 
-def tried(cells: Sequence[Cell], samples: int) -> tuple[Tried, ...]:
-    """Each with its differences to base and to the best one; `samples` of each problem."""
+def tried(cells: Sequence[Cell], samples: int, floor: float) -> tuple[Tried, ...]:
+    """Each with its differences to base and to the best one.
+
+    Args:
+        cells: in the grid's order.
+        samples: of each problem.
+        floor: the share of grades that rounding alone changes; a difference within it is never claimed.
+    """
     chosen = best(cells)
     return tuple(
         Tried(
@@ -92,8 +101,8 @@ def tried(cells: Sequence[Cell], samples: int) -> tuple[Tried, ...]:
             run=cell.run,
             accuracy=sum(cell.tuned.values()) / len(cell.tuned),
             ci95=_interval(list(cell.tuned.values()), samples),
-            difference=_difference(cell.base, cell.tuned),
-            to_chosen=None if cell is chosen else _difference(chosen.tuned, cell.tuned),
+            difference=_difference(cell.base, cell.tuned, floor),
+            to_chosen=None if cell is chosen else _difference(chosen.tuned, cell.tuned, floor),
             tokens_sampled=cell.tokens_sampled,
             tokens_trained=cell.tokens_trained,
             seconds=cell.seconds,
@@ -109,8 +118,8 @@ def _interval(scores: Sequence[float], samples: int) -> tuple[float, float]:
     return mean_interval(scores, (0.0, 1.0))
 
 
-def _difference(first: Scores, second: Scores) -> PairedDifference:
-    return paired_difference(list(first.values()), [second[problem] for problem in first])
+def _difference(first: Scores, second: Scores, floor: float) -> PairedDifference:
+    return paired_difference(list(first.values()), [second[problem] for problem in first], floor)
 
 
 def advice(found: Sweep) -> str:
@@ -153,6 +162,8 @@ def markdown(found: Sweep) -> str:
     told = [escape.markdown(line) for line in (advice(found), *report(found))]
     where = f"Chosen on {found.problems:,} development problems of {escape.markdown(found.benchmark)}. "
     where += "The best of several looks better there than it is: what counts is the result on other problems."
+    if found.rounding is not None:
+        where += f" There, {floor_in_words(found.rounding)}."
     return "\n\n".join([*told, where]) + "\n\n" + "\n".join(lines) + "\n"
 
 

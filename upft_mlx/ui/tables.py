@@ -12,7 +12,8 @@ from rich.table import Table
 from rich.text import Text
 
 from upft_mlx.evaluation.stats import ALPHA
-from upft_mlx.quantities import accuracy, count, duration, many, memory, p_value, percent, points
+from upft_mlx.evaluation.summary import floor_in_words
+from upft_mlx.quantities import accuracy, count, duration, many, memory, p_value, points
 from upft_mlx.ui.console import open_console
 from upft_mlx.ui.text import glyphs_for, interval_bar
 
@@ -211,6 +212,8 @@ def print_sweep(found: dict[str, Any], told: Sequence[str], folder: Path, *, con
         )
     console.print(table)
     console.print(Text("to base, to chosen: points of accuracy on the same problems, 95 % intervals", "dim"))
+    if found["rounding"] is not None:
+        console.print(Text(floor_in_words(found["rounding"]), "dim"), soft_wrap=not console.is_terminal)
     _files(console, [folder / name for name in ("sweep.md", "sweep.json", "sweep.svg")])
 
 
@@ -242,8 +245,7 @@ def print_side_by_side(found: dict[str, Any], *, console: Console | None = None)
             difference.append(f"{p_value(pair['p_value'])}  {line(pair['second'])} - {line(pair['first'])}")
             console.print(difference, soft_wrap=not console.is_terminal)
         if of["rounding"] is not None:
-            text = f"rounding alone changes {percent(of['rounding'])} of grades; no smaller difference is claimed"
-            console.print(Text(text, "dim"), soft_wrap=not console.is_terminal)
+            console.print(Text(floor_in_words(of["rounding"]), "dim"), soft_wrap=not console.is_terminal)
     console.print()
     many_of = many(found["comparisons"], "comparison")
     console.print(Text(f"in points; intervals and p hold together for {many_of} (Bonferroni)", "dim"))
