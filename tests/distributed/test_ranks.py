@@ -33,6 +33,8 @@ SMALL = (
     "train.batch_size=5",
     "train.epochs=2",
     "train.micro_batch_size=2",
+    "train.valid_ratio=0.3",
+    "train.evaluate_every=3",
     "evaluate.batch_size=4",
     "evaluate.max_tokens=24",
     "evaluate.benchmarks=[{name: arithmetic, limit: 20}]",
@@ -231,6 +233,7 @@ def test_two_ranks_make_the_rows_and_the_adapter_of_one(start: Any, one: Path, t
     for mine_, other in zip(lines(one / "metrics.jsonl"), lines(two / "metrics.jsonl"), strict=True):
         assert other["loss"] == pytest.approx(mine_["loss"], rel=1e-5)
         assert [other[key] for key in COUNTS] == [mine_[key] for key in COUNTS]
+        assert other.get("development_accuracy") == mine_.get("development_accuracy")
     assert other["valid_loss"] == pytest.approx(mine_["valid_loss"], rel=1e-5)
     assert (two / "report.md").exists()
 
