@@ -17,6 +17,7 @@ from helpers.family_configs import EXACT as FAMILIES
 from helpers.loss import family
 from hypothesis import given
 from hypothesis import strategies as st
+from mlx_lm.sample_utils import apply_top_k, apply_top_p
 from scipy import stats
 
 from upft_mlx.models.chat import Renderer
@@ -25,7 +26,7 @@ from upft_mlx.recipe.schema import Prompt
 from upft_mlx.sampling import prefill as prefill_module
 from upft_mlx.sampling.chunks import shared_start
 from upft_mlx.sampling.decoding import Request
-from upft_mlx.sampling.draw import Sampling, drawer, random_key
+from upft_mlx.sampling.draw import NUCLEUS, Sampling, drawer, random_key
 from upft_mlx.sampling.prefill import Prefill
 from upft_mlx.sampling.sampler import Sampler, chunks, derive_seed, sample_chunk, sampling_for
 from upft_mlx.training.loss import scalar
@@ -139,6 +140,24 @@ def test_frequencies_follow_the_filtered_distribution(temperature: float, top_p:
     assert set(found) == set(kept)
     assert len(kept) > 1
     assert stats.chisquare([found[i] for i in kept], expected[kept]).pvalue > 1e-3
+
+
+@pytest.mark.parametrize("sampling", [Sampling(0.7, 0.9), Sampling(1.0, 0.8, 20), Sampling(0.6, top_k=50)])
+@pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16])
+@pytest.mark.parametrize("spread", [0.3, 5.0])
+def test_work_for_the_likely_tokens_alone_draws_the_same(sampling: Sampling, dtype: mx.Dtype, spread: float) -> None:
+    """As when all of a vocabulary is filtered and gets noise; a nucleus may be larger than where it is looked for."""
+    logits = (spread * mx.random.normal((24, 2 * NUCLEUS), key=mx.random.key(1))).astype(dtype)
+    keys = mx.array([random_key(7, "draw", sample) for sample in range(24)], dtype=mx.uint32)
+    values = logits.astype(mx.float32) * (1 / sampling.temperature)
+    if sampling.top_k:
+        values = apply_top_k(values, sampling.top_k)
+    if sampling.top_p < 1:
+        values = apply_top_p(values - mx.logsumexp(values, axis=-1, keepdims=True), sampling.top_p)
+    noise = mx.stack([mx.random.gumbel((2 * NUCLEUS,), key=key) for key in keys])
+    expected, found = np.array(mx.argmax(values + noise, axis=-1)), np.array(drawer(sampling)(logits, keys)[0])
+    assert found.tolist() == expected.tolist()
+    assert len(np.unique(expected)) > 5
 
 
 def test_top_k_keeps_the_k_most_likely() -> None:
