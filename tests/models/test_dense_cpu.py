@@ -14,7 +14,7 @@ from helpers.loss import flat
 
 from upft_mlx.machine.blas import Blas
 from upft_mlx.models.adapters import add_lora
-from upft_mlx.models.dense_cpu import DenseHead, DenseLinear, add_dense_copies
+from upft_mlx.models.dense_cpu import DenseHead, DenseLinear, add_dense_copies, add_updates_in_products
 from upft_mlx.models.load import load
 from upft_mlx.recipe.schema import Lora, Quantize
 from upft_mlx.sampling.same_logits import same_logits
@@ -159,3 +159,22 @@ def test_off_the_cpu_and_in_half_precision_layers_stay_as_they_are(monkeypatch: 
     monkeypatch.setattr(mx, "default_device", lambda: Gpu)
     assert not add_dense_copies(model)
     assert not isinstance(model.first, DenseLinear)
+
+
+@pytest.mark.parametrize("dtype", [mx.float32, mx.float16])
+def test_an_update_that_is_added_in_its_product_is_mlx_lms(dtype: mx.Dtype) -> None:
+    loaded = load(MODEL)
+    loaded.model.set_dtype(dtype)
+    add_lora(loaded, Lora(rank=4, scale=3.0), seed=0)
+    for _, layer in loaded.model.named_modules():
+        if "lora_b" in layer:
+            layer.lora_b = mx.random.normal(layer.lora_b.shape, key=mx.random.key(1))
+    tokens = mx.array([[5, 6, 7, 8]])
+    plain = loaded.model(tokens)
+    assert add_updates_in_products(loaded.model) == sum("lora_a" in layer for _, layer in loaded.model.named_modules())
+    found = loaded.model(tokens)
+    assert found.dtype == plain.dtype
+    assert same_logits(found, plain)
+    if dtype == mx.float16:
+        assert mx.array_equal(found, plain), "in 16 bits nothing changes"
+    assert add_updates_in_products(loaded.model) == 0, "they do so already"

@@ -64,6 +64,9 @@ class BaseAndTuned:
             self._loaded = self._job.load()
         if "tuned" in variants and not isinstance(self._switch, AdapterSwitch):
             self._switch = AdapterSwitch(self._loaded, self._job.adapter or self._job.run.adapter)
+            from upft_mlx.models.dense_cpu import add_updates_in_products
+
+            add_updates_in_products(self._loaded.model)
         evaluator = Evaluator(self._job.recipe, self._loaded, part, self._run, self._notify)
         evaluator.run(variants, self._switch)
         self.processed_tokens += evaluator.processed_tokens

@@ -87,6 +87,32 @@ def add_dense_copies(model: nn.Module) -> int:
     return done
 
 
+def add_updates_in_products(model: nn.Module) -> int:
+    """On the CPU, let LoRA layers add their update in the product that makes it, not in two passes of their own.
+
+    That is about half of what an adapter costs: a layer of the embedded model takes 24 us with mlx-lm's layer for 32
+    rows, 17 with this one, 9 without an adapter. The outputs are mlx-lm's but for rounding.
+
+    Returns:
+        How many layers do; 0 on a GPU.
+    """
+    from mlx_lm.tuner.lora import LoRALinear
+
+    class Adding(LoRALinear):  # type: ignore[misc]
+        """y = W x + scale * (x A) B, the last product onto the first."""
+
+        def __call__(self, x: mx.array) -> mx.array:
+            if not x.dtype == self.lora_a.dtype == self.lora_b.dtype == mx.float32:
+                plain: mx.array = super().__call__(x)
+                return plain
+            return mx.addmm(self.linear(x), self.dropout(x) @ self.lora_a, self.lora_b, alpha=self.scale)
+
+    layers = [layer for _, layer in model.named_modules() if type(layer) is LoRALinear] if not on_gpu() else []
+    for layer in layers:
+        layer.__class__ = Adding
+    return len(layers)
+
+
 def _parts(layer: DenseLinear | DenseHead) -> tuple[mx.array, mx.array, mx.array]:
     return layer["weight"], layer["scales"], layer["biases"]  # affine quantization has all three
 
