@@ -2,7 +2,8 @@
 
 A completion may come with a draft, such as another model's answer to the same prompt. Then the model reads prompt and
 draft many tokens at a time and draws at each position with the completion's own random numbers. Up to the first token
-that differs, the draft is what decoding would have drawn, but for rounding; from there the loop goes on.
+that differs, the draft is what decoding would have drawn, but for rounding. From there it reads what follows the same
+tokens in a draft of the same prompt, and where nothing does, the loop goes on.
 """
 
 from __future__ import annotations
@@ -24,12 +25,18 @@ if TYPE_CHECKING:
 IDLE_SHARE = 1 / 8
 """The share of a batch that may have ended before the caches are copied without it, and with what waits."""
 
-DRAFT_TOKENS, DRAFT_MOST, DRAFT_BATCHES = 8, 64, 8
-"""Tokens of a draft that are read at first, twice as many each time up to the second number, and at most this many
-times the batch size of all drafts together: their logits are held at once. So a draft of no use costs little."""
+DRAFT_TOKENS, DRAFT_MOST, DRAFT_BATCHES, DRAFT_LOGITS = 8, 64, 8, 2**21
+"""Tokens of a draft that are read at first, twice as many each time up to the second number. Of all drafts together at
+most this many times the batch size, or as many as have this number of logits, which are held at once. So a draft of no
+use costs little."""
 
+ALIKE = 3
+"""Where a draft is left, what follows the same last tokens in a draft of the same prompt is read next: after the same
+three, else two, else one."""
 AGAIN = 4
-"""Tokens that must have been right, and must be left, of a draft that is read on after one token that differs."""
+"""Else the draft is read on after the token that differs, if this many tokens before it were right, and are left."""
+POOR, POOR_MOST = 3, 2
+"""A completion is decoded without drafts once fewer than three tokens were right twice in a row."""
 LOOP_TOKENS, LOOP_PERIOD = 128, 32
 """A completion whose last 128 tokens repeat with a period of at most 32 never ends by itself: weak models ramble."""
 
@@ -75,6 +82,10 @@ class _Row:
     key: tuple[int, int]
     """The key of its random numbers: two words of 32 bits; the position is added to the second."""
     draft: Sequence[int] = ()
+    drafts: Sequence[Sequence[int]] = ()
+    """Those of all samples of its prompt."""
+    poor: int = 0
+    """Drafts in a row that were of little use."""
     ids: list[int] = field(default_factory=list)
     begun: int = 0
     """Tokens that are drawn or being computed, EOS included."""
@@ -86,6 +97,26 @@ class _Row:
     def key_at(self, position: int) -> tuple[int, int]:
         """The key of the token at this position, from 0."""
         return self.key[0], (self.key[1] + position) % 2**32
+
+    def finds_draft(self, right: int) -> bool:
+        """Whether there is a draft to read after a token that differed, `right` tokens after the last one that did."""
+        self.poor = 0 if right >= POOR else self.poor + 1
+        if self.poor == POOR_MOST:
+            return False
+        own = self.draft
+        for alike in range(min(ALIKE, len(self.ids)), 0, -1):
+            tail = self.ids[-alike:]
+            places = [
+                (draft is not own, abs(end - self.begun), number, end)
+                for number, draft in enumerate(self.drafts)
+                for end in range(alike, len(draft))
+                if draft[end - 1] == tail[-1] and [*draft[end - alike : end]] == tail
+            ]
+            if places:
+                _, _, number, end = min(places)
+                self.draft = [*self.ids, *self.drafts[number][end:]]
+                return True
+        return right >= AGAIN and len(own) - self.begun > AGAIN
 
     @property
     def goes_on(self) -> bool:
@@ -149,7 +180,10 @@ class Chunk:
         self._ends = frozenset(loaded.eos_ids)
         self._rows = [
             [
-                _Row(request.prompt_ids[-1], request.max_tokens, random_key(seed, request.key, sample), draft)
+                _Row(
+                    *(request.prompt_ids[-1], request.max_tokens, random_key(seed, request.key, sample)),
+                    *(draft, request.drafts),
+                )
                 for sample, draft in enumerate(request.drafts or [()] * request.samples)
             ]
             for request in requests
@@ -159,6 +193,10 @@ class Chunk:
         self._drafted: list[_Waiting] = []
         """The same, with drafts to read: many of them together, which takes less time."""
         self._batch: _Batch | None = None
+        self.whole = False
+        """Whether all requests are in."""
+        self._together = DRAFT_BATCHES * sampling.batch_size
+        """Tokens of drafts that are read in a pass; known to be more once the size of the vocabulary is."""
 
     @property
     def in_flight(self) -> int:
@@ -179,8 +217,7 @@ class Chunk:
         """Take each completion along its draft to its end or to where the model leaves the draft; there it waits.
 
         Returns:
-            Completions that left their drafts by one token, after a part worth reading, and may be at one with the rest
-            again; and the tokens that were run through the model.
+            Completions that left their drafts and have another one; and the tokens that were run through the model.
         """
         import mlx.core as mx
         from mlx_lm.models.cache import trim_prompt_cache
@@ -192,9 +229,10 @@ class Chunk:
         most = DRAFT_TOKENS
         while rows:
             fed = [[row.last, *row.draft[begun[id(row)] :]][read:] for row in rows]
-            width = min(most, DRAFT_BATCHES * self._sampling.batch_size // len(rows), max(map(len, fed)))
+            width = min(most, self._together // len(rows), max(map(len, fed)))
             tokens = mx.array([(part + [0] * width)[:width] for part in fed])  # (B, S)
             logits = self._loaded.model(tokens, cache=caches)  # (B, S, V)
+            self._together = max(self._together, DRAFT_LOGITS // logits.shape[-1])
             keys = [row.key_at(row.begun + place) for row in rows for place in range(width)]
             drawn = self._drawn(logits.reshape(-1, logits.shape[-1]), keys)
             passed, read, most = passed + width * len(rows), read + width, min(2 * most, DRAFT_MOST)
@@ -208,8 +246,7 @@ class Chunk:
                     trim_prompt_cache(cache, read - kept)
                     left.append((row, cache))
                     row.last = row.ids[-1]
-                    again = kept > AGAIN and len(row.draft) - row.begun > AGAIN
-                    (more if again else self._waiting).append((row, cache))
+                    (more if row.finds_draft(kept - 1) else self._waiting).append((row, cache))
             mx.eval([layer.state for _, cache in left for layer in cache])  # else they hold on to those of all
             on_step(sum(row.begun for row in rows) - before, sum(row.finish_reason is not None for row in rows))
             if len(going) < len(rows):
@@ -219,12 +256,13 @@ class Chunk:
         return more, passed
 
     def _drawn(self, logits: mx.array, keys: Sequence[tuple[int, int]]) -> list[tuple[int, float]]:
-        """Tokens and log-probabilities drawn from logits (N, V), a batch of them at a time."""
+        """Tokens and log-probabilities drawn from logits (N, V), a batch of them at a time where a batch is large."""
         import mlx.core as mx
 
         found: list[tuple[int, float]] = []
-        for start in range(0, len(keys), self._sampling.batch_size):
-            part = slice(start, start + self._sampling.batch_size)
+        size = max(self._sampling.batch_size, DRAFT_LOGITS // logits.shape[-1])
+        for start in range(0, len(keys), size):
+            part = slice(start, start + size)
             tokens, logprobs = self._draw(logits[part], mx.array([*keys[part]], dtype=mx.uint32))
             values: list[int] = tokens.tolist()  # type: ignore[assignment]
             likely: list[float] = [0.0] * len(values) if logprobs is None else logprobs.tolist()  # type: ignore[assignment]
@@ -244,13 +282,15 @@ class Chunk:
     def step(self, on_step: OnStep) -> int:
         """Read the drafts, then take one more token of each completion in the batch, while the model works on the next.
 
+        Few drafts wait for others that come, for a pass with few of them takes nearly as long.
+
         Returns:
             Tokens that were run through the model.
         """
-        passed = 0
-        while self._drafted:
-            size = self._sampling.batch_size
-            part, self._drafted = self._drafted[:size], self._drafted[size:]
+        passed, size = 0, self._sampling.batch_size
+        while self._drafted and (self.whole or 2 * len(self._drafted) > size):
+            most = min(2 * size, self._together // DRAFT_TOKENS)
+            part, self._drafted = self._drafted[:most], self._drafted[most:]
             more, read = self._follow(part, on_step)
             self._drafted, passed = self._drafted + more, passed + read
         passed += self._fill()

@@ -132,6 +132,7 @@ class Sampler:
             while chunk.in_flight > self.sampling.batch_size:
                 self._decoded += chunk.step(on_step)
                 yield
+        chunk.whole = True
         while chunk.in_flight:
             self._decoded += chunk.step(on_step)
             yield
