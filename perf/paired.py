@@ -5,12 +5,14 @@
     drafts    the same once greedily and once at T = 0.7: CPU seconds of base, of tuned with base's answers as drafts,
               and of tuned without; how many of tuned's tokens were the draft's; whether the texts are the same
     batches   base's texts at batch sizes 8 and 32, and with a limit of 50: how many are the same
-    draws     what keyed random numbers cost: the draw of a batch, with one `categorical` beside it, and a decoding step
+    draws     what keyed random numbers cost: the draw of a batch, in turns with one that has a key for the batch (one
+              `categorical`; with top-p or top-k mlx-lm's sampler), and a decoding step
 
 `--kinds` of adapters of the embedded model: `default` is what the defaults train (the quickstart's recipe), `then` what
 they trained at the older commit (learning rate 1e-4, the paper's template and EOS), `strong` what `upft demo` trains.
-With `--model` and `--adapter` another model and its adapter are measured, on the questions of `--data`. `--old` is a
-work tree of the older commit, which is made (`git worktree add`) and removed where the option is not given.
+With `--model` and `--adapter` another model and its adapter are measured, on the questions of `--data`, put as
+`--prompt` says (`{question}` and what comes with it). `--old` is a work tree of the older commit, which is made (`git
+worktree add`) and removed where the option is not given; it gets the BLAS of this code, which it would not load itself.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import resource
 import statistics
 import subprocess
@@ -48,6 +51,8 @@ KINDS = {
     "then": ("quickstart", ["train.learning_rate=1e-4", "prefix.template=paper", "prefix.eos=true"]),
     "strong": ("demo", []),
 }
+TURNS = 15
+"""Draws of each kind, from the medians of which their costs are told."""
 Rows = dict[tuple[str, int], dict[str, Any]]
 
 
@@ -78,7 +83,8 @@ def recipe_for(work: Path, options: argparse.Namespace, seed: int, **benchmark: 
         ]
         path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     one = {"name": "gsm8k" if options.data else "held-out", "label": "x", "path": str(path), "limit": options.problems}
-    asked = {} if options.model else {"prompt": "{question}"}  # the embedded model knows nothing else
+    prompt = options.prompt or (None if options.model else "{question}")  # the embedded model knows nothing else
+    asked = {"prompt": prompt} if prompt else {}
     return {
         "model": str(model),
         "seed": seed,
@@ -131,6 +137,9 @@ def paired(run: Path) -> dict[str, float]:
 
 def variance(work: Path, options: argparse.Namespace) -> None:
     """The table of this code beside the older commit."""
+    from upft_mlx.machine.blas import used
+
+    blas = used().path
     print("\n| adapter | seed | commit | same texts | flips | tuned - base, points | standard error | base |")
     print("|---|---|---|---|---|---|---|---|")
     with old_tree(options.old) as tree:
@@ -142,7 +151,9 @@ def variance(work: Path, options: argparse.Namespace) -> None:
                 path.write_text(json.dumps(recipe))
                 for name, root in (("old", tree), ("new", ROOT)):
                     run = work / f"{name}-{kind}-{seed}"
-                    subprocess.run([sys.executable, "-c", CHILD, root, path, run, adapter], check=True)
+                    preloaded = {"LD_PRELOAD": blas} if name == "old" and blas else {}
+                    command = [sys.executable, "-c", CHILD, root, path, run, adapter]
+                    subprocess.run(command, check=True, env={**os.environ, **preloaded})
                     f = paired(run)
                     errors[name].append(f["error"])
                     print(
@@ -240,20 +251,25 @@ def batches(work: Path, options: argparse.Namespace) -> None:
 
 
 def draws(work: Path, options: argparse.Namespace) -> None:
-    """Milliseconds of a draw and of a decoding step, the least of some."""
+    """Milliseconds of a draw and of a decoding step: medians of turns, which other work disturbs alike."""
     from upft_mlx.models.load import load  # isort: skip  # before MLX, for the fast BLAS
     from upft_mlx.sampling.draw import Sampling, drawer, random_key  # isort: skip
 
     import mlx.core as mx
     import numpy as np
+    from mlx_lm.sample_utils import make_sampler
 
-    def least(work: Callable[[], mx.array]) -> float:
-        seconds = []
-        for _ in range(7):
-            begin = time.process_time()
-            mx.eval(work())
-            seconds.append(time.process_time() - begin)
-        return 1000 * min(seconds)
+    def categorical(logits: mx.array) -> mx.array:
+        return mx.random.categorical(logits * (1 / 0.7))
+
+    def medians(**works: Callable[[], mx.array]) -> dict[str, float]:
+        spent: dict[str, list[float]] = {name: [] for name in works}
+        for turn in range(TURNS):
+            for name in [*works][:: 1 if turn % 2 else -1]:
+                begin = time.process_time()
+                mx.eval(works[name]())
+                spent[name].append(1000 * (time.process_time() - begin))
+        return {name: statistics.median(of) for name, of in spent.items()}
 
     loaded = load(Path(options.model or ROOT / "upft_mlx" / "demo" / "model"))
     size = options.batch
@@ -265,18 +281,30 @@ def draws(work: Path, options: argparse.Namespace) -> None:
         cache = make_prompt_cache(loaded.model)
     logits = loaded.model(tokens, cache=cache)[:, -1]
     mx.eval(logits)
-    step = least(lambda: loaded.model(tokens[:, :1], cache=cache)[:, -1])
+    step = medians(step=lambda: loaded.model(tokens[:, :1], cache=cache)[:, -1])["step"]
     keys = mx.array([random_key(0, "draw", row) for row in range(size)], dtype=mx.uint32)
     print(f"batch {size}: a decoding step after 64 tokens takes {step:.1f} ms of CPU time")
+    print("\n| vocabulary | top-p | top-k | keyed, ms | one key, ms | more, of a step | keyed, of a step |")
+    print("|---|---|---|---|---|---|---|")
     for vocabulary in (logits.shape[-1], 151_936):
-        some = mx.random.normal((size, vocabulary))
+        some = 3 * mx.random.normal((size, vocabulary))
+        some -= mx.logsumexp(some, axis=-1, keepdims=True)  # what mlx-lm's sampler takes
         mx.eval(some)
-        keyed = least(lambda some=some: drawer(Sampling(0.7))(some, keys)[0])  # type: ignore[misc]
-        shared = least(lambda some=some: mx.random.categorical(some * (1 / 0.7)))  # type: ignore[misc]
-        print(
-            f"vocabulary {vocabulary:,}: keyed {keyed:.1f} ms, one categorical {shared:.1f} ms: "
-            f"{(keyed - shared) / step:+.1%} of a step more, {keyed / step:.1%} in all"
-        )
+        for top_p, top_k in ((1.0, 0), (0.9, 0), (0.8, 20)):
+            if top_k >= vocabulary:
+                continue
+            with_keys, with_one = drawer(Sampling(0.7, top_p, top_k)), make_sampler(0.7, top_p, top_k=top_k)
+            if top_p == 1 and top_k == 0:
+                with_one = categorical
+            found = medians(
+                keyed=lambda some=some, draw=with_keys: draw(some, keys)[0],  # type: ignore[misc]
+                one=lambda some=some, draw=with_one: draw(some),  # type: ignore[misc]
+            )
+            print(
+                f"| {vocabulary:,} | {top_p} | {top_k} | {found['keyed']:.1f} | {found['one']:.1f} "
+                f"| {(found['keyed'] - found['one']) / step:+.1%} | {found['keyed'] / step:.1%} |",
+                flush=True,
+            )
 
 
 def main() -> None:
@@ -287,6 +315,7 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=int, default=default)
     for name in ("old", "model", "adapter", "data"):
         parser.add_argument(f"--{name}", type=Path)
+    parser.add_argument("--prompt")
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=[*KINDS])
     parser.add_argument("--temperatures", nargs="+", type=float, default=[0.0, 0.7])
     options = parser.parse_args()
