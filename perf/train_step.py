@@ -153,7 +153,18 @@ def race(options: argparse.Namespace) -> dict[str, Any]:
 def show(results: dict[str, Any], options: argparse.Namespace) -> None:
     """The table, with ratios against ours, and what is left to gain."""
     mine = results["ours"]
-    columns = ("ex/s", "ex/CPU s", "ours is", "by CPU", "later", "1st turn", "padding", "peak MB", "ours has")
+    columns = (
+        "ex/s",
+        "ex/CPU s",
+        "ours is",
+        "by CPU",
+        "later",
+        "its CPU",
+        "1st turn",
+        "padding",
+        "peak MB",
+        "ours has",
+    )
     print(" " * 12, *(f"{column:>9}" for column in columns))
     for name, one in results.items():
         examples = one["steps"] * options.batch
@@ -163,6 +174,7 @@ def show(results: dict[str, Any], options: argparse.Namespace) -> None:
             f"{one['seconds'] / mine['seconds']:.2f}x",
             f"{one['cpu_seconds'] / mine['cpu_seconds']:.2f}x",
             f"{one['seconds_per_step_later'] / mine['seconds_per_step_later']:.2f}x",
+            f"{one['cpu_seconds_per_step_later'] / mine['cpu_seconds_per_step_later']:.2f}x",
             f"{one['first_turn_seconds']:.1f} s",
             f"{one['padding'] / one['processed']:.1%}" if one.get("processed") else "?",
             f"{one['peak_memory_bytes'] / 1e6:.0f}",
