@@ -255,13 +255,13 @@ def test_two_processes_cannot_share_a_run_directory(copy: Path) -> None:
         run(recipe_with(), copy)
 
 
-def test_base_and_tuned_are_asked_the_same_with_the_same_seeds(finished: Path, tmp_path: Path) -> None:
+def test_base_and_tuned_are_asked_the_same_with_the_same_seeds(copy: Path) -> None:
     """With an adapter that does nothing, tuned is base, sampled completions included."""
     recipe = recipe_with(train={"learning_rate": 1e-12})
-    facts, _ = run(recipe, tmp_path / "run")
+    facts, _ = run(recipe, copy)
     for label in ("arithmetic", "sampled"):
         base, tuned = (
-            list(read_rows(tmp_path / "run" / "evaluation" / label / f"{variant}.jsonl", EvaluationRow))
+            list(read_rows(copy / "evaluation" / label / f"{variant}.jsonl", EvaluationRow))
             for variant in ("base", "tuned")
         )
         assert base == tuned
@@ -309,6 +309,7 @@ def test_methods_share_one_pipeline(tmp_path: Path) -> None:
         data = recipe_with().dump()
         data |= {"method": method, "train": {"steps": 1, "batch_size": 4}}
         data["evaluate"]["benchmarks"] = []
+        data["publish"] |= {"fuse": "fp16", "min_retained": 0}
         if method == "rft":
             data["generate"] |= {"samples": 2, "keep": 1}
         run(Recipe.model_validate(data), tmp_path / method)
