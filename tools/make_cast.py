@@ -17,7 +17,7 @@ from pathlib import Path
 from upft_mlx.escape import markup
 
 TARGET = Path(__file__).resolve().parent.parent / "docs" / "assets" / "demo-cast.svg"
-COLUMNS, ROWS = 110, 24
+COLUMNS, ROWS = 116, 24
 LINE, CHARACTER, MARGIN = 18, 7.8, 14
 PAUSE, END = 0.4, 8.0
 """Seconds: the longest pause that is shown, and how long the last screen stays."""
