@@ -154,19 +154,23 @@ class _Batch:
 
     def keep(self, indices: list[int]) -> None:
         """Copy the caches of these rows, and drop the others."""
+        import mlx.core as mx
+
         self.rows = [self.rows[i] for i in indices]
         for cache in self._caches:
             cache.filter(indices)
+            mx.eval(cache.state)  # a layer at a time: else the caches of all layers are held twice
         self.tokens = self.tokens[indices]
         self.logprobs = None if self.logprobs is None else self.logprobs[indices]
 
     def join(self, other: _Batch) -> None:
-        """Add the rows of another batch."""
+        """Add the rows of another batch, which gives up its caches."""
         import mlx.core as mx
 
         self.rows = self.rows + other.rows
-        for cache, others in zip(self._caches, other._caches, strict=True):
-            cache.extend(others)
+        for cache in self._caches:
+            cache.extend(other._caches.pop(0))
+            mx.eval(cache.state)
         self.tokens = mx.concatenate([self.tokens, other.tokens])
         if self.logprobs is not None and other.logprobs is not None:
             self.logprobs = mx.concatenate([self.logprobs, other.logprobs])
@@ -317,8 +321,8 @@ class Chunk:
         if not self._waiting or (self._decoding and room < IDLE_SHARE * self._sampling.batch_size):
             return 0
         joining, self._waiting = self._waiting[:room], self._waiting[room:]
+        self._drop_ended(at_once=True)  # first: their caches make room for those of the rows that join
         made = _Batch(self._loaded.model, self._draw, [row for row, _ in joining], [cache for _, cache in joining])
-        self._drop_ended(at_once=True)
         if self._batch is None:
             self._batch = made
         else:

@@ -127,8 +127,8 @@ class Sampler:
     def _steps(self, chunk: Chunk, requests: Sequence[Request], on_step: OnStep) -> Iterator[None]:
         """Decode all of a chunk; stops after each step."""
         for wave in self._waves(requests):
-            caches = self._prefill.caches([requests[i].prompt_ids for i in wave])
-            chunk.insert(wave, caches)
+            # No name for the caches: the last wave's would be held until the next one.
+            chunk.insert(wave, self._prefill.caches([requests[i].prompt_ids for i in wave]))
             while chunk.in_flight > self.sampling.batch_size:
                 self._decoded += chunk.step(on_step)
                 yield
