@@ -2,7 +2,7 @@
 [--quick]
 
 Measures mx.get_peak_memory() of training steps and of sampling on models of many shapes with random weights, fits the
-numbers in `SAVED`, `BACKWARD`, `HEAD`, `SAMPLED`, ... to them and prints them with the errors that are left. The models
+numbers in `SAVED`, `BACKWARD`, `HEAD`, `PASSED`, ... to them and prints them with the errors that are left. The models
 are small: every term is linear or quadratic in the shapes that it names, so that the numbers hold for larger ones.
 tests/planning/test_budget.py compares plans with other runs. Needs scipy, which is among the development dependencies.
 """
@@ -107,7 +107,8 @@ def sampling_settings() -> list[dict[str, Any]]:
         {"B": 32, "n": 32},
     ]
     changes += [{"B": 32, "n": 128}, {"L": 8}, {"h": 256}, {"K": 4}, {"i": 1024}, {"V": 8192}, {"P": 64}]
-    changes += [{"T": n} for n in (24, 128, 256, 400)] + [{"samples": 4, "n": 16}]
+    changes += [{"T": n} for n in (24, 128, 256, 400)] + [{"samples": 4, "n": 16}, {"L": 24, "n": 32}]
+    changes += [{"V": 65536, "n": 16}, {"B": 4, "n": 16}]
     long = [{"t": 48, "ends": 25, **change} for change in changes] + [{"t": 300, "ends": 5}]
     return [{**SAMPLING, **change} for change in changes + long]
 
@@ -191,7 +192,7 @@ def planned_training(s: dict[str, Any]) -> float:
 
 def planned_sampling(s: dict[str, Any]) -> float:
     """What memory.py says."""
-    load = SamplingLoad(s["B"], s["n"], s["samples"], s["T"], s["P"], s["t"])
+    load = SamplingLoad(s["B"], s["n"], s["samples"], s["T"], s["P"], s["t"], end_together=not s["ends"])
     return memory.sampling_peak(architecture(s), load, device(s))
 
 
@@ -246,7 +247,8 @@ def train(step: int) -> None:
 def sample(step: int) -> None:
     """Measure and fit sampling, with every `step`-th setting."""
     sampled = measured("sampling", sampling_settings()[::step])
-    report("sampling", {"SAMPLED": memory.SAMPLED}, fit([memory.SAMPLED], planned_sampling, sampled), sampled)
+    tables = {"PASSED": memory.PASSED, "DECODED": memory.DECODED}
+    report("sampling", tables, fit(list(tables.values()), planned_sampling, sampled), sampled)
 
 
 if __name__ == "__main__":

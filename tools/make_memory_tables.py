@@ -118,9 +118,9 @@ def stages_table() -> str:
     rows = [f"| model | {' | '.join(heads)} |", "|---" * (len(heads) + 1) + "|"]
     for name in CONFIGS:
         plan = memory_plan(name, 4, 64)
-        sampling = [plan.peaks(changed(RECIPE, batches(n)))["evaluate"] for n in (8, 32)]
-        training = [plan.train(changed(RECIPE, fields)) for fields in (WITHOUT_FULL, {}, CHECKPOINT)]
-        fusing = [plan.peaks(changed(RECIPE, {**batches(8), "publish.fuse": w}))["fuse"] for w in ("mixed", "auto")]
+        sampling = [plan.peak("evaluate", changed(RECIPE, batches(n))) for n in (8, 32)]
+        training = [plan.peak("train", changed(RECIPE, fields)) for fields in (WITHOUT_FULL, {}, CHECKPOINT)]
+        fusing = [plan.peak("fuse", changed(RECIPE, {"publish.fuse": w})) for w in ("mixed", "auto")]
         cells = [f"{peak / GB:.1f} GB" for peak in (*sampling, *training, *fusing)]
         rows.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(rows)

@@ -236,11 +236,11 @@ def test_what_a_recipe_says_of_other_settings_is_what_the_plan_computes(name: st
     text, recipe = shipped_recipes()[name].read_text(encoding="utf-8"), load_recipe(name)
     memory, settled = planned(recipe, 64)
     [told] = re.findall(r"  grad_checkpoint: true +# .*without it a step takes up to (\d+) GB\n", text)
-    peak = memory.train(changed(settled, {"train.grad_checkpoint": False}))
+    peak = memory.peak("train", changed(settled, {"train.grad_checkpoint": False}))
     assert int(told) == pytest.approx(peak / 1e9, rel=0.05, abs=0.5)
     if recipe.publish.fuse == "mixed":
         [told] = re.findall(r"  fuse: mixed +# .*16 as well takes (\d+) GB\n", text)
-        sixteen = memory.peaks(changed(settled, {"publish.fuse": "auto"}))["fuse"]
+        sixteen = memory.peak("fuse", changed(settled, {"publish.fuse": "auto"}))
         assert int(told) == pytest.approx(sixteen / 1e9, rel=0.05, abs=0.5)
 
 

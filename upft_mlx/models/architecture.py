@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -168,8 +168,8 @@ def from_config(
 def _decoder(
     config: dict[str, Any], tensors: Mapping[str, Tensor], quantize: Quantize | None, where: str
 ) -> Architecture:
-    text = config.get("text_config") if isinstance(config.get("text_config"), dict) else config
-    text = {**config, **(text or {})}
+    text = config.get("text_config")
+    text = {**config, **(text if isinstance(text, dict) else {})}
 
     def number(*names: str) -> int:
         for name in names:
@@ -177,8 +177,9 @@ def _decoder(
                 return int(value)
         raise ModelError(f"lacks `{names[0]}`", "memory cannot be planned for this model", path=where)
 
-    hidden, heads, experts = number("hidden_size", "n_embd"), number("num_attention_heads", "n_head"), 0
+    hidden, heads = number("hidden_size", "n_embd"), number("num_attention_heads", "n_head")
     layers, active = number("num_hidden_layers", "n_layer"), int(text.get("num_experts_per_tok") or 1)
+    experts = 0
     if text.get("num_experts_per_tok") and text.get("moe_intermediate_size"):
         experts = active * int(text["moe_intermediate_size"]) + int(text.get("shared_expert_intermediate_size") or 0)
     sizes = [int(text.get(f"linear_{name}") or 0) for name in ("num_value_heads", "key_head_dim", "value_head_dim")]
@@ -187,6 +188,11 @@ def _decoder(
     if sizes[0] and not kinds:
         attending = layers // int(text.get("full_attention_interval") or layers)
     windows = "sliding_attention" in kinds or text.get("sliding_window_pattern") or text.get("attn_logit_softcapping")
+    unusual = {
+        "a mixture of experts": any(text.get(name) for name in _EXPERTS),
+        "linear attention layers": sizes[0] or "linear_attention" in kinds,
+        STATE_SPACE: "ssm_cfg" in text or "mamba_d_state" in text,
+    }
     bare = Architecture(
         model_type=str(text.get("model_type", "")),
         hidden=hidden,
@@ -197,41 +203,28 @@ def _decoder(
         head_dim=int(text.get("head_dim") or hidden // heads),
         vocabulary=number("vocab_size"),
         matrices=(),
-        other_numbers=0,
+        other_numbers=2 * hidden * layers,
         float_bytes=2,
         attending=attending or layers,
         state=math.prod(sizes),
         active=active,
         is_causal=not windows,
-        unusual=tuple(
-            kind
-            for kind, found in (
-                ("a mixture of experts", any(text.get(name) for name in _EXPERTS)),
-                ("linear attention layers", sizes[0] or "linear_attention" in kinds),
-                (STATE_SPACE, "ssm_cfg" in text or "mamba_d_state" in text),
-            )
-            if found
-        ),
+        unusual=tuple(kind for kind, found in unusual.items() if found),
     )
     stated = config.get("quantization") or config.get("quantization_config") or {}
     how = None if quantize is None else Quantized(quantize.bits, quantize.group_size)
-    if not tensors:
-        bits, group = stated.get("bits"), stated.get("group_size")
+    if tensors:
+        matrices = _from_headers(tensors, stated)
+        known = {f"{matrix.name}.{part}" for matrix in matrices for part in ("weight", "scales", "biases")}
+        kind = next((tensor.kind for tensor in tensors.values() if tensor.kind in _FLOATS), "BF16")
+        others = sum(tensor.size for name, tensor in tensors.items() if name not in known)
+        bare = replace(bare, other_numbers=others, float_bytes=BYTES[kind])
+    else:
+        matrices, bits, group = _from_shapes(bare, text), stated.get("bits"), stated.get("group_size")
         how = Quantized(bits, group) if isinstance(bits, int) and isinstance(group, int) else how
-        matrices = tuple(_stored(matrix, how) for matrix in _from_shapes(bare, text))
-        return replace(bare, matrices=matrices, other_numbers=2 * hidden * bare.layers)
-    kind = next((tensor.kind for tensor in tensors.values() if tensor.kind in _FLOATS), "BF16")
-    matrices = tuple(_stored(matrix, how) for matrix in _from_headers(tensors, stated))
-    known = {f"{matrix.name}.{part}" for matrix in matrices for part in ("weight", "scales", "biases")}
-    others = sum(tensor.size for name, tensor in tensors.items() if name not in known)
-    return replace(bare, matrices=matrices, other_numbers=others, float_bytes=BYTES[kind])
-
-
-def _stored(matrix: Matrix, how: Quantized | None) -> Matrix:
-    """The matrix quantized like this, unless it is already or its inputs are no whole groups."""
-    if how is None or matrix.stored is not None or matrix.inputs % how.group_size:
-        return matrix
-    return replace(matrix, stored=how)
+    if how is not None:  # but for what is quantized already, and inputs that are no whole groups
+        matrices = [m if m.stored or m.inputs % how.group_size else replace(m, stored=how) for m in matrices]
+    return replace(bare, matrices=tuple(matrices))
 
 
 def _from_headers(tensors: Mapping[str, Tensor], stated: Mapping[str, Any]) -> list[Matrix]:
@@ -255,12 +248,11 @@ def _from_headers(tensors: Mapping[str, Tensor], stated: Mapping[str, Any]) -> l
     return found
 
 
-def _from_shapes(bare: Architecture, text: dict[str, Any]) -> Iterator[Matrix]:
+def _from_shapes(bare: Architecture, text: dict[str, Any]) -> list[Matrix]:
     """The matrices of a decoder of llama's kind."""
-    hidden, inner = bare.hidden, bare.intermediate
+    hidden, inner, queries = bare.hidden, bare.intermediate, bare.heads * bare.head_dim
     if many := int(next((text[name] for name in _EXPERTS if text.get(name)), 0)):
         inner = many * int(text.get("moe_intermediate_size") or bare.intermediate)
-    queries = bare.heads * bare.head_dim
     sizes = {
         "self_attn.q_proj": (queries, hidden),
         "self_attn.k_proj": (bare.kv_width, hidden),
@@ -270,9 +262,9 @@ def _from_shapes(bare: Architecture, text: dict[str, Any]) -> Iterator[Matrix]:
         "mlp.up_proj": (inner, hidden),
         "mlp.down_proj": (hidden, inner),
     }
-    yield Matrix("model.embed_tokens", bare.vocabulary, hidden, None, is_embedding=True)
+    found = [Matrix("model.embed_tokens", bare.vocabulary, hidden, None, is_embedding=True)]
     if not text.get("tie_word_embeddings", False):
-        yield Matrix("lm_head", bare.vocabulary, hidden, None)
+        found.append(Matrix("lm_head", bare.vocabulary, hidden, None))
     for layer in range(bare.layers):
-        for name, (outputs, inputs) in sizes.items():
-            yield Matrix(f"model.layers.{layer}.{name}", outputs, inputs, None)
+        found += [Matrix(f"model.layers.{layer}.{name}", *size, None) for name, size in sizes.items()]
+    return found

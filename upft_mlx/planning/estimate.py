@@ -28,7 +28,7 @@ from upft_mlx.models.architecture import Architecture, read_architecture
 from upft_mlx.models.chat import Renderer
 from upft_mlx.models.find import find_model
 from upft_mlx.models.load import load_tokenizer
-from upft_mlx.planning.budget import Budget, MemoryPlan, this_machine
+from upft_mlx.planning.budget import SIZES, Budget, MemoryPlan, field, this_machine
 from upft_mlx.planning.lengths import Solutions, measure_prompts, measure_solutions
 from upft_mlx.planning.speed import Speed
 from upft_mlx.recipe.schema import Recipe
@@ -257,7 +257,7 @@ class Estimate:
             model_is_here=self.is_here,
             problems=len(self.problems),
             steps=self.steps,
-            settings={f"{part}.{field}": getattr(getattr(self.recipe, part), field) for part, field in _SIZES},
+            settings={name: field(self.recipe, name) for name in SIZES},
             prompt_tokens=PromptTokens(self.memory_plan.prompts.mean, self.memory_plan.prompts.longest[0]),
             solution_tokens=SolutionTokens(self.solutions.mean, self.solutions.how),
             tokens=self.tokens(),
@@ -265,7 +265,7 @@ class Estimate:
                 budget_bytes=self.budget.bytes,
                 budget=self.budget.what,
                 peak_bytes={stage: round(peak) for stage, peak in peaks.items()},
-                too_large=self.memory_plan.too_large(self.recipe, peaks),
+                too_large=[*self.memory_plan.too_large(self.recipe).values()],
                 not_measured_for=self.model.unmeasured,
             ),
             disk_bytes={name: round(size) for name, size in self.disk().items()},
@@ -274,14 +274,6 @@ class Estimate:
             notes=[note for note in (beyond_solutions(self.recipe),) if note],
             prompts_differ=differing([part.entry for part in self.sets], self.recipe.prompt),
         )
-
-
-_SIZES = (
-    ("generate", "batch_size"),
-    ("evaluate", "batch_size"),
-    ("train", "batch_size"),
-    ("train", "micro_batch_size"),
-)
 
 
 @dataclass(frozen=True)

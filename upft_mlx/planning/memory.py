@@ -54,12 +54,12 @@ class TrainingPass:
 
 @dataclass(frozen=True)
 class SamplingLoad:
-    """What sampling holds at its fullest."""
+    """A chunk that is sampled."""
 
     batch_size: int
     """Completions decoded together."""
     prompts: int
-    """Prompts in a chunk."""
+    """Prompts in the chunk."""
     samples: int
     """Completions per prompt."""
     prompt_tokens: int
@@ -67,6 +67,8 @@ class SamplingLoad:
     shared: int
     max_tokens: int
     """Decoded at most."""
+    end_together: bool = False
+    """Whether all completions have `max_tokens`, as prefixes do: then a batch is gone before others join."""
 
 
 # How many copies of each term MLX holds at its peak; fitted by perf/plan_memory.py.
@@ -74,29 +76,20 @@ SAVED = {"hidden": 7.44, "kv": 0.41, "mlp": 4.96, "rank": 10.56, "joined": 1.07,
 """Copies that a layer with an adapter keeps for the backward pass."""
 BACKWARD = {"hidden": 7.70, "mlp": 9.04, "kv": 1.44}
 """Copies in the layer whose gradients are computed."""
-STATES, EXPERTS = {"saved": 1.7, "backward": 3.0}, 2.9
-"""Copies of the states of all positions of a linear attention layer, and of what the active experts take in: measured
-on Qwen3.5's and Qwen3 MoE's layers, 4 bits, float32 (`tests/planning/test_budget.py`)."""
-BLOCK = 512
-"""Positions whose scores attention in blocks holds at once."""
 HEAD = {"logits": 6.84, "chunk": 9.2, "hidden": 9.81}
 """At the end of the forward pass; `chunk`: the logits of one chunk, where there are several."""
 REST = {"lowest": 2.11, "update": 1.50}
 """`lowest`: what the lowest layer with an adapter need not hold, since nobody asks for the gradient of its inputs;
 `update`: adapters' worth of temporaries in the update."""
-SAMPLED = {
-    "copies_1": 1.02,
-    "prefill_1": 0.05,
-    "copies_2": 1.13,
-    "prefill_2": 1.0,
-    "copies_4": 1.64,
-    "prefill_4": 2.4,
-    "hidden": 4.09,
-    "scores": 1.59,
-    "step": 46.5,
-}
-"""Copies while a chunk of one batch, of two, of more is sampled: `copies` of the caches of a batch in flight, or these
-caches and `prefill` times those of the prompts that are passed together, whichever is more."""
+PASSED = {"layers": 1.94, "hidden": 1.11, "mlp": 1.7, "scores": 1.76}
+"""While a wave of prompts is passed: layers whose caches are held twice, and copies in the layer at work."""
+DECODED = {"layers": 1.0, "logits": 4.0}
+"""While a batch begins or is joined: layers whose caches are held twice; copies when the next tokens are drawn."""
+STATES, EXPERTS = {"saved": 1.7, "backward": 3.0}, 2.9
+"""Copies of the states of all positions of a linear attention layer, and of what the active experts take in: measured
+on Qwen3.5's and Qwen3 MoE's layers, 4 bits, float32 (`tests/planning/test_budget.py`)."""
+BLOCK = 512
+"""Positions whose scores attention in blocks holds at once."""
 
 
 def weight_bytes(model: Architecture, device: Device) -> int:
@@ -118,68 +111,74 @@ def training_peak(model: Architecture, lora: Lora, one: TrainingPass, device: De
         device: where.
         checkpoint: whether layers are computed again in the backward pass (`shared` is 0 then).
     """
-    number = 4 if not device.is_gpu else max(2, model.float_bytes)
-    adapter = 4 * model.adapter_numbers(lora)
+    number, adapter = _number(model, device), 4 * model.adapter_numbers(lora)
     layers = model.layers if lora.num_layers < 0 else min(model.layers, lora.num_layers)
-    tokens = one.sequences * one.tokens
-    attending = layers * model.attending / model.layers
-    common, scores, states = _saved(model, lora, one, number, device)
-    backward = (
-        4
-        * tokens
-        * (BACKWARD["hidden"] * model.hidden + BACKWARD["mlp"] * model.intermediate + BACKWARD["kv"] * model.kv_width)
-    )
-    backward += STATES["backward"] * 4 * tokens * model.state
-    if device.attends_in_blocks and model.is_causal:
-        backward += 4 * one.sequences * model.heads * min(BLOCK, one.tokens) * (one.tokens + one.shared)
-    logit_rows = min(HEAD["logits"] * one.rows, HEAD["chunk"] * chunk_positions(model.vocabulary))
-    head = logit_rows * 4 * model.vocabulary + HEAD["hidden"] * number * tokens * model.hidden
+    hidden, mlp, kv = model.hidden, model.intermediate, model.kv_width
+    tokens, span = one.sequences * one.tokens, one.tokens + one.shared
+    passed = tokens + one.shared
+    blocks = device.attends_in_blocks and model.is_causal
+    # What a layer keeps for the backward pass: any, one with attention more, one with linear attention more.
+    kept = number * passed * (SAVED["hidden"] * hidden + SAVED["kv"] * kv + SAVED["mlp"] * mlp)
+    kept += number * passed * EXPERTS * model.active * hidden if model.active > 1 else 0
+    kept += 4 * passed * SAVED["rank"] * lora.rank
+    if one.shared:  # the shared keys and values are joined with each sequence's own
+        kept += number * SAVED["joined"] * one.sequences * span * kv
+    if number < 4:  # an adapter's input is cast to float32
+        kept += 4 * SAVED["cast"] * passed * (6 * hidden + mlp)
+    scores = 0.0 if blocks else 4 * SAVED["scores"] * one.sequences * model.heads * one.tokens * span
+    states = 4 * STATES["saved"] * passed * model.state
+    # What the layer whose gradients are computed, or the head, holds beside that.
+    backward = BACKWARD["hidden"] * hidden + BACKWARD["mlp"] * mlp + BACKWARD["kv"] * kv
+    backward = 4 * tokens * (backward + STATES["backward"] * model.state)
+    if blocks:
+        backward += 4 * one.sequences * model.heads * min(BLOCK, one.tokens) * span
+    rows = min(HEAD["logits"] * one.rows, HEAD["chunk"] * chunk_positions(model.vocabulary))
+    head = 4 * rows * model.vocabulary + HEAD["hidden"] * number * tokens * hidden
     if checkpoint:
-        held = layers * number * tokens * model.hidden + max(common + max(scores, states) + backward, head)
+        held = layers * number * tokens * hidden + max(kept + max(scores, states) + backward, head)
     else:
-        lowest = REST["lowest"] * number * tokens * (model.hidden + model.kv_width + model.intermediate)
-        held = layers * common + attending * scores + (layers - attending) * states + max(backward, head) - lowest
+        share = model.attending / model.layers
+        lowest = REST["lowest"] * number * tokens * (hidden + kv + mlp)
+        held = layers * (kept + share * scores + (1 - share) * states) + max(backward, head) - lowest
     optimizer = OPTIMIZER_COPIES * adapter + (adapter if one.accumulates else 0)
     return weight_bytes(model, device) + optimizer + max(held, REST["update"] * adapter)
 
 
-def _saved(
-    model: Architecture, lora: Lora, one: TrainingPass, number: int, device: Device
-) -> tuple[float, float, float]:
-    """Bytes that a layer keeps for the backward pass: any, one with attention more, one with linear attention more."""
-    passed = one.sequences * one.tokens + one.shared
-    span = one.tokens + one.shared
-    widths = SAVED["hidden"] * model.hidden + SAVED["kv"] * model.kv_width + SAVED["mlp"] * model.intermediate
-    widths += EXPERTS * model.active * model.hidden if model.active > 1 else 0
-    total = number * passed * widths + 4 * passed * SAVED["rank"] * lora.rank
-    if one.shared:  # the shared keys and values are joined with each sequence's own
-        total += number * SAVED["joined"] * one.sequences * span * model.kv_width
-    if number < 4:  # an adapter's input is cast to float32
-        total += 4 * SAVED["cast"] * passed * (6 * model.hidden + model.intermediate)
-    scores = 4 * SAVED["scores"] * one.sequences * model.heads * one.tokens * span
-    if device.attends_in_blocks and model.is_causal:
-        scores = 0.0
-    return total, scores, 4 * STATES["saved"] * passed * model.state
-
-
 def sampling_peak(model: Architecture, load: SamplingLoad, device: Device, adapter_numbers: int = 0) -> float:
-    """Peak bytes of sampling; `adapter_numbers` of an adapter on the model."""
-    number = 4 if not device.is_gpu else max(2, model.float_bytes)
-    token = 2 * number * model.kv_width * model.attending  # keys and values of one token
+    """Peak bytes of sampling; `adapter_numbers` of an adapter on the model.
+
+    A chunk's prompts are passed in waves, each of which leaves their caches; when there are enough of them, a batch is
+    made of them and decoded (`sampling/sampler.py`). So the peak is where a wave is passed beside what is there by
+    then, or where a batch begins: its caches are made a layer at a time, beside those of the prompts. Completions that
+    join a batch take the place of others, and need no more than that.
+    """
+    number, prompt, own = _number(model, device), load.shared + load.prompt_tokens, load.prompt_tokens
     active = min(load.batch_size, load.prompts * load.samples)
     wave = min(load.prompts, prompts_per_wave(load.batch_size, load.samples))
-    prompt = load.shared + load.prompt_tokens
-    cache = active * token * (prompt + CACHE_STEP * math.ceil(load.max_tokens / CACHE_STEP))
-    filled = wave * token * (load.shared + CACHE_STEP * math.ceil(load.prompt_tokens / CACHE_STEP))
-    batches = math.ceil(load.prompts * load.samples / load.batch_size)
-    kind = 4 if batches > 2 else batches
-    total = max(SAMPLED[f"copies_{kind}"] * cache, cache + SAMPLED[f"prefill_{kind}"] * filled)
-    total += 4 * SAMPLED[f"copies_{kind}"] * active * (model.layers - model.attending) * model.state
-    total += number * wave * load.prompt_tokens * SAMPLED["hidden"] * model.hidden
-    together = min(BLOCK, load.prompt_tokens) if device.attends_in_blocks else load.prompt_tokens
-    total += 4 * SAMPLED["scores"] * wave * model.heads * together * prompt
-    total += number * SAMPLED["step"] * active * model.intermediate
+    first = min(load.prompts, wave * (load.batch_size // (wave * load.samples) + 1))  # prompts passed before a batch
+    # Bytes of the caches of a sequence: while its prompt is passed, after that, decoded to the end.
+    token = 2 * number * model.kv_width * model.attending
+    state = 4 * model.state * (model.layers - model.attending)
+    padded = state + token * (load.shared + CACHE_STEP * math.ceil(own / CACHE_STEP))
+    passed = state + token * prompt
+    batch = active * (passed + token * CACHE_STEP * math.ceil(load.max_tokens / CACHE_STEP))
+    work = number * own * (PASSED["hidden"] * model.hidden + PASSED["mlp"] * model.intermediate)
+    together = min(BLOCK, own) if device.attends_in_blocks else own
+    work += 4 * PASSED["scores"] * model.heads * together * prompt
+    passing = padded + max(passed, work + min(1, PASSED["layers"] / model.attending) * padded)
+    copied, drawn = DECODED["layers"] / model.attending * batch, 4 * DECODED["logits"] * active * model.vocabulary
+    later = 0 if load.end_together else min(wave, load.prompts - first)
+    total = max(
+        (first - wave) * passed + wave * passing,
+        batch + later * passing,
+        batch + first * passed + max(copied, drawn),
+    )
     return weight_bytes(model, device) + 4 * adapter_numbers + total
+
+
+def _number(model: Architecture, device: Device) -> int:
+    """Bytes of a number in activations and caches."""
+    return max(2, model.float_bytes) if device.is_gpu else 4
 
 
 def fusing_peak(model: Architecture, lora: Lora, device: Device, *, all_float32: bool) -> float:

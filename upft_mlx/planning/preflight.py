@@ -7,7 +7,7 @@ from collections.abc import Collection, Sequence
 from typing import Any
 
 from upft_mlx.data.problems import Problem
-from upft_mlx.errors import ModelError, RunDirError, TrainingError
+from upft_mlx.errors import MemoryLimitError, ModelError, RunDirError, TrainingError
 from upft_mlx.escape import quoted
 from upft_mlx.events import Note, Observer
 from upft_mlx.models.architecture import Architecture
@@ -48,9 +48,12 @@ def refuse_early(estimate: Estimate, run: RunDir, due: Sequence[str], notify: Ob
         return
     if trains:
         refuse_adapter(recipe.lora, model)
-    memory.refuse_too_large(recipe, tuple(stage for stage in due if stage != "fuse"))
-    peaks = memory.peaks(recipe)
-    for line in memory.too_large(recipe, {stage: peaks[stage] for stage in due if stage in peaks}):
+    lines = memory.too_large(recipe, due)
+    hopeless = [line for stage, line in lines.items() if stage != "fuse" and memory.is_hopeless(stage, recipe)]
+    if hopeless:
+        remedy = "if you know that it fits: UPFT_MEMORY_GB=N sets the memory limit to N GB"
+        raise MemoryLimitError("\n".join([*hopeless, remedy]))
+    for line in lines.values():
         notify(Note(f"memory may not be enough: {line}"))
 
 
