@@ -57,7 +57,7 @@ class Whole:
 
 
 def signals(folder: Path, seed: int) -> Cases:
-    """Signals at random moments of a whole run, four rounds of the six kinds for every eight moments."""
+    """Signals at random moments of a whole run, the six kinds in turns."""
     world, rng = Whole(folder), random.Random(seed)
     kinds: dict[str, tuple[list[tuple[float, int]], list[int]]] = {
         "SIGKILL": ([(0, signal.SIGKILL)], [-9]),
@@ -74,7 +74,7 @@ def signals(folder: Path, seed: int) -> Cases:
         hit = world.server.run(case, RUN, signals=[(moment + later, number) for later, number in sent])
         return world.unlike(case, hit, [0, *statuses])
 
-    for number in range(200 * len(kinds)):
+    for number in range(200):
         kind, moment = list(kinds)[number % len(kinds)], rng.random() * world.seconds
         yield f"{kind} : {number} at {moment:.2f} s", partial(struck, kind, moment), 1
 
