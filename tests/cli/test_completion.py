@@ -160,7 +160,7 @@ def test_a_real_bash_completes(folder: Path) -> None:
     wrapper.chmod(0o755)
     environment = {**os.environ, "PATH": f"{wrapper.parent}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
     command = ["bash", "--norc", "--noprofile", "-c", ASK]
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=600)
     assert done.stdout.splitlines() == [
         "complete -o nosort -F _upft_completion upft",
         "mine.yaml",

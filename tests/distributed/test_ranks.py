@@ -244,7 +244,7 @@ def test_two_ranks_go_on_with_what_the_leader_alone_has_kept(start: Any, one: Pa
     run = shutil.copytree(one, tmp_path / "run")
     adapter, rows = ((run / name).read_bytes() for name in ("adapter/adapters.safetensors", BASE_ROWS))
     done = begin(upft("train", run, "lora.rank=3"))
-    _, error = done.communicate(timeout=120)
+    _, error = done.communicate(timeout=600)
     assert done.returncode == 0, error
     tokens = "evaluate.benchmarks=[{name: arithmetic, limit: 20}, {name: arithmetic, label: more, limit: 4}]"
     (status, output, errors), (other, *_) = start(*[upft("run", run, tokens)] * 2).wait()
@@ -301,7 +301,7 @@ def test_uneven_steps_on_two_ranks_are_those_of_one(start: Any, tmp_path: Path) 
     """Seven rows, and one: a rank without any still takes part."""
     command = ["-c", STEPS, str(MODEL)]
     single = begin([*command, "one"], cwd=tmp_path)
-    printed, error = single.communicate(timeout=120)
+    printed, error = single.communicate(timeout=600)
     assert single.returncode == 0, error
     (status, output, errors), (_, other, _) = start(*[[*command, "two"]] * 2).wait()
     assert status == 0, errors
@@ -391,7 +391,7 @@ def test_mlx_launch_starts_it(tmp_path: Path) -> None:
         [*command, sys.executable, "-m", "upft_mlx", *upft("generate", tmp_path / "run")],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
         stdin=subprocess.DEVNULL,
     )
     assert done.returncode == 0, done.stderr

@@ -15,7 +15,7 @@ from upft_mlx.rundir import RunDir
 def finish(command: Sequence[str | Path]) -> None:
     """Run it to its end."""
     process = start([*command, "--plain"])
-    _, error = process.communicate(timeout=300)
+    _, error = process.communicate(timeout=600)
     assert process.returncode == 0, error
 
 

@@ -276,7 +276,7 @@ def test_stock_mlx_lm_answers_with_the_adapter_and_with_the_fused_model(finished
     ):
         command = [sys.executable, "-m", "mlx_lm", "generate", *arguments]
         command += ["--prompt", "Ann has 3 apples and buys 4 more. How many?", "--max-tokens", "24"]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
         assert done.returncode == 0, done.stderr
         assert "Generation:" in done.stdout
 
@@ -285,7 +285,7 @@ def test_stock_mlx_lm_answers_with_the_adapter_and_with_the_fused_model(finished
 def test_stock_mlx_lm_fuses_the_adapter(finished: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "mlx_lm", "fuse", "--model", str(MODEL)]
     command += ["--adapter-path", str(finished / "adapter"), "--save-path", str(tmp_path / "fused")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "fused" / "model.safetensors").exists()
 

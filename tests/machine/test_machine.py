@@ -232,7 +232,7 @@ def bare(arguments: list[str]) -> subprocess.CompletedProcess[str]:
     """The command in a Python that has nothing installed."""
     code = f"import sys; sys.argv = {['upft', *arguments]!r}; from upft_mlx.__main__ import main; main()"
     command = [sys.executable, "-I", "-S", "-c", f"import sys; sys.path.insert(0, {str(ROOT)!r}); {code}"]
-    return subprocess.run(command, capture_output=True, text=True, env={**os.environ}, timeout=60)
+    return subprocess.run(command, capture_output=True, text=True, env={**os.environ}, timeout=600)
 
 
 def test_in_a_clone_without_anything_installed_the_command_says_what_is_missing() -> None:
