@@ -115,8 +115,8 @@ def adapter_for(work: Path, options: argparse.Namespace, kind: str, seed: int) -
 
 def rows_of(run: Path, variant: str) -> Rows:
     """By problem and sample."""
-    lines = (run / "evaluation" / "x" / f"{variant}.jsonl").read_text(encoding="utf-8").splitlines()
-    return {(row["problem_id"], row["sample"]): row for row in map(json.loads, lines)}
+    with (run / "evaluation" / "x" / f"{variant}.jsonl").open(encoding="utf-8") as lines:
+        return {(row["problem_id"], row["sample"]): row for row in map(json.loads, lines)}
 
 
 def paired(run: Path) -> dict[str, float]:

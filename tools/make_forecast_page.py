@@ -300,7 +300,8 @@ def real_recipe(model: Path, work: Path, seed: int, selection: Selection) -> Rec
 
 def gsm8k(units: Units, model: Path, questions: Path, work: Path) -> None:
     """Prefix self-consistency and prefix accuracy on the first GSM8K training questions, by `upft analyze`."""
-    rows = [json.loads(line) for line in questions.read_text(encoding="utf-8").splitlines()]
+    with questions.open(encoding="utf-8") as file:  # not splitlines: a question may have a line separator inside
+        rows = [json.loads(line) for line in file]
     common = {"samples": 8, "lengths": (1, 2, 4, 8, 16, 32)}
 
     def curves(name: str, count: int, fields: Sequence[str], analyze: dict[str, Any]) -> dict[str, Any]:
