@@ -107,8 +107,9 @@ class Faults:
         """The same command once more, undisturbed."""
         then = self.server.run(case, words)
         said = f"\nfirst: {hit.said[-400:]}\nthen: {then.said[-600:]}"
-        gone = name.startswith("kept") and "no kept version" in then.error
-        if then.status != 0 and not gone:
+        done = name.startswith("kept") and "no kept version" in then.error
+        done |= name == "new" and hit.status == 0 and "exists already" in then.error
+        if then.status != 0 and not done:
             return f"does not continue, status {then.status}" + said
         if BAD.search(then.said):
             return "says what it should not, afterwards" + said
