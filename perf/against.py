@@ -39,28 +39,31 @@ STEP = """
 import os, sys, time
 from pathlib import Path
 from upft_mlx import load_recipe
-from upft_mlx.events import Progress
 from upft_mlx.rundir import RunDir
 try:
     from upft_mlx.models.load import load
+    from upft_mlx.training.step import Stepper
     from upft_mlx.training.train import train
 except ImportError:  # the names at 4af643a
     from upft_mlx.models import load
-    from upft_mlx.stage_train import train
+    from upft_mlx.stage_train import Stepper, train
 
-times = []
-
-
-def watch(event):
-    if isinstance(event, Progress):
-        times.append(time.process_time())
-        if event.done == 1:
-            print(times[-1] - times[0], flush=True)
-            os._exit(0)  # what comes after the step is no part of it
+real, calls = Stepper.step, []
 
 
+def step(self, *arguments):
+    begin = time.process_time()
+    found = real(self, *arguments)
+    if calls:  # the first one also makes what is made once
+        print(time.process_time() - begin, flush=True)
+        os._exit(0)
+    calls.append(1)
+    return found
+
+
+Stepper.step = step
 recipe = load_recipe(sys.argv[1])
-train(recipe, load(Path(recipe.model)), RunDir(Path(sys.argv[2])), watch)
+train(recipe, load(Path(recipe.model)), RunDir(Path(sys.argv[2])))
 """
 SETTINGS = ("prefix.eos=true", "prefix.template=paper")
 OURS = ('prompt.instruction="{question}"',)
@@ -139,7 +142,7 @@ def recipe_of(model: Path) -> dict[str, object]:
         "problems": {"path": str(data / "gsm8k_train.jsonl"), "limit": 8},
         "generate": {"max_tokens": 64, "batch_size": 8},
         "prefix": {"length": 16, "structure_ratio": 0},
-        "train": {"batch_size": 8, "learning_rate": 1e-4, "valid_ratio": 0, "checkpoint_every": 100},
+        "train": {"batch_size": 8, "learning_rate": 1e-4, "valid_ratio": 0, "steps": 2},
         "evaluate": {
             "max_tokens": 32,
             "benchmarks": [{"name": "gsm8k", "path": str(data / "gsm8k_test.jsonl"), "limit": 16}],
