@@ -2,8 +2,8 @@
 
 Both sides run the same `upft` commands on the same files in turns, each in processes of its own, in one environment:
 this one's. The other commit is checked out beside it for the time of the comparison. What is reported is the CPU time
-of the commands, loading included, and for the test suite its wall time. A step is taken by each side's `train`
-in a process of its own on the same rows, and only the time between its first two progress events counts.
+of the commands, loading included, and for the test suite its wall time. Steps are taken by each side's `train` in a
+process of its own on the same rows, and the second one counts: the first one also makes what is made once.
 
   step      a training step on SmolLM2-135M-Instruct at 4 bits: 8 GSM8K prefixes with prompts, LoRA on all layers
   sampling  prefixes of 16 tokens for 8 GSM8K questions with the same model
