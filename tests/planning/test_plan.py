@@ -294,7 +294,7 @@ def test_fusing_that_does_not_fit_is_told_a_way_that_the_model_has(
     config |= {"hidden_size": 2048, "intermediate_size": 8192, "num_attention_heads": 16, "num_key_value_heads": 16}
     config |= {"head_dim": 128, **({"quantization": {"bits": bits, "group_size": 64}} if bits else {})}
     (folder / "config.json").write_text(json.dumps(config))
-    needed = fusing_peak(read_architecture(folder), Lora(), Device(is_gpu=True, memory_bytes=0), all_float32=True)
+    needed = fusing_peak(read_architecture(folder), Lora(), Device(is_gpu=True, memory_bytes=0), 100, all_float32=True)
     small = Budget(round(share * needed) + 1, "a small machine", Device(is_gpu=True, memory_bytes=2**34))
     monkeypatch.setattr("upft_mlx.planning.estimate.this_machine", lambda: small)
     lines = plan_recipe(recipe(model=str(folder), publish={"fuse": "auto"}), tmp_path).memory.too_large

@@ -16,6 +16,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from upft_mlx.models.load import Loaded
+from upft_mlx.planning.memory import GREEDY_TOKENS, PROBED_PROMPTS, PROBED_ROWS, PROBED_TOGETHER, ROW_POSITIONS
 from upft_mlx.results.fidelity import Divergence
 from upft_mlx.sampling.decoding import Request
 from upft_mlx.sampling.draw import Sampling
@@ -24,25 +25,18 @@ from upft_mlx.training.batches import Example, make_batch
 from upft_mlx.training.divergence import kl_per_position, log_probabilities
 from upft_mlx.training.loss import Modes, gathers_exactly, scalar
 
-MAX_ROWS = 16
-MAX_POSITIONS = 16
-"""Per row: the adapter's log-probabilities of all probes are held in memory, vocabulary wide."""
-MAX_PROMPTS = 12
-GREEDY_TOKENS = 32
-"""Tokens of each greedy completion."""
 NO_EFFECT = 1e-12
 """KL(adapter || base), nats, below which float32 cannot tell the two models apart: no effect to be kept."""
-_BATCH = 4
 
 
 def probes(examples: Sequence[Example]) -> list[Example]:
     """Rows to measure on, each cut to its first supervised positions."""
-    return [Example(e.id, e.ids[: e.start + MAX_POSITIONS], e.start) for e in examples[:MAX_ROWS]]
+    return [Example(e.id, e.ids[: e.start + ROW_POSITIONS], e.start) for e in examples[:PROBED_ROWS]]
 
 
 def greedy_probes(loaded: Loaded, prompts: Sequence[list[int]]) -> list[Example]:
     """The model's greedy completions of prompts; their EOS, where they end, is compared as well."""
-    asked = [Request(ids, GREEDY_TOKENS) for ids in prompts[:MAX_PROMPTS] if ids]
+    asked = [Request(ids, GREEDY_TOKENS) for ids in prompts[:PROBED_PROMPTS] if ids]
     if not asked:
         return []
     found = sample_chunk(loaded, asked, Sampling(temperature=0, batch_size=len(asked)), seed=0)
@@ -61,7 +55,7 @@ class Comparison:
         self._modes = Modes(gather=gathers_exactly(adapted), share=False)
         examples = [(example, False) for example in rows] + [(example, True) for example in greedy]
         examples.sort(key=lambda pair: len(pair[0].ids))
-        self._parts = [list(part) for part in chunks(examples, _BATCH)]
+        self._parts = [list(part) for part in chunks(examples, PROBED_TOGETHER)]
         self._batches = [make_batch([example for example, _ in part]) for part in self._parts]
         self._reference = list(self._log_probabilities(adapted))
 

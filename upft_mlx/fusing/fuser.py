@@ -10,13 +10,14 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_unflatten
 
 from upft_mlx.events import Note, Observer, Progress, ignore
-from upft_mlx.fusing.fidelity import MAX_PROMPTS, Comparison, greedy_probes, probes, retained
+from upft_mlx.fusing.fidelity import Comparison, greedy_probes, probes, retained
 from upft_mlx.fusing.formats import Format, candidate_formats, fused_layer, input_size, size_of
 from upft_mlx.fusing.moments import MAX_ROWS, second_moments
 from upft_mlx.models.adapters import AdapterSwitch, load_adapter
 from upft_mlx.models.chat import Renderer
 from upft_mlx.models.dense_cpu import add_dense_copies
 from upft_mlx.models.load import Loaded
+from upft_mlx.planning.memory import PROBED_PROMPTS
 from upft_mlx.recipe.schema import Recipe
 from upft_mlx.results.fidelity import Divergence, Fidelity
 from upft_mlx.rows import TrainingRow, read_rows
@@ -47,6 +48,7 @@ class Fuser:
         notify(Progress("fuse", 0, len(self.formats) + 1, "steps"))
         rows, greedy = self._probes(questions)
         self.probed = {"rows": len(rows), "prompts": len(greedy)}
+        self.longest_prompt = max((example.start for example in (*rows, *greedy)), default=0)
         self._comparison = Comparison(loaded.model, rows, greedy)
         switch = AdapterSwitch(loaded)
         switch("base")
@@ -59,8 +61,8 @@ class Fuser:
         prompts = [row.prompt_ids for row in found]
         if questions:
             renderer = Renderer(self.loaded.tokenizer, self.recipe.prompt)
-            spread = questions[:: max(1, len(questions) // MAX_PROMPTS)]  # over all benchmarks
-            prompts = [renderer.asked(question) for question in spread[:MAX_PROMPTS]]
+            spread = questions[:: max(1, len(questions) // PROBED_PROMPTS)]  # over all benchmarks
+            prompts = [renderer.asked(question) for question in spread[:PROBED_PROMPTS]]
         return probes(to_examples(found, self.recipe.train.max_length)), greedy_probes(self.loaded, prompts)
 
     # Measuring.

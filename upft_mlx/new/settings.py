@@ -62,12 +62,13 @@ def choose_settings(model: ModelFacts, data: DataFacts, trained: int | None, *, 
     max_tokens = 8192 if thinks else 1024
     if model.context:  # at most half of it
         max_tokens = min(max_tokens, max(1, model.context // 2))
-    longest = math.ceil(data.longest / _CHARACTERS) + 128 + max_tokens
+    prompt = math.ceil(data.longest / _CHARACTERS) + 128
+    longest = prompt + max_tokens
     step = sixteen = None
     if model.shape is not None:  # a step with one full-solution row, run through the model alone; fusing in 16 bits
         row = TrainingPass(sequences=1, tokens=longest, shared=0, rows=max_tokens, accumulates=True)
         step = round(training_peak(model.shape, Lora(), row, _MAC.device, checkpoint=False))
-        sixteen = round(fusing_peak(model.shape, Lora(), _MAC.device, all_float32=True))
+        sixteen = round(fusing_peak(model.shape, Lora(), _MAC.device, prompt, all_float32=True))
     return NewSettings(
         thinks=thinks,
         enable_thinking=thinking if model.thinking == "switch" else None,

@@ -104,7 +104,7 @@ class MemoryPlan:
         model, lora, device = self.model, recipe.lora, self.budget.device
         if stage == "fuse":
             sixteen = recipe.publish.fuse in ("auto", "bf16", "fp16") or not self._is_quantized(recipe)
-            return fusing_peak(model, lora, device, all_float32=sixteen)
+            return fusing_peak(model, lora, device, self.prompts.longest[0], all_float32=sixteen)
         if stage == "train":
             none = TrainingPass(0, 0, 0, 0, accumulates=False)  # where every solution was cut, nothing is trained
             checkpoint, passes = recipe.train.grad_checkpoint, (none, *self._passes(recipe))

@@ -23,6 +23,9 @@ OPTIMIZER_COPIES = 3
 
 MOMENTS_BLOCK, MOMENTS_BYTES = 1024, 2**30
 """Columns of a block of second moments, and bytes of them that fitted rounding holds at once (`fusing/moments.py`)."""
+PROBED_ROWS, ROW_POSITIONS, PROBED_PROMPTS, GREEDY_TOKENS, PROBED_TOGETHER = 16, 16, 12, 32, 2
+"""What a fused model is compared on (`fusing/fidelity.py`): rows, positions of each, prompts, tokens of each greedy
+completion, and sequences in a batch. The adapter's log-probabilities of all are held, vocabulary wide."""
 
 
 @dataclass(frozen=True)
@@ -162,9 +165,7 @@ def sampling_peak(model: Architecture, load: SamplingLoad, device: Device, adapt
     padded = state + token * (load.shared + CACHE_STEP * math.ceil(own / CACHE_STEP))
     passed = state + token * prompt
     batch = active * (passed + token * CACHE_STEP * math.ceil(load.max_tokens / CACHE_STEP))
-    work = number * own * (PASSED["hidden"] * model.hidden + PASSED["mlp"] * model.intermediate)
-    together = min(BLOCK, own) if device.attends_in_blocks else own
-    work += 4 * PASSED["scores"] * model.heads * together * prompt
+    work = _prompt_bytes(model, number, own, prompt, device)
     passing = padded + max(passed, work + min(1, PASSED["layers"] / model.attending) * padded)
     copied, drawn = DECODED["layers"] / model.attending * batch, 4 * DECODED["logits"] * active * model.vocabulary
     later = 0 if load.end_together else min(wave, load.prompts - first)
@@ -176,18 +177,26 @@ def sampling_peak(model: Architecture, load: SamplingLoad, device: Device, adapt
     return weight_bytes(model, device) + 4 * adapter_numbers + total
 
 
+def _prompt_bytes(model: Architecture, number: int, own: int, prompt: int, device: Device) -> float:
+    """What a layer takes while it is passed the last `own` positions of a prompt."""
+    together = min(BLOCK, own) if device.attends_in_blocks else own
+    copies = number * own * (PASSED["hidden"] * model.hidden + PASSED["mlp"] * model.intermediate)
+    return copies + 4 * PASSED["scores"] * model.heads * together * prompt
+
+
 def _number(model: Architecture, device: Device) -> int:
     """Bytes of a number in activations and caches."""
     return max(2, model.float_bytes) if device.is_gpu else 4
 
 
-def fusing_peak(model: Architecture, lora: Lora, device: Device, *, all_float32: bool) -> float:
+def fusing_peak(model: Architecture, lora: Lora, device: Device, prompt: int, *, all_float32: bool) -> float:
     """Peak bytes of fusing, which is measured in float32 on every device (`fusing/fuser.py`).
 
     Args:
         model: the shapes.
         lora: the adapter.
         device: where.
+        prompt: tokens of the longest one that is compared.
         all_float32: whether a 16-bit way is measured, with all adapted layers in float32 beside the base's own; else
             they stand there a second time in 8 bits, or as the base has them where it is not quantized.
     """
@@ -201,4 +210,8 @@ def fusing_peak(model: Architecture, lora: Lora, device: Device, *, all_float32:
     fused += min(MOMENTS_BYTES, sum(4 * matrix.inputs * min(MOMENTS_BLOCK, matrix.inputs) for matrix in quantized))
     if all_float32:
         fused = max(fused, 4 * sum(matrix.size for matrix in adapted))
-    return loaded + fused + 4 * (model.adapter_numbers(lora) + 3 * largest)
+    positions = PROBED_ROWS * ROW_POSITIONS + PROBED_PROMPTS * (GREEDY_TOKENS + 1)
+    compared, length = 4 * model.vocabulary * positions, prompt + GREEDY_TOKENS + 1
+    drawn = 4 * DECODED["logits"] * model.vocabulary * (GREEDY_TOKENS + 1)
+    passing = PROBED_TOGETHER * (_prompt_bytes(model, 4, length, length, device) + drawn)
+    return loaded + fused + 4 * model.adapter_numbers(lora) + compared + max(12 * largest, passing)
