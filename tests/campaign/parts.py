@@ -289,7 +289,8 @@ def _steady(samples: list[tuple[int, int, float, int]]) -> str:
     """What grew between the second quarter and the last one."""
     quarter = len(samples) // 4
     parts = [samples[quarter : 2 * quarter], samples[3 * quarter :]]
-    memory, descriptors = ([max(sample[i] for sample in part) for part in parts] for i in (0, 1))
+    memory = [max(sample[0] for sample in part) for part in parts]
+    descriptors = [min(sample[1] for sample in part) for part in parts]  # always held, not just while writing
     cost = [(part[-1][2] - part[0][2]) / (part[-1][3] - part[0][3]) for part in parts]
     facts = f"memory {memory} KB, descriptors {descriptors}, CPU per step {cost[0]:.5f} and {cost[1]:.5f} s, "
     facts += f"{samples[-1][3]} steps"
