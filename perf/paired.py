@@ -296,7 +296,7 @@ def draws(work: Path, options: argparse.Namespace) -> None:
             with_keys, with_one = drawer(Sampling(0.7, top_p, top_k)), make_sampler(0.7, top_p, top_k=top_k)
             if top_p == 1 and top_k == 0:
                 with_one = categorical
-            found = medians(
+            found = medians(  # mypy cannot infer a lambda whose defaults bind the loop's variables
                 keyed=lambda some=some, draw=with_keys: draw(some, keys)[0],  # type: ignore[misc]
                 one=lambda some=some, draw=with_one: draw(some),  # type: ignore[misc]
             )

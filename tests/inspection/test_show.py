@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -237,7 +238,7 @@ def test_a_run_is_found_by_the_recipe_file_that_made_it(folder: Path, measured: 
 def test_the_view_in_a_real_terminal(width: int, height: int, adapter: Path, tmp_path: Path) -> None:
     """Key numbers on the screen while it runs, after a resize, at Ctrl-C, and as summary.json has them at the end."""
     session, run = f"upft-{os.getpid()}-{width}", tmp_path / "run"
-    command = f"{os.sys.executable} -m upft_mlx evaluate --model {MODEL} --adapter {adapter} --limit 64 --run-dir {run}"  # type: ignore[attr-defined]
+    command = f"{sys.executable} -m upft_mlx evaluate --model {MODEL} --adapter {adapter} --limit 64 --run-dir {run}"
     tmux = ["tmux", "-L", session]
     size = ["-x", str(width), "-y", str(height)]
     environment = [f"-e{name}={os.environ[name]}" for name in ("PYTHONPATH",) if name in os.environ]

@@ -177,9 +177,9 @@ def _plain(text: str) -> str | None:
 def normalize_gold(text: str) -> str:
     r"""The bare answer of a gold answer in its data set's format: `... #### 18`, a solution with `\boxed{...}`.
 
-    A bare answer comes back as it is, less the $ signs around it. Of a short reply as people chat, the number that it
-    ends with comes back, if a verb leads to it and no other number stands in its sentence: "So it is 34.", "There are
-    34 apples left.". A text that names a number ("Apollo 11", "5 is odd", "It is not 34.") stays a text.
+    A bare answer is returned as it is, without the $ signs around it. A short chat reply becomes its number if a verb
+    leads to the number and its sentence has no other: "So it is 34.", "There are 34 apples left.". A text that only
+    names a number ("Apollo 11", "5 is odd", "It is not 34.") stays a text.
     """
     bare = text[-LONGEST:].strip()
     marked = boxed_answer(bare) or _after_hashes(bare)

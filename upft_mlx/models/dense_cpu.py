@@ -98,7 +98,7 @@ def add_updates_in_products(model: nn.Module) -> int:
     """
     from mlx_lm.tuner.lora import LoRALinear
 
-    class Adding(LoRALinear):  # type: ignore[misc]
+    class Adding(LoRALinear):  # type: ignore[misc]  # mlx-lm has no types
         """y = W x + scale * (x A) B, the last product onto the first."""
 
         def __call__(self, x: mx.array) -> mx.array:

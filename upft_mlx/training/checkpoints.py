@@ -90,7 +90,7 @@ def load_safetensors(path: Path) -> dict[str, mx.array]:
     import mlx.core as mx
 
     try:
-        return mx.load(str(path))  # type: ignore[return-value]
+        return mx.load(str(path))  # type: ignore[return-value]  # other kinds of files hold one array
     except RuntimeError as error:
         raise read_error(error, path) from None
 
