@@ -16,7 +16,7 @@ from turns import BETAS, RANK, RATE, SCALE, InMlx, Turns, read, recipe, spent
 
 def ours(work: Path, options: argparse.Namespace) -> None:
     """upft_mlx's trainer as `upft train` calls it."""
-    import upft_mlx.models.dense_cpu
+    import upft_mlx.models.cpu_layers
     from upft_mlx.events import Event, Progress, Trained
     from upft_mlx.models.load import load
     from upft_mlx.rows import TrainingRow, write_rows
@@ -24,7 +24,7 @@ def ours(work: Path, options: argparse.Namespace) -> None:
     from upft_mlx.training.train import train
 
     if options.contestant == "ours plain":
-        upft_mlx.models.dense_cpu.add_dense_copies = lambda _: False
+        upft_mlx.models.cpu_layers.add_dense_copies = lambda _: False
     run = RunDir(work / f"run of {options.contestant}")
     rows = [TrainingRow(str(i), str(i), 0, "prefix", **row) for i, row in enumerate(read(work / "rows.jsonl"))]
     write_rows(run.train, rows)

@@ -69,7 +69,7 @@ def loaded_as(arguments: argparse.Namespace, recipe: Any) -> Any:
     """The model, with floating numbers that the type asked for holds, in float32."""
     import mlx.core as mx
 
-    from upft_mlx.models.dense_cpu import add_dense_copies
+    from upft_mlx.models.cpu_layers import add_dense_copies
     from upft_mlx.models.load import load
 
     loaded = load(Path(recipe.model), quantize=recipe.quantize)

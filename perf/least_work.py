@@ -67,7 +67,7 @@ def flop(key: tuple[Any, ...]) -> int:
 def timed(key: tuple[Any, ...]) -> float:
     """CPU seconds of one product at its real shape and type, the mean of three after a first.
 
-    Frozen matrices compute with their dense copies (upft_mlx/models/dense_cpu.py).
+    Frozen matrices compute with their dense copies (upft_mlx/models/cpu_layers.py).
     """
     import mlx.core as mx
 

@@ -4,7 +4,7 @@ Contestants, each in a process and with an empty kernel cache of its own, take t
 
   ours         upft_mlx.training.train.train on dataset/train.jsonl
   ours whole   the same with train.micro_batch_size at the whole batch, for the time that smaller passes cost
-  ours plain   the same without the dense copies that upft_mlx/models/dense_cpu.py makes on MLX's CPU backend and
+  ours plain   the same without the dense copies that upft_mlx/models/cpu_layers.py makes on MLX's CPU backend and
   nowhere else: what
                is left of the difference is in operations that are not needed on any device
   mlx-lm       `mlx_lm lora --mask-prompt` as people run it: prompt / completion data, its own loop and batches

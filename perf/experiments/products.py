@@ -1,7 +1,7 @@
 """Rates of matrix products on this device, in GFLOP/s: python perf/experiments/products.py
 
-What upft_mlx/models/dense_cpu.py rests on. Shapes are those of SmolLM2-135M's layers and head, from one row (a decoding
-step) to a training batch, and of small models. UPFT_BLAS=none measures MLX's own BLAS.
+What upft_mlx/models/cpu_layers.py rests on. Shapes are those of SmolLM2-135M's layers and head, from one row (a
+decoding step) to a training batch, and of small models. UPFT_BLAS=none measures MLX's own BLAS.
 """
 
 from __future__ import annotations

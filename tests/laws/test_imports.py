@@ -60,7 +60,7 @@ WITH_MLX = {
     "fusing.merge",
     "fusing.moments",
     "inspection.selftest",
-    "models.dense_cpu",
+    "models.cpu_layers",
     "models.families",
     "models.grid_lora",
     "sampling.prefill",

@@ -19,7 +19,7 @@ from upft_mlx.dataset.selection import prefix_key
 from upft_mlx.evaluation.evaluate import SamplingOrder as EvaluationOrder
 from upft_mlx.fusing.moments import _Watcher
 from upft_mlx.inspection.preview import _Preview
-from upft_mlx.models import dense_cpu
+from upft_mlx.models import cpu_layers
 from upft_mlx.models.architecture import read_architecture
 from upft_mlx.models.chat import Renderer
 from upft_mlx.models.load import Loaded, load
@@ -215,13 +215,13 @@ def test_the_plan_counts_the_dense_copies_that_are_made(room: float, monkeypatch
     quantize = Quantize(bits=4, group_size=32)
     model = read_architecture(MODEL, quantize)
     memory_size = 2**40 if room == 1.0 else int(4 * room * model.dense_bytes())  # a quarter of it may be taken
-    monkeypatch.setattr(dense_cpu, "memory_bytes", lambda: memory_size)
-    monkeypatch.setattr(dense_cpu, "blas", lambda: SimpleNamespace(is_fast=True))
+    monkeypatch.setattr(cpu_layers, "memory_bytes", lambda: memory_size)
+    monkeypatch.setattr(cpu_layers, "blas", lambda: SimpleNamespace(is_fast=True))
     copies = []
     for _, layer in load(MODEL, quantize=quantize).model.named_modules():
-        if isinstance(layer, dense_cpu.DenseHead):
+        if isinstance(layer, cpu_layers.DenseHead):
             layer.as_linear(mx.zeros((1, layer.scales.shape[1] * layer.group_size)))  # its copy is made now
-        if isinstance(layer, (dense_cpu.DenseHead, dense_cpu.DenseLinear)):
+        if isinstance(layer, (cpu_layers.DenseHead, cpu_layers.DenseLinear)):
             (dense,) = (cell.cell_contents for cell in layer._product.__closure__ or ())
             copies.append(dense.nbytes)
     planned = memory.weight_bytes(model, Device(is_gpu=False, memory_bytes=memory_size)) - model.weight_bytes(4)

@@ -64,7 +64,7 @@ class BaseAndTuned:
             self._loaded = self._job.load()
         if "tuned" in variants and not isinstance(self._switch, AdapterSwitch):
             self._switch = AdapterSwitch(self._loaded, self._job.adapter or self._job.run.adapter)
-            from upft_mlx.models.dense_cpu import add_updates_in_products
+            from upft_mlx.models.cpu_layers import add_updates_in_products
 
             add_updates_in_products(self._loaded.model)
         evaluator = Evaluator(self._job.recipe, self._loaded, part, self._run, self._notify)

@@ -15,7 +15,7 @@ from upft_mlx.fusing.formats import Format, candidate_formats, fused_layer, inpu
 from upft_mlx.fusing.moments import MAX_ROWS, second_moments
 from upft_mlx.models.adapters import AdapterSwitch, load_adapter
 from upft_mlx.models.chat import Renderer
-from upft_mlx.models.dense_cpu import add_dense_copies
+from upft_mlx.models.cpu_layers import add_dense_copies
 from upft_mlx.models.load import Loaded
 from upft_mlx.planning.memory import PROBED_PROMPTS
 from upft_mlx.recipe.schema import Recipe

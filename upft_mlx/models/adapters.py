@@ -34,6 +34,7 @@ def add_lora(loaded: Loaded, lora: Lora, seed: int) -> dict[str, Any]:
     import mlx.core as mx
     from mlx_lm.tuner.utils import linear_to_lora_layers
 
+    from upft_mlx.models.cpu_layers import add_updates_in_products
     from upft_mlx.models.families import default_keys
 
     layers = len(loaded.model.layers)
@@ -70,6 +71,7 @@ def add_lora(loaded: Loaded, lora: Lora, seed: int) -> dict[str, Any]:
         from upft_mlx.models.grid_lora import put_on_grid
 
         put_on_grid(loaded.model, fresh=lora.start_from is None)
+    add_updates_in_products(loaded.model)
     mx.eval(loaded.model.parameters())
     assert all(array.dtype == mx.float32 for array in adapter_weights(loaded.model).values())
     return {"fine_tune_type": kind, "num_layers": lora.num_layers, "lora_parameters": parameters}

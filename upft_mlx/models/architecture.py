@@ -104,7 +104,7 @@ class Architecture:
 
     def dense_bytes(self) -> int:
         """Bytes of a float32 copy of the quantized linear layers and of an embedding that is the head too, see
-        `dense_cpu.py`.
+        `cpu_layers.py`.
         """
         tied = not any(matrix.name.endswith("lm_head") for matrix in self.matrices)
         return sum(4 * matrix.size for matrix in self.matrices if matrix.stored and (tied or not matrix.is_embedding))

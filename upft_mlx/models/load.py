@@ -75,8 +75,8 @@ def load(
     """Load a model folder with mlx-lm and, if asked, quantize it layer by layer.
 
     On MLX's CPU backend the weights are cast to float32: 16-bit matrix products are about ten times slower
-    there. What is saved later has the folder's own type again. Quantized layers get a dense copy there
-    (`dense_cpu.py`). The file `chat_template` takes the place of the model's own template, also in what is saved.
+    there. What is saved later has the folder's own type again. Layers are made faster there (`cpu_layers.py`).
+    The file `chat_template` takes the place of the model's own template, also in what is saved.
 
     Raises:
         RecipeError: the template cannot be read.
@@ -86,7 +86,7 @@ def load(
     from mlx.utils import tree_flatten
     from mlx_lm.utils import load_model
 
-    from upft_mlx.models.dense_cpu import add_dense_copies
+    from upft_mlx.models.cpu_layers import add_dense_copies, add_fast_activations
     from upft_mlx.models.families import prepare
 
     tokenizer = load_tokenizer(path, trust_remote_code=trust_remote_code)
@@ -114,6 +114,7 @@ def load(
         prepare(model)
         mx.eval(model.parameters())
         add_dense_copies(model)
+        add_fast_activations(model)
     except ModelError:
         raise
     except (Exception, SystemExit) as error:  # mlx, mlx-lm and the model's own code raise what they like

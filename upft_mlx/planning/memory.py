@@ -97,7 +97,7 @@ BLOCK = 512
 
 def weight_bytes(model: Architecture, device: Device) -> int:
     """Bytes of the loaded model: as stored on a GPU, in float32 and with dense copies on the CPU (`models`,
-    `models/dense_cpu.py`).
+    `models/cpu_layers.py`).
     """
     if device.is_gpu:
         return model.weight_bytes(model.float_bytes)

@@ -4,17 +4,28 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from typing import Any
 from unittest.mock import Mock
 
 import mlx.core as mx
 import mlx.nn as nn
+import numpy as np
 import pytest
 from conftest import MODEL
 from helpers.loss import flat
+from mlx_lm.models import gemma2, llama, qwen2
+from mlx_lm.tuner.lora import LoRALinear
 
 from upft_mlx.machine.blas import Blas
 from upft_mlx.models.adapters import add_lora
-from upft_mlx.models.dense_cpu import DenseHead, DenseLinear, add_dense_copies, add_updates_in_products
+from upft_mlx.models.cpu_layers import (
+    DenseHead,
+    DenseLinear,
+    add_dense_copies,
+    add_fast_activations,
+    add_updates_in_products,
+    swiglu,
+)
 from upft_mlx.models.load import load
 from upft_mlx.recipe.schema import Lora, Quantize
 from upft_mlx.sampling.same_logits import same_logits
@@ -40,7 +51,7 @@ class Small(nn.Module):
 def test_output_and_gradient_are_those_of_the_quantized_layers(
     bits: int, is_fast: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("upft_mlx.models.dense_cpu.blas", lambda: Blas("stand-in", is_fast=is_fast))
+    monkeypatch.setattr("upft_mlx.models.cpu_layers.blas", lambda: Blas("stand-in", is_fast=is_fast))
     plain, fast = Small(bits), Small(bits)
     assert add_dense_copies(fast) == 2
     assert isinstance(fast.first, DenseLinear)
@@ -86,7 +97,7 @@ def test_a_tied_head_computes_with_a_dense_copy_in_both_directions(monkeypatch: 
 
 def test_memory_for_some_layers_gives_some_layers_a_copy(monkeypatch: pytest.MonkeyPatch) -> None:
     """The limit is a quarter of the memory; each copy takes 8,192 bytes."""
-    monkeypatch.setattr("upft_mlx.models.dense_cpu.memory_bytes", lambda: 4 * 8192)
+    monkeypatch.setattr("upft_mlx.models.cpu_layers.memory_bytes", lambda: 4 * 8192)
     model = Small(4)
     assert add_dense_copies(model) == 1
     assert sorted(type(layer).__name__ for layer in (model.first, model.second)) == ["DenseLinear", "QuantizedLinear"]
@@ -131,7 +142,7 @@ def test_a_model_with_an_adapter_is_the_same_with_and_without(monkeypatch: pytes
     logits = []
     for copies in (True, False):
         if not copies:
-            monkeypatch.setattr("upft_mlx.models.dense_cpu.add_dense_copies", lambda _: False)
+            monkeypatch.setattr("upft_mlx.models.cpu_layers.add_dense_copies", lambda _: False)
         loaded = load(MODEL, quantize=Quantize(bits=4, group_size=32))
         add_lora(loaded, Lora(rank=2), seed=0)
         layers = [m for _, m in loaded.model.named_modules() if isinstance(m, DenseLinear)]
@@ -166,15 +177,76 @@ def test_an_update_that_is_added_in_its_product_is_mlx_lms(dtype: mx.Dtype) -> N
     loaded = load(MODEL)
     loaded.model.set_dtype(dtype)
     add_lora(loaded, Lora(rank=4, scale=3.0), seed=0)
+    mlx_lms = 0
+    for _, layer in loaded.model.named_modules():
+        if "lora_a" in layer:
+            assert isinstance(layer, LoRALinear)
+            assert type(layer) is not LoRALinear, "a fresh adapter has the faster layers"
+            layer.__class__, mlx_lms = LoRALinear, mlx_lms + 1
     for _, layer in loaded.model.named_modules():
         if "lora_b" in layer:
             layer.lora_b = mx.random.normal(layer.lora_b.shape, key=mx.random.key(1))
     tokens = mx.array([[5, 6, 7, 8]])
     plain = loaded.model(tokens)
-    assert add_updates_in_products(loaded.model) == sum("lora_a" in layer for _, layer in loaded.model.named_modules())
+    assert mlx_lms > 0
+    assert add_updates_in_products(loaded.model) == mlx_lms
     found = loaded.model(tokens)
     assert found.dtype == plain.dtype
     assert same_logits(found, plain)
     if dtype == mx.float16:
         assert mx.array_equal(found, plain), "in 16 bits nothing changes"
     assert add_updates_in_products(loaded.model) == 0, "they do so already"
+
+
+def test_the_activation_and_its_gradients_are_exact() -> None:
+    gate = mx.array([-200.0, -30.0, -4.0, -1e-3, 0.0, 0.7, 3.0, 60.0, 200.0])
+    x = mx.array([1.0, -2.0, 3.0, 0.5, -1.0, 2.0, -0.25, 1.5, 1.0])
+    g, y = np.array(gate, np.float64), np.array(x, np.float64)
+    sigmoid = 1 / (1 + np.exp(-g))
+
+    def close(found: Any, expected: np.ndarray) -> bool:
+        return np.allclose(np.array(found), expected, rtol=1e-5, atol=1e-10)
+
+    assert close(swiglu(gate, x), g * sigmoid * y)
+
+    def weighted(gate: mx.array, x: mx.array) -> mx.array:
+        product: mx.array = swiglu(gate, x)  # type: ignore[assignment]  # typed as an object
+        return (product * mx.arange(9)).sum()
+
+    to_gate, to_x = mx.grad(weighted, argnums=(0, 1))(gate, x)
+    assert close(to_gate, np.arange(9) * y * sigmoid * (1 + g * (1 - sigmoid)))
+    assert close(to_x, np.arange(9) * g * sigmoid)
+
+
+@pytest.mark.parametrize(("kind", "fast"), [(llama.MLP, True), (qwen2.MLP, True), (gemma2.MLP, False)])
+def test_mlps_that_are_swiglu_and_no_others_compute_with_it(
+    kind: Callable[..., nn.Module], fast: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = llama.ModelArgs("llama", 16, 1, 32, 2, 1e-5, 9)
+    mx.random.seed(0)
+    mlp = kind(arguments) if kind is llama.MLP else kind(16, 32)
+    x = mx.random.normal((5, 16))
+
+    def gradient(x: mx.array) -> mx.array:
+        found: mx.array = mx.grad(lambda x: mx.square(mlp(x)).sum())(x)
+        return found
+
+    plain, slope = mlp(x), gradient(x)
+    assert add_fast_activations(mlp) == fast
+    assert mx.allclose(mlp(x), plain, rtol=1e-5, atol=1e-6)
+    assert mx.allclose(gradient(x), slope, rtol=1e-5, atol=1e-5)
+    used = Mock(side_effect=swiglu)
+    monkeypatch.setattr("upft_mlx.models.cpu_layers.swiglu", used)
+    mlp(x)
+    assert used.called is fast
+    used.reset_mock()
+    mlp.set_dtype(mx.float16)
+    mlp(x.astype(mx.float16))
+    assert not used.called, "in 16 bits nothing changes"
+    assert add_fast_activations(mlp) == 0, "they do so already"
+
+
+def test_a_loaded_model_has_the_faster_activations() -> None:
+    mlp = load(MODEL).model.layers[0].mlp
+    assert isinstance(mlp, qwen2.MLP)
+    assert type(mlp) is not qwen2.MLP
