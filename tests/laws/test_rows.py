@@ -6,6 +6,7 @@ import json
 import os
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from hypothesis import given
@@ -17,6 +18,7 @@ from upft_mlx.rows import (
     append_chunk,
     read_json,
     read_rows,
+    replacing,
     resume,
     to_line,
     write_atomically,
@@ -84,6 +86,33 @@ def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path: Path, monkeyp
         write_atomically(path, "new")
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_what_is_in_its_place_is_no_failure_and_the_first_error_is_the_one_that_is_raised(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, unlink, removed = tmp_path / "my.yaml", Path.unlink, Mock()
+
+    def once(self: Path, missing_ok: bool = False) -> None:
+        removed(self)
+        if removed.call_count > 1:  # the first removes what an earlier process left
+            raise PermissionError(13, "Permission denied", str(self))
+        unlink(self, missing_ok=missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", once)
+    write_atomically(path, "new")
+    assert path.read_text() == "new"
+    removed.reset_mock()
+
+    def fails() -> None:
+        with replacing(path) as temporary:
+            temporary.write_text("half")
+            raise ValueError("wrong")
+
+    with pytest.raises(ValueError, match="wrong"):
+        fails()
+    assert removed.call_count == 2, "it was tried"
+    assert path.read_text() == "new"
 
 
 def test_a_generator_that_fails_half_way_leaves_no_half_file(tmp_path: Path) -> None:
