@@ -14,11 +14,13 @@ from make_forecast_page import (
     GSM8K_TOKENS,
     PLAN,
     RATES,
-    REAL_RATE,
+    REAL_PROBLEMS,
+    REAL_RATES,
     REAL_RULES,
     REAL_SEEDS,
     REPORT,
     change,
+    chosen_rate,
 )
 
 from upft_mlx.forecasting.estimate import Forecast, Mean, RuleForecast, points
@@ -58,15 +60,51 @@ def write(units: Units) -> None:
 
 
 def slim(units: Units) -> dict[str, Any]:
-    """The units, scores as means."""
+    """The units: scores of 0 and 1 as a text of digits, others as means, with the change that they gave."""
 
-    def mean(scores: Mapping[str, Sequence[float]]) -> dict[str, float]:
-        return {name: sum(values) / len(values) for name, values in scores.items()}
+    def short(scores: Mapping[str, Sequence[float]]) -> dict[str, Any]:
+        return {name: _digits(values) if {*values} <= {0, 1} else _mean(values) for name, values in scores.items()}
 
-    return {
-        name: {**unit, "base": mean(unit["base"]), "tuned": mean(unit["tuned"])} if "tuned" in unit else unit
+    found = {
+        name: {**unit, "base": short(unit["base"]), "tuned": short(unit["tuned"])} if "tuned" in unit else unit
         for name, unit in units.items()
     }
+    for world in WORLDS:
+        for rule in ("probe", "auto", "prefix_confidence"):
+            if any("tuned" in unit for unit in cells_of(units, world, rule)):
+                told = {label: change_of(units, world, rule, label) for label in ("report", "report-greedy")}
+                found[f"{world}/{rule}/change"] = {label: [v.mean, *v.ci95] for label, v in told.items()}
+    return found
+
+
+def _digits(values: Sequence[float]) -> str:
+    return "".join(str(int(value)) for value in values)
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+def published() -> dict[str, Any]:
+    """The units behind the page as it is: what `slim` gave, with digits as scores again."""
+    found: dict[str, Any] = json.loads(ROOT.joinpath("docs/assets/forecast.json").read_text(encoding="utf-8"))
+    for unit in found.values():
+        for side in ("base", "tuned") if isinstance(unit, dict) and "tuned" in unit else ():
+            unit[side] = {
+                label: [float(digit) for digit in score] if isinstance(score, str) else score
+                for label, score in unit[side].items()
+            }
+    return found
+
+
+def change_of(units: Units, world: str, rule: str, label: str) -> Mean:
+    """Tuned minus base over problems and seeds: computed, or as it was published."""
+    cells = cells_of(units, world, rule)
+    if all(isinstance(cell["tuned"][label], list) for cell in cells):
+        value = change(cells, label)
+        return Mean(value.value, value.ci95)
+    mean, *interval = units[f"{world}/{rule}/change"][label]
+    return Mean(mean, tuple(interval))
 
 
 HEADER = """# Does the forecast hold?
@@ -113,15 +151,14 @@ def pairs(units: Units) -> Iterator[Pair]:
             if world in WORLDS and name in MEASURED:
                 row = evidence[world]["methods"][MEASURED[name]]["benchmarks"]["report"]["difference"]
                 yield Pair(world, name, rule.forecast, Mean(row["delta"], tuple(row["ci95"])))
-            elif cells := cells_of(units, world, name):
-                measured = change(cells, "report")
-                yield Pair(world, name, rule.forecast, Mean(measured.value, measured.ci95))
+            elif cells_of(units, world, name):
+                yield Pair(world, name, rule.forecast, change_of(units, world, name, "report"))
 
 
 def cells_of(units: Units, world: str, rule: str) -> list[dict[str, Any]]:
     """The cells of a rule with the setting that was chosen, as far as they are measured."""
     if world == "smollm2":
-        names = [f"smollm2/{rule}/{REAL_RATE:g}/{seed}" for seed in REAL_SEEDS]
+        names = [f"smollm2/{rule}/{chosen_rate(units):g}/{seed}" for seed in REAL_SEEDS]
     else:
         rate = units.get(f"{world}/{rule}/rate", {"rate": RATES[0]})["rate"]
         names = [f"{world}/{rule}/{rate:g}/{seed}" for seed in REPORT]
@@ -205,16 +242,15 @@ def answers(units: Units, world: str) -> str:
             lines.append(f"| {rule} | not measured yet | | | | | | | |")
             continue
         rate = units.get(f"{world}/{rule}/rate", {"rate": RATES[0]})["rate"]
-        sampled, greedy = (change(cells, label) for label in ("report", "report-greedy"))
+        sampled, greedy = (change_of(units, world, rule, label) for label in ("report", "report-greedy"))
         costs = [
             f"{mean_of(cells, name):,.0f} ({mean_of(cells, name) / rft[name]:.0%})"
             for name in ("tokens_sampled", "tokens_trained")
         ]
         chosen = ", ".join(sorted({str(cell["chosen"]) for cell in cells}))
-        shown = [points(Mean(value.value, value.ci95)) for value in (sampled, greedy)]
         lines.append(
-            f"| {rule} | {rate:g} | {len(cells)} | {chosen} | {shown[0]} | {sampled.value / gain:.0%} | {shown[1]} "
-            f"| {costs[0]} | {costs[1]} |"
+            f"| {rule} | {rate:g} | {len(cells)} | {chosen} | {points(sampled)} | {sampled.mean / gain:.0%} "
+            f"| {points(greedy)} | {costs[0]} | {costs[1]} |"
         )
     delta = rft["benchmarks"]["report"]["difference"]
     lines.append(
@@ -232,11 +268,12 @@ def mean_of(cells: Sequence[Mapping[str, Any]], name: str) -> float:
 
 def real(units: Units) -> str:
     """SmolLM2."""
+    train, choose, report = REAL_PROBLEMS.values()
     lines = [
         "## SmolLM2-135M-Instruct\n",
-        "One-step problems with numbers up to 6 (`tools/one_step.py`), 128 to train on and 128 others to "
-        f"measure, t = 8, p = 0.1, one epoch (16 steps of 8 rows), learning rate {REAL_RATE:g}; sampled at T = 0.7, "
-        "twice per problem.\n",
+        f"One-step problems with numbers up to 6 (`tools/one_step.py`): {train} to train on, {choose} to choose the "
+        f"learning rate, {report} to report, no problem twice; t = 8, p = 0.1, one epoch in steps of 8 rows; sampled "
+        "once per problem at T = 0.7.\n",
     ]
     if "smollm2/forecast" not in units:
         return "\n".join([*lines, "Not measured yet.\n"])
@@ -259,6 +296,16 @@ def real(units: Units) -> str:
         return "\n".join([*lines, "\nWhat training changes there is not measured yet.\n"])
     left = [name for name in REAL_RULES if not cells_of(units, "smollm2", name)]
     lines += [
+        f"\nThe learning rate: {chosen_rate(units):g}, by what `prefix_confidence` changed with seed 0 on the problems "
+        "for choosing:\n",
+        "| learning rate | sampled (points) | greedy (points) |",
+        "|---|---|---|",
+    ]
+    for rate in REAL_RATES:
+        cell = units[f"smollm2/choose/{rate:g}"]
+        told = (change([cell], label) for label in ("choose", "choose-greedy"))
+        lines.append(f"| {rate:g} | {' | '.join(points(Mean(value.value, value.ci95)) for value in told)} |")
+    lines += [
         "\nWhat training changed there. With one seed, the interval is over problems alone and says nothing of other "
         "seeds." + (f" Not measured: {', '.join(left)}." if left else ""),
         "\n| rule | seeds | sampled (points) | beyond `first`, sampled | greedy (points) | tokens sampled "
@@ -267,10 +314,7 @@ def real(units: Units) -> str:
     ]
     for name in REAL_RULES:
         if made := cells_of(units, "smollm2", name):
-            shown = [
-                points(Mean(value.value, value.ci95))
-                for value in (change(made, "report"), change(made, "report-greedy"))
-            ]
+            shown = [points(change_of(units, "smollm2", name, label)) for label in ("report", "report-greedy")]
             both = zip(cells_of(units, "smollm2", "first"), made, strict=False)
             beyond = change([{"base": one["tuned"], "tuned": other["tuned"]} for one, other in both], "report")
             shown.insert(1, "" if name == "first" else points(Mean(beyond.value, beyond.ci95)))
@@ -344,8 +388,8 @@ def verdicts(units: Units, found: Sequence[Pair]) -> str:
             if not cells:
                 lines.append(f"- {rule}, {world}: not measured yet.")
                 continue
-            sampled, greedy = (change(cells, label) for label in ("report", "report-greedy"))
-            share = sampled.value / rft["benchmarks"]["report"]["difference"]["delta"]
+            sampled, greedy = (change_of(units, world, rule, label) for label in ("report", "report-greedy"))
+            share = sampled.mean / rft["benchmarks"]["report"]["difference"]["delta"]
             trained, drawn = (mean_of(cells, name) / rft[name] for name in ("tokens_trained", "tokens_sampled"))
             failures = [f"{share:.0%} of RFT's gain"] if share < 0.8 else []
             failures += [f"{trained:.0%} of its trained tokens"] if trained > 0.25 else []
@@ -356,7 +400,8 @@ def verdicts(units: Units, found: Sequence[Pair]) -> str:
             lines.append(f"- {rule}, {world}, {len(cells)} of {len(REPORT)} seeds: {told}.")
     for rule in ("probe", "auto"):
         cells = cells_of(units, "smollm2", rule)
-        below = [name for name in ("report", "report-greedy") if cells and change(cells, name).ci95[1] < 0]
+        labels = ("report", "report-greedy") if cells else ()
+        below = [label for label in labels if change_of(units, "smollm2", rule, label).ci95[1] < 0]
         told = f"**fails: below base ({', '.join(below)})**" if below else "not below base: holds"
         lines.append(f"- {rule}, smollm2, {many(len(cells), 'seed')}: {told if cells else 'not measured'}.")
     return "\n".join(lines) + "\n"
