@@ -262,6 +262,20 @@ def test_nothing_is_overwritten_without_force(folder: Path) -> None:
     assert (folder / "my-test.jsonl").read_text() != "mine"
 
 
+def test_the_same_command_again_changes_nothing_unless_a_file_is_another_now(folder: Path) -> None:
+    write(folder / "my.jsonl", questions())
+    made = [folder / name for name in ("my.yaml", "my-train.jsonl", "my-test.jsonl")]
+    for _ in range(2):  # it may have been killed when all was written
+        assert upft("new", "my-model", "my.jsonl").exit_code == 0
+    for path in made:
+        before = path.read_text()
+        for other in (before + "#", before[:-1]):
+            write(path, other)
+            assert_fails(upft("new", "my-model", "my.jsonl"), 2, f"Error: {path.name}: exists already; choose")
+            assert path.read_text() == other
+        write(path, before)
+
+
 def test_the_dataset_itself_is_never_overwritten(folder: Path) -> None:
     write(folder / "my-train.jsonl", questions())
     arguments = ("new", "my-model", "my-train.jsonl", "--output", "my.yaml", "--force")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +74,7 @@ def new_recipe(wish: Wish) -> Draft:
     hub = is_hub_model(wish.model) or data.source.path is None or "path" not in benchmark
     draft = Draft(path, name, hub, model, data, parts, benchmark, settings, warnings)
     text = recipe_text(draft)
-    _refuse_overwriting(draft, force=wish.force)
+    _refuse_overwriting(draft, text, force=wish.force)
     for file_name, problems in draft.files.items():
         with replacing(path.parent / file_name) as temporary, temporary.open("wb") as file:
             file.writelines(_line(problem).encode() for problem in problems)
@@ -169,23 +169,26 @@ def _graded(problems: list[Problem]) -> list[str]:
     ]
 
 
-def _refuse_overwriting(draft: Draft, *, force: bool) -> None:
+def _refuse_overwriting(draft: Draft, text: str, *, force: bool) -> None:
+    """Refuse where a file exists and holds anything else than would be written: a command that was cut goes on."""
     paths = [draft.path, *(draft.path.parent / name for name in draft.files)]
     source = draft.data.source.path
     if source is not None and Path(source).resolve() in [path.resolve() for path in paths]:
         raise ProblemsError("would be overwritten by the output", "choose another --output", path=source)
-    same = []
-    # The recipe is written last: without it a command was cut, and files that hold what it would write may stay.
-    for name, problems in draft.files.items() if not draft.path.exists() else ():
-        path = draft.path.parent / name
-        if path.is_file():
-            with path.open("rb") as file:
-                lines = (_line(problem).encode() for problem in problems)
-                if all(line == found for line, found in zip_longest(lines, file)):
-                    same.append(path)
-    there = [str(path) for path in paths if path.exists() and path not in same]
+    contents = [[text.encode()], *((_line(problem).encode() for problem in file) for file in draft.files.values())]
+    there = [
+        str(path) for path, lines in zip(paths, contents, strict=True) if path.exists() and not _holds(path, lines)
+    ]
     if there and not force:
         raise RecipeError(f"{', '.join(there)}: exists already", "choose another --output, or overwrite with --force")
+
+
+def _holds(path: Path, parts: Iterable[bytes]) -> bool:
+    """Whether a file holds these bytes and nothing else."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return all(file.read(len(part)) == part for part in parts) and not file.read(1)
 
 
 def _line(problem: Problem) -> str:
