@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -162,12 +163,16 @@ def test_shared_tokens_are_taken_out_and_the_rows_read_move_with_them() -> None:
     assert supervised(batch) == [(0, 0, 7, 0.25), (0, 1, 8, 0.25), (1, 0, 4, 0.5)]
 
 
-@given(examples, st.integers(1, 4) | st.none(), st.integers(0, 2))
+@given(examples, st.integers(1, 4) | st.none(), st.integers(0, 2), st.integers(0, 6))
 def test_micro_batches_hold_the_same_targets_with_the_same_weights(
-    rows: list[Example], size: int | None, wanted: int
+    rows: list[Example], size: int | None, wanted: int, least: int
 ) -> None:
     shared = min(wanted, shared_length(rows))
-    parts = split(rows, size, shared)
+    with patch("upft_mlx.training.batches.LEAST_SAVED", least):
+        parts = split(rows, size, shared)
+    saved = [shared * (len(batch.tokens) - 1) for batch in parts]
+    saved = [tokens if tokens >= least else 0 for tokens in saved]
+    assert [batch.shared.size * (len(batch.tokens) - 1) for batch in parts] == saved, "shared where it saves enough"
     assert all(len(batch.tokens) <= (size or len(rows)) for batch in parts)
     found = sorted((target, round(weight, 6)) for batch in parts for *_, target, weight in supervised(batch))
     whole = sorted((target, round(weight, 6)) for *_, target, weight in supervised(make_batch(rows)))
@@ -175,9 +180,8 @@ def test_micro_batches_hold_the_same_targets_with_the_same_weights(
     counts = count(rows, parts)
     assert counts.examples == len(rows)
     assert counts.supervised_tokens == sum(e.supervised for e in rows)
-    assert counts.processed_tokens == sum(batch.tokens.size + shared for batch in parts)
-    own = sum(len(e.ids) - 1 - shared for e in rows)
-    assert counts.processed_tokens - counts.padding_tokens == own + shared * len(parts)
+    assert counts.processed_tokens == sum(batch.tokens.size + batch.shared.size for batch in parts)
+    assert counts.processed_tokens - counts.padding_tokens == sum(len(e.ids) - 1 for e in rows) - sum(saved)
 
 
 def test_sorting_by_length_before_splitting_saves_padding() -> None:
@@ -190,7 +194,7 @@ def test_where_no_size_is_given_as_many_sequences_pass_as_have_512_tokens_togeth
     rows = [Example(str(i), [7, *range(length)], 1) for i, length in enumerate([600, 120, 120, 120, 120, 120, 64])]
     shapes = [batch.tokens.shape for batch in split(rows, None)]
     assert shapes == [(4, 120), (2, 120), (1, 600)]
-    assert [batch.tokens.shape for batch in split(rows[1:6], None, shared=1)] == [(4, 120), (1, 120)]
+    assert [batch.tokens.shape for batch in split(rows[1:6], None, shared=16)] == [(4, 104), (1, 120)]
     assert sum(float(batch.weights.sum()) for batch in split(rows, None)) == pytest.approx(1)
 
 

@@ -119,8 +119,9 @@ def test_solutions_that_were_cut_are_counted_with_what_their_absence_does() -> N
 
 
 @pytest.mark.parametrize("share", [False, True])
-def test_the_nats_are_those_of_the_training_loss(loaded: Loaded, share: bool) -> None:
+def test_the_nats_are_those_of_the_training_loss(loaded: Loaded, share: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows of several lengths, in no order: weighted as the trainer weighs them, they add up to its loss."""
+    monkeypatch.setattr("upft_mlx.training.batches.LEAST_SAVED", 0)
     rows = [[1, 289, 201, 5, 6, 7], [1, 289, 201, 9], [1, 289, 201, 5, 6, 7, 8, 9, 10, 11, 12]]
     examples = [Example(str(n), ids, 3, 0.5 if n == 0 else 1.0) for n, ids in enumerate(rows)]
     modes = Modes(share=share)

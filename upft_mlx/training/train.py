@@ -79,7 +79,7 @@ def train(
     shared = shared_length([*examples, *valid])
     stepper = Stepper(loaded.model, settings, shared=shared, dropout=recipe.lora.dropout > 0, notify=notify)
     if stepper.shared:
-        notify(Note(f"shared {stepper.shared}-token start computed once per batch", minor=True))
+        notify(Note(f"shared {stepper.shared}-token start computed once per batch where that saves time", minor=True))
     position = _continue(stepper, run, notify)
     development = None if settings.evaluate_every is None else Development(recipe, loaded, problems, run)
     if position.step == 0:
