@@ -144,7 +144,7 @@ def _spelled_out(self: Any, x: mx.array) -> Any:
 def add_fast_activations(model: nn.Module) -> int:
     """On the CPU, let MLPs that compute down(silu(gate(x)) * up(x)), and nothing else, use `swiglu` in float32.
 
-    Which do is told by their code: nearly all of mlx-lm's families have a class of their own for the same two lines.
+    Their code decides: nearly all of mlx-lm's families have a class of their own with the same two lines.
 
     Returns:
         How many layers that did not yet; 0 on a GPU.
