@@ -33,9 +33,9 @@ from upft_mlx.models.find import find_model, model_hash
 from upft_mlx.models.gate import terms
 from upft_mlx.models.gguf.model import conversion_notes
 from upft_mlx.planning.budget import has_auto, this_machine
-from upft_mlx.planning.estimate import Estimate
+from upft_mlx.planning.plan import Estimate
 from upft_mlx.planning.preflight import refuse_early
-from upft_mlx.planning.speed import key_of, known
+from upft_mlx.planning.speed import cache_file, known
 from upft_mlx.recipe.schema import Recipe
 from upft_mlx.results.economy import economy
 from upft_mlx.results.facts import RunReport
@@ -131,7 +131,7 @@ def prepare(
     sets = [BenchmarkSet(entry, load_benchmark(entry, recipe.seed, notes)) for entry in resolve(recipe.evaluate)]
     check_development(recipe, problems, sets)
     if has_auto(recipe):  # the same numbers on every call, whatever the run has done already
-        recipe = Estimate(recipe, model_path, problems, sets, this_machine()).settled().recipe
+        recipe = Estimate(recipe, model_path, problems, sets, this_machine()).memory_plan.settle(recipe)
     measured = None if look is None else RunDir(run.looks / look)
     notify = notify if ranks().leads else ignore
     job = Job(recipe, model_path, problems, sets, run, notify, measured=measured, adapter=adapter)
@@ -229,11 +229,11 @@ def check_memory(job: Job, *stages: str) -> None:
 
 def tell_expected(job: Job) -> None:
     """Tell how long the stages to come will take, where `upft plan` has timed this model on this machine."""
-    speed = known(key_of(job.recipe, model_hash(job.model_path), len(job.problems), versions()))
+    speed = known(cache_file(job.recipe, model_hash(job.model_path), len(job.problems), versions()))
     if speed is None:
         return
-    estimate = Estimate(job.recipe, job.model_path, job.problems, job.sets, this_machine(), job.run)
-    seconds = estimate.with_speed(speed).seconds() or {}
+    estimate = Estimate(job.recipe, job.model_path, job.problems, job.sets, this_machine(), job.run, speed)
+    seconds = estimate.seconds(job.recipe, speed)
     job.notify(Expected({stage: took for stage, took in seconds.items() if not job.is_current(stage)}))
 
 
