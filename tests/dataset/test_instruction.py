@@ -19,7 +19,7 @@ from upft_mlx.dataset.instruction import as_run, differing, instructed, user_tur
 from upft_mlx.evaluation import evaluate
 from upft_mlx.inspection.ask import Asker, Conversation
 from upft_mlx.models.load import load, load_tokenizer
-from upft_mlx.planning.plan import plan_recipe
+from upft_mlx.pipeline import plan_recipe
 from upft_mlx.recipe.schema import PAPER_TEMPLATE, Prompt, Recipe
 from upft_mlx.results.plan import PromptTokens
 from upft_mlx.rundir import RunDir

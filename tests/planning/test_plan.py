@@ -20,11 +20,11 @@ from upft_mlx.events import Event, Note
 from upft_mlx.models.architecture import from_config, read_architecture
 from upft_mlx.models.chat import Renderer
 from upft_mlx.models.load import Loaded
+from upft_mlx.pipeline import plan_recipe
 from upft_mlx.planning import budget, speed
 from upft_mlx.planning.budget import another_mac
 from upft_mlx.planning.lengths import measure_prompts, of_lengths
 from upft_mlx.planning.memory import Machine, fusing_peak
-from upft_mlx.planning.plan import plan_recipe
 from upft_mlx.recipe.schema import Lora, Prompt, Recipe
 from upft_mlx.results.plan import SolutionTokens
 from upft_mlx.rundir import RunDir
@@ -77,7 +77,7 @@ def test_what_training_looks_at_beside_its_steps_takes_time_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fast = speed.Speed(0.0, 1e12, 0.0, 1.0, of_lengths([(8, True)], "known"))
-    monkeypatch.setattr("upft_mlx.planning.plan.known", lambda _: fast)
+    monkeypatch.setattr("upft_mlx.pipeline.known", lambda _: fast)
     sizes = {"batch_size": 10, "report_every": 100, "validate_every": 100, "valid_ratio": 0.0}
 
     def seconds(**changes: Any) -> float:
@@ -174,7 +174,7 @@ def test_a_calibration_is_made_once_and_made_again_when_a_setting_changes(
         calls.append(1)
         return real(*arguments)
 
-    monkeypatch.setattr("upft_mlx.planning.plan.calibrate", counted)
+    monkeypatch.setattr("upft_mlx.pipeline.calibrate", counted)
     first = plan_recipe(recipe(), tmp_path)
     assert plan_recipe(recipe(), tmp_path).seconds == first.seconds
     assert len(calls) == 1
@@ -209,8 +209,7 @@ def test_auto_takes_what_fits_and_a_run_keeps_to_it(tmp_path: Path, monkeypatch:
         "train.batch_size": 2,
         "train.micro_batch_size": 2,
     }
-    for module in ("pipeline", "planning.plan"):
-        monkeypatch.setattr(f"upft_mlx.{module}.this_machine", lambda: machine(11_000_000))
+    monkeypatch.setattr(pipeline, "this_machine", lambda: machine(11_000_000))
     small = plan_recipe(given, tmp_path, calibrates=False).settings
     assert (small["generate.batch_size"] or 64) < 32
     pipeline.run_stage(given, tmp_path / "run", "generate")
@@ -276,7 +275,7 @@ def test_what_may_fit_gets_a_warning(memory: int, tmp_path: Path, monkeypatch: p
 
 
 def test_every_remedy_that_is_named_is_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("upft_mlx.planning.plan.this_machine", lambda: machine(12_000_000))
+    monkeypatch.setattr("upft_mlx.pipeline.this_machine", lambda: machine(12_000_000))
     given = recipe(train={"micro_batch_size": 16})
     for line in plan_recipe(given, tmp_path, calibrates=False).memory.too_large:
         stage, told = line.split()[0], line.split(" with --set ")[1].split(" --set ")
@@ -300,7 +299,7 @@ def test_fusing_that_does_not_fit_is_told_a_way_that_the_model_has(
     (folder / "config.json").write_text(json.dumps(config))
     needed = fusing_peak(read_architecture(folder), Lora(), Machine(is_gpu=True), 100, all_float32=True)
     small = Machine(is_gpu=True, bytes=round(share * needed) + 1, what="a small machine", whole=2**34)
-    monkeypatch.setattr("upft_mlx.planning.plan.this_machine", lambda: small)
+    monkeypatch.setattr("upft_mlx.pipeline.this_machine", lambda: small)
     lines = plan_recipe(recipe(model=str(folder), publish={"fuse": "auto"}), tmp_path).memory.too_large
     [line] = [line for line in lines if line.startswith("fuse")]
     assert f"--set publish.{told}" in line, line

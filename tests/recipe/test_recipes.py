@@ -24,9 +24,9 @@ from upft_mlx.errors import ProblemsError
 from upft_mlx.models.chat import Renderer
 from upft_mlx.models.find import BUILTIN
 from upft_mlx.models.load import load_tokenizer
+from upft_mlx.pipeline import plan_recipe
 from upft_mlx.planning.budget import MARGIN, MemoryPlan, another_mac, changed
 from upft_mlx.planning.lengths import Prompts, Solutions
-from upft_mlx.planning.plan import plan_recipe
 from upft_mlx.recipe.catalogue import KEYS, catalogue, read_comment
 from upft_mlx.recipe.fields import AUTO
 from upft_mlx.recipe.find import shipped_recipes

@@ -13,28 +13,24 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any, get_args
 
-from upft_mlx.data.benchmarks import QUESTION, BenchmarkSet, load_benchmark, resolve
-from upft_mlx.data.on_disk import recipe_problems
+from upft_mlx.data.benchmarks import QUESTION, BenchmarkSet
 from upft_mlx.data.problems import Problem
-from upft_mlx.dataset.instruction import differing, instructed, user_turn
-from upft_mlx.dataset.prefix import beyond_solutions, check_problems, labelled
-from upft_mlx.events import Note, Observer, ignore
-from upft_mlx.models.adapter_files import started
+from upft_mlx.dataset.instruction import differing, user_turn
+from upft_mlx.dataset.prefix import beyond_solutions, labelled
 from upft_mlx.models.architecture import STATE_SPACE, read_architecture
 from upft_mlx.models.chat import Renderer
-from upft_mlx.models.find import find_model, model_hash
 from upft_mlx.models.load import load_tokenizer
-from upft_mlx.planning.budget import SIZES, MemoryPlan, another_mac, changed, this_machine
+from upft_mlx.planning.budget import SIZES, MemoryPlan, changed
 from upft_mlx.planning.lengths import Prompts, measure_prompts, measure_solutions
 from upft_mlx.planning.memory import Machine
-from upft_mlx.planning.speed import Speed, cache_file, calibrate, known
+from upft_mlx.planning.speed import Speed
 from upft_mlx.recipe.schema import Recipe
 from upft_mlx.recipe.studies import Method
 from upft_mlx.results.economy import KEEP, SAMPLES, Cost
 from upft_mlx.results.plan import Plan, PlannedMemory, PlannedTokens, PromptTokens, SolutionTokens
-from upft_mlx.rundir import RunDir, versions
+from upft_mlx.rundir import RunDir
 from upft_mlx.training.batches import total_steps
-from upft_mlx.training.development import MOST, check_development
+from upft_mlx.training.development import MOST
 from upft_mlx.training.row_loss import FIXED, MEASURED, is_reported
 
 _FUSE_ROWS = 128
@@ -45,29 +41,6 @@ _ROW_BYTES = 12
 """Bytes of a token in a JSONL row, about: its id and its text."""
 _CHECKPOINT_COPIES = 3
 """Copies of the adapter in a checkpoint: itself and AdamW's moments."""
-
-
-def plan_recipe(
-    recipe: Recipe, run_dir: str | Path, notify: Observer = ignore, *, mac: float | None = None, calibrates: bool = True
-) -> Plan:
-    """See `upft_mlx.plan`. The model's weights need not be on this machine."""
-    problems = recipe_problems(recipe)
-    check_problems(recipe, problems)
-    path = find_model(recipe, weights=False)
-    recipe = instructed(started(recipe, path), path, problems)
-    sets = [BenchmarkSet(entry, load_benchmark(entry, recipe.seed)) for entry in resolve(recipe.evaluate)]
-    check_development(recipe, problems, sets)
-    machine = this_machine() if mac is None else another_mac(mac)
-    estimate = Estimate(recipe, path, problems, sets, machine, RunDir(run_dir))
-    estimate.recipe = recipe = estimate.memory_plan.settle(recipe)
-    if mac is None and estimate.is_here:
-        file = cache_file(recipe, model_hash(path), len(problems), versions())
-        speed = known(file)
-        if speed is None and calibrates and not estimate.memory_plan.too_large(recipe):
-            notify(Note("timing a short trial, about ten seconds if the machine is idle; --no-calibration skips it"))
-            speed = calibrate(recipe, path, problems, file, notify)
-        estimate = replace(estimate, speed=speed)
-    return estimate.plan()
 
 
 @dataclass
