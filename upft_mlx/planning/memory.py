@@ -18,7 +18,7 @@ from upft_mlx.training.batches import chunk_positions
 CACHE_STEP = 256
 """Tokens by which mlx-lm's key-value caches grow."""
 OPTIMIZER_COPIES = 3
-"""Copies of the adapter in float32: itself and AdamW's two moments."""
+"""Copies of the adapter in float32, in memory and in a checkpoint: itself and AdamW's two moments."""
 MOMENTS_BLOCK, MOMENTS_BYTES = 1024, 2**30
 """Columns of a block of second moments, and bytes of them that fitted rounding holds at once (`fusing/moments.py`)."""
 PROBED_ROWS, ROW_POSITIONS, PROBED_PROMPTS, GREEDY_TOKENS, PROBED_TOGETHER = 16, 16, 12, 32, 2

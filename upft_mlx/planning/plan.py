@@ -22,7 +22,7 @@ from upft_mlx.models.chat import Renderer
 from upft_mlx.models.load import load_tokenizer
 from upft_mlx.planning.budget import SIZES, MemoryPlan, changed
 from upft_mlx.planning.lengths import Prompts, measure_prompts, measure_solutions
-from upft_mlx.planning.memory import Machine
+from upft_mlx.planning.memory import OPTIMIZER_COPIES, Machine
 from upft_mlx.planning.speed import Speed
 from upft_mlx.recipe.schema import Recipe
 from upft_mlx.recipe.studies import Method
@@ -39,8 +39,6 @@ _FORWARD = 1 / 3
 """Cost of a token that is only run forward, as a share of a trained one: the backward pass takes about twice that."""
 _ROW_BYTES = 12
 """Bytes of a token in a JSONL row, about: its id and its text."""
-_CHECKPOINT_COPIES = 3
-"""Copies of the adapter in a checkpoint: itself and AdamW's moments."""
 
 
 @dataclass
@@ -113,7 +111,7 @@ class Estimate:
         model, recipe, tokens = self.memory_plan.model, self.recipe, self.tokens().this
         answers = 2 * sum(part.completions for part in self.sets) * self.memory_plan.solutions.mean
         rows = tokens.tokens_sampled + 2 * tokens.tokens_trained / self.steps(recipe)[1] + answers
-        kept = 2 + _CHECKPOINT_COPIES * (recipe.train.keep + 1)  # adapter/, the best, checkpoints and the next one
+        kept = 2 + OPTIMIZER_COPIES * (recipe.train.keep + 1)  # adapter/, the best, checkpoints and the next one
         fused = {"adapter": 0.0, **dict.fromkeys(("mixed", "base"), 1.5 * model.weight_bytes(2))}
         return {
             "rows": _ROW_BYTES * rows,

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from upft_mlx.errors import MemoryLimitError, ModelError, RunDirError, TrainingError
 from upft_mlx.escape import quoted
 from upft_mlx.events import Note, Observer
+from upft_mlx.models.adapters import refuse_missing_layers
 from upft_mlx.models.architecture import Architecture
 from upft_mlx.models.chat import Renderer
 from upft_mlx.planning.plan import Estimate
@@ -57,16 +58,10 @@ def refuse_adapter(lora: Lora, model: Architecture) -> None:
     Raises:
         ModelError: says what it has.
     """
-    if lora.num_layers > model.layers:
-        raise ModelError(f"{lora.num_layers}, but the model has {model.layers} layers only", field="lora.num_layers")
-    if model.unusual:
-        return
-    modules = {matrix.place[1] for matrix in model.matrices} - {""}
-    for key in set(lora.keys or ()) - modules:
-        what = f"no linear module {key!r} in the model's layers"
-        raise ModelError(what, f"they have {', '.join(sorted(modules))}", field="lora.keys")
+    told = {matrix.place[1] for matrix in model.matrices} - {""}
+    refuse_missing_layers(lora, model.layers, lora.keys or () if model.unusual else told)
     plain = next((matrix.name for matrix in model.adapted(lora) if not matrix.bits), None)
-    if lora.grid is not None and plain is not None:
+    if lora.grid is not None and plain is not None and not model.unusual:
         remedy = "leave it out, set quantize, or choose quantized modules with lora.keys"
         raise ModelError(f"base, but {quoted(plain)} is not quantized", remedy, field="lora.grid")
 
