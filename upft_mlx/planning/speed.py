@@ -76,27 +76,31 @@ def calibrate(recipe: Recipe, path: Path, problems: Sequence[Problem], file: Pat
     Raises:
         UpftError: the model cannot be loaded or does not take the prompts.
     """
-    from upft_mlx.sampling.decoding import Completion, Request
+    from upft_mlx.sampling.decoding import Request
     from upft_mlx.sampling.sampler import Sampler, sampling_for, summing
 
     def done(parts: int) -> float:
         notify(Progress("trial", parts, 4, "parts"))
         return time.perf_counter()
 
-    def sample(count: int, limit: int, most: float) -> tuple[float, int, int, list[Completion]]:
-        """Seconds, tokens, completions that ended, and all completions: none where the time was over before."""
-        begin, sums, made = time.perf_counter(), (0, 0), []
+    def sample(problems: Sequence[Problem], limit: int, most: float) -> tuple[float, int, list[tuple[int, bool]]]:
+        """Seconds, tokens, and the solutions' lengths with whether they ended: an estimate where the time was over."""
+        requests = [Request(renderer.asked(problem.question), limit) for problem in problems]
+        begin, sums = time.perf_counter(), (0, 0)
 
         def look(tokens: int, finished: int) -> None:
             nonlocal sums
-            sums = tokens, finished
+            sums = tokens, max(1, finished)
             if time.perf_counter() - begin > most:
                 raise TimeoutError
 
-        with suppress(TimeoutError):
-            requests = [Request(renderer.asked(problem.question), limit) for problem in chosen[:count]]
+        try:
             made = sampler.sample(requests, 0, summing(look))
-        return time.perf_counter() - begin, *sums, made
+            lengths = [(len(one.ids), one.finish_reason == "stop") for one in made]
+        except TimeoutError:
+            mean = min(limit, sums[0] // sums[1])
+            lengths = [(mean, mean < limit)] * sums[1]
+        return time.perf_counter() - begin, sums[0], lengths
 
     begin, g = done(0), recipe.generate
     own = recipe.prompt.chat_template
@@ -104,24 +108,21 @@ def calibrate(recipe: Recipe, path: Path, problems: Sequence[Problem], file: Pat
     load_seconds, renderer = done(1) - begin, Renderer(loaded.tokenizer, recipe.prompt)
     sampler = Sampler(loaded, sampling_for(loaded, g.temperature, g.batch_size, g.top_p, g.top_k, g.stop))
     chosen = problems[:: max(1, len(problems) // g.batch_size)][: g.batch_size]
-    sample(2, 2, SECONDS["full"])  # what compiles does so before
-    each = sample(2, 2, SECONDS["full"])[0] / len(chosen[:2])
+    sample(chosen[:2], 2, SECONDS["full"])  # what compiles does so before
+    each = sample(chosen[:2], 2, SECONDS["full"])[0] / len(chosen[:2])
     chosen = chosen[: max(2, int(SECONDS["full"] / 4 / each))]
     limit, length = most_sampled(recipe, "full"), most_sampled(recipe, "prefix")
-    seconds, tokens, finished, made = sample(len(chosen), limit, SECONDS["full"])
-    rate, lengths = tokens / seconds, [(len(one.ids), one.finish_reason == "stop") for one in made]
-    how = f"measured on {many(len(made), 'full solution')} in a calibration"
-    if not made:
-        mean, finished = min(limit, tokens // max(1, finished)), max(1, finished)
-        lengths = [(mean, mean < limit)] * finished
-        how = f"estimated in a calibration of {many(finished, 'full solution')}"
+    seconds, tokens, lengths = sample(chosen, limit, SECONDS["full"])
+    known_by = "measured on" if seconds <= SECONDS["full"] else "estimated from"
+    solutions = of_lengths(lengths, f"{known_by} {many(len(lengths), 'full solution')} in a calibration")
+    rate = tokens / seconds
     done(2)
-    seconds, tokens, _, _ = sample(len(chosen), length, SECONDS["prefix"])
+    seconds, tokens, _ = sample(chosen, length, SECONDS["prefix"])
     done(3)
     questions = [renderer.asked(problem.question + recipe.prefix.template_text) for problem in chosen]
     per_token = _train(recipe, loaded, [(prompt, (prompt * length)[:length]) for prompt in questions])
     done(4)
-    speed = Speed(load_seconds, rate, seconds * length / max(1, tokens), per_token, of_lengths(lengths, how))
+    speed = Speed(load_seconds, rate, seconds * length / max(1, tokens), per_token, solutions)
     with suppress(OSError):  # then the next plan calibrates again
         file.parent.mkdir(parents=True, exist_ok=True)
         write_json(file, asdict(speed))
