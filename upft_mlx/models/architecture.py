@@ -140,26 +140,27 @@ def from_config(
 def _decoder(text: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """The shapes that config.json tells, and the headers that a decoder of llama's kind with them has."""
 
-    def number(*names: str, least: int = 1) -> int:
-        found = next((int(text[name]) for name in names if text.get(name)), 0)
-        if found < least:
-            raise LookupError(f"lacks `{names[0]}`")
-        return found
+    def number(*names: str) -> int:
+        return next((int(text[name]) for name in names if text.get(name)), 0)
 
     hidden, heads = number("hidden_size", "n_embd"), number("num_attention_heads", "n_head")
     layers, vocabulary = number("num_hidden_layers", "n_layer"), number("vocab_size")
-    head = number("head_dim", least=0) or hidden // heads
-    queries, keys = heads * head, (number("num_key_value_heads", least=0) or heads) * head
     # The MLP: one, or `many` experts of which a token passes some.
-    many, active = number(*_EXPERTS, least=0), number("num_experts_per_tok", least=0)
-    expert, common = number("moe_intermediate_size", least=0), number("shared_expert_intermediate_size", least=0)
-    inner = active * expert + common if active * expert else number("intermediate_size", "n_inner")
+    many, active, expert = number(*_EXPERTS), number("num_experts_per_tok"), number("moe_intermediate_size")
+    experts = active * expert + number("shared_expert_intermediate_size") if active * expert else 0
+    inner = experts or number("intermediate_size", "n_inner")
+    needed = {"hidden_size": hidden, "num_attention_heads": heads, "num_hidden_layers": layers}
+    for name, size in {**needed, "vocab_size": vocabulary, "intermediate_size": inner}.items():
+        if size < 1:
+            raise LookupError(f"lacks `{name}`")
+    head = number("head_dim") or hidden // heads
+    queries, keys = heads * head, (number("num_key_value_heads") or heads) * head
     # Each layer attends or, with linear attention, keeps a state.
     kinds = [str(kind) for kind in text.get("layer_types") or ()]
     attending = sum(kind.endswith("attention") and not kind.startswith("linear") for kind in kinds)
-    states = [number(f"linear_{name}", least=0) for name in ("num_value_heads", "key_head_dim", "value_head_dim")]
+    states = [number(f"linear_{name}") for name in ("num_value_heads", "key_head_dim", "value_head_dim")]
     if states[0] and not kinds:
-        attending = layers // (number("full_attention_interval", least=0) or layers)
+        attending = layers // (number("full_attention_interval") or layers)
     windows = "sliding_attention" in kinds or text.get("sliding_window_pattern") or text.get("attn_logit_softcapping")
     unusual = {
         "a mixture of experts": many,

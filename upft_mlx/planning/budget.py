@@ -127,7 +127,7 @@ class MemoryPlan:
             return 0.0 if fuse == "adapter" else fusing_peak(model, lora, self.machine, longest, all_float32=sixteen)
         if stage == "train":
             none = TrainingPass(0, 0, 0, 0, accumulates=False)  # where every solution was cut, nothing is trained
-            checkpoint, passes = recipe.train.grad_checkpoint, (none, *self.passes(recipe))
+            checkpoint, passes = recipe.train.grad_checkpoint, {none, *self.passes(recipe)}
             return max(training_peak(model, lora, one, self.machine, checkpoint=checkpoint) for one in passes)
         adapter = model.adapter_numbers(lora) if stage == "evaluate" else 0
         loads = self.loads(stage, recipe)
