@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from upft_mlx.models.architecture import Architecture, from_config
 from upft_mlx.planning import memory
-from upft_mlx.planning.memory import Device, SamplingLoad, TrainingPass
+from upft_mlx.planning.memory import Machine, SamplingLoad, TrainingPass
 from upft_mlx.recipe.schema import Lora, Quantize, Train
 
 GROUP = 32
@@ -78,9 +78,8 @@ def model(s: dict[str, Any]) -> Any:
     return made
 
 
-def device(s: dict[str, Any]) -> Device:
-    """No dense copies are made here, as on a GPU."""
-    return Device(is_gpu=True, memory_bytes=0)
+MACHINE = Machine(is_gpu=True)
+"""No dense copies are made here, as on a GPU."""
 
 
 def training_settings() -> list[dict[str, Any]]:
@@ -187,13 +186,13 @@ def planned_training(s: dict[str, Any]) -> float:
     count = min(s["B"], s["micro"])
     one = TrainingPass(count, tokens, shared, -(-count * s["t"] // 32) * 32, s["micro"] < s["B"])
     lora = Lora(rank=s["rank"], num_layers=s["nl"])
-    return memory.training_peak(architecture(s), lora, one, device(s), checkpoint=s["checkpoint"])
+    return memory.training_peak(architecture(s), lora, one, MACHINE, checkpoint=s["checkpoint"])
 
 
 def planned_sampling(s: dict[str, Any]) -> float:
     """What memory.py says."""
-    load = SamplingLoad(s["B"], s["n"], s["samples"], s["T"], s["P"], s["t"], end_together=not s["ends"])
-    return memory.sampling_peak(architecture(s), load, device(s))
+    load = SamplingLoad(s["B"], s["n"], s["samples"], s["T"] + s["P"], s["P"], s["t"], end_together=not s["ends"])
+    return memory.sampling_peak(architecture(s), load, MACHINE)
 
 
 def fit(tables: list[dict[str, float]], plan: Any, found: list[Measured]) -> NDArray[np.float64]:

@@ -88,10 +88,10 @@ def architecture(name: str, bits: int = 16) -> Architecture:
 @cache
 def memory_plan(name: str, bits: int, gigabytes: float) -> MemoryPlan:
     """A model on a Mac, with 1,000 problems of the lengths that are assumed."""
-    asked = Prompts(1000, PROMPT, (LONGEST,), SHARED)
-    trained = Prompts(1000, PROMPT + TEMPLATE, (LONGEST + TEMPLATE,), SHARED)
+    asked = Prompts(1000, PROMPT, [LONGEST], SHARED)
+    trained = Prompts(1000, PROMPT + TEMPLATE, [LONGEST + TEMPLATE], SHARED)
     limit = RECIPE.generate.max_tokens
-    solutions = Solutions(limit / 2, limit, (limit,), 1.0, "assumed")
+    solutions = Solutions(limit / 2, limit, [limit], 1.0, "assumed")
     return MemoryPlan(architecture(name, bits), asked, trained, solutions, asked, another_mac(gigabytes))
 
 
@@ -131,7 +131,7 @@ def fits(name: str, bits: int, gigabytes: float, *, checkpoint: bool) -> bool:
     plan = memory_plan(name, bits, gigabytes)
     fuse = "adapter" if bits == 16 else "mixed"
     recipe = plan.settle(changed(RECIPE, {"train.grad_checkpoint": checkpoint, "publish.fuse": fuse}))
-    return all(peak <= MARGIN * plan.budget.bytes for peak in plan.peaks(recipe).values())
+    return all(peak <= MARGIN * plan.machine.bytes for peak in plan.peaks(recipe).values())
 
 
 def most_bits(name: str, gigabytes: float) -> str:

@@ -30,7 +30,6 @@ from upft_mlx.inspection.ask import Conversation, Reply, open_asker, trained
 from upft_mlx.inspection.preview import EXAMPLES, Preview
 from upft_mlx.machine import requirements
 from upft_mlx.models.files import TEMPLATE, own_template
-from upft_mlx.planning import plan as planning
 from upft_mlx.recipe.grid import Grid
 from upft_mlx.recipe.schema import Recipe
 from upft_mlx.results.plan import Plan
@@ -91,7 +90,7 @@ def plan(
         UpftError: one of its kinds, as a run would raise it.
     """
     _begin()
-    return planning.plan_recipe(recipe, _folder(recipe, run_dir), notify, mac=mac, calibrates=calibrates)
+    return pipeline.plan_recipe(recipe, _folder(recipe, run_dir), notify, mac=mac, calibrates=calibrates)
 
 
 def forecast(recipe: Recipe, run_dir: str | Path | None = None, notify: Observer = ignore) -> Forecast:

@@ -32,13 +32,15 @@ from upft_mlx.models.adapter_files import refuse_missing_adapter
 from upft_mlx.models.find import find_model, model_hash
 from upft_mlx.models.gate import terms
 from upft_mlx.models.gguf.model import conversion_notes
-from upft_mlx.planning.budget import has_auto, this_machine
-from upft_mlx.planning.estimate import Estimate
+from upft_mlx.planning.budget import another_mac, has_auto, this_machine
+from upft_mlx.planning.memory import Machine
+from upft_mlx.planning.plan import Estimate
 from upft_mlx.planning.preflight import refuse_early
-from upft_mlx.planning.speed import key_of, known
+from upft_mlx.planning.speed import cache_file, calibrate, known
 from upft_mlx.recipe.schema import Recipe
 from upft_mlx.results.economy import economy
 from upft_mlx.results.facts import RunReport
+from upft_mlx.results.plan import Plan
 from upft_mlx.results.report import collect, markdown
 from upft_mlx.rows import read_json, write_atomically, write_json
 from upft_mlx.rundir import LedgerEntry, RunDir, versions
@@ -104,6 +106,9 @@ def prepare(
     notify: Observer = ignore,
     adapter: Path | None = None,
     look: str | None = None,
+    *,
+    weights: bool = True,
+    machine: Machine | None = None,
 ) -> Job:
     """Find and read everything that the recipe names, so that what is wrong is refused before any work.
 
@@ -113,13 +118,15 @@ def prepare(
         notify: receives progress events.
         adapter: the folder of an adapter to evaluate instead of the run's own.
         look: the name of an evaluation that is not the run's own; it is kept in looks/NAME.
+        weights: whether the model's weights are needed.
+        machine: where it will run; None: on this one.
 
     Raises:
         UpftError: one of its kinds.
     """
     run = RunDir(ranks().workplace(Path(run_dir)))
     resolve(recipe.evaluate)  # names that are wrong are refused before anything is read
-    model_path = find_model(recipe)
+    model_path = find_model(recipe, weights=weights)
     if adapter is not None:
         refuse_missing_adapter(adapter)
         given, recipe = recipe.prompt.chat_template, asked_as_trained(recipe, adapter, model_path)
@@ -131,7 +138,8 @@ def prepare(
     sets = [BenchmarkSet(entry, load_benchmark(entry, recipe.seed, notes)) for entry in resolve(recipe.evaluate)]
     check_development(recipe, problems, sets)
     if has_auto(recipe):  # the same numbers on every call, whatever the run has done already
-        recipe = Estimate(recipe, model_path, problems, sets, this_machine()).settled().recipe
+        estimate = Estimate(recipe, model_path, problems, sets, machine or this_machine())
+        recipe = estimate.memory_plan.settle(recipe)
     measured = None if look is None else RunDir(run.looks / look)
     notify = notify if ranks().leads else ignore
     job = Job(recipe, model_path, problems, sets, run, notify, measured=measured, adapter=adapter)
@@ -229,12 +237,29 @@ def check_memory(job: Job, *stages: str) -> None:
 
 def tell_expected(job: Job) -> None:
     """Tell how long the stages to come will take, where `upft plan` has timed this model on this machine."""
-    speed = known(key_of(job.recipe, model_hash(job.model_path), len(job.problems), versions()))
+    speed = known(cache_file(job.recipe, model_hash(job.model_path), len(job.problems), versions()))
     if speed is None:
         return
-    estimate = Estimate(job.recipe, job.model_path, job.problems, job.sets, this_machine(), job.run)
-    seconds = estimate.with_speed(speed).seconds() or {}
+    estimate = Estimate(job.recipe, job.model_path, job.problems, job.sets, this_machine(), job.run, speed)
+    seconds = estimate.seconds(job.recipe, speed)
     job.notify(Expected({stage: took for stage, took in seconds.items() if not job.is_current(stage)}))
+
+
+def plan_recipe(
+    recipe: Recipe, run_dir: str | Path, notify: Observer = ignore, *, mac: float | None = None, calibrates: bool = True
+) -> Plan:
+    """What a recipe will cost, prepared as a run is; see `upft_mlx.plan`."""
+    machine = this_machine() if mac is None else another_mac(mac)
+    job = prepare(recipe, run_dir, notify, weights=False, machine=machine)
+    estimate = Estimate(job.recipe, job.model_path, job.problems, job.sets, machine, job.run)
+    if mac is None and estimate.is_here:
+        file = cache_file(job.recipe, model_hash(job.model_path), len(job.problems), versions())
+        speed = known(file)
+        if speed is None and calibrates and not estimate.memory_plan.too_large(job.recipe):
+            notify(Note("timing a short trial, about ten seconds if the machine is idle; --no-calibration skips it"))
+            speed = calibrate(job.recipe, job.model_path, job.problems, file, notify)
+        estimate = replace(estimate, speed=speed)
+    return estimate.plan()
 
 
 def refuse_changed(job: Job) -> None:

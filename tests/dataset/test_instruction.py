@@ -19,8 +19,9 @@ from upft_mlx.dataset.instruction import as_run, differing, instructed, user_tur
 from upft_mlx.evaluation import evaluate
 from upft_mlx.inspection.ask import Asker, Conversation
 from upft_mlx.models.load import load, load_tokenizer
-from upft_mlx.planning.estimate import Estimate
+from upft_mlx.pipeline import plan_recipe
 from upft_mlx.recipe.schema import PAPER_TEMPLATE, Prompt, Recipe
+from upft_mlx.results.plan import PromptTokens
 from upft_mlx.rundir import RunDir
 from upft_mlx.sampling import generate
 from upft_mlx.sampling.decoding import Request
@@ -141,7 +142,8 @@ def test_all_uses_have_the_prompt_that_is_worked_out_by_hand(
     assert trained(recipe, run, structure_ratio=1.0) == expected, "structure rows"
     assert [prompt["ids"] for prompt in previewed(recipe, run)["prompts"]] == [expected] * (len(stages) - 1)
     assert json.loads((run / "recipe.json").read_text())["prompt"]["instruction"] == turn
-    assert Estimate.of(recipe, load_problems(recipe.problems)).memory_plan.prompts.longest == (len(expected),)
+    planned = plan_recipe(recipe, tmp_path / "none", calibrates=False)
+    assert planned.prompt_tokens == PromptTokens(len(expected), len(expected))
     templated = trained(recipe, run, template="paper")
     question = CASES[case][2]["question"]
     assert tokenizer.decode(templated) == text.replace(question, question + PAPER_TEMPLATE), "and nothing else"
@@ -188,7 +190,7 @@ def test_a_benchmark_of_the_other_kind_is_asked_in_its_own_words_and_said_to_dif
     assert [line.partition(":")[0] for line in lines] == ["letters", "own"]
     assert all(repr(BOXED) in line for line in lines)
     assert previewed(recipe, tmp_path / "run")["prompts_differ"] == lines
-    assert Estimate.of(recipe, load_problems(recipe.problems)).plan().prompts_differ == lines
+    assert plan_recipe(recipe, tmp_path / "none", calibrates=False).prompts_differ == lines
     told: list[str] = []
     pipeline.run_stage(recipe, tmp_path / "run", "evaluate", lambda event: told.append(getattr(event, "text", "")))
     assert [line for line in told if "prompt of its own" in line] == lines

@@ -26,8 +26,7 @@ from upft_mlx.fusing.formats import Format, write_model
 from upft_mlx.fusing.fuse import fuse
 from upft_mlx.fusing.fuser import Fuser
 from upft_mlx.models.load import Loaded, load
-from upft_mlx.planning.budget import Budget
-from upft_mlx.planning.memory import Device
+from upft_mlx.planning.memory import Machine
 from upft_mlx.recipe.schema import Quantize, Recipe
 from upft_mlx.results.fidelity import Fidelity
 from upft_mlx.rows import TrainingRow, read_rows
@@ -133,7 +132,7 @@ def test_a_refusal_tries_16_bits_only_where_there_is_room_for_them(
     make_recipe: MakeRecipe, run: RunDir, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_adapter(run, 0.0005, Q4)
-    tight = Budget(1_000_000, "a small machine", Device(is_gpu=True, memory_bytes=2**30))
+    tight = Machine(is_gpu=True, bytes=1_000_000, what="a small machine", whole=2**30)
     monkeypatch.setattr("upft_mlx.fusing.fuse.this_machine", lambda: tight)
     asked = make_recipe(publish={"fuse": "mixed", "min_retained": 1.0})
     with pytest.raises(

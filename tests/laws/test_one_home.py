@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import random
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,15 +20,16 @@ from upft_mlx.dataset.selection import prefix_key
 from upft_mlx.evaluation.evaluate import SamplingOrder as EvaluationOrder
 from upft_mlx.fusing.moments import _Watcher
 from upft_mlx.inspection.preview import _Preview
+from upft_mlx.machine.device import dense_bytes_limit
 from upft_mlx.models import cpu_layers
 from upft_mlx.models.architecture import read_architecture
 from upft_mlx.models.chat import Renderer
 from upft_mlx.models.load import Loaded, load
 from upft_mlx.planning import budget, memory
 from upft_mlx.planning.budget import MemoryPlan, this_machine
-from upft_mlx.planning.estimate import Estimate, count
 from upft_mlx.planning.lengths import Prompts, Solutions, measure_prompts
-from upft_mlx.planning.memory import Device
+from upft_mlx.planning.memory import Machine
+from upft_mlx.planning.plan import Estimate
 from upft_mlx.recipe.schema import Prefix, Prompt, Quantize, Recipe
 from upft_mlx.rows import Solution, TrainingRow, write_rows
 from upft_mlx.rundir import RunDir
@@ -37,19 +39,19 @@ from upft_mlx.sampling.generate import SamplingOrder
 from upft_mlx.sampling.prefill import Prefill
 from upft_mlx.sampling.sampler import Sampler
 from upft_mlx.studies.analyze import _Analyzer
-from upft_mlx.training.batches import Example, make_batch, shared_length, steps_from, to_examples
+from upft_mlx.training.batches import PAD_POSITIONS, Example, make_batch, shared_length, steps_from, to_examples
 from upft_mlx.training.loss import choose_modes
 
 EOS = 2
 
 
 def plan(problems: int = 200) -> MemoryPlan:
-    prompts = Prompts(problems, 40.0, (60,), 5)
+    prompts = Prompts(problems, 40.0, [60], 5)
     return MemoryPlan(read_architecture(MODEL), prompts, prompts, solutions(), prompts, this_machine())
 
 
 def solutions() -> Solutions:
-    return Solutions(mean=20.0, longest=30, trained=(30,) * 64, finished=1.0, how="assumed")
+    return Solutions(mean=20.0, longest=30, trained=[30] * 64, finished=1.0, how="assumed")
 
 
 def loads(recipe: Recipe, problems: int, monkeypatch: pytest.MonkeyPatch) -> list[memory.SamplingLoad]:
@@ -102,7 +104,7 @@ def test_the_memory_plan_has_the_waves_that_the_sampler_fills(
 
     monkeypatch.setattr("upft_mlx.planning.memory.prompts_per_wave", spied)
     load = memory.SamplingLoad(batch_size, 100, samples, 9, 0, 9)
-    memory.sampling_peak(read_architecture(MODEL), load, this_machine().device)
+    memory.sampling_peak(read_architecture(MODEL), load, this_machine())
     assert planned == [largest]
 
 
@@ -123,11 +125,11 @@ def test_moments_take_what_the_memory_plan_says() -> None:
 def test_a_prefix_row_has_as_many_tokens_as_the_plan_counts(make_recipe: Any, eos: bool) -> None:
     recipe = make_recipe(prefix={"structure_ratio": 0.0, "eos": eos}, train={"valid_ratio": 0.0})
     ids = prefix_ids(solution(9, "length"), recipe.prefix, EOS)
-    counted = count(recipe, 200, plan(), solutions())
-    assert counted.trained_tokens / counted.rows == len(ids) == most_supervised(recipe.prefix)
-    (row, *_), passes = plan()._longest_rows(recipe)[1], list(plan()._passes(recipe))
-    assert len(row.ids) - row.start == len(ids)
-    assert passes
+    whole, prefixes = plan().work(recipe)
+    assert (whole.rows, prefixes.rows) == (0, 200)
+    assert prefixes.most + prefixes.ends == len(ids) == most_supervised(recipe.prefix)
+    one = next(plan().passes(recipe))
+    assert one.rows == PAD_POSITIONS * math.ceil(one.sequences * len(ids) / PAD_POSITIONS)
 
 
 def solution(tokens: int, finish: Any) -> Solution:
@@ -158,22 +160,21 @@ def test_all_agree_on_when_shared_tokens_run_once(
     modes, reasons = choose_modes(loaded.model, dropout=dropout > 0, checkpoint=checkpoint)
     shared = not (dropout or checkpoint)
     assert modes.share == shared == (not reasons)
-    assert all((one.shared > 0) == shared for one in plan()._passes(recipe))
+    assert all((one.shared > 0) == shared for one in plan().passes(recipe))
     row = TrainingRow("p/0", "p", 0, "prefix", "", "", [5, 6, 7], [8])
     preview: Any = SimpleNamespace(recipe=recipe, _renderer=SimpleNamespace(tokens=list))
     (shown,) = _Preview.shown(preview, SimpleNamespace(outline=[], rows=[(row, "")]))  # type: ignore[arg-type]
     assert (shown.shared > 0) == shared
-    without = make_recipe(lora={"dropout": 0.0}, train={"grad_checkpoint": False})
-    more = count(recipe, 200, plan(), solutions()).row_tokens - count(without, 200, plan(), solutions()).row_tokens
-    assert (more == 0) == shared
+    assert (plan().shared(recipe) > 0) == shared
 
 
 def test_the_plan_takes_as_many_steps_as_training() -> None:
     examples = [Example(str(number), [1, 2, 3], 1) for number in range(10)]
     for epochs, batch_size in ((1, 4), (3, 4), (2, 5), (1, 16)):
-        settings = SimpleNamespace(steps=None, epochs=epochs, batch_size=batch_size)
-        estimate: Any = SimpleNamespace(recipe=SimpleNamespace(train=settings), counts=SimpleNamespace(rows=10.0))
-        planned = Estimate.steps.fget(estimate)  # type: ignore[attr-defined]
+        recipe: Any = SimpleNamespace(train=SimpleNamespace(steps=None, epochs=epochs, batch_size=batch_size))
+        rows = SimpleNamespace(work=lambda _: [SimpleNamespace(rows=7.0), SimpleNamespace(rows=3.0)])
+        estimate: Any = SimpleNamespace(memory_plan=rows)
+        planned = Estimate.steps(estimate, recipe)[0]
         steps = steps_from(examples, batch_size, 0, 0)
         assert planned == sum(1 for _ in itertools.takewhile(lambda step: step[0] <= epochs, steps))  # noqa: B023
 
@@ -224,7 +225,8 @@ def test_the_plan_counts_the_dense_copies_that_are_made(room: float, monkeypatch
         if isinstance(layer, (cpu_layers.DenseHead, cpu_layers.DenseLinear)):
             (dense,) = (cell.cell_contents for cell in layer._product.__closure__ or ())
             copies.append(dense.nbytes)
-    planned = memory.weight_bytes(model, Device(is_gpu=False, memory_bytes=memory_size)) - model.weight_bytes(4)
+    machine = Machine(is_gpu=False, dense_bytes=dense_bytes_limit(memory_size))
+    planned = machine.weight_bytes(model, 4) - model.weight_bytes(4)
     largest = max(4 * matrix.size for matrix in model.matrices)
     assert sum(copies) <= planned <= sum(copies) + (0 if room in (0.0, 1.0) else largest)
     assert bool(copies) == bool(room)

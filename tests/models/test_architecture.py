@@ -14,10 +14,10 @@ from mlx.utils import tree_flatten
 
 from upft_mlx.errors import ModelError
 from upft_mlx.models.adapters import adapter_weights, add_lora
-from upft_mlx.models.architecture import Quantized, from_config, read_architecture
+from upft_mlx.models.architecture import from_config, read_architecture
 from upft_mlx.models.files import read_header
 from upft_mlx.models.load import load
-from upft_mlx.planning.memory import Device, weight_bytes
+from upft_mlx.planning.memory import Machine
 from upft_mlx.recipe.schema import Lora, Quantize
 
 SHAPES: list[dict[str, Any]] = [{}, {"tie_word_embeddings": False}, {"num_key_value_heads": 4, "vocab_size": 1024}]
@@ -29,10 +29,10 @@ def test_config_and_headers_tell_the_same(shape: dict[str, Any], bits: int | Non
     folder = write_model(tmp_path / "model", bits=bits, **shape)
     exact = read_architecture(folder)
     told = from_config(json.loads((folder / "config.json").read_text()))
-    sizes = {(m.name, m.outputs, m.inputs, m.stored, m.is_embedding) for m in exact.matrices}
-    assert {(m.name, m.outputs, m.inputs, m.stored, m.is_embedding) for m in told.matrices} == sizes
+    sizes = {(m.name, m.outputs, m.inputs, m.bits, m.group) for m in exact.matrices}
+    assert {(m.name, m.outputs, m.inputs, m.bits, m.group) for m in told.matrices} == sizes
     assert told.parameters == pytest.approx(exact.parameters, rel=0.01), "biases are not in the config"
-    assert exact.matrices[0].stored == (Quantized(bits, 32) if bits else None)
+    assert (exact.matrices[0].bits, exact.matrices[0].group) == ((bits, 32) if bits else (0, 1))
 
 
 @pytest.mark.parametrize("quantize", [None, Quantize(bits=4, group_size=64), Quantize(bits=8, group_size=32)])
@@ -42,11 +42,10 @@ def test_weight_bytes_are_those_of_the_loaded_model(quantize: Quantize | None, t
     arrays = sum(array.nbytes for array in dict(tree_flatten(loaded.model.parameters())).values())
     model = read_architecture(folder, quantize)
     assert model.weight_bytes(4) == arrays
-    assert weight_bytes(model, Device(is_gpu=True, memory_bytes=0)) == arrays, "float32 in the folder"
     dense = model.dense_bytes()
     assert bool(dense) == (quantize is not None)
-    assert weight_bytes(model, Device(is_gpu=False, memory_bytes=2**40)) == arrays + dense
-    assert weight_bytes(model, Device(is_gpu=False, memory_bytes=1)) == arrays, "no room for dense copies"
+    assert Machine(is_gpu=False, dense_bytes=2**40).weight_bytes(model, 4) == arrays + dense
+    assert Machine(is_gpu=False).weight_bytes(model, 4) == arrays, "no room for dense copies"
 
 
 @pytest.mark.parametrize(
@@ -73,29 +72,32 @@ def test_layers_quantized_on_their_own_terms_are_read_as_such(tmp_path: Path) ->
     config["quantization"][name] = {"bits": 8, "group_size": 32}
     (folder / "config.json").write_text(json.dumps(config))
     found = {matrix.name: matrix for matrix in read_architecture(folder).matrices}
-    assert (found[name].stored, found[name].inputs) == (Quantized(8, 32), 384)
-    assert found["model.layers.0.mlp.gate_proj"].stored == Quantized(4, 64)
+    assert (found[name].bits, found[name].group, found[name].inputs) == (8, 32, 384)
+    gate = found["model.layers.0.mlp.gate_proj"]
+    assert (gate.bits, gate.group) == (4, 64)
 
 
 def test_half_precision_takes_two_bytes_on_a_gpu_and_four_on_the_cpu() -> None:
     model = read_architecture(MODEL)
-    assert (model.float_bytes, model.matrices[0].stored) == (2, None)
-    assert weight_bytes(model, Device(is_gpu=True, memory_bytes=0)) == 2 * model.parameters
-    assert weight_bytes(model, Device(is_gpu=False, memory_bytes=0)) == 4 * model.parameters
+    assert (model.float_bytes, model.matrices[0].bits) == (2, 0)
+    for is_gpu, size in ((True, 2), (False, 4)):
+        machine = Machine(is_gpu)
+        assert machine.number(model) == size
+        assert machine.weight_bytes(model, size) == size * model.parameters
 
 
 def test_nested_configs_and_experts_are_understood() -> None:
     text = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "head_dim": 32, "vocab_size": 100}
     moe = {"num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "tie_word_embeddings": True}
     model = from_config({"model_type": "qwen3_5", "text_config": {**text, **moe}})
-    assert (model.head_dim, model.intermediate, model.unusual) == (32, 32, ("a mixture of experts",))
+    assert (model.kv_width, model.intermediate, model.unusual) == (4 * 32, 32, ("a mixture of experts",))
     mlp = [m.size for m in model.matrices if "mlp" in m.name]
     assert sum(mlp) == 2 * 3 * 8 * 16 * 64, "all experts are in memory"
 
 
 def test_a_config_without_what_a_decoder_has_is_refused_by_name(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "x", "hidden_size": 8}))
-    with pytest.raises(ModelError, match=r"config\.json: lacks `num_attention_heads`"):
+    with pytest.raises(ModelError, match=r"config\.json: does not describe a decoder: lacks `num_attention_heads`"):
         read_architecture(tmp_path)
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(ModelError, match="not JSON"):

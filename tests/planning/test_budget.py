@@ -26,7 +26,7 @@ from upft_mlx.models.chat import Renderer
 from upft_mlx.models.load import load, load_tokenizer
 from upft_mlx.planning.budget import MemoryPlan, changed, this_machine
 from upft_mlx.planning.lengths import measure_prompts, measure_solutions
-from upft_mlx.planning.memory import Device, SamplingLoad, TrainingPass, fusing_peak, sampling_peak, training_peak
+from upft_mlx.planning.memory import Machine, SamplingLoad, TrainingPass, fusing_peak, sampling_peak, training_peak
 from upft_mlx.recipe.schema import Lora, Recipe, Train
 from upft_mlx.rows import TrainingRow, read_rows
 from upft_mlx.rundir import RunDir
@@ -130,15 +130,15 @@ def test_planned_peaks_are_within_15_percent_of_those_measured(name: str, tmp_pa
         assert planned[stage] == pytest.approx(peak, rel=0.15), stage
 
 
-LOADS = {  # sequences decoded together, prompts, completions of each, tokens of a prompt, tokens decoded
-    "prefixes, one batch": SamplingLoad(16, 16, 1, 64, 16, 16, end_together=True),
-    "prefixes, two small batches": SamplingLoad(4, 8, 1, 64, 16, 16, end_together=True),
-    "two batches": SamplingLoad(16, 32, 1, 64, 16, 48),
-    "two batches, each ends at once": SamplingLoad(16, 32, 1, 64, 16, 47),
-    "many batches": SamplingLoad(8, 32, 1, 64, 16, 48),
-    "a large batch": SamplingLoad(32, 48, 1, 32, 16, 48),
-    "several of each prompt": SamplingLoad(16, 12, 4, 64, 16, 48),
-    "long prompts": SamplingLoad(8, 16, 1, 300, 16, 32),
+LOADS = {  # sequences decoded together, prompts, completions of each, tokens of a prompt, shared ones, tokens decoded
+    "prefixes, one batch": SamplingLoad(16, 16, 1, 80, 16, 16, end_together=True),
+    "prefixes, two small batches": SamplingLoad(4, 8, 1, 80, 16, 16, end_together=True),
+    "two batches": SamplingLoad(16, 32, 1, 80, 16, 48),
+    "two batches, each ends at once": SamplingLoad(16, 32, 1, 80, 16, 47),
+    "many batches": SamplingLoad(8, 32, 1, 80, 16, 48),
+    "a large batch": SamplingLoad(32, 48, 1, 48, 16, 48),
+    "several of each prompt": SamplingLoad(16, 12, 4, 80, 16, 48),
+    "long prompts": SamplingLoad(8, 16, 1, 316, 16, 32),
 }
 
 
@@ -149,15 +149,12 @@ def test_planned_peaks_of_sampling_are_within_15_percent_whatever_the_batch(name
     ends = 0 if given.end_together else 500 if "at once" in name else 25  # of 600 tokens
     folder = write_model(tmp_path / "model", ends=ends)
     start = [*range(40, 40 + given.shared)]
-    requests = [
-        Request(
-            [*start, *(rng.randrange(200, 600) for _ in range(given.prompt_tokens))], given.max_tokens, given.samples
-        )
-        for _ in range(given.prompts)
-    ]
+    own = given.prompt_tokens - given.shared
+    prompts = [[*start, *(rng.randrange(200, 600) for _ in range(own))] for _ in range(given.prompts)]
+    requests = [Request(ids, given.max_tokens, given.samples) for ids in prompts]
     settings = Sampling(0.6, batch_size=given.batch_size)
     measured = peak_of(lambda: Sampler(load(folder), settings).sample(requests, 1))
-    planned = sampling_peak(read_architecture(folder), given, this_machine().device)
+    planned = sampling_peak(read_architecture(folder), given, this_machine())
     print(f"{name}: planned {planned / 1e6:.1f} MB, measured {measured / 1e6:.1f} MB, {planned / measured - 1:+.1%}")
     assert planned == pytest.approx(measured, rel=0.15)
 
@@ -195,8 +192,8 @@ def test_planned_peaks_of_experts_and_of_linear_attention_are_within_15_percent(
     stepper = Stepper(loaded.model, Train(batch_size=count, micro_batch_size=count, grad_checkpoint=checkpoint))
     measured = peak_of(lambda: [stepper.step(examples, 1e-4, 1) for _ in range(2)]) + held
     one = TrainingPass(count, tokens, 0, count * trained, accumulates=False)
-    device = Device(is_gpu=True, memory_bytes=0)  # no dense copies: they are in no term
-    planned = training_peak(replace(model, float_bytes=4), lora, one, device, checkpoint=checkpoint)
+    machine = Machine(is_gpu=True)  # no dense copies: they are in no term
+    planned = training_peak(replace(model, float_bytes=4), lora, one, machine, checkpoint=checkpoint)
     print(f"{name}, {checkpoint}: planned {planned / 1e6:.1f} MB, measured {measured / 1e6:.1f} MB")
     assert planned == pytest.approx(measured, rel=0.15)
 
@@ -219,6 +216,6 @@ def test_planned_peaks_of_fusing_are_near_those_measured(
     measured = peak_of(lambda: fuse(recipe, load(folder), run))
     sixteen = way == "bf16" or bits is None
     prompt = max(len(row.prompt_ids) for row in read_rows(run.train, TrainingRow))
-    planned = fusing_peak(read_architecture(folder), recipe.lora, this_machine().device, prompt, all_float32=sixteen)
+    planned = fusing_peak(read_architecture(folder), recipe.lora, this_machine(), prompt, all_float32=sixteen)
     print(f"fuse {way} of {bits or 'no'} bits: planned {planned / 1e6:.1f} MB, measured {measured / 1e6:.1f} MB")
     assert planned == pytest.approx(measured, rel=0.15)

@@ -24,9 +24,9 @@ from upft_mlx.errors import ProblemsError
 from upft_mlx.models.chat import Renderer
 from upft_mlx.models.find import BUILTIN
 from upft_mlx.models.load import load_tokenizer
+from upft_mlx.pipeline import plan_recipe
 from upft_mlx.planning.budget import MARGIN, MemoryPlan, another_mac, changed
 from upft_mlx.planning.lengths import Prompts, Solutions
-from upft_mlx.planning.plan import plan_recipe
 from upft_mlx.recipe.catalogue import KEYS, catalogue, read_comment
 from upft_mlx.recipe.fields import AUTO
 from upft_mlx.recipe.find import shipped_recipes
@@ -199,11 +199,11 @@ def planned(recipe: Recipe, gigabytes: float) -> tuple[MemoryPlan, Recipe]:
     mean, longest = LENGTHS[data]
     count = min(SIZES[data], recipe.problems.limit or SIZES[data])
     asked = Prompts(count, mean, longest, SHARED)
-    trained = Prompts(count, mean + TEMPLATE, tuple(tokens + TEMPLATE for tokens in longest), SHARED)
+    trained = Prompts(count, mean + TEMPLATE, [tokens + TEMPLATE for tokens in longest], SHARED)
     limit = recipe.generate.max_tokens
-    solutions = Solutions(limit / 2, limit, (limit,), 1.0, "assumed")
+    solutions = Solutions(limit / 2, limit, [limit], 1.0, "assumed")
     model = MEMORY["architecture"](MODELS[recipe.model.partition("/")[2]], 4 if recipe.model.endswith("4bit") else 16)
-    tests = Prompts(1000, 130, (700,), SHARED)  # MATH-500 has the longest of the benchmarks but GPQA
+    tests = Prompts(1000, 130, [700], SHARED)  # MATH-500 has the longest of the benchmarks but GPQA
     memory = MemoryPlan(model, asked, trained, solutions, tests, another_mac(gigabytes))
     return memory, memory.settle(recipe)
 
@@ -211,7 +211,7 @@ def planned(recipe: Recipe, gigabytes: float) -> tuple[MemoryPlan, Recipe]:
 def fits(recipe: Recipe, gigabytes: float) -> bool:
     """Whether every stage fits, also if the formulas are wrong by as much as they are elsewhere."""
     memory, settled = planned(recipe, gigabytes)
-    return all(peak <= MARGIN * memory.budget.bytes for peak in memory.peaks(settled).values())
+    return all(peak <= MARGIN * memory.machine.bytes for peak in memory.peaks(settled).values())
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name not in EMBEDDED])

@@ -143,7 +143,7 @@ def plan(
 ) -> None:
     """See the help."""
     with prepared(recipe, options) as loaded:
-        from upft_mlx.planning.plan import plan_recipe
+        from upft_mlx.pipeline import plan_recipe
         from upft_mlx.ui import views
 
         with views.open_view(plain=options.plain, stderr=options.as_json, verbose=verbose()) as notify:

@@ -119,7 +119,7 @@ def _refuse(fuser: Fuser, chosen: Fidelity) -> NoReturn:
     least, budget = fuser.recipe.publish.min_retained, this_machine()
     try:  # whether measuring 16 bits fits in memory: a refusal must not run out of it. If unknown, it is tried
         shape = read_architecture(fuser.loaded.path, fuser.recipe.quantize)
-        needed = fusing_peak(shape, fuser.recipe.lora, budget.device, fuser.longest_prompt, all_float32=True)
+        needed = fusing_peak(shape, fuser.recipe.lora, budget, fuser.longest_prompt, all_float32=True)
         room = needed <= budget.bytes
     except ModelError:
         room = True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,20 @@ if TYPE_CHECKING:
     import mlx.nn as nn
 
     from upft_mlx.recipe.schema import Lora
+
+
+def refuse_missing_layers(lora: Lora, layers: int, linear: Collection[str]) -> None:
+    """Refuse an adapter for more layers than a model has, or for modules that are not linear ones in its layers.
+
+    Raises:
+        ModelError: says what the model has.
+    """
+    if lora.num_layers > layers:
+        raise ModelError(f"{lora.num_layers}, but the model has {layers} layers only", field="lora.num_layers")
+    for key in lora.keys or ():
+        if key not in linear:
+            what = f"no linear module {quoted(key)} in the model's layers"
+            raise ModelError(what, f"they have {', '.join(sorted(linear))}", field="lora.keys")
 
 
 def add_lora(loaded: Loaded, lora: Lora, seed: int) -> dict[str, Any]:
@@ -37,20 +52,11 @@ def add_lora(loaded: Loaded, lora: Lora, seed: int) -> dict[str, Any]:
     from upft_mlx.models.cpu_layers import add_updates_in_products
     from upft_mlx.models.families import default_keys
 
-    layers = len(loaded.model.layers)
-    if lora.num_layers > layers:
-        raise ModelError(f"{lora.num_layers}, but the model has {layers} layers only", field="lora.num_layers")
+    modules = [item for layer in loaded.model.layers for item in layer.named_modules()]
+    linear = {name for name, module in modules if "weight" in module and module.weight.ndim > 1}
+    refuse_missing_layers(lora, len(loaded.model.layers), linear)
     parameters: dict[str, Any] = {"rank": lora.rank, "scale": lora.scale, "dropout": lora.dropout}
     if lora.keys is not None:
-        modules = [item for layer in loaded.model.layers for item in layer.named_modules()]
-        linear = sorted({name for name, module in modules if "weight" in module and module.weight.ndim > 1})
-        for key in lora.keys:
-            if key not in linear:
-                raise ModelError(
-                    f"no linear module {quoted(key)} in the model's layers",
-                    f"they have {', '.join(linear)}",
-                    field="lora.keys",
-                )
         parameters["keys"] = list(lora.keys)
     elif (keys := default_keys(loaded.model)) is not None:
         parameters["keys"] = keys

@@ -67,8 +67,8 @@ def choose_settings(model: ModelFacts, data: DataFacts, trained: int | None, *, 
     step = sixteen = None
     if model.shape is not None:  # a step with one full-solution row, run through the model alone; fusing in 16 bits
         row = TrainingPass(sequences=1, tokens=longest, shared=0, rows=max_tokens, accumulates=True)
-        step = round(training_peak(model.shape, Lora(), row, _MAC.device, checkpoint=False))
-        sixteen = round(fusing_peak(model.shape, Lora(), _MAC.device, prompt, all_float32=True))
+        step = round(training_peak(model.shape, Lora(), row, _MAC, checkpoint=False))
+        sixteen = round(fusing_peak(model.shape, Lora(), _MAC, prompt, all_float32=True))
     return NewSettings(
         thinks=thinks,
         enable_thinking=thinking if model.thinking == "switch" else None,

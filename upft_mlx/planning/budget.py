@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any
 
-from upft_mlx.dataset.prefix import most_sampled, most_supervised
+from upft_mlx.dataset.prefix import RowKind, most_sampled, most_supervised, row_kind, valid_numbers
 from upft_mlx.errors import MemoryLimitError
-from upft_mlx.machine.device import attends_in_blocks, memory_bytes, on_gpu, working_set_bytes
+from upft_mlx.machine.device import attends_in_blocks, dense_bytes_limit, memory_bytes, on_gpu, working_set_bytes
 from upft_mlx.models.architecture import Architecture
-from upft_mlx.planning.lengths import Prompts, Solutions, first
-from upft_mlx.planning.memory import Device, SamplingLoad, TrainingPass, fusing_peak, sampling_peak, training_peak
+from upft_mlx.planning.lengths import Prompts, Solutions
+from upft_mlx.planning.memory import Machine, SamplingLoad, TrainingPass, fusing_peak, sampling_peak, training_peak
 from upft_mlx.quantities import memory
 from upft_mlx.recipe.fields import AUTO
 from upft_mlx.recipe.schema import Recipe
@@ -24,62 +25,65 @@ MARGIN = 0.85
 """Share of the budget that `auto` fills: the formulas are right to about 15 %."""
 EXCESS = 1.5
 """What exceeds the machine's memory this many times, whatever the settings, is refused; the rest gets a warning."""
-MAX_DECODED = 64
-"""Maximum number of sequences that `auto` decodes together."""
-PAPER_BATCH, MIN_STEPS = 64, 20
-"""The largest `train.batch_size: auto`, and the minimum number of steps in an epoch."""
+MAX_DECODED, PAPER_BATCH, MIN_STEPS = 64, 64, 20
+"""The most that `auto` decodes together, its largest `train.batch_size`, and the minimum of steps in an epoch."""
 SIZES = ("generate.batch_size", "evaluate.batch_size", "train.batch_size", "train.micro_batch_size")
 """Fields that may be `auto`."""
+STAGES = ("generate", "train", "evaluate", "fuse")
 
 
-@dataclass(frozen=True)
-class Budget:
-    """The memory that a run may take."""
-
-    bytes: int
-    what: str
-    device: Device
-    told: bool = False
-    """Whether UPFT_MEMORY_GB says it: nothing beyond it counts as the machine's memory then."""
-
-    @property
-    def machine(self) -> int:
-        """Bytes of all of the machine's memory."""
-        return self.bytes if self.told else max(self.bytes, self.device.memory_bytes)
-
-
-def this_machine() -> Budget:
+def this_machine() -> Machine:
     """Metal's working set, elsewhere three quarters of the memory; UPFT_MEMORY_GB overrides both.
 
     Raises:
         MemoryLimitError: UPFT_MEMORY_GB is not a number above 0.
     """
-    total, working_set = memory_bytes(), working_set_bytes()
-    device = Device(on_gpu(), total, working_set is not None and attends_in_blocks())
-    if told := os.environ.get("UPFT_MEMORY_GB"):
+    whole, metal, told = memory_bytes(), working_set_bytes(), os.environ.get("UPFT_MEMORY_GB")
+    dense, blocks = 0 if on_gpu() else dense_bytes_limit(whole), metal is not None and attends_in_blocks()
+    size, what = whole * 3 // 4, "three quarters of this machine's memory"
+    if metal is not None:
+        size, what = metal, "this Mac's working set"
+    if told:
         try:
-            wanted = float(told)
-        except ValueError:
-            wanted = math.nan
-        if not 0 < wanted < math.inf:
-            what = f"{told!r}: should be a number of GB above 0, for example 12"
-            raise MemoryLimitError(what, field="UPFT_MEMORY_GB")
-        return Budget(int(wanted * 1e9), "UPFT_MEMORY_GB", device, told=True)
-    if working_set is not None:
-        return Budget(working_set, "this Mac's working set", device)
-    return Budget(total * 3 // 4, "three quarters of this machine's memory", device)
+            whole = size = int(float(told) * 1e9)
+        except (ValueError, OverflowError):
+            size = 0
+        if size <= 0:
+            problem = f"{told!r}: should be a number of GB above 0, for example 12"
+            raise MemoryLimitError(problem, field="UPFT_MEMORY_GB")
+        what = "UPFT_MEMORY_GB"
+    return Machine(on_gpu(), size, what, whole, dense, blocks)
 
 
-def another_mac(gigabytes: float) -> Budget:
+def another_mac(gigabytes: float) -> Machine:
     """A Mac with this much memory: macOS lets the GPU take about 2/3 of up to 36 GB, and 3/4 of more."""
-    total, share = int(gigabytes * 2**30), 2 / 3 if gigabytes <= 36 else 3 / 4
+    whole, share = int(gigabytes * 2**30), 2 / 3 if gigabytes <= 36 else 3 / 4
     what = f"about what a Mac with {gigabytes:g} GB gives the GPU"
-    return Budget(int(total * share), what, Device(True, total, attends_in_blocks()))
+    return Machine(True, int(whole * share), what, whole, attends_in_blocks=attends_in_blocks())
+
+
+@dataclass(frozen=True)
+class Work:
+    """What is sampled, and what an epoch trains on, for one kind of row: as many as are expected."""
+
+    kind: RowKind
+    problems: int
+    """Problems that are sampled, each `samples` times."""
+    samples: int
+    tokens: float
+    """Tokens of a sample on average, and the most."""
+    most: int
+    rows: float
+    """Rows: a prompt of `prompts`, a sample, and EOS if `ends` is 1."""
+    prompts: Prompts
+    ends: int
+    longest: Sequence[int]
+    """Tokens of the longest samples that are trained on, in descending order."""
 
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """Everything that the peaks of one recipe depend on."""
+    """What a recipe samples and trains on, and the memory that this takes."""
 
     model: Architecture
     prompts: Prompts
@@ -89,182 +93,145 @@ class MemoryPlan:
     solutions: Solutions
     questions: Prompts | None
     """The prompts of all benchmarks."""
-    budget: Budget
+    machine: Machine
 
-    # Peaks.
+    def work(self, recipe: Recipe) -> tuple[Work, Work]:
+        """The work on whole solutions, and on prefixes."""
+        count, samples, kind = self.prompts.count, recipe.generate.samples, row_kind(recipe, structure=True)
+        whole = count if kind == "full" else round(recipe.prefix.structure_ratio * count)
+        prefixes = count - whole if recipe.method == "upft" else 0
+        asked, each, begun = (count, samples, 0) if recipe.samples_full else (whole, 1, prefixes)
+        solutions, length = self.solutions, most_sampled(recipe, "prefix")
+        most = min(most_sampled(recipe, "full"), solutions.longest)
+        kept = min(recipe.generate.keep if recipe.method == "rft" else 1, each * solutions.finished)
+        held = len(valid_numbers(range(count), recipe.train.valid_ratio, recipe.seed))
+        train, ends = 1 - held / count, most_supervised(recipe.prefix) - length
+        return (
+            Work(kind, asked, each, solutions.mean, most, train * whole * kept, self.prompts, 1, solutions.trained),
+            Work("prefix", begun, samples, length, length, train * prefixes, self.trained, ends, [length]),
+        )
+
+    def shared(self, recipe: Recipe) -> int:
+        """Tokens that all rows begin with and that a pass runs through the model once."""
+        return 0 if unshared_because(recipe.lora.dropout, recipe.train.grad_checkpoint) else self.trained.shared
 
     def peaks(self, recipe: Recipe) -> dict[str, float]:
-        """Peak bytes of each stage."""
-        evaluates, fuses = self.questions is not None, recipe.publish.fuse != "adapter"
-        stages = ("generate", "train", *["evaluate"] * evaluates, *["fuse"] * fuses)
-        return {stage: self.peak(stage, recipe) for stage in stages}
+        """Peak bytes of each stage that the recipe has."""
+        return {stage: peak for stage in STAGES if (peak := self.peak(stage, recipe))}
 
     def peak(self, stage: str, recipe: Recipe) -> float:
-        """Peak bytes of a stage: of its largest chunk, of the step with the longest rows, or of fusing."""
-        model, lora, device = self.model, recipe.lora, self.budget.device
+        """Peak bytes of a stage: of its largest chunk, of the step with the longest rows, or of fusing; else 0."""
+        model, lora, fuse = self.model, recipe.lora, recipe.publish.fuse
         if stage == "fuse":
-            sixteen = recipe.publish.fuse in ("auto", "bf16", "fp16") or not self._is_quantized(recipe)
-            return fusing_peak(model, lora, device, self.prompts.longest[0], all_float32=sixteen)
+            sixteen, longest = fuse in ("auto", "bf16", "fp16"), self.prompts.longest[0]
+            return 0.0 if fuse == "adapter" else fusing_peak(model, lora, self.machine, longest, all_float32=sixteen)
         if stage == "train":
             none = TrainingPass(0, 0, 0, 0, accumulates=False)  # where every solution was cut, nothing is trained
-            checkpoint, passes = recipe.train.grad_checkpoint, (none, *self._passes(recipe))
-            return max(training_peak(model, lora, one, device, checkpoint=checkpoint) for one in passes)
-        loads = self._answers(recipe) if stage == "evaluate" else self._solutions(recipe)
+            checkpoint, passes = recipe.train.grad_checkpoint, {none, *self.passes(recipe)}
+            return max(training_peak(model, lora, one, self.machine, checkpoint=checkpoint) for one in passes)
         adapter = model.adapter_numbers(lora) if stage == "evaluate" else 0
-        return max((sampling_peak(model, load, device, adapter) for load in loads), default=0.0)
+        loads = self.loads(stage, recipe)
+        return max((sampling_peak(model, load, self.machine, adapter) for load in loads), default=0.0)
 
-    def _is_quantized(self, recipe: Recipe) -> bool:
-        """Whether a layer with an adapter is quantized; if not, fusing is possible only in 16 bits."""
-        return any(matrix.stored for matrix in self.model.adapted(recipe.lora))
-
-    def _solutions(self, recipe: Recipe) -> Iterator[SamplingLoad]:
-        """A chunk of full solutions, and one of prefixes."""
-        batch, samples = recipe.generate.batch_size, recipe.generate.samples
-        full, prefix = self.kinds(recipe)
-        own, shared = self.prompts.longest[0] - self.prompts.shared, self.prompts.shared
-        if full:
-            each = samples if recipe.samples_full else 1
-            chunk = min(full, generated_together("full", batch, each))
-            limit = min(most_sampled(recipe, "full"), max(1, self.solutions.longest))
-            yield SamplingLoad(batch, chunk, each, own, shared, limit)
-        if prefix:
-            chunk, limit = min(prefix, generated_together("prefix", batch, samples)), most_sampled(recipe, "prefix")
-            yield SamplingLoad(batch, chunk, samples, own, shared, limit, end_together=True)
-
-    def _answers(self, recipe: Recipe) -> Iterator[SamplingLoad]:
-        """A chunk of the benchmarks."""
-        if (asked := self.questions) is not None:
-            batch, samples = recipe.evaluate.batch_size, recipe.evaluate.samples
+    def loads(self, stage: str, recipe: Recipe) -> Iterator[SamplingLoad]:
+        """A chunk of full solutions and one of prefixes, or one of the benchmarks."""
+        if stage == "evaluate" and (asked := self.questions) is not None:
+            batch, samples, most = recipe.evaluate.batch_size, recipe.evaluate.samples, recipe.evaluate.max_tokens
             chunk = min(asked.count, evaluated_together(asked.count, batch, samples))
-            own = asked.longest[0] - asked.shared
-            yield SamplingLoad(batch, chunk, samples, own, asked.shared, recipe.evaluate.max_tokens)
+            yield SamplingLoad(batch, chunk, samples, asked.longest[0], asked.shared, most)
+        batch, asked = recipe.generate.batch_size, self.prompts
+        for part in self.work(recipe) if stage == "generate" else ():
+            is_prefix = part.kind == "prefix"
+            chunk = min(part.problems, generated_together("prefix" if is_prefix else "full", batch, part.samples))
+            if chunk:
+                yield SamplingLoad(batch, chunk, part.samples, asked.longest[0], asked.shared, part.most, is_prefix)
 
-    def kinds(self, recipe: Recipe) -> tuple[int, int]:
-        """The number of problems sampled as full solutions, and as prefixes."""
-        count = self.prompts.count
-        if recipe.samples_full:
-            return count, 0
-        full = round(recipe.prefix.structure_ratio * count)
-        return full, 0 if recipe.method == "structure_only" else count - full
-
-    def _passes(self, recipe: Recipe) -> Iterator[TrainingPass]:
-        """The rows of the batch with the longest rows, and of a batch of the longest prefix rows."""
-        settings = recipe.train
-        shared = 0 if unshared_because(recipe.lora.dropout, settings.grad_checkpoint) else self.trained.shared
-        long, short = self._longest_rows(recipe)
-        for rows in ([*long, *short][: settings.batch_size], short[: settings.batch_size]):
-            parts = split(rows, settings.micro_batch_size, shared) if rows else []
-            for part in parts:
-                count, tokens = part.tokens.shape
-                yield TrainingPass(count, tokens, part.shared.size, part.positions.size, len(parts) > 1)
-
-    def _longest_rows(self, recipe: Recipe) -> tuple[list[Example], list[Example]]:
-        """As many of the longest full and prefix rows as a batch can hold.
+    def passes(self, recipe: Recipe) -> Iterator[TrainingPass]:
+        """The passes of the batch with the longest rows, and of a batch of the longest prefix rows.
 
         Prompts and solutions are taken to be long independently of each other.
         """
-        batch, limit = recipe.train.batch_size, recipe.train.max_length
-        full, prefix = self.kinds(recipe)
-        if recipe.samples_full and recipe.method == "upft":
-            full, prefix = 0, full
-        if recipe.method == "rft":
-            full *= recipe.generate.keep
-
-        def row(prompt: int, completion: int) -> Example:
-            length = min(limit, prompt + completion)
-            return Example("", list(range(length)), min(prompt, length - 1))
-
-        count = min(batch, round(full * self.solutions.finished))
-        asked, written = self.prompts.mean, self.solutions.mean
-        longs = []
-        for prompt, tokens in zip(self.prompts.first(count), first(self.solutions.trained, count), strict=True):
-            length = round(asked + written + math.hypot(prompt - asked, tokens + 1 - written))
-            longs.append(row(prompt, max(1, length - prompt)))
-        length = most_supervised(recipe.prefix)
-        return longs, [row(prompt, length) for prompt in self.trained.first(min(batch, prefix))]
-
-    # What `auto` is.
+        settings, longest = recipe.train, []
+        for part in self.work(recipe):
+            mean, rows = part.prompts.mean, []
+            for n in range(min(settings.batch_size, round(part.rows))):  # beyond the known ones, all are like the last
+                prompt, tokens = (known[min(n, len(known) - 1)] for known in (part.prompts.longest, part.longest))
+                length = round(mean + part.tokens + math.hypot(prompt - mean, tokens - part.tokens)) + part.ends
+                length = min(settings.max_length, length)
+                rows.append(Example("", list(range(length)), min(prompt, length - 1)))
+            longest.append(rows)
+        for batch in ([*longest[0], *longest[1]][: settings.batch_size], longest[1]):
+            parts = split(batch, settings.micro_batch_size, self.shared(recipe)) if batch else []
+            for one in parts:
+                count, tokens = one.tokens.shape
+                yield TrainingPass(count, tokens, one.shared.size, one.positions.size, len(parts) > 1)
 
     def settle(self, recipe: Recipe) -> Recipe:
-        """The recipe with numbers instead of `auto`: the largest with which the stage fits, 1 where none does.
-
-        `train.batch_size` changes what is trained, so it does not follow the memory: the paper's where there are
-        enough rows for `MIN_STEPS` steps in an epoch.
-        """
-        if recipe.train.batch_size == AUTO:
-            rows = self.prompts.count * (1 - recipe.train.valid_ratio)
-            rows *= recipe.prefix.structure_ratio if recipe.method == "structure_only" else 1
-            steps = max(1, int(rows) // MIN_STEPS)
-            recipe = changed(recipe, {"train.batch_size": int(min(PAPER_BATCH, 2 ** int(math.log2(steps))))})
+        """The recipe with numbers instead of `auto`: the largest with which the stage fits, 1 where none does."""
+        if recipe.train.batch_size == AUTO:  # changes what is trained, so it does not follow the memory
+            rows = int(sum(part.problems for part in self.work(recipe)) * (1 - recipe.train.valid_ratio))
+            size = min(PAPER_BATCH, 1 << max(1, rows // MIN_STEPS).bit_length() - 1)
+            recipe = changed(recipe, {"train.batch_size": size})
         for name in SIZES:
-            if field(recipe, name) == AUTO:
+            if attrgetter(name)(recipe) == AUTO:
                 stage = name.partition(".")[0]
-                most = recipe.train.batch_size if stage == "train" else MAX_DECODED
-                tries = [changed(recipe, {name: size}) for size in _halves(most)]
-                fitting = (tried for tried in tries if self.peak(stage, tried) <= MARGIN * self.budget.bytes)
-                recipe = next(fitting, tries[-1])
+                tries = ({name: size} for size in _halves(recipe.train.batch_size if stage == "train" else MAX_DECODED))
+                recipe = changed(recipe, self.first_fit(stage, recipe, tries, MARGIN)[0])
         return recipe
 
-    # What does not fit.
+    def first_fit(
+        self, stage: str, recipe: Recipe, tries: Iterable[dict[str, Any]], share: float = 1
+    ) -> tuple[dict[str, Any], float]:
+        """The first of the changes with which a stage fits into a share of the budget, else the last; and its peak."""
+        for fields in tries:
+            peak = self.peak(stage, changed(recipe, fields))
+            if peak <= share * self.machine.bytes:
+                break
+        return fields, peak
 
-    def too_large(self, recipe: Recipe, stages: Collection[str] | None = None) -> dict[str, str]:
-        """For each stage (of these) that does not fit a message, with the first usual remedy that would."""
-        lines = {}
+    def too_large(self, recipe: Recipe, stages: Collection[str] = STAGES) -> dict[str, tuple[str, bool]]:
+        """For each of the stages that does not fit: a message with the first usual remedy that would, and whether none
+        brings it below one and a half times the machine's memory.
+        """
+        found = {}
         for stage, peak in self.peaks(recipe).items():
-            if peak <= self.budget.bytes or (stages is not None and stage not in stages):
+            if peak <= self.machine.bytes or stage not in stages:
                 continue
-            advice = "no batch size, checkpointing or length fits: use a smaller or more quantized model"
-            if stage == "fuse":
-                advice = "--set publish.fuse=adapter skips fusing and makes the adapter the result"
-            for fields in self._remedies(stage, recipe):
-                less = self.peak(stage, changed(recipe, fields))
-                if less <= self.budget.bytes:
-                    values = {name: str(v).lower() if isinstance(v, bool) else v for name, v in fields.items()}
-                    sets = " ".join(f"--set {name}={value}" for name, value in values.items())
-                    advice = f"it would take {memory(less)} with {sets}"
-                    break
-            what = f"{self.budget.what} is {memory(self.budget.bytes)}"
-            lines[stage] = f"{stage} needs about {memory(peak)}, but {what}; {advice}"
-        return lines
+            fields, less = self.first_fit(stage, recipe, _smaller(stage, recipe))
+            sets = " ".join(f"--set {name}={str(value).lower()}" for name, value in fields.items())
+            advice = f"it would take {memory(less) if less else 'no memory'} with {sets}"
+            if less > self.machine.bytes:
+                advice = "no batch size, checkpointing or length fits: use a smaller or more quantized model"
+            budget = f"{self.machine.what} is {memory(self.machine.bytes)}"
+            line = f"{stage} needs about {memory(peak)}, but {budget}; {advice}"
+            found[stage] = line, less >= EXCESS * self.machine.whole
+        return found
 
-    def is_hopeless(self, stage: str, recipe: Recipe) -> bool:
-        """Whether a stage exceeds the machine's memory by half or more even at the smallest settings."""
-        tries = ({}, *self._remedies(stage, recipe))
-        return min(self.peak(stage, changed(recipe, fields)) for fields in tries) >= EXCESS * self.budget.machine
 
-    def _remedies(self, stage: str, recipe: Recipe) -> Iterator[dict[str, Any]]:
-        """Changes that save memory, the cheapest first; those of training change no step but the last ones."""
-        if stage in ("generate", "evaluate"):
-            settings = getattr(recipe, stage)
-            yield from ({f"{stage}.batch_size": size} for size in _halves(settings.batch_size)[1:])
-            one = {f"{stage}.batch_size": 1}
-            yield from ({**one, f"{stage}.max_tokens": size} for size in _halves(settings.max_tokens)[1:4])
-        if stage == "train":
-            yield from ({"train.micro_batch_size": size} for size in _halves(recipe.train.batch_size)[1:])
-            one = {"train.micro_batch_size": 1, "train.grad_checkpoint": True}
-            yield one
-            yield from ({**one, "train.max_length": size} for size in _halves(recipe.train.max_length)[1:4])
-            yield {**one, "lora.num_layers": 8, "train.grad_checkpoint": False}
-        if stage == "fuse" and self._is_quantized(recipe):
-            yield from ({"publish.fuse": way} for way in ("mixed", "base"))
+def _smaller(stage: str, recipe: Recipe) -> Iterator[dict[str, Any]]:
+    """Changes that save ever more memory, the cheapest first; those of training change no step but the last ones."""
+    if stage == "fuse":
+        yield from ({"publish.fuse": way} for way in ("mixed", "base", "adapter"))
+        return
+    trains, settings = stage == "train", getattr(recipe, stage)
+    size, length = ("micro_batch_size", "max_length") if trains else ("batch_size", "max_tokens")
+    yield from ({f"{stage}.{size}": fewer} for fewer in _halves(settings.batch_size)[1:])
+    least = {f"{stage}.{size}": 1, **({"train.grad_checkpoint": True} if trains else {})}
+    yield least
+    yield from ({**least, f"{stage}.{length}": shorter} for shorter in _halves(getattr(settings, length))[1:4])
 
 
 def has_auto(recipe: Recipe) -> bool:
     """Whether a field is `auto`."""
-    return any(field(recipe, name) == AUTO for name in SIZES)
-
-
-def field(recipe: Recipe, name: str) -> Any:
-    """The value of a `section.field`."""
-    section, _, last = name.partition(".")
-    return getattr(getattr(recipe, section), last)
+    return any(attrgetter(name)(recipe) == AUTO for name in SIZES)
 
 
 def changed(recipe: Recipe, fields: dict[str, Any]) -> Recipe:
-    """The recipe with other values of some `section.field`."""
+    """The recipe with other values of some `section.field`, or of a field without a section."""
     for name, value in fields.items():
         section, _, last = name.partition(".")
-        recipe = recipe.model_copy(update={section: getattr(recipe, section).model_copy(update={last: value})})
+        value = getattr(recipe, section).model_copy(update={last: value}) if last else value
+        recipe = recipe.model_copy(update={section: value})
     return recipe
 
 

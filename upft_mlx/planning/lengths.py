@@ -5,22 +5,22 @@ from __future__ import annotations
 import heapq
 from array import array
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 from upft_mlx.data.problems import Problem
 from upft_mlx.errors import RowsError
 from upft_mlx.models.chat import Renderer
+from upft_mlx.quantities import many
 from upft_mlx.recipe.schema import Recipe
 from upft_mlx.rows import Solution, read_rows
 from upft_mlx.rundir import RunDir
 from upft_mlx.sampling.chunks import shared_start
 from upft_mlx.versions import unfinished
 
-_COUNTED = 256
-"""Questions that are tokenized for a mean, evenly spaced."""
-_LONGEST = 64
-"""Questions that are tokenized for the longest prompts: those with most characters."""
+_COUNTED, _LONGEST = 256, 64
+"""Texts that are tokenized for a mean, evenly spaced, and for the longest: as many as a large batch has."""
 _SOLUTION = 24
 """Tokens from which an answer counts as a written solution."""
 
@@ -32,19 +32,10 @@ class Prompts:
     count: int
     mean: float
     """Tokens, the shared ones included."""
-    longest: tuple[int, ...]
-    """Lengths of the longest prompts (tokens), in descending order."""
+    longest: Sequence[int]
+    """Tokens of the longest ones, in descending order."""
     shared: int
     """Tokens that all of them begin with."""
-
-    def first(self, count: int) -> list[int]:
-        """Lengths of the `count` longest prompts (tokens)."""
-        return first(self.longest, count)
-
-
-def first(known: Sequence[int], count: int) -> list[int]:
-    """The first `count` values; beyond the known ones, all are like the last."""
-    return [known[min(number, len(known) - 1)] for number in range(count)]
 
 
 @dataclass(frozen=True)
@@ -54,8 +45,8 @@ class Solutions:
     mean: float
     """Tokens, without EOS."""
     longest: int
-    trained: tuple[int, ...]
-    """Lengths of the longest solutions that ended before max_tokens, in descending order: only those are trained on."""
+    trained: Sequence[int]
+    """Lengths of the longest ones that ended before max_tokens, in descending order: only those are trained on."""
     finished: float
     """Share that ends before max_tokens."""
     how: str
@@ -63,19 +54,13 @@ class Solutions:
 
 
 def measure_prompts(count: int, text: Callable[[int], str], renderer: Renderer) -> Prompts:
-    """Tokenize some of `count` user turns: for the mean and what is shared evenly spaced ones, and the longest.
-
-    Args:
-        count: of the turns.
-        text: number `n` of them, from 0; they are looked at one at a time, so that they need not be in memory.
-        renderer: makes the prompts.
-    """
+    """Tokenize some of `count` user turns. `text` gives number `n` of them: they need not be in memory together."""
     sizes = array("L", (len(text(number)) for number in range(count)))
     spaced = [renderer.ids(text(number)) for number in range(0, count, max(1, count // _COUNTED))]
     longest = heapq.nlargest(_LONGEST, range(count), key=sizes.__getitem__)
-    lengths = sorted((len(renderer.ids(text(number))) for number in longest), reverse=True)
-    shared = shared_start(spaced, [len(ids) for ids in spaced]) if len(spaced) > 1 else 0
-    return Prompts(count, sum(map(len, spaced)) / len(spaced), tuple(lengths), shared)
+    most = sorted((len(renderer.ids(text(number))) for number in longest), reverse=True)
+    lengths = [len(ids) for ids in spaced]
+    return Prompts(count, sum(lengths) / len(lengths), most, shared_start(spaced, lengths) if count > 1 else 0)
 
 
 def measure_solutions(
@@ -83,45 +68,28 @@ def measure_solutions(
 ) -> Solutions:
     """What full solutions of these problems will be like, from the best source that there is.
 
-    Args:
-        recipe: its `generate.max_tokens` is the limit.
-        problems: whose answers may be written solutions.
-        tokenizer: the model's.
-        run: whose solutions.jsonl is looked at.
-        sampled: what a calibration has found on this machine.
+    In this order: the solutions of the run; `sampled`, of a calibration; the problems' answers, where they are written
+    solutions; an assumption.
     """
-    limit = recipe.generate.max_tokens
-    lengths: list[tuple[int, bool]] = []  # of what the run has sampled already
+    limit, lengths = recipe.generate.max_tokens, []
     if run is not None:
         begun = [version.folder / run.partial.name for version in unfinished(run, "generate")]
         path = next((path for path in (run.solutions, *begun, run.partial) if path.exists()), None)
-        try:
-            for solution in read_rows(path, Solution, growing=True) if path else ():
-                if solution.kind == "full":
-                    lengths.append((min(limit, len(solution.completion_ids)), solution.finish_reason == "stop"))
-        except RowsError:
-            lengths = []  # a plan must not fail on what the stage itself will look at
+        with suppress(RowsError):  # a plan must not fail on what the stage itself will look at
+            rows = (row for row in read_rows(path, Solution, growing=True) if row.kind == "full") if path else ()
+            lengths = [(min(limit, len(row.completion_ids)), row.finish_reason == "stop") for row in rows]
     if lengths:
-        many = "" if len(lengths) == 1 else "s"
-        return of_lengths(lengths, f"measured on {len(lengths)} full solution{many} of this run")
+        return of_lengths(lengths, f"measured on {many(len(lengths), 'full solution')} of this run")
     if sampled is not None:
         return sampled
-    step = max(1, len(problems) // _COUNTED)
-    texts = [str(problem.answer) for problem in problems[::step] if problem.answer]
-    counts = [min(limit, len(tokenizer.encode(text))) for text in texts]
-    if counts and sum(counts) / len(counts) >= _SOLUTION:
-        how = "assumed to be as long as the solutions in the dataset"
-        return Solutions(sum(counts) / len(counts), limit, (limit,), 1.0, how)
-    return Solutions(limit / 2, limit, (limit,), 1.0, "assumed: half of generate.max_tokens")
+    texts = [str(problem.answer) for problem in problems[:: max(1, len(problems) // _COUNTED)] if problem.answer]
+    mean = sum(min(limit, len(tokenizer.encode(text))) for text in texts) / max(1, len(texts))
+    if mean >= _SOLUTION:
+        return Solutions(mean, limit, [limit], 1.0, "assumed to be as long as the solutions in the dataset")
+    return Solutions(limit / 2, limit, [limit], 1.0, "assumed: half of generate.max_tokens")
 
 
 def of_lengths(lengths: Sequence[tuple[int, bool]], how: str) -> Solutions:
     """The lengths of all solutions, estimated from some (tokens, whether it ended before max_tokens)."""
     counts, ended = [count for count, _ in lengths], sorted((count for count, end in lengths if end), reverse=True)
-    return Solutions(
-        mean=sum(counts) / len(counts),
-        longest=max(counts),
-        trained=tuple(ended[:_LONGEST]),
-        finished=len(ended) / len(counts),
-        how=how,
-    )
+    return Solutions(sum(counts) / len(counts), max(counts), ended[:_LONGEST], len(ended) / len(counts), how)
