@@ -198,7 +198,8 @@ def test_an_update_that_is_added_in_its_product_is_mlx_lms(dtype: mx.Dtype) -> N
     assert add_updates_in_products(loaded.model) == 0, "they do so already"
 
 
-def test_the_activation_and_its_gradients_are_exact() -> None:
+@pytest.mark.parametrize("trains", [False, True])
+def test_the_activation_and_its_gradients_are_exact(trains: bool) -> None:
     gate = mx.array([-200.0, -30.0, -4.0, -1e-3, 0.0, 0.7, 3.0, 60.0, 200.0])
     x = mx.array([1.0, -2.0, 3.0, 0.5, -1.0, 2.0, -0.25, 1.5, 1.0])
     g, y = np.array(gate, np.float64), np.array(x, np.float64)
@@ -207,11 +208,10 @@ def test_the_activation_and_its_gradients_are_exact() -> None:
     def close(found: Any, expected: np.ndarray) -> bool:
         return np.allclose(np.array(found), expected, rtol=1e-5, atol=1e-10)
 
-    assert close(swiglu(gate, x), g * sigmoid * y)
+    assert close(swiglu(gate, x, trains=trains), g * sigmoid * y)
 
     def weighted(gate: mx.array, x: mx.array) -> mx.array:
-        product: mx.array = swiglu(gate, x)  # type: ignore[assignment]  # typed as an object
-        return (product * mx.arange(9)).sum()
+        return (swiglu(gate, x, trains=trains) * mx.arange(9)).sum()
 
     to_gate, to_x = mx.grad(weighted, argnums=(0, 1))(gate, x)
     assert close(to_gate, np.arange(9) * y * sigmoid * (1 + g * (1 - sigmoid)))
@@ -237,9 +237,11 @@ def test_mlps_that_are_swiglu_and_no_others_compute_with_it(
     assert mx.allclose(gradient(x), slope, rtol=1e-5, atol=1e-5)
     used = Mock(side_effect=swiglu)
     monkeypatch.setattr("upft_mlx.models.cpu_layers.swiglu", used)
-    mlp(x)
-    assert used.called is fast
-    used.reset_mock()
+    for trains in (True, False):
+        mlp.train(trains)
+        mlp(x)
+        assert [call.kwargs for call in used.mock_calls] == [{"trains": trains}] * fast
+        used.reset_mock()
     mlp.set_dtype(mx.float16)
     mlp(x.astype(mx.float16))
     assert not used.called, "in 16 bits nothing changes"

@@ -117,20 +117,34 @@ def add_updates_in_products(model: nn.Module) -> int:
 
 
 _INVERSE_E = 1 / math.e
+_LOWEST = -80.0
+"""The lowest gate that counts: below it the result is 0 to 30 digits, and the power would overflow."""
 
 
 @mx.custom_function
-def swiglu(gate: mx.array, x: mx.array) -> mx.array:
-    """silu(gate) * x, by the power function of the C library: less than half of the time of MLX's `exp`."""
-    return gate * x / (1 + mx.power(_INVERSE_E, gate))
+def _swiglu(gate: mx.array, x: mx.array) -> tuple[mx.array, mx.array]:
+    sigmoid = 1 / (1 + mx.power(_INVERSE_E, gate))
+    return gate * sigmoid * x, sigmoid
 
 
-@swiglu.vjp
-def _swiglu_backward(inputs: tuple[mx.array, mx.array], gradient: mx.array, _: mx.array) -> tuple[mx.array, mx.array]:
-    gate, x = inputs
-    sigmoid = 1 / (1 + mx.power(_INVERSE_E, gate))  # again: to keep it would cost memory in each layer
+@_swiglu.vjp
+def _swiglu_backward(
+    inputs: tuple[mx.array, mx.array], gradients: tuple[mx.array, mx.array], outputs: tuple[mx.array, mx.array]
+) -> tuple[mx.array, mx.array]:
+    (gate, x), gradient, sigmoid = inputs, gradients[0], outputs[1]
     silu = gate * sigmoid
     return gradient * x * (sigmoid + silu - silu * sigmoid), gradient * silu
+
+
+def swiglu(gate: mx.array, x: mx.array, *, trains: bool = False) -> mx.array:
+    """silu(gate) * x, by the power function of the C library: less than half of the time of MLX's `exp`.
+
+    Where it trains, the sigmoid is kept for the backward pass, which takes a fourth of MLX's time.
+    """
+    if not trains:
+        return gate / (1 + mx.power(_INVERSE_E, mx.maximum(gate, _LOWEST))) * x
+    product: mx.array = _swiglu(gate, x)[0]  # type: ignore[index]  # typed as an object
+    return product
 
 
 def _with_mlx_lms(self: Any, x: mx.array) -> Any:
@@ -161,7 +175,9 @@ def add_fast_activations(model: nn.Module) -> int:
         if kind not in fast and computes(kind.__call__) in same:
 
             def call(self: Any, x: mx.array, plain: Callable[[Any, mx.array], Any] = kind.__call__) -> Any:
-                return _with_mlx_lms(self, x) if x.dtype == mx.float32 else plain(self, x)
+                if x.dtype != mx.float32:
+                    return plain(self, x)
+                return self.down_proj(swiglu(self.gate_proj(x), self.up_proj(x), trains=self.training))
 
             fast[kind] = type(kind.__name__, (kind,), {"__call__": call})
         if kind in fast:
