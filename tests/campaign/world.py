@@ -99,10 +99,12 @@ class Server:
         errno: int = 0,
         how: int = 0,
         signals: Sequence[tuple[float, int]] = (),
+        code: str = "",
     ) -> Done:
         """One command; `at` 0 counts the points, -1 does nothing, and another number fails that point.
 
-        `signals` are sent to it: seconds after its start, and the number.
+        `signals` are sent to it: seconds after its start, and the number. `code` runs in place of the command, with its
+        arguments.
         """
         assert self.process.stdin is not None
         assert self.process.stdout is not None
@@ -125,6 +127,7 @@ class Server:
             "how": how,
             "seconds": 120,
             "signals": list(signals),
+            "code": code,
         }
         self.process.stdin.write(json.dumps(job) + "\n")
         self.process.stdin.flush()

@@ -104,12 +104,20 @@ def test_what_other_libraries_fail_to_write_is_an_error_of_the_disk_and_no_expor
     assert not (world.folder / "case" / "runs" / "r" / ".work").exists()
 
 
+COMPILING = """
+from upft_mlx.models import cpu_layers
+cpu_layers.add_fast_activations = lambda model: 0  # as in families whose activation MLX compiles
+from upft_mlx.__main__ import main
+main()
+"""
+
+
 @pytest.mark.slow
 def test_a_kernel_that_mlx_cannot_compile_is_no_unexpected_error(world: Faults) -> None:
     case = fresh(world.before["generate"], world.folder / "case")
     (case / "tmp").rmdir()
     (case / "tmp").write_text("no folder")
-    hit = world.server.run(case, arguments("generate", case))
+    hit = world.server.run(case, arguments("generate", case), code=COMPILING)
     assert hit.status == 1
     assert not BAD.search(hit.said), hit.said
     assert "MLX cannot compile its kernels" in hit.error, hit.said

@@ -154,8 +154,9 @@ def test_all_agree_on_whether_a_solution_ended_inside_the_prefix(finish: Any, to
 
 @pytest.mark.parametrize(("dropout", "checkpoint"), [(0.0, False), (0.1, False), (0.0, True), (0.1, True)])
 def test_all_agree_on_when_shared_tokens_run_once(
-    make_recipe: Any, loaded: Loaded, dropout: float, checkpoint: bool
+    make_recipe: Any, loaded: Loaded, dropout: float, checkpoint: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("upft_mlx.training.batches.LEAST_SAVED", 0)
     recipe = make_recipe(lora={"dropout": dropout}, train={"grad_checkpoint": checkpoint})
     modes, reasons = choose_modes(loaded.model, dropout=dropout > 0, checkpoint=checkpoint)
     shared = not (dropout or checkpoint)

@@ -44,11 +44,11 @@ _SAMPLE = f"{'a' * 300} {'1' * 300} {' ' * 300}{'=' * 300} How many? \\frac{{1}}
 
 
 _ended: dict[str, str] = {}
-"""Templates that were ended, and why: they are not tried again."""
+"""Templates that took too much, and why: they are not tried again, since each try takes as much."""
 
 
 class EndedError(Exception):
-    """The worker was ended: says why, to follow the name of what was worked on."""
+    """The work was ended: says why, to follow the name of what was worked on."""
 
 
 class RefusedError(ValueError):
@@ -170,6 +170,8 @@ class _Worker:
             except OSError:
                 pass  # it died; the line that does not come says so
             answer: dict[str, Any] = json.loads(self._line(process))
+        if "ended" in answer:
+            raise EndedError(answer["ended"])
         if "error" in answer:
             raise RefusedError(answer["error"])
         return answer
@@ -252,7 +254,7 @@ def serve() -> None:
         try:
             answer = _answered(request)
         except MemoryError:
-            answer = {"error": f"takes more than {MEMORY >> 20:,} MB"}
+            answer = {"ended": f"takes more than {MEMORY >> 20:,} MB"}
         except BaseException as error:  # tokenizers panics with a BaseException of its own
             answer = {"error": one_line(f"{type(error).__name__}: {error}" if not str(error) else str(error), 300)}
         _say(answers, answer)
