@@ -62,8 +62,8 @@ def write(units: Units) -> None:
 def slim(units: Units) -> dict[str, Any]:
     """The units: scores of 0 and 1 as a text of digits, others as means, with the change that they gave."""
 
-    def short(scores: Mapping[str, Sequence[float]]) -> dict[str, Any]:
-        return {name: _digits(values) if {*values} <= {0, 1} else _mean(values) for name, values in scores.items()}
+    def short(scores: Mapping[str, Any]) -> dict[str, Any]:
+        return {name: _short(values) if isinstance(values, list) else values for name, values in scores.items()}
 
     found = {
         name: {**unit, "base": short(unit["base"]), "tuned": short(unit["tuned"])} if "tuned" in unit else unit
@@ -77,11 +77,9 @@ def slim(units: Units) -> dict[str, Any]:
     return found
 
 
-def _digits(values: Sequence[float]) -> str:
-    return "".join(str(int(value)) for value in values)
-
-
-def _mean(values: Sequence[float]) -> float:
+def _short(values: Sequence[float]) -> str | float:
+    if {*values} <= {0, 1}:
+        return "".join(str(int(value)) for value in values)
     return sum(values) / len(values)
 
 
