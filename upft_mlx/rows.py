@@ -197,7 +197,7 @@ def replacing(path: Path) -> Iterator[Path]:
     try:
         yield temporary
         temporary.replace(path)
-    except BaseException:
+    except BaseException:  # Ctrl-C as well; it is raised again below
         with suppress(OSError):  # what went wrong first is what to say
             temporary.unlink(missing_ok=True)
         raise

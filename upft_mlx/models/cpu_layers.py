@@ -96,7 +96,7 @@ def add_updates_in_products(model: nn.Module) -> int:
     rows, 17 with this one, 9 without an adapter. The outputs are mlx-lm's but for rounding.
 
     Returns:
-        How many layers do; 0 on a GPU.
+        How many layers that did not yet; 0 on a GPU.
     """
     from mlx_lm.tuner.lora import LoRALinear
 
@@ -143,7 +143,7 @@ def swiglu(gate: mx.array, x: mx.array, *, trains: bool = False) -> mx.array:
     """
     if not trains:
         return gate / (1 + mx.power(_INVERSE_E, mx.maximum(gate, _LOWEST))) * x
-    product: mx.array = _swiglu(gate, x)[0]  # type: ignore[index]  # typed as an object
+    product, _ = cast("tuple[mx.array, mx.array]", _swiglu(gate, x))
     return product
 
 
