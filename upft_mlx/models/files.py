@@ -68,10 +68,10 @@ def bounded(path: Path, most: int) -> bytes:
     Raises:
         ModelError: it is none, or cannot be read.
     """
-    check_size(path, most)
+    size = check_size(path, most)
     try:
         with path.open("rb") as file:
-            return file.read(most)
+            return file.read(size)  # a buffer of that many bytes is made at once: of `most`, 64 MB for each config.json
     except OSError as error:
         raise ModelError(f"cannot be read: {error.strerror}", "download the model again", path=path) from None
 
@@ -95,8 +95,8 @@ def own_template(path: str | Path) -> str:
     return text
 
 
-def check_size(path: Path, most: int) -> None:
-    """Refuse what is larger than `most` bytes, or no file: a pipe or a device would be read for ever.
+def check_size(path: Path, most: int) -> int:
+    """The size of a file in bytes. What is larger than `most`, or no file, is refused: a pipe would be read for ever.
 
     Raises:
         ModelError: says which.
@@ -109,6 +109,7 @@ def check_size(path: Path, most: int) -> None:
         raise ModelError("not a plain file", "download the model again", path=path)
     if found.st_size > most:
         raise ModelError(f"{found.st_size:,} bytes, more than {most:,}", "download the model again", path=path)
+    return found.st_size
 
 
 def read_header(path: Path) -> dict[str, Tensor]:
