@@ -248,6 +248,22 @@ def test_a_tokenizer_without_an_eos_token_is_refused(folder: Path) -> None:
     assert found == f"{folder}: the tokenizer has no eos_token; set it in tokenizer_config.json"
 
 
+def test_a_tokenizer_is_loaded_once_for_each_state_of_its_folder(folder: Path, tmp_path: Path) -> None:
+    """A run loaded it about ten times, half a second each with a vocabulary of 49,152."""
+    first = load_tokenizer(folder)
+    assert load_tokenizer(folder) is first
+    template = tmp_path / "own.jinja"
+    for text in ("{{ messages[0].content }} (mine)", "{{ messages[0].content }} (mine too)"):
+        template.write_text(text)
+        own = load_tokenizer(folder, chat_template=str(template))
+        assert own.apply_chat_template([{"role": "user", "content": "1 + 1"}], tokenize=False) == f"1 + 1{text[25:]}"
+    assert load_tokenizer(folder) is first
+    assert "mine" not in first.apply_chat_template([{"role": "user", "content": "1 + 1"}], tokenize=False)
+    path = folder / "tokenizer_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "eos_token": "<|endoftext|>"}))
+    assert load_tokenizer(folder).eos_token == "<|endoftext|>" != first.eos_token
+
+
 def test_a_model_is_loaded_in_float32_on_the_cpu_and_knows_its_own_type(loaded: Loaded) -> None:
     if mx.default_device().type == mx.DeviceType.cpu:
         assert {array.dtype for array in dict(tree_flatten(loaded.model.parameters())).values()} == {mx.float32}

@@ -40,11 +40,18 @@ _NOT_TEXT = re.compile(r"vision|visual|audio")
 _NAME = re.compile(r"[A-Za-z0-9][\w.+-]{0,99}", re.ASCII)
 
 
-def admit(folder: Path) -> None:
+Stamps = tuple[tuple[str, tuple[int, ...]], ...]
+"""The state of a folder's files: their names with inodes, sizes and times of change."""
+
+
+def admit(folder: Path) -> Stamps:
     """Check a model folder that has config.json, and its weights where it has some; once for each state of its files.
 
     Raises:
         ModelError: names the file, the field and its value.
+
+    Returns:
+        That state.
     """
     try:
         found = [entry.name for entry in os.scandir(folder)]
@@ -53,6 +60,7 @@ def admit(folder: Path) -> None:
     except OSError as error:
         raise ModelError(f"cannot be read: {error.strerror}", "set model to another folder", path=folder) from None
     _admit(folder, stamps)
+    return stamps
 
 
 def _stamp(path: Path) -> tuple[int, ...]:
@@ -61,7 +69,7 @@ def _stamp(path: Path) -> tuple[int, ...]:
 
 
 @lru_cache(maxsize=16)
-def _admit(folder: Path, stamps: tuple[tuple[str, tuple[int, ...]], ...]) -> None:
+def _admit(folder: Path, stamps: Stamps) -> None:
     paths = [folder / name for name, _ in stamps]
     files = [path for path in paths if path.name != TEMPLATES and (path.is_symlink() or not path.is_dir())]
     files += sorted((folder / TEMPLATES).glob("*.jinja"))

@@ -8,7 +8,7 @@ from __future__ import annotations
 import inspect
 from collections import Counter
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,7 @@ from upft_mlx.errors import ModelError
 from upft_mlx.escape import quoted
 from upft_mlx.models.chat import end_of_turn
 from upft_mlx.models.files import json_object, own_template
-from upft_mlx.models.gate import admit
+from upft_mlx.models.gate import Stamps, admit
 from upft_mlx.models.hub import reason
 from upft_mlx.models.rendering import confine
 
@@ -89,11 +89,7 @@ def load(
     from upft_mlx.models.cpu_layers import add_dense_copies, add_fast_activations
     from upft_mlx.models.families import prepare
 
-    tokenizer = load_tokenizer(path, trust_remote_code=trust_remote_code)
-    if chat_template is not None:
-        tokenizer._tokenizer.chat_template = own_template(chat_template)
-        tokenizer._chat_template, tokenizer.has_chat_template = None, True
-        tokenizer._tokenizer.init_kwargs.pop("chat_template_type", None)  # names one that mlx-lm brings for a family
+    tokenizer = load_tokenizer(path, trust_remote_code=trust_remote_code, chat_template=chat_template)
     try:
         code = json_object(path / "config.json").get("model_file")
         if code is not None and not trust_remote_code:
@@ -122,16 +118,25 @@ def load(
     return Loaded(model, tokenizer, config, path, dtype, trust_remote_code)
 
 
-def load_tokenizer(path: Path, *, trust_remote_code: bool = False) -> Any:
+def load_tokenizer(path: Path, *, trust_remote_code: bool = False, chat_template: str | None = None) -> Any:
     """Load the tokenizer of a model folder, as mlx-lm's TokenizerWrapper.
 
+    While the folder stays as it is, all callers get the same one, and none may change it: a run needs it about ten
+    times, and each load takes half a second with a vocabulary of 49,152.
+
     Raises:
+        RecipeError: the file `chat_template` cannot be read.
         ModelError: it cannot be loaded, or has no EOS token.
     """
+    own = None if chat_template is None else own_template(chat_template)
+    return _load_tokenizer(path, admit(path), trust_remote_code, own)
+
+
+@lru_cache(maxsize=4)
+def _load_tokenizer(path: Path, _: Stamps, trust_remote_code: bool, template: str | None) -> Any:
     from mlx_lm.utils import load_config
     from mlx_lm.utils import load_tokenizer as load
 
-    admit(path)
     try:
         eos = load_config(path).get("eos_token_id")
         tokenizer = load(path, {"trust_remote_code": trust_remote_code}, eos_token_ids=eos)
@@ -140,6 +145,10 @@ def load_tokenizer(path: Path, *, trust_remote_code: bool = False) -> Any:
     if tokenizer.eos_token_id is None:
         raise ModelError("the tokenizer has no eos_token", "set it in tokenizer_config.json", path=path)
     confine(tokenizer._tokenizer, path)
+    if template is not None:
+        tokenizer._tokenizer.chat_template = template
+        tokenizer._chat_template, tokenizer.has_chat_template = None, True
+        tokenizer._tokenizer.init_kwargs.pop("chat_template_type", None)  # names one that mlx-lm brings for a family
     return tokenizer
 
 
