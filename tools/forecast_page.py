@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
+from forecast_picture import Pair, picture
 from make_evidence import RFT, ROOT, WORLDS
 from make_forecast_page import (
     ANSWERS,
@@ -25,7 +26,6 @@ from make_forecast_page import (
 
 from upft_mlx.forecasting.estimate import Forecast, Mean, RuleForecast, points
 from upft_mlx.quantities import many
-from upft_mlx.results.figures import COLOURS, FONT
 
 Units = Mapping[str, Any]
 MEASURED = {
@@ -37,16 +37,6 @@ MEASURED = {
     "label": "label of 16",
 }
 """Rules that evidence.md measured, by their name there."""
-
-
-@dataclass(frozen=True)
-class Pair:
-    """A forecast, and what was measured."""
-
-    world: str
-    rule: str
-    forecast: Mean
-    measured: Mean
 
 
 def write(units: Units) -> None:
@@ -155,12 +145,23 @@ def pairs(units: Units) -> Iterator[Pair]:
 
 def cells_of(units: Units, world: str, rule: str) -> list[dict[str, Any]]:
     """The cells of a rule with the setting that was chosen, as far as they are measured."""
+    return [units[name] for name in names_of(units, world, rule) if name in units]
+
+
+def names_of(units: Units, world: str, rule: str) -> list[str]:
+    """The names of a rule's cells, one for each seed."""
     if world == "smollm2":
-        names = [f"smollm2/{rule}/{chosen_rate(units):g}/{seed}" for seed in REAL_SEEDS]
-    else:
-        rate = units.get(f"{world}/{rule}/rate", {"rate": RATES[0]})["rate"]
-        names = [f"{world}/{rule}/{rate:g}/{seed}" for seed in REPORT]
-    return [units[name] for name in names if name in units]
+        return [f"smollm2/{rule}/{chosen_rate(units):g}/{seed}" for seed in REAL_SEEDS]
+    rate = units.get(f"{world}/{rule}/rate", {"rate": RATES[0]})["rate"]
+    return [f"{world}/{rule}/{rate:g}/{seed}" for seed in REPORT]
+
+
+def beyond_first_sample(units: Units, rule: str) -> Mean:
+    """A rule's change on SmolLM2 beyond that of the first samples, over the seeds that both were measured with."""
+    names = zip(names_of(units, "smollm2", "first"), names_of(units, "smollm2", rule), strict=True)
+    both = [(units[first], units[own]) for first, own in names if first in units and own in units]
+    value = change([{"base": first["tuned"], "tuned": own["tuned"]} for first, own in both], "report")
+    return Mean(value.value, value.ci95)
 
 
 def simulation(units: Units) -> str:
@@ -313,9 +314,7 @@ def real(units: Units) -> str:
     for name in REAL_RULES:
         if made := cells_of(units, "smollm2", name):
             shown = [points(change_of(units, "smollm2", name, label)) for label in ("report", "report-greedy")]
-            both = zip(cells_of(units, "smollm2", "first"), made, strict=False)
-            beyond = change([{"base": one["tuned"], "tuned": other["tuned"]} for one, other in both], "report")
-            shown.insert(1, "" if name == "first" else points(Mean(beyond.value, beyond.ci95)))
+            shown.insert(1, "" if name == "first" else points(beyond_first_sample(units, name)))
             costs = [f"{mean_of(made, cost):,.0f}" for cost in ("tokens_sampled", "tokens_trained")]
             why = next((cell["refused"] for cell in made if cell["refused"]), "")
             lines.append(f"| {name} | {len(made)} | {' | '.join([*shown, *costs, why[:120]])} |")
@@ -403,49 +402,3 @@ def verdicts(units: Units, found: Sequence[Pair]) -> str:
         told = f"**fails: below base ({', '.join(below)})**" if below else "not below base: holds"
         lines.append(f"- {rule}, smollm2, {many(len(cells), 'seed')}: {told if cells else 'not measured'}.")
     return "\n".join(lines) + "\n"
-
-
-def picture(found: Sequence[Pair]) -> str:
-    """Measured change against forecast, a dot per rule and world with both intervals."""
-    size, margin = 520, 60
-    values = [v for p in found for v in (*p.forecast.ci95, *p.measured.ci95)]
-    low, high = min(values) - 0.02, max(values) + 0.02
-
-    def x(value: float) -> float:
-        return margin + (value - low) / (high - low) * (size - 2 * margin)
-
-    def y(value: float) -> float:
-        return size - x(value)
-
-    parts = [f"<line x1='{x(low)}' y1='{y(low)}' x2='{x(high)}' y2='{y(high)}' stroke='#bbb' stroke-dasharray='4'/>"]
-    parts += [
-        f"<line x1='{x(low)}' y1='{y(0)}' x2='{x(high)}' y2='{y(0)}' stroke='#ddd'/>",
-        f"<line x1='{x(0)}' y1='{y(low)}' x2='{x(0)}' y2='{y(high)}' stroke='#ddd'/>",
-    ]
-    worlds = list(dict.fromkeys(p.world for p in found))
-    for pair in found:
-        colour = COLOURS[worlds.index(pair.world)]
-        cx, cy = x(pair.forecast.mean), y(pair.measured.mean)
-        parts += [
-            f"<line x1='{x(pair.forecast.ci95[0]):.1f}' x2='{x(pair.forecast.ci95[1]):.1f}' y1='{cy:.1f}' "
-            f"y2='{cy:.1f}' "
-            f"stroke='{colour}' stroke-opacity='0.5'/>",
-            f"<line x1='{cx:.1f}' x2='{cx:.1f}' y1='{y(pair.measured.ci95[0]):.1f}' "
-            f"y2='{y(pair.measured.ci95[1]):.1f}' "
-            f"stroke='{colour}' stroke-opacity='0.5'/>",
-            f"<circle cx='{cx:.1f}' cy='{cy:.1f}' r='4' fill='{colour}'><title>{pair.rule}</title></circle>",
-        ]
-    for tick in range(-40, 61, 20):
-        if low < tick / 100 < high:
-            parts.append(f"<text x='{x(tick / 100):.1f}' y='{size - 36}' text-anchor='middle'>{tick:+d}</text>")
-            parts.append(f"<text x='{margin - 8}' y='{y(tick / 100) + 4:.1f}' text-anchor='end'>{tick:+d}</text>")
-    parts.append(f"<text x='{size / 2}' y='{size - 12}' text-anchor='middle'>forecast (points)</text>")
-    middle = f"rotate(-90 16 {size / 2})"
-    parts.append(f"<text x='16' y='{size / 2}' text-anchor='middle' transform='{middle}'>measured (points)</text>")
-    for number, world in enumerate(worlds):
-        parts.append(f"<circle cx='{margin + 10 + 110 * number}' cy='24' r='4' fill='{COLOURS[number]}'/>")
-        parts.append(f"<text x='{margin + 20 + 110 * number}' y='28'>{world}</text>")
-    return (
-        f"<svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 {size} {size}' width='{size}' height='{size}' {FONT} "
-        f"font-size='12' fill='#222'><rect width='100%' height='100%' fill='white'/>{''.join(parts)}</svg>\n"
-    )
