@@ -126,10 +126,9 @@ def stages_table() -> str:
     return "\n".join(rows)
 
 
-def fits(name: str, bits: int, gigabytes: float, *, checkpoint: bool) -> bool:
-    """Whether sampling, training and evaluation fit, with as much to spare as the formulas may be wrong."""
+def fits(name: str, bits: int, gigabytes: float, *, checkpoint: bool, fuse: str = "adapter") -> bool:
+    """Whether all stages fit, with as much to spare as the formulas may be wrong."""
     plan = memory_plan(name, bits, gigabytes)
-    fuse = "adapter" if bits == 16 else "mixed"
     recipe = plan.settle(changed(RECIPE, {"train.grad_checkpoint": checkpoint, "publish.fuse": fuse}))
     return all(peak <= MARGIN * plan.machine.bytes for peak in plan.peaks(recipe).values())
 
@@ -143,6 +142,11 @@ def most_bits(name: str, gigabytes: float) -> str:
     return "no"
 
 
+def largest_fused(gigabytes: float) -> str:
+    """The largest model of 4 bits that fits when it is fused as well."""
+    return [name for name in CONFIGS if fits(name, 4, gigabytes, checkpoint=True, fuse="mixed")][-1]
+
+
 def fits_table() -> str:
     """The most bits that each Mac has room for."""
     budgets = " | ".join(f"{another_mac(memory).bytes / GB:.1f} GB" for memory in MACS)
@@ -152,6 +156,7 @@ def fits_table() -> str:
         f"| (working set, about) | {budgets} |",
     ]
     rows += [f"| {name} | " + " | ".join(most_bits(name, memory) for memory in MACS) + " |" for name in CONFIGS]
+    rows.append(f"| fused from 4 bits, up to | {' | '.join(map(largest_fused, MACS))} |")
     return "\n".join(rows)
 
 
