@@ -14,7 +14,7 @@ from upft_mlx.errors import RunDirError
 from upft_mlx.events import Observer, ignore
 from upft_mlx.fingerprints import StageInputs
 from upft_mlx.machine.device import PowerWatch
-from upft_mlx.models.load import Loaded, load
+from upft_mlx.models.load import Loaded, load, load_tokenizer
 from upft_mlx.recipe.schema import Recipe
 from upft_mlx.rundir import RunDir, changed, changes, fingerprint, missing
 from upft_mlx.stages import STAGES, before
@@ -84,6 +84,15 @@ class Job:
             trust_remote_code=self.recipe.trust_remote_code,
             chat_template=self.recipe.prompt.chat_template,
         )
+
+    def tokenizer(self) -> Any:
+        """The model's tokenizer, without loading the model."""
+        return load_tokenizer(self.model_path, trust_remote_code=self.recipe.trust_remote_code)
+
+    @property
+    def has_weights(self) -> bool:
+        """Whether the model's weights are on this machine; a plan needs none."""
+        return any(self.model_path.glob("model*.safetensors"))
 
     @property
     def questions(self) -> list[str]:

@@ -29,14 +29,14 @@ from upft_mlx.job import Job, Outcome, differences
 from upft_mlx.machine import blas
 from upft_mlx.machine.device import awake, limit_memory
 from upft_mlx.models.adapter_files import refuse_missing_adapter
-from upft_mlx.models.find import find_model, model_hash
+from upft_mlx.models.find import find_model
 from upft_mlx.models.gate import terms
 from upft_mlx.models.gguf.model import conversion_notes
 from upft_mlx.planning.budget import another_mac, has_auto, this_machine
 from upft_mlx.planning.memory import Machine
-from upft_mlx.planning.plan import Estimate
+from upft_mlx.planning.plan import Estimate, memory_plan
 from upft_mlx.planning.preflight import refuse_early
-from upft_mlx.planning.speed import cache_file, calibrate, known
+from upft_mlx.planning.speed import calibrate, known
 from upft_mlx.recipe.schema import Recipe
 from upft_mlx.results.economy import economy
 from upft_mlx.results.facts import RunReport
@@ -137,12 +137,11 @@ def prepare(
     recipe = instructed(definite(recipe, model_path, run), model_path, problems)
     sets = [BenchmarkSet(entry, load_benchmark(entry, recipe.seed, notes)) for entry in resolve(recipe.evaluate)]
     check_development(recipe, problems, sets)
-    if has_auto(recipe):  # the same numbers on every call, whatever the run has done already
-        estimate = Estimate(recipe, model_path, problems, sets, machine or this_machine())
-        recipe = estimate.memory_plan.settle(recipe)
     measured = None if look is None else RunDir(run.looks / look)
     notify = notify if ranks().leads else ignore
     job = Job(recipe, model_path, problems, sets, run, notify, measured=measured, adapter=adapter)
+    if has_auto(recipe):  # the same numbers on every call, whatever the run has done already
+        job.use(memory_plan(job, machine or this_machine()).settle(recipe))
     job.read = (*conversion_notes(model_path), *problems.notes.lines(), *notes.lines())
     take_choice(job)
     return job
@@ -231,17 +230,16 @@ def check_memory(job: Job, *stages: str) -> None:
     """
     due = tuple(stage for stage in stages if STAGES[stage].planned and not job.is_current(stage))
     if due:
-        estimate = Estimate(job.recipe, job.model_path, job.problems, job.sets, this_machine(), job.run)
-        refuse_early(estimate, job.run, due, job.notify)
+        refuse_early(job, this_machine(), due)
 
 
 def tell_expected(job: Job) -> None:
     """Tell how long the stages to come will take, where `upft plan` has timed this model on this machine."""
-    speed = known(cache_file(job.recipe, model_hash(job.model_path), len(job.problems), versions()))
+    speed = known(job)
     if speed is None:
         return
-    estimate = Estimate(job.recipe, job.model_path, job.problems, job.sets, this_machine(), job.run, speed)
-    seconds = estimate.seconds(job.recipe, speed)
+    memory = memory_plan(job, this_machine(), job.run, speed)
+    seconds = Estimate(job, memory).seconds(job.recipe, speed)
     job.notify(Expected({stage: took for stage, took in seconds.items() if not job.is_current(stage)}))
 
 
@@ -251,15 +249,14 @@ def plan_recipe(
     """What a recipe will cost, prepared as a run is; see `upft_mlx.plan`."""
     machine = this_machine() if mac is None else another_mac(mac)
     job = prepare(recipe, run_dir, notify, weights=False, machine=machine)
-    estimate = Estimate(job.recipe, job.model_path, job.problems, job.sets, machine, job.run)
-    if mac is None and estimate.is_here:
-        file = cache_file(job.recipe, model_hash(job.model_path), len(job.problems), versions())
-        speed = known(file)
-        if speed is None and calibrates and not estimate.memory_plan.too_large(job.recipe):
-            notify(Note("timing a short trial, about ten seconds if the machine is idle; --no-calibration skips it"))
-            speed = calibrate(job.recipe, job.model_path, job.problems, file, notify)
-        estimate = replace(estimate, speed=speed)
-    return estimate.plan()
+    is_timed = mac is None and job.has_weights
+    speed = known(job) if is_timed else None
+    memory = memory_plan(job, machine, job.run, speed)
+    if is_timed and speed is None and calibrates and not memory.too_large(job.recipe):
+        notify(Note("timing a short trial, about ten seconds if the machine is idle; --no-calibration skips it"))
+        speed = calibrate(job)
+        memory = memory_plan(job, machine, job.run, speed)
+    return Estimate(job, memory).plan(speed)
 
 
 def refuse_changed(job: Job) -> None:

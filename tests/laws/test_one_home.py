@@ -174,7 +174,7 @@ def test_the_plan_takes_as_many_steps_as_training() -> None:
     for epochs, batch_size in ((1, 4), (3, 4), (2, 5), (1, 16)):
         recipe: Any = SimpleNamespace(train=SimpleNamespace(steps=None, epochs=epochs, batch_size=batch_size))
         rows = SimpleNamespace(work=lambda _: [SimpleNamespace(rows=7.0), SimpleNamespace(rows=3.0)])
-        estimate: Any = SimpleNamespace(memory_plan=rows)
+        estimate: Any = SimpleNamespace(memory=rows)
         planned = Estimate.steps(estimate, recipe)[0]
         steps = steps_from(examples, batch_size, 0, 0)
         assert planned == sum(1 for _ in itertools.takewhile(lambda step: step[0] <= epochs, steps))  # noqa: B023

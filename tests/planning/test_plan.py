@@ -100,7 +100,7 @@ def test_without_a_calibration_nothing_is_loaded_and_no_weights_are_needed(
 ) -> None:
     folder = tmp_path / "model"
     shutil.copytree(MODEL, folder, ignore=shutil.ignore_patterns("*.safetensors"))
-    monkeypatch.setattr(speed, "load", lambda *_, **__: pytest.fail("loaded"))
+    monkeypatch.setattr("upft_mlx.job.load", lambda *_, **__: pytest.fail("loaded"))
     bare = {"instruction": "{question}"}
     found = plan_recipe(recipe(model=str(folder), prompt=bare), tmp_path / "run")
     assert not found.model_is_here

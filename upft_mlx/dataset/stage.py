@@ -8,7 +8,6 @@ from upft_mlx.dataset.build import build, cut_solutions
 from upft_mlx.dataset.prefix import ended_early
 from upft_mlx.events import Note, StageStarted
 from upft_mlx.job import Job, Outcome
-from upft_mlx.models.load import load_tokenizer
 from upft_mlx.rows import Solution, read_rows
 from upft_mlx.rundir import RunDir
 
@@ -32,8 +31,7 @@ def announce(job: Job) -> StageStarted:
 
 def work(job: Job, run: RunDir) -> Outcome:
     """Write them."""
-    tokenizer = load_tokenizer(job.model_path, trust_remote_code=job.recipe.trust_remote_code)
-    built = build(job.recipe, tokenizer, job.problems, run, job.notify)
+    built = build(job.recipe, job.tokenizer(), job.problems, run, job.notify)
     if (cut := cut_solutions(read_rows(job.run.solutions, Solution))).cut:
         job.notify(Note(str(cut)))
     if said := ended_early(job.recipe, read_rows(job.run.solutions, Solution)):

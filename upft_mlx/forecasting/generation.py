@@ -10,7 +10,6 @@ from upft_mlx.dataset.prefix import beyond_solutions, wanted
 from upft_mlx.events import Note, StageStarted
 from upft_mlx.forecasting.rated import generate_rated, unchecked
 from upft_mlx.job import Job, Outcome
-from upft_mlx.models.load import load_tokenizer
 from upft_mlx.recipe.schema import Recipe
 from upft_mlx.recipe.studies import SCORED
 from upft_mlx.rows import Solution, write_rows
@@ -55,10 +54,7 @@ def announce(job: Job) -> StageStarted:
 def work(job: Job, run: RunDir) -> Outcome:
     """Sample them; the dataset's own solutions are taken as they are."""
     if job.recipe.method == "annotated":
-        write_rows(
-            run.solutions,
-            _annotated(job.problems, load_tokenizer(job.model_path, trust_remote_code=job.recipe.trust_remote_code)),
-        )
+        write_rows(run.solutions, _annotated(job.problems, job.tokenizer()))
         return Outcome(f"{len(job.problems):,} solutions of the dataset, none sampled")
     if said := beyond_solutions(job.recipe):
         job.notify(Note(said))

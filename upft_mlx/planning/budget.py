@@ -189,11 +189,11 @@ class MemoryPlan:
                 break
         return fields, peak
 
-    def too_large(self, recipe: Recipe, stages: Collection[str] = STAGES) -> dict[str, tuple[str, bool]]:
+    def too_large(self, recipe: Recipe, stages: Collection[str] = STAGES) -> list[tuple[str, bool]]:
         """For each of the stages that does not fit: a message with the first usual remedy that would, and whether none
         brings it below one and a half times the machine's memory.
         """
-        found = {}
+        found = []
         for stage, peak in self.peaks(recipe).items():
             if peak <= self.machine.bytes or stage not in stages:
                 continue
@@ -204,7 +204,7 @@ class MemoryPlan:
                 advice = "no batch size, checkpointing or length fits: use a smaller or more quantized model"
             budget = f"{self.machine.what} is {memory(self.machine.bytes)}"
             line = f"{stage} needs about {memory(peak)}, but {budget}; {advice}"
-            found[stage] = line, less >= EXCESS * self.machine.whole
+            found.append((line, less >= EXCESS * self.machine.whole))
         return found
 
 

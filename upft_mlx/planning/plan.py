@@ -6,20 +6,16 @@ full solutions, need a calibration (`speed.py`), which loads the model once.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from operator import attrgetter
-from pathlib import Path
 from typing import Any, get_args
 
-from upft_mlx.data.benchmarks import QUESTION, BenchmarkSet
-from upft_mlx.data.problems import Problem
+from upft_mlx.data.benchmarks import QUESTION
 from upft_mlx.dataset.instruction import differing, user_turn
 from upft_mlx.dataset.prefix import beyond_solutions, labelled
+from upft_mlx.job import Job
 from upft_mlx.models.architecture import STATE_SPACE, read_architecture
 from upft_mlx.models.chat import Renderer
-from upft_mlx.models.load import load_tokenizer
 from upft_mlx.planning.budget import SIZES, MemoryPlan, changed
 from upft_mlx.planning.lengths import Prompts, measure_prompts, measure_solutions
 from upft_mlx.planning.memory import OPTIMIZER_COPIES, Machine
@@ -41,56 +37,41 @@ _ROW_BYTES = 12
 """Bytes of a token in a JSONL row, about: its id and its text."""
 
 
+def memory_plan(job: Job, machine: Machine, run: RunDir | None = None, speed: Speed | None = None) -> MemoryPlan:
+    """What a job samples and trains on; how long solutions are is known from `run` or from a calibration."""
+    recipe, problems = job.recipe, job.problems
+    model = read_architecture(job.model_path, recipe.quantize)
+    tokenizer = job.tokenizer()
+    renderer = Renderer(tokenizer, recipe.prompt)
+    solutions = measure_solutions(recipe, problems, tokenizer, run, speed.solutions if speed else None)
+
+    def prompts(behind: str) -> Prompts:
+        return measure_prompts(len(problems), lambda n: renderer.turn(problems[n].question + behind), renderer)
+
+    turns = []  # of all benchmarks together
+    for part in job.sets:
+        turn = user_turn(part.entry, recipe.prompt)
+        turns += [turn.replace(QUESTION, problem.question) for problem in part.problems]
+    questions = measure_prompts(len(turns), turns.__getitem__, renderer) if turns else None
+    return MemoryPlan(model, prompts(""), prompts(recipe.prefix.template_text), solutions, questions, machine)
+
+
 @dataclass
 class Estimate:
-    """A recipe with its data, its model and the machine; `memory_plan` settles what is `auto` in it."""
+    """A job and the plan of its memory."""
 
-    recipe: Recipe
-    model_path: Path
-    problems: Sequence[Problem]
-    sets: Sequence[BenchmarkSet]
-    machine: Machine
-    run: RunDir | None = None
-    speed: Speed | None = None
-
-    @cached_property
-    def tokenizer(self) -> Any:
-        """The model's."""
-        return load_tokenizer(self.model_path, trust_remote_code=self.recipe.trust_remote_code)
-
-    @property
-    def is_here(self) -> bool:
-        """Whether the weights are on this machine."""
-        return any(self.model_path.glob("model*.safetensors"))
-
-    @cached_property
-    def memory_plan(self) -> MemoryPlan:
-        """What is sampled and trained on, and everything that memory depends on."""
-        model = read_architecture(self.model_path, self.recipe.quantize)
-        renderer, problems = Renderer(self.tokenizer, self.recipe.prompt), self.problems
-        sampled = self.speed.solutions if self.speed else None
-        solutions = measure_solutions(self.recipe, problems, self.tokenizer, self.run, sampled)
-
-        def prompts(behind: str) -> Prompts:
-            return measure_prompts(len(problems), lambda n: renderer.turn(problems[n].question + behind), renderer)
-
-        turns = []  # of all benchmarks together
-        for part in self.sets:
-            turn = user_turn(part.entry, self.recipe.prompt)
-            turns += [turn.replace(QUESTION, problem.question) for problem in part.problems]
-        questions = measure_prompts(len(turns), turns.__getitem__, renderer) if turns else None
-        template = self.recipe.prefix.template_text
-        return MemoryPlan(model, prompts(""), prompts(template), solutions, questions, self.machine)
+    job: Job
+    memory: MemoryPlan
 
     def steps(self, recipe: Recipe) -> tuple[int, float]:
         """Optimizer steps, and how often each row is trained on."""
-        rows, settings = max(1.0, sum(part.rows for part in self.memory_plan.work(recipe))), recipe.train
+        rows, settings = max(1.0, sum(part.rows for part in self.memory.work(recipe))), recipe.train
         steps = total_steps(settings, round(rows))
         return steps, (settings.epochs or 1) if settings.steps is None else steps * settings.batch_size / rows
 
     def tokens(self) -> PlannedTokens:
         """The tokens of this recipe, and of SFT and RFT with 16 samples on the same problems."""
-        recipe, plan, solutions = self.recipe, self.memory_plan, self.memory_plan.solutions
+        recipe, plan, solutions = self.job.recipe, self.memory, self.memory.solutions
         passes = self.steps(recipe)[1]
 
         def cost(how: str, fields: dict[str, Any]) -> Cost:
@@ -100,7 +81,7 @@ class Estimate:
 
         this = cost(solutions.how if plan.work(recipe)[0].problems else "prefixes alone", {})
         if recipe.uses_answers:  # of each problem whose answer is used, those samples and the greedy solution
-            more = len(labelled(recipe, self.problems)) * (recipe.forecast.samples + 1) * solutions.mean
+            more = len(labelled(recipe, self.job.problems)) * (recipe.forecast.samples + 1) * solutions.mean
             this = replace(this, tokens_sampled=this.tokens_sampled + more)
         kept = {"generate.samples": SAMPLES, "generate.keep": min(KEEP, recipe.generate.keep)}
         rft = cost(f"{solutions.how}, all correct", {"method": "rft", **kept})
@@ -108,8 +89,8 @@ class Estimate:
 
     def disk(self) -> dict[str, float]:
         """Bytes that a run writes, and bytes to download first."""
-        model, recipe, tokens = self.memory_plan.model, self.recipe, self.tokens().this
-        answers = 2 * sum(part.completions for part in self.sets) * self.memory_plan.solutions.mean
+        model, recipe, tokens = self.memory.model, self.job.recipe, self.tokens().this
+        answers = 2 * sum(part.completions for part in self.job.sets) * self.memory.solutions.mean
         rows = tokens.tokens_sampled + 2 * tokens.tokens_trained / self.steps(recipe)[1] + answers
         kept = 2 + OPTIMIZER_COPIES * (recipe.train.keep + 1)  # adapter/, the best, checkpoints and the next one
         fused = {"adapter": 0.0, **dict.fromkeys(("mixed", "base"), 1.5 * model.weight_bytes(2))}
@@ -117,14 +98,14 @@ class Estimate:
             "rows": _ROW_BYTES * rows,
             "adapter and checkpoints": kept * 4 * model.adapter_numbers(recipe.lora),
             "fused model": fused.get(recipe.publish.fuse, 2.0 * model.parameters),  # `auto` may choose 16 bits
-            "model to download": 0.0 if self.is_here else model.weight_bytes(model.float_bytes),
+            "model to download": 0.0 if self.job.has_weights else model.weight_bytes(model.float_bytes),
         }
 
     def seconds(self, recipe: Recipe, speed: Speed) -> dict[str, float]:
         """Seconds of the stages that compute, loading included."""
-        work, settings, rate = self.memory_plan.work(recipe), recipe.train, speed.tokens_per_second
-        (steps, passes), held = self.steps(recipe), settings.valid_ratio * len(self.problems)
-        answer, shared = self.memory_plan.solutions.mean / rate, self.memory_plan.shared(recipe)
+        work, settings, rate = self.memory.work(recipe), recipe.train, speed.tokens_per_second
+        (steps, passes), held = self.steps(recipe), settings.valid_ratio * len(self.job.problems)
+        answer, shared = self.memory.solutions.mean / rate, self.memory.shared(recipe)
         tokens = sum(part.rows * (part.prompts.mean - shared + part.tokens + part.ends) for part in work)
         rows, each = max(1.0, sum(part.rows for part in work)), (answer, speed.seconds_per_prefix)
         row = speed.seconds_per_trained_token * tokens / rows
@@ -139,47 +120,47 @@ class Estimate:
         found = {
             "generate": sum(part.problems * part.samples * took for part, took in zip(work, each, strict=True)),
             "train": (passes * rows + _FORWARD * forward) * row + answered * answer,
-            "evaluate": sum(2 * part.completions * min(answer, part.entry.max_tokens / rate) for part in self.sets),
+            "evaluate": sum(2 * part.completions * min(answer, part.entry.max_tokens / rate) for part in self.job.sets),
             "fuse": 0.0 if recipe.publish.fuse == "adapter" else _FUSE_ROWS * row,
         }
         return {stage: speed.load_seconds + seconds for stage, seconds in found.items() if seconds}
 
     def other_seconds(self, speed: Speed) -> dict[str, float]:
         """Seconds of `upft export` and `upft compare`, which are no part of a run."""
-        settings, sampled, rest = self.recipe.compare, 0.0, 0.0
+        settings, sampled, rest = self.job.recipe.compare, 0.0, 0.0
         for method in settings.methods:
             name, _, selection = method.partition(":")
             samples = settings.samples if name == "rft" or selection else 1
             known = name if name in get_args(Method) else "upft"
-            seconds = self.seconds(changed(self.recipe, {"method": known, "generate.samples": samples}), speed)
+            seconds = self.seconds(changed(self.job.recipe, {"method": known, "generate.samples": samples}), speed)
             sampled = max(sampled, seconds.get("generate", 0.0))  # methods share solutions
             rest += seconds.get("train", 0.0) + seconds.get("evaluate", 0.0) / 2  # base answers once
         return {"export": 2 * speed.load_seconds, "compare": settings.seeds * (sampled + rest)}
 
-    def plan(self) -> Plan:
-        """What the recipe will cost."""
-        recipe, machine, speed, memory = self.recipe, self.machine, self.speed, self.memory_plan
+    def plan(self, speed: Speed | None) -> Plan:
+        """What the recipe will cost; in time only where this machine's speed is known."""
+        recipe, memory = self.job.recipe, self.memory
         return Plan(
             recipe=recipe.name,
             model=recipe.model,
             parameters=memory.model.parameters,
-            model_is_here=self.is_here,
-            problems=len(self.problems),
+            model_is_here=self.job.has_weights,
+            problems=len(self.job.problems),
             steps=self.steps(recipe)[0],
             settings={name: attrgetter(name)(recipe) for name in SIZES},
             prompt_tokens=PromptTokens(memory.prompts.mean, memory.prompts.longest[0]),
             solution_tokens=SolutionTokens(memory.solutions.mean, memory.solutions.how),
             tokens=self.tokens(),
             memory=PlannedMemory(
-                budget_bytes=machine.bytes,
-                budget=machine.what,
+                budget_bytes=memory.machine.bytes,
+                budget=memory.machine.what,
                 peak_bytes={stage: round(peak) for stage, peak in memory.peaks(recipe).items()},
-                too_large=[line for line, _ in memory.too_large(recipe).values()],
+                too_large=[line for line, _ in memory.too_large(recipe)],
                 not_measured_for=[kind for kind in memory.model.unusual if kind == STATE_SPACE],
             ),
             disk_bytes={name: round(size) for name, size in self.disk().items()},
             seconds=self.seconds(recipe, speed) if speed else None,
             other_seconds=self.other_seconds(speed) if speed else None,
             notes=[note for note in (beyond_solutions(recipe),) if note],
-            prompts_differ=differing([part.entry for part in self.sets], recipe.prompt),
+            prompts_differ=differing([part.entry for part in self.job.sets], recipe.prompt),
         )

@@ -7,13 +7,14 @@ from collections.abc import Sequence
 
 from upft_mlx.errors import MemoryLimitError, ModelError, RunDirError, TrainingError
 from upft_mlx.escape import quoted
-from upft_mlx.events import Note, Observer
+from upft_mlx.events import Note
+from upft_mlx.job import Job
 from upft_mlx.models.adapters import refuse_missing_layers
 from upft_mlx.models.architecture import Architecture
 from upft_mlx.models.chat import Renderer
-from upft_mlx.planning.plan import Estimate
+from upft_mlx.planning.memory import Machine
+from upft_mlx.planning.plan import memory_plan
 from upft_mlx.recipe.schema import Lora
-from upft_mlx.rundir import RunDir
 from upft_mlx.stages import STAGES
 from upft_mlx.training.tracking import refuse_missing_tracker
 
@@ -21,35 +22,40 @@ _RENDERED = 64
 """The shortest questions that are rendered to see whether any row fits."""
 
 
-def refuse_early(estimate: Estimate, run: RunDir, due: Sequence[str], notify: Observer) -> None:
-    """Refuse the stages that are due in a run if they cannot end well, or cannot fit into this machine's memory.
+def refuse_early(job: Job, machine: Machine, due: Sequence[str]) -> None:
+    """Refuse the stages of a job that are due if they cannot end well, or cannot fit into the machine's memory.
 
     Raises:
         MemoryLimitError: what is needed, what there is, and what would fit.
+        TrainingError: no row fits into `train.max_length`.
         UpftError: another of its kinds.
     """
-    recipe, trains = estimate.recipe, "train" in due
-    for place in (run.root / name for stage in due for name in STAGES[stage].outputs):
+    recipe, trains = job.recipe, "train" in due
+    for place in (job.run.root / name for stage in due for name in STAGES[stage].outputs):
         if place.is_symlink() and not place.exists():
             problem = f"is a link to {place.readlink()}, which does not exist"
             raise RunDirError(problem, "connect that disk, create the folder, or remove the link", path=place)
     if trains:
         refuse_missing_tracker(recipe)
-    if trains or "generate" in due:
-        refuse_prompts(estimate, trains=trains)
+    if trains or "generate" in due:  # the chat template may refuse a prompt, and prompts may leave no room
+        room, renderer = recipe.train.max_length, Renderer(job.tokenizer(), recipe.prompt)
+        shortest = heapq.nsmallest(_RENDERED, (problem.question for problem in job.problems), key=len)
+        prompts = (renderer.ids(question + recipe.prefix.template_text) for question in shortest)
+        if not any(len(prompt) < room for prompt in prompts) and trains:
+            raise TrainingError(f"{room} tokens leave no room behind the prompts", "raise it", field="train.max_length")
     try:
-        memory = estimate.memory_plan
+        memory = memory_plan(job, machine, job.run)
     except ModelError as error:  # a kind of model that has no plan may run all the same
-        notify(Note(f"memory is not planned: {error}"))
+        job.notify(Note(f"memory is not planned: {error}"))
         return
     if trains:
         refuse_adapter(recipe.lora, memory.model)
     found = memory.too_large(recipe, due)
-    if hopeless := [line for line, is_hopeless in found.values() if is_hopeless]:
+    if hopeless := [line for line, is_hopeless in found if is_hopeless]:
         remedy = "if you know that it fits: UPFT_MEMORY_GB=N sets the memory limit to N GB"
         raise MemoryLimitError("\n".join([*hopeless, remedy]))
-    for line, _ in found.values():
-        notify(Note(f"memory may not be enough: {line}"))
+    for line, _ in found:
+        job.notify(Note(f"memory may not be enough: {line}"))
 
 
 def refuse_adapter(lora: Lora, model: Architecture) -> None:
@@ -64,17 +70,3 @@ def refuse_adapter(lora: Lora, model: Architecture) -> None:
     if lora.grid is not None and plain is not None and not model.unusual:
         remedy = "leave it out, set quantize, or choose quantized modules with lora.keys"
         raise ModelError(f"base, but {quoted(plain)} is not quantized", remedy, field="lora.grid")
-
-
-def refuse_prompts(estimate: Estimate, *, trains: bool) -> None:
-    """Refuse prompts that the chat template does not take, or that leave no room for a completion.
-
-    Raises:
-        ModelError: the template refuses a prompt.
-        TrainingError: none fits into `train.max_length`.
-    """
-    room, template = estimate.recipe.train.max_length, estimate.recipe.prefix.template_text
-    renderer = Renderer(estimate.tokenizer, estimate.recipe.prompt)
-    shortest = heapq.nsmallest(_RENDERED, (problem.question for problem in estimate.problems), key=len)
-    if not any(len(renderer.ids(question + template)) < room for question in shortest) and trains:
-        raise TrainingError(f"{room} tokens leave no room behind the prompts", "raise it", field="train.max_length")

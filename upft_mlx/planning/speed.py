@@ -16,14 +16,17 @@ from typing import Any
 from upft_mlx.data.problems import Problem
 from upft_mlx.dataset.prefix import most_sampled
 from upft_mlx.errors import RowsError
-from upft_mlx.events import Observer, Progress, ignore
+from upft_mlx.events import Progress
+from upft_mlx.job import Job
 from upft_mlx.models.chat import Renderer
-from upft_mlx.models.load import Loaded, load
+from upft_mlx.models.find import model_hash
+from upft_mlx.models.load import Loaded
 from upft_mlx.planning.lengths import Solutions, of_lengths
 from upft_mlx.quantities import many
 from upft_mlx.recipe.schema import Recipe
 from upft_mlx.rows import read_json, write_json
-from upft_mlx.rundir import fingerprint
+from upft_mlx.rundir import fingerprint, versions
+from upft_mlx.training.batches import Example, shared_length
 
 SECONDS = {"full": 4.0, "prefix": 2.0, "train": 1.5}
 """After which sampling is cut, and for how long steps are taken; loading and compiling come on top."""
@@ -51,25 +54,25 @@ class Speed:
     """Those that were sampled; of a trial whose time was over before, an estimate."""
 
 
-def cache_file(recipe: Recipe, model_hash: str, problems: int, versions: dict[str, str]) -> Path:
+def cache_file(job: Job) -> Path:
     """Where the calibration is: in `upft/speed/` in $XDG_CACHE_HOME or ~/.cache."""
-    used = {name: versions[name] for name in ("upft-mlx", "mlx", "mlx-lm")}
-    fields = recipe.model_dump(mode="json", include=FIELDS)
-    key = fingerprint({"model": model_hash, "count": problems, "versions": used, "recipe": fields})
+    used = {name: version for name, version in versions().items() if name in ("upft-mlx", "mlx", "mlx-lm")}
+    model, fields = model_hash(job.model_path), job.recipe.model_dump(mode="json", include=FIELDS)
+    key = fingerprint({"model": model, "count": len(job.problems), "versions": used, "recipe": fields})
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "upft" / "speed" / f"{key}.json"
 
 
-def known(file: Path) -> Speed | None:
+def known(job: Job) -> Speed | None:
     """An earlier calibration of this machine; None where there is none, or the file is damaged."""
     try:
-        found = read_json(file)
+        found = read_json(cache_file(job))
         return Speed(**{**found, "solutions": Solutions(**found["solutions"])})
     except (RowsError, OSError, TypeError, LookupError):
         return None
 
 
-def calibrate(recipe: Recipe, path: Path, problems: Sequence[Problem], file: Path, notify: Observer = ignore) -> Speed:
-    """Load a recipe's model from its folder, sample some solutions and prefixes, take some steps; keep the result.
+def calibrate(job: Job) -> Speed:
+    """Load a job's model, sample some solutions and prefixes, take some steps; keep the result.
 
     This takes about ten seconds, whatever the size of model and batches: a slow machine gets fewer sequences.
 
@@ -80,7 +83,7 @@ def calibrate(recipe: Recipe, path: Path, problems: Sequence[Problem], file: Pat
     from upft_mlx.sampling.sampler import Sampler, sampling_for, summing
 
     def done(parts: int) -> float:
-        notify(Progress("trial", parts, 4, "parts"))
+        job.notify(Progress("trial", parts, 4, "parts"))
         return time.perf_counter()
 
     def sample(problems: Sequence[Problem], limit: int, most: float) -> tuple[float, int, list[tuple[int, bool]]]:
@@ -102,12 +105,11 @@ def calibrate(recipe: Recipe, path: Path, problems: Sequence[Problem], file: Pat
             lengths = [(mean, mean < limit)] * sums[1]
         return time.perf_counter() - begin, sums[0], lengths
 
-    begin, g = done(0), recipe.generate
-    own = recipe.prompt.chat_template
-    loaded = load(path, quantize=recipe.quantize, trust_remote_code=recipe.trust_remote_code, chat_template=own)
+    recipe, g, begin = job.recipe, job.recipe.generate, done(0)
+    loaded = job.load()
     load_seconds, renderer = done(1) - begin, Renderer(loaded.tokenizer, recipe.prompt)
     sampler = Sampler(loaded, sampling_for(loaded, g.temperature, g.batch_size, g.top_p, g.top_k, g.stop))
-    chosen = problems[:: max(1, len(problems) // g.batch_size)][: g.batch_size]
+    chosen = job.problems[:: max(1, len(job.problems) // g.batch_size)][: g.batch_size]
     sample(chosen[:2], 2, SECONDS["full"])  # what compiles does so before
     each = sample(chosen[:2], 2, SECONDS["full"])[0] / len(chosen[:2])
     chosen = chosen[: max(2, int(SECONDS["full"] / 4 / each))]
@@ -119,30 +121,31 @@ def calibrate(recipe: Recipe, path: Path, problems: Sequence[Problem], file: Pat
     done(2)
     seconds, tokens, _ = sample(chosen, length, SECONDS["prefix"])
     done(3)
-    questions = [renderer.asked(problem.question + recipe.prefix.template_text) for problem in chosen]
-    per_token = _train(recipe, loaded, [(prompt, (prompt * length)[:length]) for prompt in questions])
+    rows = []
+    for problem in chosen:
+        prompt = renderer.asked(problem.question + recipe.prefix.template_text)
+        ids = [*prompt, *(prompt * length)[:length], loaded.eos_id][: recipe.train.max_length]
+        rows.append(Example("", ids, min(len(prompt), len(ids) - 1)))
+    per_token = _train(recipe, loaded, rows)
     done(4)
     speed = Speed(load_seconds, rate, seconds * length / max(1, tokens), per_token, solutions)
+    file = cache_file(job)
     with suppress(OSError):  # then the next plan calibrates again
         file.parent.mkdir(parents=True, exist_ok=True)
         write_json(file, asdict(speed))
     return speed
 
 
-def _train(recipe: Recipe, loaded: Loaded, rows: Sequence[tuple[list[int], list[int]]]) -> float:
+def _train(recipe: Recipe, loaded: Loaded, rows: Sequence[Example]) -> float:
     """Seconds per token that is not shared; of a small batch where a step of a whole one takes too long."""
     from upft_mlx.models.adapters import add_lora
-    from upft_mlx.training.batches import Example, shared_length
     from upft_mlx.training.step import Stepper
 
-    most, settings = recipe.train.max_length, recipe.train
-    cut = [([*prompt, *ids, loaded.eos_id][:most], len(prompt)) for prompt, ids in rows]
-    examples = [Example("", ids, min(start, len(ids) - 1)) for ids, start in cut]
-    shared = shared_length(examples)
+    shared = shared_length(rows)
     add_lora(loaded, recipe.lora, 0)
     loaded.model.train()
-    stepper = Stepper(loaded.model, settings, shared=shared, dropout=recipe.lora.dropout > 0)
-    batch = [examples[number % len(examples)] for number in range(settings.batch_size)]
+    stepper = Stepper(loaded.model, recipe.train, shared=shared, dropout=recipe.lora.dropout > 0)
+    batch = [rows[number % len(rows)] for number in range(recipe.train.batch_size)]
 
     def timed(batch: Sequence[Example], most: float) -> float:
         steps, begin = 0, time.perf_counter()
