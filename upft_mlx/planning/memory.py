@@ -177,14 +177,9 @@ def _passing_bytes(model: Architecture, machine: Machine, number: int, own: int,
 def fusing_peak(model: Architecture, lora: Lora, machine: Machine, prompt: int, *, all_float32: bool) -> float:
     """Peak bytes of fusing (`fusing/fuser.py`), which measures in float32 on every device.
 
-    Args:
-        model: the base.
-        lora: the adapter on it.
-        machine: where it runs.
-        prompt: tokens of the longest prompt.
-        all_float32: whether a 16-bit format is measured. Then all adapted layers are held in float32 beside the base's
-            own. Otherwise the second copy has 8 bits with float32 scales and biases, or the base's numbers if it is not
-            quantized.
+    `prompt`: tokens of the longest one; `all_float32`: whether a 16-bit format is measured. Then all adapted layers are
+    held in float32 beside the base's own. Otherwise the second copy has 8 bits with float32 scales and biases, or the
+    base's numbers if it is not quantized.
     """
     adapted = model.adapted(lora)
     largest, all_numbers = max((matrix.size for matrix in adapted), default=0), sum(matrix.size for matrix in adapted)
