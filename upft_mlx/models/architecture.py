@@ -95,8 +95,7 @@ class Architecture:
     def adapted(self, lora: Lora) -> list[Matrix]:
         """The matrices that get an adapter."""
         first = 0 if lora.num_layers < 0 else max(0, self.layers - lora.num_layers)
-        inside = [matrix for matrix in self.matrices if matrix.place[0] >= first]
-        return [matrix for matrix in inside if lora.keys is None or matrix.place[1] in lora.keys]
+        return [m for m in self.matrices if m.place[0] >= first and (lora.keys is None or m.place[1] in lora.keys)]
 
     def adapter_numbers(self, lora: Lora) -> int:
         """Trainable numbers of an adapter."""

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from upft_mlx.quantities import duration, memory, percent
+from upft_mlx.quantities import duration, many, memory, percent
 from upft_mlx.results.plan import Plan
 from upft_mlx.ui.console import open_console
 from upft_mlx.ui.tables import table_of
@@ -29,8 +29,7 @@ def print_plan(plan: Plan, *, console: Console | None = None) -> None:
     passes, size = settings["train.micro_batch_size"], settings["train.batch_size"]
     micro = f"{passes} at a time" if passes else "micro-batches of up to 512 tokens"
     sequences = "1 sequence" if size == 1 else f"{size} sequences ({micro})"
-    problems = f"{plan.problems:,} problem{'' if plan.problems == 1 else 's'}"
-    steps = f"{plan.steps:,} step{'' if plan.steps == 1 else 's'}"
+    problems, steps = many(plan.problems, "problem"), many(plan.steps, "step")
     console.print(Text(f"{problems}, {steps} of {sequences}, {settings['generate.batch_size']} decoded together"))
     for table in _tables(plan):
         console.print()
@@ -57,10 +56,7 @@ def _tables(plan: Plan) -> Iterator[Table]:
     mine = plan.tokens.this
     for name, cost in vars(plan.tokens).items():
         cells = []
-        for own, number in (
-            (mine.tokens_sampled, cost.tokens_sampled),
-            (mine.tokens_trained, cost.tokens_trained),
-        ):
+        for own, number in ((mine.tokens_sampled, cost.tokens_sampled), (mine.tokens_trained, cost.tokens_trained)):
             cells += [f"{number:,.0f}", "" if name == "this" or not number else percent(own / number)]
         table.add_row(_NAMES[name], *cells)
     yield table
