@@ -395,3 +395,25 @@ def test_prompts_are_measured_by_their_tokens(loaded: Loaded) -> None:
 def test_a_step_of_one_sequence_is_told_as_one() -> None:
     told = CliRunner().invoke(cli, ["plan", "quickstart", "--no-calibration", "--set", "train.batch_size=1"]).stdout
     assert " steps of 1 sequence, " in told
+
+
+def test_each_method_of_a_comparison_takes_its_own_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fast = speed.Speed(0.0, 1.0, 0.01, 1e-9, of_lengths([(8, True)], "known"))
+    monkeypatch.setattr("upft_mlx.pipeline.known", lambda _: fast)
+
+    def seconds(method: str) -> float:
+        given = recipe(compare={"methods": (method,), "seeds": 1, "samples": 4}, problems={"limit": 20})
+        planned = plan_recipe(given, tmp_path).other_seconds
+        assert planned is not None
+        return planned["compare"]
+
+    asked = seconds("best_of_prefix")  # nothing is sampled to train on, and nothing is trained
+    assert seconds("ssd") - asked == seconds("sft") - asked == pytest.approx(20 * 8, rel=1e-3)
+    assert seconds("rft") - asked == pytest.approx(4 * 20 * 8, rel=1e-3)
+    assert seconds("cold") == seconds("upft")
+
+
+def test_rows_without_room_behind_what_all_prompts_share_are_planned(tmp_path: Path) -> None:
+    """`upft plan` ended in a division by zero."""
+    planned = plan_recipe(recipe(train={"max_length": 2}), tmp_path, calibrates=False)
+    assert planned.memory.peak_bytes["train"] > 0

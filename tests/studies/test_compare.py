@@ -16,9 +16,10 @@ from pydantic import ValidationError
 from upft_mlx.errors import RecipeError
 from upft_mlx.evaluation.stats import wilson_interval
 from upft_mlx.models import load
+from upft_mlx.recipe.cells import recipe_for_cell
 from upft_mlx.recipe.schema import Recipe
 from upft_mlx.rundir import RunDir
-from upft_mlx.studies.compare import compare, recipe_for_cell, seconds_left
+from upft_mlx.studies.compare import compare, seconds_left
 from upft_mlx.studies.method_table import Cell, Difference, figure, markdown, summarize
 from upft_mlx.studies.two_way import two_way_mean
 

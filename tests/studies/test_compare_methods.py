@@ -12,9 +12,10 @@ from pydantic import ValidationError
 from upft_mlx.errors import ProblemsError
 from upft_mlx.models.load import Loaded
 from upft_mlx.pipeline import run_stage
+from upft_mlx.recipe.cells import recipe_for_cell
 from upft_mlx.recipe.schema import Recipe
 from upft_mlx.rows import EvaluationRow, Solution, TrainingRow, read_rows
-from upft_mlx.studies.compare import compare, recipe_for_cell
+from upft_mlx.studies.compare import compare
 
 MakeRecipe = Callable[..., Recipe]
 

@@ -112,8 +112,13 @@ class MemoryPlan:
         )
 
     def shared(self, recipe: Recipe) -> int:
-        """Tokens that all rows begin with and that a pass runs through the model once."""
-        return 0 if unshared_because(recipe.lora.dropout, recipe.train.grad_checkpoint) else self.trained.shared
+        """Tokens that all rows begin with and that a pass runs through the model once.
+
+        Each row has at least two more: the last one of its prompt, and one that it is trained on.
+        """
+        if unshared_because(recipe.lora.dropout, recipe.train.grad_checkpoint):
+            return 0
+        return max(0, min(self.trained.shared, recipe.train.max_length - 2))
 
     def peaks(self, recipe: Recipe) -> dict[str, float]:
         """Peak bytes of each stage that the recipe has."""

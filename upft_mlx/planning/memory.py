@@ -43,7 +43,7 @@ DECODED = {"layers": 1.0, "logits": 4.0}
 """While a batch begins or is joined: layers whose caches are held twice; copies when the next tokens are drawn."""
 STATES, EXPERTS = {"saved": 1.7, "backward": 3.0}, 2.9
 """Copies of the states of all positions of a linear attention layer, and of what the active experts take in: measured
-on Qwen3.5's and Qwen3 MoE's layers, 4 bits, float32 (`tests/planning/test_budget.py`)."""
+on Qwen3-Next's and Qwen3 MoE's layers, 4 bits, float32 (`tests/planning/test_budget.py`)."""
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from operator import attrgetter
-from typing import Any, get_args
+from typing import Any
 
 from upft_mlx.data.benchmarks import QUESTION
 from upft_mlx.dataset.instruction import differing, user_turn
@@ -20,8 +20,9 @@ from upft_mlx.planning.budget import SIZES, MemoryPlan, changed
 from upft_mlx.planning.lengths import Prompts, measure_prompts, measure_solutions
 from upft_mlx.planning.memory import OPTIMIZER_COPIES, Machine
 from upft_mlx.planning.speed import Speed
+from upft_mlx.recipe.cells import recipe_for_cell
 from upft_mlx.recipe.schema import Recipe
-from upft_mlx.recipe.studies import Method
+from upft_mlx.recipe.studies import BEST_OF_PREFIX
 from upft_mlx.results.economy import KEEP, SAMPLES, Cost
 from upft_mlx.results.plan import Plan, PlannedMemory, PlannedTokens, PromptTokens, SolutionTokens
 from upft_mlx.rundir import RunDir
@@ -127,14 +128,13 @@ class Estimate:
 
     def other_seconds(self, speed: Speed) -> dict[str, float]:
         """Seconds of `upft export` and `upft compare`, which are no part of a run."""
-        settings, sampled, rest = self.job.recipe.compare, 0.0, 0.0
+        recipe, settings, sampled, rest = self.job.recipe, self.job.recipe.compare, 0.0, 0.0
         for method in settings.methods:
-            name, _, selection = method.partition(":")
-            samples = settings.samples if name == "rft" or selection else 1
-            known = name if name in get_args(Method) else "upft"
-            seconds = self.seconds(changed(self.job.recipe, {"method": known, "generate.samples": samples}), speed)
-            sampled = max(sampled, seconds.get("generate", 0.0))  # methods share solutions
-            rest += seconds.get("train", 0.0) + seconds.get("evaluate", 0.0) / 2  # base answers once
+            seconds = self.seconds(recipe_for_cell(recipe, method, recipe.seed), speed)
+            rest += seconds.get("evaluate", 0.0) / 2  # base answers once
+            if not method.startswith(BEST_OF_PREFIX):  # it trains nothing
+                sampled = max(sampled, seconds.get("generate", 0.0))  # methods share solutions
+                rest += seconds.get("train", 0.0)
         return {"export": 2 * speed.load_seconds, "compare": settings.seeds * (sampled + rest)}
 
     def plan(self, speed: Speed | None) -> Plan:

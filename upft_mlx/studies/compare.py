@@ -23,6 +23,7 @@ from upft_mlx.job import Job
 from upft_mlx.models.find import find_model
 from upft_mlx.pipeline import LEARNING, do, learn, opened, prepare, refuse_changed, report, take_over
 from upft_mlx.quantities import duration
+from upft_mlx.recipe.cells import BASE, recipe_for_cell
 from upft_mlx.recipe.schema import Recipe
 from upft_mlx.recipe.studies import BEST_OF_PREFIX
 from upft_mlx.rows import EvaluationRow, read_json, read_rows, write_atomically, write_json
@@ -30,10 +31,6 @@ from upft_mlx.rundir import RunDir, fingerprint, versions
 from upft_mlx.stages import before
 from upft_mlx.studies.best_of_prefix import measure as best_of_prefix
 from upft_mlx.studies.method_table import Cell, Comparison, figure, markdown, summarize
-
-BASE = "base"
-SSD = {"ssd": {"temperature": 1.6, "top_p": 0.8, "top_k": 20}}
-"""The sampling of simple self-distillation for instruct models, as on its authors' model cards."""
 
 
 def compare(recipe: Recipe, run_dir: str | Path, notify: Observer = ignore) -> Comparison:
@@ -97,26 +94,6 @@ def keep_aside(root: Path, stem: str, key: str, made_of: Any) -> None:
 def seeds(recipe: Recipe) -> range:
     """One per run of a method."""
     return range(recipe.seed, recipe.seed + recipe.compare.seeds)
-
-
-def recipe_for_cell(recipe: Recipe, method: str, seed: int) -> Recipe:
-    """The recipe of one cell; `method` as in `compare.methods`, or base."""
-    name, _, selection = method.partition(":")
-    selection = "consensus" if method == BEST_OF_PREFIX else selection
-    chooses = name == "rft" or selection not in ("", "first")
-    changes: dict[str, dict[str, Any]] = {
-        "generate": {"samples": recipe.compare.samples if chooses else 1, **SSD.get(name, {})},
-        "prefix": {"selection": selection or "first"},
-        "evaluate": {"until": "end"},  # all cells are measured on the same problems
-    }
-    if name == "cold":
-        changes["generate"]["temperature"] = recipe.compare.cold_temperature
-    name = {"ssd": "sft", "cold": "upft", BEST_OF_PREFIX: "upft"}.get(name, name)
-    data = recipe.model_dump()
-    data |= {section: {**data[section], **fields} for section, fields in changes.items()}
-    if method == BASE:
-        return Recipe.model_validate({**data, "seed": seed, "method": "upft"})
-    return Recipe.model_validate({**data, "seed": seed, "method": name})
 
 
 def run_cell(
