@@ -19,6 +19,7 @@ import json
 import random
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -255,8 +256,9 @@ REAL_SEEDS = range(3)
 REAL_RATES = (1e-4, 3e-4)
 REAL_PROBLEMS = {"train": 256, "choose": 256, "report": 512}
 """Drawn together, so that no problem is in two parts."""
-GSM8K_QUESTIONS, GSM8K_TOKENS = 32, 256
-"""Of prefix accuracy: a small model solves a few of them now and then."""
+GSM8K_QUESTIONS, GSM8K_TOKENS, ONE_STEP_QUESTIONS = 32, 256, 24
+"""Of prefix accuracy."""
+ROW = ("id", "question", "answer")
 
 
 def real(units: Units, work: Path, model: Path) -> None:
@@ -326,26 +328,40 @@ def real_recipe(model: Path, work: Path, seed: int, selection: Selection, rate: 
 
 
 def gsm8k(units: Units, model: Path, questions: Path, work: Path) -> None:
-    """Prefix self-consistency and prefix accuracy on the first GSM8K training questions, by `upft analyze`."""
+    """Prefix self-consistency and prefix accuracy by `upft analyze`: on the first GSM8K training questions, and prefix
+    accuracy also on one-step problems, of which the model solves more.
+    """
+    from one_step import INSTRUCTION, problems
+
     with questions.open(encoding="utf-8") as file:  # not splitlines: a question may have a line separator inside
         rows = [json.loads(line) for line in file]
-    common = {"samples": 8, "lengths": (1, 2, 4, 8, 16, 32)}
+    easy = [asdict(problem) for problem in problems(ONE_STEP_QUESTIONS, 600)]
 
-    def curves(name: str, count: int, fields: Sequence[str], analyze: dict[str, Any]) -> dict[str, Any]:
+    def analysis(name: str, rows: Sequence[Mapping[str, Any]], **changes: Any) -> dict[str, Any]:
         asked = work / f"{name}.jsonl"
-        asked.write_text("".join(json.dumps({k: row[k] for k in fields}) + "\n" for row in rows[:count]), "utf-8")
-        recipe = {
-            "name": name,
-            "model": str(model),
-            "problems": {"path": str(asked)},
-            "generate": {"batch_size": 64, "max_tokens": GSM8K_TOKENS},
-            "analyze": {**common, **analyze},
-        }
+        asked.write_text(
+            "".join(json.dumps({key: row[key] for key in ROW & row.keys()}) + "\n" for row in rows), "utf-8"
+        )
+        recipe = {"name": name, "model": str(model), "problems": {"path": str(asked)}, **changes}
         return run_analysis(Recipe.model_validate(recipe), work / name).dump()
 
-    units.get("gsm8k", lambda: curves("gsm8k", 24, ("id", "question"), {})["self_consistency"])
-    fields, analyze = ("id", "question", "answer"), {"trajectories": 8, "rollout_problems": 12, "rollouts": 4}
-    units.get("gsm8k/accuracy", lambda: curves("gsm8k-accuracy", GSM8K_QUESTIONS, fields, analyze)["accuracy"])
+    def accuracy(name: str, rows: Sequence[Mapping[str, Any]], **changes: Any) -> dict[str, Any]:
+        made = analysis(name, rows, **changes)
+        return {"base": made["forecast"]["base"]["mean"], "lengths": made["accuracy"]}
+
+    lengths = (1, 2, 4, 8, 16, 32)
+    common: dict[str, Any] = {"samples": 8, "lengths": lengths}
+    each: dict[str, Any] = {**common, "trajectories": 8, "rollout_problems": 12, "rollouts": 4}
+    long, short = ({"batch_size": 64, "max_tokens": most} for most in (GSM8K_TOKENS, 40))
+    alone = [{"id": row["id"], "question": row["question"]} for row in rows[:24]]
+    units.get("gsm8k", lambda: analysis("gsm8k", alone, analyze=common, generate=long)["self_consistency"])
+    asked = rows[:GSM8K_QUESTIONS]
+    units.get("gsm8k/accuracy", lambda: accuracy("gsm8k-accuracy", asked, analyze=each, generate=long))
+    some = {"analyze": {**each, "lengths": lengths[:-1], "rollout_problems": ONE_STEP_QUESTIONS}, "generate": short}
+    units.get(
+        "one-step/accuracy",
+        lambda: accuracy("one-step-accuracy", easy, prompt={"instruction": INSTRUCTION}, **some),
+    )
 
 
 def main() -> None:
