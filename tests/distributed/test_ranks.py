@@ -307,8 +307,9 @@ def test_uneven_steps_on_two_ranks_are_those_of_one(start: Any, tmp_path: Path) 
     assert status == 0, errors
     assert output == other, "all ranks see the same losses"
     wanted, losses = ([float(line) for line in text.split()] for text in (printed, output))
-    for dtype, tolerance, six in (("float32", 1e-5, slice(6)), ("float16", 1e-2, slice(6, 12))):
-        assert losses[six] == pytest.approx(wanted[six], rel=tolerance)
+    # Adam divides a gradient by its own size, so that the rounding of one close to zero moves a weight as a large one.
+    for dtype, rounding, tolerance, six in (("float32", 1e-5, 1e-4, slice(6)), ("float16", 1e-2, 1e-2, slice(6, 12))):
+        assert losses[six] == pytest.approx(wanted[six], rel=rounding)
         expected, found = (mx.load(str(tmp_path / f"{name}-{dtype}.safetensors")) for name in ("one", "two"))
         assert isinstance(expected, dict)
         assert isinstance(found, dict)

@@ -21,7 +21,9 @@ def walk(first: str) -> list[str]:
     return re.findall(r"^\d+\. .*$", text.split("\n\n")[1], re.MULTILINE)
 
 
-WALKS = {name: walk(name) for name in ("From a recipe to the loss, `prefix.length`", "From the sampler to the loss")}
+WALKS = {
+    name: walk(name) for name in ("How `prefix.length` gets from a recipe", "How `completion_ids` get from the sampler")
+}
 
 
 def test_both_walks_take_at_most_12_lines() -> None:
