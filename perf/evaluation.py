@@ -90,7 +90,7 @@ class Models:
 
 
 def ours(recipe: Recipe, run: Path, adapter: Path) -> int:
-    """`upft evaluate` into a new directory; returns the completions."""
+    """`upft evaluate` into a new directory, in a folder of its own: runs in one folder share base's answers."""
     facts = run_stage(recipe, run, "evaluate", adapter=adapter)
     measured = facts.benchmarks["held-out"].measured.values()
     return sum(one.n * one.samples for one in measured)
@@ -193,7 +193,7 @@ def race(
     costs: dict[str, list[Cost]] = {}
     for number in range(options.rounds):
         contestants: dict[str, Callable[[], Cost]] = {
-            "ours": lambda number=number: timed(lambda: ours(sampled, work / f"run-{number}", adapter)),  # type: ignore[misc]
+            "ours": lambda number=number: timed(lambda: ours(sampled, work / f"round-{number}" / "run", adapter)),  # type: ignore[misc]
             "batch_generate, its sizes": lambda: timed(lambda: batched(models, questions, wanted, options.tokens)),
             "batch_generate, our sizes": lambda: timed(
                 lambda: batched(models, questions, wanted, options.tokens, **sizes)
