@@ -23,6 +23,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -192,8 +193,9 @@ def race(
     one_by_one(models, questions, 2, options.tokens)
     costs: dict[str, list[Cost]] = {}
     for number in range(options.rounds):
+        run = work / f"round-{number}" / "run"
         contestants: dict[str, Callable[[], Cost]] = {
-            "ours": lambda number=number: timed(lambda: ours(sampled, work / f"round-{number}" / "run", adapter)),  # type: ignore[misc]
+            "ours": partial(timed, partial(ours, sampled, run, adapter)),
             "batch_generate, its sizes": lambda: timed(lambda: batched(models, questions, wanted, options.tokens)),
             "batch_generate, our sizes": lambda: timed(
                 lambda: batched(models, questions, wanted, options.tokens, **sizes)

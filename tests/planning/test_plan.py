@@ -403,14 +403,21 @@ def test_each_method_of_a_comparison_takes_its_own_time(tmp_path: Path, monkeypa
 
     def seconds(method: str) -> float:
         given = recipe(compare={"methods": (method,), "seeds": 1, "samples": 4}, problems={"limit": 20})
-        planned = plan_recipe(given, tmp_path).other_seconds
-        assert planned is not None
-        return planned["compare"]
+        return (plan_recipe(given, tmp_path).other_seconds or {})["compare"]
 
     asked = seconds("best_of_prefix")  # nothing is sampled to train on, and nothing is trained
     assert seconds("ssd") - asked == seconds("sft") - asked == pytest.approx(20 * 8, rel=1e-3)
     assert seconds("rft") - asked == pytest.approx(4 * 20 * 8, rel=1e-3)
     assert seconds("cold") == seconds("upft")
+
+
+@pytest.mark.parametrize("refused", [{"generate": {"temperature": 0.0}}, {"prefix": {"structure": "checked"}}])
+def test_a_recipe_that_cannot_be_compared_is_planned_all_the_same(
+    refused: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fast = speed.Speed(1.0, 1.0, 0.01, 1e-9, of_lengths([(8, True)], "known"))
+    monkeypatch.setattr("upft_mlx.pipeline.known", lambda _: fast)
+    assert plan_recipe(recipe(**refused), tmp_path).other_seconds == {"export": 2.0}
 
 
 def test_rows_without_room_behind_what_all_prompts_share_are_planned(tmp_path: Path) -> None:

@@ -10,6 +10,8 @@ from dataclasses import dataclass, replace
 from operator import attrgetter
 from typing import Any
 
+from pydantic import ValidationError
+
 from upft_mlx.data.benchmarks import QUESTION
 from upft_mlx.dataset.instruction import differing, user_turn
 from upft_mlx.dataset.prefix import beyond_solutions, labelled
@@ -127,15 +129,20 @@ class Estimate:
         return {stage: speed.load_seconds + seconds for stage, seconds in found.items() if seconds}
 
     def other_seconds(self, speed: Speed) -> dict[str, float]:
-        """Seconds of `upft export` and `upft compare`, which are no part of a run."""
+        """Seconds of `upft export` and `upft compare`, which are no part of a run; of what refuses the recipe, none."""
         recipe, settings, sampled, rest = self.job.recipe, self.job.recipe.compare, 0.0, 0.0
-        for method in settings.methods:
-            seconds = self.seconds(recipe_for_cell(recipe, method, recipe.seed), speed)
+        export = {"export": 2 * speed.load_seconds}
+        try:
+            cells = {method: recipe_for_cell(recipe, method, recipe.seed) for method in settings.methods}
+        except ValidationError:  # a method that the recipe's other fields rule out
+            return export
+        for method, cell in cells.items():
+            seconds = self.seconds(cell, speed)
             rest += seconds.get("evaluate", 0.0) / 2  # base answers once
             if not method.startswith(BEST_OF_PREFIX):  # it trains nothing
                 sampled = max(sampled, seconds.get("generate", 0.0))  # methods share solutions
                 rest += seconds.get("train", 0.0)
-        return {"export": 2 * speed.load_seconds, "compare": settings.seeds * (sampled + rest)}
+        return {**export, "compare": settings.seeds * (sampled + rest)}
 
     def plan(self, speed: Speed | None) -> Plan:
         """What the recipe will cost; in time only where this machine's speed is known."""
