@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from upft_mlx.errors import ProblemsError
+from upft_mlx.errors import ProblemsError, RecipeError
 from upft_mlx.models.load import Loaded
 from upft_mlx.pipeline import run_stage
 from upft_mlx.recipe.cells import recipe_for_cell
@@ -75,3 +75,9 @@ def test_best_of_prefix_continues_the_picked_prefix_and_trains_nothing(make_reci
         assert answer.completion.startswith(best.completion)
     assert row.benchmarks["arithmetic"].accuracy == sum(answer.correct for answer in answers) / 8
     assert compare(recipe, tmp_path).methods == found.methods, "a second call samples nothing anew"
+
+
+def test_a_method_that_other_fields_rule_out_is_refused_by_name(make_recipe: MakeRecipe) -> None:
+    """`upft compare` ended in an unexpected error."""
+    with pytest.raises(RecipeError, match=r"compare.methods: rft: generate.temperature: 0 makes all samples equal"):
+        recipe_for_cell(make_recipe(generate={"temperature": 0.0}), "rft", 0)

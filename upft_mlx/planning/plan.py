@@ -10,11 +10,10 @@ from dataclasses import dataclass, replace
 from operator import attrgetter
 from typing import Any
 
-from pydantic import ValidationError
-
 from upft_mlx.data.benchmarks import QUESTION
 from upft_mlx.dataset.instruction import differing, user_turn
 from upft_mlx.dataset.prefix import beyond_solutions, labelled
+from upft_mlx.errors import RecipeError
 from upft_mlx.job import Job
 from upft_mlx.models.architecture import STATE_SPACE, read_architecture
 from upft_mlx.models.chat import Renderer
@@ -134,7 +133,7 @@ class Estimate:
         export = {"export": 2 * speed.load_seconds}
         try:
             cells = {method: recipe_for_cell(recipe, method, recipe.seed) for method in settings.methods}
-        except ValidationError:  # a method that the recipe's other fields rule out
+        except RecipeError:  # a method that the recipe's other fields rule out
             return export
         for method, cell in cells.items():
             seconds = self.seconds(cell, speed)

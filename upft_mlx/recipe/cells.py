@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+from upft_mlx.recipe.load import validated
 from upft_mlx.recipe.schema import Recipe
 from upft_mlx.recipe.studies import BEST_OF_PREFIX
 
@@ -13,7 +15,11 @@ SSD = {"ssd": {"temperature": 1.6, "top_p": 0.8, "top_k": 20}}
 
 
 def recipe_for_cell(recipe: Recipe, method: str, seed: int) -> Recipe:
-    """The recipe of one cell; `method` as in `compare.methods`, or base."""
+    """The recipe of one cell; `method` as in `compare.methods`, or base.
+
+    Raises:
+        RecipeError: other fields of the recipe rule the method out.
+    """
     name, _, selection = method.partition(":")
     selection = "consensus" if method == BEST_OF_PREFIX else selection
     chooses = name == "rft" or selection not in ("", "first")
@@ -27,4 +33,4 @@ def recipe_for_cell(recipe: Recipe, method: str, seed: int) -> Recipe:
     name = {BASE: "upft", "ssd": "sft", "cold": "upft", BEST_OF_PREFIX: "upft"}.get(name, name)
     data = recipe.model_dump()
     data |= {section: {**data[section], **fields} for section, fields in changes.items()}
-    return Recipe.model_validate({**data, "seed": seed, "method": name})
+    return validated(Path(f"compare.methods: {method}"), {}, {**data, "seed": seed, "method": name}, ())
