@@ -27,7 +27,7 @@ from upft_mlx.forecasting.estimate import Forecast
 from upft_mlx.hub.card import base_of, model_card
 from upft_mlx.job import Job, Outcome, differences
 from upft_mlx.machine import blas
-from upft_mlx.machine.device import awake, limit_memory
+from upft_mlx.machine.device import awake, compiles_first, limit_memory
 from upft_mlx.models.adapter_files import refuse_missing_adapter
 from upft_mlx.models.find import find_model
 from upft_mlx.models.gate import terms
@@ -200,6 +200,8 @@ def opened(job: Job) -> Iterator[None]:
                 blas.use_threads(int(threads))
         if limits := limit_memory():
             job.notify(Note(limits, minor=True))
+        if wait := compiles_first():
+            job.notify(Note(wait))
         ranks().agree({**job.inputs.everything(), "versions": versions()})
         ranks().mirror(job.run.root)
         yield

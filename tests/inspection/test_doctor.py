@@ -88,6 +88,11 @@ def test_linux_leaves_out_what_only_macos_has() -> None:
     assert troubles(linux()) == {}
 
 
+def test_an_nvidia_gpu_is_named_with_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("upft_mlx.machine.device.nvidia_memory_bytes", lambda: 80 * GIB)
+    assert found(linux())["working set"].value == "80.0 GiB on an NVIDIA GPU"
+
+
 @pytest.mark.parametrize(("source", "part"), [(intel(), "Intel"), (rosetta(), "Rosetta"), (old_macos(), "macOS 14")])
 def test_a_machine_that_mlx_does_not_run_on_is_an_error_and_nothing_is_computed(source: Platform, part: str) -> None:
     lines = found(source)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+import urllib.request  # noqa: F401  (later, with `sys.platform` replaced, it would ask for a Mac's own module)
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,8 @@ import pytest
 
 from upft_mlx import pipeline
 from upft_mlx.events import Event, Note
-from upft_mlx.machine.device import awake, limit_memory, working_set_bytes
+from upft_mlx.machine.device import awake, compiles_first, limit_memory, working_set_bytes
+from upft_mlx.planning.budget import this_machine
 from upft_mlx.recipe.schema import Recipe
 
 GIB = 2**30
@@ -29,6 +31,15 @@ def mac(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     monkeypatch.setattr(mx, "set_memory_limit", lambda size: limits.update(memory=size))
     monkeypatch.setattr(mx, "set_wired_limit", lambda size: limits.update(wired=size))
     return limits
+
+
+@pytest.fixture
+def nvidia(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What MLX 0.32.4 says of an H100."""
+    said = {"total_memory": 85520809984, "free_memory": 84465090560, "device_name": "NVIDIA H100 80GB HBM3"}
+    monkeypatch.setattr(mx.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(mx, "default_device", lambda: mx.Device(mx.gpu, 0))
+    monkeypatch.setattr(mx, "device_info", lambda: said)
 
 
 @pytest.fixture
@@ -79,6 +90,31 @@ def test_a_device_that_does_not_say_its_working_set_is_left_alone(
     monkeypatch.setattr(mx, "device_info", lambda: {"memory_size": 16 * GIB})
     assert limit_memory() is None
     assert mac == {}
+
+
+@pytest.mark.usefixtures("nvidia")
+def test_a_plan_for_an_nvidia_gpu_keeps_to_its_memory_and_makes_no_dense_copies(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    machine = this_machine()
+    assert (machine.bytes, machine.whole, machine.what) == (85520809984, 85520809984, "this GPU's memory")
+    assert (machine.is_gpu, machine.dense_bytes, machine.attends_in_blocks) == (True, 0, False)
+    assert limit_memory() is None
+    monkeypatch.setattr(mx, "default_device", lambda: mx.Device(mx.cpu, 0))  # as with `mx.set_default_device(mx.cpu)`
+    assert this_machine().what == "three quarters of this machine's memory"
+
+
+@pytest.mark.usefixtures("nvidia")
+def test_a_run_on_an_nvidia_gpu_says_that_kernels_are_compiled_first(
+    make_recipe: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    told: list[Event] = []
+    with pipeline.opened(pipeline.prepare(make_recipe(), tmp_path / "run", told.append)):
+        pass
+    notes = [event.text for event in told if isinstance(event, Note)]
+    assert [text for text in notes if "MLX_PTX_CACHE_DIR" in text] == [compiles_first()]
+    monkeypatch.setenv("MLX_PTX_CACHE_DIR", "/data/ptx")
+    assert "and keeps them in /data/ptx" in str(compiles_first())
 
 
 def test_a_mac_is_kept_awake_for_this_process_and_no_longer_than_the_block(caffeinate: Path) -> None:

@@ -1,6 +1,7 @@
-"""The machine under a long stage: Metal's memory limits, battery and heat, and a Mac that stays awake.
+"""The machine under a long stage: the GPU's memory, battery and heat, and a Mac that stays awake.
 
-They exist on Apple Silicon only and have been tried with stand-ins for its facts, not on a Mac.
+What exists on Apple Silicon only has been tried with stand-ins for its facts, not on a Mac. What is said of NVIDIA GPUs
+was seen on an H100 with MLX 0.32.4.
 """
 
 from __future__ import annotations
@@ -24,6 +25,16 @@ def working_set_bytes() -> int | None:
     if not mx.metal.is_available():
         return None
     size = mx.device_info().get("max_recommended_working_set_size")
+    return int(size) if size else None
+
+
+def nvidia_memory_bytes() -> int | None:
+    """The memory of the NVIDIA GPU on which MLX computes; None elsewhere."""
+    import mlx.core as mx
+
+    if not (mx.cuda.is_available() and on_gpu()):
+        return None
+    size = mx.device_info().get("total_memory")
     return int(size) if size else None
 
 
@@ -71,6 +82,21 @@ def limit_memory() -> str | None:
     except (RuntimeError, ValueError) as error:  # macOS before 15, or a limit below it set with sysctl
         return f"{text}, and not wired: {error}"
     return f"{text}, and wired"
+
+
+def compiles_first() -> str | None:
+    """What to expect of the first run on an NVIDIA GPU; None elsewhere.
+
+    MLX's CUDA backend compiles most kernels when they are first used: 3 to 8 s each, 20 to 45 s for a product with
+    quantized weights (perf/on_gpu.sh). The driver reads them from that folder in later runs.
+    """
+    import mlx.core as mx
+
+    if not (mx.cuda.is_available() and on_gpu()):
+        return None
+    folder = os.environ.get("MLX_PTX_CACHE_DIR")
+    kept = f"keeps them in {folder}" if folder else "keeps them in a temporary folder (MLX_PTX_CACHE_DIR names another)"
+    return f"MLX compiles each kernel for this GPU at its first use, which can take minutes, and {kept}"
 
 
 class PowerWatch:

@@ -11,7 +11,14 @@ from typing import Any
 
 from upft_mlx.dataset.prefix import RowKind, most_sampled, most_supervised, row_kind, valid_numbers
 from upft_mlx.errors import MemoryLimitError
-from upft_mlx.machine.device import attends_in_blocks, dense_bytes_limit, memory_bytes, on_gpu, working_set_bytes
+from upft_mlx.machine.device import (
+    attends_in_blocks,
+    dense_bytes_limit,
+    memory_bytes,
+    nvidia_memory_bytes,
+    on_gpu,
+    working_set_bytes,
+)
 from upft_mlx.models.architecture import Architecture
 from upft_mlx.planning.lengths import Prompts, Solutions
 from upft_mlx.planning.memory import Machine, SamplingLoad, TrainingPass, fusing_peak, sampling_peak, training_peak
@@ -33,7 +40,7 @@ STAGES = ("generate", "train", "evaluate", "fuse")
 
 
 def this_machine() -> Machine:
-    """Metal's working set, elsewhere three quarters of the memory; UPFT_MEMORY_GB overrides both.
+    """Metal's working set, an NVIDIA GPU's memory, or three quarters of the machine's; UPFT_MEMORY_GB overrides all.
 
     Raises:
         MemoryLimitError: UPFT_MEMORY_GB is not a number above 0.
@@ -43,6 +50,9 @@ def this_machine() -> Machine:
     size, what = whole * 3 // 4, "three quarters of this machine's memory"
     if metal is not None:
         size, what = metal, "this Mac's working set"
+    elif (nvidia := nvidia_memory_bytes()) is not None:
+        whole = size = nvidia
+        what = "this GPU's memory"
     if told:
         try:
             whole = size = int(float(told) * 1e9)
