@@ -22,6 +22,7 @@ from conftest import MODEL
 from helpers import forks
 
 from upft_mlx import pipeline
+from upft_mlx.distributed import lifeline
 from upft_mlx.distributed.ranks import Ranks, _hosts, _launched, joined, ranks
 from upft_mlx.distributed.seam import mine, rounds
 from upft_mlx.errors import RankError
@@ -193,6 +194,27 @@ print(json.dumps({
 }))
 team.leave()
 """
+
+
+def test_ranks_that_wait_say_a_beat_now_and_then_and_not_in_answer_to_each_other(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Two that answered each other took half of a core each."""
+    monkeypatch.setattr(lifeline, "BEAT_SECONDS", 0.2)
+    said: list[str] = []
+    ends = socket.socketpair()
+    team = [lifeline.Lifeline({1 - number: end}) for number, end in enumerate(ends)]
+    for one in team:
+        monkeypatch.setattr(one, "say", lambda line, say=one.say: (said.append(line), say(line)))
+        one.start()
+    time.sleep(0.9)
+    for one in team:
+        one.stop()
+    for one, end in zip(team, ends, strict=True):
+        one.join(5)
+        end.close()
+    assert set(said) == {"beat"}
+    assert 4 <= len(said) <= 12, len(said)  # five of each, on a machine that is not busy
 
 
 def test_sums_values_and_files_reach_every_rank(start: Any, tmp_path: Path) -> None:

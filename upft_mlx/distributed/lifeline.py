@@ -29,10 +29,13 @@ class Lifeline(threading.Thread):
         """Listen until all have taken leave."""
         heard = dict.fromkeys(self._peers, time.monotonic())
         buffers = dict.fromkeys(self._peers, "")
+        beat = time.monotonic()
         while self._peers and not self._stopped.is_set():
-            self.say("beat")
+            if time.monotonic() >= beat:  # not after each word heard: each beat would be answered by one
+                self.say("beat")
+                beat = time.monotonic() + BEAT_SECONDS
             sockets = {peer: number for number, peer in self._peers.items()}
-            for peer in select.select(list(sockets), [], [], BEAT_SECONDS)[0]:
+            for peer in select.select(list(sockets), [], [], max(0.0, beat - time.monotonic()))[0]:
                 number = sockets[peer]
                 heard[number] = time.monotonic()
                 try:
