@@ -122,6 +122,7 @@ def _fuse(loaded: Loaded, run: RunDir, rows: list[TrainingRow]) -> dict[str, str
         {
             "model": str(loaded.path),
             "problems": {"builtin": "arithmetic"},
+            "evaluate": {"benchmarks": [{"name": "arithmetic", "limit": 2}]},  # as many greedy completions to compare
             "publish": {"fuse": "fp16", "min_retained": 0},
         }
     )
