@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+from forecast_cells import DATA, Units, cells_of, change_of, mean_of, names_of, rules_of, slim
 from forecast_pairs import Pair, beyond_first, picture, spearman
 from make_evidence import RFT, ROOT, WORLDS
 from make_forecast_page import (
@@ -19,16 +20,14 @@ from make_forecast_page import (
     REAL_PROBLEMS,
     REAL_RATES,
     REAL_RULES,
-    REAL_SEEDS,
     REPORT,
     change,
     chosen_rate,
 )
 
-from upft_mlx.forecasting.estimate import Forecast, Mean, RuleForecast, points
+from upft_mlx.forecasting.estimate import Forecast, Mean, points
 from upft_mlx.quantities import many
 
-Units = Mapping[str, Any]
 MEASURED = {
     "first": "first",
     "consensus": "consensus of 16",
@@ -50,7 +49,7 @@ def write(units: Units) -> None:
     parts.append(verdicts(same, found, spearman(every)))
     ROOT.joinpath("docs/measured/forecast.md").write_text("\n".join(filter(None, parts)), encoding="utf-8")
     ROOT.joinpath("docs/assets/forecast.svg").write_text(picture(found), encoding="utf-8")
-    ROOT.joinpath("docs/assets/forecast.json").write_text(json.dumps(slim(units), indent=0) + "\n", encoding="utf-8")
+    DATA.write_text(json.dumps(slim(units), indent=0) + "\n", encoding="utf-8")
 
 
 def other_cells(units: Units) -> dict[str, Any]:
@@ -59,52 +58,6 @@ def other_cells(units: Units) -> dict[str, Any]:
     partial = [not all(name in units for name in names) for names in zip(*named.values(), strict=True)]
     cells = itertools.chain.from_iterable(itertools.compress(names, partial) for names in named.values())
     return {name: units[name] for name in cells if name in units}
-
-
-def slim(units: Units) -> dict[str, Any]:
-    """The units: scores of 0 and 1 as a text of digits, others as means, with the change that they gave."""
-
-    def short(scores: Mapping[str, Any]) -> dict[str, Any]:
-        return {name: _short(values) if isinstance(values, list) else values for name, values in scores.items()}
-
-    found = {
-        name: {**unit, "base": short(unit["base"]), "tuned": short(unit["tuned"])} if "tuned" in unit else unit
-        for name, unit in units.items()
-    }
-    for world in WORLDS:
-        for rule in ("probe", "auto", "prefix_confidence"):
-            if any("tuned" in unit for unit in cells_of(units, world, rule)):
-                told = {label: change_of(units, world, rule, label) for label in ("report", "report-greedy")}
-                found[f"{world}/{rule}/change"] = {label: [v.mean, *v.ci95] for label, v in told.items()}
-    return found
-
-
-def _short(values: Sequence[float]) -> str | float:
-    if {*values} <= {0, 1}:
-        return "".join(str(int(value)) for value in values)
-    return sum(values) / len(values)
-
-
-def published() -> dict[str, Any]:
-    """The units behind the page as it is: what `slim` gave, with digits as scores again."""
-    found: dict[str, Any] = json.loads(ROOT.joinpath("docs/assets/forecast.json").read_text(encoding="utf-8"))
-    for unit in found.values():
-        for side in ("base", "tuned") if isinstance(unit, dict) and "tuned" in unit else ():
-            unit[side] = {
-                label: [float(digit) for digit in score] if isinstance(score, str) else score
-                for label, score in unit[side].items()
-            }
-    return found
-
-
-def change_of(units: Units, world: str, rule: str, label: str) -> Mean:
-    """Tuned minus base over problems and seeds: computed, or as it was published."""
-    cells = cells_of(units, world, rule)
-    if all(isinstance(cell["tuned"][label], list) for cell in cells):
-        value = change(cells, label)
-        return Mean(value.value, value.ci95)
-    mean, *interval = units[f"{world}/{rule}/change"][label]
-    return Mean(mean, tuple(interval))
 
 
 HEADER = """# Does the forecast hold?
@@ -133,12 +86,6 @@ corrected one.
 """
 
 
-def rules_of(units: Units, world: str) -> dict[str, RuleForecast]:
-    """The forecasts of a world at t = 8."""
-    found = Forecast.load(units[f"{world}/forecast"])
-    return {rule.selection: rule for rule in found.rules if rule.length == 8}
-
-
 def pairs(units: Units) -> Iterator[Pair]:
     """All rules and worlds that have both."""
     evidence = json.loads(ROOT.joinpath("docs/assets/evidence.json").read_text(encoding="utf-8"))
@@ -153,19 +100,6 @@ def pairs(units: Units) -> Iterator[Pair]:
                 yield Pair(world, name, rule.forecast, Mean(row["delta"], tuple(row["ci95"])))
             elif cells_of(units, world, name):
                 yield Pair(world, name, rule.forecast, change_of(units, world, name, "report"))
-
-
-def cells_of(units: Units, world: str, rule: str) -> list[dict[str, Any]]:
-    """The cells of a rule with the setting that was chosen, as far as they are measured."""
-    return [units[name] for name in names_of(units, world, rule) if name in units]
-
-
-def names_of(units: Units, world: str, rule: str) -> list[str]:
-    """The names of a rule's cells, one for each seed."""
-    if world == "smollm2":
-        return [f"smollm2/{rule}/{chosen_rate(units):g}/{seed}" for seed in REAL_SEEDS]
-    rate = units.get(f"{world}/{rule}/rate", {"rate": RATES[0]})["rate"]
-    return [f"{world}/{rule}/{rate:g}/{seed}" for seed in REPORT]
 
 
 def beyond_first_sample(units: Units, rule: str) -> Mean:
@@ -248,11 +182,6 @@ def answers(units: Units, world: str) -> str:
         f"{rft['tokens_sampled']:,.0f} tokens sampled, {rft['tokens_trained']:,.0f} trained on.\n"
     )
     return "\n".join(lines)
-
-
-def mean_of(cells: Sequence[Mapping[str, Any]], name: str) -> float:
-    """Of the cells' costs."""
-    return sum(float(cell[name]) for cell in cells) / len(cells)
 
 
 def real(units: Units) -> str:

@@ -377,16 +377,17 @@ def main() -> None:
     if options.phase == "simulate":
         simulate(units)
     elif options.phase == "smollm2":
-        import forecast_page
+        from forecast_cells import published
 
-        units.done = {**forecast_page.published(), **units.done}
+        units.done = {**published(), **units.done}
         real(units, work, options.model.resolve())
     elif options.phase == "gsm8k":
         gsm8k(units, options.model.resolve(), options.questions.resolve(), work)
     elif options.phase == "page":
         import forecast_page
+        from forecast_cells import published
 
-        forecast_page.write({**forecast_page.published(), **units.done})
+        forecast_page.write({**published(), **units.done})
     else:
         toy(units, work, options.phase)
 
