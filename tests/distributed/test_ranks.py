@@ -200,12 +200,17 @@ def test_ranks_that_wait_say_a_beat_now_and_then_and_not_in_answer_to_each_other
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Two that answered each other took half of a core each."""
-    monkeypatch.setattr(lifeline, "BEAT_SECONDS", 0.2)
     said: list[str] = []
+
+    class Heard(lifeline.Lifeline):
+        def say(self, line: str) -> None:
+            said.append(line)
+            super().say(line)
+
+    monkeypatch.setattr(lifeline, "BEAT_SECONDS", 0.2)
     ends = socket.socketpair()
-    team = [lifeline.Lifeline({1 - number: end}) for number, end in enumerate(ends)]
+    team = [Heard({1 - number: end}) for number, end in enumerate(ends)]
     for one in team:
-        monkeypatch.setattr(one, "say", lambda line, say=one.say: (said.append(line), say(line)))
         one.start()
     time.sleep(0.9)
     for one in team:
