@@ -45,7 +45,7 @@ def write(units: Units) -> None:
     same = {name: unit for name, unit in units.items() if name not in others}
     found, every = list(pairs(same)), list(pairs(units))
     parts = [HEADER, PLAN, BEFORE, simulation(same), compared(found), *(answers(same, world) for world in WORLDS)]
-    parts += [real(same), other_seeds(others), *([gsm8k(same)] if "gsm8k" in same else [])]
+    parts += [real(same), by_seed(units), *([gsm8k(same)] if "gsm8k" in same else [])]
     parts.append(verdicts(same, found, spearman(every)))
     ROOT.joinpath("docs/measured/forecast.md").write_text("\n".join(filter(None, parts)), encoding="utf-8")
     ROOT.joinpath("docs/assets/forecast.svg").write_text(picture(found), encoding="utf-8")
@@ -224,8 +224,8 @@ def real(units: Units) -> str:
         told = (change([cell], label) for label in ("choose", "choose-greedy"))
         lines.append(f"| {rate:g} | {' | '.join(points(Mean(value.value, value.ci95)) for value in told)} |")
     lines += [
-        "\nWhat training changed there. With one seed, the interval is over problems alone and says nothing of other "
-        "seeds." + (f" Not measured: {', '.join(left)}." if left else ""),
+        "\nWhat training changed there, over problems and seeds. Few seeds make wide intervals: how much these differ "
+        "is all that is known of others." + (f" Not measured: {', '.join(left)}." if left else ""),
         "\n| rule | seeds | sampled (points) | beyond `first`, sampled | greedy (points) | tokens sampled "
         "| tokens trained | not trained because |",
         "|---|---|---|---|---|---|---|---|",
@@ -240,17 +240,19 @@ def real(units: Units) -> str:
     return "\n".join(lines) + "\n"
 
 
-def other_seeds(cells: Units) -> str:
-    """Each cell of a seed that not all rules were measured with; nothing if there is none."""
+def by_seed(units: Units) -> str:
+    """Each cell on SmolLM2."""
     lines = [
-        "Seeds that not all rules were measured with yet; each seed draws its own problems and samples:\n",
+        "By seed, with intervals over problems alone; each seed draws its own problems and samples:\n",
         "| rule | seed | sampled (points) | greedy (points) |\n|---|---|---|---|",
     ]
-    for name, cell in cells.items():
-        _, rule, _, seed = name.split("/")
-        changes = (change([cell], label) for label in ("report", "report-greedy"))
-        lines.append(f"| {rule} | {seed} | {' | '.join(points(Mean(value.value, value.ci95)) for value in changes)} |")
-    return "\n".join(lines) + "\n" if cells else ""
+    for rule in REAL_RULES:
+        for name in names_of(units, "smollm2", rule):
+            if name in units:
+                changes = (change([units[name]], label) for label in ("report", "report-greedy"))
+                told = " | ".join(points(Mean(value.value, value.ci95)) for value in changes)
+                lines.append(f"| {rule} | {name.rpartition('/')[2]} | {told} |")
+    return "\n".join(lines) + "\n"
 
 
 def gsm8k(units: Units) -> str:
