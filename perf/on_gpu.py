@@ -18,18 +18,21 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import random
+import signal
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import IO, Any
 
 import upft_mlx  # noqa: F401  (before mlx: it chooses the BLAS)
 
@@ -275,25 +278,29 @@ def device() -> str:
     return f"{name} ({kind}), {platform.system()} {platform.release()}; {versions}; Python {platform.python_version()}"
 
 
-def command(part: str, size: str) -> list[str]:
-    """Runs one part in a process of its own."""
-    return [sys.executable, __file__, "--part", part, *(["--small"] if size == "small" else [])]
+@contextmanager
+def started(part: str, size: str, out: IO[str] | int, errors: IO[str] | int) -> Iterator[subprocess.Popen[bytes]]:
+    """One part in a process of its own; with all that it started, it does not outlive the block."""
+    command = [sys.executable, __file__, "--part", part, *(["--small"] if size == "small" else [])]
+    process = subprocess.Popen(command, stdout=out, stderr=errors, start_new_session=True)
+    try:
+        yield process
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
 
 def compile_all(parts: Sequence[str], size: str, limit: float) -> Row:
     """Run the parts at once so that their kernels are compiled; those not done by then are ended."""
-    begin = time.monotonic()
-    running = [
-        subprocess.Popen(command(part, size), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) for part in parts
-    ]
-    unfinished = []
-    for part, process in zip(parts, running, strict=True):
-        try:
-            process.wait(max(0.0, begin + limit - time.monotonic()))
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-            unfinished.append(part)
+    begin, unfinished, nowhere = time.monotonic(), [], subprocess.DEVNULL
+    with ExitStack() as stack:
+        running = {part: stack.enter_context(started(part, size, nowhere, nowhere)) for part in parts}
+        for part, process in running.items():
+            try:
+                process.wait(max(0.0, begin + limit - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                unfinished.append(part)
     found = f"{time.monotonic() - begin:.0f} s" + (f"; not done: {', '.join(unfinished)}" if unfinished else "")
     return "first use of all kernels, which MLX compiles", found
 
@@ -324,10 +331,11 @@ def main() -> None:
     for part in parts:
         limit = SHARES[part] * seconds / 600
         with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as errors:
-            try:
-                status = str(subprocess.run(command(part, size), stdout=out, stderr=errors, timeout=limit).returncode)
-            except subprocess.TimeoutExpired:
-                status = f"ended after {limit:.0f} s"
+            with started(part, size, out, errors) as process:
+                try:
+                    status = str(process.wait(limit))
+                except subprocess.TimeoutExpired:
+                    status = f"ended after {limit:.0f} s"
             out.seek(0)
             errors.seek(0)
             rows = [json.loads(line) for line in out if line.startswith("[")]

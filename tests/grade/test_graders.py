@@ -96,7 +96,7 @@ def test_hostile_pairs_are_answered_in_time_and_memory() -> None:
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         equal, seconds, peak = pool.submit(grade_hostile_pairs).result()
     assert not equal
-    assert seconds < 60  # 35 at most so far; several pairs are given up, and would take minutes
+    assert seconds < 60  # 25 at most so far; several pairs are given up, and would take minutes
     assert peak < workers.MEMORY_BYTES
 
 

@@ -84,6 +84,25 @@ def test_a_part_that_takes_too_long_is_a_row_and_no_success() -> None:
     assert "| memory | failed (ended after 0 s): " in done.stdout
 
 
+def test_a_part_that_is_ended_leaves_nothing_running_beside_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "perf")
+    script = runpy.run_path(str(ROOT / "perf" / "on_gpu.py"))
+    with script["started"]("demo", "small", subprocess.DEVNULL, subprocess.DEVNULL) as process:
+
+        def group() -> int:
+            told = subprocess.run(["ps", "-A", "-o", "pgid="], capture_output=True, text=True, check=True)
+            return told.stdout.split().count(str(process.pid))
+
+        deadline = time.monotonic() + 60
+        while group() < 2:  # the part, and `upft demo`
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+    deadline = time.monotonic() + 10
+    while group():
+        assert time.monotonic() < deadline, "the demo runs on"
+        time.sleep(0.1)
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="threads have CPU times in /proc on Linux only")
 def test_the_time_of_python_and_of_mlx_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     import mlx.core as mx
