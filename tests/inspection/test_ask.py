@@ -291,6 +291,13 @@ def test_without_an_adapter_base_answers_alone_and_that_is_said(folder: Path, ta
     assert facts["answers"]["tuned"] is None
 
 
+def test_a_wait_for_kernels_is_said_on_stderr_before_the_model_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("upft_mlx.machine.device.compiles_first", lambda: "kernels are compiled")
+    result = upft("ask", "--model", "builtin:arithmetic", "--max-tokens", "1", QUESTION, "--json")
+    assert "kernels are compiled" in result.stderr
+    assert json.loads(result.stdout)["question"] == QUESTION
+
+
 def test_json_has_both_answers_with_tokens_and_seconds(
     folder: Path, adapter: Path, variants: dict[Variant, Loaded]
 ) -> None:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -101,6 +102,21 @@ def test_a_part_that_is_ended_leaves_nothing_running_beside_the_next(monkeypatch
     while group():
         assert time.monotonic() < deadline, "the demo runs on"
         time.sleep(0.1)
+
+
+def test_parts_that_run_at_once_are_told_apart_by_who_was_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "perf")
+    script = runpy.run_path(str(ROOT / "perf" / "on_gpu.py"))
+    monkeypatch.setitem(script["compile_all"].__globals__, "started", lambda part, *_: sleeping(part))
+    _, found = script["compile_all"](["0", "30"], "small", 2)
+    assert re.fullmatch(r"[23] s; not done: 30", found)
+
+
+@contextmanager
+def sleeping(seconds: str) -> Iterator[subprocess.Popen[bytes]]:
+    with subprocess.Popen(["sleep", seconds]) as process:
+        yield process
+        process.kill()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="threads have CPU times in /proc on Linux only")

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import sys
 import time
-import urllib.request  # noqa: F401  (later, with `sys.platform` replaced, it would ask for a Mac's own module)
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +51,7 @@ def caffeinate(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     command.write_text(f'#!/bin/sh\necho "$$ $*" > {said}.part\nmv {said}.part {said}\nexec sleep 60\n')
     command.chmod(0o755)
     monkeypatch.setenv("PATH", f"{command.parent}:{os.environ['PATH']}")
+    import_module("urllib.request")  # after the next line it would ask for a module that only a Mac has
     monkeypatch.setattr(sys, "platform", "darwin")
     return said
 

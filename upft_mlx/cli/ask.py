@@ -80,6 +80,7 @@ def ask(
         raise click.UsageError(f"the question is empty; give one as the last argument{first}, or on stdin")
     with prepared(target, options, model=model) as recipe:
         from upft_mlx.inspection.ask import Conversation, open_asker, trained
+        from upft_mlx.machine.device import compiles_first
         from upft_mlx.rundir import RunDir
         from upft_mlx.ui.ask import open_answers, print_note
 
@@ -92,6 +93,8 @@ def ask(
             from upft_mlx.models.adapter_files import refuse_missing_adapter
 
             refuse_missing_adapter(adapter)
+        if wait := compiles_first():
+            print_note(wait)
         asker = open_asker(recipe, run, adapter, temperature, max_tokens)
         if asker.chat_template != recipe.prompt.chat_template:
             print_note(f"asked with the chat template beside the adapter, {asker.chat_template}")

@@ -32,9 +32,7 @@ def nvidia_memory_bytes() -> int | None:
     """The memory of the NVIDIA GPU on which MLX computes; None elsewhere."""
     import mlx.core as mx
 
-    if not (mx.cuda.is_available() and on_gpu()):
-        return None
-    size = mx.device_info().get("total_memory")
+    size = mx.device_info().get("total_memory") if on_nvidia() else None
     return int(size) if size else None
 
 
@@ -48,6 +46,13 @@ def on_gpu() -> bool:
     import mlx.core as mx
 
     return mx.default_device().type == mx.DeviceType.gpu
+
+
+def on_nvidia() -> bool:
+    """Whether that is a GPU of MLX's CUDA backend."""
+    import mlx.core as mx
+
+    return on_gpu() and bool(mx.cuda.is_available())
 
 
 def attends_in_blocks() -> bool:
@@ -88,11 +93,9 @@ def compiles_first() -> str | None:
     """What to expect of the first run on an NVIDIA GPU; None elsewhere.
 
     MLX's CUDA backend compiles most kernels when they are first used: 3 to 8 s each, 20 to 45 s for a product with
-    quantized weights (perf/on_gpu.sh). The driver reads them from that folder in later runs.
+    quantized weights (docs/measured/performance.md). Later runs read them from that folder.
     """
-    import mlx.core as mx
-
-    if not (mx.cuda.is_available() and on_gpu()):
+    if not on_nvidia():
         return None
     folder = os.environ.get("MLX_PTX_CACHE_DIR")
     kept = f"keeps them in {folder}" if folder else "keeps them in a temporary folder (MLX_PTX_CACHE_DIR names another)"
