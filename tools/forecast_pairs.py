@@ -42,9 +42,12 @@ def spearman(found: Sequence[Pair]) -> float:
 
 
 def picture(found: Sequence[Pair]) -> str:
-    """Measured change against forecast, a dot per rule and world with both intervals."""
+    """Measured change against forecast, a dot per rule and world with both intervals.
+
+    What is measured with few seeds has intervals that would leave no room for the dots: they are cut at the frame.
+    """
     size, margin = 520, 60
-    values = [v for p in found for v in (*p.forecast.ci95, *p.measured.ci95)]
+    values = [v for p in found for v in (*p.forecast.ci95, p.measured.mean)]
     low, high = min(values) - 0.02, max(values) + 0.02
 
     def x(value: float) -> float:
@@ -62,12 +65,12 @@ def picture(found: Sequence[Pair]) -> str:
     for pair in found:
         colour = COLOURS[worlds.index(pair.world)]
         cx, cy = x(pair.forecast.mean), y(pair.measured.mean)
+        below, above = (y(min(max(end, low), high)) for end in pair.measured.ci95)
         parts += [
             f"<line x1='{x(pair.forecast.ci95[0]):.1f}' x2='{x(pair.forecast.ci95[1]):.1f}' y1='{cy:.1f}' "
             f"y2='{cy:.1f}' "
             f"stroke='{colour}' stroke-opacity='0.5'/>",
-            f"<line x1='{cx:.1f}' x2='{cx:.1f}' y1='{y(pair.measured.ci95[0]):.1f}' "
-            f"y2='{y(pair.measured.ci95[1]):.1f}' "
+            f"<line x1='{cx:.1f}' x2='{cx:.1f}' y1='{below:.1f}' y2='{above:.1f}' "
             f"stroke='{colour}' stroke-opacity='0.5'/>",
             f"<circle cx='{cx:.1f}' cy='{cy:.1f}' r='4' fill='{colour}'><title>{pair.rule}</title></circle>",
         ]
