@@ -88,9 +88,16 @@ def test_linux_leaves_out_what_only_macos_has() -> None:
     assert troubles(linux()) == {}
 
 
-def test_an_nvidia_gpu_is_named_with_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_nvidia_gpu_is_named_with_its_memory_and_kernels_before_the_self_test_needs_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert "kernels" not in found(linux())
+    monkeypatch.setattr("upft_mlx.machine.device.on_nvidia", lambda: True)
     monkeypatch.setattr("upft_mlx.machine.device.nvidia_memory_bytes", lambda: 80 * GIB)
-    assert found(linux())["working set"].value == "80.0 GiB on an NVIDIA GPU"
+    seen = found(linux())
+    assert seen["working set"].value == "80.0 GiB on an NVIDIA GPU"
+    assert "compiles each kernel" in seen["kernels"].value
+    assert list(seen).index("kernels") < list(seen).index("loss")
 
 
 @pytest.mark.parametrize(("source", "part"), [(intel(), "Intel"), (rosetta(), "Rosetta"), (old_macos(), "macOS 14")])

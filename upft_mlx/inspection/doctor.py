@@ -103,7 +103,7 @@ def _memory(machine: Machine, *, usable: bool) -> Iterator[Finding]:
     yield Finding("machine", "memory", text, "warning" if little else "ok", advice)
     if not usable:
         return
-    from upft_mlx.machine.device import nvidia_memory_bytes, working_set_bytes
+    from upft_mlx.machine.device import compiles_first, nvidia_memory_bytes, working_set_bytes
 
     working_set, nvidia = working_set_bytes(), nvidia_memory_bytes()
     if working_set is not None:
@@ -111,6 +111,8 @@ def _memory(machine: Machine, *, usable: bool) -> Iterator[Finding]:
         yield Finding("machine", "working set", f"{working_set / GIB:.1f} GiB on Metal{share}")
     elif nvidia is not None:
         yield Finding("machine", "working set", f"{nvidia / GIB:.1f} GiB on an NVIDIA GPU")
+        if wait := compiles_first():  # the self-test below may be their first use
+            yield Finding("machine", "kernels", wait)
     elif not machine.is_mac:
         yield Finding("machine", "working set", "not macOS: MLX runs on the CPU")
     else:
