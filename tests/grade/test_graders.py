@@ -116,12 +116,14 @@ def test_what_ran_for_minutes_is_answered_at_once() -> None:
 
 # The workers.
 
-# One that sleeps, dies, takes memory or stays in C code when told to; else it compares.
+# One that sleeps, dies, takes memory or stays in C code when told to; else it compares, without the two seconds that
+# sympy takes to load.
 SABOTAGED = """
 import os, sys, time
 sys.path[:] = {path!r}
 from upft_mlx.grade import workers
-def correct(completion, gold, rules, real=workers.correct):
+workers.symbolic.load = lambda: None
+def correct(completion, gold, rules):
     if completion == "hang": time.sleep(600)
     if completion == "spin": sum(iter(int, 1))
     if completion == "compute": 7 ** (10 ** 9)
@@ -129,7 +131,7 @@ def correct(completion, gold, rules, real=workers.correct):
     if completion == "hoard": return bytearray(workers.MEMORY_BYTES)[0] == 1
     if completion == "raise": raise ValueError
     if completion == "print": print("this must not come between", flush=True)
-    return real(completion, gold, rules)
+    return completion == r"\\boxed{{(z+1)(z+5)}}" and gold == "z^2 + 6z + 5"
 workers.correct = correct
 workers.serve()
 """

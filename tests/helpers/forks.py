@@ -83,7 +83,7 @@ class Fork:
         while self.poll() is None:
             if time.monotonic() > deadline:
                 raise subprocess.TimeoutExpired(str(self.pid), timeout)
-            time.sleep(0.005)
+            time.sleep(0.02)
         out, error = (Path(self._folder, name).read_text(errors="replace") for name in ("stdout", "stderr"))
         shutil.rmtree(self._folder)
         self._said = out, error

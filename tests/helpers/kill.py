@@ -23,7 +23,7 @@ def killed_at(command: Sequence[str | Path], reached: Callable[[], bool], later:
     """Run it, and kill it `later` seconds after `reached` holds; whether it was still running then."""
     process = start([*command, "--plain"])
     while process.poll() is None and not reached():
-        time.sleep(0.002)
+        time.sleep(0.02)  # looking more often takes the command's processor
     time.sleep(later)
     running = process.poll() is None
     process.kill()
