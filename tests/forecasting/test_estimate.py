@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 from xml.etree import ElementTree
 
 import pytest
@@ -18,10 +19,11 @@ from upft_mlx.forecasting.estimate import (
     RuleForecast,
     advise,
     chosen_by_auto,
+    greedy_gain,
     mean_of,
     weigh,
 )
-from upft_mlx.forecasting.page import figure
+from upft_mlx.forecasting.page import figure, markdown
 from upft_mlx.recipe.studies import Selection
 from upft_mlx.rows import Solution
 
@@ -161,10 +163,25 @@ def test_auto_takes_the_best_bound_at_its_length_unless_greedy_decoding_is_bette
     assert chosen_by_auto([rule("consensus", -0.01, 0.3)], 8) is None
 
 
+def test_what_greedy_decoding_gains_for_nothing_is_said_where_it_is_measured() -> None:
+    samples = [Graded(str(n), [], [n % 4 == 0, n % 2 == 0]) for n in range(24)]  # right on 3 of 8
+    greedy = [Graded(str(n), [], [n % 8 != 0]) for n in reversed(range(24))]  # on 7 of 8
+    found = greedy_gain(samples, greedy, 0.6)
+    assert "more often than samples at T = 0.6 (+50.0 [" in found
+    assert "try a lower temperature" in found
+    assert greedy_gain(samples, [Graded(item.problem_id, [], [item.right[0]]) for item in samples], 0.6) == ""
+    assert greedy_gain(samples, [], 0.6) == ""
+    value = mean_of([0.1, 0.4], (0.0, 1.0))
+    told = Forecast(24, 2, value, value, (), {}, Advice(None, None, "text", found), 5)
+    assert f"And {found}.\n" in markdown(told)
+    assert "\nAnd " not in markdown(replace(told, advice=Advice(None, None, "text")))
+
+
 def test_it_comes_back_from_json_as_it_was() -> None:
     value = mean_of([0.1, 0.4], (0.0, 1.0))
     areas = {8: {"mean": 0.7, "ci95": [0.6, 0.8], "problems": 9}, 4: None}
-    found = Forecast(64, 16, value, value, (rule("consensus", 0.1, 0.3),), areas, Advice("consensus", 8, "text"), 5)
+    advice = Advice("consensus", 8, "text", "remark")
+    found = Forecast(64, 16, value, value, (rule("consensus", 0.1, 0.3),), areas, advice, 5)
     assert Forecast.load(json.loads(json.dumps(found.dump()))) == found
 
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from helpers.ui import console, written
 
+from upft_mlx.forecasting.estimate import Forecast, points
 from upft_mlx.studies.demo import CAVEAT
 from upft_mlx.ui import views
+from upft_mlx.ui.console import UNBROKEN, open_console
 
 MEASURED = Path(__file__).parents[2] / "docs" / "assets" / "compare-quickstart.json"
 
@@ -70,6 +73,31 @@ def test_an_analysis_leads_with_the_recommendation(width: int) -> None:
     assert "advice: train with consensus" in lines
     assert [line.split()[0] for line in lines if line.count("+12.5 [+2.0, +23.0]") == 3] == ["4", "8"]
     assert all(len(line) <= width for line in lines)
+
+
+@pytest.mark.parametrize("width", [80, 120, None])
+def test_a_forecast_loses_no_digit_on_a_terminal_or_in_a_pipe(
+    width: int | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = Forecast.load(json.loads((MEASURED.parent / "forecast.json").read_text())["smollm2/forecast"])
+    found = replace(found, advice=replace(found.advice, remark="without training, ..."))
+    target = console(width, color_system=None) if width else None
+    views.print_forecast(found.dump(), Path("forecast"), console=target)
+    text = written(target) if target else capsys.readouterr().out
+    assert text.splitlines()[1].startswith(f"advice: {found.advice.text}"[:70])
+    assert "\nand without training, ...\n" in text
+    assert "\u2026" not in text
+    for rule in found.rules:
+        if rule.forecast is not None:
+            assert points(rule.forecast) in text
+    assert width is None or max(map(len, text.splitlines())) <= width
+
+
+def test_a_pipe_has_the_width_that_columns_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)
+    assert open_console().width == UNBROKEN
+    monkeypatch.setenv("COLUMNS", "60")
+    assert open_console().width == 60
 
 
 DEMO = {

@@ -169,6 +169,26 @@ class Advice:
     """The rule to train with; None: do not train."""
     length: int | None
     text: str
+    remark: str = ""
+    """What helps without training, if anything measurably does."""
+
+
+def greedy_gain(samples: Sequence[Graded], greedy: Sequence[Graded], temperature: float) -> str:
+    """What greedy decoding gains over the samples of the same problems; empty where its interval is not above 0.
+
+    Training on a model's own samples makes likely tokens likelier, and so does a lower temperature, which is free.
+
+    Args:
+        samples: of each problem.
+        greedy: the greedy solution of each of these problems, or of none.
+        temperature: of the samples.
+    """
+    right = {own.problem_id: own.mean for own in greedy}
+    gained = _mean([right[own.problem_id] - own.mean for own in samples if own.problem_id in right], (-1.0, 1.0))
+    if gained is None or gained.ci95[0] <= 0:
+        return ""
+    told = f"without training, greedy answers are right more often than samples at T = {temperature:g}"
+    return f"{told} ({points(gained)} points): try a lower temperature first"
 
 
 def advise(rules: Sequence[RuleForecast], answers: int) -> Advice:

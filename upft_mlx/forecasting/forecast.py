@@ -19,7 +19,7 @@ from upft_mlx.dataset.selection import pick, prefix_key
 from upft_mlx.errors import ModelError
 from upft_mlx.events import Note, Observer, Progress, StageStarted
 from upft_mlx.forecasting.answers import Answers, Known
-from upft_mlx.forecasting.estimate import FROM_PREFIXES, Forecast, Fresh, advise, mean_of, weigh
+from upft_mlx.forecasting.estimate import FROM_PREFIXES, Forecast, Fresh, advise, greedy_gain, mean_of, weigh
 from upft_mlx.forecasting.page import figure, markdown
 from upft_mlx.forecasting.probe import Probe, auc, fit, held_out
 from upft_mlx.grade.graders import Task, grade_all
@@ -151,7 +151,10 @@ class Forecaster:
             greedy_base=mean_of([item.mean for item in self.greedy], (0.0, 1.0)) if self.greedy else None,
             rules=tuple(weighed),
             probe=areas,
-            advice=advise(weighed, len(self.graded)),
+            advice=replace(
+                advise(weighed, len(self.graded)),
+                remark=greedy_gain(self.graded, self.greedy, self.recipe.generate.temperature),
+            ),
             tokens_sampled=tokens,
         )
         return Made(found, probes, self.sampler.processed_tokens)

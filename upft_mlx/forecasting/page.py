@@ -37,6 +37,7 @@ def markdown(found: Forecast) -> str:
         told += " `label` needs answers for every problem that it trains on; all other rules need none beyond these."
     lines = [
         f"**Advice: {found.advice.text}.**",
+        *([f"And {found.advice.remark}."] if found.advice.remark else []),
         "",
         f"From {samples}. Base is right on {_percent(found.base)} of its samples{greedily}. Brackets: 95 % interval "
         "over problems.",

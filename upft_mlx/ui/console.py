@@ -10,12 +10,20 @@ from typing import Any
 from rich.console import Console, Group, RenderableType
 
 
+UNBROKEN = 200
+"""Columns of what goes into a file or a pipe: no table needs more, so nothing of one is cut off."""
+
+
 def open_console(*, stderr: bool = False) -> Console:
     """Stdout or stderr. With NO_COLOR set to anything lines carry no escape sequences at all, not even for bold.
 
-    The rest is Rich's: FORCE_COLOR colours pipes too, TERM=dumb has neither colours nor a live view.
+    The rest is Rich's: FORCE_COLOR colours pipes too, TERM=dumb has neither colours nor a live view, COLUMNS is the
+    width of either.
     """
-    return Console(stderr=stderr, color_system=None if os.environ.get("NO_COLOR") else "auto")
+    console = Console(stderr=stderr, color_system=None if os.environ.get("NO_COLOR") else "auto")
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console.width = UNBROKEN
+    return console
 
 
 def paged(console: Console, parts: Sequence[RenderableType]) -> AbstractContextManager[Any]:

@@ -17,8 +17,8 @@ from upft_mlx.quantities import accuracy, count, duration, many, memory, p_value
 from upft_mlx.ui.console import open_console
 from upft_mlx.ui.text import glyphs_for, interval_bar
 
-_WIDE, _UNBROKEN = 150, 200
-"""Columns that the table of the recipes needs, and those of one that goes into a file or a pipe."""
+_WIDE = 150
+"""Columns that the table of the recipes needs."""
 
 
 def print_analysis(found: dict[str, Any], folder: Path, *, console: Console | None = None) -> None:
@@ -108,7 +108,7 @@ def _intervals(results: dict[str, dict[str, Any]], console: Console) -> Iterator
     differences = {method: result["difference"] for method, result in results.items()}
     widest = max((abs(end) for of in differences.values() if of for end in of["ci95"]), default=0.0)
     longest = max(map(len, results))
-    room = (console.width if console.is_terminal else _UNBROKEN) - longest - 50
+    room = console.width - longest - 50
     bar = min(_BAR, room - (room + 1) % 2)
     for method, result in results.items():
         text = Text(f"{method:{longest}}  ").append(f"{accuracy(result['accuracy'], result['ci95']):21}")
@@ -157,6 +157,8 @@ def print_forecast(found: dict[str, Any], folder: Path, *, console: Console | No
     console = console or open_console()
     console.print()
     console.print(Text(f"advice: {found['advice']['text']}", "bold"))
+    if remark := found["advice"]["remark"]:
+        console.print(Text(f"and {remark}"))
     low, high = found["base"]["ci95"]
     share = f"{100 * found['base']['mean']:.0f} % [{100 * low:.0f}, {100 * high:.0f}]"
     greedy = f"{100 * found['greedy_base']['mean']:.0f} %"
@@ -254,8 +256,6 @@ def print_side_by_side(found: dict[str, Any], *, console: Console | None = None)
 def print_recipes(rows: Sequence[dict[str, str]], *, console: Console | None = None) -> None:
     """The shipped recipes, `catalogue.Shipped.facts` of each; on two lines each where a table would not fit."""
     console = console or open_console()
-    if not console.is_terminal:  # a file or a pipe: nothing is broken
-        console = Console(file=console.file, width=_UNBROKEN)
     text = Text()
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False, header_style="bold")
     for column in ("recipe", "Mac", "time", "method", "model and problems"):
