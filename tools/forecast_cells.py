@@ -4,15 +4,32 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from make_evidence import ROOT, WORLDS
-from make_forecast_page import RATES, REAL_SEEDS, REPORT, change, chosen_rate
+from make_forecast_page import RATES, REAL_RATES, REAL_SEEDS, REPORT, change, chosen_rate, real_recipe
 
 from upft_mlx.forecasting.estimate import Forecast, Mean, RuleForecast
+from upft_mlx.recipe.schema import Recipe
+from upft_mlx.studies.compare import run_cell
 
 Units = Mapping[str, Any]
 DATA = ROOT / "docs" / "assets" / "forecast.json"
+
+
+COLDER = 0.42
+"""A temperature of 0.6, of the samples that are trained on, times the 0.7 of the evaluation."""
+
+
+def colder(units: Units, work: Path, model: Path, seed: int) -> dict[str, Any]:
+    """A cell in whose `tuned` is the untrained model at a lower temperature."""
+    data = real_recipe(model, work, seed, "first", REAL_RATES[0]).model_dump()
+    (asked, _) = data["evaluate"]["benchmarks"]
+    data["evaluate"]["benchmarks"] = [{**asked, "temperature": COLDER}]
+    scores = run_cell(Recipe.model_validate(data), "base", work / "colder" / f"seed-{seed}").scores["report"]
+    first = units[f"smollm2/first/{chosen_rate(units):g}/{seed}"]
+    return {"base": {"report": first["base"]["report"]}, "tuned": {"report": list(scores.values())}}
 
 
 def slim(units: Units) -> dict[str, Any]:

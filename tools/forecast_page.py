@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from forecast_cells import DATA, Units, cells_of, change_of, mean_of, names_of, rules_of, slim
+from forecast_cells import COLDER, DATA, Units, cells_of, change_of, mean_of, names_of, rules_of, slim
 from forecast_pairs import Pair, beyond_first, picture, spearman
 from make_evidence import RFT, ROOT, WORLDS
 from make_forecast_page import (
@@ -252,6 +252,14 @@ def by_seed(units: Units) -> str:
                 changes = (change([units[name]], label) for label in ("report", "report-greedy"))
                 told = " | ".join(points(Mean(value.value, value.ci95)) for value in changes)
                 lines.append(f"| {rule} | {name.rpartition('/')[2]} | {told} |")
+    for name, unit in units.items():
+        if name.startswith("smollm2/colder/"):
+            value = change([unit], "report")
+            lines.append(f"| untrained | {name.rpartition('/')[2]} | {points(Mean(value.value, value.ci95))} | |")
+    lines.append(
+        f"\n`untrained` is the base model at T = {COLDER:g} instead of 0.7, looked at after the results: training on "
+        f"samples of T = 0.6 makes likely tokens likelier, as sampling at 0.6 x 0.7 = {COLDER:g} does for nothing."
+    )
     return "\n".join(lines) + "\n"
 
 

@@ -377,10 +377,12 @@ def main() -> None:
     if options.phase == "simulate":
         simulate(units)
     elif options.phase == "smollm2":
-        from forecast_cells import published
+        from forecast_cells import colder, published
 
-        units.done = {**published(), **units.done}
-        real(units, work, options.model.resolve())
+        units.done, model = {**published(), **units.done}, options.model.resolve()
+        real(units, work, model)
+        for seed in REAL_SEEDS:
+            units.get(f"smollm2/colder/{seed}", lambda seed=seed: colder(units.done, work, model, seed))
     elif options.phase == "gsm8k":
         gsm8k(units, options.model.resolve(), options.questions.resolve(), work)
     elif options.phase == "page":

@@ -115,7 +115,7 @@ def test_a_way_that_loses_the_effect_is_refused_with_those_that_keep_it_and_thei
     make_recipe: MakeRecipe, run: RunDir
 ) -> None:
     write_adapter(run, 0.0005, Q4)
-    with pytest.raises(FuseError, match=r"fusing as base-fitted keeps -?[\d.]+ % of the adapter's") as caught:
+    with pytest.raises(FuseError, match=r"fusing as base-fitted keeps (none|[\d.]+ %) of the adapter's") as caught:
         fuse(make_recipe(publish={"fuse": "base"}), load(MODEL, quantize=Q4), run)
     assert not run.fused.exists()
     assert not run.fidelity.exists()
@@ -126,6 +126,12 @@ def test_a_way_that_loses_the_effect_is_refused_with_those_that_keep_it_and_thei
     for name, option in options.items():
         chosen = fuse(make_recipe(publish={"fuse": name}), load(MODEL, quantize=Q4), run)
         assert f"{chosen.bytes / 1e6:.1f} MB" == option
+
+
+def test_less_than_nothing_is_said_in_words() -> None:
+    found = Fidelity(kl=0.3, top1_agreement=0.5, greedy_agreement=0.1, fuse="base", retained=-2.0, kl_base=0.1, bytes=1)
+    assert found.kept == "none of the adapter's effect (3.0 times as far from the adapter as the base is)"
+    assert replace(found, retained=0.971).kept == "97.1 % of the adapter's effect"
 
 
 def test_a_refusal_tries_16_bits_only_where_there_is_room_for_them(

@@ -104,7 +104,7 @@ def test_the_numbers_are_the_runs(recipe: Recipe) -> None:
         "6,789 supervised tokens",
         "`0f0f`",
         "mlx 0.32.4",
-        "**98.7 %**",
+        "**98.7 % of the adapter's effect**",
         "mixed-8",
         "arXiv:2503.02875",
         "python -m mlx_lm generate --model user/tuned",

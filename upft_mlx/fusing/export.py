@@ -213,7 +213,7 @@ def export_dequantized(
     if template.is_file():  # Ollama and older tools look for it in the other file only
         stated = json.loads(settings.read_text(encoding="utf-8"))
         write_json(settings, {**stated, "chat_template": template.read_text(encoding="utf-8")})
-    kept = f"{dtype}, {found.bytes / 1e6:.1f} MB, keeps {percent(found.retained)} of the adapter's effect"
+    kept = f"{dtype}, {found.bytes / 1e6:.1f} MB, keeps {found.kept}"
     if found.retained >= (least := recipe.publish.min_retained):
         return kept
     # float16 has steps an eighth as large as bfloat16's

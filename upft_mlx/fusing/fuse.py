@@ -134,8 +134,7 @@ def _refuse(fuser: Fuser, chosen: Fidelity) -> NoReturn:
             detail += [f"{found.bytes / 1e6:.1f} MB", f"keeps {percent(found.retained)}"]
             passing.append(f"{family} ({', '.join(detail)})")
     raise FuseError(
-        f"fusing as {chosen.fuse} keeps {percent(chosen.retained)} of the adapter's effect (publish.min_retained: "
-        f"{percent(least, 0)})",
+        f"fusing as {chosen.fuse} keeps {chosen.kept} (publish.min_retained: {percent(least, 0)})",
         f"these values of publish.fuse pass: {'; '.join(passing)}"
         f"{'' if room else '; 16 bits were not tried because measuring them does not fit in memory'}. To fuse anyway: "
         "`upft fuse --force`, or publish.min_retained: 0",

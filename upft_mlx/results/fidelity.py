@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+from upft_mlx.quantities import percent
+
 
 @dataclass(frozen=True)
 class Divergence:
@@ -30,6 +32,13 @@ class Fidelity(Divergence):
     """KL(adapter || base), nats per position."""
     bytes: int
     """Weights of the fused model."""
+
+    @property
+    def kept(self) -> str:
+        """`97.1 % of the adapter's effect`; below 0, how many times as far from the adapter as the base is."""
+        if self.retained >= 0:
+            return f"{percent(self.retained)} of the adapter's effect"
+        return f"none of the adapter's effect ({1 - self.retained:,.1f} times as far from the adapter as the base is)"
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,6 @@ from upft_mlx.fusing.fuse import fuse
 from upft_mlx.fusing.merge import merge, readable
 from upft_mlx.models.find import model_hash
 from upft_mlx.pipeline import check_memory, opened, prepare
-from upft_mlx.quantities import percent
 from upft_mlx.recipe.schema import Recipe
 from upft_mlx.rows import write_json
 from upft_mlx.rundir import remove
@@ -71,6 +70,5 @@ def fuse_others(
             work.rename(made)
         finally:
             remove(work)
-    size, effect = f"{kept.bytes / 1e6:.1f} MB", f"{percent(kept.retained)} of the adapters' effect"
-    detail = f"rank {rank}, {kept.fuse}, {size}, keeps {effect}"
+    detail = f"rank {rank}, {kept.fuse}, {kept.bytes / 1e6:.1f} MB, keeps {kept.kept}"
     return {"folder": str(made), "rank": rank, "fuse": kept.fuse, "retained": kept.retained, "detail": detail}

@@ -9,7 +9,6 @@ from typing import Any
 
 from rich.console import Console, Group, RenderableType
 
-
 UNBROKEN = 200
 """Columns of what goes into a file or a pipe: no table needs more, so nothing of one is cut off."""
 
