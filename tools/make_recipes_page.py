@@ -8,12 +8,12 @@ from upft_mlx.recipe.catalogue import Shipped, catalogue
 
 HEADER = """# Shipped recipes
 
-`upft run NAME` runs one, `upft recipes` lists them, `upft recipes NAME > my-recipe.yaml` makes it yours to change. For
+`upft run NAME` runs one, `upft recipes` lists them, `upft recipes NAME > my-recipe.yaml` saves a copy to edit. For
 your own model and data see [own-data.md](own-data.md). Written from the recipes' header comments by
 `tools/make_recipes_page.py`; do not edit.
 
-None of these has been run on a Mac yet, and none but the quickstart anywhere: what was not measured, says so. Ids and
-columns were looked up in public code and pages; the Hub itself could not be asked from where this was written.
+None of these recipes has been run on a Mac yet, and only the quickstart and the demo have been run at all. What was not
+measured is marked. Ids and columns were looked up in public code and pages, because we had no access to the Hub.
 """
 
 

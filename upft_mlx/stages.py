@@ -61,7 +61,7 @@ STAGES = {
         Stage(
             name="answers",
             home="forecasting.answers",
-            summary="Sample the problems whose answers are used.",
+            summary="Sample full solutions of the problems with answers.",
             outputs=("answers",),
             help="Sample full solutions of the problems whose answers RECIPE uses (`forecast.problems`) into answers/.",
             in_run=False,
@@ -71,7 +71,7 @@ STAGES = {
         Stage(
             name="choose",
             home="forecasting.choice",
-            summary="Choose the rule of prefix.selection: auto.",
+            summary="Pick the rule for prefix.selection: auto.",
             outputs=("choice",),
             help="Forecast the rules of `prefix.selection: auto` at RECIPE's prefix.length, fit the probe, and choose.",
             needs=("answers",),

@@ -107,7 +107,7 @@ def test_fetch_says_the_room_it_needs_before_it_downloads(place: Place) -> None:
     assert "GB of disk space" in lines[0]
     assert "are free in" in lines[0]
     assert "the model is in" in lines[1]
-    assert lines[-1] == "complete; every command for this recipe now works with --offline"
+    assert lines[-1] == "complete; this recipe now runs with --offline"
 
 
 def test_what_is_here_is_not_fetched_again(place: Place) -> None:

@@ -109,7 +109,7 @@ def test_a_header_says_the_command_the_costs_and_the_sources(name: str) -> None:
     header = read_comment(shipped_recipes()[name].read_text(encoding="utf-8"))
     assert len(header.title) > 20
     assert tuple(header.entries) == KEYS
-    assert f"upft run {name}" in re.split(r"[ ()]{2,}|\)", header.entries["command"].replace("or: ", "  "))
+    assert f"upft run {name}" in re.split(r"[ ()]{2,}|[),]", header.entries["command"].replace("or: ", "  "))
     assert re.fullmatch(r"any|\d+ GB", header.short("Mac"))
     assert re.search(r"\d+ (MB|GB)", header.entries["disk"])
     assert len(header.short("time")) <= 32

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 @cli.command(
     help=helped(
         "Download what RECIPE needs from the Hugging Face Hub; shows first how much disk space it takes. Afterwards "
-        "every command works with --offline.",
+        "RECIPE runs with --offline.",
         "upft fetch my-recipe.yaml",
     )
 )
@@ -35,7 +35,7 @@ def fetch(recipe: str, options: Options) -> None:
 
         return fetch(loaded, notify)
 
-    run_other(recipe, work, lambda facts: "complete; every command for this recipe now works with --offline", options)
+    run_other(recipe, work, lambda facts: "complete; this recipe now runs with --offline", options)
 
 
 @cli.command(
@@ -68,8 +68,8 @@ def recipes(name: str | None, as_json: bool) -> None:
 @cli.command(
     help=helped(
         "Write a recipe for MODEL (a folder, a Hub id, or builtin:arithmetic, the demo's model) and DATASET (a .jsonl, "
-        ".json, .csv, .tsv or .parquet file, or a Hub id): finds the columns, sets part of a local file aside as test "
-        "questions, chooses the numbers, and says why next to each.",
+        ".json, .csv, .tsv or .parquet file, or a Hub id): finds the columns, sets aside test questions from a "
+        "local file, chooses the settings, and writes the reason next to each.",
         "upft new my-model my-questions.jsonl",
         "upft new my-model openai/gsm8k --config main --output my-recipe.yaml",
     )
@@ -123,7 +123,7 @@ def new(offline: bool, as_json: bool, debug: bool, **wishes: Any) -> None:
 
 @cli.command(
     help=helped(
-        "Estimate what RECIPE will cost, before anything is loaded: tokens to sample and train on (also for SFT and "
+        "Estimate what RECIPE will cost, before you run it: tokens to sample and train on (also for SFT and "
         "RFT), peak memory of each stage against your machine, disk, and time. To estimate the time, the model runs a "
         "short trial of about ten seconds; its result is kept.",
         "upft plan my-recipe.yaml",
@@ -159,7 +159,7 @@ def plan(
 @cli.command(
     help=helped(
         "Show what RECIPE asks and trains on, before a run: the exact prompts of sampling and evaluation, some "
-        "training rows token by token (supervised and masked), and the rules in four sentences. If the run has rows, "
+        "training rows token by token (supervised and masked), and the rules in plain words. If the run has rows, "
         "they are shown. Only the tokenizer is loaded; with --model the model is loaded as well, to measure how likely "
         "it finds the rows that it sampled: nats per token, by kind.",
         "upft preview quickstart",

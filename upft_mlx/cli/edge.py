@@ -164,7 +164,7 @@ def _refused(error: OSError) -> str:
     room = "make room, then " if error.errno in NO_ROOM else ""
     what = str(error.strerror or error)
     if error.errno == errno.EISDIR:
-        what, room = "a folder stands where this file belongs", "move it away, then "
+        what, room = "there is a folder where this file should go", "move it away, then "
     if error.errno == errno.ENOSPC:
         place = next(p for p in (Path(file or "."), *Path(file or ".").parents) if p.exists())
         what = f"the disk is full, {shutil.disk_usage(place).free / 1e6:,.0f} MB free"

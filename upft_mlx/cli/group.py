@@ -8,7 +8,7 @@ from upft_mlx.cli.options import helped
 from upft_mlx.stages import STAGES, in_run
 
 SECTIONS: dict[str, dict[str, str]] = {
-    "Begin": {
+    "Getting started": {
         "demo": "Run the whole method on a tiny embedded model, offline.",
         "doctor": "Can your machine run it, and are its results correct?",
         "recipes": "List the shipped recipes, and for which Mac.",
@@ -30,7 +30,7 @@ SECTIONS: dict[str, dict[str, str]] = {
         "ask": "Ask base and tuned a question, side by side.",
         "kept": "List, restore or remove earlier versions of a stage.",
         "adopt": "Accept files that you changed by hand.",
-        "export": "Export for PEFT, or without quantization.",
+        "export": "Export for PEFT or llama.cpp, or without quantization.",
         "push": "Upload to the Hugging Face Hub with a model card.",
     },
     "Choose settings": {
@@ -75,7 +75,7 @@ class Sections(click.Group):
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     help=helped(
         "Unsupervised Prefix Fine-Tuning on a Mac: sample the first tokens of one solution per problem, "
-        "fine-tune on them alone, measure base against tuned, and fuse. RECIPE is a YAML file, the name of a shipped "
+        "fine-tune on them, measure base against tuned, and fuse. RECIPE is a YAML file, the name of a shipped "
         "recipe, or a run directory with its own settings. `upft COMMAND --help` shows the options of a command.",
         "upft demo",
         "upft run my-recipe.yaml --set prefix.length=8",

@@ -52,7 +52,7 @@ def doctor(as_json: bool, debug: bool) -> None:
 
 @cli.command(
     help=helped(
-        "Print the script with which a shell completes upft's commands, options, recipes, runs and --set fields. Its "
+        "Print a script that lets your shell complete upft's commands, options, recipes, runs and --set fields. Its "
         "last line says how to install it.",
         'eval "$(upft completion zsh)"',
         "upft completion fish > ~/.config/fish/completions/upft.fish",

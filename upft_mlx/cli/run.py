@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
 @cli.command(
     help=helped(
-        "Show the whole method on an embedded model, offline, in minutes: forecast on 64 answers, train by the rule "
-        "that the forecast picks, measure, and beside it measure what the paper's own rule gives.",
+        "Show the whole method on an embedded model, offline, in minutes: make a forecast from 64 answers, train with "
+        "the rule that it picks and measure the result, then do the same with the paper's own rule.",
         "upft demo",
     )
 )
@@ -135,12 +135,13 @@ def _weighted(text: str) -> tuple[Path, float]:
     "adapters",
     multiple=True,
     type=click.Path(path_type=Path),
-    help="Compare the model with this adapter on it; several are compared with each other, too.",
+    help="Adapter to compare with the base model; give several to compare them with each other as well.",
 )
 @click.option(
     "--benchmark",
     "benchmarks",
     multiple=True,
+    metavar="BENCHMARK",
     help="Benchmark to measure; may be repeated.  [default: RECIPE's, or arithmetic]",
 )
 @click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Only the first N problems of each benchmark.")

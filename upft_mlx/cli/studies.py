@@ -31,7 +31,7 @@ def _study_command(what: str, text: str, *examples: str) -> None:
 
 _study_command(
     "forecast",
-    "Say before any training what each rule that picks prefixes would change, from RECIPE's problems that have answers "
+    "Before training, estimate what each rule that picks prefixes would change, from RECIPE's problems with answers "
     "(32 to 64 are enough): coverage, accuracy, a forecast with its interval, cost, and advice. Continues where it "
     "stopped.",
     "upft forecast quickstart",
