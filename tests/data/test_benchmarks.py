@@ -239,13 +239,13 @@ def test_the_hub_is_asked_for_the_pinned_revision(name: str, monkeypatch: pytest
 
 
 def test_equal_withheld_answers_stay_equal_for_the_majority() -> None:
-    from upft_mlx.evaluation.evaluate import _row
+    from upft_mlx.evaluation.evaluate import graded_row
     from upft_mlx.grade.graders import Verdict
     from upft_mlx.sampling.decoding import Completion
 
     entry, problem = entry_of(name="gpqa-freeform"), Problem("p", "canary?", "canary gold")
     rows = [
-        _row(entry, problem, 0, Completion([1], "stop"), "canary text", Verdict(answer, correct=False))
+        graded_row(entry, problem, 0, Completion([1], "stop"), "canary text", Verdict(answer, correct=False))
         for answer in ("0.5", r"\frac{1}{2}", "0.7", None)
     ]
     assert rows[0].answer == rows[1].answer != rows[2].answer

@@ -5,17 +5,19 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydantic import ValidationError
 
 from upft_mlx.errors import ProblemsError, RecipeError
+from upft_mlx.evaluation.evaluate import WITHHELD
 from upft_mlx.models.load import Loaded
 from upft_mlx.pipeline import run_stage
 from upft_mlx.recipe.cells import recipe_for_cell
 from upft_mlx.recipe.schema import Recipe
 from upft_mlx.rows import EvaluationRow, Solution, TrainingRow, read_rows
-from upft_mlx.studies.compare import compare
+from upft_mlx.studies.compare import compare, run_cell
 
 MakeRecipe = Callable[..., Recipe]
 
@@ -65,7 +67,7 @@ def test_best_of_prefix_continues_the_picked_prefix_and_trains_nothing(make_reci
     found = compare(recipe, tmp_path)
     row = found.methods["best_of_prefix:prefix_confidence"]
     assert (row.tokens_sampled, row.tokens_trained) == (0, 0)
-    (folder,) = (tmp_path / "compare").glob("best_of_prefix*/seed-0/best_of_prefix/arithmetic")
+    (folder,) = (tmp_path / "compare").glob("best_of_prefix*/seed-0/best_of_prefix/arithmetic/*")
     prefixes = list(read_rows(folder / "prefixes.jsonl", Solution))
     answers = list(read_rows(folder / "answers.jsonl", EvaluationRow))
     assert (len(prefixes), len(answers)) == (8 * 4, 8)
@@ -75,6 +77,39 @@ def test_best_of_prefix_continues_the_picked_prefix_and_trains_nothing(make_reci
         assert answer.completion.startswith(best.completion)
     assert row.benchmarks["arithmetic"].accuracy == sum(answer.correct for answer in answers) / 8
     assert compare(recipe, tmp_path).methods == found.methods, "a second call samples nothing anew"
+
+
+def test_best_of_prefix_takes_nothing_of_other_settings_and_withholds_private_text(
+    make_recipe: MakeRecipe, tmp_path: Path
+) -> None:
+    """Rows of other settings were taken over, and mixed up problems where the number of prefixes had changed."""
+    question, answer = "Ann has 3 apples and buys 4 more. How many apples has Ann?", "7"
+    (tmp_path / "mine.jsonl").write_text(json.dumps({"question": question, "answer": answer}) + "\n")
+    private = {"name": "mine", "path": str(tmp_path / "mine.jsonl"), "private": True}
+    open_one = {"name": "arithmetic", "limit": 3}
+
+    def cell(benchmark: dict[str, Any], **prefix: Any) -> set[Path]:
+        recipe = make_recipe(
+            prefix={"length": 4, **prefix},
+            evaluate={"benchmarks": [benchmark], "max_tokens": 12},
+            compare={"samples": 2},
+            generate={"temperature": 1.0},
+        )
+        run_cell(recipe_for_cell(recipe, "best_of_prefix", 0), "best_of_prefix", tmp_path / "cell")
+        return set((tmp_path / "cell" / "best_of_prefix").glob(f"{benchmark['name']}/*"))
+
+    (short,) = cell(open_one)
+    (long,) = cell(open_one, length=6) - {short}
+    for folder, length in ((short, 4), (long, 6)):
+        assert {len(row.completion_ids) for row in read_rows(folder / "prefixes.jsonl", Solution)} == {length}
+    (hidden,) = cell(private)
+    (row,) = read_rows(hidden / "answers.jsonl", EvaluationRow)
+    assert row.completion == row.gold == WITHHELD
+    assert not (hidden / "prefixes.jsonl").exists()
+    before = (hidden / "answers.jsonl").read_bytes()
+    assert cell(private) == {hidden}
+    assert (hidden / "answers.jsonl").read_bytes() == before
+    assert not (hidden / "prefixes.jsonl").exists(), "nothing is sampled again"
 
 
 def test_a_method_that_other_fields_rule_out_is_refused_by_name(make_recipe: MakeRecipe) -> None:

@@ -241,7 +241,7 @@ class Evaluator:
                 Note(f"{entry.label}: {given_up} answers took too long to grade ({SECONDS:g} s) and count as wrong")
             )
         parts = zip(asked, completions, texts, verdicts, strict=True)
-        return [_row(entry, problem, sample, *rest) for (problem, sample), *rest in parts]
+        return [graded_row(entry, problem, sample, *rest) for (problem, sample), *rest in parts]
 
 
 def replay(part: BenchmarkSet, variant: Variant, run: RunDir, notify: Observer) -> None:
@@ -251,9 +251,10 @@ def replay(part: BenchmarkSet, variant: Variant, run: RunDir, notify: Observer) 
         notify(_graded(part.entry, variant, by_id[row.problem_id], row, resumed=True))
 
 
-def _row(
+def graded_row(
     entry: BenchmarkSpec, problem: Problem, sample: int, completion: Completion, text: str, verdict: Verdict
 ) -> EvaluationRow:
+    """The row of a graded completion; of a private benchmark without any text that tells the question or answer."""
     answer, gold = verdict.answer, str(problem.answer)
     if entry.private:
         text = WITHHELD

@@ -23,16 +23,13 @@ def readable(weights: Mapping[Path, float]) -> dict[Path, AdapterFiles]:
     """What the files of adapters that are to be added up say.
 
     Raises:
-        FuseError: one is DoRA and there are several.
+        FuseError: one is DoRA.
         ModelError: one is missing or damaged.
     """
     found = {path: read_adapter(path) for path in weights}
-    dora = [path for path, files in found.items() if files.kind == "dora"]
-    if dora and (len(found) > 1 or list(weights.values()) != [1.0]):
-        problem = (
-            "is a DoRA adapter, which scales each row of the weights anew: it cannot be added to others or weighted"
-        )
-        raise FuseError(problem, "fuse it alone, and train the others on the fused model", path=dora[0])
+    if dora := [path for path, files in found.items() if files.kind == "dora"]:
+        problem = "is a DoRA adapter, which also scales each row of the weights: it is no update that can be added"
+        raise FuseError(problem, "fuse it with `mlx_lm fuse`, and use the fused model as the base", path=dora[0])
     return found
 
 

@@ -2,49 +2,69 @@
 
 What training on picked prefixes would teach, paid for with each answer instead: the fair baseline of `compare`.
 
-    best_of_prefix/BENCHMARK/prefixes.jsonl    `compare.samples` prefixes for each answer
-    best_of_prefix/BENCHMARK/answers.jsonl     the picked ones, continued and graded
+    best_of_prefix/BENCHMARK/FINGERPRINT/prefixes.jsonl    `compare.samples` prefixes for each answer
+    best_of_prefix/BENCHMARK/FINGERPRINT/answers.jsonl     the picked ones, continued and graded
+
+The fingerprint is that of all that these rows depend on. Of a private benchmark, the prefixes are removed when they
+are continued.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
+from dataclasses import replace
+from typing import Any
 
 from upft_mlx.data.benchmarks import BenchmarkSet
 from upft_mlx.dataset.instruction import user_turn
 from upft_mlx.dataset.prefix import most_sampled
 from upft_mlx.dataset.selection import pick
-from upft_mlx.events import Observer
+from upft_mlx.evaluation.base_and_tuned import variant_inputs
+from upft_mlx.evaluation.evaluate import graded_row
+from upft_mlx.evaluation.summary import scores_of
 from upft_mlx.forecasting.rated import rated_by_confidence
 from upft_mlx.grade.graders import Task, grade
+from upft_mlx.job import Job
 from upft_mlx.models.chat import Renderer
-from upft_mlx.models.load import Loaded
 from upft_mlx.recipe.schema import Recipe
+from upft_mlx.recipe.studies import BEST_OF_PREFIX
 from upft_mlx.rows import EvaluationRow, Solution, read_rows
+from upft_mlx.rundir import fingerprint
 from upft_mlx.sampling.decoding import Completion, Request
 from upft_mlx.sampling.resumed import sample_rows
 from upft_mlx.sampling.sampler import Sampler, sampling_for
 
 
-def measure(recipe: Recipe, loaded: Loaded, part: BenchmarkSet, folder: Path, notify: Observer) -> dict[str, float]:
+def inputs(job: Job, part: BenchmarkSet) -> dict[str, Any]:
+    """What the rows depend on."""
+    return {
+        **variant_inputs(job, part, "base"),
+        **job.inputs.section("generate", "temperature", "top_p", "top_k"),
+        "batch size of prefixes": job.recipe.generate.batch_size,
+        "prefixes": [job.recipe.compare.samples, most_sampled(job.recipe, "prefix"), job.recipe.prefix.selection],
+    }
+
+
+def measure(job: Job, part: BenchmarkSet) -> dict[str, float]:
     """Each problem's mean over its answers; what was sampled is continued.
 
-    Prefixes are drawn at `generate.temperature` and picked by `prefix.selection`; the rest of the answer is drawn at
-    the benchmark's own temperature.
+    Prefixes are drawn at `generate.temperature` and picked by `prefix.selection`, which looks at prefixes alone
+    (`consensus` or `prefix_confidence`); the rest of the answer is drawn at the benchmark's own temperature.
 
     Args:
-        recipe: with a selection that looks at prefixes alone, `consensus` or `prefix_confidence`.
-        loaded: the base model.
+        job: with the base model.
         part: the benchmark.
-        folder: where its two files are kept.
-        notify: receives progress events.
     """
+    recipe, loaded, notify = job.recipe, job.load(), job.notify
+    folder = job.run.root / BEST_OF_PREFIX / part.entry.label / fingerprint(inputs(job, part))
+    answers = folder / "answers.jsonl"
     entry, g = part.entry, recipe.generate
     renderer, turn = Renderer(loaded.tokenizer, recipe.prompt), user_turn(entry, recipe.prompt)
     asked = [(problem, sample) for problem in part.problems for sample in range(entry.samples)]
     prompts = [renderer.ids(turn.replace("{question}", problem.question)) for problem, _ in asked]
     drawing = Sampler(loaded, sampling_for(loaded, g.temperature, g.batch_size, g.top_p, g.top_k, logprobs=True))
+    if answers.exists() and len(list(read_rows(answers, EvaluationRow, growing=True))) == len(asked):
+        return scores_of(answers)
     requests = [
         Request(prompt, most_sampled(recipe, "prefix"), recipe.compare.samples, f"{problem.id}/{sample}")
         for (problem, sample), prompt in zip(asked, prompts, strict=True)
@@ -70,18 +90,15 @@ def measure(recipe: Recipe, loaded: Loaded, part: BenchmarkSet, folder: Path, no
         (problem, sample), row = asked[index], picked[index]
         ended = row.finish_reason == "stop"  # within the prefix: nothing follows it
         ids = row.completion_ids if ended else [*row.completion_ids, *made.ids]
+        whole = replace(made, ids=ids, finish_reason=row.finish_reason if ended else made.finish_reason)
         text = loaded.tokenizer.decode(ids)
         verdict = grade(Task(text, str(problem.answer), entry.grader, entry.percent_as_unit))
-        reason = row.finish_reason if ended else made.finish_reason
-        return EvaluationRow(
-            problem.id, sample, text, verdict.answer, str(problem.answer), verdict.correct, len(ids), reason
-        )
+        return graded_row(entry, problem, sample, whole, text, verdict)
 
-    sample_rows(folder / "answers.jsonl", going, requests, recipe.seed, answer, "evaluate", notify)
-    marks: dict[str, list[bool]] = {}
-    for made in read_rows(folder / "answers.jsonl", EvaluationRow):
-        marks.setdefault(made.problem_id, []).append(made.correct)
-    return {problem: sum(values) / len(values) for problem, values in marks.items()}
+    sample_rows(answers, going, requests, recipe.seed, answer, "evaluate", notify)
+    if entry.private:
+        (folder / "prefixes.jsonl").unlink()
+    return scores_of(answers)
 
 
 def _picked(recipe: Recipe, prefixes: Sequence[Solution]) -> Solution:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from upft_mlx.errors import RecipeError
+from upft_mlx.evaluation.summary import scores_of
 from upft_mlx.events import Note, Observer, ignore
 from upft_mlx.fingerprints import definite
 from upft_mlx.job import Job
@@ -26,7 +27,7 @@ from upft_mlx.quantities import duration
 from upft_mlx.recipe.cells import BASE, recipe_for_cell
 from upft_mlx.recipe.schema import Recipe
 from upft_mlx.recipe.studies import BEST_OF_PREFIX
-from upft_mlx.rows import EvaluationRow, read_json, read_rows, write_atomically, write_json
+from upft_mlx.rows import read_json, write_atomically, write_json
 from upft_mlx.rundir import RunDir, fingerprint, versions
 from upft_mlx.stages import before
 from upft_mlx.studies.best_of_prefix import measure as best_of_prefix
@@ -112,11 +113,7 @@ def run_cell(
     job.donors = donors
     if method.partition(":")[0] == BEST_OF_PREFIX:  # prefixes are picked at test time, and nothing is trained
         with opened(job):
-            loaded, root = job.load(), job.run.root / BEST_OF_PREFIX
-            scores = {
-                part.entry.label: best_of_prefix(job.recipe, loaded, part, root / part.entry.label, job.notify)
-                for part in job.sets
-            }
+            scores = {part.entry.label: best_of_prefix(job, part) for part in job.sets}
         return Cell(method, job.recipe.seed, scores, 0, 0, 0.0, 0)
     with opened(job):
         refuse_changed(job)
@@ -145,11 +142,3 @@ def _result(job: Job, method: str) -> Cell:
         seconds=sum(entry.seconds for entry in stages),
         peak_memory_bytes=max((entry.peak_memory_bytes for entry in stages), default=0),
     )
-
-
-def scores_of(path: Path) -> dict[str, float]:
-    """Each problem's mean over its samples, from a file of evaluation rows."""
-    marks: dict[str, list[bool]] = {}
-    for row in read_rows(path, EvaluationRow):
-        marks.setdefault(row.problem_id, []).append(row.correct)
-    return {problem: sum(values) / len(values) for problem, values in marks.items()}

@@ -20,7 +20,7 @@ from upft_mlx.data.benchmarks import resolve
 from upft_mlx.errors import RecipeError
 from upft_mlx.escape import one_line, quoted
 from upft_mlx.evaluation.benchmark_result import BenchmarkResult
-from upft_mlx.evaluation.summary import rounded_grades
+from upft_mlx.evaluation.summary import rounded_grades, scores_of
 from upft_mlx.events import Note, Observer, ignore
 from upft_mlx.fingerprints import definite
 from upft_mlx.models.find import find_model
@@ -29,7 +29,7 @@ from upft_mlx.recipe.grid import Grid, Settings, all_valid, combinations, in_wor
 from upft_mlx.recipe.schema import Recipe
 from upft_mlx.rows import write_atomically, write_json
 from upft_mlx.rundir import RunDir, versions
-from upft_mlx.studies.compare import keep_aside, run_cell, scores_of
+from upft_mlx.studies.compare import keep_aside, run_cell
 from upft_mlx.studies.sweep_table import Cell, Sweep, best, figure, markdown, tried
 
 LOOK = "rest"
