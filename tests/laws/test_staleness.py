@@ -12,7 +12,7 @@ from typing import Any, get_args
 
 import pytest
 from conftest import MODEL
-from helpers.staleness import ANSWERS, FORECASTING, PROBLEMS, ROWS, SAMPLING, STAGES, TABLE, UPFT, VARIANTS
+from helpers.staleness import ANSWERS, EVERYTHING, FORECASTING, PROBLEMS, ROWS, SAMPLING, STAGES, TABLE, UPFT, VARIANTS
 from helpers.templates import FAMILIES, write_tokenizer
 from pydantic import BaseModel
 
@@ -24,6 +24,7 @@ from upft_mlx.events import Variant
 from upft_mlx.job import Job
 from upft_mlx.recipe.fields import Section
 from upft_mlx.recipe.schema import Recipe
+from upft_mlx.recipe.studies import Method
 from upft_mlx.rundir import RunDir, fingerprint
 
 RFT = {**UPFT, "method": "rft", "generate": {"samples": 4}}
@@ -105,6 +106,15 @@ def changed(before: dict[str, str], after: dict[str, str]) -> set[str]:
 def test_a_changed_field_makes_just_these_stages_run_again(path: str, value: Any, stages: str) -> None:
     data = TOGETHER.get(path, UPFT)
     assert changed(fingerprints(recipe_with(data)), fingerprints(recipe_with(data, path, value))) == set(stages.split())
+
+
+@pytest.mark.parametrize("method", get_args(Method))
+@pytest.mark.parametrize(("path", "value"), [row[:2] for row in TABLE if row[2] == EVERYTHING])
+def test_what_all_completions_depend_on_trains_again_with_every_method(method: str, path: str, value: Any) -> None:
+    """`annotated` samples nothing, and left out seed, prompt and quantization of the rows and of the adapter too."""
+    data = {**TOGETHER.get(path, UPFT), "method": method, "generate": {"samples": 4 if method == "rft" else 1}}
+    found = changed(fingerprints(recipe_with(data)), fingerprints(recipe_with(data, path, value)))
+    assert found >= {"generate", "build", "train", "base", "tuned"}
 
 
 @pytest.mark.parametrize(("path", "value", "stages"), FORECASTING, ids=[row[0] for row in FORECASTING])

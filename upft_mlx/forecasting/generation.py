@@ -28,12 +28,8 @@ def inputs(job: Job) -> dict[str, Any]:
         "problems": job.inputs.hashes["problems"],
         **job.inputs.section_without("generate", "keep"),
     }
-    if recipe.method == "annotated":
-        return {
-            "problems": job.inputs.hashes["problems"],
-            "model": job.inputs.hashes["model"],
-            "solutions": "annotated",
-        }
+    if recipe.method == "annotated":  # build and train learn seed, prompt and quantization from this stage alone
+        return {**job.inputs.base(), "problems": job.inputs.hashes["problems"], "solutions": "annotated"}
     if recipe.samples_full:
         return {**found, "solutions": {"all_full": True, "logprobs": recipe.prefix.selection == "confidence"}}
     if _is_rated(recipe):
