@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -11,12 +12,15 @@ from xml.etree import ElementTree
 import mlx.core as mx
 import numpy as np
 import pytest
+from helpers.preview import previewed
 
 from upft_mlx.errors import ProblemsError, TrainingError
 from upft_mlx.events import Event, Progress, StageStarted
-from upft_mlx.forecasting.estimate import Forecast
+from upft_mlx.forecasting.estimate import Advice, Forecast, Mean
+from upft_mlx.forecasting.forecast import Forecaster, Made
 from upft_mlx.forecasting.states import Reader
 from upft_mlx.grade.correct import is_correct
+from upft_mlx.inspection.browse import settled_by
 from upft_mlx.models.load import Loaded
 from upft_mlx.pipeline import run_forecast, run_stage
 from upft_mlx.recipe.schema import Recipe
@@ -232,6 +236,34 @@ def test_auto_takes_the_rule_of_the_forecast_and_later_commands_know_it(
     assert json.loads((tmp_path / "recipe.json").read_text())["prefix"]["selection"] == "consensus"
     run_stage(recipe, tmp_path, "build")
     assert any(row.kind == "structure" for row in read_rows(tmp_path / "dataset" / "train.jsonl", TrainingRow))
+    assert previewed(recipe, tmp_path)["source"] == "dataset", "a preview knows it as well"
+    settled = settled_by(recipe, RunDir(tmp_path))
+    assert (settled.prefix.selection, settled.prefix.structure) == ("consensus", "checked")
+
+
+@pytest.mark.parametrize(("trusts", "lower"), [(False, False), (True, True)])
+def test_auto_takes_no_probe_that_training_would_refuse_and_says_why_nothing_is_left(
+    small: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trusts: bool, lower: bool
+) -> None:
+    """It chose the probe, and the stage after it refused that on each call."""
+    worth = Mean(0.3, (0.2, 0.4))
+    greedy = Mean(-0.2, (-0.3, -0.1)) if lower else None
+
+    def forecast(self: Forecaster, asked: object, lengths: object) -> Made:
+        found = make(self, asked, lengths)  # type: ignore[arg-type]
+        rated = [
+            replace(r, forecast=worth if r.selection == "probe" else None, greedy=greedy) for r in found.forecast.rules
+        ]
+        area = {6: {"mean": 0.55, "ci95": [0.51 if trusts else 0.45, 0.6], "problems": 12}}
+        said = replace(found.forecast, rules=tuple(rated), probe=area, advice=Advice("probe", 6, "train with probe"))
+        return replace(found, forecast=said)
+
+    make = Forecaster.make
+    monkeypatch.setattr(Forecaster, "make", forecast)
+    recipe = small(prefix={"selection": "auto", "length": 6, "structure_ratio": 0.25})
+    reason = "what greedy decoding takes is better" if lower else "the probe is not measurably better than chance"
+    with pytest.raises(TrainingError, match=f"no rule is worth training with: {reason}"):
+        run_stage(recipe, tmp_path, "generate")
 
 
 def test_auto_refuses_to_train_where_no_forecast_is_above_zero(

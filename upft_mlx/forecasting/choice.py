@@ -13,7 +13,7 @@ from upft_mlx.forecasting.forecast import Forecaster, dump_probes, prefix_inputs
 from upft_mlx.forecasting.probe import Probe
 from upft_mlx.job import Job, Outcome
 from upft_mlx.quantities import accuracy
-from upft_mlx.recipe.schema import Recipe
+from upft_mlx.recipe.override import with_rule
 from upft_mlx.rows import read_json, write_json
 from upft_mlx.rundir import RunDir
 
@@ -46,15 +46,25 @@ def work(job: Job, run: RunDir) -> Outcome:
         job.notify,
     )
     made = forecaster.make(("first", *AUTO), [length])
-    chosen = chosen_by_auto(made.forecast.rules, length)
-    text = made.forecast.advice.text
+    trusts, advice = tells_apart(made.forecast.probe.get(length)), made.forecast.advice
+    chosen = chosen_by_auto([r for r in made.forecast.rules if trusts or r.selection != "probe"], length)
+    text = advice.text
     if chosen is not None and chosen.forecast is not None:
         text = f"{chosen.selection}: {points(chosen.forecast)} points at t = {length}"
         text += f", from {made.forecast.problems} problems with answers"
+    elif advice.selection is not None:  # its forecast is above zero all the same
+        text = f"what greedy decoding takes is better than what {advice.selection} picks"
+        if advice.selection == "probe" and not trusts:
+            text = "the probe is not measurably better than chance, and no other forecast is above zero"
     write_json(run.choice / "probe.json", dump_probes(made.probes))
     selection = None if chosen is None else chosen.selection
     write_json(run.choice / "choice.json", {"selection": selection, "text": text, "forecast": made.forecast.dump()})
     return Outcome(text, tokens_sampled=made.forecast.tokens_sampled, tokens_processed=made.tokens_processed)
+
+
+def tells_apart(area: dict[str, Any] | None) -> bool:
+    """Whether a probe with this AUC tells right from wrong prefixes."""
+    return area is not None and area["ci95"][0] > CHANCE
 
 
 def take_choice(job: Job) -> None:
@@ -62,9 +72,7 @@ def take_choice(job: Job) -> None:
     if job.recipe.prefix.selection == "auto" and job.is_current("choose"):
         selection = read_json(job.run.choice / "choice.json")["selection"]
         if selection is not None:
-            data = job.recipe.model_dump()
-            data["prefix"] |= {"selection": selection, "structure": "checked"}
-            job.use(Recipe.model_validate(data))
+            job.use(with_rule(job.recipe, selection))
 
 
 def no_choice(run: RunDir) -> TrainingError:
@@ -84,7 +92,7 @@ def read_probe(run: RunDir, length: int) -> Probe:
     """
     choice, probes = read_json(run.choice / "choice.json"), read_json(run.choice / "probe.json")
     area: dict[str, Any] | None = Forecast.load(choice["forecast"]).probe.get(length)
-    if str(length) not in probes or area is None or area["ci95"][0] <= CHANCE:
+    if str(length) not in probes or not tells_apart(area):
         found = "could not be fitted"
         if area is not None:
             share = accuracy(area["mean"], area["ci95"])

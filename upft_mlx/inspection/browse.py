@@ -19,6 +19,7 @@ from upft_mlx.evaluation.summary import VARIANTS, flips
 from upft_mlx.grade.correct import VERSION
 from upft_mlx.grade.graders import Task, grade_all
 from upft_mlx.recipe.load import load_recipe
+from upft_mlx.recipe.override import with_rule
 from upft_mlx.recipe.schema import Recipe
 from upft_mlx.results.facts import RunFacts
 from upft_mlx.results.report import collect
@@ -106,11 +107,14 @@ def recipe_of(run: RunDir) -> Recipe:
 
 
 def settled_by(recipe: Recipe, run: RunDir) -> Recipe:
-    """The recipe with the run's numbers where it says `auto`, and its date; as it is where there is no run yet.
+    """The recipe with the run's numbers and rule where it says `auto`, and its date; as it is where no run is yet.
 
     Raises:
         RunDirError: the run's recipe.json is damaged or of another version.
     """
+    choice = read_json(run.choice / "choice.json") if recipe.prefix.selection == "auto" else None
+    if choice is not None and choice["selection"] is not None:
+        recipe = with_rule(recipe, choice["selection"])
     data = recipe.dump()
     chosen = [(section, field) for section, field in _SIZES if data[section][field] == "auto"]
     if not (chosen or data["prompt"]["date"] is None) or not run.recipe.is_file():

@@ -60,3 +60,10 @@ def with_benchmarks(
         entry["limit"] = entry.get("limit") if limit is None else limit
         entry["subset"] = chosen or entry.get("subset") or {}
     return validated(Path("--benchmark"), {}, data, ())
+
+
+def with_rule(recipe: Recipe, selection: str) -> Recipe:
+    """The recipe with the rule that `prefix.selection: auto` has taken; its structure rows are right ones."""
+    data = recipe.model_dump()
+    data["prefix"] |= {"selection": selection, "structure": "checked"}
+    return Recipe.model_validate(data)
