@@ -254,7 +254,9 @@ def test_auto_takes_no_probe_that_training_would_refuse_and_says_why_nothing_is_
         rated = [
             replace(r, forecast=worth if r.selection == "probe" else None, greedy=greedy) for r in found.forecast.rules
         ]
-        area = {6: {"mean": 0.55, "ci95": [0.51 if trusts else 0.45, 0.6], "problems": 12}}
+        area: dict[int, dict[str, Any] | None] = {
+            6: {"mean": 0.55, "ci95": [0.51 if trusts else 0.45, 0.6], "problems": 12}
+        }
         said = replace(found.forecast, rules=tuple(rated), probe=area, advice=Advice("probe", 6, "train with probe"))
         return replace(found, forecast=said)
 
