@@ -103,7 +103,7 @@ def _choose(fuser: Fuser) -> Fidelity:
 def _needs_no_try(fuser: Fuser, form: Format) -> bool:
     """Whether to skip fitting, which takes minutes for a large model: nearest rounding keeps enough, or nothing.
 
-    Where nearest rounding ended below 0, fitted rounding ended below 0.8 in all that was measured (docs/use/fusing.md).
+    Where nearest rounding ended below 0, fitted rounding ended below 0.9 in all that was measured (docs/use/fusing.md).
     The base's own bits are another matter: there fitting keeps the codes, which nearest rounding does not.
     """
     if not form.fitted:
