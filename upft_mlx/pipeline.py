@@ -378,5 +378,5 @@ def known_files(job: Job) -> set[str]:
     """The names of the files in `result` that this run has made."""
     entry = job.run.entry("train" if job.recipe.publish.fuse == "adapter" else "fuse")
     names = {Path(name) for name in entry.outputs} if entry is not None else set()
-    licences = {path.name for path in job.model_path.glob("LICENSE*")}
-    return {"README.md", *licences, *(name.name for name in names if name.parent.name == result(job).name)}
+    copied = {path.name for path in terms(job.model_path)}
+    return {"README.md", *copied, *(name.name for name in names if name.parent.name == result(job).name)}

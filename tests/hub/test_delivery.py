@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import MODEL
 from huggingface_hub import metadata_load
 
 from upft_mlx.api import push
@@ -57,3 +59,13 @@ def test_another_place_to_push_to_makes_no_stage_run_again(make_recipe: MakeReci
     run(make_recipe(**SMALL, publish={"fuse": "adapter", "repo": "user/b", "private": False}), tmp_path)
     assert (tmp_path / "fidelity.json").stat().st_mtime_ns == before
     assert "user/b" in (tmp_path / "adapter/README.md").read_text()
+
+
+def test_the_terms_of_the_base_go_up_whatever_their_files_are_called(make_recipe: MakeRecipe, tmp_path: Path) -> None:
+    base, names = tmp_path / "base", {"NOTICE", "LICENCE", "license.txt", "LICENSE-CODE.md"}
+    shutil.copytree(MODEL, base)
+    for name in names:
+        (base / name).write_text("terms")
+    recipe = make_recipe(**SMALL, model=str(base), publish={"fuse": "adapter", "repo": "user/a"})
+    run(recipe, tmp_path / "run")
+    assert names < {file["path"] for file in push(recipe, tmp_path / "run", dry_run=True)["files"]}
