@@ -44,7 +44,7 @@ from upft_mlx.results.plan import Plan
 from upft_mlx.results.report import collect, markdown
 from upft_mlx.rows import read_json, write_atomically, write_json
 from upft_mlx.rundir import LedgerEntry, RunDir, versions
-from upft_mlx.stages import STAGES, in_run
+from upft_mlx.stages import LEARNING, STAGES, in_run
 from upft_mlx.training.development import check_development
 from upft_mlx.versions import adopted, begun, bring_back, finish, kept, pause, settle
 
@@ -160,10 +160,6 @@ def run_forecast(recipe: Recipe, run_dir: str | Path, notify: Observer = ignore)
         do(job, "answers")
         do(job, "forecast")
     return Forecast.load(read_json(job.run.forecast / "forecast.json"))
-
-
-LEARNING = ("answers", "choose")
-"""The stages of `learn`."""
 
 
 def learn(job: Job) -> None:
@@ -352,7 +348,7 @@ def report(job: Job) -> RunReport:
         write_atomically(job.measured.report, markdown(facts))
         return facts
     current = []
-    for stage in in_run():
+    for stage in in_run(learns=job.recipe.uses_answers):
         try:
             current += [stage] if job.is_current(stage) else []
         except RunDirError as error:  # changed by hand: left out of the report, and said to be

@@ -150,9 +150,13 @@ STAGES = {
 """The stages by name, in their order."""
 
 
-def in_run() -> list[str]:
-    """The names of the stages of `upft run`, in their order."""
-    return [name for name, stage in STAGES.items() if stage.in_run]
+LEARNING = ("answers", "choose")
+"""The stages before those of a run whose recipe uses a few answers; they are part of what it took."""
+
+
+def in_run(*, learns: bool = False) -> list[str]:
+    """The names of the stages of `upft run`, in their order; `learns`: with those that learn from a few answers."""
+    return [name for name, stage in STAGES.items() if stage.in_run or (learns and name in LEARNING)]
 
 
 def before(name: str) -> list[str]:

@@ -20,7 +20,7 @@ from upft_mlx.forecasting.estimate import Advice, Forecast, Mean
 from upft_mlx.forecasting.forecast import Forecaster, Made
 from upft_mlx.forecasting.states import Reader
 from upft_mlx.grade.correct import is_correct
-from upft_mlx.inspection.browse import settled_by
+from upft_mlx.inspection.browse import facts_of, settled_by
 from upft_mlx.models.load import Loaded
 from upft_mlx.pipeline import run_forecast, run_stage
 from upft_mlx.recipe.schema import Recipe
@@ -234,11 +234,15 @@ def test_auto_takes_the_rule_of_the_forecast_and_later_commands_know_it(
     assert totals == {int(said.split()[0])}, "what is announced is what is sampled"
     monkeypatch.undo()
     assert json.loads((tmp_path / "recipe.json").read_text())["prefix"]["selection"] == "consensus"
-    run_stage(recipe, tmp_path, "build")
+    made = run_stage(recipe, tmp_path, "build")
     assert any(row.kind == "structure" for row in read_rows(tmp_path / "dataset" / "train.jsonl", TrainingRow))
     assert previewed(recipe, tmp_path)["source"] == "dataset", "a preview knows it as well"
     settled = settled_by(recipe, RunDir(tmp_path))
     assert (settled.prefix.selection, settled.prefix.structure) == ("consensus", "checked")
+    took = {stage.stage: stage.tokens_sampled for stage in facts_of(RunDir(tmp_path)).stages}
+    assert list(took) == ["answers", "choose", "generate", "build"]
+    assert {stage.stage: stage.tokens_sampled for stage in made.stages} == took
+    assert "| answers | 12 problems" in (tmp_path / "report.md").read_text()
 
 
 @pytest.mark.parametrize(("trusts", "lower"), [(False, False), (True, True)])

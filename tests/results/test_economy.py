@@ -75,3 +75,25 @@ def test_a_run_that_has_not_trained_has_no_economy(make_recipe: MakeRecipe, run:
 @pytest.mark.parametrize(("share", "expected"), [(0.0, 0.0), (1.0, 4.0)])
 def test_rft_keeps_none_of_none_and_at_most_four(share: float, expected: float) -> None:
     assert expected_kept(share) == pytest.approx(expected)
+
+
+def test_answers_that_a_run_learned_from_are_part_of_what_it_cost(make_recipe: MakeRecipe, run: RunDir) -> None:
+    """And all their samples say how many are right; solutions.jsonl has the right ones alone."""
+    write_rows(run.solutions, [full(n, "\\boxed{4}", 20) for n in range(8)])
+    answers = [
+        full(n, text, size) for n in reversed(range(8)) for text, size in (("\\boxed{4}", 20), ("\\boxed{5}", 40))
+    ]
+    write_rows(run.answers / "samples.jsonl", [*answers, full(9, "\\boxed{4}", 90)])
+    run.record("answers", LedgerEntry("x", done=True, tokens_sampled=500))
+    run.record("choose", LedgerEntry("x", done=True, tokens_sampled=7))
+    found = economy(make_recipe(prefix={"structure": "checked"}, forecast={"problems": 8}), PROBLEMS, run)
+    assert found is not None
+    assert found.this == Cost(597, 120, "measured")
+    assert found.sft
+    assert found.rft
+    assert found.sft.tokens_sampled == 10 * 30
+    assert found.rft.tokens_trained == pytest.approx(found.sft.tokens_trained * expected_kept(0.5))
+    assert found.rft.how == "computed from 16 full solutions of this run"
+    apart = economy(make_recipe(), PROBLEMS, run)
+    assert apart is not None
+    assert apart.this.tokens_sampled == 90, "answers of a forecast that the recipe does not use"

@@ -135,9 +135,9 @@ def facts_of(run: RunDir) -> RunFacts:
     refuse_changed(run, "train", "metrics.jsonl", "likelihood.json", "movement.json")
     refuse_changed(run, "evaluate", "evaluation/summary.json")
     refuse_changed(run, "fuse", "fidelity.json")
-    stale = earlier_stages(run)
-    entries = run.entries()
-    return collect(recipe_of(run), run, [s for s in in_run() if s in entries and entries[s].done and s not in stale])
+    recipe, stale, entries = recipe_of(run), earlier_stages(run), run.entries()
+    stages = in_run(learns=recipe.uses_answers)
+    return collect(recipe, run, [s for s in stages if s in entries and entries[s].done and s not in stale])
 
 
 def earlier_stages(run: RunDir) -> list[str]:

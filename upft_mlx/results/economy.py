@@ -1,7 +1,8 @@
 """What a run cost beside what full solutions would have cost on the same problems.
 
-Tokens of this run are measured. Those of the others are computed from the full solutions that this run sampled (all of
-them, or the structure rows), and the result says from how many.
+Tokens of this run are measured, with those of the answers that it learned from. Those of the others are computed from
+the full solutions that this run sampled (all of them, or the structure rows; where it used a few answers, the samples
+of these problems, right or wrong), and the result says from how many.
 """
 
 from __future__ import annotations
@@ -12,10 +13,12 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from upft_mlx.data.problems import Problem
+from upft_mlx.dataset.prefix import labelled
 from upft_mlx.grade.correct import is_correct
 from upft_mlx.recipe.schema import Recipe
 from upft_mlx.rows import Solution, TrainingRow, read_rows
 from upft_mlx.rundir import RunDir
+from upft_mlx.stages import LEARNING
 
 SAMPLES, KEEP = 16, 4
 """Samples of rejection sampling in the paper, and the correct ones that are kept per problem here."""
@@ -53,8 +56,10 @@ def economy(recipe: Recipe, problems: Sequence[Problem], run: RunDir) -> Economy
     generated, trained = run.entry("generate"), run.entry("train")
     if generated is None or trained is None or not trained.done:
         return None
-    seen = _full_solutions(problems, run)
-    this = Cost(generated.tokens_sampled, trained.tokens_trained, "measured")
+    seen = _full_solutions(recipe, problems, run)
+    learned = [run.entry(stage) for stage in LEARNING] if recipe.uses_answers else []
+    sampled = sum(entry.tokens_sampled for entry in (generated, *learned) if entry is not None)
+    this = Cost(sampled, trained.tokens_trained, "measured")
     if not seen.count:
         return Economy(this)
     epoch = sum(len(row.completion_ids) for row in read_rows(run.train, TrainingRow))
@@ -81,21 +86,30 @@ class _Seen:
     """None where a problem has no answer."""
 
 
-def _full_solutions(problems: Sequence[Problem], run: RunDir) -> _Seen:
-    """Walks through solutions and problems side by side; both are in the same order."""
+def _full_solutions(recipe: Recipe, problems: Sequence[Problem], run: RunDir) -> _Seen:
+    """Walks through solutions and problems side by side; both are in the same order.
+
+    Where answers were used, solutions.jsonl holds the right samples of these problems alone, so all are read.
+    """
     count = finished = tokens = right = 0
-    labelled = True
+    answered, path = True, run.solutions
+    known: dict[str, Problem] = {}
+    if recipe.uses_answers and (samples := run.answers / "samples.jsonl").exists():
+        path, known = samples, {problems[n].id: problems[n] for n in labelled(recipe, problems)}
     waiting = iter(problems)
     problem: Problem | None = None
-    for solution in read_rows(run.solutions, Solution):
+    for solution in read_rows(path, Solution):
+        if known and solution.problem_id not in known:  # of a later forecast on more problems
+            continue
+        problem = known.get(solution.problem_id, problem)
         while problem is None or problem.id != solution.problem_id:
             problem = next(waiting)
         if solution.kind == "full":
             count, tokens = count + 1, tokens + len(solution.completion_ids)
             finished += solution.finish_reason == "stop"
-            labelled = labelled and problem.answer is not None
-            right += labelled and is_correct(solution.completion, str(problem.answer))
-    return _Seen(count, finished, tokens, right if labelled else None)
+            answered = answered and problem.answer is not None
+            right += answered and is_correct(solution.completion, str(problem.answer))
+    return _Seen(count, finished, tokens, right if answered else None)
 
 
 def expected_kept(share: float) -> float:

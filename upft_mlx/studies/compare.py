@@ -22,14 +22,14 @@ from upft_mlx.events import Note, Observer, ignore
 from upft_mlx.fingerprints import definite
 from upft_mlx.job import Job
 from upft_mlx.models.find import find_model
-from upft_mlx.pipeline import LEARNING, do, learn, opened, prepare, refuse_changed, report, take_over
+from upft_mlx.pipeline import do, learn, opened, prepare, refuse_changed, report, take_over
 from upft_mlx.quantities import duration
 from upft_mlx.recipe.cells import BASE, recipe_for_cell
 from upft_mlx.recipe.schema import Recipe
 from upft_mlx.recipe.studies import BEST_OF_PREFIX
 from upft_mlx.rows import read_json, write_atomically, write_json
 from upft_mlx.rundir import RunDir, fingerprint, versions
-from upft_mlx.stages import before
+from upft_mlx.stages import LEARNING, before
 from upft_mlx.studies.best_of_prefix import measure as best_of_prefix
 from upft_mlx.studies.method_table import Cell, Comparison, figure, markdown, summarize
 
