@@ -113,6 +113,55 @@ def test_the_numbers_are_the_runs(recipe: Recipe) -> None:
         assert part in text, part
 
 
+@pytest.mark.parametrize(
+    ("changes", "said", "limit"),
+    [
+        (
+            {},
+            "Method: Unsupervised Prefix Fine-Tuning: {}sampled itself, unverified, and",
+            "were not checked: some are wrong",
+        ),
+        (
+            {"prefix": {"selection": "consensus"}, "generate": {"samples": 4}},
+            "; of several samples, the first sample with the most frequent prefix trained.",
+            "were not checked: some are wrong",
+        ),
+        (
+            {"prefix": {"selection": "label"}, "generate": {"samples": 4}},
+            "Method: Prefix Fine-Tuning: {}sampled itself, with the right answer, and",
+            "have the right answer; how they get there was not checked",
+        ),
+        *(
+            (
+                {"prefix": prefix, "generate": {"samples": 4}, "forecast": {"problems": 48}},
+                "Method: Prefix Fine-Tuning: {}sampled itself, with the right answer for the at most 48 problems",
+                "Only the solutions of the at most 48 problems whose answers were used were checked",
+            )
+            for prefix in ({"selection": "probe"}, {"selection": "consensus", "structure": "checked"})
+        ),
+        (
+            {"method": "sft", "prefix": {"selection": "label"}, "generate": {"samples": 4}},
+            "per problem that the base model sampled itself, with the right answer;",
+            "have the right answer",
+        ),
+        (
+            {"method": "sft"},
+            "per problem that the base model sampled itself, unverified.",
+            "were not checked: some are wrong",
+        ),
+        ({"method": "rft", "generate": {"samples": 4}}, "whose answer is right.", "have the right answer"),
+        ({"method": "annotated"}, "the dataset's own solutions.", "own solutions as they are; none was checked"),
+    ],
+)
+def test_it_says_which_solutions_were_checked(
+    make_recipe: MakeRecipe, changes: dict[str, Any], said: str, limit: str
+) -> None:
+    text = model_card(make_recipe(**changes), BASE, FACTS, DESCRIBED)
+    assert said.format("trained on the first 6 tokens of one solution per problem that the base model ") in text
+    assert limit in text
+    assert ("some are wrong" in text) == ("some are wrong" in limit)
+
+
 def test_an_adapter_says_that_it_is_one(make_recipe: MakeRecipe) -> None:
     recipe = make_recipe(model="org/base", publish={"fuse": "adapter", "repo": "user/a"}, evaluate={"benchmarks": []})
     facts = run_report({**RUN, "benchmarks": {}, "verdict": [], "fidelity": {**RUN["fidelity"], "fuse": "adapter"}})

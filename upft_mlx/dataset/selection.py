@@ -7,7 +7,7 @@ paper's label filter), some without.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from upft_mlx.data.problems import Problem
@@ -16,6 +16,20 @@ from upft_mlx.grade.correct import extract_answer, is_correct, normalize_answer
 from upft_mlx.recipe.schema import Recipe
 from upft_mlx.recipe.studies import SCORED, Selection
 from upft_mlx.rows import Solution
+
+PICKED: Mapping[Selection, str] = {
+    "first": "the first sample of each",
+    "consensus": "the first sample with the most frequent prefix",
+    "majority_answer": "the first sample with the most frequent answer",
+    "confidence": "the sample with the highest mean log-probability",
+    "longest": "the longest sample",
+    "prefix_confidence": "the sample with the likeliest prefix",
+    "rollouts": "the sample from whose prefix most continuations are right or, without an answer, agree",
+    "probe": "the sample whose prefix a classifier of hidden states rates highest",
+    "auto": "the one that the best rule of `upft forecast` picks",
+    "label": "the first sample whose answer is right",
+}
+"""What each rule picks, in words."""
 
 
 @dataclass(frozen=True)

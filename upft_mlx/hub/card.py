@@ -12,6 +12,7 @@ from typing import Any
 from yaml import YAMLError
 
 from upft_mlx.data.benchmarks import resolve
+from upft_mlx.dataset.selection import PICKED
 from upft_mlx.errors import ModelError
 from upft_mlx.escape import code, one_line
 from upft_mlx.models.files import bounded
@@ -27,13 +28,18 @@ from upft_mlx.stages import STAGES
 _HEAD = re.compile(r"\A\ufeff?---[ \t]*\r?\n(.*?)\r?\n---[ \t]*(?:\r?\n|\Z)", re.DOTALL)
 _HEAD_CHARACTERS = 128 * 1024
 _METHODS = {
-    "upft": "Unsupervised Prefix Fine-Tuning: trained on the first {length} tokens of one solution per problem that "
-    "the base model sampled itself, unverified, and on whole solutions of {ratio} of the problems",
-    "sft": "fine-tuning on one whole, unverified solution per problem that the base model sampled itself",
+    "upft": "Prefix Fine-Tuning: trained on the first {length} tokens of one solution per problem that the base model "
+    "sampled itself, {checked}, and on whole solutions of {ratio} of the problems",
+    "sft": "fine-tuning on one whole solution per problem that the base model sampled itself, {checked}",
     "rft": "rejection-sampling fine-tuning: trained on whole solutions that the base model sampled itself and whose "
     "answer is right",
     "annotated": "fine-tuning on the dataset's own solutions",
     "structure_only": "trained on whole, unverified solutions of {ratio} of the problems (a control for UPFT)",
+}
+_CHECKED = {
+    "none": "unverified",
+    "some": "with the right answer for the at most {answers} problems whose answers were used, unverified for others",
+    "all": "with the right answer",
 }
 
 
@@ -89,7 +95,15 @@ def model_card(recipe: Recipe, base: Base, facts: RunFacts, described: Mapping[s
         commands = f"hf download {name} --local-dir adapter\n{use}"
     else:
         commands = f'python -m mlx_lm generate --model {name} --prompt "..."\npython -m mlx_lm server --model {name}'
-    ratio = percent(recipe.prefix.structure_ratio, 0)
+    method = _METHODS[recipe.method].format(
+        length=recipe.prefix.length,
+        ratio=percent(recipe.prefix.structure_ratio, 0),
+        checked=_CHECKED[recipe.checks].format(answers=recipe.forecast.problems),
+    )
+    if recipe.method == "upft" and recipe.checks == "none" and recipe.prefix.selection != "rollouts":
+        method = f"Unsupervised {method}"
+    if recipe.generate.samples > 1 and recipe.prefix.selection != "first":
+        method += f"; of several samples, {PICKED[recipe.prefix.selection]} trained"
     template = templates.markdown(Path(__file__).parent).get_template("card.md")
     return template.render(
         metadata=to_yaml(card_data(recipe, base, facts)),
@@ -102,7 +116,7 @@ def model_card(recipe: Recipe, base: Base, facts: RunFacts, described: Mapping[s
         problems=problems,
         adapter=adapter,
         above=_link(base.name, "") if base.hub_id == base.name else code(base.name),
-        method=_METHODS[recipe.method].format(length=recipe.prefix.length, ratio=ratio),
+        method=method,
         by_hand=[STAGES[name].adopted_as for name, stage in stages.items() if stage.adopted],
         compared={label: result for label, result in facts.benchmarks.items() if result.tuned},
         stages=stages,

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from upft_mlx.dataset.prefix import most_sampled, structure_numbers
+from upft_mlx.dataset.selection import PICKED
 from upft_mlx.escape import to_json
 from upft_mlx.recipe.schema import Recipe
 
@@ -38,22 +39,9 @@ def explanations(recipe: Recipe, count: int) -> list[Explanation]:
         "annotated": f"Each of {count:,} problems trains the dataset's own solution; nothing is sampled.",
         "structure_only": f"{drawn:,} of {count:,} problems train a whole solution, the others are left out.",
     }[recipe.method]
-    chosen = {
-        "first": "the first sample of each",
-        "consensus": "the first sample with the most frequent prefix",
-        "majority_answer": "the first sample with the most frequent answer",
-        "confidence": "the sample with the highest mean log-probability",
-        "longest": "the longest sample",
-        "prefix_confidence": "the sample with the likeliest prefix",
-        "rollouts": "the sample from whose prefix most continuations are right or, without an answer, agree",
-        "probe": "the sample whose prefix a classifier of hidden states rates highest",
-        "auto": "the one that the best rule of `upft forecast` picks",
-        "label": "the first sample whose answer is right",
-    }[prefix.selection]
     if recipe.method not in ("rft", "annotated"):
-        rows += f" Of several samples, {chosen} trains."
-        checked = recipe.needs_labels or recipe.uses_answers
-        rows += "" if checked else " No answer is needed, and none is checked."
+        rows += f" Of several samples, {PICKED[prefix.selection]} trains."
+        rows += " No answer is needed, and none is checked." if recipe.checks == "none" else ""
     left_out = [f"full solutions cut at {tokens(generate.max_tokens)}"]
     left_out += ["solutions with Chinese, Japanese or Korean characters"] if prefix.drop_cjk else []
     left_out += ["full solutions without \\boxed"] if prefix.require_boxed else []

@@ -383,6 +383,13 @@ class Recipe(Section):
         """Whether the problems must have answers."""
         return self.method in ("rft", "annotated") or self.prefix.selection == "label"
 
+    @property
+    def checks(self) -> Literal["none", "some", "all"]:
+        """Which of the sampled solutions that train have a right answer for sure; `some`: where answers are used."""
+        if self.method == "rft" or self.prefix.selection == "label":
+            return "all"
+        return "some" if self.uses_answers else "none"
+
     def dump(self) -> dict[str, Any]:
         """All fields with their resolved values, ready for JSON."""
         return self.model_dump(mode="json")
