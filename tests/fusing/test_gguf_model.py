@@ -178,6 +178,19 @@ def test_the_tokenizer_comes_back(tmp_path: Path, name: str, size: int, request:
     assert shown[0] == shown[1]
 
 
+def test_an_added_token_without_an_embedding_is_left_out(tmp_path: Path) -> None:
+    """As Gemma 3's <image_soft_token>, whose number is its vocab_size."""
+    folder = write_family(tmp_path / "model", "qwen2")
+    content = json.loads((folder / "tokenizer.json").read_text())
+    content["added_tokens"].append({**content["added_tokens"][0], "id": 600, "content": "<image_soft_token>"})
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+    write_gguf(folder, tmp_path / "m.gguf", "tiny")
+    tokens = gguf.GGUFReader(tmp_path / "m.gguf").fields["tokenizer.ggml.tokens"].contents()
+    assert len(tokens) == 600
+    assert "<image_soft_token>" not in tokens
+    assert load_tokenizer(gguf_folder(tmp_path / "m.gguf")).encode(TEXT) == load_tokenizer(MODEL).encode(TEXT)
+
+
 def test_a_sentencepiece_tokenizer_comes_back(tmp_path: Path) -> None:
     """Against the package sentencepiece, with a vocabulary that it has trained: scores decide what is merged."""
     spm = pytest.importorskip("sentencepiece")
