@@ -49,17 +49,20 @@ def logits(folder: Path) -> np.ndarray[Any, Any]:
     return np.array(load(folder).model(TOKENS).astype(mx.float32))
 
 
-FORMS: dict[str, tuple[mx.Dtype, dict[str, int], str]] = {
+FORMS: dict[str, tuple[mx.Dtype, dict[str, Any], str]] = {
     "float32": (mx.float32, {}, "F32"),
     "bfloat16": (mx.bfloat16, {}, "BF16"),
     "4 bits": (mx.float16, {"bits": 4, "group_size": 32}, "Q4_1"),
     "groups of 64": (mx.float16, {"bits": 4, "group_size": 64}, "Q4_1"),
+    "mxfp4": (mx.bfloat16, {"bits": 4, "group_size": 32, "mode": "mxfp4"}, "BF16"),
+    "nvfp4": (mx.float16, {"bits": 4, "group_size": 16, "mode": "nvfp4"}, "BF16"),
 }
+OTHERS = [("qwen2", "groups of 64"), ("llama", "mxfp4"), ("qwen3", "nvfp4")]
 
 
 @pytest.mark.parametrize(
     ("family", "form"),
-    [*itertools.product(FAMILIES, ("float32", "bfloat16", "4 bits")), ("qwen2", "groups of 64")],
+    [*itertools.product(FAMILIES, ("float32", "bfloat16", "4 bits")), *OTHERS],
 )
 def test_what_is_written_and_read_again_is_the_same_model(tmp_path: Path, family: str, form: str) -> None:
     dtype, quantize, kind = FORMS[form]

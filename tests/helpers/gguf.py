@@ -53,8 +53,8 @@ FAMILIES: dict[str, dict[str, Any]] = {
 FAMILIES["gemma3 linear"] = {**FAMILIES["gemma3"], "rope_scaling": {"type": "linear", "factor": 8.0}}
 
 
-def write_family(folder: Path, family: str, dtype: mx.Dtype = mx.float32, **quantize: int) -> Path:
-    """A model with random weights, norms included, and the embedded model's tokenizer; `quantize`: bits, group_size."""
+def write_family(folder: Path, family: str, dtype: mx.Dtype = mx.float32, **quantize: Any) -> Path:
+    """A model with random weights and norms, the embedded model's tokenizer; `quantize`: bits, group_size, mode."""
     config = {**SHAPE, **FAMILIES[family]}
     module = importlib.import_module(f"mlx_lm.models.{config['model_type']}")
     model: nn.Module = module.Model(module.ModelArgs.from_dict(config))
@@ -67,7 +67,7 @@ def write_family(folder: Path, family: str, dtype: mx.Dtype = mx.float32, **quan
     model.load_weights(weights, strict=False)
     model.set_dtype(dtype)
     if quantize:
-        nn.quantize(model, quantize["group_size"], quantize["bits"])
+        nn.quantize(model, **quantize)
         config["quantization"] = quantize
     folder.mkdir(parents=True)
     for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):

@@ -2,7 +2,8 @@
 
 4-bit weights of MLX become Q4_1, which has a float16 scale and bias for every 32 weights: the same numbers. Larger
 groups repeat their scale for every 32 weights. 8-bit weights that came from Q8_0 become Q8_0 again. Other
-quantized weights are decoded. Weights that are not quantized keep their type.
+quantized weights are decoded: those of modes without biases (mxfp4) to bfloat16, which has the same numbers. Weights
+that are not quantized keep their type.
 """
 
 from __future__ import annotations
@@ -130,16 +131,19 @@ def _tensors(folder: Path, arch: str, config: dict[str, Any]) -> Any:
         theirs = f"blk.{place[1]}.{inside[place[2]]}" if place and place[2] in inside else top.get(module)
         if theirs is None or leaf not in ("weight", "bias"):
             raise ExportError(f"{one_line(name)}: llama.cpp has no such weight", _NOT_HERE)
-        if f"{module}.scales" in arrays and leaf == "weight":
-            own = quantization.get(module)
-            how = own if isinstance(own, dict) else quantization
-            array, kind = _blocks(arrays[name], arrays[f"{module}.scales"], arrays[f"{module}.biases"], how)
-        elif arrays[name].ndim < 2 or arrays[name].dtype == mx.float32:  # llama.cpp wants norms and biases in float32
-            array, kind = np.array(arrays[name].astype(mx.float32)), "F32"
-        elif arrays[name].dtype == mx.bfloat16:
-            array, kind = np.array(arrays[name].view(mx.uint16)).view(np.uint8), "BF16"
+        weight, scales = arrays[name], arrays.get(f"{module}.scales") if leaf == "weight" else None
+        own = quantization.get(module)
+        how = own if isinstance(own, dict) else quantization
+        if scales is not None and (mode := how.get("mode") or "affine") != "affine":
+            weight, scales = mx.dequantize(weight, scales, None, how.get("group_size"), how.get("bits"), mode), None
+        if scales is not None:
+            array, kind = _blocks(weight, scales, arrays[f"{module}.biases"], how)
+        elif weight.ndim < 2 or weight.dtype == mx.float32:  # llama.cpp wants norms and biases in float32
+            array, kind = np.array(weight.astype(mx.float32)), "F32"
+        elif weight.dtype == mx.bfloat16:
+            array, kind = np.array(weight.view(mx.uint16)).view(np.uint8), "BF16"
         else:
-            array, kind = np.array(arrays[name]), "F16"
+            array, kind = np.array(weight), "F16"
         heads = {"attn_q": config["num_attention_heads"]}
         heads["attn_k"] = config.get("num_key_value_heads") or heads["attn_q"]
         count = heads.get(theirs.rpartition(".")[2])
