@@ -192,9 +192,7 @@ def _write_tokenizer(writer: Any, folder: Path, config: dict[str, Any]) -> None:
         if kind == "llama" and re.fullmatch(r"<0x[0-9A-F]{2}>", token):
             types[number] = 6
     for token in content.get("added_tokens", []):
-        if (
-            token["id"] < size
-        ):  # Gemma 3's <image_soft_token> has no embedding; llama.cpp's converter leaves it out, too
+        if token["id"] < size:  # Gemma 3's <image_soft_token> has no embedding: llama.cpp leaves it out as well
             tokens[token["id"]], types[token["id"]] = token["content"], 3 if token["special"] else 4
     merges = [merge.split(" ", 1) if isinstance(merge, str) else merge for merge in model["merges"]]
     writer.add_tokenizer_model(kind)
