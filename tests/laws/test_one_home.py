@@ -92,7 +92,7 @@ def test_the_memory_plan_has_the_waves_that_the_sampler_fills(
     samples: int, batch_size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sampler: Any = SimpleNamespace(
-        _prefill=SimpleNamespace(exact=False), sampling=SimpleNamespace(batch_size=batch_size)
+        prefill=SimpleNamespace(exact=False), sampling=SimpleNamespace(batch_size=batch_size)
     )
     requests = [Request([1], 9, samples) for _ in range(100)]
     largest = max(map(len, Sampler._waves(sampler, requests)))

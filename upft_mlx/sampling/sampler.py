@@ -76,27 +76,28 @@ class Sampler:
     def __init__(self, loaded: Loaded, sampling: Sampling) -> None:
         from upft_mlx.sampling.prefill import Prefill
 
-        self._prefill = Prefill(loaded.model)
-        if not self._prefill.batches:
+        self.prefill = Prefill(loaded.model)
+        """Makes the caches of prompts."""
+        if not self.prefill.batches:
             sampling = replace(sampling, batch_size=1)
         self.loaded, self.sampling = loaded, sampling
-        self.drafts = self._prefill.batches and self._prefill.cut
+        self.drafts = self.prefill.batches and self.prefill.cut
         """Whether drafts are of use for this model family; else they are left alone."""
         self._decoded = 0
 
     @property
     def notice(self) -> str | None:
         """What is slower than it could be on this model family, and why; None where nothing is."""
-        if not self._prefill.batches:
+        if not self.prefill.batches:
             return "solutions are sampled one at a time: mlx-lm's batches give this model family other logits"
-        if not self._prefill.exact:
+        if not self.prefill.exact:
             return "each prompt is run whole: this model family does not continue from what prompts share"
         return None
 
     @property
     def processed_tokens(self) -> int:
         """Tokens passed through the model so far, padding of prompts included."""
-        return self._prefill.tokens + self._decoded
+        return self.prefill.tokens + self._decoded
 
     def sample(
         self, requests: Sequence[Request], seed: int, on_step: OnStep = lambda tokens, finished: None
@@ -128,7 +129,7 @@ class Sampler:
         """Decode all of a chunk; stops after each step."""
         for wave in self._waves(requests):
             # No name for the caches: the last wave's would be held until the next one.
-            chunk.insert(wave, self._prefill.caches([requests[i].prompt_ids for i in wave]))
+            chunk.insert(wave, self.prefill.caches([requests[i].prompt_ids for i in wave]))
             while chunk.in_flight > self.sampling.batch_size:
                 self._decoded += chunk.step(on_step)
                 yield
@@ -143,8 +144,8 @@ class Sampler:
         The next wave comes when no more than a batch is in flight: the batch stays full, and few caches wait.
         """
         order = sorted(range(len(requests)), key=lambda i: -len(requests[i].prompt_ids))
-        if self._prefill.exact:
-            self._prefill.share([request.prompt_ids for request in requests])
+        if self.prefill.exact:
+            self.prefill.share([request.prompt_ids for request in requests])
         wave: list[int] = []
         for index in order:
             wave.append(index)

@@ -18,9 +18,10 @@ from upft_mlx.models.load import Loaded
 from upft_mlx.recipe.schema import Recipe
 from upft_mlx.rows import TrainingRow, read_rows, write_json
 from upft_mlx.rundir import RunDir
-from upft_mlx.sampling.decoding import Chunk, Request
+from upft_mlx.sampling.decoding import Request
 from upft_mlx.sampling.draw import Sampling
-from upft_mlx.sampling.prefill import Cache, Prefill
+from upft_mlx.sampling.prefill import Cache
+from upft_mlx.sampling.sampler import Sampler
 from upft_mlx.training.checkpoints import load_safetensors
 from upft_mlx.training.divergence import kl_per_position
 from upft_mlx.training.moved import OPENING, PROMPTS, Answered, Movement, Place, in_words, looked_at, summarize
@@ -82,14 +83,9 @@ def movement(recipe: Recipe, loaded: Loaded, run: RunDir, source: str, prompts: 
     limits: dict[Variant, int] = {"base": looked_at(most_sampled(recipe, "prefix")), "tuned": OPENING}
     for variant, limit in limits.items():
         switch(variant)
-        prefill = Prefill(model)
-        prefill.share(prompts)
-        caches[variant] = prefill.caches(prompts)
-        chunk = Chunk(loaded, Sampling(0.0, batch_size=PROMPTS), [Request(ids, limit) for ids in prompts], seed=0)
-        chunk.insert(range(len(prompts)), caches[variant])
-        while chunk.in_flight:
-            chunk.step(lambda tokens, finished: None)
-        answers[variant] = [answer.ids for answer in chunk.completions()]
+        sampler = Sampler(loaded, Sampling(0.0, batch_size=PROMPTS))
+        answers[variant] = [made.ids for made in sampler.sample([Request(ids, limit) for ids in prompts], seed=0)]
+        caches[variant] = sampler.prefill.caches(prompts)
     said = {
         variant: [Answered(ids, loaded.tokenizer.decode(ids[:OPENING])) for ids in found]
         for variant, found in answers.items()
