@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -330,6 +331,14 @@ def test_dropout_is_off_in_the_validation_loss_and_on_again_after_it(run: RunDir
         assert stepper.loss(examples, 4) == pytest.approx(plain.loss(examples, 4), rel=1e-5)
         noisy = [stepper.step(examples, 0.0, seed)[0] for seed in (1, 2)]
         assert abs(noisy[0] - noisy[1]) > 1e-4
+
+
+def test_dropout_switches_nothing_off_but_sharing() -> None:
+    """The adapter has an effect, as where training goes on from one: its noise is in every pass."""
+    stepper, plain = with_effect(0.5), with_effect(0.0)
+    assert plain.modes.chunk > 0
+    assert stepper.modes == replace(plain.modes, share=False)
+    assert stepper.model.training, "as it was"
 
 
 def test_validation_rows_that_begin_otherwise_than_all_training_rows_keep_their_loss(

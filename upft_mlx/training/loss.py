@@ -63,13 +63,19 @@ def choose_modes(model: nn.Module, *, dropout: bool, checkpoint: bool) -> tuple[
     A family that does not fit a mode is trained without it: exact as well, only slower and larger.
     """
     reasons = []
-    gather = gathers_exactly(model)
+    unshared, training = unshared_because(dropout, checkpoint), model.training
+    model.eval()  # two passes with different noise of dropout never agree
+    try:
+        gather = gathers_exactly(model)
+        chunk = chunks_exactly(model) if gather else 0
+        share = unshared is None and shares_exactly(model)
+    finally:
+        model.train(training)
     if not gather:
         reasons.append("logits are computed at all positions: this model family has no norm right before its head")
-    share = False
-    if unshared := unshared_because(dropout, checkpoint):
+    if unshared:
         reasons.append(f"shared prompt tokens are passed for each sequence: {_UNSHARED[unshared]}")
-    elif not (share := shares_exactly(model)):
+    elif not share:
         reasons.append(
             "shared prompt tokens are passed for each sequence: this model family's layers take no keys and values "
             "from outside, or mean something else by them"
@@ -77,7 +83,7 @@ def choose_modes(model: nn.Module, *, dropout: bool, checkpoint: bool) -> tuple[
     if checkpoint and reads_keys_of_others(model):
         checkpoint = False
         reasons.append("layers are kept instead of computed again: in this model family they read each other's keys")
-    return Modes(gather, share, checkpoint, chunks_exactly(model) if gather else 0), reasons
+    return Modes(gather, share, checkpoint, chunk), reasons
 
 
 def make_loss(model: nn.Module, modes: Modes, *, gradient: bool = False) -> Callable[..., mx.array]:
