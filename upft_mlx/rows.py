@@ -39,8 +39,8 @@ class Solution:
     completion: str
     finish_reason: FinishReason
     logprob: float | None = None
-    """Sum of the log-probabilities (nats) of the sampled ids, EOS included, in the model's own distribution (before the
-    temperature); only where `prefix.selection` looks at it."""
+    """Sum of the log-probabilities (nats) of the sampled ids, EOS or a stop text's first token included, in the model's
+    own distribution (before the temperature); only where `prefix.selection` looks at it."""
     stop_id: int | None = None
     """The token that ended it; None where it was cut at a limit or before a stop text, and in older files."""
     score: float | None = None

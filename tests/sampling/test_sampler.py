@@ -345,6 +345,19 @@ def test_a_stop_string_ends_a_completion_before_it(loaded: Loaded) -> None:
         assert len(before) - len(decode(stopped.ids)) < 8, "no more is cut than the token that it begins in"
 
 
+def test_of_a_stop_string_the_first_token_counts_as_eos_does(loaded: Loaded) -> None:
+    """So the log-probability is that of one token more than the ids, as what reads it divides by."""
+    asked, stop = requests(loaded, 40), (" find 3*3", " find 9+9", " find 5*6")
+    whole = sample_chunk(loaded, asked, Sampling(0.0), seed=0)
+    found = sample_chunk(loaded, asked, Sampling(0.0, stop=stop, logprobs=True), seed=0)
+    assert [completion.finish_reason for completion in found] == ["stop"] * 3
+    for request, completion, full in zip(asked, found, whole, strict=True):
+        shorter = replace(request, max_tokens=len(completion.ids) + 1)
+        (expected,) = sample_chunk(loaded, [shorter], Sampling(0.0, logprobs=True), seed=0)
+        assert expected.ids == full.ids[: len(completion.ids) + 1]
+        assert completion.logprob == pytest.approx(expected.logprob, rel=1e-4, abs=1e-6)
+
+
 def test_each_position_of_a_completion_draws_anew(fresh: Loaded) -> None:
     """A stand-in for which all tokens are equally likely: one number for all positions would repeat one token."""
 

@@ -65,7 +65,8 @@ class Completion:
     ids: list[int]
     finish_reason: FinishReason
     logprob: float | None = None
-    """Sum of the log-probabilities (nats) of ids and EOS in the model's own distribution, before the temperature."""
+    """Sum of the log-probabilities (nats) of ids, and of the EOS or a stop text's first token that ended them, in the
+    model's own distribution, before the temperature."""
     stop_id: int | None = None
     """The EOS that was sampled: a model may have several. None where there was none."""
     accepted: int = 0
@@ -92,6 +93,8 @@ class _Row:
     finish_reason: FinishReason | None = None
     stop_id: int | None = None
     logprob: float = 0.0
+    sums: list[float] = field(default_factory=list)
+    """`logprob` after each token that was drawn."""
     accepted: int = 0
 
     def key_at(self, position: int) -> tuple[int, int]:
@@ -343,6 +346,7 @@ class Chunk:
     def _take(self, row: _Row, token: int, logprob: float) -> None:
         """Add a token to a completion, and end it at EOS, at a stop string, at its limit or in a loop."""
         row.logprob += logprob
+        row.sums.append(row.logprob)
         if token in self._ends:
             row.finish_reason, row.stop_id = "stop", token
             return
@@ -358,6 +362,7 @@ class Chunk:
                 while kept and not text[:end].startswith(decode(ids[:kept])):
                     kept -= 1
                 row.ids, row.finish_reason = ids[:kept], "stop"
+                row.logprob = row.sums[kept]  # as if the first token that is dropped were EOS
                 return
         if len(ids) == row.limit:
             row.finish_reason = "length"
