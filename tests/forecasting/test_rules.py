@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from helpers.preview import previewed
 
+from upft_mlx.data.on_disk import recipe_problems
 from upft_mlx.errors import ProblemsError, TrainingError
 from upft_mlx.events import Event, Progress, StageStarted
 from upft_mlx.forecasting.estimate import Advice, Forecast, Mean
@@ -21,6 +22,7 @@ from upft_mlx.forecasting.forecast import Forecaster, Made
 from upft_mlx.forecasting.states import Reader
 from upft_mlx.grade.correct import is_correct
 from upft_mlx.inspection.browse import facts_of, settled_by
+from upft_mlx.models.chat import Renderer
 from upft_mlx.models.load import Loaded
 from upft_mlx.pipeline import run_forecast, run_stage
 from upft_mlx.recipe.schema import Recipe
@@ -177,6 +179,25 @@ def test_prefix_confidence_decodes_prefixes_and_picks_the_likeliest(small: MakeR
         rows = found[row.problem_id]
         best = max(rows, key=lambda sample: sample.score or -99.0)
         assert row.sample == best.sample
+
+
+def test_prefix_confidence_rates_whole_samples_of_the_answers_by_their_prefixes(
+    small: MakeRecipe, loaded: Loaded, tmp_path: Path
+) -> None:
+    """As the forecast does: not by what comes behind the prefix."""
+    settings = {"selection": "prefix_confidence", "structure": "checked", "length": 6, "structure_ratio": 0.25}
+    recipe = small(prefix=settings)
+    run_stage(recipe, tmp_path, "generate")
+    problems, reader, compared = recipe_problems(recipe)[:12], Reader(loaded), 0
+    renderer, found = Renderer(loaded.tokenizer, recipe.prompt), solutions(tmp_path)
+    for problem in problems:
+        rows = found.get(problem.id, [])
+        assert all(row.kind == "full" for row in rows)
+        if ids := [row.completion_ids for row in rows]:
+            expected = reader.states(renderer.asked(problem.question), ids, [6])[6].logprobs
+            assert [row.score for row in rows] == pytest.approx(expected, rel=1e-3, abs=1e-5)
+            compared += len(rows)
+    assert compared > 12
 
 
 def test_rollouts_are_judged_by_answers_or_by_votes(small: MakeRecipe, tmp_path: Path) -> None:

@@ -133,8 +133,28 @@ class _Rated:
         if self.rule == "rollouts":
             return self._by_rollouts(prefixes)
         if self.rule == "prefix_confidence":
-            return {name: [rated_by_confidence(row) for row in rows] for name, rows in prefixes.items()}
+            return self._by_confidence(prefixes)
         return self._by_probe(prefixes)
+
+    def _by_confidence(self, prefixes: Mapping[str, list[Solution]]) -> dict[str, list[Solution]]:
+        """Prefixes as they were sampled; samples of the answers are whole, and their first tokens are read anew."""
+        from upft_mlx.training.batches import Example
+        from upft_mlx.training.loss import Modes
+        from upft_mlx.training.token_loss import token_losses
+
+        plain, scored = Modes(gather=False, share=False), {}
+        for name, rows in prefixes.items():
+            if name in self.checked:
+                prompt = self.renderer.asked(self.questions[name])
+                read = [Example(name, [*prompt, *row.completion_ids[: self.length]], len(prompt)) for row in rows]
+                nats = token_losses(self.loaded.model, read, plain)
+                scored[name] = [
+                    replace(row, score=-sum(part) / max(1, len(part)), logprob=None)
+                    for row, part in zip(rows, nats, strict=True)
+                ]
+            else:
+                scored[name] = [rated_by_confidence(row) for row in rows]
+        return scored
 
     def _by_probe(self, prefixes: Mapping[str, list[Solution]]) -> dict[str, list[Solution]]:
         from upft_mlx.forecasting.states import Reader
