@@ -379,19 +379,22 @@ def variant(accuracy: float, tokens: float = 30.0, truncated: float = 0.0) -> di
         ),
         (
             *(variant(0.5), variant(0.5, truncated=0.2), (0.0, -0.02, 0.01, 1.0)),
-            ["x: no measurable change", "x: cut at max_tokens went from 0 % to 20 %"],
+            ["x: no measurable change", "x: cut answers went from 0 % to 20 %"],
         ),
         (
             *(variant(0.1, truncated=0.51), variant(0.3, truncated=0.5), (0.2, 0.1, 0.3, 0.001)),
-            ["x: void: 51 % of the answers were cut; raise evaluate.max_tokens"],
+            ["x: void: 51 % of the answers were cut; raise evaluate.max_tokens, unless the cut answers repeat"],
         ),
         (
             *(variant(0.5), variant(0.5, truncated=0.6), (0.0, -0.1, 0.1, 1.0)),
-            ["x: void: 60 % of the answers were cut; raise evaluate.max_tokens", "x: cut at max_tokens went"],
+            [
+                "x: void: 60 % of the answers were cut; raise evaluate.max_tokens, unless the cut answers repeat",
+                "x: cut answers went",
+            ],
         ),
         (  # what never stops is broken, not badly measured
             *(variant(0.5), variant(0.1, truncated=0.9), (-0.4, -0.5, -0.3, 0.001)),
-            ["x: tuned is worse than base: ", "x: cut at max_tokens went from 0 % to 90 %"],
+            ["x: tuned is worse than base: ", "x: cut answers went from 0 % to 90 %"],
         ),
         (
             *(variant(0.0), variant(0.0), (0.0, -0.1, 0.1, 1.0)),
@@ -399,7 +402,7 @@ def variant(accuracy: float, tokens: float = 30.0, truncated: float = 0.0) -> di
         ),
         (
             *(variant(0.0, truncated=0.4), variant(0.0, truncated=0.4), (0.0, -0.1, 0.1, 1.0)),
-            ["x: void: neither base nor tuned has a right answer; raise evaluate.max_tokens"],
+            ["x: void: neither base nor tuned has a right answer; raise evaluate.max_tokens, unless the cut answers"],
         ),
     ],
 )

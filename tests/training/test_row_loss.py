@@ -107,11 +107,13 @@ def test_solutions_that_were_cut_are_counted_with_what_their_absence_does() -> N
     solutions = [Solution("p", n, kind, [0] * size, "", end) for n, (kind, size, end) in enumerate(rows)]  # type: ignore[arg-type]
     assert cut_solutions(solutions) == Cut(full=3, cut=1, mean_kept=15.0, mean_all=30.0)
     assert str(cut_solutions(solutions)) == (
-        "1 of 3 full solutions reached generate.max_tokens and train nothing: those that do have 15 tokens on average, "
+        "1 of 3 full solutions reached generate.max_tokens, or were cut because they repeat themselves, and train "
+        "nothing: those that do have 15 tokens on average, "
         "all at least 30"
     )
     assert str(cut_solutions(solutions[2:])).endswith(
-        "1 of 1 full solutions reached generate.max_tokens and train nothing"
+        "1 of 1 full solutions reached generate.max_tokens, or were cut because they repeat themselves, and train "
+        "nothing"
     )
 
 
@@ -242,7 +244,7 @@ def test_cut_solutions_are_in_the_report(make_recipe: MakeRecipe, tmp_path: Path
     full = [s for s in read_rows(RunDir(tmp_path).solutions, Solution) if s.kind == "full"]
     cut = sum(s.finish_reason == "length" for s in full)
     assert cut > 0
-    text = f"{cut} of {len(full)} full solutions reached generate.max_tokens and train nothing"
+    text = f"{cut} of {len(full)} full solutions reached generate.max_tokens, or were cut because they repeat"
     assert any(line.startswith(text) for line in told)
     assert facts.training.cut_solutions
     assert facts.training.cut_solutions.text.startswith(text)

@@ -132,7 +132,7 @@ class _Builder:
 
 @dataclass(frozen=True)
 class Cut:
-    """Full solutions, and those that reached `generate.max_tokens` and train nothing."""
+    """Full solutions, and those that were cut, at `generate.max_tokens` or because they repeat themselves."""
 
     full: int
     cut: int
@@ -142,7 +142,10 @@ class Cut:
     """Tokens of all as far as they were sampled: the cut ones would have been longer."""
 
     def __str__(self) -> str:
-        what = f"{self.cut:,} of {self.full:,} full solutions reached generate.max_tokens and train nothing"
+        what = (
+            f"{self.cut:,} of {self.full:,} full solutions reached generate.max_tokens, or were cut because they "
+            "repeat themselves, and train nothing"
+        )
         if self.cut == self.full:
             return what
         return f"{what}: those that do have {self.mean_kept:.0f} tokens on average, all at least {self.mean_all:.0f}"

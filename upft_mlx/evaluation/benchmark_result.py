@@ -52,7 +52,7 @@ class Measured:
     mean_tokens: float
     """Tokens of a completion."""
     truncated: float
-    """Share of the completions that were cut at max_tokens."""
+    """Share of the completions that were cut: at max_tokens, or because they repeated themselves."""
     answer_found: float | None = None
     """Share of the completions in which the grader found an answer; earlier versions did not count it."""
     by_level: dict[str, Group] | None = None

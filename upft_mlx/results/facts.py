@@ -29,7 +29,7 @@ class StageFacts:
 
 @dataclass(frozen=True)
 class CutSolutions:
-    """Full solutions that reached `generate.max_tokens`; see `dataset.build.Cut`."""
+    """Full solutions that were cut; see `dataset.build.Cut`."""
 
     full: int
     cut: int

@@ -110,10 +110,11 @@ def outcome(result: BenchmarkResult) -> tuple[Outcome, str]:
     claimed = paired.p_value < ALPHA
     worse = claimed and paired.delta < 0
     cut = max(base.truncated, tuned.truncated)
+    longer = "raise evaluate.max_tokens, unless the cut answers repeat themselves"
     if base.truncated > MOST or (tuned.truncated > MOST and not worse):
-        return "void", f"{percent(cut, 0)} of the answers were cut; raise evaluate.max_tokens"
+        return "void", f"{percent(cut, 0)} of the answers were cut; {longer}"
     if base.accuracy == tuned.accuracy == 0:
-        more = "raise evaluate.max_tokens" if cut > 0 else "use easier problems, or check the `answer` column"
+        more = longer if cut > 0 else "use easier problems, or check the `answer` column"
         return "void", f"neither base nor tuned has a right answer; {more}"
     if claimed:
         return ("worse" if worse else "better"), ""
@@ -169,7 +170,7 @@ def _drift(name: str, base: Measured, tuned: Measured) -> list[str]:
     """In words what drifted: it catches a model that learned to stop early or not at all."""
     said = {
         "length": f"completions went from {base.mean_tokens:.0f} to {tuned.mean_tokens:.0f} tokens on average",
-        "truncated": f"cut at max_tokens went from {percent(base.truncated, 0)} to {percent(tuned.truncated, 0)}",
+        "truncated": f"cut answers went from {percent(base.truncated, 0)} to {percent(tuned.truncated, 0)}",
         "answer_found": f"an answer was found in {percent(base.answer_found or 0, 0)} of the completions, now in "
         f"{percent(tuned.answer_found or 0, 0)}",
     }
