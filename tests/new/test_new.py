@@ -13,8 +13,12 @@ from helpers.input import assert_fails, fake_hub, process, upft, write
 from helpers.new import make, questions
 
 from upft_mlx.data.benchmarks import load_benchmark, resolve
-from upft_mlx.data.problems import load_problems
+from upft_mlx.data.columns import Columns
+from upft_mlx.data.problems import Problem, load_problems
+from upft_mlx.new.data_facts import DataFacts
 from upft_mlx.new.draft import relative
+from upft_mlx.new.new import _benchmark
+from upft_mlx.recipe.evaluate import Evaluate
 from upft_mlx.recipe.fields import AUTO
 from upft_mlx.recipe.load import load_recipe
 from upft_mlx.recipe.schema import Problems
@@ -133,6 +137,20 @@ def test_letters_are_graded_as_a_choice(folder: Path) -> None:
     [entry] = resolve(make().evaluate)
     assert entry.grader == "choice"
     assert {problem.answer for problem in load_benchmark(entry)} <= {"A", "B"}
+
+
+def test_a_hub_datasets_test_split_is_read_and_graded_as_its_training_split() -> None:
+    """Ids, bad rows and the grader were left out of the benchmark's entry."""
+    source = Problems.model_validate({"dataset": "o/x", "id": "none", "bad_rows": "skip"})
+    columns = Columns(question="question", answer="answer", id=None)
+    seen = [Problem(str(n), f"Which {n}? (A) a (B) b", "(b)" if n % 2 else "A") for n in range(4)]
+    entry, warnings = _benchmark(DataFacts(source, columns, None, seen, ("train", "test")), None, "x")
+    assert warnings == []
+    found = resolve(Evaluate.model_validate({"benchmarks": [entry]}))[0]
+    assert (found.split, found.id, found.bad_rows, found.grader) == ("test", "none", "skip", "choice")
+    plain = Problems.model_validate({"dataset": "o/x"})
+    entry, _ = _benchmark(DataFacts(plain, columns, None, [Problem("0", "1 + 1?", "2")], ("train", "test")), None, "x")
+    assert not {"id", "bad_rows", "grader"} & set(entry)
 
 
 def test_answers_in_prose_are_pointed_out(folder: Path) -> None:

@@ -11,9 +11,13 @@ import pytest
 from helpers.ui import console, written
 
 from upft_mlx.forecasting.estimate import Forecast, points
+from upft_mlx.inspection.browse import Seen
+from upft_mlx.rows import EvaluationRow
 from upft_mlx.studies.demo import CAVEAT
 from upft_mlx.ui import views
 from upft_mlx.ui.console import UNBROKEN, open_console
+from upft_mlx.ui.show import detail
+from upft_mlx.ui.text import glyphs_for
 
 MEASURED = Path(__file__).parents[2] / "docs" / "assets" / "compare-quickstart.json"
 
@@ -91,6 +95,21 @@ def test_a_forecast_loses_no_digit_on_a_terminal_or_in_a_pipe(
         if rule.forecast is not None:
             assert points(rule.forecast) in text
     assert width is None or max(map(len, text.splitlines())) <= width
+
+
+def test_an_id_and_a_swept_value_are_no_markup(capsys: pytest.CaptureFixture[str]) -> None:
+    """An id with a bracket ended `upft show --problem` in an error, or lost the bracket's text."""
+    row, zero = EvaluationRow("alg[/x]", 0, "7", "7", "7", True, 1, "stop"), {"delta": 0.0, "ci95": [-0.1, 0.1]}
+    item = Seen("mine", "alg[/x]:smile:", 0, "[b]q[/x]", None, None, "7", row, row)
+    target = console(80, color_system=None)
+    target.print(*detail(item, glyphs_for("utf-8")))
+    assert "alg[/x]:smile:" in written(target)
+    tried = {"settings": {"prefix.template": "[/INST]"}, "accuracy": 0.5, "ci95": [0.4, 0.6], "difference": zero}
+    found = {"benchmark": "m", "problems": 9, "chosen": {"prefix.template": ""}, "tried": [tried | {"to_chosen": None}]}
+    views.print_sweep({**found, "rounding": None}, [], Path("sweep"), console=target)
+    assert "[/INST]" in written(target)
+    open_console().print("[b]:smile:[/x]")
+    assert capsys.readouterr().out == "[b]:smile:[/x]\n"
 
 
 def test_a_pipe_has_the_width_that_columns_says(monkeypatch: pytest.MonkeyPatch) -> None:

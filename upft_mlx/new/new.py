@@ -132,19 +132,20 @@ def _parts(wish: Wish, data: DataFacts) -> Split | None:
 
 def _benchmark(data: DataFacts, parts: Split | None, stem: str) -> tuple[dict[str, Any], list[str]]:
     """What to evaluate on: the test questions, a Hub dataset's test split, or GSM8K; and what to warn of."""
-    if parts:
-        options = all_letters(parts.test) or all(problem.wrong_answers for problem in parts.test)
-        grader = {"grader": "choice"} if options else {}
-        return {"name": f"{stem}-test", "path": f"{stem}-test.jsonl", **grader}, _graded(parts.test)
     source = data.source
+    asked = parts.test if parts else [problem for problem in data.seen if problem.answer is not None]
+    options = all_letters(asked) or (asked and all(problem.wrong_answers for problem in asked))
+    grader = {"grader": "choice"} if options else {}
+    if parts:
+        return {"name": f"{stem}-test", "path": f"{stem}-test.jsonl", **grader}, _graded(parts.test)
     if source.dataset == "openai/gsm8k":
         return {"name": "gsm8k", "limit": 200}, []
     if source.split != "test" and "test" in data.splits and data.answered:
         place = {"dataset": source.dataset, "config": source.config, "split": "test"}
-        columns = {"question": data.question, "answer": data.answer}
-        entry = {"name": f"{stem}-test", **place, **columns, "limit": 200}
-        answered = [problem for problem in data.seen if problem.answer is not None]
-        return {key: value for key, value in entry.items() if value is not None}, _graded(answered)
+        columns = {"question": data.question, "answer": data.answer, "id": source.id}
+        skips = {"bad_rows": "skip"} if source.bad_rows == "skip" else {}
+        entry = {"name": f"{stem}-test", **place, **columns, **skips, **grader, "limit": 200}
+        return {key: value for key, value in entry.items() if value is not None}, _graded(asked)
     own = "or name a file of your own in the recipe: `benchmarks: [{name: mine, path: my-test.jsonl}]`"
     if source.path is None:
         why = "it has no test split with answers"

@@ -14,12 +14,15 @@ UNBROKEN = 200
 
 
 def open_console(*, stderr: bool = False) -> Console:
-    """Stdout or stderr. With NO_COLOR set to anything lines carry no escape sequences at all, not even for bold.
+    """Stdout or stderr; no text is parsed for markup or emoji codes. With NO_COLOR set to anything lines carry no
+    escape sequences at all, not even for bold.
 
     The rest is Rich's: FORCE_COLOR colours pipes too, TERM=dumb has neither colours nor a live view, COLUMNS is the
     width of either.
     """
-    console = Console(stderr=stderr, color_system=None if os.environ.get("NO_COLOR") else "auto")
+    console = Console(
+        stderr=stderr, color_system=None if os.environ.get("NO_COLOR") else "auto", markup=False, emoji=False
+    )
     if not console.is_terminal and "COLUMNS" not in os.environ:
         console.width = UNBROKEN
     return console

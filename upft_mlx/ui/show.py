@@ -119,7 +119,7 @@ def regrading(facts: dict[str, Any], glyphs: Glyphs) -> Iterator[RenderableType]
 
 def detail(item: Seen, glyphs: Glyphs) -> Iterator[RenderableType]:
     """One whole problem."""
-    yield Rule(_place(item, glyphs), align="left", characters="-" if glyphs.encoding == "ascii" else "\u2500")
+    yield Rule(Text(_place(item, glyphs)), align="left", characters="-" if glyphs.encoding == "ascii" else "\u2500")
     yield Text(glyphs.lines(item.question or "(the question is no longer available)"))
     yield Text(f"\ngold  {glyphs.line(item.gold)}", "bold")
     for variant, row in (("base", item.base), ("tuned", item.tuned)):

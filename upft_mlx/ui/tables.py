@@ -207,7 +207,7 @@ def print_sweep(found: dict[str, Any], told: Sequence[str], folder: Path, *, con
     names = [field.rpartition(".")[2] for field in fields]
     table = table_of(*names, "accuracy", "to base", "to chosen")
     for one in found["tried"]:
-        values = [line(str(one["settings"][field]))[:_VALUE] for field in fields]
+        values = [Text(line(str(one["settings"][field]))[:_VALUE]) for field in fields]
         to_chosen = Text("chosen", "bold") if one["to_chosen"] is None else _difference(one["to_chosen"])
         table.add_row(
             *values, _share({"mean": one["accuracy"], "ci95": one["ci95"]}), _difference(one["difference"]), to_chosen
