@@ -20,6 +20,7 @@ from upft_mlx.errors import ModelError
 from upft_mlx.evaluation import evaluate as stage_evaluate
 from upft_mlx.events import EvaluationStarted, Event, Graded, Note, Progress
 from upft_mlx.grade import workers
+from upft_mlx.grade.correct import VERSION, is_correct
 from upft_mlx.grade.graders import Task, Verdict
 from upft_mlx.models.adapters import AdapterSwitch, load_adapter
 from upft_mlx.models.load import Loaded, load
@@ -290,3 +291,25 @@ def test_several_adapters_are_compared_in_one_table(tmp_path: Path, monkeypatch:
         cli, ["evaluate", "--model", "m", "--adapter", folders[0], "--adapter", f"{folders[0]}/"]
     )
     assert twice.exit_code == 2
+
+
+@pytest.mark.parametrize("private", [False, True])
+def test_rows_that_an_earlier_version_graded_are_graded_again_or_not_taken_over(
+    make_recipe: MakeRecipe, tmp_path: Path, adapter: Path, monkeypatch: pytest.MonkeyPatch, private: bool
+) -> None:
+    row = {"question": "Ann has 3 pens and buys 4 more. How many pens does Ann have?", "answer": "7"}
+    (tmp_path / "q.jsonl").write_text("".join(json.dumps({**row, "id": str(i)}) + "\n" for i in range(4)))
+    asked = {"name": "own", "label": "own", "path": str(tmp_path / "q.jsonl"), "answer": "answer", "private": private}
+    recipe = make_recipe(evaluate={"benchmarks": [asked], "max_tokens": 12})
+    with monkeypatch.context() as before:
+        before.setattr(stage_evaluate, "VERSION", 1)
+        before.setattr(stage_evaluate, "grade_all", lambda tasks: [Verdict("old", correct=True) for _ in tasks])
+        evaluated(recipe, tmp_path / "first", adapter)
+    _, events = evaluated(recipe, tmp_path / "second", adapter)
+    taken_over = {event.variant for event in events if isinstance(event, Graded) and event.resumed}
+    assert taken_over == (set() if private else {"base"})
+    for name in ("base", "again", "tuned"):
+        rows = [*read_rows(RunDir(tmp_path / "second").rows_of("own", name), EvaluationRow)]
+        assert {row.grader for row in rows} == {VERSION}
+        assert not any(row.answer == "old" for row in rows)
+        assert private or [row.correct for row in rows] == [is_correct(row.completion, "7") for row in rows]

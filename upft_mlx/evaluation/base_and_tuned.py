@@ -13,14 +13,15 @@ from upft_mlx.data.benchmarks import BenchmarkSet
 from upft_mlx.distributed.seam import led
 from upft_mlx.errors import RowsError
 from upft_mlx.evaluation.beside import as_written, measured_beside
-from upft_mlx.evaluation.evaluate import Evaluator, Switch, replay
+from upft_mlx.evaluation.evaluate import Evaluator, Switch, graded_again, replay
 from upft_mlx.evaluation.summary import AGAIN
 from upft_mlx.events import Note, Variant
+from upft_mlx.grade.correct import VERSION
 from upft_mlx.job import Job
 from upft_mlx.models.adapters import AdapterSwitch
 from upft_mlx.models.find import model_hash
 from upft_mlx.models.load import Loaded
-from upft_mlx.rows import EvaluationRow, read_rows, replacing
+from upft_mlx.rows import EvaluationRow, read_rows, replacing, write_rows
 from upft_mlx.rundir import RunDir, fingerprint
 from upft_mlx.versions import kept, unfinished
 
@@ -83,17 +84,31 @@ class BaseAndTuned:
             return False
 
     def _take_over(self, variants: Sequence[Variant]) -> None:
-        """Copy rows that were made from the same inputs, finished or not, from wherever they are."""
+        """Copy rows that were made from the same inputs, finished or not, from wherever they are.
+
+        Those that another version graded are graded again, so that both variants are measured with one grader.
+        """
         for part, variant in itertools.product(self._sets, variants):
             path = self._run.rows_of(part.entry.label, variant)
             if path.exists():
                 continue
             for rows, again in sorted(self._made(part, variant), key=lambda found: found[0].stat().st_size):
+                if part.entry.private and not _graders(rows) <= {VERSION}:
+                    continue  # without the texts they cannot be graded again
                 _copy(rows, path)
                 if variant == "base" and again:
                     _copy(again, self._run.rows_of(part.entry.label, AGAIN))
                 if self._is_whole(part, variant):
                     break
+        for part, name in itertools.product(self._sets, (*variants, AGAIN)):
+            path = self._run.rows_of(part.entry.label, name)
+            if not path.exists() or _graders(path) <= {VERSION}:
+                continue
+            if part.entry.private:
+                path.unlink()
+                self._notify(Note(f"{part.entry.label}: {name} is asked again, another version graded its answers"))
+            else:
+                write_rows(path, graded_again(part.entry, [*read_rows(path, EvaluationRow, growing=True)]))
 
     def _made(self, part: BenchmarkSet, variant: Variant) -> Iterator[tuple[Path, Path | None]]:
         """Files of such rows that are as they were written, with base's answers at another batch size, if they are.
@@ -139,6 +154,11 @@ def variant_inputs(job: Job, part: BenchmarkSet, variant: Variant) -> dict[str, 
     if job.adapter is not None:
         return {**found, "adapter": model_hash(job.adapter)}
     return {**found, "train stage": job.fingerprint("train")}
+
+
+def _graders(path: Path) -> set[int]:
+    """The versions that graded these rows."""
+    return {row.grader for row in read_rows(path, EvaluationRow, growing=True)}
 
 
 def _copy(source: Path, target: Path) -> None:

@@ -14,10 +14,9 @@ from upft_mlx.data.benchmarks import BenchmarkSpec, load_benchmark, resolve
 from upft_mlx.data.problems import Problem
 from upft_mlx.errors import RunDirError, UpftError
 from upft_mlx.escape import quoted
-from upft_mlx.evaluation.evaluate import WITHHELD
+from upft_mlx.evaluation.evaluate import WITHHELD, graded_again
 from upft_mlx.evaluation.summary import VARIANTS, flips
 from upft_mlx.grade.correct import VERSION
-from upft_mlx.grade.graders import Task, grade_all
 from upft_mlx.recipe.load import load_recipe
 from upft_mlx.recipe.override import with_rule
 from upft_mlx.recipe.schema import Recipe
@@ -250,16 +249,16 @@ def regraded(run: RunDir, benchmarks: Sequence[str] = ()) -> dict[str, Any]:
         of = found["benchmarks"][entry.label] = {}
         for variant, path in variants.items():
             rows = list(read_rows(path, EvaluationRow))
-            verdicts = grade_all([Task(row.completion, row.gold, entry.grader, entry.percent_as_unit) for row in rows])
+            again = graded_again(entry, rows)
             of[variant] = {
                 "graders": sorted({row.grader for row in rows}),
                 "rows": len(rows),
                 "accuracy": sum(row.correct for row in rows) / max(1, len(rows)),
-                "regraded": sum(verdict.correct for verdict in verdicts) / max(1, len(rows)),
+                "regraded": sum(now.correct for now in again) / max(1, len(rows)),
                 "changed": [
-                    {**asdict(row), "answer_now": verdict.answer, "correct_now": verdict.correct}
-                    for row, verdict in zip(rows, verdicts, strict=True)
-                    if row.correct != verdict.correct
+                    {**asdict(row), "answer_now": now.answer, "correct_now": now.correct}
+                    for row, now in zip(rows, again, strict=True)
+                    if row.correct != now.correct
                 ],
             }
     return found
