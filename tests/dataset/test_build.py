@@ -28,11 +28,11 @@ def solution(index: int, text: str, loaded: Loaded, **fields: Any) -> Solution:
 
 
 def made(
-    recipe: Recipe, loaded: Loaded, folder: Path, solutions: list[Solution]
+    recipe: Recipe, loaded: Loaded, folder: Path, solutions: list[Solution], problems: list[Problem] = PROBLEMS
 ) -> tuple[list[TrainingRow], list[TrainingRow], Any]:
     run = RunDir(folder)
     write_rows(run.solutions, solutions)
-    built = build(recipe, loaded.tokenizer, PROBLEMS, run)
+    built = build(recipe, loaded.tokenizer, problems, run)
     return list(read_rows(run.train, TrainingRow)), list(read_rows(run.valid, TrainingRow)), built
 
 
@@ -110,6 +110,17 @@ def test_rejection_sampling_keeps_correct_different_and_few(
     assert [row.sample for row in train] == [0, 3]
     assert {row.kind for row in train} == {"full"}
     assert built.dropped == {"wrong": 1, "duplicates": 1, "beyond generate.keep": 1}
+
+
+def test_answers_that_are_all_letters_are_graded_as_choices(
+    make_recipe: MakeRecipe, loaded: Loaded, tmp_path: Path
+) -> None:
+    problems = [Problem(str(i), "Which?", "ABC"[i]) for i in range(3)]
+    recipe = make_recipe(method="rft", generate={"samples": 2}, train={"valid_ratio": 0.0})
+    sampled = [solution(i, "The correct option is (C).", loaded, kind="full", finish_reason="stop") for i in range(3)]
+    train, _, built = made(recipe, loaded, tmp_path, sampled, problems)
+    assert [row.problem_id for row in train] == ["2"]
+    assert built.dropped == {"wrong": 2}
 
 
 def test_nothing_left_to_train_on_is_an_error_with_the_counts(

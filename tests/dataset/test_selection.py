@@ -34,14 +34,14 @@ def chosen(
     }
     for name, fields in changes.items():
         sections[name] = {**sections.get(name, {}), **fields} if isinstance(fields, dict) else fields
-    found = choose(make_recipe(**sections), PROBLEM, samples)
+    found = choose(make_recipe(**sections), PROBLEM, samples, "maths")
     return found.kept, dict(found.dropped)
 
 
 def test_first_takes_the_only_sample(make_recipe: MakeRecipe) -> None:
     recipe = make_recipe()
-    assert choose(recipe, PROBLEM, [prefix([1, 2])]).kept == [0]
-    cut = choose(recipe, PROBLEM, [full("", finish="length")])
+    assert choose(recipe, PROBLEM, [prefix([1, 2])], "maths").kept == [0]
+    cut = choose(recipe, PROBLEM, [full("", finish="length")], "maths")
     assert (cut.kept, cut.dropped) == ([], {"cut at max_tokens": 1})
 
 
@@ -97,6 +97,16 @@ def test_longest_is_its_control(make_recipe: MakeRecipe) -> None:
 def test_label_takes_the_first_right_one_and_none_where_all_are_wrong(make_recipe: MakeRecipe) -> None:
     assert chosen(make_recipe, "label", [full("\\boxed{5}"), full("\\boxed{4}"), full("\\boxed{4}")])[0] == [1]
     assert chosen(make_recipe, "label", [full("\\boxed{5}"), full("\\boxed{6}")]) == ([], {"wrong": 2})
+
+
+@pytest.mark.parametrize("answer", ["C", "(c)"])
+def test_choices_are_graded_and_counted_by_their_letters(make_recipe: MakeRecipe, answer: str) -> None:
+    texts = ["The answer is B", "Therefore the correct option is (C).", "Answer: C"]
+    problem, samples = Problem("p", "Which?\n(A) 1\n(B) 2\n(C) 3", answer), [full(text) for text in texts]
+    for selection in ("label", "majority_answer"):
+        recipe = make_recipe(generate={"samples": 3}, prefix={"selection": selection, "length": 3})
+        assert choose(recipe, problem, samples, "choice").kept == [1]
+    assert choose(make_recipe(method="rft", generate={"samples": 3}), problem, samples, "choice").kept == [1, 2]
 
 
 def test_filters_come_before_the_rule(make_recipe: MakeRecipe) -> None:

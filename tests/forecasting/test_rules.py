@@ -15,10 +15,13 @@ import pytest
 from helpers.preview import previewed
 
 from upft_mlx.data.on_disk import recipe_problems
+from upft_mlx.data.problems import Problem
 from upft_mlx.errors import ProblemsError, TrainingError
-from upft_mlx.events import Event, Progress, StageStarted
+from upft_mlx.events import Event, Progress, StageStarted, ignore
+from upft_mlx.forecasting.answers import graded
 from upft_mlx.forecasting.estimate import Advice, Forecast, Mean
 from upft_mlx.forecasting.forecast import Forecaster, Made
+from upft_mlx.forecasting.rated import _Rated
 from upft_mlx.forecasting.states import Reader
 from upft_mlx.grade.correct import is_correct
 from upft_mlx.inspection.browse import facts_of, settled_by
@@ -26,7 +29,7 @@ from upft_mlx.models.chat import Renderer
 from upft_mlx.models.load import Loaded
 from upft_mlx.pipeline import run_forecast, run_stage
 from upft_mlx.recipe.schema import Recipe
-from upft_mlx.rows import Continuation, Solution, TrainingRow, read_rows
+from upft_mlx.rows import Continuation, Solution, TrainingRow, read_rows, write_rows
 from upft_mlx.rundir import RunDir
 
 MakeRecipe = Callable[..., Recipe]
@@ -235,6 +238,16 @@ def test_the_probe_samples_no_problem_twice_and_trains_on_right_samples(
     entry = RunDir(tmp_path).entry("generate")
     assert entry is not None
     assert entry.tokens_sampled <= 12 * 4 * 6, "the answers' samples are in the ledger under answers"
+
+
+def test_choices_are_graded_by_their_letters(make_recipe: MakeRecipe, loaded: Loaded, tmp_path: Path) -> None:
+    problems, run = [Problem(str(i), "Which?", "ABC"[i]) for i in range(3)], RunDir(tmp_path)
+    rows = [Solution(p.id, 0, "full", [1], "Therefore the correct option is (C).", "stop") for p in problems]
+    write_rows(run.solutions, rows)
+    assert [item.right for item in graded(problems, run.solutions)] == [(False,), (False,), (True,)]
+    recipe = make_recipe(generate={"temperature": 1.0, "samples": 2}, prefix={"length": 6, "selection": "rollouts"})
+    rated = _Rated(recipe, loaded, problems, run, ignore)._by_rollouts({row.problem_id: [row] for row in rows})
+    assert [row.score for group in rated.values() for row in group] == [0, 0, 1]
 
 
 def test_a_probe_that_tells_nothing_apart_refuses_itself(small: MakeRecipe, tmp_path: Path) -> None:

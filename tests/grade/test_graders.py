@@ -20,7 +20,7 @@ from helpers.hostile import GOLD, hostile, hostile_pairs
 from upft_mlx.grade import symbolic, workers
 from upft_mlx.grade.correct import is_correct
 from upft_mlx.grade.equal import Rules
-from upft_mlx.grade.graders import Task, Verdict, chosen_letter, grade, grade_all
+from upft_mlx.grade.graders import Task, Verdict, chosen_letter, grade, grade_all, grader_of
 from upft_mlx.grade.workers import GaveUpError, ask
 
 CHOICES = [
@@ -276,3 +276,24 @@ def test_verdicts_come_in_the_order_of_the_tasks() -> None:
         n == 3 for n in range(6)
     ]
     assert grade_all([]) == []
+
+
+@pytest.mark.parametrize(
+    ("answers", "expected"),
+    [
+        (["A", "(b)", "C."], "choice"),
+        (["A", None, "J"], "choice"),
+        (["A", "12"], "maths"),
+        (["K"], "maths"),
+        ([None], "maths"),
+        ([], "maths"),
+    ],
+)
+def test_problems_whose_answers_are_all_letters_are_choices(answers: list[str | None], expected: str) -> None:
+    assert grader_of(answers) == expected
+
+
+def test_a_choice_is_right_however_its_letter_is_written() -> None:
+    assert [grade(Task("The answer is C", gold, "choice")).correct for gold in ("C", "(C)", " c. ", "D")] == [
+        *(True, True, True, False)
+    ]

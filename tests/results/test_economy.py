@@ -51,6 +51,15 @@ def test_tokens_of_sft_and_rft_follow_from_the_full_solutions_of_the_run(make_re
     )
 
 
+def test_choices_are_graded_by_their_letters(make_recipe: MakeRecipe, run: RunDir) -> None:
+    rows = [full(number, "Therefore the correct option is (C).", 20) for number in range(2)]
+    write_rows(run.solutions, rows)
+    found = economy(make_recipe(train={"valid_ratio": 0.2}), [Problem(p.id, "?", "C") for p in PROBLEMS], run)
+    assert found is not None
+    assert found.rft
+    assert found.rft.tokens_trained == pytest.approx(2 * 8 * 21 * 4), "all are right"
+
+
 def test_without_answers_rft_is_taken_to_keep_the_most_and_it_says_so(make_recipe: MakeRecipe, run: RunDir) -> None:
     found = economy(make_recipe(train={"valid_ratio": 0.2}), [Problem(p.id, p.question) for p in PROBLEMS], run)
     assert found is not None

@@ -15,6 +15,7 @@ from upft_mlx.evaluation.stats import PairedDifference
 from upft_mlx.events import Event, Note, Progress
 from upft_mlx.forecasting.estimate import Forecast, Mean
 from upft_mlx.grade import correct
+from upft_mlx.grade.graders import Task, Verdict, grade
 from upft_mlx.models.load import Loaded
 from upft_mlx.recipe.schema import Recipe
 from upft_mlx.recipe.studies import Analyze
@@ -329,13 +330,12 @@ def test_rollouts_continue_the_prefix_and_are_graded_with_it(
     recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     graded: list[str] = []
-    original = correct.is_correct
 
-    def is_correct(completion: str, gold: str) -> bool:
-        graded.append(completion)
-        return original(completion, gold)
+    def noting(task: Task) -> Verdict:
+        graded.append(task.completion)
+        return grade(task)
 
-    monkeypatch.setattr(analyze_module, "is_correct", is_correct)
+    monkeypatch.setattr(analyze_module, "grade", noting)
     run_analysis(recipe, tmp_path)
     rollouts = list(read_rows(tmp_path / "analysis" / "rollouts.jsonl", Rollout))
     texts = graded[-len(rollouts) :]

@@ -86,6 +86,13 @@ def test_the_accuracy_is_that_of_greedy_answers_before_during_and_after_training
     assert {before, *lines.values()} - {None} != {before}, "a rate that high changes what the model says"
 
 
+def test_choices_are_graded_by_their_letters(make_recipe: MakeRecipe, run: RunDir) -> None:
+    loaded, problems = load(MODEL), [Problem(p.id, p.question, "C") for p in PROBLEMS]
+    development = Development(make_recipe(train={**EACH, "steps": 2}), loaded, problems, run)
+    loaded.tokenizer.decode = lambda ids: "Therefore the correct option is (C)."
+    assert development.accuracy() == 1
+
+
 def test_measuring_changes_nothing_of_the_training(make_recipe: MakeRecipe, run: RunDir, tmp_path: Path) -> None:
     other = RunDir(tmp_path / "other")
     shutil.copytree(run.root, other.root)

@@ -19,7 +19,7 @@ from upft_mlx.data.source import Notes
 from upft_mlx.errors import ColumnError, ProblemsError, RecipeError
 from upft_mlx.escape import one_line, quoted
 from upft_mlx.grade.correct import normalize_gold
-from upft_mlx.grade.graders import LETTERS, Grader
+from upft_mlx.grade.graders import LETTERS, Grader, letter_in
 from upft_mlx.quantities import many
 from upft_mlx.recipe.evaluate import Benchmark, Evaluate
 
@@ -233,8 +233,8 @@ def _with_options(entry: BenchmarkSpec, problem: Problem, seed: int) -> Problem:
     """
     right = str(problem.answer).strip()
     if not problem.wrong_answers:
-        letter = right.strip("(). ").upper()
-        if len(letter) != 1 or letter not in LETTERS:
+        letter = letter_in(right)
+        if letter is None:
             raise ProblemsError(
                 f"benchmark {entry.label}: problem {problem.id}: grader choice needs wrong answers (name their columns "
                 "with `wrong_answers`), or a letter as the answer"

@@ -20,6 +20,7 @@ from upft_mlx.dataset.selection import choose
 from upft_mlx.errors import RowsError, TrainingError
 from upft_mlx.escape import quoted
 from upft_mlx.events import Observer, Progress, ignore
+from upft_mlx.grade.graders import grader_of
 from upft_mlx.models.chat import Renderer
 from upft_mlx.recipe.schema import Recipe
 from upft_mlx.rows import Solution, read_rows, rows_writer
@@ -84,8 +85,9 @@ class _Builder:
 
     def choose(self) -> None:
         """The first pass."""
+        grader = grader_of(problem.answer for problem in self.problems)
         for number, problem, solutions in self._grouped(0):
-            chosen = choose(self.recipe, problem, solutions)
+            chosen = choose(self.recipe, problem, solutions, grader)
             self.kept += bytes(position in chosen.kept for position in range(len(solutions)))
             self.built.dropped += chosen.dropped
             if chosen.kept:

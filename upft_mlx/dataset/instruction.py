@@ -13,7 +13,7 @@ from typing import Any
 
 from upft_mlx.data.benchmarks import BOXED, LETTER, QUESTION, BenchmarkSpec, resolve
 from upft_mlx.data.problems import Problem
-from upft_mlx.grade.graders import LETTERS
+from upft_mlx.grade.graders import grader_of
 from upft_mlx.models.chat import Renderer
 from upft_mlx.models.facts import chat_template
 from upft_mlx.models.find import BUILTIN
@@ -46,8 +46,7 @@ def instructed(recipe: Recipe, model_path: Path, problems: Sequence[Problem] = (
         renderer = Renderer(load_tokenizer(model_path, trust_remote_code=recipe.trust_remote_code), recipe.prompt)
         plain = "boxed" in renderer.text(renderer.ids("?"))
     of_kind = {False: QUESTION if plain else BOXED, True: LETTER}
-    letters = ((problem.answer or "").strip("(). ").upper() for problem in problems)
-    choice = bool(problems) and all(len(letter) == 1 and letter in LETTERS for letter in letters)
+    choice = all(p.answer is not None for p in problems) and grader_of(p.answer for p in problems) == "choice"
     data: dict[str, Any] = recipe.model_dump()
     data["prompt"]["instruction"] = of_kind[choice]
     for benchmark, entry in zip(data["evaluate"]["benchmarks"], resolve(recipe.evaluate), strict=True):

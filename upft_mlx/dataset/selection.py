@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 
 from upft_mlx.data.problems import Problem
 from upft_mlx.dataset.prefix import most_sampled, sampled_prefix, why_dropped
-from upft_mlx.grade.correct import extract_answer, is_correct, normalize_answer
+from upft_mlx.grade.correct import extract_answer, normalize_answer
+from upft_mlx.grade.graders import Grader, Task, chosen_letter, grade
 from upft_mlx.recipe.schema import Recipe
 from upft_mlx.recipe.studies import SCORED, Selection
 from upft_mlx.rows import Solution
@@ -40,17 +41,24 @@ class Chosen:
     dropped: Counter[str] = field(default_factory=Counter)
 
 
-def choose(recipe: Recipe, problem: Problem, solutions: Sequence[Solution]) -> Chosen:
-    """Choose among the samples of one problem: first the filters, then the method's or the selection's rule."""
+def choose(recipe: Recipe, problem: Problem, solutions: Sequence[Solution], grader: Grader) -> Chosen:
+    """Choose among the samples of one problem: first the filters, then the method's or the selection's rule.
+
+    Args:
+        recipe: says which filters and which rule.
+        problem: the problem.
+        solutions: its samples.
+        grader: of the problem and all that it is trained with (`grade.graders.grader_of`).
+    """
     reasons = [why_dropped(solution, recipe.prefix) for solution in solutions]
     dropped = Counter(reason for reason in reasons if reason is not None)
     usable = [position for position, reason in enumerate(reasons) if reason is None]
     samples = [solutions[position] for position in usable]
     if recipe.method == "rft":
-        kept = _rejection(samples, problem, recipe.generate.keep, dropped)
+        kept = _rejection(samples, problem, grader, recipe.generate.keep, dropped)
     else:
         selection = recipe.prefix.selection
-        found = pick(selection, samples, most_sampled(recipe, "prefix"), problem.answer)
+        found = pick(selection, samples, most_sampled(recipe, "prefix"), problem.answer, grader)
         kept = [] if found is None else [found]
         if found is None and samples:
             dropped["no answer" if selection == "majority_answer" else "wrong"] += len(samples)
@@ -59,7 +67,9 @@ def choose(recipe: Recipe, problem: Problem, solutions: Sequence[Solution]) -> C
     return Chosen([usable[index] for index in kept], dropped)
 
 
-def _rejection(samples: Sequence[Solution], problem: Problem, keep: int, dropped: Counter[str]) -> list[int]:
+def _rejection(
+    samples: Sequence[Solution], problem: Problem, grader: Grader, keep: int, dropped: Counter[str]
+) -> list[int]:
     """Rejection sampling: correct, not seen before, at most `keep`."""
     kept: list[int] = []
     seen: set[str] = set()
@@ -68,7 +78,7 @@ def _rejection(samples: Sequence[Solution], problem: Problem, keep: int, dropped
             reason = "beyond generate.keep"
         elif sample.completion in seen:
             reason = "duplicates"
-        elif not is_correct(sample.completion, problem.answer or ""):
+        elif not grade(Task(sample.completion, problem.answer or "", grader)).correct:
             reason = "wrong"
         else:
             kept.append(index)
@@ -78,7 +88,9 @@ def _rejection(samples: Sequence[Solution], problem: Problem, keep: int, dropped
     return kept
 
 
-def pick(selection: Selection, samples: Sequence[Solution], length: int, answer: str | None) -> int | None:
+def pick(
+    selection: Selection, samples: Sequence[Solution], length: int, answer: str | None, grader: Grader = "maths"
+) -> int | None:
     """The position of the sample that a rule picks, if there is one.
 
     Args:
@@ -86,14 +98,18 @@ def pick(selection: Selection, samples: Sequence[Solution], length: int, answer:
         samples: of one problem; with a `score` for the rules that rate prefixes.
         length: of the prefixes, in tokens.
         answer: the right one, for `label`.
+        grader: which answer a sample gives, and whether it is right; for the rules that look at answers.
     """
+    gold = answer or ""
     rules: dict[str, Callable[[], int | None]] = {
         "first": lambda: 0 if samples else None,
         "consensus": lambda: _commonest([prefix_key(sample, length) for sample in samples]),
-        "majority_answer": lambda: _commonest([said(sample.completion) for sample in samples]),
+        "majority_answer": lambda: _commonest([said(sample.completion, grader) for sample in samples]),
         "confidence": lambda: _highest([_mean_logprob(sample) for sample in samples]),
         "longest": lambda: _highest([float(len(sample.completion_ids)) for sample in samples]),
-        "label": lambda: next((i for i, one in enumerate(samples) if is_correct(one.completion, answer or "")), None),
+        "label": lambda: next(
+            (i for i, one in enumerate(samples) if grade(Task(one.completion, gold, grader)).correct), None
+        ),
         **dict.fromkeys(SCORED, lambda: _highest([sample.score for sample in samples])),
     }
     return rules[selection]()
@@ -117,9 +133,9 @@ def prefix_key(sample: Solution, length: int) -> tuple[tuple[int, ...], bool]:
     return tuple(ids), ended
 
 
-def said(text: str) -> str | None:
+def said(text: str, grader: Grader = "maths") -> str | None:
     """The answer that a text gives, in the form in which answers are equal."""
-    answer = extract_answer(text)
+    answer = chosen_letter(text) if grader == "choice" else extract_answer(text)
     return None if answer is None else normalize_answer(answer)
 
 

@@ -17,7 +17,7 @@ from upft_mlx.data.problems import Problem
 from upft_mlx.dataset.prefix import labelled
 from upft_mlx.events import Observer, StageStarted, ignore
 from upft_mlx.forecasting.estimate import Graded
-from upft_mlx.grade.graders import Task, grade_all
+from upft_mlx.grade.graders import Task, grade_all, grader_of
 from upft_mlx.job import Job, Outcome
 from upft_mlx.models.chat import Renderer
 from upft_mlx.models.load import Loaded
@@ -68,7 +68,8 @@ def graded(problems: Sequence[Problem], path: Path) -> list[Graded]:
     """Each problem with its solutions in a file, in the order of the file."""
     numbers = {problem.id: number for number, problem in enumerate(problems)}
     rows = list(read_rows(path, Solution))
-    verdicts = grade_all([Task(row.completion, str(problems[numbers[row.problem_id]].answer)) for row in rows])
+    grader = grader_of(problem.answer for problem in problems)
+    verdicts = grade_all([Task(row.completion, str(problems[numbers[row.problem_id]].answer), grader) for row in rows])
     found: list[list[tuple[Solution, bool]]] = [[] for _ in problems]
     for row, verdict in zip(rows, verdicts, strict=True):
         found[numbers[row.problem_id]].append((row, verdict.correct))

@@ -22,7 +22,7 @@ from upft_mlx.forecasting.answers import Answers, Known
 from upft_mlx.forecasting.estimate import FROM_PREFIXES, Forecast, Fresh, advise, greedy_gain, mean_of, weigh
 from upft_mlx.forecasting.page import figure, markdown
 from upft_mlx.forecasting.probe import Probe, auc, fit, held_out
-from upft_mlx.grade.graders import Task, grade_all
+from upft_mlx.grade.graders import Task, grade, grader_of
 from upft_mlx.job import Job, Outcome
 from upft_mlx.models.chat import Renderer
 from upft_mlx.models.load import Loaded
@@ -114,6 +114,7 @@ class Forecaster:
         """
         self.recipe, self.loaded, self.file, self.stage, self.notify = recipe, loaded, file, stage, notify
         self.problems, self.graded, self.greedy = known.problems, known.samples, known.greedy
+        self.grader = grader_of(problem.answer for problem in known.problems)
         g = recipe.generate
         self.sampler = Sampler(loaded, sampling_for(loaded, g.temperature, g.batch_size, g.top_p, g.top_k, g.stop))
         renderer = Renderer(loaded.tokenizer, recipe.prompt)
@@ -173,7 +174,7 @@ class Forecaster:
         if (rule, length) in scores:
             rated = scores[rule, length][number]
             samples = [replace(solutions[sample], score=rated[sample]) for sample in usable]
-        found = pick(rule, samples, length, self.problems[number].answer)
+        found = pick(rule, samples, length, self.problems[number].answer, self.grader)
         return None if found is None else usable[found]
 
     def _scores(self, lengths: Sequence[int]) -> tuple[Scores, dict[int, dict[str, Any] | None], dict[int, Probe]]:
@@ -243,7 +244,7 @@ class Forecaster:
         def row(index: int, sample: int, made: Completion) -> Continuation:
             number, of, length = wanted[index]
             text = self.loaded.tokenizer.decode([*starts[index], *made.ids])
-            (verdict,) = grade_all([Task(text, str(self.problems[number].answer))])
+            verdict = grade(Task(text, str(self.problems[number].answer), self.grader))
             return Continuation(names[number], of, length, sample, verdict.correct, len(made.ids))
 
         sample_rows(self.file, self.sampler, requests, self.recipe.seed, row, self.stage, self.notify)

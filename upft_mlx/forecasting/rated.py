@@ -25,7 +25,7 @@ from upft_mlx.errors import TrainingError
 from upft_mlx.events import Observer, Progress, ignore
 from upft_mlx.forecasting.answers import Answers
 from upft_mlx.forecasting.choice import read_probe
-from upft_mlx.grade.correct import is_correct
+from upft_mlx.grade.graders import Task, grade, grader_of
 from upft_mlx.models.chat import Renderer
 from upft_mlx.models.load import Loaded
 from upft_mlx.recipe.schema import Recipe
@@ -96,6 +96,7 @@ class _Rated:
         g = recipe.generate
         self.sampler = Sampler(loaded, sampling_for(loaded, g.temperature, g.batch_size, g.top_p, g.top_k, g.stop))
         self.renderer = Renderer(loaded.tokenizer, recipe.prompt)
+        self.grader = grader_of(problem.answer for problem in problems)
         self.questions = {problem.id: problem.question for problem in problems}
         self.files = {
             name: run.solutions.with_name(f"{name}.jsonl") for name in ("prefixes", "continuations", "continued")
@@ -181,8 +182,9 @@ class _Rated:
             row = open_rows[index]
             text = self.loaded.tokenizer.decode([*row.completion_ids, *completion.ids])
             answer = number[row.problem_id].answer
-            right = answer is not None and is_correct(text, answer)
-            return Continuation(row.problem_id, row.sample, self.length, sample, right, len(completion.ids), said(text))
+            right = answer is not None and grade(Task(text, answer, self.grader)).correct
+            vote = said(text, self.grader)
+            return Continuation(row.problem_id, row.sample, self.length, sample, right, len(completion.ids), vote)
 
         sample_rows(
             self.files["continuations"],
@@ -203,7 +205,8 @@ class _Rated:
     ) -> list[Solution]:
         marks: dict[int, list[bool]] = {}
         answers = {
-            row.sample: [c.said for c in found.get((row.problem_id, row.sample), ())] or [said(row.completion)]
+            row.sample: [c.said for c in found.get((row.problem_id, row.sample), ())]
+            or [said(row.completion, self.grader)]
             for row in group
         }
         votes = Counter(answer for given in answers.values() for answer in given if answer is not None)
@@ -213,7 +216,8 @@ class _Rated:
             if problem.answer is None:
                 marks[row.sample] = [answer is not None and answer == most for answer in answers[row.sample]]
             else:
-                marks[row.sample] = [c.correct for c in judged] or [is_correct(row.completion, problem.answer)]
+                right = grade(Task(row.completion, problem.answer, self.grader)).correct
+                marks[row.sample] = [c.correct for c in judged] or [right]
         return [replace(row, score=sum(marks[row.sample]) / len(marks[row.sample])) for row in group]
 
     def _continuations(self) -> Iterator[Continuation]:
@@ -232,7 +236,7 @@ class _Rated:
         for item in self.wanted:
             if item.number in self.structure and item.kind == "prefix":
                 rows = scored[self.problems[item.number].id]
-                found = pick(self.rule, rows, self.length, None)
+                found = pick(self.rule, rows, self.length, None, self.grader)
                 if found is not None and rows[found].finish_reason != "stop":
                     picked.append(rows[found])
         requests = [self._request(row, 1, f"{row.problem_id}/{row.sample}/whole") for row in picked]
@@ -262,7 +266,7 @@ class _Rated:
             if number in self.structure and problem.id in whole:
                 yield whole[problem.id]
             elif number in self.structure and rows and rows[0].kind == "prefix":
-                found = pick(self.rule, rows, self.length, None)
+                found = pick(self.rule, rows, self.length, None, self.grader)
                 assert found is not None
                 yield replace(rows[found], kind="full")  # the picked one ended within the prefix
             else:

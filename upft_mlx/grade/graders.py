@@ -7,7 +7,7 @@ choice     a letter: `\boxed{C}`, "the answer is (C)", "C) 42 m/s" in the last l
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Literal
@@ -56,11 +56,27 @@ class Verdict:
     """Whether the time was over before there was a verdict; such an answer is wrong."""
 
 
+def letter_in(answer: str | None) -> str | None:
+    """The letter that an answer is, as `C`, `(C)` or `c.`; None where it is something else."""
+    letter = (answer or "").strip().strip("(). ").upper()
+    return letter if len(letter) == 1 and letter in LETTERS else None
+
+
+def grader_of(answers: Iterable[str | None]) -> Grader:
+    """The grader of problems that name none: `choice` where all answers that are known are letters, else maths."""
+    known = False
+    for answer in answers:
+        if answer is not None and letter_in(answer) is None:
+            return "maths"
+        known = known or answer is not None
+    return "choice" if known else "maths"
+
+
 def grade(task: Task) -> Verdict:
     """The verdict of the task's grader; never raises."""
     if task.grader == "choice":
         letter = chosen_letter(task.completion)
-        return Verdict(letter, letter is not None and letter == task.gold.strip().upper())
+        return Verdict(letter, letter is not None and letter == letter_in(task.gold))
     answer = extract_answer(task.completion)
     if task.grader == "integer":  # `m + n = 73` is 73, a value to be worked out is none
         if answer is None or len(answer) > MAX_LENGTH:

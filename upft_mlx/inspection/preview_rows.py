@@ -13,6 +13,7 @@ from upft_mlx.dataset.prefix import RowKind, most_sampled, row_kind, structure_o
 from upft_mlx.dataset.selection import choose
 from upft_mlx.errors import ProblemsError
 from upft_mlx.escape import quoted
+from upft_mlx.grade.graders import grader_of
 from upft_mlx.models.chat import Renderer
 from upft_mlx.recipe.schema import Recipe
 from upft_mlx.rows import Solution, TrainingRow, read_rows
@@ -112,7 +113,8 @@ class Rows:
             why = "method structure_only trains those that were drawn, and it was not"
             if not self._skipped(number):
                 solutions = [s for s in read_rows(self._run.solutions, Solution) if s.problem_id == problem_id]
-                dropped = choose(self._recipe, self._problems[number], solutions).dropped
+                grader = grader_of(problem.answer for problem in self._problems)
+                dropped = choose(self._recipe, self._problems[number], solutions, grader).dropped
                 why = ", ".join(dropped) or "it has no solution"
             raise ProblemsError(f"problem {quoted(problem_id)} trains no row: {why}")
         return Found(self._source, rows, outline)
@@ -142,10 +144,11 @@ class Rows:
         """The rows that building makes, of all problems or one."""
         numbers = {problem.id: place for place, problem in enumerate(self._problems) if number in (None, place)}
         rows = read_rows(self._run.solutions, Solution)
+        grader = grader_of(problem.answer for problem in self._problems)
         for problem_id, group in itertools.groupby(rows, key=lambda solution: solution.problem_id):
             if problem_id in numbers:
                 place, solutions = numbers[problem_id], list(group)
-                for index in choose(self._recipe, self._problems[place], solutions).kept:
+                for index in choose(self._recipe, self._problems[place], solutions, grader).kept:
                     yield self._row(place, solutions[index]), ""
 
     def _made_up(self, numbers: Iterable[int]) -> Iterator[Placed]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -20,6 +19,7 @@ from upft_mlx.data.source import Notes
 from upft_mlx.errors import ProblemsError
 from upft_mlx.escape import quoted
 from upft_mlx.grade.answers import normalize_gold
+from upft_mlx.grade.graders import letter_in
 from upft_mlx.recipe.schema import Problems
 
 _LOOKED_AT = 100
@@ -28,7 +28,6 @@ _PROSE = 80
 """Longer answers (characters) are texts rather than numbers or formulas."""
 _OTHERS = (".txt", ".xlsx", ".xls", ".gz", ".zip", ".zst", ".arrow", ".yaml")
 """Endings that a dataset on the Hub does not have either."""
-_LETTER = re.compile(r"\(?[A-J]\)?\.?")
 
 
 @dataclass(frozen=True)
@@ -163,7 +162,7 @@ def hold_out(problems: Sequence[Problem], count: int | None, seed: int = 0) -> S
 
 def all_letters(problems: Sequence[Problem]) -> bool:
     """Whether every answer is the letter of an option."""
-    return bool(problems) and all(_LETTER.fullmatch((problem.answer or "").strip()) for problem in problems)
+    return bool(problems) and all(letter_in(problem.answer) for problem in problems)
 
 
 def hard_to_grade(problems: Sequence[Problem]) -> list[Problem]:

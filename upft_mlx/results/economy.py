@@ -14,7 +14,7 @@ from typing import Any
 
 from upft_mlx.data.problems import Problem
 from upft_mlx.dataset.prefix import labelled
-from upft_mlx.grade.correct import is_correct
+from upft_mlx.grade.graders import Task, grade, grader_of
 from upft_mlx.recipe.schema import Recipe
 from upft_mlx.rows import Solution, TrainingRow, read_rows
 from upft_mlx.rundir import RunDir
@@ -96,6 +96,7 @@ def _full_solutions(recipe: Recipe, problems: Sequence[Problem], run: RunDir) ->
     known: dict[str, Problem] = {}
     if recipe.uses_answers and (samples := run.answers / "samples.jsonl").exists():
         path, known = samples, {problems[n].id: problems[n] for n in labelled(recipe, problems)}
+    grader = grader_of(problem.answer for problem in problems)
     waiting = iter(problems)
     problem: Problem | None = None
     for solution in read_rows(path, Solution):
@@ -108,7 +109,7 @@ def _full_solutions(recipe: Recipe, problems: Sequence[Problem], run: RunDir) ->
             count, tokens = count + 1, tokens + len(solution.completion_ids)
             finished += solution.finish_reason == "stop"
             answered = answered and problem.answer is not None
-            right += answered and is_correct(solution.completion, str(problem.answer))
+            right += answered and grade(Task(solution.completion, str(problem.answer), grader)).correct
     return _Seen(count, finished, tokens, right if answered else None)
 
 

@@ -24,7 +24,7 @@ from upft_mlx.events import Note, Observer, StageStarted, ignore
 from upft_mlx.forecasting.answers import Known, graded
 from upft_mlx.forecasting.estimate import FROM_PREFIXES, Forecast
 from upft_mlx.forecasting.forecast import Forecaster
-from upft_mlx.grade.correct import is_correct
+from upft_mlx.grade.graders import Task, grade, grader_of
 from upft_mlx.job import Job, Outcome
 from upft_mlx.models.chat import Renderer
 from upft_mlx.models.load import Loaded
@@ -132,6 +132,7 @@ class _Analyzer:
         renderer = Renderer(loaded.tokenizer, recipe.prompt)
         self.prompts = [renderer.asked(problem.question) for problem in problems]
         self.labelled = [number for number, problem in enumerate(problems) if problem.answer is not None]
+        self.grader = grader_of(problem.answer for problem in problems)
         self.by_id = {problem.id: number for number, problem in enumerate(problems)}
 
     def prefixes(self) -> None:
@@ -174,7 +175,8 @@ class _Analyzer:
         def row(index: int, sample: int, completion: Completion) -> Rollout:
             start = order[index]
             text = self.decode([*start.ids, *completion.ids])
-            correct = is_correct(text, str(self.problems[self.by_id[start.problem_id]].answer))
+            answer = str(self.problems[self.by_id[start.problem_id]].answer)
+            correct = grade(Task(text, answer, self.grader)).correct
             return Rollout(start.problem_id, start.arm, start.length, sample, correct, len(completion.ids))
 
         self._sample(self.run.analysis / "rollouts.jsonl", requests, row)
@@ -209,7 +211,7 @@ class _Analyzer:
             if solution.finish_reason == "stop":
                 answer = str(self.problems[self.by_id[solution.problem_id]].answer)
                 arm: Literal["correct", "incorrect"] = (
-                    "correct" if is_correct(solution.completion, answer) else "incorrect"
+                    "correct" if grade(Task(solution.completion, answer, self.grader)).correct else "incorrect"
                 )
                 found.setdefault(solution.problem_id, {}).setdefault(arm, solution.completion_ids)
         both = [(name, arms) for name, arms in found.items() if len(arms) == 2][: self.settings.rollout_problems]

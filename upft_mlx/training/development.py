@@ -10,7 +10,7 @@ from upft_mlx.data.benchmarks import BenchmarkSet
 from upft_mlx.data.problems import Problem
 from upft_mlx.distributed.seam import made_by_all, shared_out
 from upft_mlx.errors import ProblemsError
-from upft_mlx.grade.graders import Task, grade_all
+from upft_mlx.grade.graders import Task, grade_all, grader_of
 from upft_mlx.models.chat import Renderer
 from upft_mlx.models.load import Loaded
 from upft_mlx.quantities import many, percent
@@ -77,6 +77,7 @@ class Development:
                 "raise train.valid_ratio, or leave train.evaluate_every out",
                 field="train.evaluate_every",
             )
+        self._grader = grader_of(problem.answer for problem in problems)
         self._seed, self._loaded, settings = recipe.seed, loaded, recipe.generate
         self._sampling = sampling_for(loaded, 0.0, settings.batch_size, settings.top_p, settings.top_k, settings.stop)
         renderer = Renderer(loaded.tokenizer, recipe.prompt)
@@ -97,7 +98,7 @@ class Development:
             return []
         made = sample_chunk(self._loaded, [self._requests[n] for n in numbers], self._sampling, self._seed)
         texts = [self._loaded.tokenizer.decode(completion.ids) for completion in made]
-        tasks = [Task(text, str(self.problems[n].answer)) for n, text in zip(numbers, texts, strict=True)]
+        tasks = [Task(text, str(self.problems[n].answer), self._grader) for n, text in zip(numbers, texts, strict=True)]
         return [_Graded(verdict.correct) for verdict in grade_all(tasks)]
 
     def in_words(self, accuracy: float) -> str:
