@@ -134,7 +134,7 @@ def prepare(
             notify(Note(f"base and tuned are asked with the chat template beside the adapter, {beside}"))
     problems, notes = recipe_problems(recipe), Notes()
     check_problems(recipe, problems)
-    recipe = instructed(definite(recipe, model_path, run), model_path, problems)
+    recipe = instructed(definite(recipe, model_path, run), model_path, problems, run)
     sets = [BenchmarkSet(entry, load_benchmark(entry, recipe.seed, notes)) for entry in resolve(recipe.evaluate)]
     check_development(recipe, problems, sets)
     measured = None if look is None else RunDir(run.looks / look)

@@ -18,10 +18,12 @@ from upft_mlx.data.problems import load_problems
 from upft_mlx.dataset.instruction import as_run, differing, instructed, user_turn
 from upft_mlx.evaluation import evaluate
 from upft_mlx.inspection.ask import Asker, Conversation
+from upft_mlx.inspection.browse import recipe_of
 from upft_mlx.models.load import load, load_tokenizer
 from upft_mlx.pipeline import plan_recipe
 from upft_mlx.recipe.schema import PAPER_TEMPLATE, Prompt, Recipe
 from upft_mlx.results.plan import PromptTokens
+from upft_mlx.rows import write_json
 from upft_mlx.rundir import RunDir
 from upft_mlx.sampling import generate
 from upft_mlx.sampling.decoding import Request
@@ -194,6 +196,34 @@ def test_a_benchmark_of_the_other_kind_is_asked_in_its_own_words_and_said_to_dif
     told: list[str] = []
     pipeline.run_stage(recipe, tmp_path / "run", "evaluate", lambda event: told.append(getattr(event, "text", "")))
     assert [line for line in told if "prompt of its own" in line] == lines
+
+
+def test_a_run_asks_a_benchmark_of_the_other_kind_as_its_recipe_does(tmp_path: Path) -> None:
+    """Its recipe.json names the instruction that the recipe left unset."""
+    choice = tmp_path / "choice.jsonl"
+    choice.write_text('{"id": "c", "question": "Which?", "answer": "A"}\n')
+    evaluate = {"benchmarks": [{"name": "letters", "path": str(choice), "grader": "choice"}], "max_tokens": 4}
+    for case, wanted in (("plain model", LETTER), ("the recipe's own", None)):
+        folder = tmp_path / case
+        folder.mkdir()
+        recipe = made(folder, case)
+        pipeline.run_stage(recipe, folder / "run", "generate")
+        of_run = recipe_of(RunDir(folder / "run"))
+        assert of_run.prompt.instruction == CASES[case][4]
+        for start in (recipe, of_run):
+            later = Recipe.model_validate({**start.dump(), "evaluate": evaluate})
+            job = pipeline.prepare(later, folder / "run")
+            assert job.recipe.evaluate.benchmarks[0].prompt == wanted
+
+
+def test_a_run_that_asked_a_benchmark_in_the_problems_words_stays_as_it_is(tmp_path: Path) -> None:
+    choice = tmp_path / "choice.jsonl"
+    choice.write_text('{"id": "c", "question": "Which?", "answer": "A"}\n')
+    benchmark = {"name": "letters", "path": str(choice), "grader": "choice"}
+    recipe = made(tmp_path, "plain model", evaluate={"benchmarks": [benchmark], "max_tokens": 4})
+    run = RunDir(tmp_path / "run")
+    write_json(run.recipe, {**recipe.dump(), "prompt": {**recipe.dump()["prompt"], "instruction": BOXED}})
+    assert pipeline.prepare(recipe_of(run), run.root).recipe.evaluate.benchmarks[0].prompt is None
 
 
 def test_an_instruction_without_a_question_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,11 +8,13 @@ the chat template or the system turn asks for a `\boxed{}` answer already, as Qw
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from upft_mlx.data.benchmarks import BOXED, LETTER, QUESTION, BenchmarkSpec, resolve
 from upft_mlx.data.problems import Problem
+from upft_mlx.errors import RowsError
 from upft_mlx.grade.graders import grader_of
 from upft_mlx.models.chat import Renderer
 from upft_mlx.models.facts import chat_template
@@ -23,22 +25,26 @@ from upft_mlx.rows import read_json
 from upft_mlx.rundir import RunDir
 
 
-def instructed(recipe: Recipe, model_path: Path, problems: Sequence[Problem] = ()) -> Recipe:
-    """The recipe with an instruction; as it is where it sets one itself.
+def instructed(recipe: Recipe, model_path: Path, problems: Sequence[Problem] = (), run: RunDir | None = None) -> Recipe:
+    """The recipe with an instruction; as it is where it sets another one itself.
 
     A benchmark of the other kind, such as a multiple choice beside problems with numbers for answers, gets the
-    instruction of its own kind: the problems' would ask for something that its grader does not look for.
+    instruction of its own kind: the problems' would ask for something that its grader does not look for. So it does
+    where the recipe names what it would get anyway, as the recipe.json of a run does; but what the run has asked in
+    these words already, it asks in them again.
 
     Args:
         recipe: the recipe.
         model_path: the model's folder, for its chat template.
         problems: those that are trained on: letters as answers make them multiple choices.
+        run: the run, if there is one.
 
     Raises:
         RecipeError: unknown benchmarks.
         ModelError: the model's tokenizer cannot be loaded, or its template refuses the prompt.
     """
-    if recipe.prompt.instruction is not None:
+    given = recipe.prompt.instruction
+    if given not in (None, QUESTION, BOXED, LETTER):
         return recipe
     plain = recipe.model in BUILTIN
     if not plain and "boxed" in chat_template(model_path, recipe.prompt.chat_template) + (recipe.prompt.system or ""):
@@ -47,10 +53,19 @@ def instructed(recipe: Recipe, model_path: Path, problems: Sequence[Problem] = (
         plain = "boxed" in renderer.text(renderer.ids("?"))
     of_kind = {False: QUESTION if plain else BOXED, True: LETTER}
     choice = all(p.answer is not None for p in problems) and grader_of(p.answer for p in problems) == "choice"
+    if given not in (None, of_kind[choice]):
+        return recipe
+    asked = set()
+    if given is not None and run is not None:
+        with suppress(RowsError, KeyError, TypeError, AttributeError):  # none there, or damaged
+            made = read_json(run.recipe)
+            if made["prompt"]["instruction"] == given:
+                asked = {(b["name"], b["label"]) for b in made["evaluate"]["benchmarks"] if b["prompt"] is None}
     data: dict[str, Any] = recipe.model_dump()
     data["prompt"]["instruction"] = of_kind[choice]
     for benchmark, entry in zip(data["evaluate"]["benchmarks"], resolve(recipe.evaluate), strict=True):
-        if entry.prompt is None and (entry.grader == "choice") != choice:
+        known = (benchmark["name"], benchmark["label"]) in asked
+        if entry.prompt is None and (entry.grader == "choice") != choice and not known:
             benchmark["prompt"] = of_kind[not choice]
     return Recipe.model_validate(data)
 

@@ -193,7 +193,7 @@ class _Preview:
         resolve(recipe.evaluate)  # names that are wrong are refused before anything is read
         self.problems = recipe_problems(recipe)
         check_problems(recipe, self.problems)
-        self.recipe = recipe = instructed(definite(recipe, path, run), path, self.problems)
+        self.recipe = recipe = instructed(definite(recipe, path, run), path, self.problems, run)
         self.entries, self._run = resolve(recipe.evaluate), run
         tokenizer = load_tokenizer(path, trust_remote_code=recipe.trust_remote_code)
         self._renderer = Renderer(tokenizer, recipe.prompt)
