@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,7 @@ from helpers.facts import result
 from upft_mlx import pipeline
 from upft_mlx.evaluation.benchmark_result import Rounding
 from upft_mlx.evaluation.drafts import Drafts
+from upft_mlx.evaluation.stats import ALPHA
 from upft_mlx.evaluation.summary import rounding_summary
 from upft_mlx.events import Event, Note
 from upft_mlx.models.load import Loaded
@@ -160,6 +162,26 @@ def test_it_stops_when_it_is_known_and_says_so(make_recipe: MakeRecipe, tmp_path
     assert {row.problem_id for row in base} != first, "in random order"
     again, _ = evaluated(recipe, tmp_path / "run", adapter)
     assert again == summary
+
+
+@pytest.mark.parametrize("floor", [0.0, 1.0])
+def test_it_stops_by_the_verdict_with_what_rounding_changes(
+    make_recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, floor: float
+) -> None:
+    def changed(_base: Any, again: list[EvaluationRow]) -> Rounding:
+        return Rounding(completions=len(again), texts=floor, answers=floor, grades=floor)
+
+    for module in ("evaluate", "summary"):
+        monkeypatch.setattr(f"upft_mlx.evaluation.{module}.rounding_summary", changed)
+    recipe = recipe_for(make_recipe, benchmark={"limit": 80, "samples": 1}, until="known")
+    summary, notes = evaluated(recipe, tmp_path / "run", write_adapter(tmp_path / "adapter", size=1.0))
+    n = summary["arithmetic"]["base"]["n"]
+    assert (summary["arithmetic"]["paired"]["p_value"] < ALPHA) == (floor == 0)
+    assert [note for note in notes if "known after" in note] == (
+        [] if floor else [f"arithmetic: known after {n} of 80 problems"]
+    )
+    assert (n == 80) == bool(floor)
+    assert len(rows(tmp_path / "run", "again")) == math.ceil(n / 10)
 
 
 def test_an_adapter_that_changes_nothing_is_known_not_to(make_recipe: MakeRecipe, tmp_path: Path) -> None:

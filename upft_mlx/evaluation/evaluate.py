@@ -14,7 +14,7 @@ import itertools
 import math
 import random
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -105,7 +105,7 @@ class Evaluator:
                 if place not in done[variant]:
                     switch(variant)
                     self._round(variant, round_)
-            if self._may_stop and len(variants) > 1 and self._is_known(numbers[: place + 1]):
+            if self._may_stop and len(variants) > 1 and self._is_known(numbers[: place + 1], switch):
                 numbers = numbers[: place + 1]
                 break
         # The rows as the problems follow each other, without those of problems after which it stopped.
@@ -114,39 +114,54 @@ class Evaluator:
         for variant in variants:
             rows = [row for row in self._rows_of(variant) if (row.problem_id, row.sample) in kept]
             write_rows(self._path(variant), sorted(rows, key=lambda row: (places[row.problem_id], row.sample)))
-        if not self._path(AGAIN).exists():
-            switch("base")
-            self._ask_again()
+        if self._may_stop or not self._path(AGAIN).exists():
+            again = self._ask_again({problem_id for problem_id, _ in kept}, switch)
+            write_rows(self._path(AGAIN), again)  # without those that no longer count
+            found = rounding_summary([*by_problem(self._rows_of("base")).values()], again)
+            self._notify(Note(f"{self._part.entry.label}: {rounding(found)}"))
 
-    def _is_known(self, numbers: Sequence[Sequence[int]]) -> bool:
-        """Whether the answers of these rounds settle the difference; says so where they do and there are more."""
+    def _is_known(self, numbers: Sequence[Sequence[int]], switch: Switch) -> bool:
+        """Whether the answers of these rounds settle the difference; says so where they do and there are more.
+
+        Rounding is measured before, so that the verdict on the same answers has the same floor.
+        """
         places = {place for round_ in numbers for number in round_ for place in self._order.places(number)}
         rows = {variant: {(r.problem_id, r.sample): r for r in self._rows_of(variant)} for variant in VARIANTS}
         base, tuned = ([*by_problem(rows[variant][place] for place in sorted(places)).values()] for variant in VARIANTS)
-        if not is_known(difference(base, tuned, 0.0, "known"), self._recipe.evaluate.effect / 100):
+        effect, floor = self._recipe.evaluate.effect / 100, 0.0
+        if is_known(difference(base, tuned, floor, "known"), effect):
+            floor = rounding_summary(base, self._ask_again({problem_id for problem_id, _ in places}, switch)).grades
+        if not is_known(difference(base, tuned, floor, "known"), effect):
             return False
         total = len(self._part.problems)
         if len(base) < total:
             self._notify(Note(f"{self._part.entry.label}: known after {len(base):,} of {total:,} problems"))
         return True
 
-    def _ask_again(self) -> None:
-        """Base's answers to a share of the problems at another batch size, and a note on what rounding changed."""
-        entry, size = self._part.entry, self._sampling.batch_size
-        base = by_problem(self._rows_of("base"))
-        there = [problem for problem in self._part.problems if problem.id in base]
-        step = math.ceil(len(there) / min(AGAIN_MOST, math.ceil(AGAIN_SHARE * len(there))))
-        asked, size = there[::step], max(1, size // 2) if size > 1 else 2
+    def _ask_again(self, answered: Set[str], switch: Switch) -> list[EvaluationRow]:
+        """Base's answers at another batch size to a share of the problems with these ids; asks what is not there yet.
+
+        In random order the first ones, so that those of fewer problems are among those of more.
+        """
+        entry, size, path = self._part.entry, self._sampling.batch_size, self._path(AGAIN)
+        problems = itertools.chain(*self._order.chunks) if self._may_stop else self._part.problems
+        asked = [problem for problem in problems if problem.id in answered]
+        count, size = min(AGAIN_MOST, math.ceil(AGAIN_SHARE * len(asked))), max(1, size // 2) if size > 1 else 2
+        asked = asked[:count] if self._may_stop else asked[:: math.ceil(len(asked) / count)]
+        there = by_problem(read_rows(path, EvaluationRow)) if path.exists() else {}
+        missing = [problem for problem in asked if problem.id not in there]
 
         def sample(_number: int) -> list[EvaluationRow]:
             sampler = Sampler(self._loaded, replace(self._sampling, batch_size=size))
-            completions = sampler.sample([self._request(problem) for problem in asked], self._recipe.seed)
+            completions = sampler.sample([self._request(problem) for problem in missing], self._recipe.seed)
             self._processed += sampler.processed_tokens
-            return self._rows([(problem, k) for problem in asked for k in range(entry.samples)], completions)
+            return self._rows([(problem, k) for problem in missing for k in range(entry.samples)], completions)
 
-        write_rows(self._path(AGAIN), itertools.chain(*made_by_all([0], sample, EvaluationRow)))  # one rank makes all
-        found = rounding_summary([*base.values()], [*read_rows(self._path(AGAIN), EvaluationRow)])
-        self._notify(Note(f"{entry.label}: {rounding(found)}"))
+        if missing:
+            switch("base")
+            there |= by_problem(itertools.chain(*made_by_all([0], sample, EvaluationRow)))  # one rank makes all
+            write_rows(path, itertools.chain(*there.values()))
+        return [row for problem in asked for row in there[problem.id]]
 
     @property
     def processed_tokens(self) -> int:
