@@ -113,6 +113,15 @@ def test_neither_limit_nor_batch_size_changes_a_row(
     assert len(found[10, 8]) == 10 * fields["samples"]
 
 
+def test_how_solutions_are_drawn_does_not_change_how_answers_are(make_recipe: MakeRecipe, tmp_path: Path) -> None:
+    """`compare` and `sweep` measure cells that sample solutions with another top-p with one and the same decoding."""
+    recipe = recipe_for(make_recipe, benchmark={"limit": 6}, max_tokens=12)
+    generate = recipe.generate.model_copy(update={"top_p": 0.1, "top_k": 1})
+    evaluated(recipe, tmp_path / "plain" / "run", None)
+    evaluated(recipe.model_copy(update={"generate": generate}), tmp_path / "narrow" / "run", None)
+    assert rows(tmp_path / "plain" / "run", "base") == rows(tmp_path / "narrow" / "run", "base")
+
+
 def test_base_is_asked_again_at_another_batch_size(
     make_recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -109,9 +109,10 @@ class Generate(Section):
     temperature: Annotated[float, Field(ge=0.0, le=5.0)] = 0.6
     """Sampling temperature; 0 is greedy."""
     top_p: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
-    """Nucleus share; unset: the model's generation_config, or 1."""
+    """Nucleus share of solutions; unset: the model's generation_config, or 1. Evaluation always takes the model's."""
     top_k: Annotated[int, Field(ge=0)] | None = None
-    """Number of most likely tokens kept, 0 for all; unset: the model's generation_config, or 0."""
+    """Number of most likely tokens kept, 0 for all; unset: the model's generation_config, or 0. Evaluation always
+    takes the model's."""
     samples: Count = 1
     """Solutions per problem; more than one only for method rft, or for a `prefix.selection` that chooses among them."""
     keep: Count = 4
