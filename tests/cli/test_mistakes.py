@@ -106,7 +106,25 @@ MISTAKES: dict[str, tuple[list[str], int, list[str]]] = {
     "a benchmark's columns with other names": (
         ["evaluate", "my.yaml", "--benchmark", "german.csv"],
         1,
-        ["it has frage, antwort; name the question column in its entry: --set 'evaluate.benchmarks=[{name: german, "],
+        [
+            "it has frage, antwort; name the question column in its entry: --set 'evaluate.benchmarks=[{name: german, ",
+            ": frage}]' instead of --benchmark",
+        ],
+    ),
+    "benchmarks in both ways": (
+        ["evaluate", "my.yaml", "--benchmark", "german.csv", "--set", "evaluate.benchmarks=[{name: b, path: b.csv}]"],
+        2,
+        ["give --benchmark or --set evaluate.benchmarks, not both"],
+    ),
+    "benchmarks in both ways, in their section": (
+        ["evaluate", "--model", "models/tiny", "--benchmark", "gsm8k", "--set", "evaluate={benchmarks: math500}"],
+        2,
+        ["give --benchmark or --set evaluate.benchmarks, not both"],
+    ),
+    "a benchmark's file of a model without a recipe": (
+        ["evaluate", "--model", "models/tiny", "--set", "evaluate.benchmarks=[{name: mine, path: none.csv}]"],
+        1,
+        ["/none.csv: no such file"],
     ),
     "texts for pre-training": (
         ["new", "models/tiny", "text.jsonl"],

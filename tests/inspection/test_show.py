@@ -111,6 +111,7 @@ def test_what_is_wrong_is_refused_with_what_to_do(folder: Path, arguments: list[
 
 def test_the_options_narrow_a_recipe() -> None:
     recipe = recipe_for_model("builtin:arithmetic", ["evaluate.samples=4", "evaluate.temperature=0.5"])
+    assert [entry.name for entry in recipe.evaluate.benchmarks] == ["arithmetic"]
     few = with_benchmarks(recipe, ["gsm8k", "math500"], 7, ["level=4", "level=5", "subject=Algebra"])
     for entry in few.evaluate.benchmarks:
         assert entry.limit == 7

@@ -159,9 +159,10 @@ def evaluate(
     """See the help."""
     if (recipe is None) == (model is None):
         raise click.UsageError("give a RECIPE, or a model with --model" + (", not both" if recipe else ""))
+    set_too = re.compile(r"\s*evaluate(\.benchmarks\s*=|\s*=.*\bbenchmarks\b)", re.DOTALL)
+    if benchmarks and any(set_too.match(text) for text in options.overrides):
+        raise click.UsageError("give --benchmark or --set evaluate.benchmarks, not both")
     benchmark_options = {"benchmarks": benchmarks, "limit": limit, "subset": subset}
-    if recipe is None and not benchmarks:
-        benchmark_options["benchmarks"] = ("arithmetic",)
     if len(adapters) > 1:
         if len({adapter.resolve() for adapter in adapters}) < len(adapters):
             raise click.UsageError("an --adapter is given twice; give each once")

@@ -170,7 +170,8 @@ def load_benchmark(entry: BenchmarkSpec, seed: int = 0, notes: Notes | None = No
     except ProblemsError as error:
         if isinstance(error, ColumnError) and entry.path:
             own = f"[{{name: {entry.label}, path: {one_line(entry.path)}, {error.column}: {error.likely}}}]"
-            error.remedy = f"name the {error.column} column in its entry: --set 'evaluate.benchmarks={own}'"
+            in_entry = f"--set 'evaluate.benchmarks={own}' instead of --benchmark"
+            error.remedy = f"name the {error.column} column in its entry: {in_entry}"
         if not entry.private:
             raise
         error.found = ""  # an excerpt of its text

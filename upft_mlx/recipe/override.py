@@ -13,7 +13,7 @@ from upft_mlx.recipe.schema import Recipe
 
 
 def recipe_for_model(model: str, overrides: Sequence[str] = ()) -> Recipe:
-    """A recipe that only evaluates a model, with `section.field=value` overrides.
+    """A recipe that only evaluates a model, with `section.field=value` overrides; on arithmetic unless they say more.
 
     Args:
         model: a folder, a Hub id or `builtin:arithmetic`.
@@ -25,7 +25,8 @@ def recipe_for_model(model: str, overrides: Sequence[str] = ()) -> Recipe:
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(model).name or "model").strip("-.")
     data: dict[str, Any] = {"name": f"evaluate-{name}", "model": model, "problems": {"builtin": "arithmetic"}}
     resolve_paths(data, Path.cwd(), "--model")
-    return validated(Path("--model"), {}, data, overrides)
+    recipe = validated(Path("--model"), {}, data, overrides)
+    return recipe if recipe.evaluate.benchmarks else with_benchmarks(recipe, ["arithmetic"])
 
 
 def with_benchmarks(
