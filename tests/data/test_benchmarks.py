@@ -181,6 +181,9 @@ def test_a_choice_with_letters_of_its_own(tmp_path: Path) -> None:
     path = write_rows(tmp_path / "mc.jsonl", [{"question": "Which? (A) 1 (B) 2", "answer": "(b)"}])
     assert load_benchmark(entry_of(name="mc", path=path, grader="choice"))[0].answer == "B"
     path = write_rows(tmp_path / "mc.jsonl", [{"question": "Which?", "answer": "two"}])
+    many = write_rows(tmp_path / "many.jsonl", [{"question": "1 + 1?", "options": [*"0123456789X"], "answer": "C"}])
+    with pytest.raises(ProblemsError, match="options: expected 2 to 10 options, each a text or a number, found"):
+        load_benchmark(entry_of(name="mc", path=many, grader="choice"))
     with pytest.raises(ProblemsError, match="grader choice needs wrong answers"):
         load_benchmark(entry_of(name="mc", path=path, grader="choice"))
     path = write_rows(tmp_path / "mc.jsonl", [{"question": "Which?", "answer": "two", "no": "one", "never": "three"}])

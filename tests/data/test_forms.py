@@ -217,6 +217,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "choices": [{"label": "A", "text": "stone"}, {"label": "B", "text": "apple"}, {"label": "C", "text": "shoe"}],
         "answerKey": "B",
     },
+    "null in a mapping": {"options": {"A": "stone", "B": None, "C": "apple", "D": "shoe"}, "answer": "C"},
+    "null with a label": {"choices": {"text": ["stone", "apple", "shoe", None], "label": [*"ABCD"]}, "answer": "B"},
 }  # fmt: skip
 
 
@@ -249,6 +251,12 @@ def test_other_columns_called_options_are_ignored(tmp_path: Path) -> None:
     assert read(tmp_path / "q.jsonl")[0] == [Problem("0", "a?", "5")]
 
 
+@pytest.mark.parametrize("empty", [None, [], {}, {"A": None, "B": None}, {"text": None, "label": None}])
+def test_a_row_without_options_is_a_question_as_it_stands(tmp_path: Path, empty: Any) -> None:
+    (tmp_path / "q.jsonl").write_text(lines([{"question": "a?", "options": empty, "answer": "5"}]))
+    assert read(tmp_path / "q.jsonl")[0] == [Problem("0", "a?", "5")]
+
+
 # Bad rows, and ids that repeat.
 
 BAD: dict[str, Callable[[], bytes]] = {
@@ -260,6 +268,12 @@ BAD: dict[str, Callable[[], bytes]] = {
     "not JSON": lambda: b'{"question": "b?\n',
     "no object": lambda: b'["b?"]\n',
     "half a surrogate pair": lambda: b'{"question": "\\ud800"}\n',
+    "more options than letters": lambda: lines(
+        [{"question": "b?", "options": [*"abcdefghijk"], "answer": "B"}]
+    ).encode(),
+    "one option": lambda: b'{"question": "b?", "options": {"A": "x", "B": null}, "answer": "A"}\n',
+    "a list with a gap": lambda: b'{"question": "b?", "options": ["x", null, "y"], "answer": 2}\n',
+    "options of another form": lambda: b'{"question": "b?", "options": [{"key": "A", "value": "x"}], "answer": "A"}\n',
     "conversation without a user": lambda: b'{"question": [{"role": "assistant", "content": "x"}]}\n',
 }
 

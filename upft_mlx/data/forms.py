@@ -54,19 +54,30 @@ def replied(turns: Sequence[tuple[str, str]]) -> str | None:
 
 
 def options_of(value: Any) -> list[tuple[str, str]] | None:
-    """The options of a multiple choice as (label, text); None: the value holds none."""
+    """The options of a multiple choice as (label, text), without those that are null; empty: the value holds none.
+
+    None: it holds what cannot be used as options: fewer than two, more than there are letters, or other things than
+    text and numbers.
+    """
     if isinstance(value, dict) and set(value) == {"text", "label"}:
         texts, labels = value["text"], value["label"]
     elif isinstance(value, dict):
         texts, labels = list(value.values()), list(value)
     elif isinstance(value, list) and value and all(isinstance(part, dict) for part in value):
-        texts, labels = [part.get("text") for part in value], [part.get("label") for part in value]
-    else:
+        texts, labels = [part.get("text", part) for part in value], [part.get("label") for part in value]
+    elif isinstance(value, list):
         texts, labels = value, list(LETTERS)
-    lists = isinstance(texts, list) and isinstance(labels, list) and 1 < len(texts) <= min(len(labels), len(LETTERS))
-    if not lists or not all(isinstance(part, (str, int, float)) for part in (*texts, *labels)):
+    else:
+        return []
+    if texts is None or (isinstance(texts, list) and all(text is None for text in texts)):
+        return []
+    if not isinstance(texts, list) or not isinstance(labels, list) or len(texts) > len(labels):
         return None
-    return [(str(label), str(text).strip()) for label, text in zip(labels, texts, strict=False)]
+    pairs = list(zip(labels, texts, strict=False))
+    if texts is not value:  # the places of a list's options are their numbers: none can be left out
+        pairs = [(label, text) for label, text in pairs if text is not None]
+    usable = 1 < len(pairs) <= len(LETTERS) and all(isinstance(part, (str, int, float)) for p in pairs for part in p)
+    return [(str(label), str(text).strip()) for label, text in pairs] if usable else None
 
 
 def with_options(question: str, texts: Sequence[str]) -> str:

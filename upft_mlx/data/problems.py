@@ -25,6 +25,7 @@ from upft_mlx.data.hub import hub_rows
 from upft_mlx.data.source import SKIP, Located, Notes, Place, Row, Source
 from upft_mlx.errors import ColumnError, ProblemsError
 from upft_mlx.escape import one_line, quoted
+from upft_mlx.grade.graders import LETTERS
 
 _HEAD = 100
 """Number of rows on which the columns are decided."""
@@ -172,6 +173,14 @@ def _problem(place: Place, row: Row, index: int, columns: Columns, notes: Notes)
     if answer is None and (turns := conversation(value_at(row, columns.question))):
         answer = replied(turns)  # in the conversation that asks the question
     options = options_of(value_at(row, columns.options))
+    if options is None:
+        raise ProblemsError(
+            f"expected 2 to {len(LETTERS)} options, each a text or a number",
+            f"rename the column if it holds no options; {SKIP}",
+            found=_shown(value_at(row, columns.options)),
+            field=one_line(str(columns.options)),
+            **place._asdict(),
+        )
     if options:
         question = with_options(question, [text for _, text in options])
         answer = answer and _letter(place, row, columns, options, answer)
