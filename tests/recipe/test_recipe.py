@@ -146,14 +146,13 @@ def test_every_field_has_one_line_that_says_what_it_is() -> None:
 # Where paths begin.
 
 
-def test_paths_in_the_file_begin_at_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("one", ["[{name: b, path: b.csv}]", "{name: b, path: b.csv}"])
+def test_paths_in_the_file_begin_at_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one: str) -> None:
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     monkeypatch.chdir(elsewhere)
-    recipe = load(
-        tmp_path / "deep",
-        "model: ./m\nproblems: {path: ../q.jsonl}\nevaluate: {benchmarks: [{name: b, path: b.csv}]}\n",
-    )
+    text = f"model: ./m\nproblems: {{path: ../q.jsonl}}\nevaluate: {{benchmarks: {one}}}\n"
+    recipe = load(tmp_path / "deep", text)
     assert recipe.model == str(tmp_path / "deep" / "m")
     assert recipe.problems.path == str(tmp_path / "q.jsonl")
     assert recipe.evaluate.benchmarks[0].path == str(tmp_path / "deep" / "b.csv")

@@ -113,7 +113,7 @@ def resolve_paths(data: dict[str, Any], folder: Path, where: str) -> None:
     sections = [("problems.path", data.get("problems"))]
     if isinstance(evaluate := data.get("evaluate"), dict):
         benchmarks = evaluate.get("benchmarks")
-        entries = benchmarks if isinstance(benchmarks, list) else []
+        entries = [benchmarks] if isinstance(benchmarks, dict) else benchmarks if isinstance(benchmarks, list) else []
         sections += [(f"evaluate.benchmarks.{index}.path", entry) for index, entry in enumerate(entries)]
     sections += [("prompt.chat_template", data.get("prompt")), ("lora.start_from", data.get("lora"))]
     for field, section in sections:
