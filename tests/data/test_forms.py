@@ -183,8 +183,15 @@ def test_a_dotted_path_names_a_nested_field(tmp_path: Path) -> None:
     assert "name the question column with `question: " in refused(tmp_path / "q.jsonl")
 
 
-def test_alpacas_input_is_part_of_the_question(tmp_path: Path) -> None:
-    (tmp_path / "q.json").write_text(json.dumps([{"instruction": "Add.", "input": "1 and 1", "output": "2"}]))
+@pytest.mark.parametrize("names", ["instruction input output", "Instruction Input Output", "INSTRUCTION input Output"])
+def test_alpacas_input_is_part_of_the_question(tmp_path: Path, names: str) -> None:
+    row = dict(zip(names.split(), ["Add.", "1 and 1", "2"], strict=True))
+    instruction, _, output = names.split()
+    for path, nested in (("A.b.", {"A": {"b": row}}), ("A.", {f"A.{name}": text for name, text in row.items()})):
+        (tmp_path / "q.json").write_text(json.dumps([nested]))
+        problems, _ = read(tmp_path / "q.json", question=path + instruction, answer=path + output)
+        assert problems == [Problem("0", "Add.\n1 and 1", "2")]
+    (tmp_path / "q.json").write_text(json.dumps([row]))
     problems, notes = read(tmp_path / "q.json")
     assert problems == [Problem("0", "Add.\n1 and 1", "2")]
     assert notes.lines() == ["the questions are `instruction` and `input`, a line each"]

@@ -217,10 +217,12 @@ def _question(place: Place, row: Row, column: str, notes: Notes) -> str:
     if not value.strip():
         raise ProblemsError("the question is empty", SKIP, field=name, **place._asdict())
     if column.rpartition(".")[2].casefold() == "instruction":
-        more = value_at(row, column[: -len("instruction")] + "input")
-        if isinstance(more, str) and more.strip():  # Alpaca
-            notes.say("the questions are `instruction` and `input`, a line each")
-            return f"{value}\n{more}"
+        before = column[: -len("instruction")]
+        beside, wanted = (row, f"{before}input") if column in row else (value_at(row, before[:-1]), "input")
+        for spelt, more in beside.items():
+            if spelt.casefold() == wanted.casefold() and isinstance(more, str) and more.strip():  # Alpaca
+                notes.say("the questions are `instruction` and `input`, a line each")
+                return f"{value}\n{more}"
     return value
 
 
