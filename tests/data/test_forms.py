@@ -299,6 +299,35 @@ def test_a_bad_row_is_named_by_its_line_and_can_be_skipped(tmp_path: Path, case:
     assert "--skip-bad-rows" not in said
 
 
+WHOLE = '{"question": "a?", "answer": "1"}'
+
+
+@pytest.mark.parametrize("ends", ["\n", "\r\n", ",\n", "\n\n"])
+@pytest.mark.parametrize("first", [*(WHOLE[:end] for end in range(2, len(WHOLE))), WHOLE + "}", "[2026-11-01] begun"])
+def test_the_first_line_is_a_bad_row_as_any_other(tmp_path: Path, first: str, ends: str) -> None:
+    (tmp_path / "q.jsonl").write_bytes((first + ends + (WHOLE + ends) * 2).encode())
+    shown = refused(tmp_path / "q.jsonl")
+    assert shown.startswith(f"{tmp_path}/q.jsonl:1: not JSON: ")
+    assert shown.endswith("leave such rows out with `bad_rows: skip` (`upft new`: --skip-bad-rows)")
+    assert [problem.id for problem in read(tmp_path / "q.jsonl", bad_rows="skip")[0]] == ["1", "2"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"meta":\n{"x": 1},\n"question": "a?", "answer": "1"}\n' + WHOLE,
+        '{\n"question": "a?",\n"meta":\n{"x": 1},\n"answer": "1"}\n' + WHOLE,
+        f"[\n{WHOLE},\n{WHOLE}\n]",
+        f"[{WHOLE},\n{WHOLE},\n]",
+        f"{WHOLE} {WHOLE.replace(',', ',' + chr(10))}",
+        f"{WHOLE},{WHOLE}\n{WHOLE}",
+    ],
+)
+def test_a_whole_object_on_a_line_does_not_make_json_lines(tmp_path: Path, text: str) -> None:
+    (tmp_path / "q.json").write_text(text)
+    assert {problem.question for problem in read(tmp_path / "q.json")[0]} == {"a?"}
+
+
 def test_csv_rows_with_too_many_fields_can_be_skipped(tmp_path: Path) -> None:
     (tmp_path / "q.csv").write_text("question,answer\na?,1\nWhat, if any?,2\nb?,3\n")
     assert "q.csv:3: 3 columns, but the header has 2; a field that holds `,` needs quotes; fix it" in refused(

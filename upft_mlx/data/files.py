@@ -31,6 +31,8 @@ _ALSO = {".ndjson": ".jsonl"}
 _LONGEST = 1 << 24
 """Characters of a line or a JSON value: a compressed file may unpack to anything."""
 _CHUNK = 1 << 16
+_FIRST = 8
+"""Lines on which it is decided whether each holds an object."""
 _SEPARATORS = {",": "`,`", ";": "`;`", "\t": "tabs", "|": "`|`"}
 _MARKS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
 _UNPACKED = {".zip": "unzip", ".bz2": "bunzip2 -k", ".xz": "xz -dk", ".zst": "zstd -d", ".gz": "gunzip -k"}
@@ -165,11 +167,7 @@ def _text_rows(path: Path, kind: str, notes: Notes) -> Iterator[Located]:
             return
         start = file.read(1 << 20).lstrip()
         file.seek(0)
-        try:  # is the first line a whole object, or nothing that JSON can begin with?
-            one_per_line = isinstance(_decoded(start.partition("\n")[0]), dict)
-        except (ValueError, RecursionError):
-            one_per_line = not start.startswith(("{", "["))
-        yield from _json_lines(path, file) if one_per_line else _json_values(path, file)
+        yield from _json_lines(path, file) if _one_per_line(start) else _json_values(path, file)
 
 
 def _lines(path: Path, file: TextIO) -> Iterator[tuple[int, str]]:
@@ -181,6 +179,31 @@ def _lines(path: Path, file: TextIO) -> Iterator[tuple[int, str]]:
 
 
 # JSON.
+
+
+def _one_per_line(start: str) -> bool:
+    """Whether a file that starts so has an object on each line: its first line, which may be broken, says so.
+
+    It is broken if it is no value and begins none on several lines, but a line soon after it is a whole object.
+    """
+    lines, whole = start.split("\n", _FIRST)[:_FIRST], []
+    for line in lines:
+        try:
+            whole.append(isinstance(_decoded(line), dict))
+        except (ValueError, RecursionError):
+            whole.append(False)
+    if whole[0] or not any(whole) or re.match(r"\[\s*[\[{]", start):
+        return whole[0] or not start.startswith(("{", "["))
+    decode, between, at = json.JSONDecoder().raw_decode, re.compile(r"[\s,]*"), 0
+    try:
+        while at < len(lines[0]):
+            _, end = decode(start, at)
+            found = between.match(start, end)
+            at = found.end() if found else end
+    except (ValueError, RecursionError) as error:  # in this line, or after whole objects: it may end in a colon
+        goes_on = start[: getattr(error, "pos", 0)].strip().count("\n")
+        return goes_on < len(lines) and all(whole[n] or not lines[n].strip() for n in range(1, goes_on + 1))
+    return False
 
 
 def _decoded(line: str) -> Any:
