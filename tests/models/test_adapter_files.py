@@ -172,6 +172,11 @@ BAD: dict[str, tuple[Change, str]] = {
     "a huge rank": (stated(r=10**9), r"r: 1000000000: expected a number from 1 to 4096"),
     "no alpha": (stated(lora_alpha=None), r"lora_alpha: None: expected a number"),
     "alpha not finite": (stated(lora_alpha=math.inf), r"adapter_config.json: lora_alpha: "),
+    "no update": (stated(lora_alpha=0), r"adapter_config.json: lora_alpha: 0: expected a number above 0"),
+    "no update by patterns": (
+        stated(alpha_pattern={"q_proj": 0, "down_proj": 0.0}),
+        r"adapter_config.json: alpha_pattern: .*q_proj.*: expected a number above 0",
+    ),
     "biases": (stated(bias="all"), r"bias: 'all': expected none: it is not supported here"),
     "other modules": (stated(modules_to_save=["lm_head"]), r"modules_to_save: \['lm_head'\]: expected None"),
     "PiSSA": (stated(init_lora_weights="pissa"), r"init_lora_weights: 'pissa': expected one that leaves the base"),
@@ -288,6 +293,16 @@ def test_what_contradicts_it_is_refused_with_names(tmp_path: Path) -> None:
     same = {"rank": 3, "keys": ["mlp.down_proj", "self_attn.q_proj"]}
     assert started(recipe(folder, same), MODEL).lora.rank == 3
     assert started(recipe(write_mlx_lm(tmp_path / "all", layers=-1), {"num_layers": 4}), MODEL).lora.num_layers == -1
+
+
+def test_one_without_an_update_is_refused_with_file_and_field(tmp_path: Path) -> None:
+    """mlx-lm's adapter of scale 0 can be measured, not trained; it ended in a traceback of pydantic's."""
+    folder = write_mlx_lm(tmp_path / "a")
+    config = json.loads((folder / "adapter_config.json").read_text())
+    stated(lora_parameters={**config["lora_parameters"], "scale": 0.0})(folder)
+    assert read_adapter(folder).scale == 0
+    with pytest.raises(ModelError, match=r"adapter_config.json: lora_parameters.scale: 0.0: expected a number above 0"):
+        started(recipe(folder), MODEL)
 
 
 def test_what_it_decides_stays_open_until_it_is_read(tmp_path: Path) -> None:

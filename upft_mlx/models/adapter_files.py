@@ -143,6 +143,7 @@ def started(recipe: Recipe, model_path: Path) -> Recipe:
     if lora.start_from is None:
         return recipe
     files = read_adapter(Path(lora.start_from))
+    _refuse(files.folder / CONFIG, "lora_parameters.scale", files.scale, files.scale > 0, "a number above 0")
     config = json_object(model_path / "config.json")
     text = config.get("text_config")
     layers = (text if isinstance(text, dict) else config).get("num_hidden_layers")
@@ -213,7 +214,8 @@ def _read_peft(folder: Path, config: dict[str, Any]) -> AdapterFiles:
     for place, own in ranks.items():
         its = _stated(path, config, "alpha_pattern", places[place]["lora_A"], alpha)
         scales[place] = its / (math.sqrt(own) if rooted else own)
-    scale = max(scales.values())
+    scale, field = max(scales.values()), "alpha_pattern" if alpha else "lora_alpha"
+    _refuse(path, field, config.get(field), scale > 0, "a number above 0")
     factors = {place: own / scale for place, own in scales.items()}
     keys = tuple(sorted({key for _, key in places}))
     return AdapterFiles(folder, "dora" if dora else "lora", largest, scale, dropout, keys, None, places, factors)
