@@ -92,7 +92,9 @@ def memory_plan(name: str, bits: int, gigabytes: float) -> MemoryPlan:
     trained = Prompts(1000, PROMPT + TEMPLATE, [LONGEST + TEMPLATE], SHARED)
     limit = RECIPE.generate.max_tokens
     solutions = Solutions(limit / 2, limit, [limit], 1.0, "assumed")
-    return MemoryPlan(architecture(name, bits), asked, trained, solutions, asked, another_mac(gigabytes))
+    return MemoryPlan(
+        architecture(name, bits), asked, trained, solutions, {(None, None): asked}, another_mac(gigabytes)
+    )
 
 
 def weights_table() -> str:

@@ -47,7 +47,7 @@ EOS = 2
 
 def plan(problems: int = 200) -> MemoryPlan:
     prompts = Prompts(problems, 40.0, [60], 5)
-    return MemoryPlan(read_architecture(MODEL), prompts, prompts, solutions(), prompts, this_machine())
+    return MemoryPlan(read_architecture(MODEL), prompts, prompts, solutions(), {(None, None): prompts}, this_machine())
 
 
 def solutions() -> Solutions:

@@ -111,7 +111,7 @@ def test_planned_peaks_are_within_15_percent_of_those_measured(name: str, tmp_pa
             measure_prompts(len(problems), lambda n: problems[n].question, renderer),
             measure_prompts(len(problems), lambda n: problems[n].question + recipe.prefix.template_text, renderer),
             measure_solutions(recipe, problems, tokenizer, run, None),
-            None,
+            {},
             this_machine(),
         )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,11 @@ from upft_mlx.models.chat import Renderer
 from upft_mlx.models.load import Loaded
 from upft_mlx.pipeline import plan_recipe
 from upft_mlx.planning import budget, speed
-from upft_mlx.planning.budget import another_mac
+from upft_mlx.planning.budget import MemoryPlan, another_mac, changed
 from upft_mlx.planning.lengths import measure_prompts, of_lengths
 from upft_mlx.planning.memory import Machine, fusing_peak
+from upft_mlx.planning.plan import memory_plan
+from upft_mlx.recipe.fields import AUTO
 from upft_mlx.recipe.schema import Lora, Prompt, Recipe
 from upft_mlx.results.plan import SolutionTokens
 from upft_mlx.rundir import RunDir
@@ -303,6 +306,29 @@ def test_fusing_that_does_not_fit_is_told_a_way_that_the_model_has(
     lines = plan_recipe(recipe(model=str(folder), publish={"fuse": "auto"}), tmp_path).memory.too_large
     [line] = [line for line in lines if line.startswith("fuse")]
     assert f"--set publish.{told}" in line, line
+
+
+def test_a_benchmarks_own_samples_and_length_are_planned(tmp_path: Path) -> None:
+    """They were planned as `evaluate` has them, and a smaller evaluate.max_tokens was named as a remedy."""
+
+    def planned(**own: Any) -> tuple[Recipe, MemoryPlan]:
+        entries = [{"name": "arithmetic", "limit": 99, **own}, {"name": "arithmetic", "label": "short", "limit": 9}]
+        job = pipeline.prepare(recipe(evaluate={"temperature": 0.6, "benchmarks": entries}), tmp_path, weights=False)
+        return job.recipe, memory_plan(job, machine(2**30))
+
+    def peak(given: Recipe, plan: MemoryPlan, **settings: Any) -> float:
+        return plan.peak("evaluate", changed(given, {f"evaluate.{name}": value for name, value in settings.items()}))
+
+    plain, (given, plan) = planned(), planned(max_tokens=4096, samples=16)
+    assert peak(given, plan) > 2 * peak(*plain)
+    assert peak(given, plan) == pytest.approx(peak(*plain, max_tokens=4096, samples=16), rel=0.01)
+    assert peak(given, plan) == peak(given, plan, max_tokens=32), "the long one decides"
+    assert peak(given, plan) < peak(given, plan, max_tokens=65536), "the short one has no length of its own"
+    least = peak(given, plan, batch_size=1)
+    [(line, _)] = replace(plan, machine=machine(round(0.9 * least))).too_large(given, ["evaluate"])
+    assert line.endswith("or more quantized model, or lower the max_tokens in a benchmark's own entry")
+    settled = replace(plan, machine=machine(2 * round(least))).settle(changed(given, {"evaluate.batch_size": AUTO}))
+    assert settled.evaluate.batch_size < 64, "which would fit a benchmark of 64 tokens"
 
 
 def test_what_is_done_is_not_planned_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -204,7 +204,7 @@ def planned(recipe: Recipe, gigabytes: float) -> tuple[MemoryPlan, Recipe]:
     solutions = Solutions(limit / 2, limit, [limit], 1.0, "assumed")
     model = MEMORY["architecture"](MODELS[recipe.model.partition("/")[2]], 4 if recipe.model.endswith("4bit") else 16)
     tests = Prompts(1000, 130, [700], SHARED)  # MATH-500 has the longest of the benchmarks but GPQA
-    memory = MemoryPlan(model, asked, trained, solutions, tests, another_mac(gigabytes))
+    memory = MemoryPlan(model, asked, trained, solutions, {(None, None): tests}, another_mac(gigabytes))
     return memory, memory.settle(recipe)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any
@@ -101,8 +101,8 @@ class MemoryPlan:
     trained: Prompts
     """The same with the task template."""
     solutions: Solutions
-    questions: Prompts | None
-    """The prompts of all benchmarks."""
+    questions: Mapping[tuple[int | None, int | None], Prompts]
+    """The prompts of the benchmarks, together where their entries set the same samples and max_tokens (None: unset)."""
     machine: Machine
 
     def work(self, recipe: Recipe) -> tuple[Work, Work]:
@@ -149,9 +149,10 @@ class MemoryPlan:
         return max((sampling_peak(model, load, self.machine, adapter) for load in loads), default=0.0)
 
     def loads(self, stage: str, recipe: Recipe) -> Iterator[SamplingLoad]:
-        """A chunk of full solutions and one of prefixes, or one of the benchmarks."""
-        if stage == "evaluate" and (asked := self.questions) is not None:
-            batch, samples, most = recipe.evaluate.batch_size, recipe.evaluate.samples, recipe.evaluate.max_tokens
+        """A chunk of full solutions and one of prefixes, or one of the benchmarks of each kind."""
+        batch, settings = recipe.evaluate.batch_size, recipe.evaluate
+        for (samples, most), asked in self.questions.items() if stage == "evaluate" else ():
+            samples, most = samples or settings.samples, most or settings.max_tokens
             chunk = min(asked.count, evaluated_together(asked.count, batch, samples))
             yield SamplingLoad(batch, chunk, samples, asked.longest[0], asked.shared, most)
         batch, asked = recipe.generate.batch_size, self.prompts
@@ -217,6 +218,8 @@ class MemoryPlan:
             advice = f"it would take {memory(less) if less else 'no memory'} with {sets}"
             if less > self.machine.bytes:
                 advice = "no batch size, checkpointing or length fits: use a smaller or more quantized model"
+                if stage == "evaluate" and any(most for _, most in self.questions):
+                    advice += ", or lower the max_tokens in a benchmark's own entry"
             budget = f"{self.machine.what} is {memory(self.machine.bytes)}"
             line = f"{stage} needs about {memory(peak)}, but {budget}; {advice}"
             found.append((line, less >= EXCESS * self.machine.whole))

@@ -6,6 +6,7 @@ full solutions, need a calibration (`speed.py`), which loads the model once.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from dataclasses import dataclass, replace
 from operator import attrgetter
 from typing import Any
@@ -50,11 +51,11 @@ def memory_plan(job: Job, machine: Machine, run: RunDir | None = None, speed: Sp
     def prompts(behind: str) -> Prompts:
         return measure_prompts(len(problems), lambda n: renderer.turn(problems[n].question + behind), renderer)
 
-    turns = []  # of all benchmarks together
-    for part in job.sets:
+    turns = defaultdict[tuple[int | None, int | None], list[str]](list)
+    for own, part in zip(recipe.evaluate.benchmarks, job.sets, strict=True):
         turn = user_turn(part.entry, recipe.prompt)
-        turns += [turn.replace(QUESTION, problem.question) for problem in part.problems]
-    questions = measure_prompts(len(turns), turns.__getitem__, renderer) if turns else None
+        turns[own.samples, own.max_tokens] += [turn.replace(QUESTION, problem.question) for problem in part.problems]
+    questions = {own: measure_prompts(len(asked), asked.__getitem__, renderer) for own, asked in turns.items()}
     return MemoryPlan(model, prompts(""), prompts(recipe.prefix.template_text), solutions, questions, machine)
 
 
