@@ -192,7 +192,7 @@ def test_sampling_training_and_the_plan_find_the_same_shared_start() -> None:
         trained = shared_length([Example("", [*ids, 5], len(ids)) for ids in prompts])
         renderer: Any = SimpleNamespace(ids=lambda text: [int(part) for part in text.split()])
         texts = [" ".join(map(str, ids)) for ids in prompts]
-        planned = measure_prompts(len(texts), texts.__getitem__, renderer).shared
+        planned = measure_prompts(len(texts), texts.__getitem__, renderer.ids).shared
         assert len(prefill._shared_ids) == trained == planned
 
 
@@ -200,14 +200,14 @@ def test_what_the_plan_takes_for_shared_is_what_a_run_shares(loaded: Loaded, tmp
     """On real prompts: the tokens that the sampler and the trainer run once are those that the plan leaves out."""
     renderer = Renderer(loaded.tokenizer, Prompt())
     questions = [f"{name} has {n} pens. How many?" for name in ("Ann", "Ben") for n in range(20)]
-    planned = measure_prompts(len(questions), questions.__getitem__, renderer)
+    planned = measure_prompts(len(questions), questions.__getitem__, renderer.ids)
     prompts = [renderer.ids(question) for question in questions]
     prefill = Prefill(loaded.model)
     prefill.share(prompts)
     rows = [TrainingRow(str(n), str(n), 0, "prefix", "", "", ids, [5, 6]) for n, ids in enumerate(prompts)]
     batch = make_batch(to_examples(rows, 100), shared_length(to_examples(rows, 100)))
     assert planned.shared == len(prefill._shared_ids or ()) == len(batch.shared) > 0
-    alone = measure_prompts(1, questions.__getitem__, renderer)
+    alone = measure_prompts(1, questions.__getitem__, renderer.ids)
     assert alone.shared == 0, "one prompt is run whole: it is shared with nobody"
 
 

@@ -108,8 +108,8 @@ def test_planned_peaks_are_within_15_percent_of_those_measured(name: str, tmp_pa
     def memory_plan() -> MemoryPlan:
         return MemoryPlan(
             read_architecture(folder),
-            measure_prompts(len(problems), lambda n: problems[n].question, renderer),
-            measure_prompts(len(problems), lambda n: problems[n].question + recipe.prefix.template_text, renderer),
+            measure_prompts(len(problems), lambda n: problems[n].question, renderer.ids),
+            measure_prompts(len(problems), lambda n: problems[n].question + recipe.prefix.template_text, renderer.ids),
             measure_solutions(recipe, problems, tokenizer, run, None),
             {},
             this_machine(),

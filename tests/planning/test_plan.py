@@ -195,6 +195,37 @@ def test_a_time_limit_leaves_an_estimate_that_says_so(tmp_path: Path, monkeypatc
     assert found.solution_tokens.how.startswith("estimated from")
 
 
+def test_nothing_is_sampled_for_the_datasets_own_solutions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They were planned as samples, cut at generate.max_tokens, and as long as those of a calibration."""
+    data = tmp_path / "own.jsonl"
+    answers = [f"We add one to {n} and get the number {n + 1}." + " Then we stop." * (n % 20) for n in range(100)]
+    data.write_text("".join(json.dumps({"question": f"{n} + 1?", "answer": a}) + "\n" for n, a in enumerate(answers)))
+    fast = speed.Speed(0.0, 1.0, 1.0, 1.0, of_lengths([(8, True), (2, True)], "sampled"))
+    monkeypatch.setattr("upft_mlx.pipeline.known", lambda _: fast)
+    monkeypatch.setattr(pipeline, "this_machine", lambda: machine(3_000_000, 2**34))
+    sizes = {"batch_size": "auto", "valid_ratio": 0.0}
+    changes: dict[str, Any] = {
+        "problems": {"path": str(data), "builtin": None},
+        "generate": {"max_tokens": 16},
+        "train": sizes,
+    }
+    given = recipe(method="annotated", **changes)
+    found = plan_recipe(given, tmp_path / "run")
+    pipeline.run_stage(given, tmp_path / "run", "generate")
+    rows = [json.loads(line) for line in RunDir(tmp_path / "run").solutions.read_text().splitlines()]
+    lengths = [len(row["completion_ids"]) for row in rows]
+    assert max(lengths) > 64
+    assert found.solution_tokens == SolutionTokens(sum(lengths) / 100, "the dataset's own solutions")
+    assert (found.tokens.this.tokens_sampled, found.tokens.this.tokens_trained) == (0, sum(lengths) + 100)
+    assert found.tokens.sft.tokens_sampled == 100 * 5, "as long as samples"
+    assert found.settings["train.batch_size"] == 4
+    assert found.seconds is not None
+    assert "generate" not in {**found.seconds, **found.memory.peak_bytes}
+    assert not any(line.startswith("generate") for line in found.memory.too_large)
+    assert found.seconds["evaluate"] == 2 * 100 * 5, "answers are sampled"
+    assert plan_recipe(given, tmp_path / "run").tokens == found.tokens, "which the run's rows change no more"
+
+
 # auto
 
 
@@ -410,7 +441,7 @@ def test_prompts_are_measured_by_their_tokens(loaded: Loaded) -> None:
     questions = ["a b c", "how many apples are left", "one", "two pears and three apples, how many?"]
     renderer = Renderer(loaded.tokenizer, Prompt())
     lengths = [len(renderer.ids(question)) for question in questions]
-    found = measure_prompts(len(questions), questions.__getitem__, renderer)
+    found = measure_prompts(len(questions), questions.__getitem__, renderer.ids)
     assert (found.count, found.longest) == (4, sorted(lengths, reverse=True))
     assert found.mean == sum(lengths) / 4
     shared = found.shared

@@ -78,7 +78,7 @@ class Work:
 
     kind: RowKind
     problems: int
-    """Problems that are sampled, each `samples` times."""
+    """Problems that are sampled, each `samples` times; 0 times for `annotated`."""
     samples: int
     tokens: float
     """Tokens of a sample on average, and the most."""
@@ -104,6 +104,12 @@ class MemoryPlan:
     questions: Mapping[tuple[int | None, int | None], Prompts]
     """The prompts of the benchmarks, together where their entries set the same samples and max_tokens (None: unset)."""
     machine: Machine
+    written: Solutions | None = None
+    """The dataset's own, where `annotated` trains on them."""
+
+    def trained_solutions(self, recipe: Recipe) -> Solutions:
+        """The full solutions that a recipe trains on."""
+        return (self.written if recipe.method == "annotated" else None) or self.solutions
 
     def work(self, recipe: Recipe) -> tuple[Work, Work]:
         """The work on whole solutions, and on prefixes."""
@@ -111,10 +117,11 @@ class MemoryPlan:
         whole = count if kind == "full" else round(recipe.prefix.structure_ratio * count)
         prefixes = count - whole if recipe.method == "upft" else 0
         asked, each, begun = (count, samples, 0) if recipe.samples_full else (whole, 1, prefixes)
-        solutions, length = self.solutions, most_sampled(recipe, "prefix")
+        solutions, length = self.trained_solutions(recipe), most_sampled(recipe, "prefix")
         most = min(most_sampled(recipe, "full"), solutions.longest)
         kept = min(recipe.generate.keep if recipe.method == "rft" else 1, each * solutions.finished)
         held = len(valid_numbers(range(count), recipe.train.valid_ratio, recipe.seed))
+        each = 0 if recipe.method == "annotated" else each  # its solutions are there
         train, ends = 1 - held / count, most_supervised(recipe.prefix) - length
         return (
             Work(kind, asked, each, solutions.mean, most, train * whole * kept, self.prompts, 1, solutions.trained),
@@ -158,8 +165,8 @@ class MemoryPlan:
         batch, asked = recipe.generate.batch_size, self.prompts
         for part in self.work(recipe) if stage == "generate" else ():
             is_prefix = part.kind == "prefix"
-            chunk = min(part.problems, generated_together("prefix" if is_prefix else "full", batch, part.samples))
-            if chunk:
+            if part.problems * part.samples:
+                chunk = min(part.problems, generated_together("prefix" if is_prefix else "full", batch, part.samples))
                 yield SamplingLoad(batch, chunk, part.samples, asked.longest[0], asked.shared, part.most, is_prefix)
 
     def passes(self, recipe: Recipe) -> Iterator[TrainingPass]:

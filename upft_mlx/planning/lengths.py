@@ -11,7 +11,6 @@ from typing import Any
 
 from upft_mlx.data.problems import Problem
 from upft_mlx.errors import RowsError
-from upft_mlx.models.chat import Renderer
 from upft_mlx.quantities import many
 from upft_mlx.recipe.schema import Recipe
 from upft_mlx.rows import Solution, read_rows
@@ -53,12 +52,12 @@ class Solutions:
     """How this is known."""
 
 
-def measure_prompts(count: int, text: Callable[[int], str], renderer: Renderer) -> Prompts:
-    """Tokenize some of `count` user turns. `text` gives number `n` of them: they need not be in memory together."""
+def measure_prompts(count: int, text: Callable[[int], str], encode: Callable[[str], Sequence[int]]) -> Prompts:
+    """Encode some of `count` texts. `text` gives number `n` of them: they need not be in memory together."""
     sizes = array("L", (len(text(number)) for number in range(count)))
-    spaced = [renderer.ids(text(number)) for number in range(0, count, max(1, count // _COUNTED))]
+    spaced = [encode(text(number)) for number in range(0, count, max(1, count // _COUNTED))]
     longest = heapq.nlargest(_LONGEST, range(count), key=sizes.__getitem__)
-    most = sorted((len(renderer.ids(text(number))) for number in longest), reverse=True)
+    most = sorted((len(encode(text(number))) for number in longest), reverse=True)
     lengths = [len(ids) for ids in spaced]
     return Prompts(count, sum(lengths) / len(lengths), most, shared_start(spaced, lengths) if count > 1 else 0)
 
@@ -66,13 +65,13 @@ def measure_prompts(count: int, text: Callable[[int], str], renderer: Renderer) 
 def measure_solutions(
     recipe: Recipe, problems: Sequence[Problem], tokenizer: Any, run: RunDir | None, sampled: Solutions | None
 ) -> Solutions:
-    """What full solutions of these problems will be like, from the best source that there is.
+    """What sampled full solutions of these problems will be like, from the best source that there is.
 
-    In this order: the solutions of the run; `sampled`, of a calibration; the problems' answers, where they are written
-    solutions; an assumption.
+    In this order: the solutions of the run, unless they are the dataset's; `sampled`, of a calibration; the problems'
+    answers, where they are written solutions; an assumption.
     """
     limit, lengths = recipe.generate.max_tokens, []
-    if run is not None:
+    if run is not None and recipe.method != "annotated":
         begun = [version.folder / run.partial.name for version in unfinished(run, "generate")]
         path = next((path for path in (run.solutions, *begun, run.partial) if path.exists()), None)
         with suppress(RowsError):  # a plan must not fail on what the stage itself will look at

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass, replace
+from functools import partial
 from operator import attrgetter
 from typing import Any
 
@@ -19,7 +20,7 @@ from upft_mlx.job import Job
 from upft_mlx.models.architecture import STATE_SPACE, read_architecture
 from upft_mlx.models.chat import Renderer
 from upft_mlx.planning.budget import SIZES, MemoryPlan, changed
-from upft_mlx.planning.lengths import Prompts, measure_prompts, measure_solutions
+from upft_mlx.planning.lengths import Prompts, Solutions, measure_prompts, measure_solutions
 from upft_mlx.planning.memory import OPTIMIZER_COPIES, Machine
 from upft_mlx.planning.speed import Speed
 from upft_mlx.recipe.cells import recipe_for_cell
@@ -49,14 +50,19 @@ def memory_plan(job: Job, machine: Machine, run: RunDir | None = None, speed: Sp
     solutions = measure_solutions(recipe, problems, tokenizer, run, speed.solutions if speed else None)
 
     def prompts(behind: str) -> Prompts:
-        return measure_prompts(len(problems), lambda n: renderer.turn(problems[n].question + behind), renderer)
+        return measure_prompts(len(problems), lambda n: renderer.turn(problems[n].question + behind), renderer.ids)
 
     turns = defaultdict[tuple[int | None, int | None], list[str]](list)
     for own, part in zip(recipe.evaluate.benchmarks, job.sets, strict=True):
         turn = user_turn(part.entry, recipe.prompt)
         turns[own.samples, own.max_tokens] += [turn.replace(QUESTION, problem.question) for problem in part.problems]
-    questions = {own: measure_prompts(len(asked), asked.__getitem__, renderer) for own, asked in turns.items()}
-    return MemoryPlan(model, prompts(""), prompts(recipe.prefix.template_text), solutions, questions, machine)
+    questions = {own: measure_prompts(len(asked), asked.__getitem__, renderer.ids) for own, asked in turns.items()}
+    trained, written = prompts(recipe.prefix.template_text), None
+    if "annotated" in (recipe.method, *recipe.compare.methods):
+        encode = partial(tokenizer.encode, add_special_tokens=False)
+        found = measure_prompts(len(problems), lambda n: str(problems[n].answer), encode)
+        written = Solutions(found.mean, found.longest[0], found.longest, 1.0, "the dataset's own solutions")
+    return MemoryPlan(model, prompts(""), trained, solutions, questions, machine, written)
 
 
 @dataclass
@@ -82,7 +88,7 @@ class Estimate:
             sampled = sum(part.problems * part.samples * part.tokens for part in work)
             return Cost(sampled, passes * sum(part.rows * (part.tokens + part.ends) for part in work), how)
 
-        this = cost(solutions.how if plan.work(recipe)[0].problems else "prefixes alone", {})
+        this = cost(plan.trained_solutions(recipe).how if plan.work(recipe)[0].problems else "prefixes alone", {})
         if recipe.uses_answers:  # of each problem whose answer is used, those samples and the greedy solution
             more = len(labelled(recipe, self.job.problems)) * (recipe.forecast.samples + 1) * solutions.mean
             this = replace(this, tokens_sampled=this.tokens_sampled + more)
@@ -94,7 +100,8 @@ class Estimate:
         """Bytes that a run writes, and bytes to download first."""
         model, recipe, tokens = self.memory.model, self.job.recipe, self.tokens().this
         answers = 2 * sum(part.completions for part in self.job.sets) * self.memory.solutions.mean
-        rows = tokens.tokens_sampled + 2 * tokens.tokens_trained / self.steps(recipe)[1] + answers
+        copies = 3 if recipe.method == "annotated" else 2  # its solutions.jsonl holds what no model sampled
+        rows = tokens.tokens_sampled + copies * tokens.tokens_trained / self.steps(recipe)[1] + answers
         kept = 2 + OPTIMIZER_COPIES * (recipe.train.keep + 1)  # adapter/, the best, checkpoints and the next one
         fused = {"adapter": 0.0, **dict.fromkeys(("mixed", "base"), 1.5 * model.weight_bytes(2))}
         return {
@@ -147,6 +154,7 @@ class Estimate:
     def plan(self, speed: Speed | None) -> Plan:
         """What the recipe will cost; in time only where this machine's speed is known."""
         recipe, memory = self.job.recipe, self.memory
+        solutions = memory.trained_solutions(recipe)
         return Plan(
             recipe=recipe.name,
             model=recipe.model,
@@ -156,7 +164,7 @@ class Estimate:
             steps=self.steps(recipe)[0],
             settings={name: attrgetter(name)(recipe) for name in SIZES},
             prompt_tokens=PromptTokens(memory.prompts.mean, memory.prompts.longest[0]),
-            solution_tokens=SolutionTokens(memory.solutions.mean, memory.solutions.how),
+            solution_tokens=SolutionTokens(solutions.mean, solutions.how),
             tokens=self.tokens(),
             memory=PlannedMemory(
                 budget_bytes=memory.machine.bytes,
