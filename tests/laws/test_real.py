@@ -170,7 +170,7 @@ def test_an_eos_after_the_prefix_has_most_of_the_loss_and_the_preview_says_so(
     recipe = Recipe.model_validate(
         {
             "model": str(model),
-            "problems": json.loads(recipe_file.read_text())["problems"] | {"limit": 3},
+            "problems": json.loads(recipe_file.read_text())["problems"],
             "prompt": {"instruction": "{question}"},
             "prefix": {"length": PREFIX, "structure_ratio": 0.0, "template": "paper", "eos": True},
             "train": {"valid_ratio": 0},

@@ -18,12 +18,12 @@ def open_console(*, stderr: bool = False) -> Console:
     escape sequences at all, not even for bold.
 
     The rest is Rich's: FORCE_COLOR colours pipes too, TERM=dumb has neither colours nor a live view, COLUMNS is the
-    width of either.
+    width of a terminal. (Whatever runs programs may set it: a pipe has its own width all the same.)
     """
     console = Console(
         stderr=stderr, color_system=None if os.environ.get("NO_COLOR") else "auto", markup=False, emoji=False
     )
-    if not console.is_terminal and "COLUMNS" not in os.environ:
+    if not console.is_terminal:
         console.width = UNBROKEN
     return console
 
