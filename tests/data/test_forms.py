@@ -137,6 +137,9 @@ def test_parquet_holds_nested_columns_and_decimals(tmp_path: Path) -> None:
     decimals: dict[str, list[Any]] = {"question": ["a?", "b?"], "answer": [Decimal("2.50"), Decimal("1200000.00")]}
     found, _ = read(parquet(tmp_path / "Q.PARQUET", decimals))
     assert [problem.answer for problem in found] == ["2.50", "1200000.00"]
+    large: dict[str, list[Any]] = {"question": ["a?", "b?"], "answer": [1e16, -2.5e20]}
+    found, _ = read(parquet(tmp_path / "large.parquet", large))
+    assert [problem.answer for problem in found] == ["1" + 16 * "0", "-25" + 19 * "0"], "and no 1e+16"
 
 
 @pytest.mark.parametrize(

@@ -246,6 +246,8 @@ def _answer(place: Place, row: Row, column: str | None) -> str | None:
     if not number and not isinstance(value, str):
         name = one_line(str(column))
         raise ProblemsError("expected text or a number", SKIP, found=_shown(value), field=name, **place._asdict())
+    if isinstance(value, float) and abs(value) >= 1e16:  # `1e+16` is no number to the grader
+        value = Decimal(str(value))
     return f"{value:f}" if isinstance(value, Decimal) else str(value)
 
 
