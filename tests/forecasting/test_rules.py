@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from upft_mlx.models.chat import Renderer
 from upft_mlx.models.load import Loaded
 from upft_mlx.pipeline import run_forecast, run_stage
 from upft_mlx.recipe.schema import Recipe
+from upft_mlx.recipe.studies import Selection
 from upft_mlx.rows import Continuation, Solution, TrainingRow, read_rows, write_rows
 from upft_mlx.rundir import RunDir
 
@@ -287,8 +288,8 @@ def test_auto_takes_no_probe_that_training_would_refuse_and_says_why_nothing_is_
     worth = Mean(0.3, (0.2, 0.4))
     greedy = Mean(-0.2, (-0.3, -0.1)) if lower else None
 
-    def forecast(self: Forecaster, asked: object, lengths: object) -> Made:
-        found = make(self, asked, lengths)  # type: ignore[arg-type]
+    def forecast(self: Forecaster, asked: Sequence[Selection], lengths: Sequence[int]) -> Made:
+        found = make(self, asked, lengths)
         rated = [
             replace(r, forecast=worth if r.selection == "probe" else None, greedy=greedy) for r in found.forecast.rules
         ]
