@@ -11,18 +11,19 @@ from xml.etree import ElementTree
 
 import pytest
 
+from upft_mlx.data.problems import Problem
 from upft_mlx.evaluation.stats import PairedDifference
-from upft_mlx.events import Event, Note, Progress
+from upft_mlx.events import Event, Note, Progress, ignore
 from upft_mlx.forecasting.estimate import Forecast, Mean
 from upft_mlx.grade import correct
 from upft_mlx.grade.graders import Task, Verdict, grade
 from upft_mlx.models.load import Loaded
 from upft_mlx.recipe.schema import Recipe
 from upft_mlx.recipe.studies import Analyze
-from upft_mlx.rows import Rollout, Solution, read_rows
+from upft_mlx.rows import Rollout, Solution, read_rows, write_rows
 from upft_mlx.rundir import RunDir
 from upft_mlx.studies import analyze as analyze_module
-from upft_mlx.studies.analyze import run_analysis
+from upft_mlx.studies.analyze import _Analyzer, run_analysis
 from upft_mlx.studies.prefix_statistics import (
     PrefixAccuracy,
     RolloutStart,
@@ -343,3 +344,16 @@ def test_rollouts_continue_the_prefix_and_are_graded_with_it(
     long = [text for row, text in zip(rollouts, texts, strict=True) if row.length == 8]
     assert long
     assert all(any(text[:12] == whole[:12] for whole in trajectories) for text in long)
+
+
+def test_trajectories_to_choices_are_told_apart_by_their_letter(
+    make_recipe: MakeRecipe, loaded: Loaded, tmp_path: Path
+) -> None:
+    recipe, run = make_recipe(analyze={"lengths": [1]}), RunDir(tmp_path)
+    problems = [Problem("p", "Which? (A) 1 (B) 2", "B"), Problem("q", "Which? (A) 3 (B) 4", "A")]
+    texts = ("The correct option is (A).", "Therefore the correct option is (B).")
+    made = [Solution(p.id, n, "full", [5 + n, 9], text, "stop") for p in problems for n, text in enumerate(texts)]
+    write_rows(run.analysis / "trajectories.jsonl", made)
+    starts = _Analyzer(recipe, loaded, problems, run, ignore).starts()
+    right = {start.problem_id: start.ids for start in starts if start.arm == "correct"}
+    assert right == {"p": [6], "q": [5]}

@@ -80,7 +80,7 @@ def test_best_of_prefix_continues_the_picked_prefix_and_trains_nothing(make_reci
 
 
 def test_best_of_prefix_takes_nothing_of_other_settings_and_withholds_private_text(
-    make_recipe: MakeRecipe, tmp_path: Path
+    make_recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Rows of other settings were taken over, and mixed up problems where the number of prefixes had changed."""
     question, answer = "Ann has 3 apples and buys 4 more. How many apples has Ann?", "7"
@@ -107,9 +107,9 @@ def test_best_of_prefix_takes_nothing_of_other_settings_and_withholds_private_te
     assert row.completion == row.gold == WITHHELD
     assert not (hidden / "prefixes.jsonl").exists()
     before = (hidden / "answers.jsonl").read_bytes()
+    monkeypatch.setattr("upft_mlx.studies.best_of_prefix.sample_rows", None)  # nothing is sampled again
     assert cell(private) == {hidden}
     assert (hidden / "answers.jsonl").read_bytes() == before
-    assert not (hidden / "prefixes.jsonl").exists(), "nothing is sampled again"
 
 
 def test_a_method_that_other_fields_rule_out_is_refused_by_name(make_recipe: MakeRecipe) -> None:
