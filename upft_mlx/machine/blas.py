@@ -1,10 +1,14 @@
-"""A fast BLAS for MLX's CPU backend on Linux, loaded before MLX.
+"""What MLX's CPU backend needs on Linux, arranged before MLX is imported: a fast BLAS, and a batch job's scheduling.
 
 The wheel `mlx-cpu` links the reference BLAS, which computes 3 to 4 GFLOP/s. A library that exports `cblas_sgemm` and is
 in the process's global symbols before MLX is loaded takes its place: OpenBLAS computes 30 times as many
 (perf/experiments/products.py). Nothing happens on macOS, nor with an MLX that computes on a GPU.
 
-Where it comes from, in this order:
+MLX hands each operation to a thread of its own and wakes that thread each time. Linux then lets the thread interrupt
+the one that woke it, for an operation that takes microseconds: two switches for each. A batch job (SCHED_BATCH) is not
+interrupted by its own threads, so operations queue up and run in one go (perf/experiments/scheduling.py).
+
+Where the BLAS comes from, in this order:
 
 1. `UPFT_BLAS`: a path, or `none`.
 2. The PyPI package scipy-openblas32, the library that SciPy's own wheels contain: current, from `pip install` alone,
@@ -23,6 +27,7 @@ import json
 import os
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -71,14 +76,14 @@ def used() -> Blas:
     return _used
 
 
-def load_before_mlx() -> None:
-    """Arrange that the first import of `mlx.core` loads a fast BLAS first; costs nothing until then."""
+def prepare_for_mlx() -> None:
+    """Arrange that the first import of `mlx.core` prepares the process for it first; costs nothing until then."""
     global _used
-    if sys.platform != "linux" or os.environ.get("UPFT_BLAS") == "none":
+    if sys.platform != "linux":
         return
     if "mlx.core" not in sys.modules:
         sys.meta_path.insert(0, _BeforeMlx())
-    elif _mlx_computes_on_cpu():
+    elif _mlx_computes_on_cpu() and os.environ.get("UPFT_BLAS") != "none":
         import warnings
 
         text = "mlx was imported before upft_mlx, so matrix products are slow; import upft_mlx first"
@@ -87,14 +92,22 @@ def load_before_mlx() -> None:
 
 
 class _BeforeMlx:
-    """Finds no module: loads the library when `mlx.core` is about to be imported, then goes."""
+    """Finds no module: prepares the process when `mlx.core` is about to be imported, then goes."""
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> None:
         global _used
         if name == "mlx.core":
             sys.meta_path.remove(self)
             if _mlx_computes_on_cpu():
+                _become_batch_job()
                 _used = _load()
+
+
+def _become_batch_job() -> None:
+    """Schedule this thread, and all that it starts, as a batch job, unless the user has chosen something else."""
+    if os.sched_getscheduler(0) == os.SCHED_OTHER:
+        with suppress(OSError):  # where a sandbox forbids it, MLX is slower
+            os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
 
 
 def _mlx_computes_on_cpu() -> bool:
@@ -113,6 +126,8 @@ def _version(package: str) -> str | None:
 def _load() -> Blas:
     """Try the candidates in order; the first that computes correctly is made global."""
     told = os.environ.get("UPFT_BLAS")
+    if told == "none":
+        return _used
     trouble = []
     for candidate in [_Candidate(told)] if told else [_Renamed(PACKAGE), _Candidate(SYSTEM)]:
         try:
