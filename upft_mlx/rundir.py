@@ -85,6 +85,7 @@ class RunDir:
         self.copy = self.root / ".ledger.json"
         """The ledger once more: without one, hours of work would hang on each byte of a small file."""
         self.report = self.root / "report.md"
+        self.page = self.root / "report.html"
         self.picture = self.root / "report.svg"
         self.looks = self.root / "looks"
         self.work = self.root / ".work"

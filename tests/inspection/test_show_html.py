@@ -102,3 +102,17 @@ def test_a_run_that_has_not_been_measured_has_a_page(there: Path) -> None:
     assert "Nothing is measured yet" in text
     assert 'id="problems"' not in text
     assert "Loss" in text
+
+
+def test_show_names_the_files_that_are_there(there: Path) -> None:
+    """It named a report.md that an interrupted run had not written, and never report.html."""
+    assert "page" not in json.loads(upft("show", "r", "--json").stdout)["files"]
+    shown("r")
+    assert upft("show", "r").stdout.splitlines()[-1].split() == ["page", f"{RUN.root}/report.html"]
+    os.utime(RUN.report, (RUN.page.stat().st_atime, RUN.page.stat().st_mtime + 1))  # a stage has run since
+    assert upft("show", "r").stdout.splitlines()[-1].split() == ["report", f"{RUN.root}/report.md"]
+    for path in (RUN.ledger, RUN.copy, RUN.report):
+        path.unlink()
+    text = upft("show", "r").stdout
+    assert "report" not in text
+    assert text.splitlines()[-1] == f"no stage is finished; `upft run {RUN.root}` begins or continues"

@@ -136,7 +136,12 @@ def facts_of(run: RunDir) -> RunFacts:
     refuse_changed(run, "fuse", "fidelity.json")
     recipe, stale, entries = recipe_of(run), earlier_stages(run), run.entries()
     stages = in_run(learns=recipe.uses_answers)
-    return collect(recipe, run, [s for s in stages if s in entries and entries[s].done and s not in stale])
+    facts = collect(recipe, run, [s for s in stages if s in entries and entries[s].done and s not in stale])
+    if not run.report.exists():
+        del facts.files["report"]
+    elif run.page.exists() and run.page.stat().st_mtime >= run.report.stat().st_mtime:  # else of an earlier result
+        facts.files["page"] = str(run.page)
+    return facts
 
 
 def earlier_stages(run: RunDir) -> list[str]:

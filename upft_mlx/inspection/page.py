@@ -62,9 +62,8 @@ def write_page(run: RunDir, limit: tuple[int, str] | None = None) -> Path:
         limit=limit,
         date=datetime.fromtimestamp(run.ledger.stat().st_mtime).date().isoformat() if run.ledger.exists() else "",
     )
-    path = run.root / "report.html"
-    write_atomically(path, page(found))
-    return path
+    write_atomically(run.page, page(found))
+    return run.page
 
 
 def _pieces(recipe: Recipe) -> tuple[Callable[[str], Sequence[str]], str]:
