@@ -193,11 +193,29 @@ def test_show_has_one_problem_whole(measured: Path) -> None:
     assert_fails(upft("show", measured, "--problem", row.problem_id + "0"), 1, "did you mean", row.problem_id)
 
 
-def test_show_without_flips_says_so(folder: Path) -> None:
-    upft("evaluate", "--model", "builtin:arithmetic", "--limit", "2", "--run-dir", "runs/one")
-    shown = upft("show", "one", "--flips")
-    assert shown.exit_code == 0
-    assert "no flips" in shown.stdout
+def test_show_without_flips_says_so(folder: Path, measured: Path) -> None:
+    shutil.copytree(measured, folder / "runs" / "same")
+    rows = folder / "runs/same/evaluation/arithmetic"
+    shutil.copy(rows / "base.jsonl", rows / "tuned.jsonl")
+    for name in ("ledger.json", ".ledger.json"):
+        (folder / "runs/same" / name).unlink()
+    shown = upft("show", "same", "--flips")
+    assert shown.exit_code == 0, shown.stderr
+    assert shown.stdout.splitlines()[0] == "no flips: base and tuned are right on the same problems"
+
+
+def test_show_claims_nothing_of_what_was_not_measured(folder: Path, measured: Path) -> None:
+    """It said that base and tuned agree on every problem."""
+    shutil.copytree(measured, folder / "runs" / "one")
+    for name in ("ledger.json", ".ledger.json"):
+        (folder / "runs/one" / name).unlink()
+    (folder / "runs/one/evaluation/arithmetic/tuned.jsonl").unlink()
+    evaluate = "run `upft evaluate runs/one`"
+    assert_fails(upft("show", "one", "--flips"), 1, "base and tuned have not both been measured yet", evaluate)
+    assert upft("show", "one", "--rows").exit_code == 0
+    shutil.rmtree(folder / "runs/one/evaluation")
+    for option in ("--flips", "--rows", "--grade"):
+        assert_fails(upft("show", "one", option), 1, "runs/one: nothing has been measured yet", evaluate)
 
 
 def test_questions_that_are_gone_cost_only_themselves(folder: Path, measured: Path) -> None:

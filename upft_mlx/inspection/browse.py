@@ -16,6 +16,7 @@ from upft_mlx.errors import RunDirError, UpftError
 from upft_mlx.escape import quoted
 from upft_mlx.evaluation.evaluate import WITHHELD, graded_again
 from upft_mlx.evaluation.summary import VARIANTS, flips
+from upft_mlx.events import Variant
 from upft_mlx.grade.correct import VERSION
 from upft_mlx.recipe.load import load_recipe
 from upft_mlx.recipe.override import with_rule
@@ -182,11 +183,12 @@ def seen(run: RunDir, benchmarks: Sequence[str] = (), *, only_flips: bool = Fals
         only_flips: only problems where base and tuned disagree.
 
     Raises:
-        RunDirError: no such benchmark, nothing has been measured, or the rows were changed since.
+        RunDirError: no such benchmark, nothing has been measured (for flips: base or tuned), or the rows were changed
+            since.
     """
     refuse_changed(run, "evaluate")
     seed, found = recipe_of(run).seed, list[Seen]()
-    for entry in _entries(run, benchmarks):
+    for entry in _entries(run, benchmarks, VARIANTS if only_flips else ()):
         try:
             problems = {problem.id: problem for problem in load_benchmark(entry, seed)}
         except UpftError:
@@ -206,14 +208,23 @@ def seen(run: RunDir, benchmarks: Sequence[str] = (), *, only_flips: bool = Fals
     return found
 
 
-def _entries(run: RunDir, benchmarks: Sequence[str]) -> list[BenchmarkSpec]:
-    """The benchmarks of these labels, all of the run where there are none."""
+def _entries(run: RunDir, benchmarks: Sequence[str], needed: Sequence[Variant] = ()) -> list[BenchmarkSpec]:
+    """The benchmarks of these labels, all of the run where there are none.
+
+    Raises:
+        RunDirError: no such benchmark, or none has rows, those of the variants that are `needed` if any are.
+    """
     entries = {entry.label: entry for entry in resolve(recipe_of(run).evaluate)}
     if unknown := [label for label in benchmarks if label not in entries]:
         raise RunDirError(
             f"no benchmark {quoted(unknown[0])}", f"this run has {', '.join(entries) or 'none'}", path=run.root
         )
-    return [entries[label] for label in benchmarks or entries]
+    found = [entries[label] for label in benchmarks or entries]
+    there = [{variant for variant in VARIANTS if run.rows_of(entry.label, variant).exists()} for entry in found]
+    if not any(variants and variants >= set(needed) for variants in there):
+        what = f"{' and '.join(needed)} have not both" if needed and any(there) else "nothing has"
+        raise RunDirError(f"{what} been measured yet", f"run `upft evaluate {run.root}`", path=run.root)
+    return found
 
 
 def of_problem(items: Sequence[Seen], problem_id: str) -> list[Seen]:
@@ -243,7 +254,7 @@ def regraded(run: RunDir, benchmarks: Sequence[str] = ()) -> dict[str, Any]:
         completions are not stored, is `withheld`.
 
     Raises:
-        RunDirError: no such benchmark.
+        RunDirError: no such benchmark, or nothing has been measured.
     """
     found: dict[str, Any] = {"grader": VERSION, "benchmarks": {}, "withheld": []}
     for entry in _entries(run, benchmarks):

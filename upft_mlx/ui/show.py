@@ -42,7 +42,7 @@ class Seen(Protocol):
 def listing(items: Sequence[Seen], glyphs: Glyphs, width: int, *, only_flips: bool) -> Iterator[RenderableType]:
     """A line per problem and sample, wrong to right first in a list of flips."""
     if not items:
-        yield Text("no flips: base and tuned agree on every problem" if only_flips else "no rows yet")
+        yield Text("no flips: base and tuned are right on the same problems")
         return
     groups = {"": list(items)}
     if only_flips:
