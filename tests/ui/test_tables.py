@@ -50,6 +50,16 @@ def test_a_comparison_without_a_difference_says_so(measured: dict[str, Any]) -> 
     assert written(target).splitlines()[1] == "no method differs measurably from base"
 
 
+def test_a_method_that_samples_nothing_is_among_the_costs(measured: dict[str, Any]) -> None:
+    """`annotated` trains on the dataset's own solutions; compare.md had its costs, the screen had not."""
+    methods = {"base": measured["methods"]["base"], "annotated": measured["methods"]["sft"] | {"tokens_sampled": 0}}
+    target = console(80, color_system=None)
+    views.print_comparison({**measured, "methods": methods}, Path("compare"), console=target)
+    lines = written(target).splitlines()
+    costs = [line.split() for line in lines[next(n for n, line in enumerate(lines) if "tokens trained" in line) :]]
+    assert costs[2:4] == [["annotated", "0", "7.5", "k", "6.9", "s", "40", "MB"], []]
+
+
 @pytest.mark.parametrize("width", [80, 120])
 def test_an_analysis_leads_with_the_recommendation(width: int) -> None:
     share = {"mean": 0.5, "ci95": [0.4, 0.6]}

@@ -76,7 +76,7 @@ def print_comparison(found: dict[str, Any], folder: Path, *, console: Console | 
             console.print(line, soft_wrap=not console.is_terminal)
     costs = table_of("method", "tokens sampled", "tokens trained", "time", "peak memory")
     for method, row in found["methods"].items():
-        if row["tokens_sampled"]:
+        if row["tokens_sampled"] or row["tokens_trained"]:
             costs.add_row(
                 method,
                 count(round(row["tokens_sampled"])),
