@@ -112,6 +112,17 @@ def test_the_screen_leads_with_what_differs(make_run: Callable[..., RunDir]) -> 
     assert all(len(line) <= 80 for line in lines)
 
 
+def test_a_long_interval_keeps_its_distance_from_p(make_run: Callable[..., RunDir]) -> None:
+    """`-100.0 [-100.0, -88.4]p < 0.001`"""
+    runs = [make_run("a", "1" * 40, "1" * 40), make_run("b", "1" * 40, "0" * 40)]
+    target = console(80, color_system=None)
+    views.print_side_by_side(side_by_side(runs).dump(), console=target)
+    pairs = [line for line in written(target).splitlines() if line.endswith((" - base", " - a"))]
+    assert len(pairs) == 3
+    assert len({line.index("  p ") for line in pairs if "p < " in line}) == 1
+    assert all("]  " in line for line in pairs)
+
+
 def test_show_takes_several_runs(make_run: Callable[..., RunDir]) -> None:
     roots = [str(make_run(name, "0011", "0111").root) for name in "ab"]
     done = CliRunner().invoke(cli, ["show", *roots])

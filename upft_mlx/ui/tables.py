@@ -241,9 +241,10 @@ def print_side_by_side(found: dict[str, Any], *, console: Console | None = None)
                 soft_wrap=not console.is_terminal,
             )
         console.print()
-        for pair in of["pairs"]:
-            difference = _difference(pair)
-            difference.pad_right(max(0, 22 - len(difference)))
+        differences = [_difference(pair) for pair in of["pairs"]]
+        wide = max(len(difference) for difference in differences) + 2
+        for difference, pair in zip(differences, of["pairs"], strict=True):
+            difference.pad_right(wide - len(difference))
             difference.append(f"{p_value(pair['p_value'])}  {line(pair['second'])} - {line(pair['first'])}")
             console.print(difference, soft_wrap=not console.is_terminal)
         if of["rounding"] is not None:
