@@ -123,6 +123,13 @@ def test_a_long_interval_keeps_its_distance_from_p(make_run: Callable[..., RunDi
     assert all("]  " in line for line in pairs)
 
 
+def test_a_run_whose_name_is_base_is_not_taken_for_the_base_model(make_run: Callable[..., RunDir]) -> None:
+    """Its answers took the place of base's: the table had two models of three."""
+    table = side_by_side([make_run("base", "0000", "1111"), make_run("b", "0000", "0111")]).benchmarks["dev"]
+    found = [(model.name, model.accuracy) for model in table.models]
+    assert found == [("base", 0.0), ("tuned of base", 1.0), ("b", 0.75)]
+
+
 def test_show_takes_several_runs(make_run: Callable[..., RunDir]) -> None:
     roots = [str(make_run(name, "0011", "0111").root) for name in "ab"]
     done = CliRunner().invoke(cli, ["show", *roots])

@@ -72,6 +72,7 @@ def side_by_side(
     if not names:  # the folders' names, or their paths where two have the same
         short = [run.root.resolve().name for run in runs]
         names = [str(run.root) if short.count(name) > 1 else name for run, name in zip(runs, short, strict=True)]
+    names = [f"tuned of {name}" if name == "base" or name.startswith("base of ") else name for name in names]
     bases = [_bases(run) for run in runs]
     common = [label for label in bases[0] if all(label in of for of in bases)]
     if unknown := [label for label in benchmarks if label not in common]:
