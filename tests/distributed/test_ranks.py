@@ -368,6 +368,32 @@ def test_an_error_of_one_rank_ends_the_other_with_its_text(start: Any, tmp_path:
     assert "Traceback" not in errors + more
 
 
+def test_a_follower_that_ends_with_the_leader_leaves_no_replica(start: Any, tmp_path: Path) -> None:
+    """A copy of the run, its rows among it, stayed in the temporary folder."""
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "rows.jsonl").write_text("{}")
+    code = """
+import os, time
+from pathlib import Path
+from upft_mlx.distributed.ranks import ranks
+team = ranks()
+root = team.workplace(Path("run"))
+team.mirror(root)
+print(root.resolve(), (root / "rows.jsonl").is_file(), flush=True)
+team.any(False)
+if team.leads:
+    os._exit(3)
+time.sleep(60)
+"""
+    (status, _, _), (other, output, errors) = start(["-c", code], ["-c", code]).wait(60)
+    assert (status, other) == (3, 1), errors
+    assert "rank 0 is gone" in errors
+    replica, there = output.split()
+    assert there == "True"
+    assert Path(replica).parent.name.startswith("upft-rank-")
+    assert not Path(replica).parent.exists()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("victim", [0, 1])
 @pytest.mark.parametrize("verb", ["generate", "train"])

@@ -8,6 +8,7 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 
 BEAT_SECONDS = 2.0
@@ -20,9 +21,10 @@ SILENCE_SECONDS = 20.0
 class Lifeline(threading.Thread):
     """The connections to other ranks: a beat now and then, a word in leaving. Silence or an end without it is death."""
 
-    def __init__(self, peers: dict[int, socket.socket]) -> None:
+    def __init__(self, peers: dict[int, socket.socket], clean_up: Callable[[], None] = lambda: None) -> None:
+        """`clean_up` is called before this ends the process: nothing else is then, not even `atexit`."""
         super().__init__(name="lifeline", daemon=True)
-        self._peers = dict(peers)
+        self._peers, self._clean_up = dict(peers), clean_up
         self._stopped = threading.Event()
 
     def run(self) -> None:
@@ -64,6 +66,7 @@ class Lifeline(threading.Thread):
         show_cursor = "\x1b[?25h" if sys.stderr.isatty() else ""
         sys.stderr.write(f"{show_cursor}error: {why}; progress saved; run the same command to continue\n")
         sys.stderr.flush()
+        self._clean_up()
         os._exit(1)
 
     def say(self, line: str) -> None:

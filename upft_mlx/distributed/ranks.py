@@ -145,7 +145,7 @@ class _Team(Ranks):
             leader = _hosts(hostfile)[0][0] if hostfile else os.environ["MLX_JACCL_COORDINATOR"]
             peer = socket.create_connection((leader.rpartition(":")[0], port), timeout=SILENCE_SECONDS)
             peer.sendall(f"{token}{self.rank:08d}".encode())
-            self._lifeline = Lifeline({0: peer})
+            self._lifeline = Lifeline({0: peer}, self._remove_replica)
         self._lifeline.start()
         atexit.register(self.leave)
 
@@ -261,12 +261,15 @@ class _Team(Ranks):
 
     def leave(self, trouble: str | None = None) -> None:
         """See `Ranks`."""
-        if self._replica is not None:
-            shutil.rmtree(self._replica, ignore_errors=True)
+        self._remove_replica()
         if not self._left:
             self._left = True
             self._lifeline.stop()
             self._lifeline.say("bye" if trouble is None else f"trouble {self.rank} {trouble}")
+
+    def _remove_replica(self) -> None:
+        if self._replica is not None:
+            shutil.rmtree(self._replica, ignore_errors=True)
 
 
 def _listing(root: Path) -> dict[str, str]:
