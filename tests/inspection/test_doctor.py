@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from importlib import metadata
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +87,12 @@ def test_linux_leaves_out_what_only_macos_has() -> None:
     assert lines["source"].value == "not macOS"
     assert not {"low power mode", "sleep", "heat"} & lines.keys()
     assert troubles(linux()) == {}
+
+
+def test_each_group_has_one_heading() -> None:
+    """`machine` had two: the speed of matrix products came after the power."""
+    groups = [finding.group for finding in examine(linux())]
+    assert [group for group, _ in groupby(groups)] == list(dict.fromkeys(groups))
 
 
 def test_an_nvidia_gpu_is_named_with_its_memory_and_kernels_before_the_self_test_needs_them(

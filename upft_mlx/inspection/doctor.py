@@ -13,15 +13,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from upft_mlx._version import __version__
 from upft_mlx.machine.power import THERMAL_LEVELS, Power, read_power
 from upft_mlx.machine.requirements import Machine, Platform, here, look, mlx_refusal, pip_install, refusal
 from upft_mlx.quantities import percent
-
-if TYPE_CHECKING:
-    pass
 
 Severity = Literal["ok", "warning", "error"]
 PACKAGES = ("mlx", "mlx-lm", "transformers", "datasets", "huggingface-hub")
@@ -69,12 +66,12 @@ def examine(source: Platform | None = None, folder: Path | None = None) -> Itera
     python = f"{machine.python}, {machine.architecture}{', under Rosetta' if machine.translated else ''}"
     yield Finding("machine", "Python", f"{python}, {machine.executable}")
     yield from _safely("machine", lambda: _memory(machine, usable=not (trouble or broken)))
+    if not (trouble or broken):
+        yield from _safely("machine", _blas)
     yield from _safely("packages", _packages)
     yield from _safely("hub", _hub)
     yield _disk("working folder", folder or Path.cwd())
     yield from _power(read_power(source))
-    if not (trouble or broken):
-        yield from _safely("machine", _blas)
     if trouble or broken:
         yield Finding("self-test", "MLX", "not run", "error", broken or "see the error of the system, above")
     else:
