@@ -312,8 +312,15 @@ def do(job: Job, name: str, **options: Any) -> None:
         if outcome is None:
             pause(run, name, entry)
     finish(run, name, replace(entry, recipe=described(job), **asdict(outcome)))
-    write_json(job.measured.recipe, described(job))
+    _describe(job, name)
     job.notify(StageDone(name, outcome.detail, seconds))
+
+
+def _describe(job: Job, name: str) -> None:
+    """Write recipe.json: that of what the run is made of, which a forecast or an analysis with other settings leaves."""
+    of_run = in_run(learns=job.recipe.uses_answers)
+    if name in of_run or not any(entry.done for stage, entry in job.run.entries().items() if stage in of_run):
+        write_json(job.measured.recipe, described(job))
 
 
 def _comes_back(job: Job, run: RunDir, stage: str, entry: LedgerEntry) -> bool:
@@ -321,7 +328,7 @@ def _comes_back(job: Job, run: RunDir, stage: str, entry: LedgerEntry) -> bool:
     for version in kept(run, stage):
         if version.entry.fingerprint == entry.fingerprint and version.is_whole:
             bring_back(run, version)
-            write_json(job.measured.recipe, described(job))
+            _describe(job, stage)
             back = f"an earlier version comes back: {version.entry.detail}"
             job.notify(StageSkipped(stage, back, current=False))
             return True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 import sys
 import traceback
 from pathlib import Path
@@ -137,6 +138,19 @@ def test_an_added_stage_that_fails_leaves_nothing_and_its_costs_are_no_result(
         run_stage("count")
     assert not (RUN.root / "counts.json").exists()
     assert "count" not in RUN.entries()
+
+
+@pytest.mark.usefixtures("there")
+def test_a_forecast_with_other_settings_leaves_the_run_s_recipe() -> None:
+    """It took the recipe's place: `show` lost benchmarks, and `export` refused the run by its own name."""
+    before = RUN.recipe.read_bytes()
+    other = ("forecast.problems=8", "forecast.samples=2", "forecast.lengths=[2]", "forecast.continuations=1")
+    sets = [part for text in (*other, "problems.limit=9", "generate.max_tokens=16") for part in ("--set", text)]
+    shown("forecast", "r.yaml", "--plain", *sets)
+    assert RUN.entries()["forecast"].done
+    assert RUN.recipe.read_bytes() == before
+    shown("forecast", "r.yaml", "--plain", "--run-dir", "runs/new", *sets)
+    assert json.loads(Path("runs/new/recipe.json").read_text())["problems"]["limit"] == 9
 
 
 # From the command to the work.
