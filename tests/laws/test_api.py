@@ -114,6 +114,7 @@ def test_the_stages_work_in_the_folder_of_the_command_line_and_return_its_json(f
         found = verb(recipe, notify=told.append)
     done = [event.stage for event in told if isinstance(event, StageDone)]
     assert done == ["generate", "build", "train", "evaluate"]
+    assert any(isinstance(event, StageDone) and event.detail.startswith("1 step, ") for event in told)
     assert (folder / "runs/own/adapter/adapters.safetensors").exists()
     shown = upft("evaluate", "own.yaml", "--json")
     printed = json.loads(shown.stdout)

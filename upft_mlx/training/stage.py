@@ -8,7 +8,7 @@ from upft_mlx.distributed.seam import leads
 from upft_mlx.events import StageStarted
 from upft_mlx.fingerprints import hash_of
 from upft_mlx.job import Job, Outcome
-from upft_mlx.quantities import percent
+from upft_mlx.quantities import many, percent
 from upft_mlx.rundir import RunDir
 
 UNREAD = ("keep", "report_to", "checkpoint_every")
@@ -40,7 +40,7 @@ def work(job: Job, run: RunDir) -> Outcome:
     if leads():
         measure(job.recipe, loaded, job.problems, job.sets, run, job.notify)
     detail = (
-        f"{position.step:,} steps, {position.trained_tokens:,} supervised tokens, {percent(position.padding)} padding, "
-        f"step {position.kept(job.recipe.train.save):,} kept"
+        f"{many(position.step, 'step')}, {position.trained_tokens:,} supervised tokens, "
+        f"{percent(position.padding)} padding, step {position.kept(job.recipe.train.save):,} kept"
     )
     return Outcome(detail, tokens_trained=position.trained_tokens, tokens_processed=position.processed_tokens)
