@@ -38,6 +38,7 @@ def test_the_verdict_stands_first_and_every_number_below_it() -> None:
         "2026-01-02",
         "12.3 s",
         "10 %",
+        "The limit on the machine that made this page: 8.1 GB, a test&#39;s memory.",
     ):
         assert part in text
     assert text.index("<h1>") < text.index("<b>+6.6</b>") < text.index('id="problems"') < text.index('id="cost"')
@@ -49,6 +50,9 @@ def test_a_section_without_a_source_is_left_out() -> None:
     assert ids == ["cost"]
     assert "Nothing is measured yet" in text
     assert re.findall(r'<a href="#([a-z-]+)"', text) == ids
+    text = page(Material(replace(facts(), benchmarks={}, stages=[]), limit=(8_120_000_000, "a test's memory")))
+    assert "<section" not in text, "no table without a row"
+    assert "The limit" not in text
 
 
 def test_a_run_that_measured_only_the_base_is_shown_without_a_difference() -> None:

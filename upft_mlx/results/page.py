@@ -103,7 +103,7 @@ def page(found: Material) -> str:
         "openings": ("How answers begin", begun),
         "training": ("Training", training),
         "rows-trained": ("Training rows", examples),
-        "cost": ("What it took", True),
+        "cost": ("What it took", bool(facts.stages)),
     }
     return (
         html()
