@@ -317,7 +317,7 @@ def do(job: Job, name: str, **options: Any) -> None:
 
 
 def _describe(job: Job, name: str) -> None:
-    """Write recipe.json: that of what the run is made of, which a forecast or an analysis with other settings leaves."""
+    """Write recipe.json, that of what the run is made of: a forecast or an analysis with other settings leaves it."""
     of_run = in_run(learns=job.recipe.uses_answers)
     if name in of_run or not any(entry.done for stage, entry in job.run.entries().items() if stage in of_run):
         write_json(job.measured.recipe, described(job))
