@@ -38,6 +38,13 @@ CHOICES = [
     ("The answer is A and B.", None), ("The answer is A or C", None), ("I choose A and B", None), ("A, C", None),
     ("The answer is A, I think.", "A"), ("The answer is B, and that is all", "B"), ("The answer is not A.", None),
     ("A long sentence begins with a letter", None), ("\x00", None),
+    ("<think>A?</think><answer>B</answer>", "B"), ("<answer>(C) 42 m/s</answer>", "C"), ("[ANSWER]D[/ANSWER]", "D"),
+    ("The answer is option (B) 5 m/s.", "B"), ("The answer is option B: 5 apples", "B"),
+    ("The answer must be B.", "B"), ("The answer should be (C).", "C"), ("The answer is therefore D.", "D"),
+    ("So B is correct.", "B"), ("A is too small. (B) is the right answer.", "B"), ("Thus, **C** is the answer.", "C"),
+    ("The answer must be a multiple of B.", None), ("If A is correct, then 5.", None), ("So B is not correct", None),
+    ("So neither A nor B is correct.", None), ("A is correct and B is correct.", None),
+    ("Hence the best answer I found is B?", None),
 ]  # fmt: skip
 
 INTEGERS = [

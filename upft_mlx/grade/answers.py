@@ -24,8 +24,8 @@ from upft_mlx.grade.notation import LABELLED, QUANTITIES, decimal_commas, tidy
 from upft_mlx.grade.values import MAX_LENGTH, Number, is_maths, key, read
 
 __all__ = [
-    *("boxed_answer", "extract_answer", "is_cut_off", "normalize_answer", "normalize_gold", "own_words"),
-    "stated_answer",
+    *("behind_statement", "boxed_answer", "extract_answer", "is_cut_off", "normalize_answer", "normalize_gold"),
+    *("own_words", "stated_answer", "tagged_answer"),
 ]
 
 TAIL = 2000  # characters at the end of a completion in which an unmarked answer is looked for
@@ -129,7 +129,7 @@ def extract_answer(completion: str, match_types: Sequence[str] = ("latex", "expr
     if is_cut_off(text):
         return None
     return (
-        _tagged(text)
+        tagged_answer(text)
         or _after_hashes(text)
         or stated_answer(text)
         or _headed(text)
@@ -246,7 +246,7 @@ def _after_hashes(text: str) -> str | None:
     return None
 
 
-def _tagged(text: str) -> str | None:
+def tagged_answer(text: str) -> str | None:
     """X of `<answer>X</answer>`, where X may be a sentence itself."""
     tags = list(_TAGGED.finditer(text[-2 * TAIL :]))
     inside = next(group for group in tags[-1].groups() if group).strip() if tags else ""
@@ -271,12 +271,18 @@ def _in_bold(text: str) -> str | None:
 
 def stated_answer(text: str) -> str | None:
     """X of "the answer is X" or "Answer: X" within the last lines, of "the final answer is X" anywhere."""
+    behind = behind_statement(text)
+    return _first_value(behind) if behind else None
+
+
+def behind_statement(text: str) -> str | None:
+    """All that stands behind "the answer is"."""
     tail = "\n".join([line for line in text[-TAIL:].splitlines() if line.strip()][-STATED_LINES:])
     marks = [mark for mark in _STATED.finditer(tail) if not _FALSE_START.search(tail[: mark.start()][-20:])]
     if marks:
-        return _first_value(tail[marks[-1].end() :])
+        return tail[marks[-1].end() :]
     finals = list(_FINAL.finditer(text))
-    return _first_value(text[finals[-1].end() :][:TAIL]) if finals else None
+    return text[finals[-1].end() :][:TAIL] if finals else None
 
 
 def _first_value(rest: str) -> str | None:

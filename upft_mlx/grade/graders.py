@@ -2,7 +2,7 @@ r"""The graders of the benchmarks: which answer a completion gives, and whether 
 
 maths      equality of values and expressions (`grade.is_correct`)
 integer    AIME: an integer, written out; `073` is 73, `\frac{146}{2}` and 73.5 are wrong
-choice     a letter: `\boxed{C}`, "the answer is (C)", "C) 42 m/s" in the last line
+choice     a letter: `\boxed{C}`, `<answer>C</answer>`, "the answer is (C)", "C is correct", "C) 42 m/s" in the last line
 """
 
 import os
@@ -12,7 +12,16 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Literal
 
-from upft_mlx.grade.answers import TAIL, boxed_answer, extract_answer, is_cut_off, own_words, stated_answer
+from upft_mlx.grade.answers import (
+    TAIL,
+    behind_statement,
+    boxed_answer,
+    extract_answer,
+    is_cut_off,
+    own_words,
+    stated_answer,
+    tagged_answer,
+)
 from upft_mlx.grade.correct import judge
 from upft_mlx.grade.equal import Rules
 from upft_mlx.grade.notation import tidy
@@ -26,9 +35,15 @@ LETTERS = "ABCDEFGHIJ"
 _COMMANDS = re.compile(r"\\(?:text|textbf|textrm|mathrm|mathbf|mbox|boxed)\s*\{|[*_${}\\]")
 _LETTER = re.compile(r"\W*(?:(?:option|choice|answer)\W+)?([A-J])(?=\s*$|\s*[).:,;\]]|\s+[-\u2013\u2014]\s)", re.I)
 _CHOSEN = re.compile(
-    r"\b(?:correct|right|best|final)\s+(?:answer|option|choice)(?:\s+is)?\W{0,6}(?:(?:option|choice)\W+)?([A-J])\b"
+    r"\b(?:correct|right|best|final)\s+(?:answer|option|choice)(?:\s+is)?\W{0,6}(?:(?:option|choice)\W+)?"
+    r"(?!I [a-z])([A-J])\b"
+    r"|\banswer\s+(?:(?:must|should|would|has\s+to)\s+be|is\s+(?:therefore|thus|hence|then|clearly))\W{1,6}"
+    r"(?:(?:option|choice)\W+)?([A-J])\b"
     r"|\b(?:option|choice|answer)\s+\(?([A-J])\)?\s+is\s+(?:the\s+)?(?:correct|right|best)"
-    r"|\b(?:choose|chose|select|pick)\s+(?:(?:option|choice)\s+)?\(?([A-J])\b"
+    r"|(?:^|[.!:]\s+|\b(?i:so|thus|hence|therefore|then),?\s+)[*(]*([A-J])[*)]*\s+is\s+(?:the\s+)?"
+    r"(?:correct|right|best|answer)\b(?!,?\s+(?:and|or|if|only|but|in)\b)"
+    r"|\b(?:choose|chose|select|pick)\s+(?:(?:option|choice)\s+)?\(?([A-J])\b",
+    re.M,
 )
 _ANOTHER = re.compile(r"[\s).:]*(?:,|;|&|/|and|or)\s*(?:(?:and|or)\s+)?\(?[A-J]\)?(?=\s*(?:$|[,.;)&/]|and\b|or\b))")
 
@@ -98,12 +113,12 @@ def grade_all(tasks: Sequence[Task]) -> list[Verdict]:
 
 
 def chosen_letter(completion: str) -> str | None:
-    """The letter that a completion chooses: boxed, stated, called correct, or at the start of the last line."""
+    """The letter that a completion chooses: boxed, tagged, stated, called correct, or at the start of the last line."""
     text = own_words(completion)
     boxed = boxed_answer(text)
     if boxed is None and is_cut_off(text):
         return None
-    for found in (boxed, stated_answer(text)):
+    for found in (boxed, tagged_answer(text), stated_answer(text), behind_statement(text)):
         if letter := _leading_letter(found):
             return letter
     chosen = list(_CHOSEN.finditer(text[-TAIL:]))
