@@ -83,7 +83,12 @@ _DATE = re.compile(r"(?:jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)[a-z]*\.
 _TAG = re.compile(r"<(b|i|u|p|em|strong|span|code)>([^<]{0,200})</\1>")
 _ENTITY = re.compile(r"&(?:lt|gt|le|ge|ne|amp|nbsp|minus|times);")
 _INTEGER = r"(?:\d{1,3}(?:,\d{3})+|\d+)"
-_AMOUNT = rf"(?:\\[dt]?frac\s*\{{-?\d+\}}\s*\{{\d+\}}|{_INTEGER}(?:\.\d+)?(?:/\d+(?!\.?\d))?|\.\d+)"
+_VULGAR = "[\u00bc-\u00be\u2150-\u215e]"
+_FRACTION = rf"(?:\\[dt]?frac\s*\{{-?\d+\}}\s*\{{\d+\}}|{_VULGAR})"
+_AMOUNT = (
+    rf"(?:(?:\d{{1,3}}[^\S\n]?)?{_FRACTION}|\d{{1,3}}[^\S\n]\d+/\d+(?![./]?\d)"  # 5 1/2
+    rf"|{_INTEGER}(?:\.\d+)?(?:/\d+(?!\.?\d))?|\.\d+)"
+)
 _COMPOUND = re.compile(r"\d[\d.]* [a-z]+,? (?:and )?\d[\d.]* [a-z]+(?! [a-z]+ \d)", re.A)
 _CLOCK = r"\d{1,2}(?::\d\d)?\s?[ap]\.?m\b\.?|\d+(?::\d+)+"
 _NUMBER = re.compile(
