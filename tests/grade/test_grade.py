@@ -35,7 +35,7 @@ EXTRACTED = [
     ("thus $y = 3$ and so $x = 2y + 1$.", "x = 2y + 1"), ("there are 7/14 of them left, so -3", "-3"),
     ("so (200)-150 km", "150"), ("thus $y = 3$, which makes 12 in all", "12"),
     ("It costs 5 $ more than the other $ bag", "5"), (r"\frac{8}{3}", r"\frac{8}{3}"), ("p - q", "p - q"),
-    ("I do not know.", None), ("", None), (r"\boxed{ }", None),
+    ("I do not know.", None), ("", None), (r"\boxed{ }", None), ("Yes.", "Yes."), ("**New York**", "**New York**"),
     ("It takes 5 1/2 hours.", "5 1/2"), ("They drink 2\u00bd cups in all", "2\u00bd"), ("\u00bd is left", "\u00bd"),
     (r"It takes 5\frac{1}{2} hours.", r"5\frac{1}{2}"), ("So it is 1 1/2 or 2 3/4", "1 1/2, 2 3/4"),
     ("In 2020 1/2 of them left.", "1/2"), ("The answer is 5 1/2 hours in total", "5 1/2 hours in total"),

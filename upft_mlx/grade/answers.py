@@ -8,7 +8,7 @@ these wins:
     #### N                       GSM8K's mark: on the last line, or with nothing but a number behind it
     the answer is X, Answer: X   within the last lines, also a line `A: X`; "the final answer is X" anywhere
     # Answer                     a heading of that name: what stands below it
-    \frac{8}{3}                  a text that is nothing but one line of maths
+    \frac{8}{3}, Yes.            a text that is nothing but one line of maths, or up to three words
     ... **42** ...               a number in bold in the last line
     ... 42 ...                   the last number, or the maths between $ signs with no number behind it
 
@@ -108,6 +108,7 @@ _LAST_SENTENCE = re.compile(  # what comes before a conclusion: its numbers are 
     r"^.*[.!]\s+(?=(?:so|thus|hence|therefore|then|altogether|together|in total|in all|that|the (?:final )?answer)\b)",
     re.I | re.S,
 )
+_NAMED = re.compile(r"\W{0,3}[^\W\d_]+(?:[ -][^\W\d_]+){0,2}[.!*]{0,3}")
 _WORD = re.compile(r"\\(?:text|mbox|mathrm|textbf)\s*\{[^{}]+\}|[A-Za-z]")
 
 
@@ -319,14 +320,14 @@ def _is_number(text: str) -> bool:
 
 
 def _bare(text: str) -> str | None:
-    r"""The whole text where it is one line of maths and nothing else, as in `\frac{8}{3}` or `$x + 1$`."""
+    r"""The whole text where it is one line of maths or up to three words: `\frac{8}{3}`, `$x + 1$`, `New York.`"""
     line = text.strip()
     if not line or "\n" in line or "boxed" in line or len(line) > 200:
         return None
     if whole := _MATHS.fullmatch(line):
         return _inside(whole)
     maths = re.search(r"[-+*/^=<>\\\d]", line) and is_maths(tidy(line))
-    return line if maths or _WORD.fullmatch(line) else None
+    return line if maths or _WORD.fullmatch(line) or _NAMED.fullmatch(line) else None
 
 
 def _last_value(text: str) -> str | None:
