@@ -12,6 +12,8 @@ from pydantic import ValidationError
 
 from upft_mlx.errors import ProblemsError, RecipeError
 from upft_mlx.evaluation.evaluate import WITHHELD
+from upft_mlx.grade.correct import is_correct
+from upft_mlx.grade.graders import Verdict
 from upft_mlx.models.load import Loaded
 from upft_mlx.pipeline import run_stage
 from upft_mlx.recipe.cells import recipe_for_cell
@@ -110,6 +112,28 @@ def test_best_of_prefix_takes_nothing_of_other_settings_and_withholds_private_te
     monkeypatch.setattr("upft_mlx.studies.best_of_prefix.sample_rows", None)  # nothing is sampled again
     assert cell(private) == {hidden}
     assert (hidden / "answers.jsonl").read_bytes() == before
+
+
+@pytest.mark.parametrize("method", ["base", "best_of_prefix"])
+def test_cells_that_another_version_graded_count_by_this_versions_grader(
+    make_recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    """A cell that is done stays; beside cells of this version its old grades made a difference of their own."""
+    one = {"name": "arithmetic", "limit": 3}
+    recipe = recipe_for_cell(make_recipe(evaluate={"benchmarks": [one], "max_tokens": 12}), method, 0)
+    with monkeypatch.context() as before:
+        before.setattr("upft_mlx.evaluation.evaluate.VERSION", 1)
+        old = Verdict("old", correct=True)
+        before.setattr("upft_mlx.evaluation.evaluate.grade_all", lambda tasks: [old for _ in tasks])
+        before.setattr("upft_mlx.studies.best_of_prefix.grade", lambda _: old)
+        first = run_cell(recipe, method, tmp_path)
+    second = run_cell(recipe, method, tmp_path)
+    (path,) = (p for p in tmp_path.rglob("*.jsonl") if p.stem in ("base", "answers"))
+    rows = list(read_rows(path, EvaluationRow))
+    assert {row.grader for row in rows} == {1}, "nothing is asked again"
+    assert set(first.scores["arithmetic"].values()) == {1.0}
+    assert second.scores["arithmetic"] == {row.problem_id: is_correct(row.completion, row.gold) for row in rows}
+    assert set(second.scores["arithmetic"].values()) != {1.0}
 
 
 def test_a_method_that_other_fields_rule_out_is_refused_by_name(make_recipe: MakeRecipe) -> None:

@@ -266,6 +266,17 @@ def graded_again(entry: BenchmarkSpec, rows: Sequence[EvaluationRow]) -> list[Ev
     return [replace(row, answer=now.answer, correct=now.correct, grader=VERSION) for row, now in pairs]
 
 
+def scores_of(entry: BenchmarkSpec, path: Path) -> dict[str, float]:
+    """Each problem's mean over its samples, from a file of evaluation rows, as this version's grader grades them.
+
+    Those of a private benchmark, whose texts are not stored, count as they were graded.
+    """
+    rows = [*read_rows(path, EvaluationRow)]
+    if not entry.private and any(row.grader != VERSION for row in rows):
+        rows = graded_again(entry, rows)
+    return {name: sum(row.correct for row in its) / len(its) for name, its in by_problem(rows).items()}
+
+
 def replay(part: BenchmarkSet, variant: Variant, run: RunDir, notify: Observer) -> None:
     """Tell the view what the rows on the disk say already."""
     by_id = {problem.id: problem for problem in part.problems}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Literal
 
 from upft_mlx.data.benchmarks import BenchmarkSet, BenchmarkSpec
@@ -238,11 +237,3 @@ def _answer(row: EvaluationRow) -> str | None:
 
 def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
-
-
-def scores_of(path: Path) -> dict[str, float]:
-    """Each problem's mean over its samples, from a file of evaluation rows."""
-    marks: dict[str, list[bool]] = {}
-    for row in read_rows(path, EvaluationRow):
-        marks.setdefault(row.problem_id, []).append(row.correct)
-    return {problem: sum(values) / len(values) for problem, values in marks.items()}

@@ -20,8 +20,7 @@ from upft_mlx.dataset.instruction import user_turn
 from upft_mlx.dataset.prefix import most_sampled
 from upft_mlx.dataset.selection import pick
 from upft_mlx.evaluation.base_and_tuned import variant_inputs
-from upft_mlx.evaluation.evaluate import graded_row
-from upft_mlx.evaluation.summary import scores_of
+from upft_mlx.evaluation.evaluate import graded_row, scores_of
 from upft_mlx.forecasting.rated import rated_by_confidence
 from upft_mlx.grade.graders import Task, grade
 from upft_mlx.job import Job
@@ -64,7 +63,7 @@ def measure(job: Job, part: BenchmarkSet) -> dict[str, float]:
     prompts = [renderer.ids(turn.replace("{question}", problem.question)) for problem, _ in asked]
     drawing = Sampler(loaded, sampling_for(loaded, g.temperature, g.batch_size, g.top_p, g.top_k, logprobs=True))
     if answers.exists() and len(list(read_rows(answers, EvaluationRow, growing=True))) == len(asked):
-        return scores_of(answers)
+        return scores_of(entry, answers)
     requests = [
         Request(prompt, most_sampled(recipe, "prefix"), recipe.compare.samples, f"{problem.id}/{sample}")
         for (problem, sample), prompt in zip(asked, prompts, strict=True)
@@ -98,7 +97,7 @@ def measure(job: Job, part: BenchmarkSet) -> dict[str, float]:
     sample_rows(answers, going, requests, recipe.seed, answer, "evaluate", notify)
     if entry.private:
         (folder / "prefixes.jsonl").unlink()
-    return scores_of(answers)
+    return scores_of(entry, answers)
 
 
 def _picked(recipe: Recipe, prefixes: Sequence[Solution]) -> Solution:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from upft_mlx.errors import RecipeError
-from upft_mlx.evaluation.summary import scores_of
+from upft_mlx.evaluation.evaluate import scores_of
 from upft_mlx.events import Note, Observer, ignore
 from upft_mlx.fingerprints import definite
 from upft_mlx.job import Job
@@ -136,7 +136,9 @@ def _result(job: Job, method: str) -> Cell:
     return Cell(
         method=method,
         seed=job.recipe.seed,
-        scores={part.entry.label: scores_of(job.run.rows_of(part.entry.label, variant)) for part in job.sets},
+        scores={
+            part.entry.label: scores_of(part.entry, job.run.rows_of(part.entry.label, variant)) for part in job.sets
+        },
         tokens_sampled=sum(entry.tokens_sampled for entry in stages),
         tokens_trained=sum(entry.tokens_trained for entry in stages),
         seconds=sum(entry.seconds for entry in stages),

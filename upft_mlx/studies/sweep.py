@@ -20,7 +20,8 @@ from upft_mlx.data.benchmarks import resolve
 from upft_mlx.errors import RecipeError
 from upft_mlx.escape import one_line, quoted
 from upft_mlx.evaluation.benchmark_result import BenchmarkResult
-from upft_mlx.evaluation.summary import rounded_grades, scores_of
+from upft_mlx.evaluation.evaluate import scores_of
+from upft_mlx.evaluation.summary import rounded_grades
 from upft_mlx.events import Note, Observer, ignore
 from upft_mlx.fingerprints import definite
 from upft_mlx.models.find import find_model
@@ -130,10 +131,11 @@ def _cell(
     settings: dict[str, Any], recipe: Recipe, label: str, folder: Path, donors: Sequence[RunDir], notify: Observer
 ) -> Cell:
     found, run = run_cell(recipe, one_line(in_words(settings)), folder, donors, notify), RunDir(folder)
+    entry = next(spec for spec in resolve(recipe.evaluate) if spec.label == label)
     return Cell(
         settings=settings,
         run=str(folder),
-        base=scores_of(run.rows_of(label, "base")),
+        base=scores_of(entry, run.rows_of(label, "base")),
         tuned=found.scores[label],
         tokens_sampled=found.tokens_sampled,
         tokens_trained=found.tokens_trained,
