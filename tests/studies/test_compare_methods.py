@@ -109,9 +109,11 @@ def test_best_of_prefix_takes_nothing_of_other_settings_and_withholds_private_te
     assert row.completion == row.gold == WITHHELD
     assert not (hidden / "prefixes.jsonl").exists()
     before = (hidden / "answers.jsonl").read_bytes()
-    monkeypatch.setattr("upft_mlx.studies.best_of_prefix.sample_rows", None)  # nothing is sampled again
+    (hidden / "prefixes.jsonl").write_text("what a kill left\n")
+    monkeypatch.setattr("upft_mlx.job.Job.load", None)  # nothing is sampled again
     assert cell(private) == {hidden}
     assert (hidden / "answers.jsonl").read_bytes() == before
+    assert not (hidden / "prefixes.jsonl").exists()
 
 
 @pytest.mark.parametrize("method", ["base", "best_of_prefix"])

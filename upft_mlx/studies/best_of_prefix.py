@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from upft_mlx.data.benchmarks import BenchmarkSet
@@ -54,16 +55,23 @@ def measure(job: Job, part: BenchmarkSet) -> dict[str, float]:
         job: with the base model.
         part: the benchmark.
     """
-    recipe, loaded, notify = job.recipe, job.load(), job.notify
-    folder = job.run.root / BEST_OF_PREFIX / part.entry.label / fingerprint(inputs(job, part))
+    entry, folder = part.entry, job.run.root / BEST_OF_PREFIX / part.entry.label / fingerprint(inputs(job, part))
     answers = folder / "answers.jsonl"
+    if not answers.exists() or len(list(read_rows(answers, EvaluationRow, growing=True))) < part.completions:
+        _sample(job, part, folder)
+    if entry.private:
+        (folder / "prefixes.jsonl").unlink(missing_ok=True)  # also where a kill came between
+    return scores_of(entry, answers)
+
+
+def _sample(job: Job, part: BenchmarkSet, folder: Path) -> None:
+    """Both files."""
+    recipe, loaded, notify = job.recipe, job.load(), job.notify
     entry, g = part.entry, recipe.generate
     renderer, turn = Renderer(loaded.tokenizer, recipe.prompt), user_turn(entry, recipe.prompt)
     asked = [(problem, sample) for problem in part.problems for sample in range(entry.samples)]
     prompts = [renderer.ids(turn.replace("{question}", problem.question)) for problem, _ in asked]
     drawing = Sampler(loaded, sampling_for(loaded, g.temperature, g.batch_size, g.top_p, g.top_k, logprobs=True))
-    if answers.exists() and len(list(read_rows(answers, EvaluationRow, growing=True))) == len(asked):
-        return scores_of(entry, answers)
     requests = [
         Request(prompt, most_sampled(recipe, "prefix"), recipe.compare.samples, f"{problem.id}/{sample}")
         for (problem, sample), prompt in zip(asked, prompts, strict=True)
@@ -94,10 +102,7 @@ def measure(job: Job, part: BenchmarkSet) -> dict[str, float]:
         verdict = grade(Task(text, str(problem.answer), entry.grader, entry.percent_as_unit))
         return graded_row(entry, problem, sample, whole, text, verdict)
 
-    sample_rows(answers, going, requests, recipe.seed, answer, "evaluate", notify)
-    if entry.private:
-        (folder / "prefixes.jsonl").unlink()
-    return scores_of(entry, answers)
+    sample_rows(folder / "answers.jsonl", going, requests, recipe.seed, answer, "evaluate", notify)
 
 
 def _picked(recipe: Recipe, prefixes: Sequence[Solution]) -> Solution:
