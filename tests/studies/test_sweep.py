@@ -110,6 +110,18 @@ def entries(recipe: Recipe) -> list[tuple[str, str | None]]:
             [("arithmetic", "rest"), ("again", "rest"), ("own", None)],
         ),
         (
+            ["gpqa", "gpqa-freeform", {"name": "own", "dataset": "openai/gsm8k", "config": "main"}],
+            "gpqa",
+            [("gpqa", "development")],
+            [("gpqa", "rest"), ("gpqa-freeform", "rest"), ("own", None)],
+        ),
+        (
+            ["gsm8k", {"name": "own", "dataset": "openai/gsm8k", "config": "main"}],
+            "gsm8k",
+            [("gsm8k", "development")],
+            [("gsm8k", "rest"), ("own", "rest")],
+        ),
+        (
             [{"name": "dev", "path": "/d.jsonl", "part": "development"}, {"name": "test", "path": "/t.jsonl"}],
             "dev",
             [("dev", "development")],

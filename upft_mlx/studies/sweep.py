@@ -99,17 +99,16 @@ def parts(recipe: Recipe, label: str) -> tuple[Recipe, Recipe]:
     recipe itself gives the benchmark a part, its other benchmarks are taken as they are.
     """
     data = recipe.dump()
-    entries = dict(zip([spec.label for spec in resolve(recipe.evaluate)], data["evaluate"]["benchmarks"], strict=True))
+    specs = resolve(recipe.evaluate)
+    entries = dict(zip([spec.label for spec in specs], data["evaluate"]["benchmarks"], strict=True))
+    sources = {s.label: (s.builtin, s.path, s.dataset, s.config, s.split) for s in specs}  # gpqa-freeform has gpqa's
     chosen_on = entries[label]
     others = [entry for entry in entries.values() if entry is not chosen_on]
     other = "development" if chosen_on["part"] == "rest" else "rest"
     if chosen_on["part"] is None:
-        left = []
-        for entry in entries.values():
-            own = entry["path"] or entry["dataset"]
-            fields = ("path", "dataset", "config", "split") if own else ("name", "path", "dataset")
-            same = all(entry[field] == chosen_on[field] for field in fields)
-            left.append({**entry, "part": other} if same else entry)
+        left = [
+            {**entry, "part": other} if sources[name] == sources[label] else entry for name, entry in entries.items()
+        ]
     else:
         left = others or [{**chosen_on, "part": other}]
     part = {**chosen_on, "part": chosen_on["part"] or "development"}
