@@ -86,6 +86,13 @@ def test_states_are_those_of_a_plain_pass(loaded: Loaded) -> None:
             assert found[length].logprobs[number] == pytest.approx(np.mean(steps) if steps else 0.0, abs=1e-3)
 
 
+def test_a_problem_whose_samples_are_all_empty_is_read(loaded: Loaded) -> None:
+    """The model may end each of them at once."""
+    alone, beside = (Reader(loaded).states([5, 6, 7], ids, [4])[4] for ids in ([[], []], [[], [3, 4]]))
+    assert np.allclose(alone.features, np.stack([beside.features[0]] * 2), atol=1e-3)
+    assert alone.logprobs == [0.0, 0.0]
+
+
 # The forecast.
 
 

@@ -85,7 +85,7 @@ class Reader:
         """Each prefix's hidden states (1 + T, D), from the prompt's last token on, and its log-probabilities (T)."""
         shares = self._shares and len(prompt) > 1
         start = [prompt[-1]] if shares else list(prompt)
-        width = max(map(len, prefixes))
+        width = max(1, *map(len, prefixes))  # all may be empty
         tokens = mx.array([[*start, *ids, *[0] * (width - len(ids))] for ids in prefixes])  # (B, S + T), padded behind
         shared = mx.array([*prompt[:-1]] if shares else [], mx.int32)
         modes = Modes(gather=False, share=shares)
