@@ -16,10 +16,11 @@ from helpers.preview import previewed
 
 from upft_mlx.data.on_disk import recipe_problems
 from upft_mlx.data.problems import Problem
+from upft_mlx.dataset.prefix import with_end
 from upft_mlx.errors import ProblemsError, TrainingError
 from upft_mlx.events import Event, Progress, StageStarted, ignore
-from upft_mlx.forecasting.answers import graded
-from upft_mlx.forecasting.estimate import Advice, Forecast, Mean
+from upft_mlx.forecasting.answers import Known, graded
+from upft_mlx.forecasting.estimate import Advice, Forecast, Graded, Mean
 from upft_mlx.forecasting.forecast import Forecaster, Made
 from upft_mlx.forecasting.rated import _Rated
 from upft_mlx.forecasting.states import Reader
@@ -91,6 +92,32 @@ def test_a_problem_whose_samples_are_all_empty_is_read(loaded: Loaded) -> None:
     alone, beside = (Reader(loaded).states([5, 6, 7], ids, [4])[4] for ids in ([[], []], [[], [3, 4]]))
     assert np.allclose(alone.features, np.stack([beside.features[0]] * 2), atol=1e-3)
     assert alone.logprobs == [0.0, 0.0]
+
+
+def test_what_ended_a_sample_counts_in_its_confidence_as_where_prefixes_are_sampled(
+    small: MakeRecipe, loaded: Loaded
+) -> None:
+    """Without it, a sample that ended at once was rated 0, the highest there is, and always picked."""
+    recipe, problem = small(), Problem("p", "2 + 2?", "4")
+    prompt = Renderer(loaded.tokenizer, recipe.prompt).asked(problem.question)
+    logits = loaded.model(mx.array([[*prompt, 10, 11]]))[0]
+    likely = np.array(logits - mx.logsumexp(logits, axis=-1, keepdims=True))[len(prompt) - 1 :]
+    end = loaded.eos_id
+    samples = [
+        Solution("p", 0, "full", [], "", "stop", None, end),
+        Solution("p", 1, "full", [10, 11], "x", "stop"),
+        Solution("p", 2, "full", [10, 11], "x", "length"),
+    ]
+    known = Known([problem], [Graded("p", samples, [False, True, True])])
+    forecaster = Forecaster(recipe, loaded, known, None, "analyze", ignore)
+    scores, _, _ = forecaster._scores([1, 2, 8])
+    begin = [likely[0, 10], likely[1, 11]]
+    both, closed = np.mean(begin), np.mean([*begin, likely[2, end]])
+    for length, expected in {1: [begin[0]] * 2, 2: [both, both], 8: [closed, both]}.items():
+        (rated,) = scores["prefix_confidence", length]
+        assert rated == pytest.approx([likely[0, end], *expected], abs=1e-3)
+    apart = Reader(loaded).states(prompt, [[end], [10, 11, end]], [8], [True, True])[8].features
+    assert np.allclose(apart, Reader(loaded).states(prompt, [[], [10, 11]], [8])[8].features, atol=1e-3)
 
 
 # The forecast.
@@ -204,7 +231,7 @@ def test_prefix_confidence_rates_whole_samples_of_the_answers_by_their_prefixes(
     for problem in problems:
         rows = found.get(problem.id, [])
         assert all(row.kind == "full" for row in rows)
-        if ids := [row.completion_ids for row in rows]:
+        if ids := [with_end(row, loaded.eos_id) for row in rows]:
             expected = reader.states(renderer.asked(problem.question), ids, [6])[6].logprobs
             assert [row.score for row in rows] == pytest.approx(expected, rel=1e-3, abs=1e-5)
             compared += len(rows)

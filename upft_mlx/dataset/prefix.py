@@ -223,6 +223,12 @@ def has_eos(row: TrainingRow, prefix: Prefix) -> bool:
     return row.kind == "prefix" and prefix.eos and len(row.completion_ids) >= most_supervised(prefix)
 
 
+def with_end(solution: Solution, eos_id: int) -> list[int]:
+    """All sampled ids, with the one that ended the solution where it ended."""
+    ended = [_stop_id(solution, eos_id)] if solution.finish_reason == "stop" else []
+    return [*solution.completion_ids, *ended]
+
+
 def _stop_id(solution: Solution, eos_id: int) -> int:
     """The sampled token that ended a solution; `eos_id` where a stop text ended it, or an older file does not say."""
     return eos_id if solution.stop_id is None else solution.stop_id

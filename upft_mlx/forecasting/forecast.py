@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
 
-from upft_mlx.dataset.prefix import most_sampled, why_dropped
+from upft_mlx.dataset.prefix import most_sampled, why_dropped, with_end
 from upft_mlx.dataset.selection import pick, prefix_key
 from upft_mlx.errors import ModelError
 from upft_mlx.events import Note, Observer, Progress, StageStarted
@@ -200,8 +200,9 @@ class Forecaster:
         for number, item in enumerate(self.graded):
             if reader is None:
                 break
-            ids = [solution.completion_ids for solution in item.solutions]
-            states.append(reader.states(self.prompts[number], ids, lengths))
+            ids = [with_end(solution, self.loaded.eos_id) for solution in item.solutions]
+            ended = [solution.finish_reason == "stop" for solution in item.solutions]
+            states.append(reader.states(self.prompts[number], ids, lengths, ended))
             self.notify(Progress(self.stage, number + 1, len(self.graded), "problems", part="states"))
         for length in lengths if states else ():
             features = [at[length].features for at in states]

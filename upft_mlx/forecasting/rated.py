@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from upft_mlx.data.problems import Problem
-from upft_mlx.dataset.prefix import Wanted, labelled, most_sampled, structure_of
+from upft_mlx.dataset.prefix import Wanted, labelled, most_sampled, structure_of, with_end
 from upft_mlx.dataset.selection import pick, said
 from upft_mlx.distributed.seam import alone
 from upft_mlx.errors import TrainingError
@@ -147,7 +147,8 @@ class _Rated:
         for name, rows in prefixes.items():
             if name in self.checked:
                 prompt = self.renderer.asked(self.questions[name])
-                read = [Example(name, [*prompt, *row.completion_ids[: self.length]], len(prompt)) for row in rows]
+                ids = [with_end(row, self.loaded.eos_id)[: self.length] for row in rows]
+                read = [Example(name, [*prompt, *part], len(prompt)) for part in ids]
                 nats = token_losses(self.loaded.model, read, plain)
                 scored[name] = [
                     replace(row, score=-sum(part) / max(1, len(part)), logprob=None)

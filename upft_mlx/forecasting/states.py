@@ -30,7 +30,7 @@ class States:
     features: Array
     """(N, D): the hidden state at each prefix's last token, behind the final norm."""
     logprobs: list[float]
-    """Mean log-probability (nats) of each prefix's tokens in the model's own distribution."""
+    """Mean log-probability (nats) of each prefix's tokens, its end included, in the model's own distribution."""
 
 
 class Reader:
@@ -50,7 +50,11 @@ class Reader:
             )
 
     def states(
-        self, prompt: Sequence[int], completions: Sequence[Sequence[int]], lengths: Sequence[int]
+        self,
+        prompt: Sequence[int],
+        completions: Sequence[Sequence[int]],
+        lengths: Sequence[int],
+        ended: Sequence[bool] | None = None,
     ) -> dict[int, States]:
         """For each length the states of the completions' prefixes; one that is shorter is taken whole.
 
@@ -60,9 +64,12 @@ class Reader:
             prompt: token ids, at least one.
             completions: token ids of each sample.
             lengths: of prefixes, in tokens.
+            ended: whether the last id of each completion is what ended it: that counts in its log-probability, as where
+                prefixes are sampled, and the state is that of the token before. None: of none.
         """
         longest = max(lengths)
         cut = [tuple(ids[:longest]) for ids in completions]
+        ends = [len(ids) - last for ids, last in zip(completions, ended or [False] * len(cut), strict=True)]
         distinct = list(dict.fromkeys(cut))
         hidden, logprobs = zip(
             *(
@@ -75,10 +82,10 @@ class Reader:
         place = {ids: number for number, ids in enumerate(distinct)}
         found = {}
         for length in lengths:
-            ends = [(place[ids], min(length, len(ids))) for ids in cut]
-            features = np.stack([hidden[number][end] for number, end in ends]).astype(np.float64)
-            means = [float(logprobs[number][:end].mean()) if end else 0.0 for number, end in ends]
-            found[length] = States(features, means)
+            states = [hidden[place[ids]][min(length, end)] for ids, end in zip(cut, ends, strict=True)]
+            read = [logprobs[place[ids]][: min(length, len(ids))] for ids in cut]
+            means = [float(part.mean()) if len(part) else 0.0 for part in read]
+            found[length] = States(np.stack(states).astype(np.float64), means)
         return found
 
     def _pass(self, prompt: Sequence[int], prefixes: Sequence[Sequence[int]]) -> Iterator[tuple[Any, Any]]:
