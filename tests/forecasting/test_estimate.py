@@ -21,6 +21,7 @@ from upft_mlx.forecasting.estimate import (
     chosen_by_auto,
     greedy_gain,
     mean_of,
+    points,
     weigh,
 )
 from upft_mlx.forecasting.page import figure, markdown
@@ -198,3 +199,7 @@ def test_the_picture_has_a_curve_per_rule_and_shows_what_lies_below_zero() -> No
     assert len(lines) == 3
     heights = [float(pair.split(",")[1]) for line in lines for pair in line.split()]
     assert all(0 < y < float(root.attrib["height"]) - 50 for y in heights), "within the axes"
+
+
+def test_a_rounded_zero_has_no_minus() -> None:
+    assert points(Mean(-1e-5, (-0.002, -1e-6))) == "+0.0 [-0.2, +0.0]"

@@ -89,7 +89,8 @@ def test_states_are_those_of_a_plain_pass(loaded: Loaded) -> None:
 
 def test_a_problem_whose_samples_are_all_empty_is_read(loaded: Loaded) -> None:
     """The model may end each of them at once."""
-    alone, beside = (Reader(loaded).states([5, 6, 7], ids, [4])[4] for ids in ([[], []], [[], [3, 4]]))
+    samples: list[list[list[int]]] = [[[], []], [[], [3, 4]]]
+    alone, beside = (Reader(loaded).states([5, 6, 7], ids, [4])[4] for ids in samples)
     assert np.allclose(alone.features, np.stack([beside.features[0]] * 2), atol=1e-3)
     assert alone.logprobs == [0.0, 0.0]
 

@@ -102,6 +102,13 @@ def test_the_longest_prefix_up_to_which_the_arms_are_alike_is_recommended(
     assert re.search(part, found.reason)
 
 
+def test_a_single_question_with_both_trajectories_is_not_called_none() -> None:
+    found = recommend(prefix_accuracy((0, 4), starts({0: [(0.5, 0.5)], 4: [(1.0, 0.0)]})))
+    assert found.length is None
+    assert "needs two questions" in found.reason
+    assert "found fewer" in found.reason
+
+
 FOUND = summarize(
     Analyze(lengths=(0, 1, 4)),
     [("a", [1, 2]), ("a", [1, 3]), ("b", [1, 2])],

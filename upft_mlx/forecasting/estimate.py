@@ -19,6 +19,7 @@ from typing import Any
 
 from upft_mlx.dataset.selection import prefix_key
 from upft_mlx.evaluation.stats import mean_interval
+from upft_mlx.quantities import points as in_points
 from upft_mlx.recipe.studies import Selection
 from upft_mlx.rows import Solution
 
@@ -245,8 +246,8 @@ def _of(rule: RuleForecast) -> Mean:
 
 def points(value: Mean) -> str:
     """In percentage points with the interval."""
-    low, high = value.ci95
-    return f"{100 * value.mean:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
+    low, high = map(in_points, value.ci95)
+    return f"{in_points(value.mean)} [{low}, {high}]"
 
 
 @dataclass(frozen=True)

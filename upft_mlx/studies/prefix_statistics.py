@@ -173,8 +173,8 @@ def recommend(accuracy: Sequence[PrefixAccuracy]) -> Recommendation:
     if not rows:
         return Recommendation(
             None,
-            "prefix accuracy was not measured: it needs questions with an answer that the model solves in one "
-            "trajectory and not in another, and found none; take more with analyze.problems and "
+            "prefix accuracy was not measured: it needs two questions with an answer that the model solves in one "
+            "trajectory and not in another, and found fewer; take more with analyze.problems and "
             "analyze.trajectories. The paper found 8 to 32 tokens within noise",
         )
     alike = list(itertools.takewhile(lambda row: row.difference.ci95[0] <= 0, rows))
