@@ -101,6 +101,8 @@ def test_a_forecast_loses_no_digit_on_a_terminal_or_in_a_pipe(
     text = written(target) if target else capsys.readouterr().out
     assert text.splitlines()[1].startswith(f"advice: {found.advice.text}"[:70])
     assert "\nand without training, ...\n" in text
+    told = next(line for line in text.splitlines() if line.startswith("share: of the samples"))
+    assert (width is None) == told.endswith("sampled per problem to train so."), "in a pipe each text is one line"
     assert "\u2026" not in text
     for rule in found.rules:
         if rule.forecast is not None:

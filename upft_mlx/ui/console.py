@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from rich.console import Console, Group, RenderableType
+from rich.text import Text
 
 UNBROKEN = 200
 """Columns of what goes into a file or a pipe: no table needs more, so nothing of one is cut off."""
@@ -26,6 +27,11 @@ def open_console(*, stderr: bool = False) -> Console:
     if not console.is_terminal:
         console.width = UNBROKEN
     return console
+
+
+def say(console: Console, part: RenderableType = "") -> None:
+    """Print a part; in a file or a pipe a text stays one line, however long it is."""
+    console.print(part, soft_wrap=isinstance(part, Text) and not console.is_terminal)
 
 
 def paged(console: Console, parts: Sequence[RenderableType]) -> AbstractContextManager[Any]:

@@ -10,7 +10,7 @@ from rich.text import Text
 
 from upft_mlx.quantities import duration, many, memory, percent
 from upft_mlx.results.plan import Plan
-from upft_mlx.ui.console import open_console
+from upft_mlx.ui.console import open_console, say
 from upft_mlx.ui.tables import table_of
 from upft_mlx.ui.text import glyphs_for
 
@@ -47,7 +47,7 @@ def print_plan(plan: Plan, *, console: Console | None = None) -> None:
     remarks += [f"note: {text}" for text in (*plan.notes, *plan.prompts_differ)]
     remarks += [f"the memory formulas were not measured for {what}" for what in found.not_measured_for]
     for remark in remarks:
-        console.print(Text(line(remark)), soft_wrap=not console.is_terminal)
+        say(console, Text(line(remark)))
 
 
 def _tables(plan: Plan) -> Iterator[Table]:

@@ -16,7 +16,7 @@ from rich.console import Console, RenderableType
 from rich.text import Text
 
 from upft_mlx.training.row_loss import RowLoss, in_words
-from upft_mlx.ui.console import open_console, paged
+from upft_mlx.ui.console import open_console, paged, say
 from upft_mlx.ui.text import Glyphs, glyphs_for
 
 SPECIAL = "bold cyan"
@@ -52,7 +52,7 @@ def print_preview(facts: dict[str, Any], *, plain: bool, console: Console | None
     parts = list(view.parts())
     with nullcontext() if plain else paged(console, parts):
         for part in parts:
-            console.print(part, soft_wrap=isinstance(part, Text) and not console.is_terminal)
+            say(console, part)
 
 
 class _View:

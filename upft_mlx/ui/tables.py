@@ -14,7 +14,7 @@ from rich.text import Text
 from upft_mlx.evaluation.stats import ALPHA
 from upft_mlx.evaluation.summary import floor_in_words
 from upft_mlx.quantities import accuracy, count, duration, many, memory, p_value, points
-from upft_mlx.ui.console import open_console
+from upft_mlx.ui.console import open_console, say
 from upft_mlx.ui.text import glyphs_for, interval_bar
 
 _WIDE = 150
@@ -37,8 +37,8 @@ def print_analysis(found: dict[str, Any], folder: Path, *, console: Console | No
         )
     console.print()
     length = found["recommended"]["length"]
-    console.print(Text(f"recommended prefix.length: {length if length is not None else 'none'}", "bold"))
-    console.print(Text(glyphs_for(console.encoding).line(found["recommended"]["reason"])))
+    say(console, Text(f"recommended prefix.length: {length if length is not None else 'none'}", "bold"))
+    say(console, Text(glyphs_for(console.encoding).line(found["recommended"]["reason"])))
     console.print()
     console.print(table)
     if found.get("forecast"):
@@ -54,13 +54,13 @@ def _print_rules(forecast: dict[str, Any], console: Console) -> None:
     for length in sorted({length for _, length in values}):
         table.add_row(str(length), *(_points_of(values.get((name, length))) for name in names))
     console.print()
-    console.print(Text(f"advice: {forecast['advice']['text']}", "bold"))
+    say(console, Text(f"advice: {forecast['advice']['text']}", "bold"))
     told = (
         f"What prefix.selection would change, in points over base, from {forecast['problems']} problems with answers:"
     )
-    console.print(Text(told, "dim"))
+    say(console, Text(told, "dim"))
     console.print(table)
-    console.print(Text("More rules, and what it means for greedy accuracy: upft forecast", "dim"))
+    say(console, Text("More rules, and what it means for greedy accuracy: upft forecast", "dim"))
 
 
 def print_comparison(found: dict[str, Any], folder: Path, *, console: Console | None = None) -> None:
@@ -68,12 +68,12 @@ def print_comparison(found: dict[str, Any], folder: Path, *, console: Console | 
     console = console or open_console()
     glyphs = glyphs_for(console.encoding)
     console.print()
-    console.print(Text(glyphs.line(_compared(found)), "bold"), soft_wrap=not console.is_terminal)
+    say(console, Text(glyphs.line(_compared(found)), "bold"))
     for name in found["benchmarks"]:
         console.print()
-        console.print(Text(glyphs.line(name), "bold"))
+        say(console, Text(glyphs.line(name), "bold"))
         for line in _intervals({method: row["benchmarks"][name] for method, row in found["methods"].items()}, console):
-            console.print(line, soft_wrap=not console.is_terminal)
+            say(console, line)
     costs = table_of("method", "tokens sampled", "tokens trained", "time", "peak memory")
     for method, row in found["methods"].items():
         if row["tokens_sampled"] or row["tokens_trained"]:
@@ -132,15 +132,15 @@ def print_demo(found: dict[str, Any], *, console: Console | None = None) -> None
         table.add_row(name, *("" if one is None else _difference(one) for one in (sampled, greedy)))
     console.print()
     forecast = Text("forecast from answers, before training: ", "dim").append(found["forecast"])
-    console.print(forecast, soft_wrap=not console.is_terminal)
+    say(console, forecast)
     console.print(table)
     sampled, greedy = (_of_kind(found["measured"], sampled=sampled) for sampled in (True, False))
     if sampled and greedy and sampled["ci95"][0] > 0 >= greedy["ci95"][0]:
         told = (
             "Sampled accuracy rose, greedy accuracy did not: the model became surer of what it could do (sharpening)."
         )
-        console.print(Text(told), soft_wrap=not console.is_terminal)
-    console.print(Text(found["caveat"]), soft_wrap=not console.is_terminal)
+        say(console, Text(told))
+    say(console, Text(found["caveat"]))
 
 
 def _of_kind(benchmarks: dict[str, Any], *, sampled: bool) -> dict[str, Any] | None:
@@ -156,14 +156,14 @@ def print_forecast(found: dict[str, Any], folder: Path, *, console: Console | No
     """A forecast (`estimate.Forecast.dump`): the advice, then a table for each prefix length."""
     console = console or open_console()
     console.print()
-    console.print(Text(f"advice: {found['advice']['text']}", "bold"))
+    say(console, Text(f"advice: {found['advice']['text']}", "bold"))
     if remark := found["advice"]["remark"]:
-        console.print(Text(f"and {remark}"))
+        say(console, Text(f"and {remark}"))
     low, high = found["base"]["ci95"]
     share = f"{100 * found['base']['mean']:.0f} % [{100 * low:.0f}, {100 * high:.0f}]"
     greedy = f"{100 * found['greedy_base']['mean']:.0f} %"
     told = f"{found['problems']} problems with answers; base is right on {share} of its samples, greedily on {greedy}"
-    console.print(Text(told, "dim"))
+    say(console, Text(told, "dim"))
     wide = not console.is_terminal or console.width >= _WIDE_FORECAST
     for length in sorted({rule["length"] for rule in found["rules"]}):
         rows = [rule for rule in found["rules"] if rule["length"] == length]
@@ -179,14 +179,14 @@ def print_forecast(found: dict[str, Any], folder: Path, *, console: Console | No
                 *([f"{rule['tokens_per_problem']:,.0f}"] if wide else []),
             )
         console.print()
-        console.print(Text(f"t = {length} tokens", "bold"))
+        say(console, Text(f"t = {length} tokens", "bold"))
         console.print(table)
     told = (
         "share: of the samples that begin as the pick does; right: of solutions that begin so. forecast: points over "
     )
     told += "base with the 95 % interval; vs greedy: over the prefix that greedy decoding takes."
     told += " tokens: sampled per problem to train so." if wide else ""
-    console.print(Text(told, "dim"))
+    say(console, Text(told, "dim"))
     _files(console, [folder / name for name in ("forecast.md", "forecast.json", "curves.svg")])
 
 
@@ -200,9 +200,9 @@ def print_sweep(found: dict[str, Any], told: Sequence[str], folder: Path, *, con
     line = glyphs_for(console.encoding).line
     console.print()
     for number, text in enumerate(told):
-        console.print(Text(line(text), "" if number else "bold"), soft_wrap=not console.is_terminal)
+        say(console, Text(line(text), "" if number else "bold"))
     console.print()
-    console.print(Text(line(f"{found['benchmark']}, {found['problems']:,} development problems"), "bold"))
+    say(console, Text(line(f"{found['benchmark']}, {found['problems']:,} development problems"), "bold"))
     fields = list(found["chosen"])
     names = [field.rpartition(".")[2] for field in fields]
     table = table_of(*names, "accuracy", "to base", "to chosen")
@@ -213,9 +213,9 @@ def print_sweep(found: dict[str, Any], told: Sequence[str], folder: Path, *, con
             *values, _share({"mean": one["accuracy"], "ci95": one["ci95"]}), _difference(one["difference"]), to_chosen
         )
     console.print(table)
-    console.print(Text("to base, to chosen: points of accuracy on the same problems, 95 % intervals", "dim"))
+    say(console, Text("to base, to chosen: points of accuracy on the same problems, 95 % intervals", "dim"))
     if found["rounding"] is not None:
-        console.print(Text(floor_in_words(found["rounding"]), "dim"), soft_wrap=not console.is_terminal)
+        say(console, Text(floor_in_words(found["rounding"]), "dim"))
     _files(console, [folder / name for name in ("sweep.md", "sweep.json", "sweep.svg")])
 
 
@@ -230,28 +230,25 @@ def print_side_by_side(found: dict[str, Any], *, console: Console | None = None)
     ]
     console.print()
     text = "; ".join(told) or "no two of these models differ measurably"
-    console.print(Text(line(text), "bold"), soft_wrap=not console.is_terminal)
+    say(console, Text(line(text), "bold"))
     for name, of in found["benchmarks"].items():
         console.print()
-        console.print(Text(line(f"{name}, {of['problems']:,} problems that all have"), "bold"))
+        say(console, Text(line(f"{name}, {of['problems']:,} problems that all have"), "bold"))
         longest = max(len(line(model["name"])) for model in of["models"])
         for model in of["models"]:
-            console.print(
-                Text(f"{line(model['name']):{longest}}  {accuracy(model['accuracy'], model['ci95'])}"),
-                soft_wrap=not console.is_terminal,
-            )
+            say(console, Text(f"{line(model['name']):{longest}}  {accuracy(model['accuracy'], model['ci95'])}"))
         console.print()
         differences = [_difference(pair) for pair in of["pairs"]]
         wide = max(len(difference) for difference in differences) + 2
         for difference, pair in zip(differences, of["pairs"], strict=True):
             difference.pad_right(wide - len(difference))
             difference.append(f"{p_value(pair['p_value'])}  {line(pair['second'])} - {line(pair['first'])}")
-            console.print(difference, soft_wrap=not console.is_terminal)
+            say(console, difference)
         if of["rounding"] is not None:
-            console.print(Text(floor_in_words(of["rounding"]), "dim"), soft_wrap=not console.is_terminal)
+            say(console, Text(floor_in_words(of["rounding"]), "dim"))
     console.print()
     many_of = many(found["comparisons"], "comparison")
-    console.print(Text(f"in points; intervals and p hold together for {many_of} (Bonferroni)", "dim"))
+    say(console, Text(f"in points; intervals and p hold together for {many_of} (Bonferroni)", "dim"))
 
 
 def print_recipes(rows: Sequence[dict[str, str]], *, console: Console | None = None) -> None:
@@ -290,7 +287,7 @@ def print_runs(found: Sequence[dict[str, Any]], *, console: Console | None = Non
             text.append(f"\n  not done: {', '.join(missing)}", "yellow")
         for name, value in run["differs"].items():
             text.append(f"\n  {line(name)}={line(value)[:_VALUE]}", "dim")
-        console.print(text, soft_wrap=not console.is_terminal)
+        say(console, text)
 
 
 _VALUE = 100

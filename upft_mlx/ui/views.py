@@ -23,7 +23,7 @@ from upft_mlx import escape
 from upft_mlx.events import Observer
 from upft_mlx.results.facts import RunFacts
 from upft_mlx.rows import write_atomically
-from upft_mlx.ui.console import open_console, paged
+from upft_mlx.ui.console import open_console, paged, say
 from upft_mlx.ui.doctor import print_findings
 from upft_mlx.ui.live import LiveView
 from upft_mlx.ui.plain import PlainView
@@ -90,7 +90,7 @@ def print_summary(report: RunFacts, *, verbose: bool = False, console: Console |
     glyphs = glyphs_for(console.encoding)
     console.print()
     for part in summary(report, glyphs, console.width, verbose=verbose):
-        console.print(part, soft_wrap=isinstance(part, Text) and not console.is_terminal)
+        say(console, part)
     for line in file_lines(report, glyphs, verbose=verbose):
         console.print(line, soft_wrap=True)  # a path that is broken cannot be copied
 
