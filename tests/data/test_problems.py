@@ -72,6 +72,7 @@ def test_answers_are_not_needed(tmp_path: Path) -> None:
         ("", None),
         (None, None),
         (10**30, "1" + "0" * 30),
+        (10**400, "1" + "0" * 400),  # no float holds it
         ("1/2 \\frac{1}{2}", "1/2 \\frac{1}{2}"),
     ],
 )

@@ -232,7 +232,8 @@ def _answer(place: Place, row: Row, column: str | None) -> str | None:
         return None
     if turns := conversation(value):
         return replied(turns)
-    number = isinstance(value, (int, float, Decimal)) and not isinstance(value, bool) and math.isfinite(value)
+    whole = isinstance(value, int) and not isinstance(value, bool)  # of any size: too many digits for a float
+    number = whole or (isinstance(value, (float, Decimal)) and math.isfinite(value))
     if isinstance(value, dict) and value:
         *_, inside = names_of({str(column): value})
         raise ColumnError(
