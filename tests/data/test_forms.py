@@ -229,6 +229,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     },
     "null in a mapping": {"options": {"A": "stone", "B": None, "C": "apple", "D": "shoe"}, "answer": "C"},
     "null with a label": {"choices": {"text": ["stone", "apple", "shoe", None], "label": [*"ABCD"]}, "answer": "B"},
+    "beside other lists": {"options": ["stone", "apple", "shoe"], "answer": "B", "output": ["a", "b"], "solution": {}},
 }  # fmt: skip
 
 

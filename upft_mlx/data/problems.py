@@ -168,8 +168,8 @@ def _problems(rows: Iterable[Located], source: Source, notes: Notes) -> Iterator
 
 def _problem(place: Place, row: Row, index: int, columns: Columns, notes: Notes) -> Problem:
     question = _question(place, row, str(columns.question), notes)
-    answers = (_answer(place, row, column) for column in (columns.answer, *columns.answers))
-    answer = next((found for found in answers if found is not None), None)
+    answers = ((name, _answer(place, row, name)) for name in (columns.answer, *columns.answers))  # read up to the first
+    column, answer = next((pair for pair in answers if pair[1] is not None), (None, None))
     if answer is None and (turns := conversation(value_at(row, columns.question))):
         answer = replied(turns)  # in the conversation that asks the question
     options = options_of(value_at(row, columns.options))
@@ -183,7 +183,7 @@ def _problem(place: Place, row: Row, index: int, columns: Columns, notes: Notes)
         )
     if options:
         question = with_options(question, [text for _, text in options])
-        answer = answer and _letter(place, row, columns, options, answer)
+        answer = answer and _letter(place, answer if column is None else value_at(row, column), options, answer)
     wrong = (_answer(place, row, column) for column in columns.wrong_answers or ())
     name = value_at(row, columns.id)
     return Problem(
@@ -252,10 +252,9 @@ def _answer(place: Place, row: Row, column: str | None) -> str | None:
     return f"{value:f}" if isinstance(value, Decimal) else str(value)
 
 
-def _letter(place: Place, row: Row, columns: Columns, options: Sequence[tuple[str, str]], answer: str) -> str:
-    """The letter of the right option."""
-    names = [name for name in (columns.answer, *columns.answers) if _answer(place, row, name) is not None]
-    letter = letter_of(value_at(row, names[0]) if names else answer, options)
+def _letter(place: Place, value: Any, options: Sequence[tuple[str, str]], answer: str) -> str:
+    """The letter of the right option: `value` in the dataset, `answer` as a text."""
+    letter = letter_of(value, options)
     if letter is None:
         labels = one_line(", ".join(label for label, _ in options))
         expected = f"the answer should be one of the options {labels}"
