@@ -223,18 +223,16 @@ def test_what_is_wrong_in_a_private_file_is_said_without_its_text(tmp_path: Path
 
 
 @pytest.mark.parametrize("name", [name for name in SOURCES if name != "arithmetic"])
-def test_the_hub_is_asked_for_the_pinned_revision(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_hub_is_asked_for_the_pinned_revision(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import datasets
 
     source, row = SOURCES[name], {"question": "1 + 1?", "answer": "2", **GPQA[0]}
     asked: list[tuple[Any, ...]] = []
 
-    class Data(list[dict[str, Any]]):
-        cache_files: tuple[dict[str, str], ...] = ({"filename": f"/cache/{source['revision']}/test.arrow"},)
-
-    def load_dataset(dataset: str, config: str | None, *, split: str, revision: str) -> Data:
+    def load_dataset(dataset: str, config: str | None, *, split: str, revision: str) -> datasets.Dataset:
         asked.append((dataset, config, split, revision))
-        return Data([row])
+        datasets.Dataset.from_list([row]).save_to_disk(tmp_path / revision)
+        return datasets.load_from_disk(tmp_path / revision)
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     assert len(load_benchmark(entry_of(name=name))) == 1

@@ -6,11 +6,16 @@ import json
 from pathlib import Path
 from typing import Any
 
+import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from helpers.input import ONE_PROBLEM, write
+from huggingface_hub import constants
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from upft_mlx.data.hub import look
 from upft_mlx.data.problems import Problem, load_problems
 from upft_mlx.errors import ProblemsError
 from upft_mlx.recipe.evaluate import Benchmark
@@ -30,9 +35,6 @@ def csv(folder: Path, content: str | bytes, **options: Any) -> list[Problem]:
 
 
 def parquet(folder: Path, columns: dict[str, list[Any]], **options: Any) -> list[Problem]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     folder.mkdir(parents=True, exist_ok=True)
     pq.write_table(pa.table(columns), folder / "q.parquet")
     return read(folder / "q.parquet", **options)
@@ -171,6 +173,25 @@ def test_csv_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
 def test_parquet_is_read_with_numbers_and_nulls(tmp_path: Path) -> None:
     found = parquet(tmp_path, {"problem": ["a?", "b?"], "answer": [3, None]})
     assert found == [Problem("0", "a?", "3"), Problem("1", "b?", None)]
+
+
+def test_pictures_beside_the_questions_of_a_hub_dataset_are_not_decoded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Decoding takes a package that is not here; a dataset with pictures in lists has them deeper."""
+    monkeypatch.setattr(datasets.config, "PIL_AVAILABLE", False)
+    picture = datasets.Image()
+    features = {"question": datasets.Value("string"), "one": picture, "more": datasets.List(picture)}
+    stored = {"bytes": b"no picture", "path": None}
+    columns = {"question": ["a?", "b?"], "one": [stored, None], "more": [[stored], []]}
+    table = pa.table(columns, schema=datasets.Features(features).arrow_schema)
+    (tmp_path / "set").mkdir()
+    pq.write_table(table, tmp_path / "set" / "train.parquet")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    source = Problems(dataset=str(tmp_path / "set"))
+    assert load_problems(source) == [Problem("0", "a?"), Problem("1", "b?")]
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    assert [row["question"] for _, row in look(source, 2).rows if isinstance(row, dict)] == ["a?", "b?"]
 
 
 def test_parquet_of_many_batches_keeps_its_order(tmp_path: Path) -> None:
