@@ -166,6 +166,11 @@ def test_csv_fields_may_be_quoted_and_hold_commas_quotes_and_line_breaks(tmp_pat
     assert found == [Problem("a", 'One, "two"\nthree?', "3"), Problem("b", "Four?", None)]
 
 
+def test_a_csv_field_may_be_as_long_as_a_line_of_json(tmp_path: Path) -> None:
+    question = "Is this long? " * 20_000
+    assert csv(tmp_path, f'question,answer\n"{question}",yes\n') == [Problem("0", question, "yes")]
+
+
 def test_csv_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
     assert csv(tmp_path, "\ufeffquestion\na?\n") == [Problem("0", "a?", None)]
 
@@ -343,7 +348,7 @@ def test_a_named_column_that_is_missing_is_refused(tmp_path: Path, field: str, c
         ('question,answer\na?,1\n"b"x,2\n', ":3: not CSV: ',' expected after '\"'"),
         ("question,answer\na?,1\n,2\n", ":3: question: the question is empty"),
         (b"question,answer\na?,1\ncaf\xe9?,2\n", ":3: not UTF-8 text"),
-        ("question\n" + "x" * 200_000 + "\n", ":2: not CSV: field larger than field limit"),
+        ('question\n"' + ("x" * (1 << 20) + "\n") * 17, ":2: not CSV: field larger than field limit"),
     ],
     ids=[
         "short",

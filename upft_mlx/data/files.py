@@ -294,6 +294,7 @@ def _csv(path: Path, kind: str, file: TextIO, notes: Notes) -> Iterator[Located]
     header: list[str] = []
     start = 1  # a quoted field may hold line breaks: a row is known by its first line
     lines = (line for _, line in _lines(path, file))
+    csv.field_size_limit(_LONGEST)  # of this process: 131,072 characters, and the error advises to quote the field
     reader = csv.reader(lines, delimiter=separator, strict=True, skipinitialspace=spaced)
     try:
         for cells in reader:
