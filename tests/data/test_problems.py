@@ -110,6 +110,8 @@ def test_rows_without_an_id_are_numbered(tmp_path: Path, ids: list[dict[str, Any
 
 
 def test_numeric_ids_are_texts(tmp_path: Path) -> None:
+    half_filled = parquet(tmp_path, {"id": [7.0, None], "question": ["a?", "b?"]})
+    assert [p.id for p in half_filled] == ["7", "1"]
     assert [p.id for p in jsonl(tmp_path, row(id=7, question="a?") + row(id=0, question="b?"))] == ["7", "0"]
 
 

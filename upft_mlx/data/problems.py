@@ -186,6 +186,8 @@ def _problem(place: Place, row: Row, index: int, columns: Columns, notes: Notes)
         answer = answer and _letter(place, answer if column is None else value_at(row, column), options, answer)
     wrong = (_answer(place, row, column) for column in columns.wrong_answers or ())
     name = value_at(row, columns.id)
+    if isinstance(name, float) and name.is_integer():  # pandas makes 7.0 of 7 where another row has no id
+        name = int(name)
     return Problem(
         id=str(name) if isinstance(name, (str, int)) and str(name) else str(index),
         question=question,
