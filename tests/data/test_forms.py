@@ -279,6 +279,7 @@ BAD: dict[str, Callable[[], bytes]] = {
     "not JSON": lambda: b'{"question": "b?\n',
     "no object": lambda: b'["b?"]\n',
     "half a surrogate pair": lambda: b'{"question": "\\ud800"}\n',
+    "half a pair in a wrong answer": lambda: b'{"question": "b?", "answer": "5", "Incorrect Answer 1": "\\ud800"}\n',
     "more options than letters": lambda: lines(
         [{"question": "b?", "options": [*"abcdefghijk"], "answer": "B"}]
     ).encode(),

@@ -152,7 +152,7 @@ def _problems(rows: Iterable[Located], source: Source, notes: Notes) -> Iterator
             if isinstance(row, ProblemsError):
                 raise row
             problem = _problem(place, row, index, columns, notes)
-            f"{problem.id}{problem.question}{problem.answer}".encode()
+            "".join(filter(None, (problem.id, problem.question, problem.answer, *problem.wrong_answers))).encode()
         except UnicodeEncodeError as error:  # JSON can escape them, but they are no text that can be written
             half = f"{error.object[error.start]!r} is half of a surrogate pair"
             unusable = ProblemsError(half, SKIP, **place._asdict())
