@@ -44,7 +44,7 @@ from upft_mlx.results.plan import Plan
 from upft_mlx.results.report import collect, markdown
 from upft_mlx.rows import read_json, write_atomically, write_json
 from upft_mlx.rundir import LedgerEntry, RunDir, versions
-from upft_mlx.stages import LEARNING, STAGES, in_run
+from upft_mlx.stages import LEARNING, STAGES, before, in_run
 from upft_mlx.training.development import check_development
 from upft_mlx.versions import adopted, begun, bring_back, finish, kept, pause, settle
 
@@ -360,7 +360,8 @@ def report(job: Job) -> RunReport:
             current += [stage] if job.is_current(stage) else []
         except RunDirError as error:  # changed by hand: left out of the report, and said to be
             job.notify(Note(str(error)))
-    cost = economy(job.recipe, job.problems, job.run) if job.is_current("train") else None
+    known = {*before("train"), "train"} <= set(current)  # their files may be gone, or changed by hand
+    cost = economy(job.recipe, job.problems, job.run) if known else None
     facts = RunReport(**vars(collect(job.recipe, job.run, current)), economy=cost)
     write_atomically(job.run.report, markdown(facts))
     if facts.fidelity is not None:

@@ -282,6 +282,18 @@ def test_a_summary_that_is_gone_is_made_again() -> None:
 
 
 @pytest.mark.usefixtures("there")
+@pytest.mark.parametrize(("path", "damage"), [(RUN.solutions, "gone"), (RUN.train, "gone"), (RUN.train, "cut")])
+def test_the_report_on_an_adapter_needs_no_solutions_and_no_rows(path: Path, damage: str) -> None:
+    """What they cost is not in it then, and a damaged file is named."""
+    path.unlink() if damage == "gone" else path.write_bytes(path.read_bytes()[:-20])
+    said: list[str] = []
+    facts = run_stage("evaluate", notify=lambda event: said.append(str(event)))
+    assert facts["economy"] is None
+    assert facts["benchmarks"]["arithmetic"]["tuned"]
+    assert any(f"{path.name}: was changed" in text for text in said) == (damage == "cut")
+
+
+@pytest.mark.usefixtures("there")
 def test_damaged_answers_of_the_noise_floor_are_not_taken_over() -> None:
     path = RUN.rows_of("arithmetic", AGAIN)
     whole, summary = path.read_bytes(), RUN.summary.read_text()
