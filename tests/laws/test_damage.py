@@ -294,6 +294,16 @@ def test_the_report_on_an_adapter_needs_no_solutions_and_no_rows(path: Path, dam
 
 
 @pytest.mark.usefixtures("there")
+def test_notes_of_a_repair_are_no_part_of_json() -> None:
+    run_stage("generate", "seed=1")
+    (first,) = json.loads(shown("kept", "r", "--json"))["kept"]
+    RUN.ledger.unlink()
+    (second,) = json.loads(shown("kept", "r", "--restore", first["name"], "--json"))["kept"]
+    RUN.ledger.unlink()
+    assert "its copy takes its place" in shown("kept", "r", "--remove", second["name"])
+
+
+@pytest.mark.usefixtures("there")
 def test_damaged_answers_of_the_noise_floor_are_not_taken_over() -> None:
     path = RUN.rows_of("arithmetic", AGAIN)
     whole, summary = path.read_bytes(), RUN.summary.read_text()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -11,6 +10,7 @@ from upft_mlx.cli.complete import complete_runs
 from upft_mlx.cli.edge import edge, quiet_libraries
 from upft_mlx.cli.group import cli
 from upft_mlx.cli.options import helped
+from upft_mlx.escape import to_json
 
 if TYPE_CHECKING:
     from upft_mlx.rundir import RunDir
@@ -39,19 +39,20 @@ def kept(run: str, restore: str | None, remove: str | None, as_json: bool, debug
         from upft_mlx.inspection import browse
         from upft_mlx.ui import views
 
-        found = browse.find_run(run)
+        found, notes = browse.find_run(run), list[str]()
         if restore or remove:
             with found.locked():
-                for text in versions.settle(found):
-                    views.print_text(text)
+                notes += versions.settle(found)
                 if restore and not versions.is_in_place(found, restore):
                     versions.bring_back(found, versions.find(found, restore))
                 if remove:
                     versions.forget(versions.find(found, remove))
         facts = _facts(found)
         if as_json:
-            click.echo(json.dumps(facts, indent=2, ensure_ascii=False))
+            click.echo(to_json(facts))
             return
+        for text in notes:
+            views.print_text(text)
         for version in facts["kept"] + facts["unfinished"]:
             state = "" if version["whole"] else ", damaged" if version["done"] else ", not finished"
             other = f"; made with {', '.join(version['settings'])}" if version["settings"] else ""
@@ -111,7 +112,7 @@ def adopt(run: str, as_json: bool, debug: bool) -> None:
             notes = list(versions.settle(found))
             names = versions.adopt(found)
         if as_json:
-            click.echo(json.dumps({"run": str(found.root), "adopted": names}, indent=2))
+            click.echo(to_json({"run": str(found.root), "adopted": names}))
             return
         for text in [*notes, *(f"{found.root / name}: adopted; the model card will say so" for name in names)]:
             views.print_text(text)
