@@ -210,10 +210,11 @@ def test_good_names_are_taken(repo: str) -> None:
 def test_an_earlier_push_is_replaced_with_no_shard_of_it_left(hub: UploadHub, fused: Path) -> None:
     push(OURS, fused)
     hub.repos["user/tuned"]["model-00001-of-00002.safetensors"] = b"old"
-    hub.repos["user/tuned"]["notes.txt"] = b"the owner's own"
+    theirs = {"notes.txt", "handler.py", "examples/ask.py", "NOTICE", "LICENSES/MIT.txt", "4bit/model.safetensors"}
+    hub.repos["user/tuned"].update(dict.fromkeys(theirs, b"the owner's own"))
     write(fused / "config.json", '{"new": true}')
     push(OURS, fused)
-    assert set(hub.repos["user/tuned"]) == UP | {".gitattributes", "notes.txt"}
+    assert set(hub.repos["user/tuned"]) == UP | {".gitattributes"} | theirs
     assert json.loads(hub.repos["user/tuned"]["config.json"]) == {"new": True}
 
 

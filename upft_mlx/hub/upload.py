@@ -130,8 +130,9 @@ def push(publish: Publish, folder: Path, notify: Observer = ignore) -> str:
     notify(Note(f"push: {len(files)} files, {size / 1e6:.1f} MB, to {repo}"))
     options: dict[str, Any] = {
         "allow_patterns": [path.name for path in files],
-        # what is left of an earlier push: weights in other shards would be loaded as well
-        "delete_patterns": [*ALLOWED, "LICENSE*", "LICENCE*", "NOTICE*"],
+        # what is left of an earlier push: weights in other shards would be loaded as well; code and terms may be the
+        # owner's, and the Hub's `*` means folders, too
+        "delete_patterns": [name for name in ALLOWED if not name.startswith("*")],
         "commit_message": "Upload with upft_mlx",
     }
     _attempts(lambda: api.upload_folder(repo_id=repo, folder_path=folder, **options), repo, notify)
