@@ -175,6 +175,11 @@ def test_without_a_command_the_help_is_shown_and_the_status_is_2() -> None:
         (["run", "quickstart", "--set"], "requires an argument"),
         (["run", "quickstart", "extra"], "unexpected extra argument"),
         (["demo", "quickstart"], "unexpected extra argument"),
+        (["show", "r", "--html", "--flips"], "give --html, --grade, or which problems"),
+        (["show", "r", "--grade", "--problem", "x"], "give --html, --grade, or which problems"),
+        (["show", "r", "--benchmark", "gsm8k"], "--benchmark needs --flips, --rows, --problem, --grade or several"),
+        (["show", "r", "--html", "--benchmark", "gsm8k"], "--benchmark needs --flips"),
+        (["export", "r", "--format", "peft", "--dtype", "fp16"], "--dtype is for --format dequantized"),
     ],
 )
 def test_a_usage_error_is_status_2(arguments: list[str], part: str) -> None:

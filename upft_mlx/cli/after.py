@@ -46,18 +46,18 @@ if TYPE_CHECKING:
 @click.option(
     "--dtype",
     type=click.Choice(["bf16", "fp16"]),
-    default="bf16",
-    show_default=True,
-    help="Type of a dequantized model.",
+    help="Type of a dequantized model.  [default: bf16]",
 )
 @common
-def export(recipe: str, form: str, to: Path | None, dtype: str, options: Options) -> None:
+def export(recipe: str, form: str, to: Path | None, dtype: str | None, options: Options) -> None:
     """See the help."""
+    if dtype is not None and form != "dequantized":
+        raise click.UsageError(f"--dtype is for --format dequantized; --format {form} has types of its own")
 
     def work(loaded: Recipe, run_dir: Path, notify: Observer) -> dict[str, Any]:
         from upft_mlx import api
 
-        return api.export(loaded, run_dir, form, to, dtype, notify)
+        return api.export(loaded, run_dir, form, to, dtype or "bf16", notify)
 
     run_other(recipe, work, lambda facts: f"{facts['folder']}: {facts['detail']}", options)
 
@@ -135,6 +135,10 @@ def show(
     """See the help."""
     if len(runs) > 1 and (html or flips or rows or problem or grade):
         raise click.UsageError("--html, --flips, --rows, --problem and --grade take one RUN")
+    if html + grade + bool(flips or rows or problem) > 1:
+        raise click.UsageError("give --html, --grade, or which problems (--flips, --rows, --problem), not several")
+    if benchmarks and len(runs) == 1 and not (flips or rows or problem or grade):
+        raise click.UsageError("--benchmark needs --flips, --rows, --problem, --grade or several RUNs")
     quiet_libraries()
     with edge(debug=debug):
         from upft_mlx.inspection import browse
