@@ -55,6 +55,7 @@ def test_recipes_are_shipped_names_yaml_files_and_folders_on_the_way() -> None:
     assert completed("train", "./m") == ["./mine.yaml"]
     assert completed("run", ".h") == [".hidden.yaml"]
     assert completed("run", "nowhere/") == []
+    assert completed("run", "~nobody-of-this-name/") == []
 
 
 def test_every_recipe_argument_is_completed() -> None:

@@ -43,7 +43,7 @@ def _paths(incomplete: str) -> list[str]:
     head, slash, name = incomplete.rpartition("/")
     try:
         entries = sorted(Path(head + slash).expanduser().iterdir())
-    except OSError:
+    except (OSError, RuntimeError):  # no such folder, or no such user: ~nobody/
         return []
     found = [
         path for path in entries if path.name.startswith(name) and path.name.startswith(".") <= name.startswith(".")
