@@ -163,12 +163,12 @@ def test_a_cache_that_was_copied_is_all_that_another_machine_needs(place: Place)
 
 @pytest.mark.parametrize("how", ["option", "variable"])
 def test_what_is_missing_is_named_with_the_command_that_fetches_it(place: Place, how: str) -> None:
-    write(place.folder / "other.yaml", RECIPE.replace("user/base", "user/other"))
-    arguments = ["run", "other.yaml", *(["--offline"] if how == "option" else [])]
+    write(place.folder / "an other.yaml", RECIPE.replace("user/base", "user/other"))
+    arguments = ["run", "an other.yaml", "--set", "name=other", *(["--offline"] if how == "option" else [])]
     environment = {} if how == "option" else {"HF_HUB_OFFLINE": "1"}
     shown = place.upft(*arguments, status=1, loopback=False, **environment)
     assert "model user/other: not on this machine" in shown
-    assert "`upft fetch other.yaml` downloads it" in shown
+    assert "`upft fetch 'an other.yaml' --set name=other` downloads it" in shown
 
 
 def test_a_run_is_pushed_and_mlx_lm_runs_it_from_there(place: Place) -> None:

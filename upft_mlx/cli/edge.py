@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import shlex
 import shutil
 import signal
 import sys
@@ -59,8 +60,8 @@ def prepared(
 ) -> Iterator[Recipe]:
     """The recipe, with the ranks joined, the network off if asked, and errors turned into messages."""
     quiet_libraries()
-    sets = [f"--set {text}" for text in options.overrides]
-    fetch = " ".join(["upft fetch", name, *sets]) if name else f"hf download {model}"
+    sets = [word for text in options.overrides for word in ("--set", text)]
+    fetch = shlex.join(["upft", "fetch", name, *sets] if name else ["hf", "download", str(model)])
     with edge(debug=options.debug, fetch=fetch):
         from upft_mlx.machine import requirements
         from upft_mlx.models.hub import go_offline, is_offline
