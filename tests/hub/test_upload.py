@@ -223,6 +223,11 @@ def test_a_public_repository_is_not_pushed_to_by_a_private_recipe(hub: UploadHub
     refused(OURS, fused, "exists and is public, but publish.private is true")
 
 
+def test_a_private_repository_is_not_called_public(hub: UploadHub, fused: Path) -> None:
+    push(OURS, fused)
+    refused(Publish(repo="user/tuned", private=False), fused, "exists and is private, but publish.private is false")
+
+
 # Connections.
 
 

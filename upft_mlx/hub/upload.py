@@ -177,6 +177,12 @@ def _ensure_repo(api: HfApi, repo: str, publish: Publish, notify: Observer) -> N
             "set publish.private: false to keep it public, or choose another name",
             field="publish.repo",
         )
+    if info.private and not publish.private:
+        raise PublishError(
+            f"{repo}: exists and is private, but publish.private is false",
+            "make it public in its settings on the Hub, or set publish.private: true to keep it private",
+            field="publish.repo",
+        )
 
 
 def _attempts(work: Callable[[], Result], repo: str, notify: Observer) -> Result:
