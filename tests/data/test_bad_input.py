@@ -215,6 +215,7 @@ def test_a_missing_recipe_is_status_2(folder: Path) -> None:
         ("seed", "--set seed: expected section.field=value"),
         ("sede=1", "--set: sede: unknown field; did you mean 'seed'?"),
         ("prefix.length=0", "--set: prefix.length: 0: should be greater than or equal to 1"),
+        ("evaluate.benchmarks.0.limit=5", "a list cannot be set alone; set all of it: --set 'evaluate.benchmarks=[..."),
         ("prefix.length=[", "--set prefix.length=[: '[' is not a valid value"),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -144,6 +145,10 @@ def _override(data: dict[str, Any], override: str) -> dict[str, Any]:
         raise RecipeError(
             "expected section.field=value, for example train.learning_rate=1e-5", field=f"--set {one_line(override)}"
         )
+    if any(key.isdecimal() for key in keys[1:]):  # as errors name the entries of a list
+        whole = ".".join(itertools.takewhile(lambda key: not key.isdecimal(), keys))
+        problem, option = "an entry of a list cannot be set alone", f"--set {one_line(override)}"
+        raise RecipeError(problem, f"set all of it: --set '{one_line(whole)}=[..., ...]'", field=option)
     try:
         value, _ = read_yaml(text)
     except (yaml.YAMLError, ValueError, TypeError, RecursionError):
