@@ -21,18 +21,21 @@ MAX_TOKENS = 512
 
 
 class _Watcher(nn.Module):
-    """Stands before a layer and adds up x x^T of what goes in, in blocks of columns."""
+    """Stands before a layer and adds up x x^T of what goes in, in blocks of columns.
 
-    def __init__(self, layer: nn.Module) -> None:
+    They are zero where nothing does: Gemma 3n does not call the keys of layers that take those of others.
+    """
+
+    def __init__(self, layer: nn.Module, width: int) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.layer = layer
-        self._sums: list[mx.array] = []
+        sizes = [min(MOMENTS_BLOCK, width - start) for start in range(0, width, MOMENTS_BLOCK)]
+        self._sums = [mx.zeros((size, size)) for size in sizes]
 
     def __call__(self, x: mx.array, *arguments: Any) -> mx.array:
         flat = x.reshape(-1, x.shape[-1]).astype(mx.float32)  # (tokens, D)
         parts = [flat[:, start : start + MOMENTS_BLOCK] for start in range(0, flat.shape[-1], MOMENTS_BLOCK)]
-        sums = [part.T @ part for part in parts]
-        self._sums = [a + b for a, b in zip(self._sums, sums, strict=True)] if self._sums else sums
+        self._sums = [known + part.T @ part for known, part in zip(self._sums, parts, strict=True)]
         result: mx.array = self.layer(x, *arguments)
         return result
 
@@ -65,7 +68,7 @@ def second_moments(
             name = names[done + len(part)]
             room -= 4 * width(layers[name]) * min(MOMENTS_BLOCK, width(layers[name]))
             part.append(name)
-        watchers = {name: _Watcher(layers[name]) for name in part}
+        watchers = {name: _Watcher(layers[name], width(layers[name])) for name in part}
         model.update_modules(tree_unflatten(list(watchers.items())))
         for example in examples[:MAX_ROWS]:
             mx.eval(model(mx.array([example.ids[:MAX_TOKENS]])), [w._sums for w in watchers.values()])
