@@ -423,6 +423,15 @@ def test_chunks_and_seeds_are_a_function_of_their_parts() -> None:
     assert derive_seed("generate", 0, 3) == derive_seed("generate", 0, 3)
 
 
+def test_equal_prompts_have_a_cache_each(fresh: Loaded) -> None:
+    """Training looks at a few prompts through their caches: of equal ones, the second began where the first ended."""
+    ids = requests(fresh, 1)[0].prompt_ids
+    sampler = Sampler(fresh, Sampling(0.0))
+    sampler.sample([Request(ids, 1)] * 2, seed=0)
+    one, other = (fresh.model(mx.array([[5, 6]]), cache=cache) for cache in sampler.prefill.caches([ids] * 2))
+    assert mx.array_equal(one, other)
+
+
 def test_a_prompt_s_cache_does_not_keep_the_padded_caches_of_all(fresh: Loaded) -> None:
     """mlx-lm pads a batch's caches by 256 tokens; a lazy slice of one would hold all of them."""
     prefill = Prefill(fresh.model)

@@ -6,6 +6,7 @@ batch size 1, then all other tokens of a batch of prompts but the last ones, fro
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -69,7 +70,7 @@ class Prefill:
 
         longest = max(map(len, parts))
         if not longest:
-            return caches
+            return [copy.deepcopy(cache) for cache in caches]  # whoever goes on from one changes it
         self.tokens += longest * len(parts)
         batch = PromptProcessingBatch(self._model, list(range(len(parts))), caches)
         batch.prompt(parts)
