@@ -21,6 +21,7 @@ from mlx_lm.utils import load as mlx_lm_load
 
 from upft_mlx.errors import FuseError, ModelError
 from upft_mlx.events import Event, Note
+from upft_mlx.fusing.export import export_dequantized
 from upft_mlx.fusing.fidelity import Comparison, greedy_probes, retained
 from upft_mlx.fusing.formats import Format, write_model
 from upft_mlx.fusing.fuse import fuse
@@ -245,6 +246,32 @@ def test_a_bfloat16_model_becomes_float16_as_a_whole_where_bfloat16_loses_the_ef
     assert isinstance(arrays, dict)
     assert {array.dtype for array in arrays.values()} == {mx.float16}
     assert json.loads((run.fused / "config.json").read_text())["torch_dtype"] == "float16"
+
+
+@pytest.mark.parametrize("form", ["bf16", "fp16", "dequantized"])
+def test_what_a_folder_keeps_in_float32_stays_as_it_is(
+    make_recipe: MakeRecipe, run: RunDir, bfloat: Path, form: str
+) -> None:
+    """mlx-lm's folders of models with experts do so with what experts are chosen by."""
+    name, file = "model.layers.1.input_layernorm.weight", bfloat / "model.safetensors"
+    arrays = mx.load(str(file))
+    assert isinstance(arrays, dict)
+    arrays[name] = arrays[name].astype(mx.float32) + 1e-5
+    mx.save_safetensors(str(file), arrays, {"format": "mlx"})
+    write_adapter(run, 0.02)
+    recipe = make_recipe(publish={"fuse": "fp16" if form == "fp16" else "base", "min_retained": 0.0})
+    if form == "dequantized":
+        export_dequantized(recipe, load(bfloat), run, run.fused, "fp16")
+        size = None
+    else:
+        size = fuse(recipe, load(bfloat), run).bytes
+    found = mx.load(str(run.fused / "model.safetensors"))
+    assert isinstance(found, dict)
+    assert mx.array_equal(found[name], arrays[name])
+    assert {array.dtype for other, array in found.items() if other != name} == {
+        mx.bfloat16 if form == "bf16" else mx.float16
+    }
+    assert size in (None, sum(array.nbytes for array in found.values()))
 
 
 def test_a_model_that_overflows_in_float16_is_not_written_in_it(

@@ -203,9 +203,9 @@ def export_dequantized(
     form = Format("dequantized", DTYPES[dtype], whole=True)
     fuser.apply(form)
     dequantize_model(loaded.model)
-    loaded.model.set_dtype(form.dtype)
+    loaded.cast(form.dtype)
     found = fuser.judge(form)
-    loaded.model.set_dtype(form.dtype)
+    loaded.cast(form.dtype)
     config = {k: v for k, v in loaded.config.items() if k not in ("quantization", "quantization_config")}
     config["torch_dtype"] = str(form.dtype).removeprefix("mlx.core.")
     write_model(loaded, config, folder)

@@ -34,7 +34,7 @@ class Format:
     bits: int | None = None
     """Bits of their weights; None: not quantized."""
     whole: bool = False
-    """Whether every other floating-point weight becomes `dtype` as well."""
+    """Whether all other weights of the model's type become `dtype` as well."""
     fitted: bool = False
     """Whether the rounding preserves the layers' outputs (see `fitting`) instead of each weight."""
 
@@ -204,7 +204,7 @@ def size_of(loaded: Loaded, layers: dict[str, nn.Module], form: Format) -> int:
     rest = form.dtype if form.whole else loaded.dtype
     total = 0
     for name, array in dict(tree_flatten(loaded.model.parameters())).items():
-        saved = form.dtype if name.rpartition(".")[0] in layers else rest
+        saved = form.dtype if name.rpartition(".")[0] in layers else loaded.types.get(name, rest)
         total += array.size * saved.size if mx.issubdtype(array.dtype, mx.floating) else array.nbytes
     return total
 

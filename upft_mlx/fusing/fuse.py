@@ -58,7 +58,7 @@ def fuse(
     else:  # its weights in the types in which they were measured
         form = next(form for form in fuser.formats if form.name == chosen.fuse)
         fuser.apply(form)
-        loaded.model.set_dtype(form.dtype if form.whole else loaded.dtype)
+        loaded.cast(form.dtype if form.whole else loaded.dtype)
         modules = dict(loaded.model.named_modules())
         for name in fuser.layers:
             modules[name].set_dtype(form.dtype)

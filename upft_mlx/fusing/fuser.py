@@ -71,7 +71,7 @@ class Fuser:
         """How much a format keeps; None if the model overflows in it. Leaves the model fused, in float32."""
         self.apply(form)
         if form.whole:  # does the model work in a 16-bit type that is not its own? float16 ends at 65504
-            self.loaded.model.set_dtype(form.dtype)
+            self.loaded.cast(form.dtype)
             finite = self._comparison.is_finite(self.loaded.model)
             self.loaded.model.set_dtype(mx.float32)
             if not finite:
@@ -98,11 +98,9 @@ class Fuser:
             self._fitted(form) if form.fitted else [(n, fused_layer(layer, form)) for n, layer in self.layers.items()]
         )
         model.update_modules(tree_unflatten(fused))
-        rest = self._rest
+        model.load_weights(self._rest, strict=False)
         if form.whole:
-            floating = [mx.issubdtype(array.dtype, mx.floating) for _, array in rest]
-            rest = [(n, a.astype(form.dtype) if real else a) for (n, a), real in zip(rest, floating, strict=True)]
-        model.load_weights(rest, strict=False)
+            self.loaded.cast(form.dtype)
         self._in_float32()
         mx.eval(model.parameters())
         self._applied = form

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -47,6 +47,18 @@ class Loaded:
     """The type of the folder's unquantized weights; what runs may be float32 instead, see `load`."""
     trusted: bool = False
     """Whether the recipe lets the folder's own code run; only then it goes with what is made of the model."""
+    types: dict[str, mx.Dtype] = field(default_factory=dict)
+    """The types of the floating arrays that have another than `dtype` in the folder: mlx-lm keeps what experts are
+    chosen by in float32."""
+
+    def cast(self, dtype: mx.Dtype) -> None:
+        """Give the weights this type, and those in `types` their own."""
+        from mlx.utils import tree_flatten
+
+        arrays = dict(tree_flatten(self.model.parameters()))
+        own = [(name, arrays[name].astype(kind)) for name, kind in self.types.items() if name in arrays]
+        self.model.set_dtype(dtype)
+        self.model.load_weights(own, strict=False)
 
     @cached_property
     def eos_id(self) -> int:
@@ -83,7 +95,6 @@ def load(
         ModelError: the folder cannot be loaded, or is to be quantized and is already.
     """
     import mlx.core as mx
-    from mlx.utils import tree_flatten
     from mlx_lm.utils import load_model
 
     from upft_mlx.models.cpu_layers import add_dense_copies, add_fast_activations
@@ -100,11 +111,10 @@ def load(
             )
         known = "trust_remote_code" in inspect.signature(load_model).parameters  # before 0.32 mlx-lm asked nobody
         model, config = load_model(path, lazy=True, **{"trust_remote_code": trust_remote_code} if known else {})
-        arrays = dict(tree_flatten(model.parameters())).values()
-        floating = Counter(array.dtype for array in arrays if mx.issubdtype(array.dtype, mx.floating))
-        dtype = floating.most_common(1)[0][0]
+        dtype = Counter(_floating(model).values()).most_common(1)[0][0]
         if quantize is not None:
             _quantize(path, model, config, quantize)
+        types = {name: kind for name, kind in _floating(model).items() if kind != dtype}
         if mx.default_device().type == mx.DeviceType.cpu:
             model.set_dtype(mx.float32)
         prepare(model)
@@ -115,7 +125,16 @@ def load(
         raise
     except (Exception, SystemExit) as error:  # mlx, mlx-lm and the model's own code raise what they like
         raise ModelError(f"cannot be loaded: {reason(error)}", path=path) from error
-    return Loaded(model, tokenizer, config, path, dtype, trust_remote_code)
+    return Loaded(model, tokenizer, config, path, dtype, trust_remote_code, types)
+
+
+def _floating(model: nn.Module) -> dict[str, mx.Dtype]:
+    """The types of a model's floating arrays, by name."""
+    import mlx.core as mx
+    from mlx.utils import tree_flatten
+
+    types = {name: array.dtype for name, array in dict(tree_flatten(model.parameters())).items()}
+    return {name: kind for name, kind in types.items() if mx.issubdtype(kind, mx.floating)}
 
 
 def load_tokenizer(path: Path, *, trust_remote_code: bool = False, chat_template: str | None = None) -> Any:
