@@ -75,6 +75,19 @@ def test_what_is_written_and_read_again_is_the_same_model(tmp_path: Path, family
     assert json.loads((back / "config.json").read_text())["model_type"] == FAMILIES[family]["model_type"]
 
 
+def test_rope_parameters_of_transformers_5_are_written(tmp_path: Path) -> None:
+    """mlx-lm's qwen3 reads them; without `rope_theta` beside them the file said 10,000."""
+    folder = write_family(tmp_path / "model", "qwen3")
+    config = json.loads((folder / "config.json").read_text())
+    rope = {"rope_theta": 77.0, "rope_type": "linear", "factor": 3.0}
+    del config["rope_theta"]
+    (folder / "config.json").write_text(json.dumps({**config, "rope_parameters": rope}))
+    write_gguf(folder, tmp_path / "m.gguf", "tiny")
+    back = gguf_folder(tmp_path / "m.gguf")
+    assert json.loads((back / "config.json").read_text())["rope_theta"] == 77.0
+    assert np.abs(logits(back) - logits(folder)).max() < 1e-4
+
+
 @pytest.mark.parametrize(("kind", "bits"), [("Q4_0", 4), ("Q4_1", 4), ("Q8_0", 8)])
 def test_blocks_of_32_are_mlxs_groups_of_32(tmp_path: Path, kind: str, bits: int) -> None:
     """The package gguf quantizes and decodes; MLX computes with the same numbers without decoding them."""

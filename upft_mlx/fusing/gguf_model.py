@@ -81,7 +81,10 @@ def write_gguf(folder: Path, file: Path, name: str) -> str:
 
 
 def _write_shape(writer: Any, arch: str, config: dict[str, Any]) -> None:
-    heads, scaling = config["num_attention_heads"], config.get("rope_scaling") or {}
+    heads, rope = config["num_attention_heads"], config.get("rope_parameters") or {}  # of transformers 5
+    scaling = config.get("rope_scaling") or rope
+    default = {"qwen2": 1e6, "gemma3": 1e6}.get(arch, 10000.0)
+    theta = float(config.get("rope_theta") or rope.get("rope_theta") or default)
     head_dim = config.get("head_dim") or config["hidden_size"] // heads
     writer.add_context_length(config.get("max_position_embeddings") or 32768)
     writer.add_embedding_length(config["hidden_size"])
@@ -93,7 +96,7 @@ def _write_shape(writer: Any, arch: str, config: dict[str, Any]) -> None:
     writer.add_value_length(head_dim)
     writer.add_rope_dimension_count(head_dim)
     writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
-    writer.add_rope_freq_base(float(config.get("rope_theta") or {"qwen2": 1e6, "gemma3": 1e6}.get(arch, 10000.0)))
+    writer.add_rope_freq_base(theta)
     writer.add_vocab_size(config["vocab_size"])
     if arch in ("gemma2", "gemma3"):
         writer.add_sliding_window(config.get("sliding_window") or {"gemma2": 4096, "gemma3": 512}[arch])
@@ -111,7 +114,7 @@ def _write_shape(writer: Any, arch: str, config: dict[str, Any]) -> None:
         writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
         writer.add_rope_scaling_factor(float(scaling["factor"]))
     elif kind == "llama3":
-        factors = llama3_factors(config["rope_theta"], head_dim, scaling).astype(np.float32)
+        factors = llama3_factors(theta, head_dim, scaling).astype(np.float32)
         writer.add_tensor("rope_freqs.weight", factors)
     elif kind != "default":
         raise ExportError(f"rope_scaling of type {quoted(kind)} cannot be written here", _NOT_HERE)

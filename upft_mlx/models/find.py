@@ -14,7 +14,7 @@ from upft_mlx.escape import quoted
 from upft_mlx.models.gate import admit
 from upft_mlx.models.gguf.model import gguf_folder
 from upft_mlx.models.hub import reason
-from upft_mlx.models.load import READ
+from upft_mlx.models.load import READ, rope_fields
 
 if TYPE_CHECKING:
     from upft_mlx.recipe.schema import Recipe
@@ -212,4 +212,6 @@ def model_hash(path: Path) -> str:
             for start in (0, size // 2, size - _PROBE_BYTES):
                 stream.seek(start)
                 digest.update(stream.read(_PROBE_BYTES))
+    if fields := rope_fields(path):  # what an earlier version computed without them is another model's
+        digest.update(repr(sorted(fields.items())).encode())
     return digest.hexdigest()[:16]

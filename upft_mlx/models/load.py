@@ -9,6 +9,7 @@ import inspect
 from collections import Counter
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -110,7 +111,8 @@ def load(
                 path=path,
             )
         known = "trust_remote_code" in inspect.signature(load_model).parameters  # before 0.32 mlx-lm asked nobody
-        model, config = load_model(path, lazy=True, **{"trust_remote_code": trust_remote_code} if known else {})
+        trusted = {"trust_remote_code": trust_remote_code} if known else {}
+        model, config = load_model(path, lazy=True, model_config=rope_fields(path), **trusted)
         dtype = Counter(_floating(model).values()).most_common(1)[0][0]
         if quantize is not None:
             _quantize(path, model, config, quantize)
@@ -126,6 +128,42 @@ def load(
     except (Exception, SystemExit) as error:  # mlx, mlx-lm and the model's own code raise what they like
         raise ModelError(f"cannot be loaded: {reason(error)}", path=path) from error
     return Loaded(model, tokenizer, config, path, dtype, trust_remote_code, types)
+
+
+def rope_fields(path: Path) -> dict[str, Any]:
+    """Fields of config.json on the rotation of positions that transformers 5 keeps in `rope_parameters`.
+
+    Most of mlx-lm's families look for them outside of it, and without a word take their defaults. None for those that
+    read `rope_parameters`.
+
+    Raises:
+        ModelError: config.json is malformed.
+    """
+    file = path / "config.json"
+    return _rope_fields(json_object(file)) if file.is_file() else {}
+
+
+def _rope_fields(config: dict[str, Any]) -> dict[str, Any]:
+    text, rope, kind = (config.get(name) for name in ("text_config", "rope_parameters", "model_type"))
+    if isinstance(text, dict):
+        inner = _rope_fields(text)
+        return {"text_config": {**text, **inner}} if inner else {}
+    if not isinstance(rope, dict) or config.get("rope_theta") is not None or _reads_rope_parameters(str(kind)):
+        return {}
+    whole, local = (part if isinstance(part := rope.get(f"{of}_attention"), dict) else {} for of in ("full", "sliding"))
+    whole = whole or rope  # Gemma 3 has one for each kind of layer
+    found = {name: whole.get(name) for name in ("rope_theta", "partial_rotary_factor")}
+    found["rope_scaling"] = whole if whole.get("rope_type", "default") != "default" else None
+    found["rope_local_base_freq"] = local.get("rope_theta")
+    return {name: value for name, value in found.items() if value is not None and config.get(name) is None}
+
+
+def _reads_rope_parameters(kind: str) -> bool:
+    """Whether mlx-lm's code of a model type does; True where it has none."""
+    from mlx_lm.utils import MODEL_REMAPPING
+
+    code = None if "." in kind else find_spec(f"mlx_lm.models.{MODEL_REMAPPING.get(kind, kind)}")
+    return code is None or code.origin is None or "rope_parameters" in Path(code.origin).read_text(encoding="utf-8")
 
 
 def _floating(model: nn.Module) -> dict[str, mx.Dtype]:
