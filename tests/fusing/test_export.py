@@ -165,6 +165,20 @@ def test_a_llamas_query_and_key_rows_are_put_in_llama_cpps_order(run: RunDir, tm
         assert np.array_equal(found[f"blk.0.{theirs}.weight.lora_b"], rows[order] if heads else rows)
 
 
+def test_no_number_of_key_heads_means_that_of_the_query_heads(run: RunDir, tmp_path: Path) -> None:
+    """Some configs of llamas have null there: the key rows kept mlx-lm's order."""
+    write_adapter(run, 0.02)
+    model = shutil.copytree(MODEL, tmp_path / "model")
+    config = {**json.loads((model / "config.json").read_text()), "model_type": "llama"}
+    found = []
+    for heads in (config["num_attention_heads"], None):
+        (model / "config.json").write_text(json.dumps({**config, "num_key_value_heads": heads}))
+        export_gguf(run, model, "org/base", tmp_path)
+        tensors = gguf.GGUFReader(tmp_path / "adapter.gguf").tensors
+        found.append(next(np.array(tensor.data) for tensor in tensors if tensor.name == "blk.0.attn_k.weight.lora_b"))
+    assert np.array_equal(*found)
+
+
 def test_a_family_whose_names_in_llama_cpp_are_unknown_is_refused(run: RunDir, tmp_path: Path) -> None:
     write_adapter(run, 0.02)
     (tmp_path / "config.json").write_text('{"model_type": "mamba"}')

@@ -123,7 +123,7 @@ def export_gguf(run: RunDir, model: Path, base: str, folder: Path) -> str:
     if any(matrix.which == "m" for matrix in matrices):
         raise ExportError("llama.cpp has no DoRA adapters", "use --format dequantized, or the adapter with mlx-lm")
     heads = {"q_proj": config["num_attention_heads"]}
-    heads["k_proj"] = config.get("num_key_value_heads", heads["q_proj"])
+    heads["k_proj"] = config.get("num_key_value_heads") or heads["q_proj"]
     tensors = gguf.get_tensor_name_map(arch, config["num_hidden_layers"])
     writer = gguf.GGUFWriter(folder / "adapter.gguf", gguf.MODEL_ARCH_NAMES[arch])
     writer.add_type(gguf.GGUFType.ADAPTER)
