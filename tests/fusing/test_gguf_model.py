@@ -194,6 +194,37 @@ def test_the_tokenizer_comes_back(tmp_path: Path, name: str, size: int, request:
     assert shown[0] == shown[1]
 
 
+BOS = {"type": "TemplateProcessing", "single": [{"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {}}]}
+NO_BOS = {"type": "TemplateProcessing", "single": [{"Sequence": {"id": "A", "type_id": 0}}]}
+
+
+@pytest.mark.parametrize(
+    ("processor", "stated", "written"),
+    [
+        ({"type": "Sequence", "processors": [{"type": "ByteLevel"}, BOS]}, None, True),
+        (BOS, None, True),
+        (BOS, False, False),
+        (NO_BOS, None, False),
+        (None, True, True),
+        (None, None, None),
+    ],
+)
+def test_whether_a_text_begins_with_bos_is_written(
+    tmp_path: Path, processor: Any, stated: bool | None, written: bool | None
+) -> None:
+    """Llama 3 says it in the tokenizer alone. Where nothing says so, llama.cpp has a rule for each kind of tokenizer."""
+    folder = write_family(tmp_path / "model", "qwen2")
+    for name, field, value in (
+        ("tokenizer.json", "post_processor", processor),
+        ("tokenizer_config.json", "add_bos_token", stated),
+    ):
+        content = json.loads((folder / name).read_text())
+        (folder / name).write_text(json.dumps({**content, field: value}))
+    write_gguf(folder, tmp_path / "m.gguf", "tiny")
+    field = gguf.GGUFReader(tmp_path / "m.gguf").fields.get("tokenizer.ggml.add_bos_token")
+    assert (None if field is None else field.contents()) is written
+
+
 def test_an_added_token_without_an_embedding_is_left_out(tmp_path: Path) -> None:
     """As Gemma 3's <image_soft_token>, whose number is its vocab_size."""
     folder = write_family(tmp_path / "model", "qwen2")

@@ -230,6 +230,17 @@ def _write_tokenizer(writer: Any, folder: Path, config: dict[str, Any]) -> None:
         writer.add_eos_token_id(ends[0])
     if others := [end for end in ends if end != ends[0]]:
         writer.add_eot_token_id(others[0])
-    writer.add_add_bos_token(bool(settings.get("add_bos_token")))
+    if (begins := _begins_with_bos(content, settings)) is not None:
+        writer.add_add_bos_token(begins)
     if template := chat_template(folder):
         writer.add_chat_template(template)
+
+
+def _begins_with_bos(tokenizer: dict[str, Any], settings: dict[str, Any]) -> bool | None:
+    """Whether a text begins with BOS; None where nothing says so: llama.cpp knows it by the tokenizer's rules."""
+    steps = (tokenizer.get("post_processor") or {}).get("processors") or [tokenizer.get("post_processor") or {}]
+    parts = next((step["single"] for step in steps if step.get("type") == "TemplateProcessing"), None)
+    stated = settings.get("add_bos_token")
+    if stated is None and parts:  # such as Llama 3's
+        return "SpecialToken" in parts[0]
+    return None if stated is None else bool(stated)
