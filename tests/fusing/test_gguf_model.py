@@ -212,7 +212,7 @@ NO_BOS = {"type": "TemplateProcessing", "single": [{"Sequence": {"id": "A", "typ
 def test_whether_a_text_begins_with_bos_is_written(
     tmp_path: Path, processor: Any, stated: bool | None, written: bool | None
 ) -> None:
-    """Llama 3 says it in the tokenizer alone. Where nothing says so, llama.cpp has a rule for each kind of tokenizer."""
+    """Llama 3 says it in the tokenizer alone. Where nothing does, llama.cpp has a rule for each kind of tokenizer."""
     folder = write_family(tmp_path / "model", "qwen2")
     for name, field, value in (
         ("tokenizer.json", "post_processor", processor),

@@ -25,7 +25,7 @@ from upft_mlx.models.load import load
 from upft_mlx.recipe.schema import Lora, Quantize, Train
 from upft_mlx.rows import TrainingRow, read_rows
 from upft_mlx.rundir import RunDir
-from upft_mlx.training.batches import to_examples
+from upft_mlx.training.batches import PASS_TOKENS, to_examples
 from upft_mlx.training.checkpoints import latest
 from upft_mlx.training.step import Stepper
 from upft_mlx.training.train import train
@@ -77,7 +77,7 @@ def test_the_compiled_step_of_a_gpu_is_the_plain_one(
         stepper.step(steps[2], 1e-3, 9)
         stepper.restore(kept, optimizer)
         losses += [stepper.step(step, 2e-3, seed)[0] for seed, step in enumerate(steps[2:], start=2)]
-        losses.append(stepper.loss(examples, 4))
+        losses.append(stepper.loss(examples))
         results.append((losses, adapter_weights(loaded.model)))
     (plain, weights), (fast, fast_weights) = results
     assert fast == pytest.approx(plain, rel=1e-5)
@@ -88,11 +88,26 @@ def test_the_compiled_step_of_a_gpu_is_the_plain_one(
 def test_the_validation_loss_weighs_every_sequence_the_same(run: RunDir) -> None:
     examples = to_examples(list(read_rows(run.train, TrainingRow)), max_length=64)[:7]
     loaded = load(MODEL)
-    stepper = Stepper(loaded.model, Train())
-    alone = [stepper.loss([example], 1) for example in examples]
+    alone = [Stepper(loaded.model, Train()).loss([example]) for example in examples]
     assert max(alone) - min(alone) > 0.1
-    for batch_size in (2, 3, 16):
-        assert stepper.loss(examples, batch_size) == pytest.approx(sum(alone) / 7, rel=1e-5)
+    for size in (2, 3, 16, None):
+        stepper = Stepper(loaded.model, Train(micro_batch_size=size))
+        assert stepper.loss(examples) == pytest.approx(sum(alone) / 7, rel=1e-5)
+
+
+def test_validation_takes_passes_no_larger_than_a_step_s(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It ran `train.batch_size` rows at once: more memory than the step, which no plan had counted."""
+    examples = to_examples(list(read_rows(run.train, TrainingRow)), max_length=64)[:7] * 12
+    stepper, sizes = Stepper(load(MODEL).model, Train(batch_size=64)), list[int]()
+    loss = stepper._loss
+
+    def noted(shared: mx.array, tokens: mx.array, *rest: mx.array) -> mx.array:
+        sizes.append(tokens.size)
+        return loss(shared, tokens, *rest)
+
+    monkeypatch.setattr(stepper, "_loss", noted)
+    stepper.loss(examples)
+    assert max(sizes) <= PASS_TOKENS < sum(sizes)
 
 
 def test_ctrl_c_finishes_the_step_and_saves_it(make_recipe: MakeRecipe, run: RunDir, tmp_path: Path) -> None:

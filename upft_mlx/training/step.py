@@ -140,10 +140,10 @@ class Stepper:
                 mine = batches if own else mine
         return mine, counts
 
-    def loss(self, examples: Sequence[Example], batch_size: int) -> float:
-        """The mean loss over sequences, without dropout."""
+    def loss(self, examples: Sequence[Example]) -> float:
+        """The mean loss over sequences, without dropout; in the passes of a step, which are known to fit."""
         self.model.eval()
-        batches = split(examples, self.micro_batch_size or batch_size, self.shared)
+        batches = split(examples, self.micro_batch_size, self.shared)
         total = mx.array(0.0)
         for batch in next(part for part, own in shared_out(batches) if own):
             total = total + self._loss(*to_arrays(batch))

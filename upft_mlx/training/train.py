@@ -216,7 +216,7 @@ class _Loop:
         self.notify(Progress("train", number, self.total, "steps", counts.supervised_tokens))
         last, valid_loss = number == self.total, None
         if self.valid and (last or number % settings.validate_every == 0):
-            valid_loss = self.stepper.loss(self.valid, settings.batch_size)
+            valid_loss = self.stepper.loss(self.valid)
             if math.isfinite(valid_loss) and (position.best_loss is None or valid_loss < position.best_loss):
                 position.best_loss, position.best_step = valid_loss, number
                 self._put_aside("validation loss")
