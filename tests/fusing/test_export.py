@@ -176,7 +176,8 @@ def test_no_number_of_key_heads_means_that_of_the_query_heads(run: RunDir, tmp_p
         export_gguf(run, model, "org/base", tmp_path)
         tensors = gguf.GGUFReader(tmp_path / "adapter.gguf").tensors
         found.append(next(np.array(tensor.data) for tensor in tensors if tensor.name == "blk.0.attn_k.weight.lora_b"))
-    assert np.array_equal(*found)
+    one, other = found
+    assert np.array_equal(one, other)
 
 
 def test_a_family_whose_names_in_llama_cpp_are_unknown_is_refused(run: RunDir, tmp_path: Path) -> None:
