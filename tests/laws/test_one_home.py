@@ -116,7 +116,7 @@ def test_caches_grow_by_as_much_as_the_memory_plan_says() -> None:
 
 def test_moments_take_what_the_memory_plan_says() -> None:
     layer = nn.Linear(2048, 3)
-    watcher = _Watcher(layer)
+    watcher = _Watcher(layer, 2048)
     watcher(mx.ones((1, 4, 2048)))
     assert sum(array.nbytes for array in watcher._sums) == 4 * 2048 * memory.MOMENTS_BLOCK
 
