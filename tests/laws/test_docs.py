@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import itertools
 import json
 import re
 import runpy
@@ -129,6 +130,18 @@ def test_the_page_of_shipped_recipes_is_written_from_their_headers() -> None:
     assert set(re.findall(r"^## (.+)$", text, re.MULTILINE)) == set(shipped_recipes())
     anchors = {heading.replace(".", "") for heading in shipped_recipes()}
     assert set(re.findall(r"\]\(#([^)]+)\)", text)) == anchors
+
+
+def test_every_environment_variable_that_is_read_or_set_is_documented() -> None:
+    found: set[str] = set()
+    for path in (ROOT / "upft_mlx").rglob("*.py"):
+        lines = path.read_text(encoding="utf-8").splitlines()
+        for before, line in itertools.pairwise(["", *lines]):  # a loop over names stands on the line before
+            if "environ" in line and "**os.environ" not in line:  # which is for a program of the system
+                found |= set(re.findall(r"\b[A-Z]+_[A-Z_]+\b", before + line))
+    assert {"UPFT_BLAS", "HF_DATASETS_OFFLINE", "MLX_JACCL_COORDINATOR", "WAYLAND_DISPLAY", "HF_TOKEN"} <= found
+    page = (DOCS / "reference" / "environment.md").read_text(encoding="utf-8")
+    assert sorted(name for name in found if f"`{name}`" not in page) == []
 
 
 def test_every_recipe_field_is_documented() -> None:

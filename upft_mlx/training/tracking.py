@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from upft_mlx.errors import TrainingError
-from upft_mlx.models.hub import reason
+from upft_mlx.models.hub import is_offline, reason
 from upft_mlx.recipe.schema import Recipe
 from upft_mlx.rundir import RunDir
 
@@ -45,7 +45,7 @@ def reporter(recipe: Recipe, run: RunDir, step: int = 0) -> Report | None:
     service = recipe.train.report_to
     if service is None:
         return None
-    if os.environ.get("HF_HUB_OFFLINE"):
+    if is_offline():
         os.environ.setdefault("WANDB_MODE", "offline")
         os.environ.setdefault("SWANLAB_MODE", "offline")
     try:
