@@ -34,7 +34,7 @@ def print_plan(plan: Plan, *, console: Console | None = None) -> None:
     for table in _tables(plan):
         console.print()
         console.print(table)
-    found, solutions = plan.memory, plan.solution_tokens
+    solutions = plan.solution_tokens
     remarks = ["", f"a full solution averages {solutions.mean:,.0f} tokens ({solutions.how})"]
     if plan.seconds is None:
         why = "" if plan.model_is_here else ": fetch the model first"
@@ -43,9 +43,9 @@ def print_plan(plan: Plan, *, console: Console | None = None) -> None:
         others = [f"`upft {name}` about {duration(seconds)}" for name, seconds in plan.other_seconds.items()]
         remarks.append(f"not part of a run: {', '.join(others)}")
     fits = ["every stage fits in memory (the formulas are right to about 15 %)"]
-    remarks += [f"does not fit: {text}" for text in found.too_large] or fits
+    remarks += [f"does not fit: {text}" for text in plan.memory.too_large] or fits
     remarks += [f"note: {text}" for text in (*plan.notes, *plan.prompts_differ)]
-    remarks += [f"the memory formulas were not measured for {what}" for what in found.not_measured_for]
+    remarks += [f"the memory formulas were not measured for {what}" for what in plan.memory.not_measured_for]
     for remark in remarks:
         say(console, Text(line(remark)))
 
@@ -60,20 +60,13 @@ def _tables(plan: Plan) -> Iterator[Table]:
             cells += [f"{number:,.0f}", "" if name == "this" or not number else percent(own / number)]
         table.add_row(_NAMES[name], *cells)
     yield table
-    table, found = table_of("peak memory of", "about", "of the limit"), plan.memory
-    for stage, peak in found.peak_bytes.items():
-        share = peak / found.budget_bytes
-        table.add_row(stage, memory(peak), Text(percent(share, 0), "red" if share > 1 else ""))
-    table.add_row(found.budget, memory(found.budget_bytes), "")
-    yield table
-    table = table_of("disk", "about")
-    for name, size in plan.disk_bytes.items():
-        if size:
-            table.add_row(name, memory(size))
-    yield table
+    limit = plan.memory.budget_bytes
+    rows = [
+        (stage, memory(peak), Text(percent(peak / limit, 0), "red" if peak > limit else ""))
+        for stage, peak in plan.memory.peak_bytes.items()
+    ]
+    yield table_of("peak memory of", "about", "of the limit", rows=[*rows, (plan.memory.budget, memory(limit), "")])
+    yield table_of("disk", "about", rows=[(name, memory(size)) for name, size in plan.disk_bytes.items() if size])
     if plan.seconds:
-        table = table_of("time of", "about")
-        for stage, seconds in plan.seconds.items():
-            table.add_row(stage, duration(seconds))
-        table.add_row("together", duration(sum(plan.seconds.values())))
-        yield table
+        times = {**plan.seconds, "together": sum(plan.seconds.values())}
+        yield table_of("time of", "about", rows=[(stage, duration(seconds)) for stage, seconds in times.items()])

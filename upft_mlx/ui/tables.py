@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -312,11 +312,13 @@ def _style(low: float, high: float) -> str:
 _WORDS = ("method", "rule", "tokens", "peak memory of", "disk", "time of")
 
 
-def table_of(*columns: str) -> Table:
-    """An empty table in the style of all; columns of words are aligned to the left."""
+def table_of(*columns: str, rows: Iterable[Sequence[str | Text]] = ()) -> Table:
+    """A table in the style of all; columns of words are aligned to the left."""
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False, header_style="bold")
     for column in columns:
         table.add_column(column, justify="left" if column in _WORDS else "right", no_wrap=True)
+    for row in rows:
+        table.add_row(*row)
     return table
 
 
