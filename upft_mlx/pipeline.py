@@ -32,11 +32,12 @@ from upft_mlx.models.adapter_files import refuse_missing_adapter
 from upft_mlx.models.find import find_model
 from upft_mlx.models.gate import terms
 from upft_mlx.models.gguf.model import conversion_notes
-from upft_mlx.planning.budget import another_mac, has_auto, this_machine
+from upft_mlx.planning.budget import another_mac, sizes, this_machine
 from upft_mlx.planning.memory import Machine
 from upft_mlx.planning.plan import Estimate, memory_plan
 from upft_mlx.planning.preflight import refuse_early
 from upft_mlx.planning.speed import calibrate, known
+from upft_mlx.recipe.fields import AUTO
 from upft_mlx.recipe.schema import Recipe
 from upft_mlx.results.economy import economy
 from upft_mlx.results.facts import RunReport
@@ -140,7 +141,7 @@ def prepare(
     measured = None if look is None else RunDir(run.looks / look)
     notify = notify if ranks().leads else ignore
     job = Job(recipe, model_path, problems, sets, run, notify, measured=measured, adapter=adapter)
-    if has_auto(recipe):  # the same numbers on every call, whatever the run has done already
+    if AUTO in sizes(recipe).values():  # the same numbers on every call, whatever the run has done already
         job.use(memory_plan(job, machine or this_machine()).settle(recipe))
     job.read = (*conversion_notes(model_path), *problems.notes.lines(), *notes.lines())
     take_choice(job)

@@ -7,23 +7,16 @@ import os
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
-from typing import Any
 
 from upft_mlx.dataset.prefix import RowKind, most_sampled, most_supervised, row_kind, valid_numbers
 from upft_mlx.errors import MemoryLimitError
-from upft_mlx.machine.device import (
-    attends_in_blocks,
-    dense_bytes_limit,
-    memory_bytes,
-    nvidia_memory_bytes,
-    on_gpu,
-    working_set_bytes,
-)
+from upft_mlx.machine import device
 from upft_mlx.models.architecture import Architecture
 from upft_mlx.planning.lengths import Prompts, Solutions
 from upft_mlx.planning.memory import Machine, SamplingLoad, TrainingPass, fusing_peak, sampling_peak, training_peak
 from upft_mlx.quantities import memory
 from upft_mlx.recipe.fields import AUTO
+from upft_mlx.recipe.grid import Settings
 from upft_mlx.recipe.schema import Recipe
 from upft_mlx.sampling.chunks import evaluated_together, generated_together
 from upft_mlx.training.batches import Example, split, unshared_because
@@ -34,8 +27,6 @@ EXCESS = 1.5
 """What exceeds the machine's memory this many times, whatever the settings, is refused; the rest gets a warning."""
 MAX_DECODED, PAPER_BATCH, MIN_STEPS = 64, 64, 20
 """The most that `auto` decodes together, its largest `train.batch_size`, and the minimum of steps in an epoch."""
-SIZES = ("generate.batch_size", "evaluate.batch_size", "train.batch_size", "train.micro_batch_size")
-"""Fields that may be `auto`."""
 STAGES = ("generate", "train", "evaluate", "fuse")
 
 
@@ -45,31 +36,31 @@ def this_machine() -> Machine:
     Raises:
         MemoryLimitError: UPFT_MEMORY_GB is not a number above 0.
     """
-    whole, metal, told = memory_bytes(), working_set_bytes(), os.environ.get("UPFT_MEMORY_GB")
-    dense, blocks = 0 if on_gpu() else dense_bytes_limit(whole), metal is not None and attends_in_blocks()
-    size, what = whole * 3 // 4, "three quarters of this machine's memory"
-    if metal is not None:
-        size, what = metal, "this Mac's working set"
-    elif (nvidia := nvidia_memory_bytes()) is not None:
-        whole = size = nvidia
-        what = "this GPU's memory"
-    if told:
+    machine, metal, nvidia = device.memory_bytes(), device.working_set_bytes(), device.nvidia_memory_bytes()
+    if told := os.environ.get("UPFT_MEMORY_GB"):
         try:
-            whole = size = int(float(told) * 1e9)
+            size = int(float(told) * 1e9)
         except (ValueError, OverflowError):
             size = 0
         if size <= 0:
             problem = f"{told!r}: should be a number of GB above 0, for example 12"
             raise MemoryLimitError(problem, field="UPFT_MEMORY_GB")
-        what = "UPFT_MEMORY_GB"
-    return Machine(on_gpu(), size, what, whole, dense, blocks)
+        whole, what = size, "UPFT_MEMORY_GB"
+    elif metal is not None:
+        whole, size, what = machine, metal, "this Mac's working set"
+    elif nvidia is not None:
+        whole, size, what = nvidia, nvidia, "this GPU's memory"
+    else:
+        whole, size, what = machine, machine * 3 // 4, "three quarters of this machine's memory"
+    dense = 0 if device.on_gpu() else device.dense_bytes_limit(machine)
+    return Machine(device.on_gpu(), size, what, whole, dense, metal is not None and device.attends_in_blocks())
 
 
 def another_mac(gigabytes: float) -> Machine:
     """A Mac with this much memory: macOS lets the GPU take about 2/3 of up to 36 GB, and 3/4 of more."""
     whole, share = int(gigabytes * 2**30), 2 / 3 if gigabytes <= 36 else 3 / 4
     what = f"about what a Mac with {gigabytes:g} GB gives the GPU"
-    return Machine(True, int(whole * share), what, whole, attends_in_blocks=attends_in_blocks())
+    return Machine(True, int(whole * share), what, whole, attends_in_blocks=device.attends_in_blocks())
 
 
 @dataclass(frozen=True)
@@ -143,31 +134,31 @@ class MemoryPlan:
 
     def peak(self, stage: str, recipe: Recipe) -> float:
         """Peak bytes of a stage: of its largest chunk, of the step with the longest rows, or of fusing; else 0."""
-        model, lora, fuse = self.model, recipe.lora, recipe.publish.fuse
+        model, machine, lora, fuse = self.model, self.machine, recipe.lora, recipe.publish.fuse
         if stage == "fuse":
             sixteen, longest = fuse in ("auto", "bf16", "fp16"), self.prompts.longest[0]
-            return 0.0 if fuse == "adapter" else fusing_peak(model, lora, self.machine, longest, all_float32=sixteen)
+            return 0.0 if fuse == "adapter" else fusing_peak(model, lora, machine, longest, all_float32=sixteen)
         if stage == "train":
             none = TrainingPass(0, 0, 0, 0, accumulates=False)  # where every solution was cut, nothing is trained
             checkpoint, passes = recipe.train.grad_checkpoint, {none, *self.passes(recipe)}
-            return max(training_peak(model, lora, one, self.machine, checkpoint=checkpoint) for one in passes)
+            return max(training_peak(model, lora, one, machine, checkpoint=checkpoint) for one in passes)
         adapter = model.adapter_numbers(lora) if stage == "evaluate" else 0
-        loads = self.loads(stage, recipe)
-        return max((sampling_peak(model, load, self.machine, adapter) for load in loads), default=0.0)
+        return max((sampling_peak(model, one, machine, adapter) for one in self.loads(stage, recipe)), default=0.0)
 
     def loads(self, stage: str, recipe: Recipe) -> Iterator[SamplingLoad]:
         """A chunk of full solutions and one of prefixes, or one of the benchmarks of each kind."""
-        batch, settings = recipe.evaluate.batch_size, recipe.evaluate
-        for (samples, most), asked in self.questions.items() if stage == "evaluate" else ():
-            samples, most = samples or settings.samples, most or settings.max_tokens
+        batch, settings, asked = getattr(recipe, stage).batch_size, recipe.evaluate, self.prompts
+        if stage == "generate":
+            for part in self.work(recipe):
+                is_prefix, samples = part.kind == "prefix", part.samples
+                if part.problems and samples:
+                    chunk = min(part.problems, generated_together("prefix" if is_prefix else "full", batch, samples))
+                    yield SamplingLoad(batch, chunk, samples, asked.longest[0], asked.shared, part.most, is_prefix)
+            return
+        for (own, most), asked in self.questions.items():
+            samples = own or settings.samples
             chunk = min(asked.count, evaluated_together(asked.count, batch, samples))
-            yield SamplingLoad(batch, chunk, samples, asked.longest[0], asked.shared, most)
-        batch, asked = recipe.generate.batch_size, self.prompts
-        for part in self.work(recipe) if stage == "generate" else ():
-            is_prefix = part.kind == "prefix"
-            if part.problems * part.samples:
-                chunk = min(part.problems, generated_together("prefix" if is_prefix else "full", batch, part.samples))
-                yield SamplingLoad(batch, chunk, part.samples, asked.longest[0], asked.shared, part.most, is_prefix)
+            yield SamplingLoad(batch, chunk, samples, asked.longest[0], asked.shared, most or settings.max_tokens)
 
     def passes(self, recipe: Recipe) -> Iterator[TrainingPass]:
         """The passes of the batch with the longest rows, and of a batch of the longest prefix rows.
@@ -195,16 +186,16 @@ class MemoryPlan:
             rows = int(sum(part.problems for part in self.work(recipe)) * (1 - recipe.train.valid_ratio))
             size = min(PAPER_BATCH, 1 << max(1, rows // MIN_STEPS).bit_length() - 1)
             recipe = changed(recipe, {"train.batch_size": size})
-        for name in SIZES:
-            if attrgetter(name)(recipe) == AUTO:
+        for name, value in sizes(recipe).items():
+            if value == AUTO:
                 stage = name.partition(".")[0]
                 tries = ({name: size} for size in _halves(recipe.train.batch_size if stage == "train" else MAX_DECODED))
                 recipe = changed(recipe, self.first_fit(stage, recipe, tries, MARGIN)[0])
         return recipe
 
     def first_fit(
-        self, stage: str, recipe: Recipe, tries: Iterable[dict[str, Any]], share: float = 1
-    ) -> tuple[dict[str, Any], float]:
+        self, stage: str, recipe: Recipe, tries: Iterable[Settings], share: float = 1
+    ) -> tuple[Settings, float]:
         """The first of the changes with which a stage fits into a share of the budget, else the last; and its peak."""
         for fields in tries:
             peak = self.peak(stage, changed(recipe, fields))
@@ -233,7 +224,7 @@ class MemoryPlan:
         return found
 
 
-def _smaller(stage: str, recipe: Recipe) -> Iterator[dict[str, Any]]:
+def _smaller(stage: str, recipe: Recipe) -> Iterator[Settings]:
     """Changes that save ever more memory, the cheapest first; those of training change no step but the last ones."""
     if stage == "fuse":
         yield from ({"publish.fuse": way} for way in ("mixed", "base", "adapter"))
@@ -246,12 +237,13 @@ def _smaller(stage: str, recipe: Recipe) -> Iterator[dict[str, Any]]:
     yield from ({**least, f"{stage}.{length}": shorter} for shorter in _halves(getattr(settings, length))[1:4])
 
 
-def has_auto(recipe: Recipe) -> bool:
-    """Whether a field is `auto`."""
-    return any(attrgetter(name)(recipe) == AUTO for name in SIZES)
+def sizes(recipe: Recipe) -> dict[str, int | None]:
+    """The fields that may be `auto`, with their values."""
+    names = ("generate.batch_size", "evaluate.batch_size", "train.batch_size", "train.micro_batch_size")
+    return {name: attrgetter(name)(recipe) for name in names}
 
 
-def changed(recipe: Recipe, fields: dict[str, Any]) -> Recipe:
+def changed(recipe: Recipe, fields: Settings) -> Recipe:
     """The recipe with other values of some `section.field`, or of a field without a section."""
     for name, value in fields.items():
         section, _, last = name.partition(".")

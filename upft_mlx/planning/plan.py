@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections import defaultdict
 from dataclasses import dataclass, replace
 from functools import partial
-from operator import attrgetter
 from typing import Any
 
 from upft_mlx.data.benchmarks import QUESTION
@@ -19,7 +18,7 @@ from upft_mlx.errors import RecipeError
 from upft_mlx.job import Job
 from upft_mlx.models.architecture import STATE_SPACE, read_architecture
 from upft_mlx.models.chat import Renderer
-from upft_mlx.planning.budget import SIZES, MemoryPlan, changed
+from upft_mlx.planning.budget import MemoryPlan, changed, sizes
 from upft_mlx.planning.lengths import Prompts, Solutions, measure_prompts, measure_solutions
 from upft_mlx.planning.memory import OPTIMIZER_COPIES, Machine
 from upft_mlx.planning.speed import Speed
@@ -162,7 +161,7 @@ class Estimate:
             model_is_here=self.job.has_weights,
             problems=len(self.job.problems),
             steps=self.steps(recipe)[0],
-            settings={name: attrgetter(name)(recipe) for name in SIZES},
+            settings=sizes(recipe),
             prompt_tokens=PromptTokens(memory.prompts.mean, memory.prompts.longest[0]),
             solution_tokens=SolutionTokens(solutions.mean, solutions.how),
             tokens=self.tokens(),
