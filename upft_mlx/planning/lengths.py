@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import heapq
-from array import array
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -54,9 +53,8 @@ class Solutions:
 
 def measure_prompts(count: int, text: Callable[[int], str], encode: Callable[[str], Sequence[int]]) -> Prompts:
     """Encode some of `count` texts. `text` gives number `n` of them: they need not be in memory together."""
-    sizes = array("L", (len(text(number)) for number in range(count)))
     spaced = [encode(text(number)) for number in range(0, count, max(1, count // _COUNTED))]
-    longest = heapq.nlargest(_LONGEST, range(count), key=sizes.__getitem__)
+    longest = heapq.nlargest(_LONGEST, range(count), key=lambda number: len(text(number)))
     most = sorted((len(encode(text(number))) for number in longest), reverse=True)
     lengths = [len(ids) for ids in spaced]
     return Prompts(count, sum(lengths) / len(lengths), most, shared_start(spaced, lengths) if count > 1 else 0)
