@@ -14,7 +14,6 @@ from upft_mlx.models.adapter_files import LAYER
 from upft_mlx.models.files import BYTES, Tensor, json_object, read_header
 from upft_mlx.recipe.schema import Lora, Quantize
 
-_EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
 STATE_SPACE = "state space layers"
 
 
@@ -139,19 +138,19 @@ def from_config(
 def _decoder(text: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """The shapes that config.json tells, and the headers that a decoder of llama's kind with them has."""
 
-    def number(*names: str) -> int:
-        return next((int(text[name]) for name in names if text.get(name)), 0)
+    def number(*names: str, needed: bool = False) -> int:
+        size = next((int(text[name]) for name in names if text.get(name)), 0)
+        if needed and size < 1:
+            raise LookupError(f"lacks `{names[0]}`")
+        return size
 
-    hidden, heads = number("hidden_size", "n_embd"), number("num_attention_heads", "n_head")
-    layers, vocabulary = number("num_hidden_layers", "n_layer"), number("vocab_size")
+    hidden, heads = number("hidden_size", "n_embd", needed=True), number("num_attention_heads", "n_head", needed=True)
+    layers, vocabulary = number("num_hidden_layers", "n_layer", needed=True), number("vocab_size", needed=True)
     # The MLP: one, or `many` experts of which a token passes some.
-    many, active, expert = number(*_EXPERTS), number("num_experts_per_tok"), number("moe_intermediate_size")
+    many = number("num_experts", "num_local_experts", "n_routed_experts")
+    active, expert = number("num_experts_per_tok"), number("moe_intermediate_size")
     experts = active * expert + number("shared_expert_intermediate_size") if active * expert else 0
-    inner = experts or number("intermediate_size", "n_inner")
-    needed = {"hidden_size": hidden, "num_attention_heads": heads, "num_hidden_layers": layers}
-    for name, size in {**needed, "vocab_size": vocabulary, "intermediate_size": inner}.items():
-        if size < 1:
-            raise LookupError(f"lacks `{name}`")
+    inner = experts if experts > 0 else number("intermediate_size", "n_inner", needed=True)
     head = number("head_dim") or hidden // heads
     queries, keys = heads * head, (number("num_key_value_heads") or heads) * head
     # Each layer attends or, with linear attention, keeps a state.
