@@ -136,19 +136,17 @@ class Estimate:
 
     def other_seconds(self, speed: Speed) -> dict[str, float]:
         """Seconds of `upft export` and `upft compare`, which are no part of a run; of what refuses the recipe, none."""
-        recipe, settings, sampled, rest = self.job.recipe, self.job.recipe.compare, 0.0, 0.0
-        export = {"export": 2 * speed.load_seconds}
+        recipe, settings, export = self.job.recipe, self.job.recipe.compare, {"export": 2 * speed.load_seconds}
         try:
             cells = {method: recipe_for_cell(recipe, method, recipe.seed) for method in settings.methods}
         except RecipeError:  # a method that the recipe's other fields rule out
             return export
-        for method, cell in cells.items():
-            seconds = self.seconds(cell, speed)
-            rest += seconds.get("evaluate", 0.0) / 2  # base answers once
-            if not method.startswith(BEST_OF_PREFIX):  # it trains nothing
-                sampled = max(sampled, seconds.get("generate", 0.0))  # methods share solutions
-                rest += seconds.get("train", 0.0)
-        return {**export, "compare": settings.seeds * (sampled + rest)}
+        found = {method: self.seconds(cell, speed) for method, cell in cells.items()}
+        trained = [took for method, took in found.items() if not method.startswith(BEST_OF_PREFIX)]  # it trains nothing
+        sampled = max((took.get("generate", 0.0) for took in trained), default=0.0)  # methods share solutions
+        evaluated = sum(took.get("evaluate", 0.0) / 2 for took in found.values())  # base answers once
+        each = sampled + sum(took.get("train", 0.0) for took in trained) + evaluated
+        return {**export, "compare": settings.seeds * each}
 
     def plan(self, speed: Speed | None) -> Plan:
         """What the recipe will cost; in time only where this machine's speed is known."""
