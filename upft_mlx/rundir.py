@@ -26,7 +26,7 @@ from upft_mlx.digests import digest
 from upft_mlx.errors import NO_ROOM, RowsError, RunDirError
 from upft_mlx.machine import blas
 from upft_mlx.rows import own_file, read_json, write_atomically, write_json
-from upft_mlx.stages import STAGES
+from upft_mlx.stages import STAGES, is_terms
 
 
 @dataclass(frozen=True)
@@ -253,10 +253,8 @@ def written(stage: str, root: Path) -> dict[str, str]:
 
 def is_card(inside: Path) -> bool:
     """Whether a file of the result is one that goes along with it: the card, or the terms of the base model."""
-    return inside.parts[0] in ("adapter", "fused") and len(inside.parts) == 2 and inside.name.startswith(_CARD)
-
-
-_CARD = ("README.md", "LICENSE")
+    goes_along = inside.name == "README.md" or is_terms(inside.name)
+    return inside.parts[0] in ("adapter", "fused") and len(inside.parts) == 2 and goes_along
 
 
 def missing(entry: LedgerEntry, root: Path) -> list[str]:

@@ -11,6 +11,7 @@ To add a stage, write that module and add an entry here.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
@@ -165,3 +166,11 @@ def before(name: str) -> list[str]:
     for need in STAGES[name].needs:
         found += [stage for stage in (*before(need), need) if stage not in found]
     return found
+
+
+_TERMS = re.compile(r"(?i)(licen[cs]e|notice)([.-][\w.-]*)?")
+
+
+def is_terms(name: str) -> bool:
+    """Whether a file of this name holds terms, which go with a result: LICENSE, LICENCE.md, NOTICE.txt, LICENSE-MIT."""
+    return _TERMS.fullmatch(name) is not None

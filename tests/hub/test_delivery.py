@@ -15,6 +15,7 @@ from upft_mlx.api import push
 from upft_mlx.errors import FuseError, RunDirError
 from upft_mlx.pipeline import run, run_stage
 from upft_mlx.recipe.schema import Recipe
+from upft_mlx.rundir import written
 
 MakeRecipe = Callable[..., Recipe]
 SMALL: dict[str, Any] = {
@@ -69,3 +70,6 @@ def test_the_terms_of_the_base_go_up_whatever_their_files_are_called(make_recipe
     recipe = make_recipe(**SMALL, model=str(base), publish={"fuse": "adapter", "repo": "user/a"})
     run(recipe, tmp_path / "run")
     assert names < {file["path"] for file in push(recipe, tmp_path / "run", dry_run=True)["files"]}
+    adopted = {Path(name).name for name in written("train", tmp_path / "run")}
+    assert "adapters.safetensors" in adopted
+    assert not names & adopted, "no result: `upft adopt` would have later terms of the base refused as changed by hand"

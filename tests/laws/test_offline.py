@@ -90,7 +90,11 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     folder = tmp_path_factory.mktemp("place")
     write(folder / "r.yaml", RECIPE)
     repos = {
-        "user/base": {"LICENSE": b"the base's terms", **{path.name: path.read_bytes() for path in MODEL.iterdir()}},
+        "user/base": {
+            "LICENSE": b"the base's terms",
+            "NOTICE": b"n",
+            **{path.name: path.read_bytes() for path in MODEL.iterdir()},
+        },
         "datasets/user/data": {"train.jsonl": rows(12)},
         "datasets/user/test": {"train.jsonl": rows(4)},
     }
@@ -191,6 +195,7 @@ def test_the_card_that_went_up_inherits_the_licence_and_names_the_base(place: Pl
     assert "base_model: user/base" in card
     assert str(place.folder) not in card
     assert place.hub.repos["user/tuned"]["LICENSE"] == b"the base's terms"
+    assert place.hub.repos["user/tuned"]["NOTICE"] == b"n"
 
 
 def test_the_token_is_in_no_output_and_no_file(place: Place) -> None:

@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from upft_mlx.errors import OfflineError, PublishError, RecipeError
 from upft_mlx.events import Note, Observer, ignore
-from upft_mlx.models.gate import is_terms
 from upft_mlx.models.hub import is_offline, reason
 from upft_mlx.recipe.publish import Publish
+from upft_mlx.stages import is_terms
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi

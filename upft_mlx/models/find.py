@@ -28,7 +28,7 @@ HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+\Z", re.ASCII)
 
 FILES = [
     *("*.json", "model*.safetensors", "*.py", "tokenizer.model", "*.tiktoken", "*.txt", "*.jinja"),
-    *("README.md", "LICENSE*"),  # for the licence in the card of what is made of it
+    *("README.md", "LICEN[CS]E*", "licen[cs]e*", "NOTICE*", "notice*"),  # the licence and the terms (`is_terms`)
 ]
 """What is downloaded of a Hub model."""
 

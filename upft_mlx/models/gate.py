@@ -18,13 +18,13 @@ from upft_mlx.errors import ModelError
 from upft_mlx.escape import one_line, quoted
 from upft_mlx.models.files import LARGEST, TEMPLATE_BYTES, check_size, json_object, read_header
 from upft_mlx.models.rendering import EndedError, RefusedError, try_tokenizer
+from upft_mlx.stages import is_terms
 
 AGAIN = "download the model again"
 _READ = (".json", ".jsonl", ".safetensors", ".py", ".model", ".tiktoken", ".txt", ".jinja", ".md")
 """What is read, or goes with what is made of a model, with the names below."""
 TEMPLATES = "additional_chat_templates"
 """A folder with more chat templates, by name."""
-_TERMS = re.compile(r"(?i)(licen[cs]e|notice)([.-][\w.-]*)?")
 _TERMS_BYTES = 1 << 20
 _LAYERS, _LARGE = 1000, 2**24
 _LAYER_FIELD = re.compile(r"layers?$")
@@ -112,11 +112,6 @@ def _stays_inside(file: Path, folder: Path) -> None:
         raise ModelError("is a link that leads out of the model folder", "put the file itself there", path=file)
     if not target.is_file():
         raise ModelError("is a link to a file that is missing", AGAIN, path=file)
-
-
-def is_terms(name: str) -> bool:
-    """Whether a file of this name holds terms: LICENSE, LICENCE.md, NOTICE.txt, LICENSE-CODE."""
-    return _TERMS.fullmatch(name) is not None
 
 
 def terms(folder: Path) -> list[Path]:
