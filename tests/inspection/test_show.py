@@ -18,6 +18,8 @@ from helpers.base_and_tuned import write_adapter
 from helpers.input import assert_fails, upft, write
 from helpers.show import TMUX, wait_for
 
+from upft_mlx.data.benchmarks import resolve
+from upft_mlx.errors import RecipeError
 from upft_mlx.grade.correct import VERSION
 from upft_mlx.recipe.override import recipe_for_model, with_benchmarks
 from upft_mlx.rows import EvaluationRow, read_rows
@@ -119,6 +121,25 @@ def test_the_options_narrow_a_recipe() -> None:
     assert few.evaluate.samples == 4
     assert [entry.name for entry in with_benchmarks(few, limit=2).evaluate.benchmarks] == ["gsm8k", "math500"]
     assert with_benchmarks(few, limit=2).evaluate.benchmarks[0].subset == {"level": ("4", "5"), "subject": ("Algebra",)}
+
+
+def test_files_of_one_name_and_names_that_are_no_folders_get_labels_of_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    names = ["a/t.jsonl", "b/T.jsonl", "gsm8k.jsonl", ".hid.jsonl", "summary.json.gz", "x\\y.csv"]
+    for name in names:
+        write(Path(name), '{"question": "1 + 1", "answer": "2"}\n')
+    recipe = recipe_for_model("builtin:arithmetic")
+    entries = resolve(with_benchmarks(recipe, [*names, "gsm8k"]).evaluate)
+    assert [entry.label for entry in entries] == ["t", "T-2", "gsm8k-2", "_hid", "summary.json-2", "x_y", "gsm8k"]
+    assert [entry.path for entry in entries] == [*(str(tmp_path / name) for name in names), None]
+    assert [entry.name for entry in entries][2] == "gsm8k", "graded as GSM8K is"
+    for twice in (["gsm8k", "gsm8k"], ["a/t.jsonl", "a/../a/t.jsonl"]):
+        with pytest.raises(RecipeError, match=f"--benchmark {twice[1]}: is given twice; give each once"):
+            with_benchmarks(recipe, twice)
+    with pytest.raises(RecipeError, match=r"'none/t.jsonl': unknown benchmark; check the path"):
+        resolve(with_benchmarks(recipe, ["none/t.jsonl"]).evaluate)
 
 
 # Show.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -41,16 +42,12 @@ def with_benchmarks(
         subset: `level=5`, `subject=algebra`; several values of one field are all taken.
 
     Raises:
-        RecipeError: an option has another form.
+        RecipeError: an option has another form, or a benchmark is given twice.
     """
     data = recipe.dump()
     evaluate = data["evaluate"]
     if benchmarks:
-        files = {name: Path(name) for name in benchmarks if Path(name).suffix and Path(name).is_file()}
-        evaluate["benchmarks"] = [
-            {"name": files[name].stem, "path": str(files[name].resolve())} if name in files else {"name": name}
-            for name in benchmarks
-        ]
+        evaluate["benchmarks"] = _entries(benchmarks)
     chosen: dict[str, list[str]] = {}
     for option in subset:
         field, equals, value = option.partition("=")
@@ -61,6 +58,28 @@ def with_benchmarks(
         entry["limit"] = entry.get("limit") if limit is None else limit
         entry["subset"] = chosen or entry.get("subset") or {}
     return validated(Path("--benchmark"), {}, data, ())
+
+
+def _entries(benchmarks: Sequence[str]) -> list[dict[str, str]]:
+    """Entries of these names and files, each with a label of its own that can name a folder."""
+    entries: list[dict[str, str]] = []
+    taken = {"summary.json", *(name.casefold() for name in benchmarks if not _is_file(name))}
+    for given in benchmarks:
+        path = {"path": str(Path(given).resolve())} if _is_file(given) else {}
+        entry = {"name": Path(given).stem if path else given, **path}
+        if entry in ({name: value for name, value in other.items() if name != "label"} for other in entries):
+            raise RecipeError("is given twice", "give each once", field=f"--benchmark {given}")
+        label = re.sub(r"[/\\]|^\.|^$", "_", entry["name"])
+        if path:
+            numbered = chain([label], (f"{label}-{number}" for number in count(2)))
+            label = next(one for one in numbered if one.casefold() not in taken)
+            taken.add(label.casefold())
+        entries.append({**entry, "label": label} if label != entry["name"] else entry)
+    return entries
+
+
+def _is_file(name: str) -> bool:
+    return bool(Path(name).suffix) and Path(name).is_file()
 
 
 def with_rule(recipe: Recipe, selection: str) -> Recipe:
