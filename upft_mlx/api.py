@@ -34,7 +34,7 @@ from upft_mlx.recipe.grid import Grid
 from upft_mlx.recipe.schema import Recipe
 from upft_mlx.results.plan import Plan
 from upft_mlx.rows import write_atomically
-from upft_mlx.rundir import RunDir, remove
+from upft_mlx.rundir import RunDir, look_name, remove
 from upft_mlx.studies import compare as studies_compare
 from upft_mlx.studies import sweep as studies_sweep
 from upft_mlx.studies.analyze import run_analysis
@@ -264,13 +264,13 @@ def evaluate(
         run_dir: where the run is kept; None: runs/NAME.
         notify: receives progress events.
         adapter: the folder of one to measure instead of the run's own; what is found is kept apart, in
-            looks/ADAPTER.
+            the folder in looks/ that `upft evaluate RECIPE --adapter` uses.
 
     Raises:
         UpftError: one of its kinds.
     """
     foreign = None if adapter is None else Path(adapter)
-    look = None if foreign is None else f"adapter-{foreign.resolve().name}"
+    look = None if foreign is None else look_name(foreign)
     return _stage("evaluate", recipe, run_dir, notify, adapter=foreign, look=look)
 
 

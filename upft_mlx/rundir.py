@@ -12,8 +12,9 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from functools import cache
@@ -24,6 +25,7 @@ from typing import Any
 from upft_mlx import __version__
 from upft_mlx.digests import digest
 from upft_mlx.errors import NO_ROOM, RowsError, RunDirError
+from upft_mlx.escape import to_json
 from upft_mlx.machine import blas
 from upft_mlx.rows import own_file, read_json, write_atomically, write_json
 from upft_mlx.stages import STAGES, is_terms
@@ -255,6 +257,18 @@ def is_card(inside: Path) -> bool:
     """Whether a file of the result is one that goes along with it: the card, or the terms of the base model."""
     goes_along = inside.name == "README.md" or is_terms(inside.name)
     return inside.parts[0] in ("adapter", "fused") and len(inside.parts) == 2 and goes_along
+
+
+def look_name(
+    adapter: Path | None, benchmarks: Sequence[str] = (), limit: int | None = None, subset: Sequence[str] = ()
+) -> str:
+    """The name in looks/ of an evaluation that is not the run's own: readable, and another for other options."""
+    foreign = None if adapter is None else adapter.resolve()
+    shown = [*(Path(name).stem for name in benchmarks), *([f"limit-{limit}"] if limit else []), *subset]
+    shown += [f"adapter-{foreign.name}"] if foreign else []
+    words = re.sub(r"[^A-Za-z0-9]+", "-", "-".join(shown)).strip("-")[:40]
+    options = to_json([str(foreign), list(benchmarks), limit, sorted(subset)])
+    return f"{words}-{hashlib.sha256(options.encode()).hexdigest()[:6]}".lower()
 
 
 def missing(entry: LedgerEntry, root: Path) -> list[str]:

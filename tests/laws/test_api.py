@@ -24,6 +24,7 @@ from upft_mlx.inspection.preview import Preview
 from upft_mlx.recipe.schema import Recipe
 from upft_mlx.results.facts import RunReport
 from upft_mlx.results.plan import Plan
+from upft_mlx.rundir import look_name
 from upft_mlx.studies.method_table import Comparison
 from upft_mlx.studies.prefix_statistics import Analysis
 from upft_mlx.studies.sweep_table import Sweep
@@ -145,13 +146,17 @@ def test_folders_and_options_are_passed_on(
     recipe = make_recipe()
     run(recipe)
     run(recipe, "elsewhere")
-    evaluate(recipe, adapter="mine")
+    for name in ("a/adapter", "b/adapter"):
+        evaluate(recipe, adapter=name)
     evaluate(recipe, Path("elsewhere"))
     fuse(recipe, force=True)
+    looks = [look_name(Path(name)) for name in ("a/adapter", "b/adapter")]
+    assert len(set(looks)) == 2, "the adapters of two runs replace each other's results"
     assert calls == [
         ("run", Path("runs/test"), {}),
         ("run", Path("elsewhere"), {}),
-        ("evaluate", Path("runs/test"), {"adapter": Path("mine"), "look": "adapter-mine"}),
+        ("evaluate", Path("runs/test"), {"adapter": Path("a/adapter"), "look": looks[0]}),
+        ("evaluate", Path("runs/test"), {"adapter": Path("b/adapter"), "look": looks[1]}),
         ("evaluate", Path("elsewhere"), {"adapter": None, "look": None}),
         ("fuse", Path("runs/test"), {"force": True}),
     ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
@@ -162,17 +161,19 @@ def evaluate(
     set_too = re.compile(r"\s*evaluate(\.benchmarks\s*=|\s*=.*\bbenchmarks\b)", re.DOTALL)
     if benchmarks and any(set_too.match(text) for text in options.overrides):
         raise click.UsageError("give --benchmark or --set evaluate.benchmarks, not both")
+    from upft_mlx.rundir import look_name
+
     benchmark_options = {"benchmarks": benchmarks, "limit": limit, "subset": subset}
     if len(adapters) > 1:
         if len({adapter.resolve() for adapter in adapters}) < len(adapters):
             raise click.UsageError("an --adapter is given twice; give each once")
-        looks = {adapter: _look(adapter, benchmarks, limit, subset) for adapter in adapters}
+        looks = {adapter: look_name(adapter, benchmarks, limit, subset) for adapter in adapters}
         _side_by_side(recipe, looks, options, model, benchmark_options)
         return
     adapter = adapters[0] if adapters else None
     extra: dict[str, Any] = {} if adapter is None else {"adapter": adapter}
     if recipe is not None and (adapter is not None or any(benchmark_options.values())):
-        extra["look"] = _look(adapter, benchmarks, limit, subset)
+        extra["look"] = look_name(adapter, benchmarks, limit, subset)
     _run(recipe, "evaluate", options, model=model, benchmark_options=benchmark_options, **extra)
 
 
@@ -202,16 +203,6 @@ def _side_by_side(
             measured = [RunDir(folder / "looks" / look) for look in looks.values()]
             found = side_by_side(measured, names=[str(adapter) for adapter in looks]).dump()
             click.echo(to_json(found)) if options.as_json else views.print_side_by_side(found)
-
-
-def _look(adapter: Path | None, benchmarks: Sequence[str], limit: int | None, subset: Sequence[str]) -> str:
-    """The folder's name for an evaluation that is not the run's own: readable, and different for other options."""
-    foreign = None if adapter is None else adapter.resolve()
-    shown = [*(Path(name).stem for name in benchmarks), *([f"limit-{limit}"] if limit else []), *subset]
-    shown += [f"adapter-{foreign.name}"] if foreign else []
-    words = re.sub(r"[^A-Za-z0-9]+", "-", "-".join(shown)).strip("-")[:40]
-    options = to_json([str(foreign), list(benchmarks), limit, sorted(subset)])
-    return f"{words}-{hashlib.sha256(options.encode()).hexdigest()[:6]}".lower()
 
 
 def _run(
