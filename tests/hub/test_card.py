@@ -195,6 +195,18 @@ def test_no_path_of_the_machine_is_in_it(make_recipe: MakeRecipe, tmp_path: Path
     assert "base_model" not in yaml.safe_load(text.split("---")[1])
 
 
+@pytest.mark.parametrize(("model", "name"), [("../client/model", "model"), ("client/model", "model"), (".", "here")])
+def test_of_a_relative_model_path_the_name_alone_is_in_it(
+    make_recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: str, name: str
+) -> None:
+    (tmp_path / "here/client/model").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "here")
+    recipe = make_recipe(model=model)
+    text = model_card(recipe, base_of(recipe, Path(model)), FACTS, DESCRIBED)
+    assert "client" not in text
+    assert yaml.safe_load(text.split("```yaml\n")[1].split("```")[0])["model"] == name
+
+
 @pytest.mark.parametrize(
     ("card", "hub_id", "licence"),
     [

@@ -71,7 +71,7 @@ def base_of(recipe: Recipe, folder: Path) -> Base:
         return Base(recipe.model, recipe.model, known)
     above = card.get("base_model")
     above = above[0] if isinstance(above, list) and above else above
-    name = recipe.model if recipe.model.startswith("builtin:") else Path(recipe.model).name
+    name = recipe.model if recipe.model.startswith("builtin:") else Path(recipe.model).absolute().name
     return Base(name, above if isinstance(above, str) and HUB_ID.match(above) else None, known)
 
 
@@ -122,7 +122,7 @@ def model_card(recipe: Recipe, base: Base, facts: RunFacts, described: Mapping[s
         stages=stages,
         source=_link(problems.dataset or "", "datasets/"),
         file=Path(problems.path or "").name,
-        yaml=to_yaml(_public(recipe)),
+        yaml=to_yaml(_public(recipe, base)),
         commands=commands,
         asked=recipe.prompt.system or recipe.prompt.instruction not in (None, "{question}"),
         license=base.license.get("license_name") or base.license.get("license"),
@@ -174,11 +174,9 @@ def _title(recipe: Recipe) -> str:
     return recipe.publish.repo.partition("/")[2] if recipe.publish.repo else recipe.name
 
 
-def _public(recipe: Recipe) -> dict[str, Any]:
+def _public(recipe: Recipe, base: Base) -> dict[str, Any]:
     """The recipe without what says something about the machine: of local paths, the names only."""
-    data = recipe.model_dump(mode="json", exclude_defaults=True)
-    if Path(data["model"]).is_absolute():
-        data["model"] = Path(data["model"]).name
+    data = {**recipe.model_dump(mode="json", exclude_defaults=True), "model": base.name}
     if start := data.get("lora", {}).get("start_from"):
         data["lora"]["start_from"] = Path(start).name
     for section in (data["problems"], *data.get("evaluate", {}).get("benchmarks", [])):
