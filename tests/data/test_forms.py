@@ -379,6 +379,8 @@ def converted(folder: Path, message: str) -> None:
         ("q.csv", separated(",").replace("Ann", "Zoë").encode("latin-1"), "q-utf8.csv"),
         ("q.jsonl", lines(rows()).encode("utf-16-le"), "q-utf8.jsonl"),
         ("q.csv.gz", gzip.compress(separated(",").replace("Ann", "Zoë").encode("latin-1")), "q-utf8.csv"),
+        ("my q.json", json.dumps({"n": 60, "it's": rows()}).encode(), "my q-rows.jsonl"),
+        ("q.json.gz", gzip.compress(json.dumps({"data": rows()}).encode()), "q-rows.jsonl"),
         ("my q.txt", "".join(f"{question}\n" for question, _ in SIXTY).encode(), "my q.jsonl"),
     ],
 )
@@ -412,7 +414,8 @@ def test_a_folder_of_datasets_names_the_command_that_makes_a_file_of_it(tmp_path
         ("q.json", b'[{"question": "a?"}', ["q.json:1: the array has no end (`]`): the file was cut"]),
         ("q.json", b'[{"question": "a?"}, 5]', ["q.json:1: row 2: expected an object with columns, found '5'"]),
         ("q.json", b'[\n{"question": "a?"},\n\n{"question": ""}]', ["q.json:4: row 2: question: the question is"]),
-        ("q.json", b'{"data": [{"question": "a?"}]}', ["q.json:1: no column named question", "it has data"]),
+        ("q.json", b'{"a": [{}], "data": [{"q": 1}, {}]}', ["q.json: its rows are inside the field 'data', where"]),
+        ("q.json", b'{"turns": [{"role": "user", "content": "a?"}]}', ["q.json:1: no column named question", "turns"]),
         ("q.csv", b"question,answer,answer\na?,1,2\n", ["q.csv:1: two columns are called 'answer'; rename one"]),
     ],
 )  # fmt: skip

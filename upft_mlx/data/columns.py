@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from upft_mlx.data.files import refuse_rows_inside
 from upft_mlx.data.source import Located, Row
 from upft_mlx.errors import ColumnError, ProblemsError
 from upft_mlx.escape import one_line, quoted
@@ -48,7 +49,17 @@ def find_columns(rows: Sequence[Located], named: Columns) -> Columns:
 
     Raises:
         ColumnError: there is no question, or no column of a name that was given.
+        ProblemsError: the rows are inside a field of the only one.
     """
+    try:
+        return _found(rows, named)
+    except ColumnError:
+        if len(rows) == 1 and isinstance(rows[0][1], dict):
+            refuse_rows_inside(rows[0][0], rows[0][1])
+        raise
+
+
+def _found(rows: Sequence[Located], named: Columns) -> Columns:
     head = [row for _, row in rows if isinstance(row, dict)]
     if not head and isinstance(rows[0][1], ProblemsError):
         raise rows[0][1]

@@ -21,6 +21,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, TextIO
 
+from upft_mlx.data.forms import conversation
 from upft_mlx.data.source import SKIP, Located, Notes, Place, Row, first_line
 from upft_mlx.errors import ProblemsError
 from upft_mlx.escape import one_line, quoted
@@ -82,6 +83,24 @@ def refuse_other_files(path: Path, name: str = "set `path` to") -> None:
         raise ProblemsError("is a folder", remedy, path=path)
     if kind_of(path) is None or not path.is_file():
         raise ProblemsError(f"not a {_or(SUFFIXES)} file", _convert(path), path=path)
+
+
+def refuse_rows_inside(place: Place, row: Row) -> None:
+    """Refuse the only row of a JSON file if one of its fields holds the rows, with what makes a file of them.
+
+    Raises:
+        ProblemsError: it does.
+    """
+    lists = {name: value for name, value in row.items() if isinstance(value, list) and value and len(name) < 60}
+    inside = {name: len(v) for name, v in lists.items() if all(isinstance(r, dict) for r in v) and not conversation(v)}
+    if not inside or place.line is None:
+        return
+    name, path = max(inside, key=lambda name: inside[name]), Path(place.path)
+    opened = f"{'gzip.' if path.suffix.lower() == '.gz' else ''}open({place.path!r}, 'rb')"
+    code = f"import gzip, json; [print(json.dumps(row)) for row in json.load({opened})[{name!r}]]"
+    made = path.with_name(f"{Path(path.stem).stem}-rows.jsonl")
+    remedy = f"make a file of them: `python3 -c {shlex.quote(code)} > {shlex.quote(str(made))}`"
+    raise ProblemsError(f"its rows are inside the field {quoted(name)}, where they cannot be read", remedy, path=path)
 
 
 def _or(names: Sequence[str]) -> str:
