@@ -41,7 +41,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "latin.csv").write_bytes("question,answer\nWie groß?,2\n".encode("latin-1"))
     (tmp_path / "q.xlsx").write_bytes(b"PK\x03\x04")
     (tmp_path / "text.jsonl").write_text('{"text": "Q: 1 + 1? A: 2"}\n')
-    (tmp_path / "nan.jsonl").write_text('{"question": "a?", "answer": NaN}\n')
+    (tmp_path / "inf.jsonl").write_text('{"question": "a?", "answer": Infinity}\n')
     (tmp_path / "same.jsonl").write_text('{"id": "x", "question": "a?"}\n{"id": "x", "question": "b?"}\n')
     (tmp_path / "nested.jsonl").write_text('{"input": {"question": "1 + 1?"}, "output": {"result": 2}}\n')
     (tmp_path / "noted").mkdir()
@@ -139,11 +139,11 @@ MISTAKES: dict[str, tuple[list[str], int, list[str]]] = {
             "--answer output.result",
         ],
     ),
-    "an answer that is NaN": (
-        ["new", "models/tiny", "nan.jsonl"],
+    "an answer that is infinite": (
+        ["new", "models/tiny", "inf.jsonl"],
         1,
         [
-            "nan.jsonl:1: answer: expected text or a number, found NaN; fix it, or leave such rows out",
+            "inf.jsonl:1: answer: expected text or a number, found Infinity; fix it, or leave such rows out",
             "--skip-bad-rows",
         ],
     ),

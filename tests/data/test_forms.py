@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import math
 import subprocess
 import sys
 import tracemalloc
@@ -205,11 +206,12 @@ def test_an_empty_answer_is_looked_for_in_the_other_columns(tmp_path: Path) -> N
         {"problem": "a?", "answer": "", "solution": "so \\boxed{5}"},
         {"problem": "b?", "answer": "6", "solution": "so \\boxed{7}"},
         {"problem": "c?", "answer": " ", "solution": None},
+        {"problem": "d?", "answer": math.nan, "solution": "8"},
     ]
     (tmp_path / "q.jsonl").write_text(lines(values))
-    assert [problem.answer for problem in read(tmp_path / "q.jsonl")[0]] == ["so \\boxed{5}", "6", None]
+    assert [problem.answer for problem in read(tmp_path / "q.jsonl")[0]] == ["so \\boxed{5}", "6", None, "8"]
     named, _ = read(tmp_path / "q.jsonl", answer="answer")
-    assert [problem.answer for problem in named] == [None, "6", None]
+    assert [problem.answer for problem in named] == [None, "6", None, None]
 
 
 # Options.
@@ -271,7 +273,7 @@ def test_a_row_without_options_is_a_question_as_it_stands(tmp_path: Path, empty:
 # Bad rows, and ids that repeat.
 
 BAD: dict[str, Callable[[], bytes]] = {
-    "NaN": lambda: b'{"question": "b?", "answer": NaN}\n',
+    "infinity": lambda: b'{"question": "b?", "answer": Infinity}\n',
     "list": lambda: b'{"question": "b?", "answer": ["1", "2"]}\n',
     "bool": lambda: b'{"question": "b?", "answer": true}\n',
     "no question": lambda: b'{"question": " ", "answer": "5"}\n',

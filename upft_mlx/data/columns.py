@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -97,16 +98,21 @@ def _found(rows: Sequence[Located], named: Columns) -> Columns:
 
 
 def value_at(row: Row, column: str | None) -> Any:
-    """A row's value in a column, or at a dotted path into its nested fields; None if it has none."""
+    """A row's value in a column, or at a dotted path into its nested fields; None if it has none, or NaN."""
     if column is None or column in row:
-        return row.get(str(column))
+        return _present(row.get(str(column)))
     value: Any = row
     for part in column.split("."):
         if isinstance(value, list) and part.isdecimal() and len(part) < 6:
             value = value[int(part)] if int(part) < len(value) else None
         else:
             value = value.get(part) if isinstance(value, dict) else None
-    return value
+    return _present(value)
+
+
+def _present(value: Any) -> Any:
+    """A value; None for NaN, which is how Python's json and data frames write one that is missing."""
+    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def names_of(row: Row) -> Iterator[str]:
