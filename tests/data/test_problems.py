@@ -388,6 +388,13 @@ def test_a_malformed_parquet_row_is_named(tmp_path: Path, columns: dict[str, lis
     assert str(caught.value).startswith(f"{tmp_path}/q.parquet{part}")
 
 
+def test_two_columns_of_one_name_are_refused_in_parquet_as_in_csv(tmp_path: Path) -> None:
+    table = pa.Table.from_arrays([["a?"], ["1"], ["2"]], ["question", "answer", "answer"])
+    pq.write_table(table, tmp_path / "q.parquet")
+    with pytest.raises(ProblemsError, match=r"q\.parquet: two columns are called 'answer'; rename one"):
+        read(tmp_path / "q.parquet")
+
+
 @pytest.mark.parametrize("damage", ["empty", "text", "cut", "head", "middle"])
 def test_a_broken_parquet_file_is_refused(tmp_path: Path, damage: str) -> None:
     parquet(tmp_path, {"question": [f"question {n * n}?" for n in range(5000)]})

@@ -321,9 +321,7 @@ def _csv(path: Path, kind: str, file: TextIO, notes: Notes) -> Iterator[Located]
             if not header:
                 names_separator = bool(cells) and cells[0].lower().startswith("sep=")  # as Excel does
                 header = [] if names_separator else [cell.strip() for cell in cells]
-                if twice := [cell for cell in header if cell and header.count(cell) > 1]:
-                    problem = f"two columns are called {quoted(twice[0])}"
-                    raise ProblemsError(problem, "rename one", **place._asdict())
+                _refuse_twice(header, place)
             elif len(cells) == len(header) and any(cell.strip() for cell in cells):
                 yield place, dict(zip(header, cells, strict=True))
             elif any(cell.strip() for cell in cells):
@@ -334,6 +332,11 @@ def _csv(path: Path, kind: str, file: TextIO, notes: Notes) -> Iterator[Located]
         field = f"a field that holds {mark}, quotes or line breaks"
         remedy = f"{field} needs quotes around all of it, and each quote in it twice"
         raise ProblemsError(f"not CSV: {error}", remedy, path=path, line=start) from None
+
+
+def _refuse_twice(columns: Sequence[str], place: Place) -> None:
+    if twice := [name for name in columns if name and columns.count(name) > 1]:
+        raise ProblemsError(f"two columns are called {quoted(twice[0])}", "rename one", **place._asdict())
 
 
 def _separator(kind: str, file: TextIO) -> tuple[str, bool]:
@@ -362,6 +365,7 @@ def _parquet(path: Path) -> Iterator[Located]:
     number = 0
     try:
         with pq.ParquetFile(path) as file:
+            _refuse_twice(file.schema_arrow.names, Place(str(path)))
             for batch in file.iter_batches(batch_size=1024):
                 for row in batch.to_pylist():
                     number += 1
