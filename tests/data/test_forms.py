@@ -221,6 +221,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "ARC": {"choices": {"text": ["stone", "apple", "shoe"], "label": ["A", "B", "C"]}, "answerKey": "B"},
     "ARC with numbers": {"choices": {"text": ["stone", "apple", "shoe"], "label": ["1", "2", "3"]}, "answerKey": "2"},
     "MMLU": {"choices": ["stone", "apple", "shoe"], "answer": 1},
+    "number beside a gap": {"choices": ["stone", "apple", "shoe"], "answer": 1.0},
+    "label beside a gap": {"choices": {"text": ["stone", "apple", "shoe"], "label": [*"123"]}, "answer": 2.0},
     "letter": {"options": ["stone", "apple", "shoe"], "answer": "b"},
     "letter in brackets": {"options": ["stone", "apple", "shoe"], "answer": "(B)"},
     "text": {"options": ["stone", "apple", "shoe"], "answer": "apple"},
@@ -250,6 +252,8 @@ def test_options_that_the_question_lists_already_are_not_repeated(tmp_path: Path
 
 def test_numbers_that_are_options_are_texts_before_they_are_places(tmp_path: Path) -> None:
     (tmp_path / "q.jsonl").write_text(lines([{"question": "1 + 1?", "choices": ["0", "2", "1"], "answer": "2"}]))
+    assert read(tmp_path / "q.jsonl")[0][0].answer == "B"
+    (tmp_path / "q.jsonl").write_text(lines([{"question": "1 + 1?", "choices": [1.0, 2.0, 3.0], "answer": 2.0}]))
     assert read(tmp_path / "q.jsonl")[0][0].answer == "B"
 
 

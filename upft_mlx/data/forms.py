@@ -103,4 +103,6 @@ def letter_of(answer: Any, options: Sequence[tuple[str, str]]) -> str | None:
     for known, name in ((labels, bare), (texts, said)):
         if name in known:
             return LETTERS[known.index(name)]
+    if isinstance(answer, float) and answer.is_integer():  # as data frames hold whole numbers beside a gap
+        return letter_of(int(answer), options)
     return None
