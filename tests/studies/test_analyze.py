@@ -20,6 +20,7 @@ from upft_mlx.grade.graders import Task, Verdict, grade
 from upft_mlx.models.load import Loaded
 from upft_mlx.recipe.schema import Recipe
 from upft_mlx.recipe.studies import Analyze
+from upft_mlx.results.figures import Panel, Point, Series, curves
 from upft_mlx.rows import Rollout, Solution, read_rows, write_rows
 from upft_mlx.rundir import RunDir
 from upft_mlx.studies import analyze as analyze_module
@@ -126,6 +127,13 @@ def test_the_curves_are_well_formed_and_lie_within_the_picture() -> None:
             x, y = map(float, pair.split(","))
             assert 0 < x < width
             assert 0 < y < height
+
+
+def test_a_panel_whose_values_are_all_0_is_drawn() -> None:
+    nothing = [Point(length, 0.0, 0.0, 0.0) for length in (4, 8)]
+    root = ElementTree.fromstring(curves([Panel("always right", "points", [Series("first", nothing)])], "t"))
+    (line,) = (node for node in root.iter() if node.tag.endswith("polyline"))
+    assert len({pair.split(",")[1] for pair in line.attrib["points"].split()}) == 1
 
 
 def test_the_table_says_what_was_found() -> None:

@@ -71,7 +71,7 @@ def _panel(panel: Panel, x_label: str, top: int, width: int, height: int) -> str
     scale = _log_scale(ticks)
     lowest, highest = min(point.low for point in points), max(point.high for point in points)
     least = -nice(-lowest) if lowest < 0 and not panel.percent else 0.0
-    most = 1.0 if panel.percent else nice(highest) if highest > 0 else 0.0
+    most = nice(highest) if highest > 0 and not panel.percent else 0.0 if least else 1.0
 
     def place(x: float, y: float) -> tuple[float, float]:
         return left + 14 + scale(x) * (right - left - 28), down - (y - least) / (most - least) * (down - up)
