@@ -114,6 +114,7 @@ class Continuation:
     """The answer that it gives, in the form in which answers are equal; only where votes count."""
 
 
+Plain = TypeVar("Plain")
 Row = TypeVar("Row", Solution, TrainingRow, EvaluationRow, Rollout, Continuation)
 
 
@@ -243,6 +244,22 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError:
         raise RowsError("not JSON", "move it away and run the command again", path=path) from None
+
+
+def from_plain(kind: type[Plain], found: Any, file: str) -> Plain:
+    """A dataclass from what `asdict` gave, whether or not it went through JSON, without fields of later versions.
+
+    Raises:
+        RowsError: something is missing or of another kind; `file` is where it is from.
+    """
+    from pydantic import TypeAdapter, ValidationError
+
+    try:
+        return TypeAdapter(kind).validate_python(found)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise RowsError(f"{file}: {where}: {first['msg']}", "move it away and run the command again") from None
 
 
 def write_rows(path: Path, rows: Iterable[Any]) -> None:

@@ -9,10 +9,13 @@ from typing import Any
 from unittest.mock import Mock
 
 import pytest
+from helpers.facts import KIND, MOVEMENT, VIEW
 from hypothesis import given
 from hypothesis import strategies as st
 
 from upft_mlx.errors import RowsError
+from upft_mlx.forecasting.estimate import Forecast
+from upft_mlx.results.fidelity import Fused
 from upft_mlx.rows import (
     Solution,
     append_chunk,
@@ -24,6 +27,9 @@ from upft_mlx.rows import (
     write_atomically,
     write_rows,
 )
+from upft_mlx.studies.prefix_statistics import Analysis
+from upft_mlx.training.moved import Movement
+from upft_mlx.training.row_loss import RowLoss
 
 
 def solution(index: int) -> Solution:
@@ -35,6 +41,69 @@ def test_rows_come_back_as_they_were_written(tmp_path: Path) -> None:
     write_rows(path, map(solution, range(3)))
     assert list(read_rows(path, Solution)) == [solution(i) for i in range(3)]
     assert path.read_bytes().count(b"\n") == 3
+
+
+LIKELY = {**VIEW, "kinds": {"prefix": KIND}}
+CLOSE = {"kl": 0.1, "top1_agreement": 1.0, "greedy_agreement": 1.0}
+FORM = {**CLOSE, "fuse": "base", "retained": 0.9, "kl_base": 1.0, "bytes": 9}
+MEAN = {"mean": 0.5, "ci95": [0.4, 0.6]}
+RULE = {
+    "selection": "first",
+    "length": 8,
+    "problems": 9,
+    "problem_coverage": 1.0,
+    "tokens_per_problem": 8.0,
+    "prefix_coverage": MEAN,
+    "accuracy": MEAN,
+    "forecast": MEAN,
+    "greedy": None,
+}
+FORECAST = {
+    "problems": 9,
+    "samples": 2,
+    "base": MEAN,
+    "greedy_base": MEAN,
+    "rules": [RULE],
+    "probe": {"8": None},
+    "advice": {"selection": None, "length": None, "text": "t"},
+    "tokens_sampled": 5,
+}
+SHORT = {"reason": "r", "length": None}
+ANALYSIS = {
+    "samples": 2,
+    "rollouts": 1,
+    "self_consistency": [],
+    "accuracy": [],
+    "recommended": SHORT,
+    "forecast": FORECAST,
+}
+
+
+def of_a_later_version(value: Any, kind: str = "") -> Any:
+    """JSON with one more field in each object but those whose keys are data."""
+    if isinstance(value, dict):
+        more = {} if kind in ("kinds", "share", "probe") else {"later": 1}
+        return {**{name: of_a_later_version(of, name) for name, of in value.items()}, **more}
+    return [of_a_later_version(of) for of in value] if isinstance(value, (list, tuple)) else value
+
+
+@pytest.mark.parametrize(
+    ("kind", "found"),
+    [
+        (Fused, {**FORM, "rows": 1, "prompts": 1, "base": CLOSE, "candidates": [FORM]}),
+        (RowLoss, LIKELY),
+        (Movement, MOVEMENT),
+        (Forecast, FORECAST),
+        (Analysis, ANALYSIS),
+    ],
+)
+def test_fields_of_later_versions_are_left_out_and_what_is_missing_is_named(kind: Any, found: dict[str, Any]) -> None:
+    read = kind.load(found)
+    assert kind.load(of_a_later_version(found)) == read
+    assert kind.load(json.loads(json.dumps(read.dump()))) == read
+    first = next(iter(found))
+    with pytest.raises(RowsError, match=rf"\.json: {first}: Field required; move it away and run"):
+        kind.load({name: value for name, value in found.items() if name != first})
 
 
 @given(cut=st.integers(0, 400))

@@ -14,7 +14,7 @@ from upft_mlx.forecasting.probe import Probe
 from upft_mlx.job import Job, Outcome
 from upft_mlx.quantities import accuracy
 from upft_mlx.recipe.override import with_rule
-from upft_mlx.rows import read_json, write_json
+from upft_mlx.rows import from_plain, read_json, write_json
 from upft_mlx.rundir import RunDir
 
 CHANCE = 0.5
@@ -104,4 +104,4 @@ def read_probe(run: RunDir, length: int) -> Probe:
             "forecast` shows all)",
             field="prefix.selection: probe",
         )
-    return Probe(**probes[str(length)])
+    return from_plain(Probe, probes[str(length)], "probe.json")

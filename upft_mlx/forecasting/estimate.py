@@ -21,7 +21,7 @@ from upft_mlx.dataset.selection import prefix_key
 from upft_mlx.evaluation.stats import mean_interval
 from upft_mlx.quantities import points as in_points
 from upft_mlx.recipe.studies import Selection
-from upft_mlx.rows import Solution
+from upft_mlx.rows import Solution, from_plain
 
 FROM_PREFIXES: tuple[Selection, ...] = ("first", "consensus", "prefix_confidence", "probe")
 """Rules that look at prefixes alone."""
@@ -274,23 +274,5 @@ class Forecast:
 
     @classmethod
     def load(cls, data: Mapping[str, Any]) -> Forecast:
-        """From what `dump` gave, whether or not it went through JSON."""
-        rules = []
-        for rule in data["rules"]:
-            found = {name: rule[name] and Mean(rule[name]["mean"], tuple(rule[name]["ci95"])) for name in _MEANS}
-            rules.append(RuleForecast(**{**rule, **found}))
-        base, greedy = (
-            data[name] and Mean(data[name]["mean"], tuple(data[name]["ci95"])) for name in ("base", "greedy_base")
-        )
-        probe = {int(length): value for length, value in data["probe"].items()}
-        read = {
-            "base": base,
-            "greedy_base": greedy,
-            "rules": tuple(rules),
-            "probe": probe,
-            "advice": Advice(**data["advice"]),
-        }
-        return cls(**{**data, **read})
-
-
-_MEANS = ("prefix_coverage", "accuracy", "forecast", "greedy")
+        """From what `dump` gave; see `from_plain`."""
+        return from_plain(cls, data, "forecast.json")

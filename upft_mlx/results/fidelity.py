@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from upft_mlx.quantities import percent
+from upft_mlx.rows import from_plain
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class Fused(Fidelity):
     """Prompts whose greedy answers it was measured on."""
     base: Divergence
     """The base model's."""
-    candidates: list[Fidelity]
+    candidates: list[Fidelity] = field(default_factory=list)
     """All forms that were measured."""
 
     def dump(self) -> dict[str, Any]:
@@ -60,7 +61,5 @@ class Fused(Fidelity):
 
     @classmethod
     def load(cls, data: Mapping[str, Any]) -> Fused:
-        """From what `dump` gave; fields that this version does not know are left out."""
-        known = {field.name: data[field.name] for field in fields(cls) if field.name in data}
-        candidates = [Fidelity(**found) for found in data.get("candidates", ())]
-        return cls(**{**known, "base": Divergence(**data["base"]), "candidates": candidates})
+        """From what `dump` gave; see `from_plain`."""
+        return from_plain(cls, data, "fidelity.json")

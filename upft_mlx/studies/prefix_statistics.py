@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
 from typing import Any, Literal
 
 from pydantic import TypeAdapter
@@ -17,6 +16,7 @@ from upft_mlx.quantities import accuracy as percent_of
 from upft_mlx.quantities import points
 from upft_mlx.recipe.studies import Analyze
 from upft_mlx.results.figures import Panel, Point, Series, curves
+from upft_mlx.rows import from_plain
 
 LONGEST = 32
 """Tokens; no longer prefix is recommended: the paper found 8 to 32 within noise, and each token costs."""
@@ -89,17 +89,12 @@ class Analysis:
 
     def dump(self) -> dict[str, Any]:
         """Plain values for JSON."""
-        return dict(_adapter().dump_python(self, mode="json"))
+        return dict(TypeAdapter(Analysis).dump_python(self, mode="json"))
 
     @classmethod
     def load(cls, data: Mapping[str, Any]) -> Analysis:
-        """From what `dump` gave."""
-        return _adapter().validate_python(data)
-
-
-@cache
-def _adapter() -> TypeAdapter[Analysis]:
-    return TypeAdapter(Analysis)
+        """From what `dump` gave; see `from_plain`."""
+        return from_plain(cls, data, "analysis.json")
 
 
 def summarize(settings: Analyze, prefixes: Iterable[tuple[str, list[int]]], starts: Sequence[RolloutStart]) -> Analysis:

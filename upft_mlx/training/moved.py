@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from upft_mlx.quantities import percent
+from upft_mlx.rows import from_plain
 
 PROMPTS = 8
 OPENING = 12
@@ -84,8 +85,8 @@ class Movement:
 
     @classmethod
     def load(cls, data: Mapping[str, Any]) -> Movement:
-        """From what `dump` gave."""
-        return cls(**{**data, **{name: Beginnings(**data[name]) for name in ("base", "tuned")}})
+        """From what `dump` gave; see `from_plain`."""
+        return from_plain(cls, data, "movement.json")
 
 
 def looked_at(prefix: int) -> int:

@@ -15,6 +15,7 @@ from typing import Any
 
 from upft_mlx.quantities import percent
 from upft_mlx.recipe.schema import Train
+from upft_mlx.rows import from_plain
 from upft_mlx.training.batches import Example
 
 MEASURED = {"prefix": 48, "structure": 16, "full": 32}
@@ -85,8 +86,8 @@ class RowLoss:
 
     @classmethod
     def load(cls, data: Mapping[str, Any]) -> RowLoss:
-        """From what `dump` gave."""
-        return cls(**{**data, "kinds": {kind: KindLoss(**of) for kind, of in data["kinds"].items()}})
+        """From what `dump` gave; see `from_plain`."""
+        return from_plain(cls, data, "likelihood.json")
 
 
 def taken_apart(examples: Sequence[Example], nats: Sequence[Sequence[float]], of: Sequence[Example]) -> RowLoss:
