@@ -260,7 +260,7 @@ import atexit, os, signal
 from upft_mlx.cli.edge import edge
 signal.signal(signal.SIGINT, signal.default_int_handler)
 atexit.register(lambda: os.kill(os.getpid(), signal.SIGINT))
-with edge(debug=False):
+with edge(debug=False, saves=True):
     raise KeyboardInterrupt
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

@@ -285,8 +285,34 @@ def test_what_is_refused_for_another_reason_needs_no_room(folder: Path, monkeypa
 
     monkeypatch.setattr("upft_mlx.pipeline.run", refuse)
     done = upft("run", "my.yaml")
-    assert_fails(done, 1, "adapter: Permission denied; progress saved: run the same command again")
+    assert_fails(
+        done, 1, "adapter: Permission denied; progress saved: get access to it, then run the same command again"
+    )
     assert "room" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "message"),
+    [
+        (
+            OSError(errno.EROFS, "Read-only file system", "my"),
+            1,
+            "my: Read-only file system; get access to it, then run",
+        ),
+        (OSError(errno.EIO, "Input/output error", "my"), 1, "my: Input/output error; run the same command again"),
+        (KeyboardInterrupt(), 130, "Error: interrupted\n"),
+    ],
+)
+def test_a_command_that_keeps_nothing_does_not_say_that_progress_is_saved(
+    error: BaseException, status: int, message: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr("upft_mlx.new.new.new_recipe", refuse)
+    done = upft("new", "models/tiny", "german.csv")
+    assert_fails(done, status, message)
+    assert "saved" not in done.stderr
 
 
 def test_a_writer_that_says_not_why_is_asked_whether_there_was_room(

@@ -62,7 +62,7 @@ def prepared(
     quiet_libraries()
     sets = [word for text in options.overrides for word in ("--set", text)]
     fetch = shlex.join(["upft", "fetch", name, *sets] if name else ["hf", "download", str(model)])
-    with edge(debug=options.debug, fetch=fetch):
+    with edge(debug=options.debug, fetch=fetch, saves=True):
         from upft_mlx.machine import requirements
         from upft_mlx.models.hub import go_offline, is_offline
 
@@ -116,16 +116,20 @@ def writing_to(run_dir: Path) -> Iterator[None]:
 
 
 @contextmanager
-def edge(*, debug: bool, fetch: str = "upft fetch") -> Iterator[None]:
+def edge(*, debug: bool, fetch: str = "upft fetch", saves: bool = False) -> Iterator[None]:
     """Turn errors into one message and an exit status: 1 failed, 2 recipe or usage, 130 interrupted.
 
-    `fetch` is the command that downloads the recipe's model and data.
+    Args:
+        debug: show tracebacks.
+        fetch: the command that downloads the recipe's model and data.
+        saves: whether what was done is kept, and the command continues it.
     """
+    saved = "; progress saved" if saves else ""
     try:
         yield
     except KeyboardInterrupt:
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # a second Ctrl-C while Python shuts down: no traceback
-        _fail(130, "interrupted; progress saved; run the same command to continue")
+        _fail(130, f"interrupted{saved}; run the same command to continue" if saved else "interrupted")
     except UpftError as error:
         if debug:
             raise
@@ -135,7 +139,7 @@ def edge(*, debug: bool, fetch: str = "upft fetch") -> Iterator[None]:
     except OSError as error:
         if debug:
             raise
-        _fail(1, _refused(error))
+        _fail(1, _refused(error, saved))
     except ImportError as error:
         if debug or (error.name or "").startswith("upft_mlx"):
             raise
@@ -148,7 +152,7 @@ def edge(*, debug: bool, fetch: str = "upft fetch") -> Iterator[None]:
         from upft_mlx.machine.requirements import kernel_refusal
 
         if found := _IN_RUST.search(str(error)):  # tokenizers and safetensors raise an Exception of no kind
-            _fail(1, _refused(OSError(int(found[1]), os.strerror(int(found[1])))))
+            _fail(1, _refused(OSError(int(found[1]), os.strerror(int(found[1]))), saved))
         if trouble := kernel_refusal(error):
             _fail(1, trouble)
         what = f"unexpected {type(error).__name__}: {one_line(str(error), 1000)}"
@@ -158,18 +162,20 @@ def edge(*, debug: bool, fetch: str = "upft fetch") -> Iterator[None]:
 _IN_RUST = re.compile(r"\(os error (\d+)\)")
 
 
-def _refused(error: OSError) -> str:
+def _refused(error: OSError, saved: str) -> str:
     """What the system refuses, and what to do."""
     file = str(error.filename2 or error.filename or "")  # of two the one that was to be replaced
     where = f"{file}: " if file else ""
     room = "make room, then " if error.errno in NO_ROOM else ""
     what = str(error.strerror or error)
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        room = "get access to it, then "
     if error.errno == errno.EISDIR:
         what, room = "there is a folder where this file should go", "move it away, then "
     if error.errno == errno.ENOSPC:
         place = next(p for p in (Path(file or "."), *Path(file or ".").parents) if p.exists())
         what = f"the disk is full, {shutil.disk_usage(place).free / 1e6:,.0f} MB free"
-    return f"{where}{what}; progress saved: {room}run the same command again"
+    return f"{where}{what}{f'{saved}:' if saved else ';'} {room}run the same command again"
 
 
 def _fail(status: int, message: str) -> None:
