@@ -5,8 +5,11 @@ from __future__ import annotations
 import ctypes
 import json
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -99,6 +102,52 @@ def test_a_cache_that_cannot_be_written_is_not_needed(tmp_path: Path) -> None:
     assert json.loads(run(SHOW, XDG_CACHE_HOME=str(tmp_path / "file")))[1]
     left = list(Path(os.environ.get("TMPDIR", "/tmp")).glob("upft-blas-*"))
     assert left == []
+
+
+def test_a_library_that_cannot_be_renamed_leaves_nothing_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(source: Path, target: Path) -> Path:
+        target.write_text("half")
+        raise OSError("no patchelf")
+
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(blas, "_rename_symbols", refuse)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    for cache in (tmp_path / "file" / "upft", tmp_path / "cache"):
+        with pytest.raises(OSError, match="no patchelf"):
+            blas._Renamed(blas.PACKAGE)._make(tmp_path / "source.so", cache / "openblas-1.so")
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["file"]
+    assert not [*tmp_path.glob("upft-blas-*"), *tmp_path.glob("cache/.blas-*")]
+
+
+def test_a_new_copy_removes_what_was_left_and_copies_that_were_long_not_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, long_ago = tmp_path / "source.so", time.time() - blas.UNUSED_SECONDS - 60
+    source.write_text("library")
+    for name in ("openblas-1.so", "openblas-1.json", "openblas-2.so", "openblas-2.json", "openblas-own.so", "other.so"):
+        (tmp_path / name).write_text("x")
+    for name in (".blas-killed", ".blas-now"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "openblas-3.so").write_text("half")
+    for name in ("openblas-1.so", "openblas-own.so", "other.so", ".blas-killed"):
+        os.utime(tmp_path / name, (long_ago, long_ago))
+    monkeypatch.setattr(blas, "_rename_symbols", lambda source, target: Path(shutil.copy(source, target)))
+    made = blas._Renamed(blas.PACKAGE)._make(source, tmp_path / "openblas-3.so")
+    assert blas._is_whole(source, made)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        *(".blas-now", "openblas-2.json", "openblas-2.so", "openblas-3.json", "openblas-3.so"),
+        *("openblas-own.so", "other.so", "source.so"),
+    ], "what it did not make, and what another environment uses, stays"
+
+
+@pytest.mark.parametrize("told", ["", "3"])
+def test_the_environment_is_restored_where_it_was_empty_too(told: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENBLAS_NUM_THREADS", told)
+    with pytest.raises(OSError, match="such"):
+        blas._made_global("/no/such.so")
+    assert os.environ["OPENBLAS_NUM_THREADS"] == told
 
 
 @LINUX

@@ -26,6 +26,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -42,6 +43,9 @@ SYMBOLS = ("cblas_sgemm", "cblas_dgemm", "cblas_cgemm")
 SYSTEM = "libopenblas.so.0"
 IDLE_LOAD = 0.5
 """The load of the last minute below which the machine is taken to be idle."""
+
+UNUSED_SECONDS = 30 * 24 * 60 * 60
+"""For so long nobody must have read another version's copy before it is removed."""
 
 
 @dataclass(frozen=True)
@@ -176,7 +180,11 @@ class _Renamed(_Candidate):
             folder = Path(tempfile.mkdtemp(prefix=".blas-", dir=copy.parent))
         except OSError:
             self._temporary = folder = Path(tempfile.mkdtemp(prefix="upft-blas-"))
-            return _rename_symbols(source, folder / copy.name)
+            try:
+                return _rename_symbols(source, folder / copy.name)
+            except BaseException:  # `__exit__` is not called then
+                _remove(folder)
+                raise
         try:
             _rename_symbols(source, folder / copy.name).replace(copy)
             seal = folder / "seal"
@@ -184,12 +192,27 @@ class _Renamed(_Candidate):
             seal.replace(_seal(copy))
         finally:
             _remove(folder)
+        _tidy(copy.parent)
         return copy
 
     def __exit__(self, *_: object) -> None:
         """A library that is loaded needs no name any more."""
         if self._temporary is not None:
             _remove(self._temporary)
+
+
+def _tidy(cache: Path) -> None:
+    """Remove what killed processes left in the cache, and sealed copies of other versions that were long not used."""
+    now = time.time()
+    for path in [*cache.glob(".blas-*"), *map(_seal, cache.glob("openblas-*.so"))]:
+        with suppress(OSError):
+            used = path.with_suffix(".so").stat() if path.suffix == ".json" else path.stat()
+            idle = now - max(used.st_atime, used.st_mtime)
+            if path.is_dir() and idle > 60 * 60:
+                _remove(path)
+            elif path.suffix == ".json" and path.is_file() and idle > UNUSED_SECONDS:
+                path.unlink()  # without its seal a copy is none
+                path.with_suffix(".so").unlink()
 
 
 def _is_whole(source: Path, copy: Path) -> bool:
@@ -266,6 +289,8 @@ def _made_global(path: str) -> Blas:
     finally:
         if told is None:
             del os.environ["OPENBLAS_NUM_THREADS"]
+        else:
+            os.environ["OPENBLAS_NUM_THREADS"] = told
     for symbol in SYMBOLS:
         getattr(library, symbol)
     _check(library)
