@@ -250,6 +250,19 @@ def test_the_cache_and_the_working_folder_tell_their_free_disk(home: Path, monke
     assert "--run-dir DIR" in lines["working folder"].advice
 
 
+def test_a_working_folder_that_was_deleted_is_a_line(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(home)
+    (home / "gone").mkdir()
+    os.chdir(home / "gone")
+    (home / "gone").rmdir()
+    found = {(finding.group, finding.name): finding for finding in examine(linux())}
+    assert found["disk", "working folder"].status == "error"
+    assert (
+        found["disk", "working folder"].advice == "cannot be read: No such file or directory; change to another folder"
+    )
+    assert ("power", "source") in found
+
+
 def test_a_folder_that_cannot_be_written_is_an_error(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "access", lambda path, mode: False)
     line = next(finding for finding in examine(linux(), home) if finding.name == "working folder")

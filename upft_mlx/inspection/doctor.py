@@ -70,7 +70,7 @@ def examine(source: Platform | None = None, folder: Path | None = None) -> Itera
         yield from _safely("machine", _blas)
     yield from _safely("packages", _packages)
     yield from _safely("hub", _hub)
-    yield _disk("working folder", folder or Path.cwd())
+    yield _working_folder(folder)
     yield from _power(read_power(source))
     if trouble or broken:
         yield Finding("self-test", "MLX", "not run", "error", broken or "see the error of the system, above")
@@ -167,6 +167,14 @@ def _hub() -> Iterator[Finding]:
     if constants.is_offline_mode():
         yield Finding("hub", "network", "off (HF_HUB_OFFLINE)")
     yield _disk("cache", Path(constants.HF_HUB_CACHE), "hub")
+
+
+def _working_folder(folder: Path | None) -> Finding:
+    try:
+        return _disk("working folder", folder or Path.cwd())
+    except OSError as error:  # it was deleted, or a folder above it is closed
+        reason = error.strerror or str(error)
+        return Finding("disk", "working folder", "none", "error", f"cannot be read: {reason}; change to another folder")
 
 
 def _disk(name: str, folder: Path, group: str = "disk") -> Finding:
