@@ -310,7 +310,8 @@ def draws(work: Path, options: argparse.Namespace) -> None:
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", nargs="*", default=["variance", "drafts", "batches", "draws"])
+    parts = {"variance": variance, "drafts": drafts, "batches": batches, "draws": draws}
+    parser.add_argument("what", nargs="*", choices=[*parts, []], metavar="PART", help=f"{', '.join(parts)}; all")
     for name, default in (("problems", 256), ("samples", 4), ("batch", 32), ("seeds", 3), ("max-tokens", 64)):
         parser.add_argument(f"--{name}", type=int, default=default)
     for name in ("old", "model", "adapter", "data"):
@@ -321,9 +322,8 @@ def main() -> None:
     options = parser.parse_args()
     if options.adapter is not None:
         options.kinds = options.kinds[:1]  # one adapter is measured, whatever it is called
-    parts = {"variance": variance, "drafts": drafts, "batches": batches, "draws": draws}
     with tempfile.TemporaryDirectory() as folder:
-        for what in options.what:
+        for what in options.what or parts:
             parts[what](Path(folder), options)
 
 

@@ -24,6 +24,14 @@ def script() -> Iterator[dict[str, Any]]:
         yield runpy.run_path(str(ROOT / "perf" / "least_work.py"))
 
 
+@pytest.mark.parametrize("name", ["paired", "against"])
+def test_an_unknown_part_is_a_usage_error(name: str) -> None:
+    command = [sys.executable, str(ROOT / "perf" / f"{name}.py"), "darfts"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "invalid choice: 'darfts'" in done.stderr
+
+
 CONFIG = {
     "hidden_size": 4,
     "intermediate_size": 8,
