@@ -33,6 +33,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from upft_mlx.machine.cache import cache_folder
+
 if TYPE_CHECKING:
     import ctypes
 
@@ -165,7 +167,7 @@ class _Renamed(_Candidate):
 
     def __enter__(self) -> str:
         source = _in_package(PACKAGE, "libscipy_openblas.so")
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "upft"
+        cache = cache_folder()
         copy = cache / f"openblas-{_version(PACKAGE)}.so"
         if not _is_whole(source, copy):
             copy = self._make(source, copy)

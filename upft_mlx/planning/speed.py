@@ -5,7 +5,6 @@ Each is a file of this machine (`cache_file`), named by everything that the spee
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -18,6 +17,7 @@ from upft_mlx.dataset.prefix import most_sampled
 from upft_mlx.errors import RowsError
 from upft_mlx.events import Progress
 from upft_mlx.job import Job
+from upft_mlx.machine.cache import cache_folder
 from upft_mlx.models.chat import Renderer
 from upft_mlx.models.find import model_hash
 from upft_mlx.models.load import Loaded
@@ -55,11 +55,11 @@ class Speed:
 
 
 def cache_file(job: Job) -> Path:
-    """Where the calibration is: in `upft/speed/` in $XDG_CACHE_HOME or ~/.cache."""
+    """Where the calibration is: in `speed/` in the cache."""
     used = {name: version for name, version in versions().items() if name in ("upft-mlx", "mlx", "mlx-lm")}
     model, fields = model_hash(job.model_path), job.recipe.model_dump(mode="json", include=FIELDS)
     key = fingerprint({"model": model, "count": len(job.problems), "versions": used, "recipe": fields})
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "upft" / "speed" / f"{key}.json"
+    return cache_folder("speed") / f"{key}.json"
 
 
 def known(job: Job) -> Speed | None:

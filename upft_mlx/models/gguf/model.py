@@ -9,7 +9,6 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
-import os
 import re
 import shutil
 from collections import Counter
@@ -22,6 +21,7 @@ import numpy as np
 
 from upft_mlx.errors import ModelError
 from upft_mlx.escape import one_line, quoted
+from upft_mlx.machine.cache import cache_folder
 from upft_mlx.models.gguf.file import AFFINE, Array, Gguf, read_gguf, write_tokenizer
 
 CONVERTED = "upft_conversion.json"
@@ -79,7 +79,7 @@ def gguf_folder(path: Path) -> Path:
     """
     gguf = read_gguf(path)
     beside = [found for name in _BESIDE if (found := path.parent / name).is_file()]
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "upft" / "gguf"
+    cache = cache_folder("gguf")
     digest = hashlib.sha256(repr((_MADE_BY, len(gguf.data), sorted(gguf.fields.items()))).encode())
     for name, place in sorted(gguf.tensors.items()):  # what each is called, where it is, and bytes of it
         digest.update(repr((name, place)).encode())
