@@ -368,3 +368,8 @@ def test_many_equal_sizes_are_a_binomial_test(n: int, ups: int) -> None:
     expected = scipy_stats.binomtest(ups, n).pvalue
     found = sign_flip([0.25] * ups + [-0.25] * (n - ups))
     assert found == pytest.approx(expected)
+
+
+def test_the_flips_of_more_than_128_samples_are_counted_without_rounding() -> None:
+    """No flip of these gives a smaller sum than 22/150; of their thousandths, one in eight does."""
+    assert sign_flip([-38 / 150, 145 / 150, 22 / 150, -107 / 150]) == 1.0

@@ -271,15 +271,16 @@ def sign_flip(differences: Sequence[float]) -> float:
     import numpy as np
 
     # All differences are multiples of 1 / grid: the samples of a problem; else thousandths.
-    fits = (k for k in range(1, 129) if all(abs(d * k - round(d * k)) < 1e-9 for d in differences))
+    fits = (k for k in range(1, 1000) if all(abs(d * k - round(d * k)) < 1e-9 for d in differences))
     grid = next(fits, 1000)
     steps = [step for d in differences if (step := abs(round(d * grid)))]
-    chances = np.ones(1)
+    chances, grown = np.zeros(2 * sum(steps) + 1), np.zeros(2 * sum(steps) + 1)  # in turns: new memory takes longer
+    chances[0], size = 1.0, 1
     for step in steps:
-        grown = np.zeros(len(chances) + 2 * step)
-        grown[: len(chances)] += chances / 2
-        grown[2 * step :] += chances / 2
-        chances = grown
+        chances[:size] /= 2
+        grown[:size], grown[size : size + 2 * step] = chances[:size], 0.0
+        grown[2 * step : size + 2 * step] += chances[:size]
+        chances, grown, size = grown, chances, size + 2 * step
     sums = np.arange(len(chances)) - sum(steps)
     observed = abs(sum(round(d * grid) for d in differences))
     return min(1.0, float(chances[np.abs(sums) >= observed].sum()))
