@@ -95,6 +95,8 @@ class Rollout:
     correct: bool
     tokens: int
     """Sampled after the prefix."""
+    grader: int = 1
+    """As in `EvaluationRow`."""
 
 
 @dataclass(frozen=True)
@@ -112,6 +114,8 @@ class Continuation:
     """Sampled after the prefix."""
     said: str | None = None
     """The answer that it gives, in the form in which answers are equal; only where votes count."""
+    grader: int = 1
+    """As in `EvaluationRow`."""
 
 
 Plain = TypeVar("Plain")

@@ -25,6 +25,7 @@ from upft_mlx.forecasting.forecast import Forecaster, Made
 from upft_mlx.forecasting.rated import _Rated
 from upft_mlx.forecasting.states import Reader
 from upft_mlx.grade.correct import is_correct
+from upft_mlx.grade.graders import Verdict
 from upft_mlx.inspection.browse import facts_of, settled_by
 from upft_mlx.models.chat import Renderer
 from upft_mlx.models.load import Loaded
@@ -168,6 +169,22 @@ def test_a_stop_changes_no_byte(small: MakeRecipe, tmp_path: Path) -> None:
             assert path.read_bytes() == (tmp_path / "cut" / name / path.name).read_bytes(), path.name
 
 
+def test_continuations_that_an_earlier_version_graded_are_sampled_again(
+    small: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_forecast(small(), tmp_path / "whole")
+    with monkeypatch.context() as before:
+        before.setattr("upft_mlx.forecasting.forecast.VERSION", 1)
+        before.setattr("upft_mlx.forecasting.forecast.grade", lambda _: Verdict("old", correct=True))
+        with pytest.raises(InterruptedError):
+            run_forecast(small(), tmp_path / "cut", stopping("continuations", 70))
+    (cut,) = (tmp_path / "cut").glob(".work/forecast-*/forecast/continuations.jsonl")
+    assert {row.grader for row in read_rows(cut, Continuation)} == {1}
+    run_forecast(small(), tmp_path / "cut")
+    for path in (tmp_path / "whole" / "forecast").iterdir():
+        assert path.read_bytes() == (tmp_path / "cut" / "forecast" / path.name).read_bytes(), path.name
+
+
 # The rules.
 
 
@@ -192,6 +209,22 @@ def test_a_rule_that_rates_prefixes_continues_with_the_same_bytes(
     assert (tmp_path / "whole" / "solutions.jsonl").read_bytes() == (tmp_path / "cut" / "solutions.jsonl").read_bytes()
     left = [path.name for path in (tmp_path / "whole").rglob("*.jsonl") if "work" in str(path)]
     assert left == []
+
+
+def test_rollouts_that_an_earlier_version_graded_are_sampled_again_with_what_follows(
+    small: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = small(prefix={"selection": "rollouts", "length": 6, "structure_ratio": 0.25, "rollouts": 2})
+    run_stage(recipe, tmp_path / "whole", "generate")
+    with monkeypatch.context() as before:
+        before.setattr("upft_mlx.forecasting.rated.VERSION", 1)
+        before.setattr(
+            "upft_mlx.forecasting.rated.grade", lambda task: Verdict(None, correct=len(task.completion) % 2 == 0)
+        )
+        with pytest.raises(InterruptedError):
+            run_stage(recipe, tmp_path / "cut", "generate", stopping("continued", 1))
+    run_stage(recipe, tmp_path / "cut", "generate")
+    assert (tmp_path / "whole" / "solutions.jsonl").read_bytes() == (tmp_path / "cut" / "solutions.jsonl").read_bytes()
 
 
 def trusting(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -251,6 +251,32 @@ def test_stopped_anywhere_it_continues_to_the_same_bytes(recipe: Recipe, tmp_pat
         assert path.read_bytes() == (tmp_path / "stopped" / "analysis" / path.name).read_bytes(), path.name
 
 
+def test_rollouts_that_an_earlier_version_graded_are_sampled_again(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(event: Event) -> None:
+        files = tmp_path.glob("run/.work/analyze-*/analysis/rollouts.jsonl")
+        if isinstance(event, Progress) and any(file.stat().st_size for file in files):
+            raise InterruptedError
+
+    with monkeypatch.context() as before:
+        before.setattr("upft_mlx.studies.analyze.VERSION", 1)
+        before.setattr(
+            "upft_mlx.studies.analyze.grade", lambda task: Verdict(None, correct=len(task.completion) % 2 == 0)
+        )
+        with pytest.raises(InterruptedError):
+            run_analysis(recipe, tmp_path / "run", stop)
+    (cut,) = tmp_path.glob("run/.work/analyze-*/analysis/rollouts.jsonl")
+    assert {row.grader for row in read_rows(cut, Rollout)} == {1}
+    notes: list[Event] = []
+    run_analysis(recipe, tmp_path / "run", notes.append)
+    assert Note("rollouts.jsonl is sampled again: another version graded it") in notes
+    run_analysis(recipe, tmp_path / "whole")
+    for name in ("rollouts.jsonl", "analysis.json"):
+        first, second = (tmp_path / run / "analysis" / name for run in ("whole", "run"))
+        assert first.read_bytes() == second.read_bytes()
+
+
 QUESTION = "Ann has 3 pens and buys 4 more. How many pens does Ann have?"
 
 

@@ -11,22 +11,25 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from upft_mlx.data.problems import Problem
 from upft_mlx.dataset.prefix import labelled
-from upft_mlx.events import Observer, StageStarted, ignore
+from upft_mlx.events import Note, Observer, StageStarted, ignore
 from upft_mlx.forecasting.estimate import Graded
+from upft_mlx.grade.correct import VERSION
 from upft_mlx.grade.graders import Task, grade_all, grader_of
 from upft_mlx.job import Job, Outcome
 from upft_mlx.models.chat import Renderer
 from upft_mlx.models.load import Loaded
 from upft_mlx.recipe.schema import Recipe
-from upft_mlx.rows import Solution, read_rows
+from upft_mlx.rows import Continuation, Rollout, Solution, read_rows
 from upft_mlx.rundir import RunDir
 from upft_mlx.sampling.decoding import Completion, Request
 from upft_mlx.sampling.resumed import sample_rows
 from upft_mlx.sampling.sampler import Sampler, sampling_for
+
+Judged = TypeVar("Judged", Rollout, Continuation)
 
 
 def inputs(job: Job) -> dict[str, Any]:
@@ -74,6 +77,22 @@ def graded(problems: Sequence[Problem], path: Path) -> list[Graded]:
     for row, verdict in zip(rows, verdicts, strict=True):
         found[numbers[row.problem_id]].append((row, verdict.correct))
     return [Graded(problem.id, *zip(*pairs, strict=True)) for problem, pairs in zip(problems, found, strict=True)]
+
+
+def remove_other_graders(path: Path, kind: type[Judged], notify: Observer, follows: Path | None = None) -> None:
+    """Remove a file that another version has graded rows of: which prefixes are continued follows from grades, too.
+
+    Args:
+        path: the file; its rows hold no text that could be graded again.
+        kind: of its rows.
+        notify: is told.
+        follows: a file that was made from it, and goes with it.
+    """
+    if path.exists() and any(row.grader != VERSION for row in read_rows(path, kind, growing=True)):
+        if follows is not None:
+            follows.unlink(missing_ok=True)
+        path.unlink()
+        notify(Note(f"{path.name} is sampled again: another version graded it"))
 
 
 class Answers:

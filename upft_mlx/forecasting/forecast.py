@@ -18,10 +18,11 @@ from upft_mlx.dataset.prefix import most_sampled, why_dropped, with_end
 from upft_mlx.dataset.selection import pick, prefix_key
 from upft_mlx.errors import ModelError
 from upft_mlx.events import Note, Observer, Progress, StageStarted
-from upft_mlx.forecasting.answers import Answers, Known
+from upft_mlx.forecasting.answers import Answers, Known, remove_other_graders
 from upft_mlx.forecasting.estimate import FROM_PREFIXES, Forecast, Fresh, advise, greedy_gain, mean_of, weigh
 from upft_mlx.forecasting.page import figure, markdown
 from upft_mlx.forecasting.probe import Probe, auc, fit, held_out
+from upft_mlx.grade.correct import VERSION
 from upft_mlx.grade.graders import Task, grade, grader_of
 from upft_mlx.job import Job, Outcome
 from upft_mlx.models.chat import Renderer
@@ -246,8 +247,9 @@ class Forecaster:
             number, of, length = wanted[index]
             text = self.loaded.tokenizer.decode([*starts[index], *made.ids])
             verdict = grade(Task(text, str(self.problems[number].answer), self.grader))
-            return Continuation(names[number], of, length, sample, verdict.correct, len(made.ids))
+            return Continuation(names[number], of, length, sample, verdict.correct, len(made.ids), grader=VERSION)
 
+        remove_other_graders(self.file, Continuation, self.notify)
         sample_rows(self.file, self.sampler, requests, self.recipe.seed, row, self.stage, self.notify)
         fresh: dict[tuple[str, int, int], list[bool]] = {}
         tokens = 0

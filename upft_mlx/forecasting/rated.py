@@ -23,8 +23,9 @@ from upft_mlx.dataset.selection import pick, said
 from upft_mlx.distributed.seam import alone
 from upft_mlx.errors import TrainingError
 from upft_mlx.events import Observer, Progress, ignore
-from upft_mlx.forecasting.answers import Answers
+from upft_mlx.forecasting.answers import Answers, remove_other_graders
 from upft_mlx.forecasting.choice import read_probe
+from upft_mlx.grade.correct import VERSION
 from upft_mlx.grade.graders import Task, grade, grader_of
 from upft_mlx.models.chat import Renderer
 from upft_mlx.models.load import Loaded
@@ -185,8 +186,10 @@ class _Rated:
             answer = number[row.problem_id].answer
             right = answer is not None and grade(Task(text, answer, self.grader)).correct
             vote = said(text, self.grader)
-            return Continuation(row.problem_id, row.sample, self.length, sample, right, len(completion.ids), vote)
+            tokens = len(completion.ids)
+            return Continuation(row.problem_id, row.sample, self.length, sample, right, tokens, vote, VERSION)
 
+        remove_other_graders(self.files["continuations"], Continuation, self.notify, self.files["continued"])
         sample_rows(
             self.files["continuations"],
             self.sampler,

@@ -21,9 +21,10 @@ from typing import Any, Literal
 from upft_mlx.data.problems import Problem
 from upft_mlx.dataset.prefix import LEAST_ANSWERS, sampled_prefix
 from upft_mlx.events import Note, Observer, StageStarted, ignore
-from upft_mlx.forecasting.answers import Known, graded
+from upft_mlx.forecasting.answers import Known, graded, remove_other_graders
 from upft_mlx.forecasting.estimate import FROM_PREFIXES, Forecast
 from upft_mlx.forecasting.forecast import Forecaster
+from upft_mlx.grade.correct import VERSION
 from upft_mlx.grade.graders import Task, grade, grader_of
 from upft_mlx.job import Job, Outcome
 from upft_mlx.models.chat import Renderer
@@ -177,9 +178,12 @@ class _Analyzer:
             text = self.decode([*start.ids, *completion.ids])
             answer = str(self.problems[self.by_id[start.problem_id]].answer)
             correct = grade(Task(text, answer, self.grader)).correct
-            return Rollout(start.problem_id, start.arm, start.length, sample, correct, len(completion.ids))
+            tokens = len(completion.ids)
+            return Rollout(start.problem_id, start.arm, start.length, sample, correct, tokens, VERSION)
 
-        self._sample(self.run.analysis / "rollouts.jsonl", requests, row)
+        path = self.run.analysis / "rollouts.jsonl"
+        remove_other_graders(path, Rollout, self.notify)
+        self._sample(path, requests, row)
 
     def _start(self, start: RolloutStart) -> list[int]:
         return [*self.prompts[self.by_id[start.problem_id]], *start.ids]
