@@ -114,6 +114,10 @@ def test_best_of_prefix_takes_nothing_of_other_settings_and_withholds_private_te
     assert cell(private) == {hidden}
     assert (hidden / "answers.jsonl").read_bytes() == before
     assert not (hidden / "prefixes.jsonl").exists()
+    (other := hidden.with_name("other")).mkdir()
+    (other / "prefixes.jsonl").write_text("what a kill left before the settings changed\n")
+    assert cell(private) == {hidden, other}
+    assert not [*hidden.parent.glob("*/prefixes.jsonl")]
 
 
 @pytest.mark.parametrize("method", ["base", "best_of_prefix"])

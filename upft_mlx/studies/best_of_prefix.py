@@ -6,7 +6,7 @@ What training on picked prefixes would teach, paid for with each answer instead:
     best_of_prefix/BENCHMARK/FINGERPRINT/answers.jsonl     the picked ones, continued and graded
 
 The fingerprint is that of all that these rows depend on. Of a private benchmark, the prefixes are removed when they
-are continued.
+are continued, those of other fingerprints at once.
 """
 
 from __future__ import annotations
@@ -57,6 +57,10 @@ def measure(job: Job, part: BenchmarkSet) -> dict[str, float]:
     """
     entry, folder = part.entry, job.run.root / BEST_OF_PREFIX / part.entry.label / fingerprint(inputs(job, part))
     answers = folder / "answers.jsonl"
+    if entry.private:
+        for path in folder.parent.glob("*/prefixes.jsonl"):
+            if path.parent != folder:  # a kill came before the end, and then other settings
+                path.unlink()
     if not answers.exists() or len(list(read_rows(answers, EvaluationRow, growing=True))) < part.completions:
         _sample(job, part, folder)
     if entry.private:
