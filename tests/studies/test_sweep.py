@@ -127,6 +127,18 @@ def entries(recipe: Recipe) -> list[tuple[str, str | None]]:
             [("dev", "development")],
             [("test", None)],
         ),
+        (
+            [
+                {"name": "dev", "path": "/d.jsonl", "part": "development"},
+                {"name": "whole", "path": "/d.jsonl"},
+                {"name": "same", "path": "/d.jsonl", "part": "development"},
+                {"name": "other", "path": "/d.jsonl", "part": "rest"},
+                {"name": "test", "path": "/t.jsonl", "part": "development"},
+            ],
+            "dev",
+            [("dev", "development")],
+            [("whole", "rest"), ("same", "rest"), ("other", "rest"), ("test", "development")],
+        ),
         ([{"name": "dev", "path": "/d", "part": "rest"}], "dev", [("dev", "rest")], [("dev", "development")]),
     ],
 )

@@ -95,22 +95,20 @@ def _benchmark(recipe: Recipe, on: str | None) -> str:
 def parts(recipe: Recipe, label: str) -> tuple[Recipe, Recipe]:
     """The recipe with only the part to choose on of this benchmark, and the one with what is left to report on.
 
-    A benchmark from another file or dataset is left as a whole; one from the same loses what was chosen on. Where the
-    recipe itself gives the benchmark a part, its other benchmarks are taken as they are.
+    A benchmark from another file or dataset is taken as it is; one from the same loses what was chosen on. Where the
+    recipe itself gives the benchmark a part, that one is reported on only if there is no other.
     """
     data = recipe.dump()
     specs = resolve(recipe.evaluate)
     entries = dict(zip([spec.label for spec in specs], data["evaluate"]["benchmarks"], strict=True))
     sources = {s.label: (s.builtin, s.path, s.dataset, s.config, s.split) for s in specs}  # gpqa-freeform has gpqa's
     chosen_on = entries[label]
-    others = [entry for entry in entries.values() if entry is not chosen_on]
     other = "development" if chosen_on["part"] == "rest" else "rest"
-    if chosen_on["part"] is None:
-        left = [
-            {**entry, "part": other} if sources[name] == sources[label] else entry for name, entry in entries.items()
-        ]
-    else:
-        left = others or [{**chosen_on, "part": other}]
+    left = [
+        {**entry, "part": other} if sources[name] == sources[label] else entry
+        for name, entry in entries.items()
+        if chosen_on["part"] is None or name != label or len(entries) == 1
+    ]
     part = {**chosen_on, "part": chosen_on["part"] or "development"}
     with_parts = [
         {**data, "evaluate": {**data["evaluate"], "benchmarks": some, "until": "end"}} for some in ([part], left)
