@@ -18,7 +18,7 @@ from upft_mlx.evaluation.benchmark_result import Rounding
 from upft_mlx.evaluation.drafts import Drafts
 from upft_mlx.evaluation.stats import ALPHA
 from upft_mlx.evaluation.summary import rounding_summary
-from upft_mlx.events import Event, Note
+from upft_mlx.events import Event, Graded, Note
 from upft_mlx.models.load import Loaded
 from upft_mlx.recipe.schema import Recipe
 from upft_mlx.results.report import outcome
@@ -171,6 +171,16 @@ def test_it_stops_when_it_is_known_and_says_so(make_recipe: MakeRecipe, tmp_path
     assert {row.problem_id for row in base} != first, "in random order"
     again, _ = evaluated(recipe, tmp_path / "run", adapter)
     assert again == summary
+
+
+def test_what_is_whole_already_is_shown_once(make_recipe: MakeRecipe, tmp_path: Path) -> None:
+    recipe = recipe_for(make_recipe, benchmark={"limit": 8, "samples": 1}, until="known", max_tokens=4)
+    evaluated(recipe, tmp_path / "run", None)
+    events: list[Event] = []
+    adapter = write_adapter(tmp_path / "adapter", size=1.0)
+    pipeline.run_stage(recipe, tmp_path / "run", "evaluate", events.append, adapter)
+    shown = [event.problem_id for event in events if isinstance(event, Graded) and event.variant == "base"]
+    assert len(shown) == len(set(shown)) == 8
 
 
 @pytest.mark.parametrize("floor", [0.0, 1.0])

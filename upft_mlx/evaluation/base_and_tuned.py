@@ -52,11 +52,13 @@ class BaseAndTuned:
         led(self._run.root, partial(self._take_over, variants))
         for part in self._sets:
             missing = [variant for variant in variants if not self._is_whole(part, variant)]
+            ask = bool(missing) or not self._run.rows_of(part.entry.label, AGAIN).exists()
+            measured = variants if ask and self._job.recipe.evaluate.until == "known" else missing
             for variant in variants:
-                if variant not in missing:
+                if variant not in measured:  # what is measured replays its own
                     replay(part, variant, self._run, self._notify)
-            if missing or not self._run.rows_of(part.entry.label, AGAIN).exists():
-                self._measure(part, variants if self._job.recipe.evaluate.until == "known" else missing)
+            if ask:
+                self._measure(part, measured)
         paths = [self._run.rows_of(part.entry.label, name) for part in self._sets for name in (*variants, AGAIN)]
         return sum(row.tokens for path in paths for row in read_rows(path, EvaluationRow))
 
