@@ -38,7 +38,8 @@ EXTRACTED = [
     ("I do not know.", None), ("", None), (r"\boxed{ }", None), ("Yes.", "Yes."), ("**New York**", "**New York**"),
     ("It takes 5 1/2 hours.", "5 1/2"), ("They drink 2\u00bd cups in all", "2\u00bd"), ("\u00bd is left", "\u00bd"),
     (r"It takes 5\frac{1}{2} hours.", r"5\frac{1}{2}"), ("So it is 1 1/2 or 2 3/4", "1 1/2, 2 3/4"),
-    ("In 2020 1/2 of them left.", "1/2"), ("The answer is 5 1/2 hours in total", "5 1/2 hours in total"),
+    ("In 2020 1/2 of them left.", "1/2"), ("So it is 1,234 1/2 in all.", "1,234 1/2"),
+    ("The answer is 5 1/2 hours in total", "5 1/2 hours in total"),
     # as models of other families write it
     ("# Answer\n\n42", "42"), ("# Answer\n\n\\text{June 20}", r"\text{June 20}"),
     ("**Final Answer**\n\n$x + 1$", "x + 1"),
@@ -67,6 +68,7 @@ RIGHT = [
     ("18 dollars", "18"), (r"10\text{ units}", "10"), (r"15\mbox{ cm}^2", "15"), ("5 square feet", "5"),
     ("2 million", "2000000"), ("073", "73"), ("-5", r"$-5$"), ("1.5e3", "1500"), (r"1.8 \times 10^{5}", "180000"),
     (".5", r"\frac12"), ("0.5", "1/2"), (r"\dfrac{2}{4}", "0.50"), (r"1\frac{4}{5}", "9/5"), ("1 4/5", "1.8"),
+    ("$2 1/4", "2.25"), ("1,234 1/2", "1234.5"), ("$1,234 1/2", r"1234\frac12"), ("5th", "5"), ("22nd", "22"),
     ("0.333333333333", "1/3"), ("0.30000000000000004", "0.3"), (r"-\frac{3}{4}", r"\frac{-3}{4}"),
     (r"30^\circ", "30"), ("30 degrees", r"30^{\circ}"), (r"50\%", "0.5"), (r"50\%", r"50 \%"), (r"50\%", "50 percent"),
     (r"\text{(C)}", "C"), (r"\text{Even}", "even"), (r"\text{Evelyn}", "Evelyn"), ("x = 5", "5"), ("5", "x=5"),

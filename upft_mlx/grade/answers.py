@@ -86,7 +86,7 @@ _INTEGER = r"(?:\d{1,3}(?:,\d{3})+|\d+)"
 _VULGAR = "[\u00bc-\u00be\u2150-\u215e]"
 _FRACTION = rf"(?:\\[dt]?frac\s*\{{-?\d+\}}\s*\{{\d+\}}|{_VULGAR})"
 _AMOUNT = (
-    rf"(?:(?:\d{{1,3}}[^\S\n]?)?{_FRACTION}|\d{{1,3}}[^\S\n]\d+/\d+(?![./]?\d)"  # 5 1/2
+    rf"(?:(?:\d{{1,3}}[^\S\n]?)?{_FRACTION}|\d{{1,3}}(?:,\d{{3}})*[^\S\n]\d+/\d+(?![./]?\d)"  # 5 1/2
     rf"|{_INTEGER}(?:\.\d+)?(?:/\d+(?!\.?\d))?|\.\d+)"
 )
 _COMPOUND = re.compile(r"\d[\d.]* [a-z]+,? (?:and )?\d[\d.]* [a-z]+(?! [a-z]+ \d)", re.A)
@@ -108,7 +108,7 @@ _LAST_SENTENCE = re.compile(  # what comes before a conclusion: its numbers are 
     r"^.*[.!]\s+(?=(?:so|thus|hence|therefore|then|altogether|together|in total|in all|that|the (?:final )?answer)\b)",
     re.I | re.S,
 )
-_NAMED = re.compile(r"\W{0,3}[^\W\d_]+(?:[ -][^\W\d_]+){0,2}[.!*]{0,3}")
+_NAMED = re.compile(rf"(?!.*{_VULGAR})" r"\W{0,3}[^\W\d_]+(?:[ -][^\W\d_]+){0,2}[.!*]{0,3}")
 _WORD = re.compile(r"\\(?:text|mbox|mathrm|textbf)\s*\{[^{}]+\}|[A-Za-z]")
 
 

@@ -97,6 +97,7 @@ def grade(task: Task) -> Verdict:
         if answer is None or len(answer) > MAX_LENGTH:
             return Verdict(answer, correct=False)
         texts = (tidy(text).rpartition("=")[2].strip() for text in (answer, task.gold))
+        texts = (re.sub(r"^\{([^{}]*)\}$", r"\1", text) for text in texts)  # what a box in a box leaves
         given, wanted = (written(split_unit(text)[0]) for text in texts)
         plain = given is not None and not given.percent and r"\frac" not in answer and "/" not in answer
         return Verdict(answer, plain and given is not None and wanted is not None and given.value == wanted.value)

@@ -24,7 +24,7 @@ _DECIMAL = r"(?:(?:\d{1,3}(?:,\d{3})+|\d{1,3}(?:\ \d{3})+|\d+)(?:\.\d*)?|\.\d+)"
 _INTEGER = re.compile(r"-?\d+", re.A)
 _PLAIN = re.compile(
     rf"""(?P<sign>[-+]?)\s*
-    (?:(?:(?P<whole>\d+)(?:\s*(?=\\frac)|\s+(?=\d+\s*/)))?
+    (?:(?:(?P<whole>\d{{1,3}}(?:,\d{{3}})+|\d+)(?:\s*(?=\\frac)|\s+(?=\d+\s*/)))?
         (?:\\frac\{{(?P<a>-?{_DECIMAL})\}}\{{(?P<b>-?{_DECIMAL})\}}|(?P<c>{_DECIMAL})\s*/\s*(?P<d>{_DECIMAL}))
       |(?P<decimal>{_DECIMAL})
         (?:\s*(?:\\times|\\cdot|\*)\s*10\s*\^\s*\{{?(?P<power>-?\d{{1,2}})\}}?|e(?P<e>-?\d{{1,2}}))?
@@ -164,7 +164,7 @@ def written(text: str) -> Number | None:
     decimal, divisor = match["decimal"], _decimal(match["b"] or match["d"] or "1")
     if divisor == 0:
         return None
-    value = _decimal(decimal or match["a"] or match["c"]) / divisor + int(match["whole"] or 0)
+    value = _decimal(decimal or match["a"] or match["c"]) / divisor + _decimal(match["whole"] or "0")
     value *= Fraction(10) ** int(match["power"] or match["e"] or 0) * (-1 if match["sign"] == "-" else 1)
     places, percent = len((decimal or "").partition(".")[2]), match["percent"] is not None
     return Number(value / 100 if percent else value, places, percent)
