@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from upft_mlx.errors import RecipeError
-from upft_mlx.evaluation.stats import wilson_interval
+from upft_mlx.evaluation.stats import paired_difference, wilson_interval
 from upft_mlx.models import load
 from upft_mlx.recipe.cells import recipe_for_cell
 from upft_mlx.recipe.schema import Recipe
@@ -57,6 +57,16 @@ def test_no_difference_on_a_few_problems_is_no_proof_of_none() -> None:
     unseen = wilson_interval(0, 10)[1]
     assert result.difference == Difference(0.0, (-unseen, unseen))
     assert result.ci95 == (1 - unseen, 1.0)
+
+
+def test_one_seed_has_the_intervals_of_an_evaluation() -> None:
+    """The same rows had Student's intervals here, and Wilson's and Tango's in `upft evaluate`."""
+    before, after = [0.0] * 6 + [1.0] * 6, [0.0] * 2 + [1.0] * 10
+    result = summarize([cell("base", 0, before), cell("upft", 0, after)]).methods["upft"].benchmarks["set"]
+    assert result.ci95 == wilson_interval(10, 12)
+    told = paired_difference(before, after)
+    assert result.difference == Difference(told.delta, told.ci95)
+    assert told.ci95[0] <= 0, "four of twelve are no claim"
 
 
 def test_pairing_makes_the_interval_narrower_than_that_of_the_accuracy() -> None:

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from upft_mlx import escape
+from upft_mlx.evaluation.stats import accuracy_interval, paired_difference
 from upft_mlx.quantities import accuracy, points
 from upft_mlx.results.figures import IntervalRow, intervals
 from upft_mlx.studies.two_way import two_way_mean
@@ -145,8 +146,12 @@ def _result(benchmark: str, mine: Sequence[Cell], base: Sequence[Cell]) -> Metho
     accuracy = two_way_mean(own, (0.0, 1.0))
     changes = [[t - b for t, b in zip(*rows, strict=True)] for rows in zip(own, others, strict=True)]
     change = two_way_mean(changes, (-1.0, 1.0))
-    difference = None if mine[0].method == "base" else Difference(change.value, change.ci95)
-    return MethodResult(accuracy.value, accuracy.ci95, difference)
+    spans = accuracy.ci95, change.ci95
+    if len(seeds) == 1 and all(score in (0, 1) for row in (*own, *others) for score in row):  # as `upft evaluate`
+        before, after = ([score for (score,) in table] for table in (others, own))
+        spans = accuracy_interval([[score == 1] for score in after]), paired_difference(before, after).ci95
+    difference = None if mine[0].method == "base" else Difference(change.value, spans[1])
+    return MethodResult(accuracy.value, spans[0], difference)
 
 
 def _table(benchmark: str, cells: Sequence[Cell]) -> list[list[float]]:
