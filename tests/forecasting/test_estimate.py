@@ -151,6 +151,26 @@ def test_it_says_how_many_answers_would_settle_it() -> None:
     assert advise([], 64).selection is None
 
 
+def test_the_best_of_many_is_advised_by_chance_as_rarely_as_one() -> None:
+    """The best of 18 forecasts that are all worth nothing had an interval above zero in a third of the worlds."""
+    rng, worlds, names = random.Random(4), 300, ("consensus", "prefix_confidence", "probe", *"abc")
+    advised = chosen = 0
+    for _ in range(worlds):
+        rules = []
+        for name in names:
+            for length in (4, 8, 16):
+                value = mean_of([rng.uniform(-1, 1) for _ in range(64)], (-1.0, 1.0))
+                rules.append(RuleForecast(name, length, 64, 1.0, value, value, value, None, 100.0))
+        advised += advise(rules, 64).selection is not None
+        chosen += chosen_by_auto(rules, 8) is not None
+    assert max(advised, chosen) < 0.06 * worlds, "2.5 % are meant to be"
+    many = [rule("consensus", 0.01, 0.21), *(rule("probe", -0.3, -0.1, length) for length in range(1, 18))]
+    found = advise(many, 64)
+    assert found.selection is None
+    assert "+11.0 [+1.0, +21.0] points, the best of 18 and so more likely above zero by chance; about 1" in found.text
+    assert advise(many[:1], 64).selection == "consensus"
+
+
 def test_auto_takes_the_best_bound_at_its_length_unless_greedy_decoding_is_better() -> None:
     rules = [
         rule("consensus", 0.1, 0.3, greedy=(-0.1, 0.1)),

@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from upft_mlx.dataset.selection import prefix_key
-from upft_mlx.evaluation.stats import mean_interval
+from upft_mlx.evaluation.stats import ALPHA, mean_interval, t_quantile
 from upft_mlx.quantities import points as in_points
 from upft_mlx.recipe.studies import Selection
 from upft_mlx.rows import Solution, from_plain
@@ -195,6 +195,9 @@ def greedy_gain(samples: Sequence[Graded], greedy: Sequence[Graded], temperature
 def advise(rules: Sequence[RuleForecast], answers: int) -> Advice:
     """The rule and length with the best lower bound among those that need no answers beyond these, or not to train.
 
+    The best of many forecasts is above zero by chance more often than one is. So it must be above zero with the wider
+    interval with which all of them hold together (Bonferroni).
+
     Args:
         rules: all forecasts.
         answers: problems that they were made from.
@@ -202,8 +205,9 @@ def advise(rules: Sequence[RuleForecast], answers: int) -> Advice:
     usable = [rule for rule in rules if rule.selection not in ("first", "label") and rule.forecast is not None]
     if not usable:
         return Advice(None, None, f"no rule picks a sample for two of the {answers} problems: nothing can be forecast")
-    best = max(usable, key=lambda rule: _of(rule).ci95[0])
-    if _of(best).ci95[0] > 0:
+    clear = [rule for rule in usable if _of(rule).mean > _half(rule, len(usable))]
+    if clear:
+        best = max(clear, key=lambda rule: _of(rule).ci95[0])
         lower = best.greedy is not None and best.greedy.ci95[1] < 0
         text = f"train with prefix.selection: {best.selection} and prefix.length: {best.length}"
         text += f" ({points(_of(best))} points)"
@@ -219,24 +223,31 @@ def advise(rules: Sequence[RuleForecast], answers: int) -> Advice:
     name = f"the best forecast is {hopeful.selection} at t = {hopeful.length}, {points(value)} points"
     if value.mean <= 0:
         return Advice(None, None, f"do not train: the forecast is negative or zero with {answers} answers; {name}")
-    needed = round(answers * ((value.ci95[1] - value.ci95[0]) / 2 / value.mean) ** 2)
+    needed = round(answers * (_half(hopeful, len(usable)) / value.mean) ** 2)
+    chance = f", the best of {len(usable)} and so more likely above zero by chance" if value.ci95[0] > 0 else ""
     return Advice(
         None,
         None,
-        f"do not train: no forecast is distinguishable from zero with {answers} answers; {name}; about {needed:,} "
-        "answers would settle it",
+        f"do not train: no forecast is distinguishable from zero with {answers} answers; {name}{chance}; about "
+        f"{needed:,} answers would settle it",
     )
 
 
 def chosen_by_auto(rules: Sequence[RuleForecast], length: int) -> RuleForecast | None:
     """The rule that `prefix.selection: auto` takes: of `AUTO` that with the best lower bound.
 
-    None where no bound is above 0, or where what greedy decoding takes is better than what each such rule picks.
+    None where none is above 0, as the best of several (`advise`), or where what greedy decoding takes is better than
+    what each such rule picks.
     """
     usable = [r for r in rules if r.selection in AUTO and r.length == length and r.forecast is not None]
-    usable = [r for r in usable if r.greedy is None or r.greedy.ci95[1] >= 0]
-    best = max(usable, key=lambda rule: _of(rule).ci95[0], default=None)
-    return best if best is not None and _of(best).ci95[0] > 0 else None
+    clear = [r for r in usable if _of(r).mean > _half(r, len(usable)) and (r.greedy is None or r.greedy.ci95[1] >= 0)]
+    return max(clear, key=lambda rule: _of(rule).ci95[0], default=None)
+
+
+def _half(rule: RuleForecast, together: int) -> float:
+    """From the mean of a forecast down to the lower end of its interval, where so many are to hold together."""
+    df = max(1, rule.problems - 1)
+    return (_of(rule).mean - _of(rule).ci95[0]) * t_quantile(df, ALPHA / together) / t_quantile(df)
 
 
 def _of(rule: RuleForecast) -> Mean:
