@@ -118,7 +118,7 @@ _RULES: list[tuple[str, str | Callable[[re.Match[str]], str]]] = [
     (rf"(?P<amount>\d)\s*\\?(?P<sign>{_SIGN})", _currency),
     (rf"\\?{_SIGN}", " "),
     (r"^(?:negative|minus) (?=\d)", "-"),
-    (r"^(\d*(?:1st|2nd|3rd|\dth))\.?$", lambda match: match[1][:-2]),
+    (r"^(?:the )?(\d*(?:1st|2nd|3rd|\dth))\.?$", lambda match: match[1][:-2]),
     (r"(?<=\d)\s*x\s*(?=10\s*\^)", r"\\times "),
     (r"^([A-Z])\s*(?=\([^()]*,[^()]*\)$)", r"\1="),
     (r"\\%|(?<![a-zA-Z])(?:percent(?:age)?|pct)\b", "%"),
