@@ -348,7 +348,6 @@ def export(
             raise ExportError("is adapter: there is no fused model", "set it to auto", field="publish.fuse")
         with _beside(job.run.work / f"export-{form}") as beside:
             if form == "gguf-model":
-                beside.mkdir(parents=True)
                 detail = write_gguf(job.run.fused, beside / f"{recipe.name}.gguf", recipe.name)
             elif form == "dequantized":
                 detail = export_dequantized(recipe, job.load(), job.run, beside, dtype, notify, job.questions)
@@ -366,6 +365,7 @@ def export(
 def _beside(folder: Path) -> Iterator[Path]:
     """Where an export is made, a folder of the run that is gone afterwards, however it ends."""
     remove(folder)
+    folder.mkdir(parents=True)
     try:
         yield folder
     finally:

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from conftest import MODEL
 from helpers.adapter import Q4, run, write_adapter
+from helpers.runs import made, shown, there
 from mlx_lm.utils import load as mlx_lm_load
 
 from upft_mlx.errors import ExportError
@@ -26,7 +27,7 @@ from upft_mlx.rundir import RunDir
 from upft_mlx.training.checkpoints import save_safetensors
 from upft_mlx.training.loss import scalar
 
-__all__ = ["run"]
+__all__ = ["made", "run", "there"]
 MakeRecipe = Callable[..., Recipe]
 TOKENS = mx.array([[11, 12, 13, 14, 15]])
 
@@ -186,3 +187,17 @@ def test_a_family_whose_names_in_llama_cpp_are_unknown_is_refused(run: RunDir, t
     with pytest.raises(ExportError, match="type 'mamba' are not known here") as caught:
         export_gguf(run, tmp_path, "org/base", tmp_path)
     assert "--format peft" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("form", "file"),
+    [
+        ("peft", "adapter_model.safetensors"),
+        ("gguf", "adapter.gguf"),
+        ("gguf-model", "r.gguf"),
+        ("dequantized", "model.safetensors"),
+    ],
+)
+def test_the_command_writes_every_format(there: Path, form: str, file: str) -> None:
+    assert f"runs/r/export/{form}: " in shown("export", "r.yaml", "--format", form)
+    assert (there / f"runs/r/export/{form}/{file}").stat().st_size > 1000
