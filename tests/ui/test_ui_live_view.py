@@ -135,11 +135,32 @@ def test_training_shows_metrics_and_the_curve() -> None:
 
 def test_the_plot_gives_way_to_the_numbers_on_a_small_screen() -> None:
     view = watched(StageStarted("train"), trained(1, 3.0), trained(2, 1.0))
-    for height, lines in ((12, 0), (16, 4), (24, 10), (40, 10)):
+    for height, lines in ((10, 0), (12, 3), (16, 7), (24, 10), (40, 10)):
         text = frame(view, 80, height)
         start = text.index("• loss") + 1 if lines else len(text)
         assert len(text[start:]) == lines
         assert any("learning rate" in line for line in text)
+
+
+@pytest.mark.parametrize(("width", "height"), [(80, 24), (60, 20), (40, 24), (40, 16), (120, 40)])
+def test_a_training_fits_the_screen_down_to_the_plot_s_last_line(width: int, height: int) -> None:
+    now = Clock()
+    view = LiveView(console(), ("answers", "choose", *STAGES), now)
+    view(Expected({"generate": 10.0, "train": 100.0, "evaluate": 40.0, "fuse": 20.0}))
+    for stage in ("answers", "generate"):
+        view(StageSkipped(stage))
+    for stage in ("choose", "build"):
+        view(StageDone(stage, "", 1.0))
+    view(StageStarted("train", "a LoRA adapter"))
+    for step in (1, 2, 3):
+        view(Progress("train", step, 10_000, "steps", 12_345 * step, peak_memory_bytes=15_000_000_000))
+        view(trained(step, 3.0 - step / 2, fixed_loss=2.5, valid_loss=2.25, development_accuracy=0.5))
+        now.tick(500.0)
+    lines = frame(view, width, height)
+    assert len(lines) <= height - (height > 16)
+    assert "skipped: current)" in "\n".join(lines), "no stage is broken"
+    plot = lines[lines.index("• loss  ● validation") + 1 :] if "• loss  ● validation" in lines else []
+    assert [line.split()[0] for line in (plot[:1] + plot[-1:])] == (["2.500", "2.250"] if height > 16 else [])
 
 
 def test_what_is_finished_leaves_the_frame() -> None:

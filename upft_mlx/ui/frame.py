@@ -30,8 +30,8 @@ BAR = 60
 
 PLOT = 10
 """Lines of the plot of losses at most."""
-LINES_AROUND_PLOT = 12
-"""Lines of a training's frame that are not the plot, some permanent ones above it included."""
+SPARE = 1
+"""Lines of the screen that a training's frame leaves to the permanent ones above it."""
 
 
 class Frame:
@@ -47,19 +47,19 @@ class Frame:
         state = self.state
         head: list[RenderableType] = [Text()]  # a line each, apart from the permanent lines
         if state.stages:
-            head.append(self._stages())
+            head += self._stages()
             if (left := state.left(self.now)) is not None:
                 head.append(self._evaluation.line(f"about {clock(left)} left over all stages", "dim"))
         if state.stages.get(state.stage) in ("running", "stopped"):  # what is finished has its line above
             head += [Text(), *self._progress()]
             if state.stage == "train" and state.metrics:
-                head += [Text(), *self._training()]
+                head += [Text(), *self._training(len(head) + 1)]
         yield from head
         if state.stage == "evaluate" and state.tallies:
             yield Text()
             yield from self._evaluation.parts(len(head) + 1)
 
-    def _stages(self) -> Text:
+    def _stages(self) -> Iterator[Text]:
         """`(done) a  (done) b, c (skipped: current)  (running) d  (pending) e`."""
         glyphs = self.glyphs
         signs = {
@@ -68,15 +68,13 @@ class Frame:
             "done": glyphs.done,
             "current": glyphs.done,
         }
-        line = Text()
+        parts = []
         for status, group in groupby(self.state.stages, lambda stage: self.state.stages[stage]):
             names = [glyphs.line(name) for name in group]
             if status in SKIPPED:  # the reason once for all in a row, a line has little room
                 names = [f"{', '.join(names)} {SKIPPED[status]}"]
-            for name in names:
-                line.append("  " if line else "")
-                line.append(f"{signs.get(status, glyphs.pending)} {name}", STYLES[status])
-        return line
+            parts += [Text(f"{signs.get(status, glyphs.pending)} {name}", STYLES[status]) for name in names]
+        return self._packed(parts, "  ")
 
     def _progress(self) -> Iterator[RenderableType]:
         state, meter = self.state, self.state.meter
@@ -91,27 +89,30 @@ class Frame:
             row = Table.grid(Column(width=min(BAR, self.width - 6)), Column(justify="right", width=6))
             row.add_row(ProgressBar(total=total, completed=meter.done), Text(f"{100 * meter.done // total} %"))
             yield row
-            yield from self._packed(meter.numbers(self.now))
+            yield from self._numbers(meter.numbers(self.now))
 
-    def _packed(self, parts: Sequence[str]) -> Iterator[Text]:
+    def _numbers(self, parts: Sequence[str]) -> Iterator[Text]:
+        return self._packed([Text(part) for part in parts], f" {self.glyphs.pending} ")
+
+    def _packed(self, parts: Sequence[Text], between: str) -> Iterator[Text]:
         """The parts in as few lines as hold them unbroken."""
-        line = ""
+        line = Text()
         for part in parts:
-            joined = f"{line} {self.glyphs.pending} {part}" if line else part
-            if line and len(joined) > self.width:
-                yield self._evaluation.line(line)
-                joined = part
-            line = joined
-        yield self._evaluation.line(line)
+            if line and line.cell_len + len(between) + part.cell_len > self.width:
+                yield self._evaluation.cropped(line)
+                line = Text()
+            line.append(between if line else "").append_text(part)
+        yield self._evaluation.cropped(line)
 
-    def _training(self) -> Iterator[RenderableType]:
+    def _training(self, used: int) -> Iterator[RenderableType]:
+        """The latest numbers, and a plot in the room that is left. `used`: lines that are taken already."""
         state = self.state
         valid = f"valid loss {state.valid[1]:.4f} (step {state.valid[0]:,})" if state.valid else ""
         right = f"accuracy {percent(state.accuracy[1])} (step {state.accuracy[0]:,})" if state.accuracy else ""
         *losses, rate, speed, peak = training_numbers(state.metrics, valid, right)
-        yield from self._packed(losses)
-        yield from self._packed([rate, speed, peak])
-        height = max(0, min(PLOT, self._height - LINES_AROUND_PLOT))
+        numbers = [*self._numbers(losses), *self._numbers([rate, speed, peak])]
+        yield from numbers
+        height = max(0, min(PLOT, self._height - used - len(numbers) - 1 - SPARE))  # 1: the names of the curves
         curves = [(self.glyphs.small, state.losses), (self.glyphs.dot, state.valid_losses)]
         drawn = plot(curves, state.total_steps, min(BAR, self.width), height) if len(state.losses) > 1 else []
         if drawn:
