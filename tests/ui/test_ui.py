@@ -127,6 +127,18 @@ def test_plain_completion_is_said_once_but_again_in_a_second_round() -> None:
     assert len(plain_lines([start, *both, start, *both])) == 2
 
 
+def test_plain_does_not_speak_of_the_first_unit_of_a_second_run() -> None:
+    """Several runs in one process (compare, sweep): a line per five seconds of each."""
+    run: list[Event | float] = [
+        *(StageStarted("train"), Progress("train", 0, 2, "steps"), 1.0, Progress("train", 1, 2, "steps", 100)),
+        *(StageStarted("evaluate"), EvaluationStarted((("arithmetic", 2),)), graded("base", 0, True), 9.0),
+        *(Progress("evaluate", 0, 9, "prefixes", part=part) for part in ("prefixes", "answers")),
+    ]
+    once = plain_lines(run)
+    assert once == ["▸ train", "▸ evaluate"]
+    assert plain_lines(run * 3) == once * 3
+
+
 def test_plain_has_no_control_characters_and_flushes() -> None:
     class Flushed(io.StringIO):
         pending = False

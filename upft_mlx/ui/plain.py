@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import IO
 
-from upft_mlx.events import Event, Graded, Progress, StageStarted, Trained
+from upft_mlx.events import EvaluationStarted, Event, Graded, Progress, StageStarted, Trained
 from upft_mlx.quantities import clock, percent
 from upft_mlx.ui.state import State, permanent_line, training_numbers
 from upft_mlx.ui.text import glyphs_for
@@ -41,8 +41,12 @@ class PlainView:
     def __call__(self, event: Event) -> None:
         """Take an event, perhaps write a line."""
         with self._lock:
-            now = self._now()
+            now, before = self._now(), self._state.meter
             self._state.apply(event, now)
+            if isinstance(event, StageStarted | EvaluationStarted):  # of the next run of several, too
+                self._spoke.clear()
+            elif (meter := self._state.meter) is not None and meter is not before:
+                self._spoke.pop(("progress", meter.name), None)
             self._write(self._line(event, now), now)
 
     def beat(self) -> None:
