@@ -80,7 +80,7 @@ class EvaluationFrame:
 
     def _table(self, names: list[str]) -> tuple[Table, frozenset[str]]:
         """A row per benchmark, with as much detail as the width allows; and what detail that is."""
-        g, longest = self.glyphs, max((len(self.glyphs.line(name)) for name in names), default=0)
+        g, longest = self.glyphs, max((Text(self.glyphs.line(name)).cell_len for name in names), default=0)
         for detail in reversed(_DETAIL):
             heads = ["progress", *VARIANTS, *(["tuned - base"] if "difference" in detail else [])]
             heads += [f"{g.wrong}{g.arrow}{g.done}", f"{g.done}{g.arrow}{g.wrong}"]

@@ -56,7 +56,7 @@ def _differences(compared: Mapping[str, BenchmarkResult], glyphs: Glyphs, width:
         certainty = "void" if said[name] == "void" else p_value(paired.p_value)
         numbers[name] = f"{points(paired.delta)} [{points(low)}, {points(high)}]  {certainty}"
     widest = max(abs(bound) for paired in differences.values() for bound in paired.ci95)
-    longest = min(NAME, max(len(glyphs.line(name)) for name in compared))
+    longest = max(_name(name, glyphs).cell_len for name in compared)
     room = width - longest - max(map(len, numbers.values())) - 4
     bar = min(LONGEST_BAR, room - (room + 1) % 2)
     if bar >= SHORTEST_BAR:
@@ -66,7 +66,8 @@ def _differences(compared: Mapping[str, BenchmarkResult], glyphs: Glyphs, width:
         yield Text(f"{'':{longest}}  {scale}"[:width], "dim")
     for name, paired in differences.items():
         style = STYLES.get(said[name], "")
-        text = _name(name, glyphs, longest).append(" " * (longest - len(_name(name, glyphs, longest)) + 2))
+        text = _name(name, glyphs)
+        text.pad_right(longest + 2 - text.cell_len)
         if bar >= SHORTEST_BAR:
             low, high = paired.ci95
             drawn = interval_bar(paired.delta, low, high, widest, bar, glyphs)
@@ -74,10 +75,13 @@ def _differences(compared: Mapping[str, BenchmarkResult], glyphs: Glyphs, width:
         yield text.append(numbers[name], style)
 
 
-def _name(name: str, glyphs: Glyphs, most: int = NAME) -> Text:
+def _name(name: str, glyphs: Glyphs) -> Text:
     """A benchmark's name on one line."""
-    shown = glyphs.line(name)
-    return Text(shown if len(shown) <= most else f"{shown[: most - len(glyphs.ellipsis)]}{glyphs.ellipsis}")
+    text = Text(glyphs.line(name))
+    if text.cell_len > NAME:
+        text.truncate(NAME - len(glyphs.ellipsis), overflow="crop")
+        text.append(glyphs.ellipsis)
+    return text
 
 
 def _cost(stages: Sequence[StageFacts]) -> str:
@@ -112,7 +116,7 @@ def _benchmarks(benchmarks: Mapping[str, BenchmarkResult], glyphs: Glyphs, width
     table.leading = 1
     for column in table.columns:
         column.no_wrap, column.overflow = True, glyphs.overflow
-    room = (width - max(len(_name(name, glyphs)) for name in benchmarks)) // 2 - 3
+    room = (width - max(_name(name, glyphs).cell_len for name in benchmarks)) // 2 - 3
     for name, result in benchmarks.items():
         heading = _name(name, glyphs)
         if first := result.base or result.tuned:  # how many problems, samples, and how they were drawn

@@ -231,12 +231,14 @@ def print_side_by_side(found: dict[str, Any], *, console: Console | None = None)
     console.print()
     text = "; ".join(told) or "no two of these models differ measurably"
     say(console, Text(line(text), "bold"))
-    for name, of in found["benchmarks"].items():
+    for label, of in found["benchmarks"].items():
         console.print()
-        say(console, Text(line(f"{name}, {of['problems']:,} problems that all have"), "bold"))
-        longest = max(len(line(model["name"])) for model in of["models"])
-        for model in of["models"]:
-            say(console, Text(f"{line(model['name']):{longest}}  {accuracy(model['accuracy'], model['ci95'])}"))
+        say(console, Text(line(f"{label}, {of['problems']:,} problems that all have"), "bold"))
+        names = [Text(line(model["name"])) for model in of["models"]]
+        longest = max(name.cell_len for name in names)
+        for name, model in zip(names, of["models"], strict=True):
+            name.pad_right(longest + 2 - name.cell_len)
+            say(console, name.append(accuracy(model["accuracy"], model["ci95"])))
         console.print()
         differences = [_difference(pair) for pair in of["pairs"]]
         wide = max(len(difference) for difference in differences) + 2

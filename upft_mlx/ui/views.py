@@ -110,12 +110,12 @@ def print_next(run_dir: Path, *, flips: bool, demo: bool = False, console: Conso
     lines[f"upft ask {run}"] = "your questions to base and tuned"
     if demo:
         lines["upft new MODEL my-questions.csv"] = "a recipe for your model and data"
-    width = max(map(len, lines))
+    commands = [Text(command) for command in lines]
+    width = max(command.cell_len for command in commands)
     console.print()
-    for head, (command, what) in zip(("next", *[""] * len(lines)), lines.items(), strict=False):
-        console.print(
-            Text().append(f"{head:7}  ", "dim").append(f"{command:{width}}   ").append(what, "dim"), soft_wrap=True
-        )
+    for head, command, what in zip(("next", *[""] * len(lines)), commands, lines.values(), strict=False):
+        command.pad_right(width + 3 - command.cell_len)
+        console.print(Text().append(f"{head:7}  ", "dim").append_text(command).append(what, "dim"), soft_wrap=True)
 
 
 def print_seen(items: Sequence[Seen], *, only_flips: bool, whole: bool, console: Console | None = None) -> None:
