@@ -131,6 +131,19 @@ def test_the_holdout_can_be_said(folder: Path, wanted: int | None, test: int | N
     assert (len(load_benchmark(entry)) if test else entry.label) == (test or "gsm8k")
 
 
+def test_one_of_each_is_said_in_the_singular_and_no_option_is_blamed_that_was_not_given(folder: Path) -> None:
+    write(folder / "one.jsonl", '{"question": "What is 1 + 1?", "answer": "2"}\n')
+    said = upft("new", "my-model", "one.jsonl").stdout
+    assert "problems  1 row; question" in said
+    assert "--holdout 0" not in said
+    assert "set aside. To measure on your own, use a file with more answers, 100 or more; or" in said
+    assert "leave out --holdout 0" in upft("new", "my-model", "one.jsonl", "--holdout", "0", "--force").stdout
+    write(folder / "two.jsonl", '{"question": "1 + 1?", "answer": "2"}\n' * 2 + '{"question": "3 + 1?", "answer": "4"}\n')
+    said = upft("new", "my-model", "two.jsonl", "--holdout", "1").stdout
+    assert "1 test question\n" in said
+    assert "1 row repeats a question;" in said
+
+
 def test_letters_are_graded_as_a_choice(folder: Path) -> None:
     rows = [{"question": f"Which {n}? (A) a (B) b", "answer": "AB"[n % 2]} for n in range(20)]
     write(folder / "my.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
@@ -241,10 +254,15 @@ def test_paths_are_relative_where_they_are_near(folder: Path, path: str, expecte
         (
             ["my-model", "bare.jsonl", "--holdout", "1"],
             1,
-            ["--holdout 1: 1 different questions, 0 of them"],
+            ["--holdout 1: 1 different question, 0 of them"],
         ),
         (["my-model", "my.jsonl", "--thinking"], 2, ["--thinking: the model's chat template has no `enable_thinking`"]),
         (["my-model", "my.jsonl", "-o", "no/x.yaml"], 2, ["--output no/x.yaml: the folder no does not exist"]),
+        (["my-model", "my.jsonl", "-o", "."], 2, ["--output .: is a folder; name the recipe's file in it"]),
+        (["my-model", "my.jsonl", "-o", "/"], 2, ["--output /: is a folder"]),
+        (["my-model", "my.jsonl", "-o", "my-model"], 2, ["--output my-model: is a folder"]),
+        (["my-model", "builtin:arithmetic"], 2, ["dataset builtin:arithmetic: is the demo's model; name a file or"]),
+        (["my.jsonl", "builtin:arithmetic"], 2, ["dataset builtin:arithmetic: is the demo's model"]),
         (["my-model", "my.jsonl", "-o", "_x.yaml"], 2, ["--output _x.yaml: the file's name becomes the run's"]),
         (["no-model", "my.jsonl"], 2, ["'no-model': neither a folder nor a Hub id"]),
         (["bare-model", "my.jsonl"], 1, ["bare-model: has no chat template; use an instruct model"]),

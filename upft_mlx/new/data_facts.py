@@ -20,6 +20,7 @@ from upft_mlx.errors import ProblemsError
 from upft_mlx.escape import quoted
 from upft_mlx.grade.answers import normalize_gold
 from upft_mlx.grade.graders import letter_in
+from upft_mlx.quantities import many
 from upft_mlx.recipe.schema import Problems
 
 _LOOKED_AT = 100
@@ -149,7 +150,7 @@ def hold_out(problems: Sequence[Problem], count: int | None, seed: int = 0) -> S
     wanted = min(200, round(0.2 * len(testable))) if count is None else count
     if wanted > len(testable) or (wanted and wanted >= len(firsts)):
         raise ProblemsError(
-            f"{len(firsts)} different questions, {len(testable)} of them with an answer",
+            f"{many(len(firsts), 'different question')}, {len(testable):,} of them with an answer",
             "set fewer aside, so that some are left to train on",
             field=f"--holdout {wanted}",
         )

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from upft_mlx.errors import RecipeError
 from upft_mlx.escape import one_line, quoted
+from upft_mlx.quantities import many
 from upft_mlx.recipe.safe_yaml import read_yaml, yaml_scalar
 from upft_mlx.recipe.schema import Train
 
@@ -134,9 +135,9 @@ def _problems(draft: Draft) -> Iterator[_Field]:
     data, source = draft.data, draft.data.source
     if draft.parts:
         name = next(iter(draft.files))
-        yield _Field("path", name, f"{len(draft.parts.train):,} problems; {len(draft.parts.test):,} set aside")
+        yield _Field("path", name, f"{many(len(draft.parts.train), 'problem')}; {len(draft.parts.test):,} set aside")
         return  # the columns have the usual names there
-    said = f"{data.rows:,} rows" if data.rows is not None else "the Hub does not say how many rows"
+    said = many(data.rows, "row") if data.rows is not None else "the Hub does not say how many rows"
     if source.path is not None:
         yield _Field("path", draft.data_path, said)
     else:
@@ -174,16 +175,17 @@ _THINKING = {
 def told(draft: Draft) -> str:
     """A summary of what was found, chosen and written."""
     data, chosen = draft.data, draft.settings
-    rows = f"{data.rows:,} rows" if data.rows is not None else f"rows not counted, read {len(data.seen)}"
+    rows = many(data.rows, "row") if data.rows is not None else f"rows not counted, read {len(data.seen)}"
     answers = f"{data.answered:,} of {len(data.seen):,}" + (" read" if data.source.path is None else "")
     found = f"{rows}; question in `{data.question}` ({data.mean_length:,.0f} characters on average), "
     found += f"answers in `{data.answer}` ({answers})" if data.answer is not None else "no answers"
     lines = [("model", f"{draft.model_name}: {_model_said(draft)}; {_THINKING[draft.model.thinking]}")]
     lines += [("problems", found), *(("read", note) for note in data.notes)]
     if draft.parts:
-        lines += [("split", f"{len(draft.parts.train):,} to train on, {len(draft.parts.test):,} test questions")]
+        lines += [("split", f"{len(draft.parts.train):,} to train on, {many(len(draft.parts.test), 'test question')}")]
         if draft.parts.repeated:
-            lines += [("", f"{draft.parts.repeated:,} rows repeat a question; no question is in both parts")]
+            repeat = many(draft.parts.repeated, "row repeats", "rows repeat")
+            lines += [("", f"{repeat} a question; no question is in both parts")]
     said = " (thinking off)" if chosen.enable_thinking is False else " (thinking on)" if chosen.enable_thinking else ""
     lines += [("chosen", f"prefix.length {chosen.length}, solutions of at most {chosen.max_tokens:,} tokens{said}")]
     lines += [("note", warning) for warning in draft.warnings]
