@@ -81,5 +81,5 @@ class Notes:
 
 
 def first_line(error: Exception) -> str:
-    """The first line of another library's error."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    """The first line of another library's error, without the dot at its end: a remedy follows."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")

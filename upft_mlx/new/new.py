@@ -19,6 +19,7 @@ from upft_mlx.new.data_facts import DataFacts, Split, all_letters, data_facts, h
 from upft_mlx.new.draft import Draft, relative
 from upft_mlx.new.settings import choose_settings
 from upft_mlx.new.text import recipe_text
+from upft_mlx.quantities import many
 from upft_mlx.recipe.schema import Problems
 from upft_mlx.rows import replacing, write_atomically
 
@@ -62,10 +63,9 @@ def new_recipe(wish: Wish) -> Draft:
         first = "leave the network on" if error.fetched else "check the connection"
         raise OfflineError(error.problem, f"{first}, or name a local one") from None
     parts = _parts(wish, data)
-    benchmark, warnings = _benchmark(data, parts, path.stem)
+    benchmark, warnings = _benchmark(data, parts, path.stem, wish.holdout)
     if parts and len(parts.test) < 100:
-        questions = f"{len(parts.test)} test question{'' if len(parts.test) == 1 else 's'}"
-        warnings = [*warnings, f"{questions}: only large differences will show"]
+        warnings = [*warnings, f"{many(len(parts.test), 'test question')}: only large differences will show"]
     if wish.model in BUILTIN:
         warnings = [*warnings, f"{wish.model} knows the demo's kind of question alone: it shows how a run goes"]
     settings = choose_settings(model, data, len(parts.train) if parts else data.rows, thinking=wish.thinking)
@@ -87,6 +87,8 @@ def new_recipe(wish: Wish) -> Draft:
 def _output(wish: Wish) -> Path:
     stem = Path(wish.dataset.removesuffix(".gz")).stem if is_file(wish.dataset) else wish.dataset.rpartition("/")[2]
     path = wish.output or Path(f"{re.sub(r'[^A-Za-z0-9._-]+', '-', stem).strip('-._') or 'recipe'}.yaml")
+    if path.is_dir():
+        raise RecipeError("is a folder", "name the recipe's file in it", field=f"--output {path}")
     if path.suffix not in (".yaml", ".yml"):
         path = path.with_name(f"{path.name}.yaml")
     if not _NAME.fullmatch(path.stem):
@@ -103,6 +105,9 @@ def _output(wish: Wish) -> Path:
 def _source(wish: Wish) -> Problems:
     named = {"question": wish.question, "answer": wish.answer, "id": wish.id}
     named |= {"bad_rows": "skip" if wish.skip_bad_rows else "stop"}
+    if wish.dataset in BUILTIN:
+        remedy = "name a file or a dataset on the Hub; `upft recipes quickstart` has the demo's problems"
+        raise RecipeError(f"dataset {wish.dataset}: is the demo's model", remedy)
     if not is_file(wish.dataset):
         place = {"dataset": wish.dataset, "config": wish.config, "split": wish.split or "train"}
         return Problems.model_validate({**place, **named})
@@ -130,7 +135,9 @@ def _parts(wish: Wish, data: DataFacts) -> Split | None:
     return parts if parts.test else None
 
 
-def _benchmark(data: DataFacts, parts: Split | None, stem: str) -> tuple[dict[str, Any], list[str]]:
+def _benchmark(
+    data: DataFacts, parts: Split | None, stem: str, holdout: int | None
+) -> tuple[dict[str, Any], list[str]]:
     """What to evaluate on: the test questions, a Hub dataset's test split, or GSM8K; and what to warn of."""
     source = data.source
     asked = parts.test if parts else [problem for problem in data.seen if problem.answer is not None]
@@ -151,7 +158,8 @@ def _benchmark(data: DataFacts, parts: Split | None, stem: str) -> tuple[dict[st
         why = "it has no test split with answers"
         then = "evaluate on one of its splits: `benchmarks: [{name: mine, dataset: ID, split: NAME}]`"
     elif data.answered:
-        why, then = "none of its questions were set aside", "leave out --holdout 0"
+        why = "none of its questions were set aside"
+        then = "leave out --holdout 0" if holdout == 0 else "use a file with more answers, 100 or more"
     else:
         why = "it has no answers"
         then = "add an `answer` to some rows, 100 or more, and `upft new` sets a fifth of them aside (--holdout N: N)"
