@@ -58,6 +58,14 @@ def test_header_shows_every_stage() -> None:
     assert frame(view)[1:3] == ["✓ generate, build (skipped: current)  ✓ train  · evaluate (skipped)  · fuse"]
 
 
+def test_a_stage_that_only_some_recipes_have_stands_where_it_ran() -> None:
+    view = watched(StageSkipped("answers"), StageStarted("choose"), StageDone("choose", "", 1.0))
+    header = "✓ answers (skipped: current)  ✓ choose  · generate  · build  · train  · evaluate  · fuse"
+    assert frame(view, 120)[1] == header
+    view(StageStarted("generate"))
+    assert frame(view, 120)[1].endswith("✓ choose  ▸ generate  · build  · train  · evaluate  · fuse")
+
+
 def test_progress_has_rate_elapsed_and_left() -> None:
     view = watched(
         StageStarted("generate", "40 problems"),

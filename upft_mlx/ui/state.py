@@ -117,6 +117,11 @@ class State:
 
     def apply(self, event: Event, now: float) -> None:
         """Fold one event in."""
+        if isinstance(event, StageStarted | StageSkipped) and event.stage not in self.stages:
+            # Only some recipes have it. The stages that wait come after it.
+            waiting = [stage for stage, status in self.stages.items() if status == "pending"]
+            self.stages[event.stage] = "pending"
+            self.stages |= {stage: self.stages.pop(stage) for stage in waiting}
         match event:
             case Expected():
                 self._expected = dict(event.seconds)
