@@ -66,6 +66,17 @@ def test_a_stage_that_only_some_recipes_have_stands_where_it_ran() -> None:
     assert frame(view, 120)[1].endswith("✓ choose  ▸ generate  · build  · train  · evaluate  · fuse")
 
 
+def test_what_an_earlier_run_of_several_has_done_waits_in_the_next() -> None:
+    """The first cell of a comparison only evaluates."""
+    view = watched(StageStarted("evaluate"), StageDone("evaluate", "", 1.0), StageStarted("generate"))
+    assert frame(view)[1] == "▸ generate  · build  · train  · evaluate  · fuse"
+    for stage in STAGES[:4]:
+        view(StageStarted(stage))
+        view(StageDone(stage, "", 1.0))
+    view(StageSkipped("generate"))
+    assert frame(view)[1:] == ["✓ generate (skipped: current)  · build  · train  · evaluate  · fuse"]
+
+
 def test_progress_has_rate_elapsed_and_left() -> None:
     view = watched(
         StageStarted("generate", "40 problems"),

@@ -117,11 +117,8 @@ class State:
 
     def apply(self, event: Event, now: float) -> None:
         """Fold one event in."""
-        if isinstance(event, StageStarted | StageSkipped) and event.stage not in self.stages:
-            # Only some recipes have it. The stages that wait come after it.
-            waiting = [stage for stage, status in self.stages.items() if status == "pending"]
-            self.stages[event.stage] = "pending"
-            self.stages |= {stage: self.stages.pop(stage) for stage in waiting}
+        if isinstance(event, StageStarted | StageSkipped):
+            self._turn_to(event.stage)
         match event:
             case Expected():
                 self._expected = dict(event.seconds)
@@ -162,6 +159,15 @@ class State:
                 self.latest = event
             case Note():
                 pass
+
+    def _turn_to(self, stage: str) -> None:
+        """Let all that come after a stage wait, also where an earlier run of several has done them."""
+        if stage not in self.stages:  # only some recipes have it: it comes before those that wait
+            waiting = [other for other, status in self.stages.items() if status == "pending"]
+            self.stages[stage] = "pending"
+            self.stages |= {other: self.stages.pop(other) for other in waiting}
+        names = list(self.stages)
+        self.stages |= dict.fromkeys(names[names.index(stage) + 1 :], "pending")
 
     def left(self, now: float) -> float | None:
         """Seconds to go over all stages; None where a stage to come has no estimate.
