@@ -33,6 +33,8 @@ _PICKS = ("", "consensus", "prefix_confidence")
 
 
 def _known_methods(value: tuple[str, ...]) -> tuple[str, ...]:
+    if not value:
+        raise FieldError("is empty; name at least one method to compare with base")
     for name in value:
         method, _, selection = name.partition(":")
         if (method in VARIANTS and not selection) or (method == BEST_OF_PREFIX and selection in _PICKS):

@@ -84,8 +84,9 @@ def print_comparison(found: dict[str, Any], folder: Path, *, console: Console | 
                 duration(row["seconds"]),
                 memory(round(row["peak_memory_bytes"])),
             )
-    console.print()
-    console.print(costs)
+    if costs.rows:
+        console.print()
+        console.print(costs)
     _files(
         console, [folder / "compare.md", folder / "compare.json", *(folder / f"{n}.svg" for n in found["benchmarks"])]
     )
