@@ -60,6 +60,14 @@ def test_a_method_that_samples_nothing_is_among_the_costs(measured: dict[str, An
     assert costs[2:4] == [["annotated", "0", "7.5", "k", "6.9", "s", "40", "MB"], []]
 
 
+def test_methods_that_train_nothing_leave_no_empty_table_of_costs(measured: dict[str, Any]) -> None:
+    nothing = {"tokens_sampled": 0, "tokens_trained": 0}
+    methods = {"base": measured["methods"]["base"], "best_of_prefix": measured["methods"]["sft"] | nothing}
+    target = console(80, color_system=None)
+    views.print_comparison({**measured, "methods": methods}, Path("compare"), console=target)
+    assert "tokens sampled" not in written(target)
+
+
 @pytest.mark.parametrize("width", [80, 120])
 def test_an_analysis_leads_with_the_recommendation(width: int) -> None:
     share = {"mean": 0.5, "ci95": [0.4, 0.6]}
@@ -104,6 +112,9 @@ def test_a_forecast_loses_no_digit_on_a_terminal_or_in_a_pipe(
     told = next(line for line in text.splitlines() if line.startswith("share: of the samples"))
     assert (width is None) == told.endswith("sampled per problem to train so."), "in a pipe each text is one line"
     assert "\u2026" not in text
+    for table in text.split(" vs greedy  tokens\n")[1:]:
+        line, *rules = table.partition("\n\n")[0].splitlines()
+        assert {len(rule.rstrip()) for rule in rules if "[" in rule} == {len(line.rstrip())}, "numbers end in one column"
     for rule in found.rules:
         if rule.forecast is not None:
             assert points(rule.forecast) in text

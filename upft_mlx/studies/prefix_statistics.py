@@ -178,11 +178,11 @@ def recommend(accuracy: Sequence[PrefixAccuracy]) -> Recommendation:
         assert apart is not None
         return Recommendation(
             None,
-            f"already at t = {apart.length} prefixes of right and wrong samples differ ({_points(apart)}), so no "
+            f"already at t = {apart.length}, prefixes of right and wrong samples differ ({_points(apart)}), so no "
             "length keeps them alike: let `prefix.selection` choose among several samples",
         )
     best = max((row for row in alike if row.length <= LONGEST), key=lambda row: row.length, default=alike[0])
-    text = f"up to {best.length} tokens prefixes of right and wrong samples lead to right answers equally often"
+    text = f"up to {best.length} tokens, prefixes of right and wrong samples lead to right answers equally often"
     if apart is not None:
         return Recommendation(best.length, f"{text}; at {apart.length} they differ ({_points(apart)})")
     text += ", as far as was measured; longer ones cost more and showed no more in the paper"

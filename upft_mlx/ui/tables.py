@@ -316,10 +316,11 @@ _WORDS = ("method", "rule", "tokens", "peak memory of", "disk", "time of")
 
 
 def table_of(*columns: str, rows: Iterable[Sequence[str | Text]] = ()) -> Table:
-    """A table in the style of all; columns of words are aligned to the left."""
+    """A table in the style of all; a first column of words is aligned to the left."""
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False, header_style="bold")
-    for column in columns:
-        table.add_column(column, justify="left" if column in _WORDS else "right", no_wrap=True)
+    for number, column in enumerate(columns):
+        words = number == 0 and column in _WORDS
+        table.add_column(column, justify="left" if words else "right", no_wrap=True)
     for row in rows:
         table.add_row(*row)
     return table
