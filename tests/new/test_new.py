@@ -138,7 +138,9 @@ def test_one_of_each_is_said_in_the_singular_and_no_option_is_blamed_that_was_no
     assert "--holdout 0" not in said
     assert "set aside. To measure on your own, use a file with more answers, 100 or more; or" in said
     assert "leave out --holdout 0" in upft("new", "my-model", "one.jsonl", "--holdout", "0", "--force").stdout
-    write(folder / "two.jsonl", '{"question": "1 + 1?", "answer": "2"}\n' * 2 + '{"question": "3 + 1?", "answer": "4"}\n')
+    write(
+        folder / "two.jsonl", '{"question": "1 + 1?", "answer": "2"}\n' * 2 + '{"question": "3 + 1?", "answer": "4"}\n'
+    )
     said = upft("new", "my-model", "two.jsonl", "--holdout", "1").stdout
     assert "1 test question\n" in said
     assert "1 row repeats a question;" in said

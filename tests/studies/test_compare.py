@@ -115,7 +115,8 @@ def test_all_cells_are_measured_to_the_end(make_recipe: MakeRecipe) -> None:
 
 
 @pytest.mark.parametrize(
-    ("methods", "message"), [(["dpo"], "'dpo': expected one of upft"), (["upft", "upft"], "is listed twice"), ([], "is empty; name")]
+    ("methods", "message"),
+    [(["dpo"], "'dpo': expected one of upft"), (["upft", "upft"], "is listed twice"), ([], "is empty; name")],
 )
 def test_unknown_methods_are_refused_with_those_that_are_known(
     make_recipe: MakeRecipe, methods: list[str], message: str

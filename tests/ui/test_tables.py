@@ -114,7 +114,9 @@ def test_a_forecast_loses_no_digit_on_a_terminal_or_in_a_pipe(
     assert "\u2026" not in text
     for table in text.split(" vs greedy  tokens\n")[1:]:
         line, *rules = table.partition("\n\n")[0].splitlines()
-        assert {len(rule.rstrip()) for rule in rules if "[" in rule} == {len(line.rstrip())}, "numbers end in one column"
+        assert {len(rule.rstrip()) for rule in rules if "[" in rule} == {len(line.rstrip())}, (
+            "numbers end in one column"
+        )
     for rule in found.rules:
         if rule.forecast is not None:
             assert points(rule.forecast) in text

@@ -1,4 +1,4 @@
-"""Names in Chinese, Japanese or Korean take two columns a sign: what stands beside them is in one column all the same."""
+"""Names in Chinese, Japanese or Korean take two columns a sign; what stands beside them is in one column."""
 
 from __future__ import annotations
 

@@ -136,7 +136,7 @@ def _parts(wish: Wish, data: DataFacts) -> Split | None:
 
 
 def _benchmark(
-    data: DataFacts, parts: Split | None, stem: str, holdout: int | None
+    data: DataFacts, parts: Split | None, stem: str, holdout: int | None = None
 ) -> tuple[dict[str, Any], list[str]]:
     """What to evaluate on: the test questions, a Hub dataset's test split, or GSM8K; and what to warn of."""
     source = data.source
