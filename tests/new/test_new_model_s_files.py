@@ -272,7 +272,7 @@ def test_holding_out_loses_no_row_and_shares_no_question(rows: list[tuple[str, s
         first.setdefault(" ".join(problem.question.split()).casefold(), problem.answer)
     testable = sum(answer is not None for answer in first.values())
     if count > testable or count >= len(first) > 0 < count:
-        with pytest.raises(ProblemsError, match=f"--holdout {count}: {len(first)} different questions, {testable} of"):
+        with pytest.raises(ProblemsError, match=f"--holdout {count}: {len(first)} different questions?, {testable} of"):
             hold_out(problems, count)
         return
     parts = hold_out(problems, count)
