@@ -69,6 +69,20 @@ def test_one_seed_has_the_intervals_of_an_evaluation() -> None:
     assert told.ci95[0] <= 0, "four of twelve are no claim"
 
 
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_no_difference_within_what_rounding_changes_is_claimed(seeds: int) -> None:
+    before, after = [0.0] * 9 + [1.0] * 31, [1.0] * 40
+    cells = [cell(name, seed, s) for seed in range(seeds) for name, s in (("base", before), ("upft", after))]
+    for floor, claimed in ((None, True), (0.22, True), (0.225, False)):
+        found = summarize(cells, {"set": floor})
+        difference = found.methods["upft"].benchmarks["set"].difference
+        assert difference
+        assert difference.delta == pytest.approx(9 / 40)
+        assert (difference.ci95[0] > 0) is claimed, "nine grades of forty"
+        told = markdown(found, {"set": floor})
+        assert ("set: rounding alone changes" in told) is (floor is not None)
+
+
 def test_pairing_makes_the_interval_narrower_than_that_of_the_accuracy() -> None:
     scores = [[0.0, 1.0, 0.0, 1.0, 1.0, 0.0, 1.0, 0.0], [0.0, 1.0, 1.0, 1.0, 1.0, 0.0, 1.0, 0.0]]
     cells = [cell(method, seed, s) for seed in (0, 1) for method, s in zip(("base", "upft"), scores, strict=True)]
@@ -157,6 +171,7 @@ def test_every_cell_is_there_with_its_cost(compared: tuple[Recipe, Path, dict[st
     assert by_method["base"]["tokens_sampled"] == 0
     assert 0 < by_method["upft"]["tokens_sampled"] < by_method["rft"]["tokens_sampled"]
     assert by_method["upft"]["tokens_trained"] > 0
+    assert 0 <= found["rounding"]["arithmetic"] <= 1, "what base answered again at another batch size"
 
 
 def test_what_cells_need_alike_is_made_once_and_counted_in_each(

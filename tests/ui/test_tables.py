@@ -54,8 +54,11 @@ def test_a_method_that_samples_nothing_is_among_the_costs(measured: dict[str, An
     """`annotated` trains on the dataset's own solutions; compare.md had its costs, the screen had not."""
     methods = {"base": measured["methods"]["base"], "annotated": measured["methods"]["sft"] | {"tokens_sampled": 0}}
     target = console(80, color_system=None)
-    views.print_comparison({**measured, "methods": methods}, Path("compare"), console=target)
+    rounding = {"arithmetic": 0.015, "arithmetic-sampled": None}
+    views.print_comparison({**measured, "methods": methods, "rounding": rounding}, Path("compare"), console=target)
     lines = written(target).splitlines()
+    told = "rounding alone changes 1.5 % of grades; no smaller difference is claimed"
+    assert [line for line in lines if "rounding" in line] == [told]
     costs = [line.split() for line in lines[next(n for n, line in enumerate(lines) if "tokens trained" in line) :]]
     assert costs[2:4] == [["annotated", "0", "7.5", "k", "6.9", "s", "40", "MB"], []]
 

@@ -18,6 +18,7 @@ from typing import Any
 
 from upft_mlx.errors import RecipeError
 from upft_mlx.evaluation.evaluate import scores_of
+from upft_mlx.evaluation.summary import rounded_grades
 from upft_mlx.events import Note, Observer, ignore
 from upft_mlx.fingerprints import definite
 from upft_mlx.job import Job
@@ -58,10 +59,18 @@ def compare(recipe: Recipe, run_dir: str | Path, notify: Observer = ignore) -> C
         cells.append(run_cell(recipes[method, seed], method, folder, donors, notify))
         spent.setdefault(method, []).append(time.monotonic() - begin)
     machine = {"python": platform.python_version(), "machine": platform.machine(), "cores": os.cpu_count()}
-    found = Comparison(**vars(summarize(cells)), recipe=recipe.dump(), versions=versions(), machine=machine)
+    bases = [RunDir(path) for path in sorted((root / BASE).glob("seed-*"))]
+    rounding = {label: rounded_grades(label, bases) for label in cells[0].scores}
+    found = Comparison(
+        **vars(summarize(cells, rounding)),
+        recipe=recipe.dump(),
+        versions=versions(),
+        machine=machine,
+        rounding=rounding,
+    )
     keep_aside(root, "compare", "recipe", found.recipe)
     write_json(root / "compare.json", found.dump())
-    write_atomically(root / "compare.md", f"# {recipe.name}: methods side by side\n\n{markdown(found)}")
+    write_atomically(root / "compare.md", f"# {recipe.name}: methods side by side\n\n{markdown(found, rounding)}")
     for name in found.benchmarks:
         write_atomically(root / f"{name}.svg", figure(found, name))
     return found

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from types import MappingProxyType
 from typing import Any
 
 from upft_mlx import escape
 from upft_mlx.evaluation.stats import accuracy_interval, paired_difference
+from upft_mlx.evaluation.summary import floor_in_words
 from upft_mlx.quantities import accuracy, points
 from upft_mlx.results.figures import IntervalRow, intervals
 from upft_mlx.studies.two_way import two_way_mean
@@ -101,6 +103,8 @@ class Comparison(Methods):
     versions: dict[str, str]
     machine: dict[str, Any]
     """Python, processor and cores."""
+    rounding: dict[str, float | None]
+    """By benchmark the share of base's grades that rounding alone changes; None: not measured."""
 
     def dump(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -108,8 +112,13 @@ class Comparison(Methods):
         return {**{name: found.pop(name) for name in ("recipe", "versions", "machine")}, **found}
 
 
-def summarize(cells: Sequence[Cell]) -> Methods:
-    """The table: cells as they are, and each method over all seeds."""
+def summarize(cells: Sequence[Cell], rounding: Mapping[str, float | None] = MappingProxyType({})) -> Methods:
+    """The table: cells as they are, and each method over all seeds.
+
+    Args:
+        cells: of base and the methods.
+        rounding: by benchmark the share of grades that rounding alone changes: no difference within it is claimed.
+    """
     methods = list(dict.fromkeys(cell.method for cell in cells))
     of = {method: sorted((c for c in cells if c.method == method), key=lambda c: c.seed) for method in methods}
     benchmarks = tuple(cells[0].scores)
@@ -127,7 +136,7 @@ def summarize(cells: Sequence[Cell]) -> Methods:
         methods={
             method: Method(
                 **{name: _average([getattr(cell, name) for cell in mine]) for name in COSTS},
-                benchmarks={name: _result(name, mine, of["base"]) for name in benchmarks},
+                benchmarks={name: _result(name, mine, of["base"], rounding.get(name) or 0.0) for name in benchmarks},
             )
             for method, mine in of.items()
         },
@@ -138,7 +147,7 @@ def _average(values: Sequence[float]) -> float:
     return sum(values) / len(values)
 
 
-def _result(benchmark: str, mine: Sequence[Cell], base: Sequence[Cell]) -> MethodResult:
+def _result(benchmark: str, mine: Sequence[Cell], base: Sequence[Cell], floor: float) -> MethodResult:
     """Accuracy, and its paired difference to base, over problems and seeds."""
     seeds = {cell.seed for cell in mine}
     own = _table(benchmark, mine)
@@ -150,6 +159,8 @@ def _result(benchmark: str, mine: Sequence[Cell], base: Sequence[Cell]) -> Metho
     if len(seeds) == 1 and all(score in (0, 1) for row in (*own, *others) for score in row):  # as `upft evaluate`
         before, after = ([score for (score,) in table] for table in (others, own))
         spans = accuracy_interval([[score == 1] for score in after]), paired_difference(before, after).ci95
+    if abs(change.value) <= floor:
+        spans = spans[0], (min(0.0, spans[1][0]), max(0.0, spans[1][1]))
     difference = None if mine[0].method == "base" else Difference(change.value, spans[1])
     return MethodResult(accuracy.value, spans[0], difference)
 
@@ -160,8 +171,8 @@ def _table(benchmark: str, cells: Sequence[Cell]) -> list[list[float]]:
     return [[cell.scores[benchmark][problem] for cell in cells] for problem in problems]
 
 
-def markdown(found: Methods) -> str:
-    """The table; one line per method."""
+def markdown(found: Methods, rounding: Mapping[str, float | None] = MappingProxyType({})) -> str:
+    """The table; one line per method. Below it what rounding alone changes (`summarize`)."""
     head = ["method", "tokens sampled", "tokens trained", "seconds", "peak memory"]
     for name in found.benchmarks:
         head += [f"{escape.markdown(name)}: accuracy", "difference to base (points)"]
@@ -179,7 +190,10 @@ def markdown(found: Methods) -> str:
             low, high = result.difference.ci95
             cells.append(f"{points(result.difference.delta)} [{points(low)}, {points(high)}]")
         lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+    told = [
+        f"{escape.markdown(name)}: {floor_in_words(floor)}." for name, floor in rounding.items() if floor is not None
+    ]
+    return "\n".join([*lines, *(part for text in told for part in ("", text))]) + "\n"
 
 
 def figure(found: Methods, benchmark: str) -> str:

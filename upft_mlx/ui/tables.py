@@ -74,6 +74,8 @@ def print_comparison(found: dict[str, Any], folder: Path, *, console: Console | 
         say(console, Text(glyphs.line(name), "bold"))
         for line in _intervals({method: row["benchmarks"][name] for method, row in found["methods"].items()}, console):
             say(console, line)
+        if found["rounding"][name] is not None:
+            say(console, Text(floor_in_words(found["rounding"][name]), "dim"))
     costs = table_of("method", "tokens sampled", "tokens trained", "time", "peak memory")
     for method, row in found["methods"].items():
         if row["tokens_sampled"] or row["tokens_trained"]:
