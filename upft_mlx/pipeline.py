@@ -318,9 +318,8 @@ def do(job: Job, name: str, **options: Any) -> None:
 
 
 def _describe(job: Job, name: str) -> None:
-    """Write recipe.json, that of what the run is made of: a forecast or an analysis with other settings leaves it."""
-    of_run = in_run(learns=job.recipe.uses_answers)
-    if name in of_run or not any(entry.done for stage, entry in job.run.entries().items() if stage in of_run):
+    """Write recipe.json if it is that of this stage."""
+    if job.run.is_described_by(name, learns=job.recipe.uses_answers):
         write_json(job.measured.recipe, described(job))
 
 
@@ -349,7 +348,7 @@ def take_over(job: Job, donor: RunDir, stage: str = "generate") -> None:
 
 def report(job: Job) -> RunReport:
     """Write report.md and, once there is a result, its model card; return what the report says."""
-    write_json(job.measured.recipe, described(job))
+    _describe(job, job.remade or in_run()[0])  # without a stage that was asked for, it is of the run
     if job.measured is not job.run:
         measuring = [name for name in in_run() if STAGES[name].measures]
         facts = RunReport(**vars(collect(job.recipe, job.measured, measuring)), economy=None)

@@ -28,7 +28,7 @@ from upft_mlx.errors import NO_ROOM, RowsError, RunDirError
 from upft_mlx.escape import to_json
 from upft_mlx.machine import blas
 from upft_mlx.rows import own_file, read_json, write_atomically, write_json
-from upft_mlx.stages import STAGES, is_terms
+from upft_mlx.stages import STAGES, in_run, is_terms
 
 
 @dataclass(frozen=True)
@@ -158,6 +158,16 @@ class RunDir:
             return False
         there = entry.outputs or any((self.root / name).exists() for name in STAGES[stage].outputs)
         return bool(there) and not (missing(entry, self.root) or changed(entry, self.root))
+
+    def is_described_by(self, stage: str, *, learns: bool = False) -> bool:
+        """Whether recipe.json is that of this stage: a forecast or an analysis leaves that of a run's own stages.
+
+        Args:
+            stage: its name.
+            learns: whether the stages that learn from a few answers belong to the run.
+        """
+        of_run = in_run(learns=learns)
+        return stage in of_run or not any(entry.done for name, entry in self.entries().items() if name in of_run)
 
     @contextmanager
     def locked(self) -> Iterator[None]:

@@ -130,7 +130,8 @@ def finish(run: RunDir, stage: str, entry: LedgerEntry) -> LedgerEntry:
 def install(run: RunDir, folder: Path) -> None:
     """Move a finished version from `folder` to its place, and what is there to `.kept/`; may be repeated.
 
-    Its plan is on the disk before the first move; with `recipe`, the version's recipe becomes the run's, too.
+    Its plan is on the disk before the first move; with `recipe`, the version's recipe becomes the run's, too, if
+    it is a version of what the run is made of.
     """
     stage = folder.name.partition("-")[0]
     entry = read_entry(folder / "entry.json", read_json(folder / "entry.json"))
@@ -151,7 +152,7 @@ def install(run: RunDir, folder: Path) -> None:
         if new.exists():
             _transfer(new, place.resolve() if place.is_symlink() else place)
     run.record(stage, entry)
-    if plan.get("recipe") and entry.recipe is not None:
+    if plan.get("recipe") and entry.recipe is not None and run.is_described_by(stage):
         write_json(run.recipe, entry.recipe)
     _discard(folder)
     if not any(_exists(old / name) for name in STAGES[stage].outputs):

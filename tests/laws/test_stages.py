@@ -153,6 +153,22 @@ def test_a_forecast_with_other_settings_leaves_the_run_s_recipe() -> None:
     assert json.loads(Path("runs/new/recipe.json").read_text())["problems"]["limit"] == 9
 
 
+@pytest.mark.usefixtures("there")
+def test_nothing_that_is_no_part_of_the_run_replaces_its_recipe() -> None:
+    """An analysis that came back and `upft answers` did, and the next `upft show` read the wrong recipe."""
+    before = RUN.recipe.read_bytes()
+    small = ("problems=8", "samples=2", "trajectories=2", "rollouts=1", "lengths=[0,2]")
+    sets = [part for text in small for part in ("--set", f"analyze.{text}")]
+    other = ("--set", "generate.temperature=0.9")
+    for changed in (other, (), other):
+        said = shown("analyze", "r.yaml", "--plain", *sets, *changed)
+        assert RUN.recipe.read_bytes() == before
+    assert "an earlier version comes back" in said
+    shown("answers", "r.yaml", "--plain", "--set", "forecast.problems=8", *other)
+    assert RUN.entries()["answers"].done
+    assert RUN.recipe.read_bytes() == before
+
+
 # From the command to the work.
 
 
