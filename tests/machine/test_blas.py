@@ -198,6 +198,13 @@ def test_mlx_that_was_imported_first_is_said_once_and_works() -> None:
         ("", {"UPFT_BLAS": "none"}, {"SCHED_BATCH"}),
         ("os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))", {}, {"SCHED_IDLE"}),
         ("def no(*_): raise PermissionError\nos.sched_setscheduler = no", {}, {"SCHED_OTHER"}),
+        (
+            "known = os.sched_getscheduler\n"
+            "def no(thread):\n    if thread: return known(thread)\n    raise OSError(38, 'not implemented')\n"
+            "os.sched_getscheduler = no",
+            {},
+            {"SCHED_OTHER"},
+        ),
     ],
 )
 def test_mlxs_threads_are_scheduled_as_a_batch_job_unless_the_user_chose_something_else(

@@ -111,8 +111,8 @@ class _BeforeMlx:
 
 def _become_batch_job() -> None:
     """Schedule this thread, and all that it starts, as a batch job, unless the user has chosen something else."""
-    if os.sched_getscheduler(0) == os.SCHED_OTHER:
-        with suppress(OSError):  # where a sandbox forbids it, MLX is slower
+    with suppress(OSError):  # where a sandbox or the C library (musl) refuses, MLX is slower
+        if os.sched_getscheduler(0) == os.SCHED_OTHER:
             os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
 
 
