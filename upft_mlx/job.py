@@ -132,12 +132,11 @@ class Job:
             return False
         differing = changed(entry, run.root)
         if differing and stage != self.remade:
-            root = shlex.quote(str(self.run.root))
-            adopt = f"If you changed it on purpose, `upft adopt {root}` keeps the change. "
+            adopt = f"If you changed it on purpose, `{self.run.command('adopt')}` keeps the change. "
             adopt = adopt if STAGES[stage].adopted_as else ""
             raise RunDirError(
                 f"was changed after `upft {stage}` wrote it. {adopt}If it is damaged, "
-                f"`upft {stage} {root}` makes it again and keeps this version in .kept",
+                f"`{self.run.command(stage)}` makes it again and keeps this version in .kept",
                 path=run.root / differing[0],
             )
         return not differing
@@ -178,14 +177,13 @@ class Job:
         entry = self.run.entry(stage)
         if entry is None or not entry.done:
             return f"is not done; run `upft {stage}` first, or `upft run` for all stages"
-        root = shlex.quote(str(self.run.root))
         now = self.inputs_of(stage)
         if entry.fingerprint == fingerprint(now):
-            return f"lacks {', '.join(missing(entry, self.run.root))}; `upft {stage} {root}` makes it again"
+            return f"lacks {', '.join(missing(entry, self.run.root))}; `{self.run.command(stage)}` makes it again"
         return (
             f"was done with other settings ({', '.join(differences(entry.inputs, now))}). To go on with it, name the "
-            f"folder {root} instead of the recipe, or repeat its --set; `upft {stage}` with the new settings makes "
-            "another version and keeps this one in .kept"
+            f"folder {shlex.quote(str(self.run.root))} instead of the recipe, or repeat its --set; `upft {stage}` with "
+            "the new settings makes another version and keeps this one in .kept"
         )
 
 

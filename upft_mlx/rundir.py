@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 import re
+import shlex
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -107,6 +108,10 @@ class RunDir:
                 if first in view._moved:
                     setattr(view, attribute, view._moved[first].joinpath(*rest))
         return view
+
+    def command(self, verb: str) -> str:
+        """What a shell runs to do this with the run."""
+        return f"upft {verb} {shlex.quote(str(self.root))}"
 
     def place(self, name: str) -> Path:
         """The path of an output by its name in the run directory, as a stage at work sees it."""

@@ -312,7 +312,7 @@ def adopt(run: RunDir) -> list[str]:
         if stage not in adoptable and known.done and (names := changed(known, run.root)):
             raise RunDirError(
                 f"what `upft {stage}` found cannot be adopted",
-                f"`upft {stage} {run.root}` makes it again",
+                f"`{run.command(stage)}` makes it again",
                 path=run.root / names[0],
             )
     for stage in adoptable:
@@ -320,7 +320,7 @@ def adopt(run: RunDir) -> list[str]:
         if entry is None or not (names := changed(entry, run.root)):
             continue
         if gone := missing(entry, run.root):
-            raise RunDirError("is missing", f"`upft {stage} {run.root}` makes it again", path=run.root / gone[0])
+            raise RunDirError("is missing", f"`{run.command(stage)}` makes it again", path=run.root / gone[0])
         rows: Any = {"generate": Solution, "build": TrainingRow}.get(stage)
         for name in names if rows is not None else ():
             deque(read_rows(run.root / name, rows), maxlen=0)  # a malformed one is refused

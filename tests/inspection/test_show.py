@@ -23,6 +23,7 @@ from upft_mlx.errors import RecipeError
 from upft_mlx.grade.correct import VERSION
 from upft_mlx.recipe.override import recipe_for_model, with_benchmarks
 from upft_mlx.rows import EvaluationRow, read_rows
+from upft_mlx.rundir import RunDir
 
 
 @pytest.fixture(scope="session")
@@ -258,6 +259,22 @@ def test_a_run_is_found_by_name_and_its_absence_names_the_others(folder: Path, m
     )
     write(folder / "runs/mine/recipe.json", '{"no": "recipe"}')
     assert_fails(upft("show", "mine"), 1, "not a recipe of this version")
+
+
+def test_a_command_in_an_error_can_be_pasted_into_a_shell(folder: Path, measured: Path) -> None:
+    """Folders and recipes with a space in their names made other commands of them."""
+    mine, again = Path("my runs/one"), "upft evaluate 'my runs/one'"
+    shutil.copytree(measured, mine)
+    (mine / "evaluation" / "summary.json").write_text("{}")
+    assert_fails(upft("show", str(mine)), 1, f"`{again}` makes it again")
+    assert_fails(upft("adopt", str(mine)), 1, f"`{again}` makes it again")
+    assert f"`{again}` makes it again" in upft("runs", str(mine.parent)).stdout
+    shutil.rmtree(mine / "evaluation")
+    RunDir(mine).record("evaluate", None)
+    for shown in ((str(mine), "--flips"), (str(mine), str(measured))):
+        assert_fails(upft("show", *shown), 1, f"run `{again}`")
+    write(folder / "my recipe.yaml", "name: other\nmodel: builtin:arithmetic\nproblems: {builtin: arithmetic}\n")
+    assert_fails(upft("show", "my recipe.yaml"), 1, "`upft run 'my recipe.yaml'` makes it")
 
 
 def test_a_run_is_found_by_the_recipe_file_that_made_it(folder: Path, measured: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
 import sys
 import webbrowser
 from collections.abc import Sequence
@@ -167,7 +166,7 @@ def show(
             if stale := browse.earlier_stages(found):
                 views.print_text(f"not shown, made with an earlier version of the stages above: {', '.join(stale)}")
             elif not facts.stages:
-                views.print_text(f"no stage is finished; `upft run {shlex.quote(str(found.root))}` begins or continues")
+                views.print_text(f"no stage is finished; `{found.command('run')}` begins or continues")
             return
         items = browse.seen(found, benchmarks, only_flips=flips)
         if problem is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -71,7 +72,7 @@ def find_run(name: str) -> RunDir:
         run = RunDir(Path("runs") / load_recipe(name).name)
         if run.recipe.is_file():
             return run
-        remedy = f"`upft run {name}` makes it (with --run-dir name that folder instead)"
+        remedy = f"`upft run {shlex.quote(name)}` makes it (with --run-dir name that folder instead)"
         raise RunDirError(f"{run.root} is not there yet", remedy, path=name)
     there = sorted(path.parent.name for path in Path("runs").glob("*/recipe.json"))
     known = f"in runs/ there are {', '.join(there)}" if there else "there is no run in runs/ yet; `upft demo` makes one"
@@ -169,7 +170,7 @@ def refuse_changed(run: RunDir, stage: str, *names: str) -> None:
     for name in [*missing(entry, run.root), *changed(entry, run.root)]:
         raise RunDirError(
             f"{'was changed' if (run.root / name).is_file() else 'is gone'} after `upft {stage}` wrote it",
-            f"`upft {stage} {run.root}` makes it again",
+            f"`{run.command(stage)}` makes it again",
             path=run.root / name,
         )
 
@@ -223,7 +224,7 @@ def _entries(run: RunDir, benchmarks: Sequence[str], needed: Sequence[Variant] =
     there = [{variant for variant in VARIANTS if run.rows_of(entry.label, variant).exists()} for entry in found]
     if not any(variants and variants >= set(needed) for variants in there):
         what = f"{' and '.join(needed)} have not both" if needed and any(there) else "nothing has"
-        raise RunDirError(f"{what} been measured yet", f"run `upft evaluate {run.root}`", path=run.root)
+        raise RunDirError(f"{what} been measured yet", f"run `{run.command('evaluate')}`", path=run.root)
     return found
 
 

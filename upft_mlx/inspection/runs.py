@@ -83,7 +83,7 @@ def _benchmarks(run: RunDir) -> dict[str, BenchmarkResult]:
     known = entry.outputs.get(name) if entry else None
     if known is not None and (not run.summary.is_file() or digest(run.summary) != known):
         raise RunDirError(
-            f"{run.summary}: was changed after it was written", f"`upft evaluate {run.root}` makes it again"
+            f"{run.summary}: was changed after it was written", f"`{run.command('evaluate')}` makes it again"
         )
     return load_results(read_json(run.summary)["benchmarks"])
 

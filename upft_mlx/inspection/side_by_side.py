@@ -95,7 +95,7 @@ def _bases(run: RunDir) -> dict[str, str]:
     """
     entry = run.entry("evaluate")
     if entry is None or not entry.done:
-        raise RunDirError("nothing has been measured yet", f"run `upft evaluate {run.root}`", path=run.root)
+        raise RunDirError("nothing has been measured yet", f"run `{run.command('evaluate')}`", path=run.root)
     refuse_changed(run, "evaluate")
     inputs = entry.inputs or {}
     return {key.removesuffix(" base"): str(value) for key, value in inputs.items() if key.endswith(" base")}
