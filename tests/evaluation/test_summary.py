@@ -18,6 +18,8 @@ from scipy import stats as scipy_stats
 
 from upft_mlx.data.benchmarks import BenchmarkSet, resolve
 from upft_mlx.data.problems import Problem
+from upft_mlx.errors import RowsError
+from upft_mlx.evaluation.benchmark_result import load_results
 from upft_mlx.evaluation.stats import drift, wilson_interval
 from upft_mlx.evaluation.summary import VARIANTS, flips, summarize, variant_summary
 from upft_mlx.events import Variant
@@ -168,3 +170,9 @@ def test_drift_looks_both_ways_and_survives_silence() -> None:
     assert drift(silent, silent) == ()
     assert drift(base, replace(base, truncated=0.1)) == ("truncated",)
     assert drift(replace(base, answer_found=None), replace(base, answer_found=0.5)) == (), "not known of one"
+
+
+def test_a_summary_of_another_layout_is_refused_with_the_place() -> None:
+    """The benchmark's label was left out of it, which says where in a file with several."""
+    with pytest.raises(RowsError, match=r"summary\.json: dev\.base\.n: Field required"):
+        load_results({"dev": {"base": {}}})

@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 
-from upft_mlx.errors import RowsError
 from upft_mlx.recipe.evaluate import EFFECT
+from upft_mlx.rows import from_plain
 
 Interval = tuple[float, float]
 """A 95 % interval."""
@@ -142,12 +142,7 @@ def load_results(benchmarks: Mapping[str, Any]) -> dict[str, BenchmarkResult]:
     Raises:
         RowsError: something is missing or of another kind.
     """
-    try:
-        return {name: _adapter().validate_python(found) for name, found in benchmarks.items()}
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise RowsError(f"summary.json: {where}: {first['msg']}", "run `upft evaluate` again") from None
+    return from_plain(dict[str, BenchmarkResult], benchmarks, "summary.json")
 
 
 def dump_results(benchmarks: Mapping[str, BenchmarkResult]) -> dict[str, Any]:
