@@ -32,9 +32,9 @@ def products(config: dict[str, Any], batch: int, length: int, shared: int, super
         found[key] = found.get(key, 0) + 1
 
     for layer in range(layers):
-        for rows in filter(None, (batch * length, shared)):
-            for name, (into, out) in linear.items():
-                if rows == shared and layer == layers - 1 and name not in "kv":
+        for rows, last in ((batch * length, False), (shared, layer == layers - 1)):
+            for name, (into, out) in linear.items() if rows else ():
+                if last and name not in "kv":
                     continue
                 add("forward", rows, into, out)
                 add("dense", rows, into, RANK)
@@ -45,8 +45,8 @@ def products(config: dict[str, Any], batch: int, length: int, shared: int, super
                 if layer or name not in "qkv":
                     add("backward", rows, into, out)
                     add("dense", rows, RANK, into)
-        for own, keys, copies in ((length, shared + length, batch), (shared, shared, 1)):
-            if own and not (copies == 1 and layer == layers - 1 and own == shared):
+        for own, keys, copies in ((length, shared + length, batch), (shared if layer < layers - 1 else 0, shared, 1)):
+            if own:
                 for into, out in ((size, keys), (keys, size), (size, keys), (keys, size)):
                     add("attention", copies * heads, own, into, out)
                 for _ in range(2):  # to keys and to values
@@ -103,9 +103,9 @@ def left_to_gain(rows: Path, options: argparse.Namespace, loaded: Any) -> dict[s
     steps = sorted((next(stream)[1] for _ in range(options.steps)), key=lambda part: max(len(e.ids) for e in part))
     part = steps[len(steps) // 2]
     config, needed = loaded.config, Counter[tuple[Any, ...]]()
-    batches = split(part, None, stepper.shared)
+    batches = split(part, stepper.micro_batch_size, stepper.shared)
     for batch in batches:
-        needed.update(products(config, *batch.tokens.shape, stepper.shared, len(batch.positions)))
+        needed.update(products(config, *batch.tokens.shape, len(batch.shared), len(batch.positions)))
     stepper.step(part, RATE, 0)
     step, alone = [], []
     for seed in range(3):

@@ -66,6 +66,15 @@ def test_shared_tokens_are_counted_once_and_end_in_the_last_layers_keys_and_valu
     assert needed["attention", 2, 7, 2, 7] == 2  # the shared tokens among themselves, first layer only
 
 
+def test_own_tokens_are_counted_whole_where_there_are_as_many_as_shared_ones(script: dict[str, Any]) -> None:
+    """They were taken for the shared ones, and their last layer was left out."""
+    needed = script["products"](CONFIG, 2, 3, 6, 5)
+    assert needed["forward", 6, 8, 4] == 1  # down, own tokens
+    assert needed["forward", 6, 4, 2] == 4  # k and v, own and shared tokens
+    needed = script["products"](CONFIG, 1, 7, 7, 5)
+    assert needed["attention", 2, 7, 2, 14] == 2  # the one layer's own tokens over shared and own keys
+
+
 def test_the_timed_product_is_the_one_that_was_asked_for(script: dict[str, Any]) -> None:
     quantized = [("forward", 8, 64, 32), ("head", 8, 64, 32), ("backward", 8, 32, 64)]
     for key in (*quantized, ("dense", 4, 5, 6), ("attention", 2, 4, 5, 6)):
