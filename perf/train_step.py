@@ -5,8 +5,7 @@ Contestants, each in a process and with an empty kernel cache of its own, take t
   ours         upft_mlx.training.train.train on dataset/train.jsonl
   ours whole   the same with train.micro_batch_size at the whole batch, for the time that smaller passes cost
   ours plain   the same without the dense copies that upft_mlx/models/cpu_layers.py makes on MLX's CPU backend and
-  nowhere else: what
-               is left of the difference is in operations that are not needed on any device
+               nowhere else: what is left of the difference is in operations that are not needed on any device
   mlx-lm       `mlx_lm lora --mask-prompt` as people run it: prompt / completion data, its own loop and batches
   mlx-lm step  mlx-lm's loss and compiled step on our batches
   unsloth      unsloth-zoo's MLX trainer on the same token ids, where --unsloth-python names an environment that has it
@@ -46,15 +45,6 @@ from contestants import mlx_lm, mlx_lm_step, ours, unsloth
 from turns import gsm8k_rows, make_model, own_output, write
 
 CONTESTANTS = ("ours", "ours whole", "ours plain", "mlx-lm", "mlx-lm step", "unsloth")
-
-
-# The contestants. Each is called in a process of its own with the work folder (model/, rows.jsonl) and the options.
-
-
-# What is left to gain.
-
-
-# The race.
 
 
 def prepare(work: Path, options: argparse.Namespace) -> None:
@@ -209,6 +199,9 @@ def main() -> None:
         others = {"mlx-lm": mlx_lm, "mlx-lm step": mlx_lm_step, "unsloth": unsloth}
         others.get(options.contestant, ours)(options.work, options)
         return
+    names = options.contestants.split(",")
+    if not {"ours"} <= set(names) <= set(CONTESTANTS):
+        parser.error(f"--contestants {options.contestants}: ours and some of {', '.join(CONTESTANTS[1:])}")
     if options.steps % options.turn:
         raise SystemExit(f"--steps {options.steps}: not a multiple of --turn {options.turn}")
     versions = {name: metadata.version(name) for name in ("upft-mlx", "mlx", "mlx-lm")}

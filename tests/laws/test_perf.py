@@ -32,6 +32,15 @@ def test_an_unknown_part_is_a_usage_error(name: str) -> None:
     assert "invalid choice: 'darfts'" in done.stderr
 
 
+@pytest.mark.parametrize("names", ["mlx-lm", "ours,mlx"])
+def test_a_race_without_ours_or_with_an_unknown_name_is_a_usage_error(names: str) -> None:
+    """It was a traceback at the end of the race, all of whose numbers were lost."""
+    command = [sys.executable, str(ROOT / "perf" / "train_step.py"), "--contestants", names, "--steps", "5"]
+    done = subprocess.run(command, env={"UPFT_SHARED": "none"}, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert f"--contestants {names}: ours and some of ours whole, " in done.stderr
+
+
 CONFIG = {
     "hidden_size": 4,
     "intermediate_size": 8,
