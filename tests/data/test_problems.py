@@ -99,6 +99,10 @@ def test_the_ids_column_is_found(tmp_path: Path, column: str) -> None:
     assert jsonl(tmp_path, row(question="a?", **{column: "x-7"}))[0].id == "x-7"
 
 
+def test_a_column_called_none_is_not_what_was_not_found(tmp_path: Path) -> None:
+    assert csv(tmp_path, "question,None\nq,red\n") == [Problem("0", "q", None)]
+
+
 def test_named_columns_come_before_found_ones(tmp_path: Path) -> None:
     content = row(question="no", problem="a?", answer="no", solution="5")
     found = jsonl(tmp_path, content, question="problem", answer="solution")

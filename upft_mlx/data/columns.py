@@ -99,8 +99,10 @@ def _found(rows: Sequence[Located], named: Columns) -> Columns:
 
 def value_at(row: Row, column: str | None) -> Any:
     """A row's value in a column, or at a dotted path into its nested fields; None if it has none, or NaN."""
-    if column is None or column in row:
-        return _present(row.get(str(column)))
+    if column is None:
+        return None
+    if column in row:
+        return _present(row[column])
     value: Any = row
     for part in column.split("."):
         if isinstance(value, list) and part.isdecimal() and len(part) < 6:
