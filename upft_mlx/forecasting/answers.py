@@ -85,7 +85,7 @@ def remove_other_graders(path: Path, kind: type[Judged], notify: Observer, follo
     Args:
         path: the file; its rows hold no text that could be graded again.
         kind: of its rows.
-        notify: is told.
+        notify: receives a note where it does.
         follows: a file that was made from it, and goes with it.
     """
     if path.exists() and any(row.grader != VERSION for row in read_rows(path, kind, growing=True)):
