@@ -182,15 +182,13 @@ def learn(job: Job) -> None:
 @contextmanager
 def opened(job: Job) -> Iterator[None]:
     """The run directory, locked, on a machine that stays awake and within its memory."""
-    with _together(), job.run.locked(), awake(job.notify):
+    with _together(), job.run.locked(), _begun(job), awake(job.notify):
         for run in dict.fromkeys((job.run, job.measured)):
             for text in settle(run):
                 job.notify(Note(text))
         job.adopted = adopted(job.run)
         for text in () if job.is_current("generate") else job.read:
             job.notify(Note(text))
-        if not job.measured.recipe.exists():
-            write_json(job.measured.recipe, described(job))
         with suppress(RowsError, AttributeError, KeyError, TypeError):  # damaged: it is written again
             threads = str(read_json(job.measured.recipe)["versions"].get("blas_threads", ""))
             if threads.isdigit():  # as many as the run began with
@@ -202,6 +200,21 @@ def opened(job: Job) -> Iterator[None]:
         ranks().agree({**job.inputs.everything(), "versions": versions()})
         ranks().mirror(job.run.root)
         yield
+
+
+@contextmanager
+def _begun(job: Job) -> Iterator[None]:
+    """recipe.json of a new run or look; a command that is refused, or has made nothing else, takes it back."""
+    run = job.measured
+    new = not run.recipe.exists()
+    if new:
+        write_json(run.recipe, described(job))
+    try:
+        yield
+    except BaseException:
+        if new:
+            run.take_back()
+        raise
 
 
 @contextmanager

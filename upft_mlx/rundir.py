@@ -16,7 +16,7 @@ import re
 import shlex
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from functools import cache
 from importlib import metadata
@@ -176,13 +176,14 @@ class RunDir:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Make the directory and keep other processes out of it.
+        """Make the directory and keep other processes out of it; after an error, one that is still empty goes again.
 
         Raises:
             RunDirError: if it cannot be made, or another process works in it.
             OSError: the disk is full.
         """
         try:
+            made = [path for path in (self.root / ".lock", self.root, *self.root.parents) if not path.exists()]
             self.root.mkdir(parents=True, exist_ok=True)
             lock = os.fdopen(own_file(self.root / ".lock", os.O_RDWR | os.O_CREAT), "r+")
         except OSError as error:
@@ -197,13 +198,29 @@ class RunDir:
         with lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if os.fstat(lock.fileno()).st_nlink == 0:  # another process has just removed it, see below
+                    raise BlockingIOError
             except OSError:
                 raise RunDirError(
                     "another upft process is using this folder",
                     "wait for it, or choose another with --run-dir",
                     path=self.root,
                 ) from None
-            yield
+            try:
+                yield
+            except BaseException:
+                with suppress(OSError):
+                    for path in made if [path.name for path in self.root.iterdir()] == [".lock"] else ():
+                        path.rmdir() if path.is_dir() else path.unlink()
+                raise
+
+    def take_back(self) -> None:
+        """Remove recipe.json where nothing else has been made, and of a look its folder; `locked` removes a run's."""
+        if {path.name for path in self.root.iterdir()} <= {self.recipe.name, ".lock"}:
+            self.recipe.unlink(missing_ok=True)
+            with suppress(OSError):  # a folder that holds anything else stays
+                self.root.rmdir()
+                self.root.parent.rmdir()
 
 
 def read_ledger(path: Path) -> dict[str, LedgerEntry]:

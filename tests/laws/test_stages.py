@@ -11,13 +11,13 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from helpers.runs import RUN, made, run_stage, shown, there
+from helpers.runs import RECIPE, RUN, made, run_stage, shown, there
 
 import upft_mlx.__main__
 from upft_mlx.cli.group import SECTIONS, cli
 from upft_mlx.cli.run import stage_command
 from upft_mlx.errors import RunDirError
-from upft_mlx.events import StageStarted
+from upft_mlx.events import Event, StageStarted
 from upft_mlx.job import Job, Outcome
 from upft_mlx.rows import TrainingRow, read_json, read_rows, write_json
 from upft_mlx.rundir import RunDir
@@ -188,3 +188,40 @@ def test_upft_train_reaches_the_training_loop_in_at_most_8_frames_of_ours(monkey
     to_the_loop = frames[: frames.index(("training/train.py", "train")) + 1]
     assert to_the_loop[0] == ("__main__.py", "main")
     assert len(to_the_loop) <= 8, frames
+
+
+# A command that is refused.
+
+
+@pytest.mark.parametrize("command", ["build", "train", "fuse", "export --format peft", "push --dry-run"])
+def test_a_command_that_is_refused_leaves_nothing_that_it_made(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("own").mkdir()
+    Path("r.yaml").write_text(RECIPE)
+    before = sorted(tmp_path.rglob("*"))
+    name, *options = command.split()
+    for folder in ("runs/r", "own", "own/runs/r"):
+        said = shown(name, "r.yaml", *options, "--run-dir", folder, status=1)
+        assert "needs the stage generate, which is not done" in said
+        assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.usefixtures("there")
+def test_an_evaluation_that_made_nothing_leaves_no_look() -> None:
+    def interrupt(event: Event) -> None:
+        if isinstance(event, StageStarted):
+            raise KeyboardInterrupt
+
+    before = sorted(RUN.root.rglob("*"))
+    with pytest.raises(KeyboardInterrupt):
+        run_stage("evaluate", look="other", notify=interrupt)
+    assert sorted(RUN.root.rglob("*")) == before
+
+
+@pytest.mark.usefixtures("there")
+def test_a_lock_that_another_process_has_just_removed_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fcntl.flock", lambda *_: (RUN.root / ".lock").unlink())
+    with pytest.raises(RunDirError, match="another upft process"), RUN.locked():
+        pass
