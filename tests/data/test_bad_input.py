@@ -137,13 +137,13 @@ REFUSED: dict[str, tuple[str, str | None, int, tuple[str, ...]]] = {
         MODEL_ONLY + "method: rft\nproblems: {path: q.jsonl}\n",
         '{"question": "a?"}\n',
         1,
-        ("method: rft needs answers, 1 of 1 problems have none: 0", "problems.answer, or use method: upft"),
+        ("method: rft needs answers, 1 of 1 problem has none: 0", "problems.answer, or use method: upft"),
     ),
     "no structure rows": (
         MODEL_ONLY + "method: structure_only\nproblems: {path: q.jsonl}\n",
         ONE_PROBLEM,
         1,
-        ("structure_only: 0.1 of 1 problems rounds to zero", "raise prefix.structure_ratio"),
+        ("structure_only: 0.1 of 1 problem rounds to zero", "raise prefix.structure_ratio"),
     ),
     "unknown benchmark": (
         MINIMAL + "evaluate: {benchmarks: [gsm8]}\n",

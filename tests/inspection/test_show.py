@@ -199,7 +199,7 @@ def test_show_grades_stored_rows_again_and_writes_nothing(measured: Path, folder
     assert found["base"]["regraded"] == sum(line["correct"] for line in lines) / 24
     assert found["tuned"]["changed"] == []
     text = upft("show", run, "--grade").stdout
-    assert "2 of 24 rows change (graded by version 1)" in text
+    assert "2 of 24 rows would change (graded by version 1)" in text
     assert all(line["problem_id"] in text for line in (lines[3], lines[7]))
     assert path.read_bytes() == before
     assert_fails(upft("show", run, "--grade", "--benchmark", "gsm8k"), 1, "no benchmark 'gsm8k'")

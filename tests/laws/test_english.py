@@ -105,3 +105,32 @@ def test_no_docstring_starts_with_a_bare_genitive() -> None:
     modules = [path for path in texts() if path.suffix == ".py" and "upft_mlx" in path.parts]
     assert len(modules) > 100
     assert [path.name for path in modules if re.search(r'"""Of ', path.read_text(encoding="utf-8"))] == []
+
+
+COUNTED = re.compile(
+    r"\} (?:problem|question|row|file|token|sample|answer|solution|step|run|prompt|module|completion|layer|rollout|"
+    r"opening|column|thread|method|model|benchmark)s\b(?!/)|\{'' if .{1,30} == 1 else 's'\}"
+)
+NEVER_ONE = (
+    *("{LEAST_ANSWERS} problems", "{answers} problems", "{answers} answers", "{needed:,} answers"),
+    *("{{ recipe.forecast.problems }} problems", "{found.within} tokens", "{count(sampled)} tokens"),
+    *("{self.mean_kept:.0f} tokens", "{count:,} tokens", "{samples} samples", "{n} samples", "else 1}f} tokens/s"),
+    *("{most} rows", "{kind} rows", "{{ kind }} rows", "{recipe.prefix.selection} samples"),
+)
+"""At least 2 or 8 by the rules of what they count, means and rates, and names in front of a plural."""
+
+
+def test_what_is_counted_gets_its_plural_from_many() -> None:
+    """A plural behind a number is wrong for 1: `1 problems`. `quantities.many` is the one home of the rule."""
+    found = []
+    for path, text in texts().items():
+        if "upft_mlx" in path.parts and "demo" not in path.parts:
+            for hit in COUNTED.finditer(text):
+                if not text[: hit.end()].endswith(NEVER_ONE) and "tokens/s" not in text[hit.start() : hit.end() + 2]:
+                    found.append(f"{path.relative_to(ROOT)}:{text.count(chr(10), 0, hit.start()) + 1}: {hit[0]}")
+    assert found == []
+
+
+@pytest.mark.parametrize("words", ["{n} problems", "{len(a):,} rows", "row{'' if n == 1 else 's'}", "{{ n }} files"])
+def test_a_plural_that_is_wrong_for_one_is_found(words: str) -> None:
+    assert COUNTED.search(words)

@@ -181,7 +181,8 @@ def load_benchmark(entry: BenchmarkSpec, seed: int = 0, notes: Notes | None = No
     missing = [problem.id for problem in problems if problem.answer is None]
     if missing:
         raise ProblemsError(
-            f"benchmark {entry.label}: {len(missing)} problems have no answer (first: {missing[0]})",
+            f"benchmark {entry.label}: {many(len(missing), 'problem has', 'problems have')} no answer "
+            f"(first: {missing[0]})",
             "name the answer's column with `answer`",
         )
     if entry.grader == "choice":

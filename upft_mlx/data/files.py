@@ -25,6 +25,7 @@ from upft_mlx.data.forms import conversation
 from upft_mlx.data.source import SKIP, Located, Notes, Place, Row, first_line
 from upft_mlx.errors import ProblemsError
 from upft_mlx.escape import one_line, quoted
+from upft_mlx.quantities import many
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
 """The formats' usual endings."""
@@ -325,7 +326,7 @@ def _csv(path: Path, kind: str, file: TextIO, notes: Notes) -> Iterator[Located]
             elif len(cells) == len(header) and any(cell.strip() for cell in cells):
                 yield place, dict(zip(header, cells, strict=True))
             elif any(cell.strip() for cell in cells):
-                columns = f"{len(cells)} column{'' if len(cells) == 1 else 's'}, but the header has {len(header)}"
+                columns = f"{many(len(cells), 'column')}, but the header has {len(header)}"
                 remedy = f"a field that holds {mark} needs quotes; {SKIP}"
                 yield place, ProblemsError(columns, remedy, **place._asdict())
     except csv.Error as error:

@@ -26,6 +26,7 @@ from upft_mlx.data.source import SKIP, Located, Notes, Place, Row, Source
 from upft_mlx.errors import ColumnError, ProblemsError
 from upft_mlx.escape import one_line, quoted
 from upft_mlx.grade.graders import LETTERS
+from upft_mlx.quantities import many
 
 _HEAD = 100
 """Number of rows on which the columns are decided."""
@@ -90,7 +91,9 @@ def stream_problems(source: Source, *, builtin: str | None = None, notes: Notes 
         digests.append(hash(problem.id))
         yield problem
     if not digests and notes.skipped:
-        raise ProblemsError(f"none of its {notes.skipped:,} rows can be used; the first: {notes.first}", path=name)
+        raise ProblemsError(
+            f"none of its {many(notes.skipped, 'row')} can be used; the first: {notes.first}", path=name
+        )
     if not digests:
         raise ProblemsError("no rows", "a dataset needs at least one question", path=name)
     if repeated := _first_repeated(digests):

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
 from upft_mlx.errors import ProblemsError
+from upft_mlx.quantities import many
 
 
 class Place(NamedTuple):
@@ -73,11 +74,8 @@ class Notes:
 
     def lines(self) -> list[str]:
         """All of it, a line each."""
-        rows = "1 row" if self.skipped == 1 else f"{self.skipped:,} rows"
-        return [
-            *self.said,
-            *([f"left out {rows} that cannot be used; the first: {self.first}"] if self.skipped else []),
-        ]
+        left_out = f"left out {many(self.skipped, 'row')} that cannot be used; the first: {self.first}"
+        return [*self.said, *([left_out] if self.skipped else [])]
 
 
 def first_line(error: Exception) -> str:

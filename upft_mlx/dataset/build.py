@@ -22,6 +22,7 @@ from upft_mlx.escape import quoted
 from upft_mlx.events import Observer, Progress, ignore
 from upft_mlx.grade.graders import grader_of
 from upft_mlx.models.chat import Renderer
+from upft_mlx.quantities import many
 from upft_mlx.recipe.schema import Recipe
 from upft_mlx.rows import Solution, read_rows, rows_writer
 from upft_mlx.rundir import RunDir
@@ -41,7 +42,7 @@ class Built:
     dropped: Counter[str] = field(default_factory=Counter)
 
     def __str__(self) -> str:
-        rows = f"{self.valid:,} validation row{'' if self.valid == 1 else 's'}"
+        rows = many(self.valid, "validation row")
         text = f"{self.train:,} training rows ({self.tokens:,} supervised tokens), {rows}"
         if self.dropped:
             reasons = ", ".join(f"{count:,} {reason}" for reason, count in self.dropped.most_common())
@@ -145,7 +146,7 @@ class Cut:
 
     def __str__(self) -> str:
         what = (
-            f"{self.cut:,} of {self.full:,} full solutions reached generate.max_tokens, or were cut because they "
+            f"{self.cut:,} of {many(self.full, 'full solution')} reached generate.max_tokens, or were cut because they "
             "repeat themselves, and train nothing"
         )
         if self.cut == self.full:

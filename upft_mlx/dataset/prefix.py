@@ -17,6 +17,7 @@ from typing import Literal
 from upft_mlx.data.problems import Problem
 from upft_mlx.errors import ProblemsError
 from upft_mlx.models.chat import Renderer
+from upft_mlx.quantities import many
 from upft_mlx.recipe.schema import Prefix, Recipe
 from upft_mlx.rows import Solution, TrainingRow
 
@@ -77,7 +78,7 @@ def beyond_solutions(recipe: Recipe) -> str:
     if recipe.method != "upft" or length <= most:
         return ""
     return (
-        f"prefix.length: {length:,} tokens, but full solutions are cut at generate.max_tokens: {most:,}; "
+        f"prefix.length: {many(length, 'token')}, but full solutions are cut at generate.max_tokens: {most:,}; "
         f"set prefix.length to less than {most:,}, or raise generate.max_tokens"
     )
 
@@ -90,8 +91,9 @@ def ended_early(recipe: Recipe, solutions: Iterable[Solution]) -> str:
         return ""
     middle = short[len(short) // 2]
     return (
-        f"{len(short):,} of {len(lengths):,} solutions end before prefix.length: {recipe.prefix.length:,} tokens, and "
-        f"train whole; half of them within {middle:,}: for prefixes, set prefix.length to {max(1, middle // 2)} or less"
+        f"{len(short):,} of {many(len(lengths), 'solution')} end before prefix.length: "
+        f"{many(recipe.prefix.length, 'token')}, and train whole; half of them within {middle:,}: for prefixes, "
+        f"set prefix.length to {max(1, middle // 2)} or less"
     )
 
 
@@ -112,15 +114,16 @@ def check_problems(recipe: Recipe, problems: Sequence[Problem]) -> None:
         field, value = ("method", recipe.method) if by_method else ("prefix.selection", "label")
         more = ", ..." if missing > 5 else ""
         raise ProblemsError(
-            f"{value} needs answers, {missing} of {len(problems)} problems have none: {', '.join(shown)}{more}",
+            f"{value} needs answers, {missing:,} of {many(len(problems), 'problem has', 'problems have')} none: "
+            f"{', '.join(shown)}{more}",
             "name the answer's column with problems.answer, or use method: upft without labels",
             field=field,
         )
     bare = [p.id for p in problems if len((p.answer or "").split()) < _WORDS] if recipe.method == "annotated" else []
     if bare:
         raise ProblemsError(
-            f"annotated trains on worked solutions; {len(bare)} of {len(problems)} answers have fewer than "
-            f"{_WORDS} words, "
+            f"annotated trains on worked solutions; {len(bare):,} of "
+            f"{many(len(problems), 'answer has', 'answers have')} fewer than {_WORDS} words, "
             f"such as that of {bare[0]}",
             "name the column that has the solutions with problems.answer, or use another method",
             field="method",
@@ -130,7 +133,7 @@ def check_problems(recipe: Recipe, problems: Sequence[Problem]) -> None:
     ratio, count = recipe.prefix.structure_ratio, len(problems)
     if recipe.method == "structure_only" and round(ratio * count) == 0:
         raise ProblemsError(
-            f"{ratio} of {count} problems rounds to zero",
+            f"{ratio} of {many(count, 'problem')} rounds to zero",
             "raise prefix.structure_ratio or problems.limit",
             field="structure_only",
         )

@@ -33,6 +33,7 @@ from upft_mlx.grade.workers import SECONDS
 from upft_mlx.machine.device import on_gpu
 from upft_mlx.models.chat import Renderer
 from upft_mlx.models.load import Loaded
+from upft_mlx.quantities import many
 from upft_mlx.recipe.schema import Recipe
 from upft_mlx.rows import EvaluationRow, append_chunk, read_rows, resume, write_rows
 from upft_mlx.rundir import RunDir
@@ -135,7 +136,7 @@ class Evaluator:
             return False
         total = len(self._part.problems)
         if len(base) < total:
-            self._notify(Note(f"{self._part.entry.label}: known after {len(base):,} of {total:,} problems"))
+            self._notify(Note(f"{self._part.entry.label}: known after {len(base):,} of {many(total, 'problem')}"))
         return True
 
     def _ask_again(self, answered: Set[str], switch: Switch) -> list[EvaluationRow]:
@@ -252,9 +253,8 @@ class Evaluator:
         tasks = [Task(text, str(p.answer), entry.grader, entry.percent_as_unit) for text, (p, _) in pairs]
         verdicts = grade_all(tasks)
         if given_up := sum(verdict.gave_up for verdict in verdicts):
-            self._notify(
-                Note(f"{entry.label}: {given_up} answers took too long to grade ({SECONDS:g} s) and count as wrong")
-            )
+            late, count = many(given_up, "answer"), "counts" if given_up == 1 else "count"
+            self._notify(Note(f"{entry.label}: {late} took too long to grade ({SECONDS:g} s) and {count} as wrong"))
         parts = zip(asked, completions, texts, verdicts, strict=True)
         return [graded_row(entry, problem, sample, *rest) for (problem, sample), *rest in parts]
 

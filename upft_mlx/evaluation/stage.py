@@ -12,7 +12,7 @@ from upft_mlx.evaluation.summary import summarize
 from upft_mlx.events import Note, StageSkipped, StageStarted, Variant
 from upft_mlx.fingerprints import hash_of
 from upft_mlx.job import Job, Outcome
-from upft_mlx.quantities import percent
+from upft_mlx.quantities import many, percent
 from upft_mlx.recipe.evaluate import EFFECT
 from upft_mlx.rows import write_json
 from upft_mlx.rundir import RunDir, fingerprint
@@ -56,7 +56,7 @@ def work(job: Job, run: RunDir) -> Outcome:
     tokens = measuring.measure(variants(job))
     write_json(run.summary, {"benchmarks": dump_results(summarize(job.sets, run, job.recipe.evaluate))})
     completions = sum(part.completions for part in job.sets)
-    detail = f"{completions} completions per model"
+    detail = f"{many(completions, 'completion')} per model"
     if measuring.drafted:
         kept = percent(measuring.accepted / measuring.drafted, 0)
         detail += f", tuned kept {kept} of the tokens read from base's answers"

@@ -22,6 +22,7 @@ from upft_mlx.grade.graders import Task, grade_all, grader_of
 from upft_mlx.job import Job, Outcome
 from upft_mlx.models.chat import Renderer
 from upft_mlx.models.load import Loaded
+from upft_mlx.quantities import many
 from upft_mlx.recipe.schema import Recipe
 from upft_mlx.rows import Continuation, Rollout, Solution, read_rows
 from upft_mlx.rundir import RunDir
@@ -45,14 +46,16 @@ def inputs(job: Job) -> dict[str, Any]:
 def announce(job: Job) -> StageStarted:
     """Say how many problems."""
     count = len(labelled(job.recipe, job.problems))
-    return StageStarted("answers", f"{job.recipe.forecast.samples} full solutions of {count} problems with answers")
+    solutions = many(job.recipe.forecast.samples, "full solution")
+    return StageStarted("answers", f"{solutions} of {many(count, 'problem')} with answers")
 
 
 def work(job: Job, run: RunDir) -> Outcome:
     """Sample both files."""
     made = Answers(job.recipe, job.problems, run)
     tokens, processed = made.sample(job.recipe, job.load(), job.notify)
-    detail = f"{len(made.problems)} problems, {job.recipe.forecast.samples} solutions each, {tokens:,} tokens"
+    solutions = many(job.recipe.forecast.samples, "solution")
+    detail = f"{many(len(made.problems), 'problem')}, {solutions} each, {many(tokens, 'token')}"
     return Outcome(detail, tokens_sampled=tokens, tokens_processed=processed)
 
 

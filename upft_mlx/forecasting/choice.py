@@ -12,7 +12,7 @@ from upft_mlx.forecasting.estimate import AUTO, Forecast, chosen_by_auto, points
 from upft_mlx.forecasting.forecast import Forecaster, dump_probes, prefix_inputs
 from upft_mlx.forecasting.probe import Probe
 from upft_mlx.job import Job, Outcome
-from upft_mlx.quantities import accuracy
+from upft_mlx.quantities import accuracy, many
 from upft_mlx.recipe.override import with_rule
 from upft_mlx.rows import from_plain, read_json, write_json
 from upft_mlx.rundir import RunDir
@@ -31,7 +31,9 @@ def inputs(job: Job) -> dict[str, Any]:
 
 def announce(job: Job) -> StageStarted:
     """At which length."""
-    return StageStarted("choose", f"the rule that picks prefixes of {most_sampled(job.recipe, 'prefix')} tokens")
+    return StageStarted(
+        "choose", f"the rule that picks prefixes of {many(most_sampled(job.recipe, 'prefix'), 'token')}"
+    )
 
 
 def work(job: Job, run: RunDir) -> Outcome:
@@ -51,7 +53,7 @@ def work(job: Job, run: RunDir) -> Outcome:
     text = advice.text
     if chosen is not None and chosen.forecast is not None:
         text = f"{chosen.selection}: {points(chosen.forecast)} points at t = {length}"
-        text += f", from {made.forecast.problems} problems with answers"
+        text += f", from {many(made.forecast.problems, 'problem')} with answers"
     elif advice.selection is not None:  # its forecast is above zero all the same
         text = f"what greedy decoding takes is better than what {advice.selection} picks"
         if advice.selection == "probe" and not trusts:

@@ -10,6 +10,7 @@ from upft_mlx.dataset.prefix import beyond_solutions, wanted
 from upft_mlx.events import Note, StageStarted
 from upft_mlx.forecasting.rated import generate_rated, unchecked
 from upft_mlx.job import Job, Outcome
+from upft_mlx.quantities import many
 from upft_mlx.recipe.schema import Recipe
 from upft_mlx.recipe.studies import SCORED
 from upft_mlx.rows import Solution, write_rows
@@ -44,14 +45,14 @@ def announce(job: Job) -> StageStarted:
     """How many solutions, of which model."""
     recipe, problems = job.recipe, job.problems
     asked = unchecked(recipe, problems) if _is_rated(recipe) else wanted(recipe, len(problems))
-    return StageStarted("generate", f"{sum(item.samples for item in asked):,} solutions of {job.recipe.model}")
+    return StageStarted("generate", f"{many(sum(item.samples for item in asked), 'solution')} of {job.recipe.model}")
 
 
 def work(job: Job, run: RunDir) -> Outcome:
     """Sample them; the dataset's own solutions are taken as they are."""
     if job.recipe.method == "annotated":
         write_rows(run.solutions, _annotated(job.problems, job.tokenizer()))
-        return Outcome(f"{len(job.problems):,} solutions of the dataset, none sampled")
+        return Outcome(f"{many(len(job.problems), 'solution')} of the dataset, none sampled")
     if said := beyond_solutions(job.recipe):
         job.notify(Note(said))
     if _is_rated(job.recipe):
@@ -59,7 +60,7 @@ def work(job: Job, run: RunDir) -> Outcome:
     else:
         asked = wanted(job.recipe, len(job.problems))
         made = generate(job.recipe, job.load(), job.problems, asked, run, job.notify)
-    detail = f"{made.solutions:,} solutions ({made.full:,} full), {made.tokens_sampled:,} tokens"
+    detail = f"{many(made.solutions, 'solution')} ({made.full:,} full), {many(made.tokens_sampled, 'token')}"
     return Outcome(detail, tokens_sampled=made.tokens_sampled, tokens_processed=made.tokens_processed)
 
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from upft_mlx.forecasting.estimate import Forecast, Mean, points
-from upft_mlx.quantities import accuracy, percent
+from upft_mlx.quantities import accuracy, many, percent
 from upft_mlx.results.figures import Panel, Point, Series, curves
 
 
 def markdown(found: Forecast) -> str:
     """What forecast.md says below its title."""
-    samples = f"{found.problems} problems with answers, {found.samples} full solutions each"
+    samples = f"{many(found.problems, 'problem')} with answers, {many(found.samples, 'full solution')} each"
     asked = found.greedy_base is not None
     rows = []
     for rule in found.rules:

@@ -20,7 +20,7 @@ from upft_mlx.fusing.fuser import Fuser
 from upft_mlx.models.files import json_object, read_header
 from upft_mlx.models.hub import reason
 from upft_mlx.models.load import Loaded
-from upft_mlx.quantities import percent
+from upft_mlx.quantities import many, percent
 from upft_mlx.recipe.schema import Recipe
 from upft_mlx.rows import write_json
 from upft_mlx.rundir import RunDir
@@ -61,7 +61,7 @@ def export_peft(run: RunDir, model: Path, base: str, folder: Path) -> str:
     save_safetensors(folder / "adapter_model.safetensors", made)
     dora = any(m.which == "m" for m in matrices)
     write_json(folder / "adapter_config.json", _peft_config(lora, base, modules, layers, dora=dora))
-    return f"{len({m.module for m in matrices})} modules, rank {lora['rank']}, on {base}"
+    return f"{many(len({m.module for m in matrices}), 'module')}, rank {lora['rank']}, on {base}"
 
 
 @dataclass(frozen=True)
@@ -146,7 +146,9 @@ def export_gguf(run: RunDir, model: Path, base: str, folder: Path) -> str:
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    return f"{len(matrices) // 2} modules, rank {lora['rank']}, for llama.cpp and Ollama beside a GGUF of {base}"
+    return (
+        f"{many(len(matrices) // 2, 'module')}, rank {lora['rank']}, for llama.cpp and Ollama beside a GGUF of {base}"
+    )
 
 
 def _peft_config(lora: dict[str, Any], base: str, modules: set[str], layers: set[int], *, dora: bool) -> dict[str, Any]:

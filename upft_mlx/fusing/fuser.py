@@ -18,6 +18,7 @@ from upft_mlx.models.chat import Renderer
 from upft_mlx.models.cpu_layers import add_dense_copies
 from upft_mlx.models.load import Loaded
 from upft_mlx.planning.memory import PROBED_PROMPTS
+from upft_mlx.quantities import many
 from upft_mlx.recipe.schema import Recipe
 from upft_mlx.results.fidelity import Divergence, Fidelity
 from upft_mlx.rows import TrainingRow, read_rows
@@ -116,7 +117,7 @@ class Fuser:
         model.load_weights(self._rest, strict=False)
         rows = to_examples(list(read_rows(self.run.train, TrainingRow)), self.recipe.train.max_length)
         count = min(len(rows), MAX_ROWS)
-        outputs = f"the outputs on {count} training row{'' if count == 1 else 's'}"
+        outputs = f"the outputs on {many(count, 'training row')}"
         self._notify(Note(f"fuse: trying {form.name}: rounding that preserves {outputs}", minor=True))
 
         def on_pass(done: int) -> None:

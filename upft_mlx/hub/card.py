@@ -17,7 +17,7 @@ from upft_mlx.errors import ModelError
 from upft_mlx.escape import code, one_line
 from upft_mlx.models.files import bounded
 from upft_mlx.models.find import HUB_ID, is_hub_model
-from upft_mlx.quantities import percent
+from upft_mlx.quantities import many, percent
 from upft_mlx.recipe.safe_yaml import read_yaml, to_yaml
 from upft_mlx.recipe.schema import Recipe
 from upft_mlx.results import templates
@@ -28,7 +28,7 @@ from upft_mlx.stages import STAGES
 _HEAD = re.compile(r"\A\ufeff?---[ \t]*\r?\n(.*?)\r?\n---[ \t]*(?:\r?\n|\Z)", re.DOTALL)
 _HEAD_CHARACTERS = 128 * 1024
 _METHODS = {
-    "upft": "Prefix Fine-Tuning: trained on the first {length} tokens of one solution per problem that the base model "
+    "upft": "Prefix Fine-Tuning: trained on the first {length} of one solution per problem that the base model "
     "sampled itself, {checked}, and on whole solutions of {ratio} of the problems",
     "sft": "fine-tuning on one whole solution per problem that the base model sampled itself, {checked}",
     "rft": "rejection-sampling fine-tuning: trained on whole solutions that the base model sampled itself and whose "
@@ -96,7 +96,7 @@ def model_card(recipe: Recipe, base: Base, facts: RunFacts, described: Mapping[s
     else:
         commands = f'python -m mlx_lm generate --model {name} --prompt "..."\npython -m mlx_lm server --model {name}'
     method = _METHODS[recipe.method].format(
-        length=recipe.prefix.length,
+        length=many(recipe.prefix.length, "token"),
         ratio=percent(recipe.prefix.structure_ratio, 0),
         checked=_CHECKED[recipe.checks].format(answers=recipe.forecast.problems),
     )
@@ -147,7 +147,7 @@ def card_data(recipe: Recipe, base: Base, facts: RunFacts) -> dict[str, Any]:
             dataset_config=entries[label].config,
             dataset_split=entries[label].split,
             metric_type="accuracy",
-            metric_name=f"accuracy (95 % interval {s.ci95[0]:.4f} to {s.ci95[1]:.4f}, {s.n} problems)",
+            metric_name=f"accuracy (95 % interval {s.ci95[0]:.4f} to {s.ci95[1]:.4f}, {many(s.n, 'problem')})",
             metric_value=round(s.accuracy, 6),
         )
         for label, result in facts.benchmarks.items()

@@ -16,6 +16,7 @@ from upft_mlx.events import Note, Observer, ignore
 from upft_mlx.models.find import FILES, find_model, is_hub_model
 from upft_mlx.models.hub import is_offline
 from upft_mlx.models.load import load_tokenizer
+from upft_mlx.quantities import many
 from upft_mlx.recipe.schema import Recipe
 
 _ROOM = 500 * 10**6
@@ -56,11 +57,11 @@ def fetch(recipe: Recipe, notify: Observer = ignore) -> dict[str, Any]:
     load_tokenizer(path, trust_remote_code=recipe.trust_remote_code)
     notify(Note(f"fetch: the model is in {path}"))
     problems = load_problems(recipe.problems, builtin="train" if recipe.problems.builtin else None)
-    notify(Note(f"fetch: {len(problems):,} problems"))
+    notify(Note(f"fetch: {many(len(problems), 'problem')}"))
     benchmarks = {}
     for entry in entries:
         benchmarks[entry.label] = len(load_benchmark(entry))
-        notify(Note(f"fetch: benchmark {entry.label}, {benchmarks[entry.label]:,} problems"))
+        notify(Note(f"fetch: benchmark {entry.label}, {many(benchmarks[entry.label], 'problem')}"))
     found = [{"kind": r.kind, "name": r.name, "revision": r.revision, "commit": r.commit} for r in repositories]
     return {"model": str(path), "problems": len(problems), "benchmarks": benchmarks, "repositories": found}
 

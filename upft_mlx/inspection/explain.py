@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from upft_mlx.dataset.prefix import most_sampled, structure_numbers
 from upft_mlx.dataset.selection import PICKED
 from upft_mlx.escape import to_json
+from upft_mlx.quantities import many
 from upft_mlx.recipe.schema import Recipe
 
 
@@ -30,19 +31,23 @@ def explanations(recipe: Recipe, count: int) -> list[Explanation]:
     """
     prefix, generate = recipe.prefix, recipe.generate
     drawn = len(structure_numbers(count, prefix.structure_ratio, recipe.seed))
-    first = tokens(most_sampled(recipe, "prefix"))
+    first = many(most_sampled(recipe, "prefix"), "token")
+    each = "The one problem" if count == 1 else f"Each of {many(count, 'problem')}"
+    train, drawn_train = (
+        f"{some:,} of {many(count, 'problem')} {'trains' if some == 1 else 'train'}" for some in (count - drawn, drawn)
+    )
     rows = {
-        "upft": f"{count - drawn:,} of {count:,} problems train the first {first} of a solution (prefix rows), "
+        "upft": f"{train} the first {first} of a solution (prefix rows), "
         f"{drawn:,} a whole solution with its EOS (structure rows).",
-        "sft": f"Each of {count:,} problems trains one whole solution.",
-        "rft": f"Each of {count:,} problems trains at most {generate.keep} different solutions, whose answer is right.",
-        "annotated": f"Each of {count:,} problems trains the dataset's own solution; nothing is sampled.",
-        "structure_only": f"{drawn:,} of {count:,} problems train a whole solution, the others are left out.",
+        "sft": f"{each} trains one whole solution.",
+        "rft": f"{each} trains at most {many(generate.keep, 'different solution')}, whose answer is right.",
+        "annotated": f"{each} trains the dataset's own solution; nothing is sampled.",
+        "structure_only": f"{drawn_train} a whole solution, the others are left out.",
     }[recipe.method]
     if recipe.method not in ("rft", "annotated"):
         rows += f" Of several samples, {PICKED[prefix.selection]} trains."
         rows += " No answer is needed, and none is checked." if recipe.checks == "none" else ""
-    left_out = [f"full solutions cut at {tokens(generate.max_tokens)}"]
+    left_out = [f"full solutions cut at {many(generate.max_tokens, 'token')}"]
     left_out += ["solutions with Chinese, Japanese or Korean characters"] if prefix.drop_cjk else []
     left_out += ["full solutions without \\boxed"] if prefix.require_boxed else []
     whose = "Your own" if recipe.prompt.chat_template else "The model's own"
@@ -53,14 +58,9 @@ def explanations(recipe: Recipe, count: int) -> list[Explanation]:
         prompt += f" The date in it is {recipe.prompt.date} for the whole run."
     loss = (
         "Only the completion is trained, never the prompt or padding. Every row weighs the same: the mean over its "
-        f"tokens, then the mean over the {recipe.train.batch_size} rows of a step."
+        f"tokens, then the mean over the {many(recipe.train.batch_size, 'row')} of a step."
     )
     if recipe.method == "upft" and prefix.eos:
         loss += f" An EOS after the prefix counts {prefix.eos_weight:g} times a sampled token: it teaches to stop."
     found = {"rows": rows, "left out": f"{', '.join(left_out)}.", "prompt": prompt, "loss": loss}
     return [Explanation(name, text[0].upper() + text[1:]) for name, text in found.items()]
-
-
-def tokens(number: int) -> str:
-    """`1 token`, `16 tokens`."""
-    return f"{number:,} token{'' if number == 1 else 's'}"

@@ -34,6 +34,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from upft_mlx.machine.cache import cache_folder
+from upft_mlx.quantities import many
 
 if TYPE_CHECKING:
     import ctypes
@@ -65,7 +66,7 @@ class Blas:
 
     def __str__(self) -> str:
         """What a run records: its numbers repeat bit by bit with the same library, kernel and threads."""
-        return f"{self.name}, {self.threads} thread{'s' if self.threads > 1 else ''}" if self.is_fast else self.name
+        return f"{self.name}, {many(self.threads, 'thread')}" if self.is_fast else self.name
 
 
 MLXS_OWN = "MLX's own"

@@ -204,7 +204,7 @@ def _read_peft(folder: Path, config: dict[str, Any]) -> AdapterFiles:
             raise ModelError(f"{one_line(wrong)}: {b} does not go with {a} of lora_A", _AGAIN, path=file)
         if dora and header[names["lora_magnitude_vector"]].shape != (b[0],):
             wrong = names["lora_magnitude_vector"]
-            raise ModelError(f"{one_line(wrong)}: expected one number for each of {b[0]} rows", _AGAIN, path=file)
+            raise ModelError(f"{one_line(wrong)}: expected one number for each row, {b[0]:,} in all", _AGAIN, path=file)
         ranks[layer, key] = _stated(path, config, "rank_pattern", names["lora_A"], rank)
         if ranks[layer, key] != a[0]:
             stated = f"rank {a[0]}, but {CONFIG} has r {ranks[layer, key]} for it"

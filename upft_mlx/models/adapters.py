@@ -12,6 +12,7 @@ from upft_mlx.events import Variant
 from upft_mlx.models.adapter_files import LAYER, AdapterFiles, Place, read_adapter, read_arrays
 from upft_mlx.models.hub import reason
 from upft_mlx.models.load import Loaded
+from upft_mlx.quantities import many
 
 if TYPE_CHECKING:
     import mlx.core as mx
@@ -27,7 +28,7 @@ def refuse_missing_layers(lora: Lora, layers: int, linear: Collection[str]) -> N
         ModelError: says what the model has.
     """
     if lora.num_layers > layers:
-        raise ModelError(f"{lora.num_layers}, but the model has {layers} layers only", field="lora.num_layers")
+        raise ModelError(f"{lora.num_layers}, but the model has {many(layers, 'layer')} only", field="lora.num_layers")
     for key in lora.keys or ():
         if key not in linear:
             what = f"no linear module {quoted(key)} in the model's layers"

@@ -18,6 +18,7 @@ from upft_mlx.errors import ModelError
 from upft_mlx.escape import one_line, quoted
 from upft_mlx.models.files import LARGEST, TEMPLATE_BYTES, check_size, json_object, read_header
 from upft_mlx.models.rendering import EndedError, RefusedError, try_tokenizer
+from upft_mlx.quantities import many
 from upft_mlx.stages import is_terms
 
 AGAIN = "download the model again"
@@ -95,7 +96,7 @@ def _admit(folder: Path, stamps: Stamps) -> None:
     stated = {**config, **(text if isinstance(text, dict) else {})}.get("num_hidden_layers")
     if isinstance(stated, int) and last is not None and stated > last + 1:
         raise ModelError(
-            f"{stated}, but the weights have {last + 1} layers",
+            f"{stated}, but the weights have {many(last + 1, 'layer')}",
             AGAIN,
             field="num_hidden_layers",
             path=folder / "config.json",

@@ -171,8 +171,9 @@ def _graded(problems: list[Problem]) -> list[str]:
     hard = hard_to_grade(problems)
     if not hard:
         return []
+    are = "is a text, not a number or formula" if len(hard) == 1 else "are texts, not numbers or formulas"
     return [
-        f"{len(hard)} of {len(problems)} answers are texts, not numbers or formulas (first: id {hard[0].id}): the "
+        f"{len(hard):,} of {many(len(problems), 'answer')} {are} (first: id {hard[0].id}): the "
         "grader compares the text, so a right answer in other words counts as wrong. In a text, the value goes in "
         "\\boxed{...} or after ####, or name a column that has it with --answer"
     ]

@@ -187,7 +187,9 @@ def told(draft: Draft) -> str:
             repeat = many(draft.parts.repeated, "row repeats", "rows repeat")
             lines += [("", f"{repeat} a question; no question is in both parts")]
     said = " (thinking off)" if chosen.enable_thinking is False else " (thinking on)" if chosen.enable_thinking else ""
-    lines += [("chosen", f"prefix.length {chosen.length}, solutions of at most {chosen.max_tokens:,} tokens{said}")]
+    lines += [
+        ("chosen", f"prefix.length {chosen.length}, solutions of at most {many(chosen.max_tokens, 'token')}{said}")
+    ]
     lines += [("note", warning) for warning in draft.warnings]
     lines += [("wrote", ", ".join([str(draft.path), *(str(draft.path.parent / name) for name in draft.files)]))]
     lines += [("next" if number == 0 else "", command) for number, command in enumerate(draft.next_commands)]

@@ -14,6 +14,7 @@ from upft_mlx.models.architecture import Architecture
 from upft_mlx.models.chat import Renderer
 from upft_mlx.planning.memory import Machine
 from upft_mlx.planning.plan import memory_plan
+from upft_mlx.quantities import many
 from upft_mlx.recipe.schema import Lora
 from upft_mlx.stages import STAGES
 from upft_mlx.training.tracking import refuse_missing_tracker
@@ -42,7 +43,11 @@ def refuse_early(job: Job, machine: Machine, due: Sequence[str]) -> None:
         shortest = heapq.nsmallest(_RENDERED, (problem.question for problem in job.problems), key=len)
         prompts = (renderer.ids(question + recipe.prefix.template_text) for question in shortest)
         if not any(len(prompt) < room for prompt in prompts) and trains:
-            raise TrainingError(f"{room} tokens leave no room behind the prompts", "raise it", field="train.max_length")
+            raise TrainingError(
+                f"{many(room, 'token leaves', 'tokens leave')} no room behind the prompts",
+                "raise it",
+                field="train.max_length",
+            )
     try:
         memory = memory_plan(job, machine, job.run)
     except ModelError as error:  # a kind of model that has no plan may run all the same

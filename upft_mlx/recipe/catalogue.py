@@ -15,6 +15,7 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from upft_mlx.quantities import many
 from upft_mlx.recipe.find import shipped_recipes
 from upft_mlx.recipe.load import load_recipe
 from upft_mlx.recipe.schema import Recipe
@@ -34,7 +35,7 @@ class Shipped:
         """What the problems are: a Hub id, a file or the embedded ones, and how many at most."""
         section = self.recipe.problems
         source = section.dataset or section.path or f"embedded {section.builtin}"
-        return f"{source}, {section.limit:,} problems" if section.limit else source
+        return f"{source}, {many(section.limit, 'problem')}" if section.limit else source
 
     @property
     def method(self) -> str:

@@ -8,7 +8,7 @@ from typing import Literal
 from upft_mlx.evaluation.benchmark_result import BenchmarkResult, Group, Measured, load_results
 from upft_mlx.evaluation.stats import ALPHA, drift, problems_to_settle
 from upft_mlx.evaluation.summary import rounding
-from upft_mlx.quantities import p_value, percent, points
+from upft_mlx.quantities import many, p_value, percent, points
 from upft_mlx.recipe.schema import Recipe
 from upft_mlx.results import templates, training_report
 from upft_mlx.results.facts import RunFacts, RunReport, StageFacts
@@ -122,7 +122,7 @@ def outcome(result: BenchmarkResult) -> tuple[Outcome, str]:
     if -effect <= low and high <= effect:
         return "no measurable change", ""
     needed = problems_to_settle(base.n, (low, high), effect)
-    return "can't tell yet", f"about {needed:,} problems would settle a change of {100 * effect:g} points"
+    return "can't tell yet", f"about {many(needed, 'problem')} would settle a change of {100 * effect:g} points"
 
 
 def headline(benchmarks: Mapping[str, BenchmarkResult]) -> str:
@@ -157,7 +157,7 @@ def _difference(result: BenchmarkResult) -> str:
     low, high = paired.ci95
     numbers = f"{points(paired.delta)} points [{points(low)}, {points(high)}], {p_value(paired.p_value)}"
     if paired.until == "known":
-        numbers += f", an interval that allows for stopping after {base.n:,} problems"
+        numbers += f", an interval that allows for stopping after {many(base.n, 'problem')}"
     found, why = outcome(result)
     if found == "void":
         return f"void: {why}"
@@ -169,7 +169,8 @@ def _difference(result: BenchmarkResult) -> str:
 def _drift(name: str, base: Measured, tuned: Measured) -> list[str]:
     """In words what drifted: it catches a model that learned to stop early or not at all."""
     said = {
-        "length": f"completions went from {base.mean_tokens:.0f} to {tuned.mean_tokens:.0f} tokens on average",
+        "length": f"completions went from {base.mean_tokens:.0f} to {many(round(tuned.mean_tokens), 'token')} "
+        "on average",
         "truncated": f"cut answers went from {percent(base.truncated, 0)} to {percent(tuned.truncated, 0)}",
         "answer_found": f"an answer was found in {percent(base.answer_found or 0, 0)} of the completions, now in "
         f"{percent(tuned.answer_found or 0, 0)}",

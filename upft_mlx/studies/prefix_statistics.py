@@ -13,7 +13,7 @@ from upft_mlx.evaluation.stats import PairedDifference, mean_interval, paired_di
 from upft_mlx.forecasting import page
 from upft_mlx.forecasting.estimate import Forecast, Mean
 from upft_mlx.quantities import accuracy as percent_of
-from upft_mlx.quantities import points
+from upft_mlx.quantities import many, points
 from upft_mlx.recipe.studies import Analyze
 from upft_mlx.results.figures import Panel, Point, Series, curves
 from upft_mlx.rows import from_plain
@@ -182,7 +182,9 @@ def recommend(accuracy: Sequence[PrefixAccuracy]) -> Recommendation:
             "length keeps them alike: let `prefix.selection` choose among several samples",
         )
     best = max((row for row in alike if row.length <= LONGEST), key=lambda row: row.length, default=alike[0])
-    text = f"up to {best.length} tokens, prefixes of right and wrong samples lead to right answers equally often"
+    text = (
+        f"up to {many(best.length, 'token')}, prefixes of right and wrong samples lead to right answers equally often"
+    )
     if apart is not None:
         return Recommendation(best.length, f"{text}; at {apart.length} they differ ({_points(apart)})")
     text += ", as far as was measured; longer ones cost more and showed no more in the paper"
@@ -201,7 +203,7 @@ def markdown(analysis: Analysis) -> str:
     lines = [
         f"Recommended `prefix.length`: **{shown}**. {recommended.reason[:1].upper()}{recommended.reason[1:]}.",
         "",
-        f"Prefix self-consistency: {analysis.samples} samples per question divided by the number of distinct "
+        f"Prefix self-consistency: {many(analysis.samples, 'sample')} per question divided by the number of distinct "
         "prefixes, mean over questions and 95 % interval.",
         "",
         "| t (tokens) | samples per distinct prefix |",
@@ -214,7 +216,7 @@ def markdown(analysis: Analysis) -> str:
     if analysis.accuracy:
         lines += [
             "",
-            f"Prefix accuracy: {analysis.rollouts} rollouts from the prefix of one correct and one incorrect "
+            f"Prefix accuracy: {many(analysis.rollouts, 'rollout')} from the prefix of one correct and one incorrect "
             "trajectory per question; share of right ones, 95 % interval over questions.",
             "",
             "| t (tokens) | questions | from a correct one | from an incorrect one | difference (points) |",

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from upft_mlx.quantities import percent
+from upft_mlx.quantities import many, percent
 from upft_mlx.rows import from_plain
 
 PROMPTS = 8
@@ -174,5 +174,5 @@ def in_words(found: Movement) -> str:
         f"moved on {found.prompts} {found.source} (greedy): KL {found.kl:.3g} nats per position, first token "
         f"the same in {percent(found.same_first_token, 0)}, chance to stop within {found.within} tokens "
         f"{percent(base.stop, 0)} to {percent(tuned.stop, 0)}, "
-        f"{found.openings_kept} of {base.distinct} openings kept"
+        f"{found.openings_kept} of {many(base.distinct, 'opening')} kept"
     )

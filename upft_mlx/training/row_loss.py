@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from upft_mlx.quantities import percent
+from upft_mlx.quantities import many, percent
 from upft_mlx.recipe.schema import Train
 from upft_mlx.rows import from_plain
 from upft_mlx.training.batches import Example
@@ -170,7 +170,7 @@ def in_words(found: RowLoss) -> list[str]:
     for kind, of in found.kinds.items():
         lines.append(
             f"{kind} rows: {of.nats_per_token:.2f} nats per token, {of.first_token:.2f} for the first; "
-            f"{percent(found.share[kind], 0)} of the loss ({of.measured} of {of.rows:,} rows measured)"
+            f"{percent(found.share[kind], 0)} of the loss ({of.measured} of {many(of.rows, 'row')} measured)"
         )
     if found.eos is not None:
         lines.append(f"EOS after a prefix: {found.eos:.2f} nats; {percent(found.share[EOS], 0)} of the loss")

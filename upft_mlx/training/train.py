@@ -25,7 +25,7 @@ from upft_mlx.models.adapters import adapter_weights, add_lora
 from upft_mlx.models.files import TEMPLATE, own_template
 from upft_mlx.models.grid_lora import take_off_grid
 from upft_mlx.models.load import Loaded
-from upft_mlx.quantities import percent
+from upft_mlx.quantities import many, percent
 from upft_mlx.recipe.schema import Recipe
 from upft_mlx.rows import TrainingRow, read_rows, write_atomically, write_json
 from upft_mlx.rundir import RunDir
@@ -71,7 +71,7 @@ def train(
     examples = _examples(run.train, recipe, notify)
     if not examples:
         raise TrainingError(
-            f"no row has a completion within train.max_length: {settings.max_length} tokens", path=run.train
+            f"no row has a completion within train.max_length: {many(settings.max_length, 'token')}", path=run.train
         )
     valid = _examples(run.valid, recipe, notify)
     adapter_config = add_lora(loaded, recipe.lora, derive_seed("lora", recipe.seed))
@@ -110,7 +110,8 @@ def _examples(path: Path, recipe: Recipe, notify: Observer) -> list[Example]:
     rows = list(read_rows(path, TrainingRow))
     examples = to_examples(rows, recipe.train.max_length, recipe.prefix)
     if len(examples) < len(rows):
-        notify(Note(f"{path.name}: {len(rows) - len(examples)} rows have no room for a completion in train.max_length"))
+        cut = many(len(rows) - len(examples), "row has", "rows have")
+        notify(Note(f"{path.name}: {cut} no room for a completion in train.max_length"))
     return examples
 
 

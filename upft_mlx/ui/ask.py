@@ -19,7 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from upft_mlx.events import Variant
-from upft_mlx.quantities import duration
+from upft_mlx.quantities import duration, many
 from upft_mlx.ui.console import open_console
 from upft_mlx.ui.text import glyphs_for
 
@@ -198,6 +198,6 @@ class _Panels:
 
 def _numbers(answer: Reply) -> str:
     """`42 tokens, 1.3 s`, and how it ended where that was not by itself."""
-    parts = [f"{answer.tokens} token{'' if answer.tokens == 1 else 's'}", duration(answer.seconds)]
+    parts = [many(answer.tokens, "token"), duration(answer.seconds)]
     parts += [ENDS[answer.finish_reason]] if answer.finish_reason in ENDS else []
     return ", ".join(parts)

@@ -8,6 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
+from upft_mlx.quantities import many
 from upft_mlx.ui.console import open_console
 from upft_mlx.ui.text import glyphs_for, wrapped
 
@@ -37,6 +38,6 @@ def print_findings(findings: Iterable[dict[str, Any]], *, console: Console | Non
                 advice = wrapped(advice, max(20, console.width - INDENT))
             for part in advice.split("\n"):
                 console.print(Text(" " * INDENT).append(part, STYLES[status]), soft_wrap=True)
-    found = [(f"{counts[k]} {k}{'s' if counts[k] > 1 else ''}", STYLES[k]) for k in ("error", "warning") if counts[k]]
+    found = [(many(counts[k], k), STYLES[k]) for k in ("error", "warning") if counts[k]]
     console.print()
     console.print(Text(", ").join(Text(*part) for part in found or [("all is well", "green")]))

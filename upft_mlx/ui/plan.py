@@ -35,7 +35,7 @@ def print_plan(plan: Plan, *, console: Console | None = None) -> None:
         console.print()
         console.print(table)
     solutions = plan.solution_tokens
-    remarks = ["", f"a full solution averages {solutions.mean:,.0f} tokens ({solutions.how})"]
+    remarks = ["", f"a full solution averages {many(round(solutions.mean), 'token')} ({solutions.how})"]
     if plan.seconds is None:
         why = "" if plan.model_is_here else ": fetch the model first"
         remarks.append(f"time: no estimate without a calibration on this machine{why}")

@@ -15,6 +15,7 @@ from typing import Any
 from rich.console import Console, RenderableType
 from rich.text import Text
 
+from upft_mlx.quantities import many
 from upft_mlx.training.row_loss import RowLoss, in_words
 from upft_mlx.ui.console import open_console, paged, say
 from upft_mlx.ui.text import Glyphs, glyphs_for
@@ -75,7 +76,7 @@ class _View:
             if not row["trains"]:
                 yield Text("does not train: its prompt leaves no room in train.max_length", "yellow")
             elif row["cut"]:
-                yield Text(f"cut by {row['cut']} tokens at train.max_length", "yellow")
+                yield Text(f"cut by {many(row['cut'], 'token')} at train.max_length", "yellow")
             yield self._row(row)
         yield Text()
         if (view := self._facts.get("base_view")) is not None:
@@ -99,7 +100,7 @@ class _View:
         if what == "evaluation":
             what += f", benchmark{'s' if len(same) > 1 else ''} {', '.join(p['benchmark'] for p in same)}"
         problem = f", problem {prompt['problem_id']}" if prompt["problem_id"] is not None else ""
-        yield self._rule(f"the prompt in {what}{problem}: {len(prompt['ids'])} tokens")
+        yield self._rule(f"the prompt in {what}{problem}: {many(len(prompt['ids']), 'token')}")
         if "error" in prompt:
             yield Text(f"no question to show: {self._glyphs.line(prompt['error'])}", "yellow")
         # The text whole: its tokens joined would lose characters that are spread over several.

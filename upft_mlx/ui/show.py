@@ -10,6 +10,7 @@ from rich.rule import Rule
 from rich.table import Column, Table
 from rich.text import Text
 
+from upft_mlx.quantities import many
 from upft_mlx.rows import EvaluationRow
 from upft_mlx.ui.text import Glyphs
 
@@ -98,7 +99,8 @@ def regrading(facts: dict[str, Any], glyphs: Glyphs) -> Iterator[RenderableType]
             graders = " and ".join(map(str, found["graders"]))
             change = f"{100 * found['accuracy']:.1f} % {glyphs.arrow} {100 * found['regraded']:.1f} %"
             yield Text(f"{glyphs.line(label)} {variant}: {change}", "bold").append(
-                f"  {len(found['changed'])} of {found['rows']} rows change (graded by version {graders or 'none'})",
+                f"  {len(found['changed']):,} of {many(found['rows'], 'row')} would change "
+                f"(graded by version {graders or 'none'})",
                 "dim",
             )
             for row in found["changed"]:
@@ -128,7 +130,7 @@ def detail(item: Seen, glyphs: Glyphs) -> Iterator[RenderableType]:
             yield (
                 Text(f"{variant}  ")
                 .append_text(_answer(row, glyphs))
-                .append(f"  {row.tokens} tokens, ended by {row.finish_reason}", "dim")
+                .append(f"  {many(row.tokens, 'token')}, ended by {row.finish_reason}", "dim")
             )
             yield Text(glyphs.lines(row.completion))
     yield Text()

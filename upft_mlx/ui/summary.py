@@ -10,7 +10,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from upft_mlx.evaluation.benchmark_result import BenchmarkResult, Measured, Paired
-from upft_mlx.quantities import accuracy, count, duration, memory, p_value, percent, points
+from upft_mlx.quantities import accuracy, count, duration, many, memory, p_value, percent, points
 from upft_mlx.results import training_report
 from upft_mlx.results.facts import RunFacts, StageFacts
 from upft_mlx.results.report import headline, outcome
@@ -144,7 +144,7 @@ def _variant(variant: Measured | None, glyphs: Glyphs, room: int) -> Text:
         return Text(glyphs.pending, "dim")
     whole = accuracy(variant.accuracy, variant.ci95)
     text = Text(whole if len(whole) <= room else percent(variant.accuracy))
-    parts = [f"{variant.mean_tokens:.0f} tokens"]
+    parts = [f"{many(round(variant.mean_tokens), 'token')}"]
     at = []
     for name in ("pass", "maj"):
         values = variant.at_k(name)

@@ -55,9 +55,8 @@ def _print_rules(forecast: dict[str, Any], console: Console) -> None:
         table.add_row(str(length), *(_points_of(values.get((name, length))) for name in names))
     console.print()
     say(console, Text(f"advice: {forecast['advice']['text']}", "bold"))
-    told = (
-        f"What prefix.selection would change, in points over base, from {forecast['problems']} problems with answers:"
-    )
+    answered = f"{many(forecast['problems'], 'problem')} with answers"
+    told = f"What prefix.selection would change, in points over base, from {answered}:"
     say(console, Text(told, "dim"))
     console.print(table)
     say(console, Text("More rules, and what it means for greedy accuracy: upft forecast", "dim"))
@@ -165,7 +164,8 @@ def print_forecast(found: dict[str, Any], folder: Path, *, console: Console | No
     low, high = found["base"]["ci95"]
     share = f"{100 * found['base']['mean']:.0f} % [{100 * low:.0f}, {100 * high:.0f}]"
     greedy = f"{100 * found['greedy_base']['mean']:.0f} %"
-    told = f"{found['problems']} problems with answers; base is right on {share} of its samples, greedily on {greedy}"
+    answered = f"{many(found['problems'], 'problem')} with answers"
+    told = f"{answered}; base is right on {share} of its samples, greedily on {greedy}"
     say(console, Text(told, "dim"))
     wide = not console.is_terminal or console.width >= _WIDE_FORECAST
     for length in sorted({rule["length"] for rule in found["rules"]}):
@@ -182,7 +182,7 @@ def print_forecast(found: dict[str, Any], folder: Path, *, console: Console | No
                 *([f"{rule['tokens_per_problem']:,.0f}"] if wide else []),
             )
         console.print()
-        say(console, Text(f"t = {length} tokens", "bold"))
+        say(console, Text(f"t = {many(length, 'token')}", "bold"))
         console.print(table)
     told = (
         "share: of the samples that begin as the pick does; right: of solutions that begin so. forecast: points over "
@@ -236,7 +236,7 @@ def print_side_by_side(found: dict[str, Any], *, console: Console | None = None)
     say(console, Text(line(text), "bold"))
     for label, of in found["benchmarks"].items():
         console.print()
-        say(console, Text(line(f"{label}, {of['problems']:,} problems that all have"), "bold"))
+        say(console, Text(line(f"{label}, {many(of['problems'], 'problem')} that all have"), "bold"))
         names = [Text(line(model["name"])) for model in of["models"]]
         longest = max(name.cell_len for name in names)
         for name, model in zip(names, of["models"], strict=True):
