@@ -68,11 +68,11 @@ def test_best_of_prefix_continues_the_picked_prefix_and_trains_nothing(make_reci
     )
     found = compare(recipe, tmp_path)
     row = found.methods["best_of_prefix:prefix_confidence"]
-    assert (row.tokens_sampled, row.tokens_trained) == (0, 0)
     (folder,) = (tmp_path / "compare").glob("best_of_prefix*/seed-0/best_of_prefix/arithmetic/*")
     prefixes = list(read_rows(folder / "prefixes.jsonl", Solution))
     answers = list(read_rows(folder / "answers.jsonl", EvaluationRow))
     assert (len(prefixes), len(answers)) == (8 * 4, 8)
+    assert (row.tokens_sampled, row.tokens_trained) == (sum(len(row.completion_ids) for row in prefixes), 0)
     for number, answer in enumerate(answers):
         group = prefixes[4 * number : 4 * number + 4]
         best = max(group, key=lambda p: (p.logprob or 0.0) / (len(p.completion_ids) + (p.finish_reason == "stop")))

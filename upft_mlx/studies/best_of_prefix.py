@@ -4,6 +4,7 @@ What training on picked prefixes would teach, paid for with each answer instead:
 
     best_of_prefix/BENCHMARK/FINGERPRINT/prefixes.jsonl    `compare.samples` prefixes for each answer
     best_of_prefix/BENCHMARK/FINGERPRINT/answers.jsonl     the picked ones, continued and graded
+    best_of_prefix/BENCHMARK/FINGERPRINT/cost.json         the tokens of all prefixes
 
 The fingerprint is that of all that these rows depend on. Of a private benchmark, the prefixes are removed when they
 are continued, those of other fingerprints at once.
@@ -28,7 +29,7 @@ from upft_mlx.job import Job
 from upft_mlx.models.chat import Renderer
 from upft_mlx.recipe.schema import Recipe
 from upft_mlx.recipe.studies import BEST_OF_PREFIX
-from upft_mlx.rows import EvaluationRow, Solution, read_rows
+from upft_mlx.rows import EvaluationRow, Solution, read_json, read_rows, write_json
 from upft_mlx.rundir import fingerprint
 from upft_mlx.sampling.decoding import Completion, Request
 from upft_mlx.sampling.resumed import sample_rows
@@ -45,8 +46,8 @@ def inputs(job: Job, part: BenchmarkSet) -> dict[str, Any]:
     }
 
 
-def measure(job: Job, part: BenchmarkSet) -> dict[str, float]:
-    """Each problem's mean over its answers; what was sampled is continued.
+def measure(job: Job, part: BenchmarkSet) -> tuple[dict[str, float], int]:
+    """Each problem's mean over its answers, and the tokens of the prefixes; what was sampled is continued.
 
     Prefixes are drawn at `generate.temperature` and picked by `prefix.selection`, which looks at prefixes alone
     (`consensus` or `prefix_confidence`); the rest of the answer is drawn at the benchmark's own temperature.
@@ -56,16 +57,19 @@ def measure(job: Job, part: BenchmarkSet) -> dict[str, float]:
         part: the benchmark.
     """
     entry, folder = part.entry, job.run.root / BEST_OF_PREFIX / part.entry.label / fingerprint(inputs(job, part))
-    answers = folder / "answers.jsonl"
+    answers, prefixes, cost = (folder / name for name in ("answers.jsonl", "prefixes.jsonl", "cost.json"))
     if entry.private:
         for path in folder.parent.glob("*/prefixes.jsonl"):
             if path.parent != folder:  # a kill came before the end, and then other settings
                 path.unlink()
     if not answers.exists() or len(list(read_rows(answers, EvaluationRow, growing=True))) < part.completions:
         _sample(job, part, folder)
+    if prefixes.exists() and not cost.exists():
+        tokens = sum(len(row.completion_ids) for row in read_rows(prefixes, Solution))
+        write_json(cost, {"tokens_sampled": tokens})
     if entry.private:
-        (folder / "prefixes.jsonl").unlink(missing_ok=True)  # also where a kill came between
-    return scores_of(entry, answers)
+        prefixes.unlink(missing_ok=True)  # also where a kill came between
+    return scores_of(entry, answers), read_json(cost)["tokens_sampled"] if cost.exists() else 0
 
 
 def _sample(job: Job, part: BenchmarkSet, folder: Path) -> None:

@@ -122,8 +122,9 @@ def run_cell(
     job.donors = donors
     if method.partition(":")[0] == BEST_OF_PREFIX:  # prefixes are picked at test time, and nothing is trained
         with opened(job):
-            scores = {part.entry.label: best_of_prefix(job, part) for part in job.sets}
-        return Cell(method, job.recipe.seed, scores, 0, 0, 0.0, 0)
+            measured = {part.entry.label: best_of_prefix(job, part) for part in job.sets}
+        scores = {name: of for name, (of, _) in measured.items()}
+        return Cell(method, job.recipe.seed, scores, sum(tokens for _, tokens in measured.values()), 0, 0.0, 0)
     with opened(job):
         refuse_changed(job)
         if method != BASE:

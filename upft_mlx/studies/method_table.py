@@ -28,7 +28,7 @@ class Cell:
     seed: int
     scores: Scores
     tokens_sampled: int
-    """For training; the evaluation's are not counted."""
+    """For training; of an evaluation only the prefixes that `best_of_prefix` picks from."""
     tokens_trained: int
     seconds: float
     """Time of generate, build and train."""
@@ -59,7 +59,7 @@ class Method:
     """One method, the mean over its seeds."""
 
     tokens_sampled: float
-    """For training; the evaluation's are not counted."""
+    """For training; of an evaluation only the prefixes that `best_of_prefix` picks from."""
     tokens_trained: float
     seconds: float
     """Seconds of generate, build and train."""
