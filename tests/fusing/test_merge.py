@@ -117,5 +117,7 @@ def test_wrong_weights_and_folders_are_refused_before_anything_is_loaded(there: 
             fuse_others(recipe, "runs/r", weights)
     with pytest.raises(ModelError, match="no such adapter folder"):
         fuse_others(recipe, "runs/r", {there / "nothing=1": 1.0})
+    wrong = shown("fuse", "r.yaml", "--adapter", f"{two[0]}=abc", status=2)
+    assert f"--adapter '{two[0]}=abc': expected a number as weight, found 'abc'" in wrong
     assert "an --adapter is given twice" in shown("fuse", "r.yaml", "--adapter", "x=1", "--adapter", "x=2", status=2)
     assert "needs the stage" in shown("fuse", "r.yaml", "--run-dir", "runs/new", "--adapter", str(two[0]), status=1)

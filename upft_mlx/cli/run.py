@@ -15,7 +15,7 @@ from upft_mlx.cli.complete import complete_targets
 from upft_mlx.cli.edge import folder_of, memory_limit, prepared, run_other, writing_to
 from upft_mlx.cli.group import cli
 from upft_mlx.cli.options import Options, common, helped, recipe_argument, verbose
-from upft_mlx.escape import to_json
+from upft_mlx.escape import quoted, to_json
 from upft_mlx.stages import STAGES, Stage, in_run
 
 if TYPE_CHECKING:
@@ -112,6 +112,9 @@ def _weighted(text: str) -> tuple[Path, float]:
     try:
         return (Path(folder), float(weight)) if folder else (Path(text), 1.0)
     except ValueError:
+        if Path(folder).is_dir() and not Path(text).exists():
+            wrong = f"--adapter {quoted(text)}: expected a number as weight, found {quoted(weight)}"
+            raise click.UsageError(wrong) from None
         return Path(text), 1.0
 
 
