@@ -11,12 +11,13 @@ from xml.etree import ElementTree
 
 import pytest
 from helpers.ui import ANSI, HARMLESS, HOSTILE, a_report, console, variant_value, written
+from rich.cells import cell_len
 from rich.console import Console
 
 from upft_mlx.quantities import clock, count, duration, memory, points
 from upft_mlx.results.facts import RunFacts
 from upft_mlx.ui import views
-from upft_mlx.ui.text import glyphs_for, interval_bar, plot
+from upft_mlx.ui.text import glyphs_for, interval_bar, plot, wrapped
 
 
 def summary_text(report: RunFacts, *, verbose: bool = False, **changes: Any) -> str:
@@ -279,3 +280,10 @@ def test_what_to_look_at_next_fits_and_can_be_run(tmp_path: Path) -> None:
         "",
         f"next     upft ask {tmp_path / 'other'}   your questions to base and tuned",
     ]
+
+
+def test_characters_of_two_columns_are_counted_as_two() -> None:
+    text = " ".join(["学习率必须大于零"] * 8)  # 16 columns each
+    lines = wrapped(f"{text} `upft run 我的 食谱.yaml`", 60).split("\n")
+    assert [cell_len(line) for line in lines] == [50, 50, 59]
+    assert " ".join(lines) == f"{text} `upft run 我的 食谱.yaml`"

@@ -1,4 +1,4 @@
-"""Numbers, names and untrusted texts as one line of terminal text; no Rich here, both views use it."""
+"""Numbers, names and untrusted texts as one line of terminal text, for both views; of Rich only what measures."""
 
 from __future__ import annotations
 
@@ -9,11 +9,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from rich.cells import cell_len
+
 from upft_mlx.escape import plain
 
 _COMMANDS = re.compile("`[^`\n]*`")
-_JOINT = "\0"
-"""Stands for a space at which a line is not broken; no text that is shown holds it."""
+_JOINT, _SECOND = "\0", "\1"
+"""Stand for a space at which a line is not broken, and the second column of a character; no text shown holds them."""
 FLAT = 0.02
 """Share of its greatest value that the range of a plot has at least."""
 _CLEANED = 4000
@@ -68,12 +70,13 @@ def wrapped(text: str, width: int) -> str:
     What is longer than a line is left to the terminal, which keeps it whole for copying.
     """
     joined = _COMMANDS.sub(lambda command: command[0].replace(" ", _JOINT), text)
+    joined = "".join(char + _SECOND * (cell_len(char) - 1) for char in joined)  # textwrap counts characters
     lines = [
         part
         for line in joined.split("\n")
         for part in textwrap.wrap(line, width, break_long_words=False, break_on_hyphens=False) or [""]
     ]
-    return "\n".join(lines).replace(_JOINT, " ")
+    return "\n".join(lines).replace(_JOINT, " ").replace(_SECOND, "")
 
 
 def interval_bar(value: float, low: float, high: float, widest: float, width: int, glyphs: Glyphs) -> str:
