@@ -7,6 +7,7 @@ quoted     a value in a message: as Python writes it, cut
 markdown   prose or a table's cell in Markdown: shown as it is, whatever it means there
 code       an inline code span; `fenced` a block of code
 markup     text in HTML or SVG
+plain_name a name of letters, digits, `.`, `_` and `-`
 to_json    JSON with no raw control or bidirectional character
 
 YAML has a module of its own, `safe_yaml`.
@@ -17,6 +18,7 @@ from __future__ import annotations
 import html
 import json
 import re
+import unicodedata
 from collections.abc import Mapping
 from typing import Any
 
@@ -60,6 +62,12 @@ def message(text: str) -> str:
     lines = plain(text[:200_000]).split("\n")
     cut = [line if len(line) <= 2000 else one_line(line, 2000) for line in lines[:60]]
     return "\n".join([*cut, "..."] if len(lines) > 60 else cut)
+
+
+def plain_name(text: str, otherwise: str) -> str:
+    """A text as a file's name: accents go, what else is not plain becomes `-`; `otherwise` if nothing is left."""
+    bare = "".join(char for char in unicodedata.normalize("NFKD", text) if not unicodedata.combining(char))
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", bare).strip("-._") or otherwise
 
 
 def quoted(value: Any, most: int = MOST) -> str:

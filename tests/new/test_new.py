@@ -21,6 +21,7 @@ from upft_mlx.new.new import _benchmark
 from upft_mlx.recipe.evaluate import Evaluate
 from upft_mlx.recipe.fields import AUTO
 from upft_mlx.recipe.load import load_recipe
+from upft_mlx.recipe.override import recipe_for_model
 from upft_mlx.recipe.schema import Problems
 
 
@@ -367,3 +368,18 @@ def test_what_is_cached_needs_no_network(folder: Path) -> None:
         done = process(*options, code=CACHED, cwd=folder, guard=guard, HF_ENDPOINT=endpoint)
         assert done.returncode == 0, done.stderr
         assert "50 rows; question in `question`" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("dataset", "name"),
+    [("lücke.jsonl", "lucke"), ("Été 1.jsonl", "Ete-1"), ("数学.jsonl", "recipe"), ("数学-2.jsonl", "2")],
+)
+def test_a_name_keeps_the_letters_that_have_an_accent(folder: Path, dataset: str, name: str) -> None:
+    write(folder / dataset, questions())
+    assert make(dataset).name == name
+    assert (folder / f"{name}.yaml").exists()
+
+
+@pytest.mark.parametrize(("model", "name"), [("./modèle v2", "evaluate-modele-v2"), ("./模型", "evaluate-model")])
+def test_an_evaluation_is_named_after_its_model_whatever_its_letters(model: str, name: str) -> None:
+    assert recipe_for_model(model).name == name

@@ -12,7 +12,7 @@ from typing import Any
 from upft_mlx.data.columns import WRONG_COLUMNS
 from upft_mlx.data.problems import Problem
 from upft_mlx.errors import ColumnError, OfflineError, ProblemsError, RecipeError
-from upft_mlx.escape import to_json
+from upft_mlx.escape import plain_name, to_json
 from upft_mlx.models.facts import model_facts
 from upft_mlx.models.find import BUILTIN, is_hub_model
 from upft_mlx.new.data_facts import DataFacts, Split, all_letters, data_facts, hard_to_grade, hold_out, is_file
@@ -86,7 +86,7 @@ def new_recipe(wish: Wish) -> Draft:
 
 def _output(wish: Wish) -> Path:
     stem = Path(wish.dataset.removesuffix(".gz")).stem if is_file(wish.dataset) else wish.dataset.rpartition("/")[2]
-    path = wish.output or Path(f"{re.sub(r'[^A-Za-z0-9._-]+', '-', stem).strip('-._') or 'recipe'}.yaml")
+    path = wish.output or Path(f"{plain_name(stem, 'recipe')}.yaml")
     if path.is_dir():
         raise RecipeError("is a folder", "name the recipe's file in it", field=f"--output {path}")
     if path.suffix not in (".yaml", ".yml"):

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from upft_mlx.errors import RecipeError
+from upft_mlx.escape import plain_name
 from upft_mlx.recipe.load import resolve_paths, validated
 from upft_mlx.recipe.schema import Recipe
 
@@ -23,7 +24,7 @@ def recipe_for_model(model: str, overrides: Sequence[str] = ()) -> Recipe:
     Raises:
         RecipeError: as `load_recipe`.
     """
-    name = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(model).name or "model").strip("-.")
+    name = plain_name(Path(model).name, "model")
     data: dict[str, Any] = {"name": f"evaluate-{name}", "model": model, "problems": {"builtin": "arithmetic"}}
     resolve_paths(data, Path.cwd(), "--model")
     recipe = validated(Path("--model"), {}, data, overrides)
