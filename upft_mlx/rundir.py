@@ -216,9 +216,9 @@ class RunDir:
 
     def take_back(self) -> None:
         """Remove recipe.json where nothing else has been made, and of a look its folder; `locked` removes a run's."""
-        if {path.name for path in self.root.iterdir()} <= {self.recipe.name, ".lock"}:
-            self.recipe.unlink(missing_ok=True)
-            with suppress(OSError):  # a folder that holds anything else stays
+        with suppress(OSError):  # a folder that holds anything else stays, and a rank's replica may be gone already
+            if {path.name for path in self.root.iterdir()} <= {self.recipe.name, ".lock"}:
+                self.recipe.unlink(missing_ok=True)
                 self.root.rmdir()
                 self.root.parent.rmdir()
 

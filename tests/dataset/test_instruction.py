@@ -108,6 +108,8 @@ def made(folder: Path, case: str, **sections: Any) -> Recipe:
 def asked_of(monkeypatch: pytest.MonkeyPatch, recipe: Recipe, run: Path, stage: str) -> list[int]:
     """The prompt that a stage gives its sampler first."""
     prompts: list[list[int]] = []
+    run.mkdir(exist_ok=True)
+    (run / "mine.txt").touch()  # or a command that is stopped takes its recipe.json back with the folder
 
     def sample(self: object, requests: Sequence[Request], *rest: object) -> NoReturn:
         prompts.extend(request.prompt_ids for request in requests)

@@ -347,7 +347,7 @@ def test_benchmarks_take_their_golds_bare(tmp_path: Path) -> None:
     (entry,) = resolve(recipe.evaluate)
     assert [problem.answer for problem in load_benchmark(entry)] == ["2", "\\frac12"]
     file.write_text('{"problem": "1 + 1?"}\n')
-    with pytest.raises(ProblemsError, match=r"benchmark own: 1 problems have no answer \(first: 0\)"):
+    with pytest.raises(ProblemsError, match=r"benchmark own: 1 problem has no answer \(first: 0\)"):
         load_benchmark(entry)
 
 

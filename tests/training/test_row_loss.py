@@ -112,7 +112,7 @@ def test_solutions_that_were_cut_are_counted_with_what_their_absence_does() -> N
         "all at least 30"
     )
     assert str(cut_solutions(solutions[2:])).endswith(
-        "1 of 1 full solutions reached generate.max_tokens, or were cut because they repeat themselves, and train "
+        "1 of 1 full solution reached generate.max_tokens, or were cut because they repeat themselves, and train "
         "nothing"
     )
 

@@ -127,8 +127,8 @@ def training_peak(model: Architecture, lora: Lora, one: TrainingPass, machine: M
         backward += 4 * one.sequences * model.heads * min(BLOCK, one.tokens) * span
     rows = min(HEAD["logits"] * one.rows, HEAD["chunk"] * chunk_positions(model.vocabulary))
     head = 4 * rows * model.vocabulary + HEAD["hidden"] * number * tokens * hidden
-    if checkpoint:
-        held = layers * number * tokens * hidden + max(kept + max(scores, states) + backward, head)
+    if checkpoint:  # the inputs of all layers, of which the one that is computed again keeps its own in `kept`
+        held = (layers - 1) * number * tokens * hidden + max(kept + max(scores, states) + backward, head)
     else:
         share = model.attending / model.layers
         lowest = REST["lowest"] * number * tokens * (hidden + kv + mlp)
