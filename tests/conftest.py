@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,9 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # before MLX is imported; ot
 os.environ.setdefault("MLX_DISABLE_COMPILE", "1")  # or g++ compiles each of a hundred kernels of mlx-lm's for a second
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # or each of the tests' processes compiles the package once more
 sys.dont_write_bytecode = False
+if sys.platform == "linux":  # MLX wakes its thread for each operation; among batch jobs that interrupts nothing
+    with suppress(OSError):
+        os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
 ROOT = Path(__file__).resolve().parent.parent
 MODEL = ROOT / "upft_mlx" / "demo" / "model"
 

@@ -14,9 +14,9 @@ from upft_mlx._version import __version__
 os.environ.setdefault("MLX_BFS_MAX_WIDTH", "1")
 
 if sys.platform == "linux":
-    from upft_mlx.machine.blas import prepare_for_mlx
+    from upft_mlx.machine.blas import load_before_mlx
 
-    prepare_for_mlx()
+    load_before_mlx()
 
 if TYPE_CHECKING:
     from upft_mlx.api import (

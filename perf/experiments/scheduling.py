@@ -1,8 +1,8 @@
 """What switching between MLX's threads costs on Linux: python perf/experiments/scheduling.py [MODEL ...]
 
-What upft_mlx/machine/blas.py rests on. Each model (the embedded one, unless folders are given) samples and takes
-training steps in processes that are scheduled as others are (SCHED_OTHER) and as batch jobs (SCHED_BATCH), in turns.
-Everything else is the same: the same BLAS with one thread, the same rows, and the same numbers come out.
+Each model (the embedded one, unless folders are given) samples and takes training steps in processes that are scheduled
+as others are (SCHED_OTHER) and as batch jobs (SCHED_BATCH), in turns. Everything else is the same: the BLAS with one
+thread, the rows, and the numbers that come out. docs/measured/log.md says why upft does not become a batch job.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The fast BLAS and the scheduling on Linux: there before MLX, wherever upft_mlx is used, and never in the way."""
+"""The fast BLAS on Linux: loaded before MLX, wherever upft_mlx is used, and never in the way."""
 
 from __future__ import annotations
 
@@ -191,37 +191,6 @@ def test_mlx_that_was_imported_first_is_said_once_and_works() -> None:
 
 
 @LINUX
-@pytest.mark.parametrize(
-    ("before", "told", "policies"),
-    [
-        ("", {}, {"SCHED_BATCH"}),
-        ("", {"UPFT_BLAS": "none"}, {"SCHED_BATCH"}),
-        ("os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))", {}, {"SCHED_IDLE"}),
-        ("def no(*_): raise PermissionError\nos.sched_setscheduler = no", {}, {"SCHED_OTHER"}),
-        (
-            "known = os.sched_getscheduler\n"
-            "def no(thread):\n    if thread: return known(thread)\n    raise OSError(38, 'not implemented')\n"
-            "os.sched_getscheduler = no",
-            {},
-            {"SCHED_OTHER"},
-        ),
-    ],
-)
-def test_mlxs_threads_are_scheduled_as_a_batch_job_unless_the_user_chose_something_else(
-    before: str, told: dict[str, str], policies: set[str]
-) -> None:
-    code = (
-        f"import os\nos.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))  # not the tests' own\n{before}\n"
-        "import upft_mlx, mlx.core as mx\n"
-        "right = (mx.ones((2, 2)) @ mx.ones((2, 2))).sum().item() == 8\n"
-        "names = {getattr(os, name): name for name in ('SCHED_OTHER', 'SCHED_BATCH', 'SCHED_IDLE')}\n"
-        "threads = [names[os.sched_getscheduler(int(thread))] for thread in os.listdir('/proc/self/task')]\n"
-        "print(right, len(threads) > 1, *set(threads))"
-    )
-    assert run(code, **told).split() == ["True", "True", *policies]
-
-
-@LINUX
 def test_without_the_packages_the_same_command_works() -> None:
     code = (
         "import importlib.metadata as m\n"
@@ -238,17 +207,16 @@ def test_without_the_packages_the_same_command_works() -> None:
 @pytest.mark.parametrize(
     ("platform", "packages"), [("darwin", {"mlx"}), ("linux", {"mlx", "mlx-cuda-12", "mlx-cpu"}), ("linux", {"mlx"})]
 )
-def test_on_macos_and_with_an_mlx_for_gpus_nothing_is_done(
+def test_on_macos_and_with_an_mlx_for_gpus_no_library_is_loaded(
     platform: str, packages: set[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "platform", platform)
     monkeypatch.setattr(blas, "_version", lambda name: "1" if name in packages else None)
     monkeypatch.setattr(blas, "_load", lambda: pytest.fail("a library was loaded"))
-    monkeypatch.setattr(blas, "_become_batch_job", lambda: pytest.fail("the scheduling was changed"))
     monkeypatch.delitem(sys.modules, "mlx.core", raising=False)
     monkeypatch.setattr(sys, "meta_path", list(sys.meta_path))
     before = list(sys.meta_path)
-    blas.prepare_for_mlx()
+    blas.load_before_mlx()
     added = [finder for finder in sys.meta_path if finder not in before]
     assert len(added) == (platform == "linux")
     for finder in added:

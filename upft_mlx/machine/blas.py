@@ -1,14 +1,10 @@
-"""What MLX's CPU backend needs on Linux, arranged before MLX is imported: a fast BLAS, and a batch job's scheduling.
+"""A fast BLAS for MLX's CPU backend on Linux, loaded before MLX.
 
 The wheel `mlx-cpu` links the reference BLAS, which computes 3 to 4 GFLOP/s. A library that exports `cblas_sgemm` and is
 in the process's global symbols before MLX is loaded takes its place: OpenBLAS computes 30 times as many
 (perf/experiments/products.py). Nothing happens on macOS, nor with an MLX that computes on a GPU.
 
-MLX hands each operation to a thread of its own and wakes that thread each time. Linux then lets the thread interrupt
-the one that woke it, for an operation that takes microseconds: two switches for each. A batch job (SCHED_BATCH) is not
-interrupted by its own threads, so operations queue up and run in one go (perf/experiments/scheduling.py).
-
-Where the BLAS comes from, in this order:
+Where it comes from, in this order:
 
 1. `UPFT_BLAS`: a path, or `none`.
 2. The PyPI package scipy-openblas32, the library that SciPy's own wheels contain: current, from `pip install` alone,
@@ -83,14 +79,14 @@ def used() -> Blas:
     return _used
 
 
-def prepare_for_mlx() -> None:
-    """Arrange that the first import of `mlx.core` prepares the process for it first; costs nothing until then."""
+def load_before_mlx() -> None:
+    """Arrange that the first import of `mlx.core` loads a fast BLAS first; costs nothing until then."""
     global _used
-    if sys.platform != "linux":
+    if sys.platform != "linux" or os.environ.get("UPFT_BLAS") == "none":
         return
     if "mlx.core" not in sys.modules:
         sys.meta_path.insert(0, _BeforeMlx())
-    elif _mlx_computes_on_cpu() and os.environ.get("UPFT_BLAS") != "none":
+    elif _mlx_computes_on_cpu():
         import warnings
 
         text = "mlx was imported before upft_mlx, so matrix products are slow; import upft_mlx first"
@@ -99,22 +95,14 @@ def prepare_for_mlx() -> None:
 
 
 class _BeforeMlx:
-    """Finds no module: prepares the process when `mlx.core` is about to be imported, then goes."""
+    """Finds no module: loads the library when `mlx.core` is about to be imported, then goes."""
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> None:
         global _used
         if name == "mlx.core":
             sys.meta_path.remove(self)
             if _mlx_computes_on_cpu():
-                _become_batch_job()
                 _used = _load()
-
-
-def _become_batch_job() -> None:
-    """Schedule this thread, and all that it starts, as a batch job, unless the user has chosen something else."""
-    with suppress(OSError):  # where a sandbox or the C library (musl) refuses, MLX is slower
-        if os.sched_getscheduler(0) == os.SCHED_OTHER:
-            os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
 
 
 def _mlx_computes_on_cpu() -> bool:
@@ -133,8 +121,6 @@ def _version(package: str) -> str | None:
 def _load() -> Blas:
     """Try the candidates in order; the first that computes correctly is made global."""
     told = os.environ.get("UPFT_BLAS")
-    if told == "none":
-        return _used
     trouble = []
     for candidate in [_Candidate(told)] if told else [_Renamed(PACKAGE), _Candidate(SYSTEM)]:
         try:
