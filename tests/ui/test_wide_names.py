@@ -1,4 +1,4 @@
-"""Names in Chinese, Japanese or Korean take two columns a sign; what stands beside them is in one column."""
+"""Each Chinese, Japanese or Korean character takes two columns; what follows such a name must stay aligned."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ WIDE = "数学基准测试题集"
 
 
 def columns(lines: list[str], sign: str) -> set[int]:
-    """Where a sign stands on the screen, in each line that has it."""
+    """The columns at which a text begins on the screen, in the lines that have it."""
     return {cell_len(line[: line.index(sign)]) for line in lines if sign in line}
 
 
@@ -37,11 +37,9 @@ def test_a_summary(name: str, width: int) -> None:
 def test_several_runs_side_by_side() -> None:
     models = [{"name": name, "accuracy": 0.5, "ci95": [0.4, 0.6]} for name in ("base", WIDE)]
     target = console(80, color_system=None)
-    found = {"benchmarks": {"m": {"problems": 9, "models": models, "pairs": [], "rounding": None}}, "comparisons": 1}
-    found["benchmarks"]["m"]["pairs"] = [  # type: ignore[index]
-        {"first": "base", "second": WIDE, "delta": 0.0, "ci95": [-0.1, 0.1], "p_value": 1.0}
-    ]
-    views.print_side_by_side(found, console=target)
+    pair = {"first": "base", "second": WIDE, "delta": 0.0, "ci95": [-0.1, 0.1], "p_value": 1.0}
+    benchmark = {"problems": 9, "models": models, "pairs": [pair], "rounding": None}
+    views.print_side_by_side({"benchmarks": {"m": benchmark}, "comparisons": 1}, console=target)
     assert len(columns(written(target).splitlines(), "50.0 %")) == 1
 
 

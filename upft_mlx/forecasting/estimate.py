@@ -245,7 +245,7 @@ def chosen_by_auto(rules: Sequence[RuleForecast], length: int) -> RuleForecast |
 
 
 def _half(rule: RuleForecast, together: int) -> float:
-    """From the mean of a forecast down to the lower end of its interval, where so many are to hold together."""
+    """How far the interval of a forecast reaches below its mean, if this many intervals must hold at once."""
     df = max(1, rule.problems - 1)
     return (_of(rule).mean - _of(rule).ci95[0]) * t_quantile(df, ALPHA / together) / t_quantile(df)
 

@@ -282,7 +282,7 @@ def stated_answer(text: str) -> str | None:
 
 
 def behind_statement(text: str) -> str | None:
-    """All that stands behind "the answer is"."""
+    """The text after "the answer is"."""
     tail = "\n".join([line for line in text[-TAIL:].splitlines() if line.strip()][-STATED_LINES:])
     marks = [mark for mark in _STATED.finditer(tail) if not _FALSE_START.search(tail[: mark.start()][-20:])]
     if marks:

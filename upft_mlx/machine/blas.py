@@ -44,7 +44,7 @@ IDLE_LOAD = 0.5
 """The load of the last minute below which the machine is taken to be idle."""
 
 UNUSED_SECONDS = 30 * 24 * 60 * 60
-"""For so long nobody must have read another version's copy before it is removed."""
+"""Another version's copy is removed if nobody has read it for this long."""
 
 
 @dataclass(frozen=True)
