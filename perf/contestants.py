@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import platform
 from collections.abc import Callable, Iterator
 from importlib import metadata
@@ -170,7 +171,11 @@ def unsloth(work: Path, options: argparse.Namespace) -> None:
     from unsloth_zoo.mlx.loader import FastMLXModel
     from unsloth_zoo.mlx.trainer import MLXTrainer, MLXTrainingConfig
 
-    model, tokenizer = FastMLXModel.from_pretrained(str(work / "model"), max_seq_length=2048, dtype="float32")
+    folder = work / "model"
+    quantized = "quantization" in json.loads((folder / "config.json").read_text())  # else it would quantize to 4 bits
+    model, tokenizer = FastMLXModel.from_pretrained(
+        str(folder), max_seq_length=2048, dtype="float32", load_in_4bit=quantized
+    )
     model = FastMLXModel.get_peft_model(
         model, r=RANK, lora_alpha=int(SCALE * RANK), lora_dropout=0.0, use_gradient_checkpointing=False
     )

@@ -92,10 +92,10 @@ def test_what_training_looks_at_beside_its_steps_takes_time_too(
     row = seconds(batch_size=200, epochs=3) - seconds(batch_size=200, epochs=2)  # an epoch's rows and a report
     row /= 200 + 16 / 3
     assert seconds(batch_size=200) == pytest.approx(row * (200 + (48 + 16) / 3)), "rows, what base thinks, one report"
-    assert seconds() == pytest.approx(row * (200 + (48 + 11 * 16) / 3)), "the first ten steps of 20 and the last"
-    assert seconds(report_every=2) == pytest.approx(row * (200 + (48 + 15 * 16) / 3))
+    assert seconds() == pytest.approx(row * (200 + (48 + 2 * 16) / 3)), "steps 7 and 20"
+    assert seconds(report_every=2) == pytest.approx(row * (200 + (48 + 3 * 16) / 3)), "steps 7, 14 and 20"
     held = seconds(valid_ratio=0.1, validate_every=6, batch_size=9)  # 20 steps, validated after 6, 12, 18 and 20
-    assert held == pytest.approx(row * (180 + (48 + 13 * 16 + 4 * 20) / 3))
+    assert held == pytest.approx(row * (180 + (48 + 3 * 16 + 4 * 20) / 3)), "8, 18 and 20"
 
 
 def test_without_a_calibration_nothing_is_loaded_and_no_weights_are_needed(

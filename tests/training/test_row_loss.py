@@ -19,7 +19,7 @@ from upft_mlx.dataset.build import Cut, cut_solutions
 from upft_mlx.events import Note
 from upft_mlx.inspection.preview import preview
 from upft_mlx.models.load import Loaded
-from upft_mlx.recipe.schema import Recipe
+from upft_mlx.recipe.schema import Recipe, Train
 from upft_mlx.results.report import markdown
 from upft_mlx.results.training_report import training_facts
 from upft_mlx.rows import Solution, TrainingRow, read_rows
@@ -35,6 +35,7 @@ from upft_mlx.training.row_loss import (
     as_metrics,
     drawn,
     in_words,
+    measured_again,
     taken_apart,
 )
 from upft_mlx.training.token_loss import token_losses
@@ -154,11 +155,28 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Recipe, RunDir, l
     }
     recipe, run = Recipe.model_validate(data), RunDir(tmp_path_factory.mktemp("run") / "run")
     notes: list[str] = []
-    for stage in ("generate", "build", "train"):
-        pipeline.run_stage(
-            recipe, run.root, stage, lambda event: notes.append(event.text) if isinstance(event, Note) else None
-        )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("upft_mlx.training.row_loss.SPARING", 0)  # each report measures
+        for stage in ("generate", "build", "train"):
+            pipeline.run_stage(
+                recipe, run.root, stage, lambda event: notes.append(event.text) if isinstance(event, Note) else None
+            )
     return recipe, run, notes
+
+
+def test_the_fixed_rows_are_measured_where_enough_was_trained_since() -> None:
+    def steps(total: int, fixed: int, validates: bool = False, **settings: int) -> list[int]:
+        train = Train.model_validate({"batch_size": 8, "report_every": 10, "validate_every": 15} | settings)
+        return measured_again(train, total, fixed, validates)
+
+    assert steps(60, 20) == [10, 20, 30, 40, 50, 60], "80 rows each"
+    assert steps(60, 28) == [20, 30, 50, 60], "112 rows each, or later"
+    assert steps(60, 28, True) == [15, 30, 45, 60], "a validation is reported, too"
+    assert steps(12, 4, batch_size=16) == [*range(1, 11), 12], "as often as is reported"
+    assert steps(1, 28) == [1]
+    for fixed in range(1, 29):
+        *before, _ = steps(500, fixed, batch_size=3, report_every=7)
+        assert all(4 * fixed * count <= 3 * step for count, step in enumerate(before, start=1))
 
 
 def test_training_says_first_what_the_base_thinks_and_preview_the_same(
@@ -209,12 +227,15 @@ def test_where_nothing_is_learned_the_curve_is_flat_whatever_the_batches_say(
     for stage in ("generate", "build", "train"):
         pipeline.run_stage(recipe, tmp_path, stage)
     lines = lines_of(RunDir(tmp_path))
-    batches, fixed = ([line[name] for line in lines] for name in ("loss", "fixed_loss"))
+    batches, fixed = ([line[name] for line in lines if name in line] for name in ("loss", "fixed_loss"))
     assert len(lines) >= 4
     assert max(batches) > 1.5 * min(batches)
-    assert max(fixed) == pytest.approx(min(fixed), rel=1e-5)
     facts = training_facts(RunDir(tmp_path), ("generate", "build", "train"))
-    assert [line["fixed_loss"] for line in facts.losses] == pytest.approx([fixed[0], *fixed], rel=1e-5)
+    rows = sum(view.measured for view in facts.base_view.kinds.values()) if facts.base_view else 0
+    measured = measured_again(recipe.train, len(lines), rows, validates=True)
+    assert [line["step"] for line in lines if "fixed_loss" in line] == measured, "all rows are fixed ones"
+    assert [line["step"] for line in facts.losses] == [0, *measured]
+    assert [line["fixed_loss"] for line in facts.losses] == pytest.approx([fixed[0]] * (1 + len(fixed)), rel=1e-5)
     text = markdown(run_report({"training": facts}))
     assert "| step | fixed rows | prefix | structure | EOS | validation |" in text
     assert f"| 0 | {fixed[0]:.3f} |" in text

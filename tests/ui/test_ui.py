@@ -67,7 +67,7 @@ def test_plain_lines_of_a_run() -> None:
         "note: training continues after step 10",
         f"train: step 20/100  loss 1.5000  valid loss 1.7500  {NUMBERS}",
         f"train: step 30/100  loss 1.2500  {NUMBERS}",
-        f"train: step 40/100  loss 0.7500 on fixed rows  of batches 3.0000  {NUMBERS}",
+        f"train: step 40/100  loss 3.0000  fixed rows 0.7500  {NUMBERS}",
         "✓ train  (2 min 05 s)",
     ]
 

@@ -145,7 +145,7 @@ def test_training_shows_metrics_and_the_curve() -> None:
     assert "\nloss 1.0000 · valid loss 2.2500 (step 2)\n" in text
     assert "\nlearning rate 1.00e-05 · 256 tokens/s · peak 3.2 GB\n" in text
     lines = text.splitlines()
-    plot = lines[lines.index("• loss  ● validation") + 1 :]
+    plot = lines[lines.index("• batches  ● validation") + 1 :]
     assert [line[:6].strip() for line in plot] == ["3.000", *[""] * (len(plot) - 2), "1.000"]
     columns = [[line.find(sign, 6) for line in plot if sign in line[6:]] for sign in "•●"]
     assert columns == [sorted(columns[0]), [columns[0][1]]], "both at step 2"
@@ -156,7 +156,7 @@ def test_the_plot_gives_way_to_the_numbers_on_a_small_screen() -> None:
     view = watched(StageStarted("train"), trained(1, 3.0), trained(2, 1.0))
     for height, lines in ((10, 0), (12, 3), (16, 7), (24, 10), (40, 10)):
         text = frame(view, 80, height)
-        start = text.index("• loss") + 1 if lines else len(text)
+        start = text.index("• batches") + 1 if lines else len(text)
         assert len(text[start:]) == lines
         assert any("learning rate" in line for line in text)
 
@@ -178,7 +178,7 @@ def test_a_training_fits_the_screen_down_to_the_plot_s_last_line(width: int, hei
     lines = frame(view, width, height)
     assert len(lines) <= height - (height > 16)
     assert "skipped: current)" in "\n".join(lines), "no stage is broken"
-    plot = lines[lines.index("• loss  ● validation") + 1 :] if "• loss  ● validation" in lines else []
+    plot = lines[lines.index("• fixed rows  ● validation") + 1 :] if "• fixed rows  ● validation" in lines else []
     assert [line.split()[0] for line in (plot[:1] + plot[-1:])] == (["2.500", "2.250"] if height > 16 else [])
 
 
@@ -222,14 +222,20 @@ def test_variants_are_compared_on_what_both_have_answered() -> None:
     assert row.endswith("10→12")
 
 
-def test_the_curve_is_that_of_the_fixed_rows_whatever_the_batches_say() -> None:
+def test_the_curve_is_that_of_the_fixed_rows_once_it_has_two_points() -> None:
     view = watched(StageStarted("train", "a LoRA adapter"), Progress("train", 10, 100, "steps"))
-    for step, (loss, fixed) in enumerate([(0.5, 4.0), (9.0, 3.0), (1.0, 2.0)], start=1):
-        view(trained(step, loss, fixed_loss=fixed))
+    for step, (loss, fixed) in enumerate([(0.5, 4.0), (9.0, None), (1.0, None)], start=1):
+        view(trained(step, loss, **({} if fixed is None else {"fixed_loss": fixed})))
     text = "\n".join(frame(view))
+    assert "\n• batches\n9.000  •\n" in text, text
+    assert "\nloss 1.0000 · fixed rows 4.0000 (step 1)\n" in text
+    for step, fixed in ((4, 3.0), (5, 2.0)):
+        view(trained(step, 1.0, fixed_loss=fixed))
+    text = "\n".join(frame(view))
+    assert "\n• fixed rows\n" in text
     assert "\n4.000  •\n" in text
     assert re.search(r"\n2\.000 +•", text)
-    assert "\nloss 2.0000 on fixed rows · of batches 1.0000\n" in text
+    assert "\nloss 1.0000 · fixed rows 2.0000 (step 5)\n" in text
 
 
 def evaluation(benchmarks: int = 1, expected: int = 256) -> LiveView:

@@ -30,7 +30,7 @@ from upft_mlx.results.plan import Plan, PlannedMemory, PlannedTokens, PromptToke
 from upft_mlx.rundir import RunDir
 from upft_mlx.training.batches import total_steps
 from upft_mlx.training.development import MOST
-from upft_mlx.training.row_loss import FIXED, MEASURED, is_reported
+from upft_mlx.training.row_loss import FIXED, MEASURED, measured_again
 
 _FUSE_ROWS = 128
 """Trained rows that take about as long as fusing: 64 rows pass once, and some are measured in each format."""
@@ -118,11 +118,10 @@ class Estimate:
         tokens = sum(part.rows * (part.prompts.mean - shared + part.tokens + part.ends) for part in work)
         rows, each = max(1.0, sum(part.rows for part in work)), (answer, speed.seconds_per_prefix)
         row = speed.seconds_per_trained_token * tokens / rows
-        # Rows that are only run forward: what base thinks, again at each report, and at each validation.
-        reports = 1 + sum(is_reported(settings, step, held > 0) for step in range(1, steps))
+        # Rows that are only run forward: what base thinks, some of them again at reports, and at each validation.
+        known, fixed = (sum(min(most[part.kind], part.rows) for part in work) for most in (MEASURED, FIXED))
         forward = held * (1 + len(range(settings.validate_every, steps, settings.validate_every)))
-        for part in work:
-            forward += min(MEASURED[part.kind], part.rows) + reports * min(FIXED[part.kind], part.rows)
+        forward += known + fixed * len(measured_again(settings, steps, round(fixed), held > 0))
         answered = 0.0  # of the validation problems, while training
         if (every := settings.evaluate_every) is not None:
             answered = (2 + len(range(every, steps, every))) * min(settings.evaluate_limit or MOST, held)

@@ -46,7 +46,7 @@ class TrainingFacts:
     base_view: RowLoss | None = None
     """What the base thought of the rows, likelihood.json."""
     losses: list[dict[str, float]] = field(default_factory=list)
-    """At each report `step`, the loss on the fixed rows by kind (`fixed_loss`, ...), `valid_loss` and
+    """What was measured at which `step`: the loss on the fixed rows by kind (`fixed_loss`, ...), `valid_loss` and
     `development_accuracy`."""
     movement: Movement | None = None
     """How far the model moved, movement.json."""

@@ -276,7 +276,7 @@ def _training(found: TrainingFacts) -> Iterator[tuple[str, str, str]]:
     if losses := found.losses:
         curves = [_loss(losses, "fixed_loss", "fixed rows", "base"), _loss(losses, "valid_loss", "validation", "tuned")]
         chart = charts.lines("Loss while training", curves, "step", lambda y: f"{y:.4g}", zero=False)
-        yield "Loss", "Nats. The same few training rows at each report, and the validation rows.", chart
+        yield "Loss", "Nats. The same few training rows each time, and the validation rows.", chart
     if any("development_accuracy" in line for line in losses):
         curve = _loss(losses, "development_accuracy", "accuracy", "tuned")
         chart = charts.lines("Accuracy while training", [curve], "step", lambda y: percent(y, 0), zero=False)

@@ -27,11 +27,12 @@ def training_facts(run: RunDir, current: Sequence[str]) -> TrainingFacts:
     found = read_json(run.likelihood) if trained else None
     before = None if found is None else RowLoss.load(found)  # older versions have no such file
     moved_by = read_json(run.movement) if trained else None
-    # On the fixed rows, before training and at each report, with what else was measured there.
+    # On the fixed rows, before training and while training, with what else was measured at those steps.
     losses = [] if before is None else [{"step": 0, **(before.fixed or {})}]
     for text in run.metrics.read_text(encoding="utf-8").splitlines() if trained and run.metrics.exists() else ():
         line = json.loads(text)
-        losses.append({name: line[name] for name in line if name.startswith("fixed_loss") or name in _BESIDE})
+        found = {name: line[name] for name in line if name.startswith("fixed_loss") or name in _BESIDE}
+        losses += [found] if len(found) > 1 else []
     return TrainingFacts(
         base_view=before,
         losses=losses,

@@ -21,7 +21,9 @@ from upft_mlx.training.batches import Example
 MEASURED = {"prefix": 48, "structure": 16, "full": 32}
 """Rows of each kind that say what the base thinks before the first step."""
 FIXED = {"prefix": 16, "structure": 4, "full": 8}
-"""The rows among them whose loss is measured again at each report: a small set that stays the same."""
+"""The rows among them whose loss is measured again while training: a small set that stays the same."""
+SPARING = 4
+"""Rows trained per row that is measured again. A forward pass takes a third of a step: the losses take a twelfth."""
 EACH = 10
 """The first steps, of which each is reported: whoever waits for the first report wants to see the loss move."""
 POSITIONS = 32
@@ -32,10 +34,20 @@ EOS = "EOS"
 
 
 def is_reported(settings: Train, step: int, validates: bool) -> bool:
-    """Whether a step, counted from 1, is reported, and the fixed rows measured again; the last one always is."""
+    """Whether a step, counted from 1, is reported; the last one always is."""
     due = step % settings.report_every == 0 or (validates and step % settings.validate_every == 0)
     asked = settings.evaluate_every is not None and step % settings.evaluate_every == 0
     return due or asked or step <= EACH
+
+
+def measured_again(settings: Train, steps: int, fixed: int, validates: bool) -> list[int]:
+    """The reported steps of a training of `steps` after which its `fixed` rows are measured; the last one always is."""
+    found: list[int] = []
+    for step in range(1, steps):
+        spared = step * settings.batch_size >= SPARING * fixed * (len(found) + 1)
+        if spared and is_reported(settings, step, validates):
+            found.append(step)
+    return [*found, steps]
 
 
 def drawn(examples: Sequence[Example], counts: dict[str, int], seed: int) -> list[Example]:

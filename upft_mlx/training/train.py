@@ -40,7 +40,16 @@ from upft_mlx.training.batches import (
 )
 from upft_mlx.training.checkpoints import Position, load_safetensors, save_safetensors
 from upft_mlx.training.development import Development
-from upft_mlx.training.row_loss import FIXED, MEASURED, as_metrics, drawn, in_words, is_reported, taken_apart
+from upft_mlx.training.row_loss import (
+    FIXED,
+    MEASURED,
+    as_metrics,
+    drawn,
+    in_words,
+    is_reported,
+    measured_again,
+    taken_apart,
+)
 from upft_mlx.training.step import Stepper, learning_rate
 from upft_mlx.training.tracking import reporter
 
@@ -173,6 +182,7 @@ class _Loop:
         self.recipe, self.settings, self.stepper, self.run = recipe, recipe.train, stepper, run
         self.notify, self.position, self.total, self.valid = notify, position, total, valid
         self.examples, self.fixed = examples, drawn(examples, FIXED, recipe.seed)
+        self.measured = set(measured_again(recipe.train, total, len(self.fixed), bool(valid)))
         self.report = reporter(recipe, run, position.step) if leads() else None
         if not position.window:
             position.window = dict.fromkeys(_SUMS, 0.0)
@@ -259,7 +269,8 @@ class _Loop:
             "tokens_per_second": window["supervised_tokens"] / window["seconds"],
             "peak_memory_bytes": mx.get_peak_memory(),
         }
-        line |= as_metrics(taken_apart(self.fixed, self.stepper.token_losses(self.fixed), self.examples))
+        if self.position.step in self.measured or self.ended:
+            line |= as_metrics(taken_apart(self.fixed, self.stepper.token_losses(self.fixed), self.examples))
         if valid_loss is not None:
             line["valid_loss"] = valid_loss
         if accuracy is not None:

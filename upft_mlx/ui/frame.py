@@ -107,15 +107,22 @@ class Frame:
     def _training(self, used: int) -> Iterator[RenderableType]:
         """The latest numbers, and a plot in the room that is left. `used`: lines that are taken already."""
         state = self.state
+        fixed = "fixed rows {1:.4f} (step {0:,})".format(*state.fixed_losses[-1]) if state.fixed_losses else ""
         valid = f"valid loss {state.valid[1]:.4f} (step {state.valid[0]:,})" if state.valid else ""
         right = f"accuracy {percent(state.accuracy[1])} (step {state.accuracy[0]:,})" if state.accuracy else ""
-        *losses, rate, speed, peak = training_numbers(state.metrics, valid, right)
+        *losses, rate, speed, peak = training_numbers(state.metrics, fixed, valid, right)
         numbers = [*self._numbers(losses), *self._numbers([rate, speed, peak])]
         yield from numbers
         height = max(0, min(PLOT, self._height - used - len(numbers) - 1 - SPARE))  # 1: the names of the curves
-        curves = [(self.glyphs.small, state.losses), (self.glyphs.dot, state.valid_losses)]
+        # A batch's loss depends on which rows are in it: their order would draw the curve.
+        moving = len(state.fixed_losses) > 1
+        curves = [
+            (self.glyphs.small, state.fixed_losses if moving else state.losses),
+            (self.glyphs.dot, state.valid_losses),
+        ]
         drawn = plot(curves, state.total_steps, min(BAR, self.width), height) if len(state.losses) > 1 else []
         if drawn:
-            names = f"{self.glyphs.small} loss" + (f"  {self.glyphs.dot} validation" if state.valid_losses else "")
+            names = f"{self.glyphs.small} {'fixed rows' if moving else 'batches'}"
+            names += f"  {self.glyphs.dot} validation" if state.valid_losses else ""
             yield self._evaluation.line(names, "dim")
             yield from (self._evaluation.line(text, "cyan") for text in drawn)

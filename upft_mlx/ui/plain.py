@@ -88,11 +88,13 @@ class PlainView:
             case StageStarted():
                 return f"{self._glyphs.running} {line(event.stage)}  {line(event.detail)}".rstrip()
             case Trained():
-                valid = f"valid loss {event.metrics['valid_loss']:.4f}" if "valid_loss" in event.metrics else ""
-                accuracy = event.metrics.get("development_accuracy")
+                metrics = event.metrics
+                fixed = f"fixed rows {metrics['fixed_loss']:.4f}" if "fixed_loss" in metrics else ""
+                valid = f"valid loss {metrics['valid_loss']:.4f}" if "valid_loss" in metrics else ""
+                accuracy = metrics.get("development_accuracy")
                 right = "" if accuracy is None else f"accuracy {percent(accuracy)}"
-                numbers = "  ".join(training_numbers(event.metrics, valid, right))
-                return f"train: step {event.metrics['step']:,}/{event.total_steps:,}  {numbers}"
+                numbers = "  ".join(training_numbers(metrics, fixed, valid, right))
+                return f"train: step {metrics['step']:,}/{event.total_steps:,}  {numbers}"
             case Progress() if meter is not None:
                 # An evaluation's variants end with their accuracy instead.
                 complete = meter.done >= meter.total and meter.stage != "evaluate"

@@ -106,8 +106,9 @@ class State:
         """Step and value of the last accuracy on validation problems."""
         self.total_steps = 0
         self.losses: list[tuple[int, float]] = []
+        self.fixed_losses: list[tuple[int, float]] = []
         self.valid_losses: list[tuple[int, float]] = []
-        """(step, loss) of each report."""
+        """(step, loss): of the batches, on the fixed rows, and on the validation rows."""
         self._expected: dict[str, float] = {}
         self._took: dict[str, float] = {}
         self.tallies: dict[str, Tally] = {}
@@ -126,8 +127,8 @@ class State:
                 self.stages[event.stage] = "running"
                 self.stage, self.detail, self.started, self.meter = event.stage, event.detail, now, None
                 if event.stage == "train":
-                    self.metrics, self.valid, self.losses, self.valid_losses = {}, None, [], []
-                    self.accuracy = None
+                    self.metrics, self.valid, self.accuracy = {}, None, None
+                    self.losses, self.fixed_losses, self.valid_losses = [], [], []
             case StageSkipped():
                 self.stages[event.stage] = "current" if event.current else "skipped"
             case StageDone():
@@ -140,9 +141,10 @@ class State:
                     self.meter.add(event, now)
             case Trained():
                 self.metrics, self.total_steps = event.metrics, event.total_steps
-                # A batch's loss depends on which rows are in it: their order would draw the curve.
                 step = int(event.metrics["step"])
-                self.losses.append((step, float(event.metrics.get("fixed_loss", event.metrics["loss"]))))
+                self.losses.append((step, float(event.metrics["loss"])))
+                if "fixed_loss" in event.metrics:
+                    self.fixed_losses.append((step, float(event.metrics["fixed_loss"])))
                 if "valid_loss" in event.metrics:
                     self.valid = (step, float(event.metrics["valid_loss"]))
                     self.valid_losses.append(self.valid)
@@ -208,11 +210,9 @@ def permanent_line(event: Event, glyphs: Glyphs, *, verbose: bool) -> str | None
 
 
 def training_numbers(metrics: dict[str, float | int], *measured: str) -> list[str]:
-    """The latest line of metrics.jsonl in words, with what was measured on rows and problems that do not train."""
-    fixed = [f"loss {metrics['fixed_loss']:.4f} on fixed rows"] if "fixed_loss" in metrics else []
+    """The latest line of metrics.jsonl in words, with what was `measured` beside the batches."""
     return [
-        *fixed,
-        f"{'of batches' if fixed else 'loss'} {metrics['loss']:.4f}",
+        f"loss {metrics['loss']:.4f}",
         *filter(None, measured),
         f"learning rate {metrics['learning_rate']:.2e}",
         rate(metrics["tokens_per_second"]),
