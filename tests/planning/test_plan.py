@@ -96,6 +96,9 @@ def test_what_training_looks_at_beside_its_steps_takes_time_too(
     assert seconds(report_every=2) == pytest.approx(row * (200 + (48 + 3 * 16) / 3)), "steps 7, 14 and 20"
     held = seconds(valid_ratio=0.1, validate_every=6, batch_size=9)  # 20 steps, validated after 6, 12, 18 and 20
     assert held == pytest.approx(row * (180 + (48 + 3 * 16 + 4 * 20) / 3)), "8, 18 and 20"
+    monkeypatch.setattr("upft_mlx.planning.plan.MOST_VALIDATED", 15)
+    some = seconds(valid_ratio=0.1, validate_every=6, batch_size=9)
+    assert held - some == pytest.approx(row * 4 * 5 / 3), "of 20 rows that are held out, 15 are measured"
 
 
 def test_without_a_calibration_nothing_is_loaded_and_no_weights_are_needed(

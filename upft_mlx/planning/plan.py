@@ -28,7 +28,7 @@ from upft_mlx.recipe.studies import BEST_OF_PREFIX
 from upft_mlx.results.economy import KEEP, SAMPLES, Cost
 from upft_mlx.results.plan import Plan, PlannedMemory, PlannedTokens, PromptTokens, SolutionTokens
 from upft_mlx.rundir import RunDir
-from upft_mlx.training.batches import total_steps
+from upft_mlx.training.batches import MOST_VALIDATED, total_steps
 from upft_mlx.training.development import MOST
 from upft_mlx.training.row_loss import FIXED, MEASURED, measured_again
 
@@ -120,7 +120,7 @@ class Estimate:
         row = speed.seconds_per_trained_token * tokens / rows
         # Rows that are only run forward: what base thinks, some of them again at reports, and at each validation.
         known, fixed = (sum(min(most[part.kind], part.rows) for part in work) for most in (MEASURED, FIXED))
-        forward = held * (1 + len(range(settings.validate_every, steps, settings.validate_every)))
+        forward = min(MOST_VALIDATED, held) * (1 + len(range(settings.validate_every, steps, settings.validate_every)))
         forward += known + fixed * len(measured_again(settings, steps, round(fixed), held > 0))
         answered = 0.0  # of the validation problems, while training
         if (every := settings.evaluate_every) is not None:

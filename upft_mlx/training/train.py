@@ -37,6 +37,7 @@ from upft_mlx.training.batches import (
     steps_from,
     to_examples,
     total_steps,
+    validated,
 )
 from upft_mlx.training.checkpoints import Position, load_safetensors, save_safetensors
 from upft_mlx.training.development import Development
@@ -82,7 +83,7 @@ def train(
         raise TrainingError(
             f"no row has a completion within train.max_length: {many(settings.max_length, 'token')}", path=run.train
         )
-    valid = _examples(run.valid, recipe, notify)
+    valid = validated(_examples(run.valid, recipe, notify), recipe.seed)
     adapter_config = add_lora(loaded, recipe.lora, derive_seed("lora", recipe.seed))
     loaded.model.train()
     shared = shared_length([*examples, *valid])
