@@ -8,6 +8,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from click.testing import CliRunner
@@ -99,6 +100,16 @@ def test_what_training_looks_at_beside_its_steps_takes_time_too(
     monkeypatch.setattr("upft_mlx.planning.plan.MOST_VALIDATED", 15)
     some = seconds(valid_ratio=0.1, validate_every=6, batch_size=9)
     assert held - some == pytest.approx(row * 4 * 5 / 3), "of 20 rows that are held out, 15 are measured"
+
+
+@pytest.mark.parametrize(("template", "times"), [("none", 1), ("paper", 2)])
+def test_the_problems_prompts_are_measured_once_where_training_asks_as_sampling_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, template: str, times: int
+) -> None:
+    measured = Mock(wraps=measure_prompts)
+    monkeypatch.setattr("upft_mlx.planning.plan.measure_prompts", measured)
+    plan_recipe(recipe(prefix={"template": template}), tmp_path, calibrates=False)
+    assert [call.args[0] for call in measured.call_args_list].count(200) == times
 
 
 def test_without_a_calibration_nothing_is_loaded_and_no_weights_are_needed(

@@ -56,12 +56,13 @@ def memory_plan(job: Job, machine: Machine, run: RunDir | None = None, speed: Sp
         turn = user_turn(part.entry, recipe.prompt)
         turns[own.samples, own.max_tokens] += [turn.replace(QUESTION, problem.question) for problem in part.problems]
     questions = {own: measure_prompts(len(asked), asked.__getitem__, renderer.ids) for own, asked in turns.items()}
-    trained, written = prompts(recipe.prefix.template_text), None
+    plain, written = prompts(""), None
+    trained = prompts(recipe.prefix.template_text) if recipe.prefix.template_text else plain
     if "annotated" in (recipe.method, *recipe.compare.methods):
         encode = partial(tokenizer.encode, add_special_tokens=False)
         found = measure_prompts(len(problems), lambda n: str(problems[n].answer), encode)
         written = Solutions(found.mean, found.longest[0], found.longest, 1.0, "the dataset's own solutions")
-    return MemoryPlan(model, prompts(""), trained, solutions, questions, machine, written)
+    return MemoryPlan(model, plain, trained, solutions, questions, machine, written)
 
 
 @dataclass
