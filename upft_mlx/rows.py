@@ -15,7 +15,7 @@ import shutil
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import MISSING, asdict, dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_type_hints
@@ -125,10 +125,8 @@ Row = TypeVar("Row", Solution, TrainingRow, EvaluationRow, Rollout, Continuation
 
 def to_line(row: Any) -> str:
     """One JSON line, newline included; a field that has its default is left out."""
-    values = asdict(row)
-    for field in fields(row):
-        if field.default is not MISSING and values[field.name] == field.default:
-            del values[field.name]
+    # `asdict` would copy each id.
+    values = {field.name: value for field in fields(row) if (value := getattr(row, field.name)) != field.default}
     return to_json(values, indent=None) + "\n"
 
 

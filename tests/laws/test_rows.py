@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -41,6 +42,30 @@ def test_rows_come_back_as_they_were_written(tmp_path: Path) -> None:
     write_rows(path, map(solution, range(3)))
     assert list(read_rows(path, Solution)) == [solution(i) for i in range(3)]
     assert path.read_bytes().count(b"\n") == 3
+
+
+class Ids(list[int]):
+    """Ids that count how often they, or copies of them, are gone through."""
+
+    times = 0
+
+    def __iter__(self) -> Iterator[int]:
+        Ids.times += 1
+        return super().__iter__()
+
+
+def test_a_row_is_written_without_a_copy_of_its_ids() -> None:
+    """Copying each id was a fifth of the CPU time of `upft build`."""
+    line = to_line(Solution("0", 0, "prefix", Ids(range(3)), "text", "length"))
+    assert Ids.times == 1, "by the writer of JSON"
+    assert json.loads(line) == {
+        "problem_id": "0",
+        "sample": 0,
+        "kind": "prefix",
+        "completion_ids": [0, 1, 2],
+        "completion": "text",
+        "finish_reason": "length",
+    }
 
 
 LIKELY = {**VIEW, "kinds": {"prefix": KIND}}
