@@ -202,7 +202,7 @@ def test_what_the_plan_takes_for_shared_is_what_a_run_shares(loaded: Loaded, tmp
     questions = [f"{name} has {n} pens. How many?" for name in ("Ann", "Ben") for n in range(20)]
     planned = measure_prompts(len(questions), questions.__getitem__, renderer.ids)
     prompts = [renderer.ids(question) for question in questions]
-    prefill = Prefill(loaded.model)
+    prefill = Prefill(loaded)
     prefill.share(prompts)
     rows = [TrainingRow(str(n), str(n), 0, "prefix", "", "", ids, [5, 6]) for n, ids in enumerate(prompts)]
     batch = make_batch(to_examples(rows, 100), shared_length(to_examples(rows, 100)))

@@ -265,7 +265,7 @@ def test_a_family_that_does_not_continue_exactly_is_sampled_without_sharing(
         return original(self, [[*ids[:-2], ids[-1]] for ids in prompts])
 
     monkeypatch.setattr(prefill_module.Prefill, "_from_shared", off_by_one)
-    sampler = Sampler(loaded, Sampling(0.0))
+    sampler = Sampler(replace(loaded), Sampling(0.0))  # not tried yet
     assert "does not continue from what prompts share" in str(sampler.notice)
     assert sampler.sample(asked, seed=0) == expected
 
@@ -432,9 +432,30 @@ def test_equal_prompts_have_a_cache_each(fresh: Loaded) -> None:
     assert mx.array_equal(one, other)
 
 
+def test_a_model_is_tried_for_the_first_sampler_only(fresh: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run makes about ten samplers; each trial took a second of CPU time with SmolLM2-135M."""
+    passes: list[tuple[int, ...]] = []
+    call = type(fresh.model).__call__
+
+    def counted(model: Any, tokens: mx.array, *rest: Any, **named: Any) -> Any:
+        passes.append(tokens.shape)
+        return call(model, tokens, *rest, **named)
+
+    monkeypatch.setattr(type(fresh.model), "__call__", counted)
+    first = Sampler(fresh, Sampling(0.0))
+    assert passes
+    passes.clear()
+    second = Sampler(fresh, Sampling(0.7))
+    assert (first.prefill.exact, first.prefill.batches) == (second.prefill.exact, second.prefill.batches) == (1, 1)
+    assert not passes
+    other = replace(fresh, model=fresh.model)
+    Sampler(other, Sampling(0.0))
+    assert passes, "what holds another model is tried anew"
+
+
 def test_a_prompt_s_cache_does_not_keep_the_padded_caches_of_all(fresh: Loaded) -> None:
     """mlx-lm pads a batch's caches by 256 tokens; a lazy slice of one would hold all of them."""
-    prefill = Prefill(fresh.model)
+    prefill = Prefill(fresh)
     prompts = [[16, 17, *range(20, 30 + n)] for n in range(8)]
     prefill.share(prompts)
     gc.collect()

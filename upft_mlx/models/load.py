@@ -51,6 +51,8 @@ class Loaded:
     types: dict[str, mx.Dtype] = field(default_factory=dict)
     """The types of the floating arrays that have another than `dtype` in the folder: mlx-lm keeps what experts are
     chosen by in float32."""
+    continues: tuple[bool, bool] | None = field(default=None, init=False)
+    """Whether it continues from shared caches, and in batches, as `Prefill` has tried; None: not tried yet."""
 
     def cast(self, dtype: mx.Dtype) -> None:
         """Give the weights this type, and those in `types` their own."""

@@ -16,7 +16,7 @@ from upft_mlx.sampling.chunks import shared_start
 from upft_mlx.sampling.same_logits import same_logits
 
 if TYPE_CHECKING:
-    import mlx.nn as nn
+    from upft_mlx.models.load import Loaded
 
 Cache = list[Any]
 """What a sequence has left in each layer."""
@@ -25,19 +25,21 @@ Cache = list[Any]
 class Prefill:
     """Makes the caches of prompts for one model, with its adapter as it is now."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, loaded: Loaded) -> None:
         from mlx_lm.models.cache import KVCache, make_prompt_cache
 
-        self._model = model
-        self.cut = all(type(layer) is KVCache for layer in make_prompt_cache(model))
+        self._model = loaded.model
+        self.cut = all(type(layer) is KVCache for layer in make_prompt_cache(self._model))
         """Whether caches can be cut back to fewer tokens: not those of sliding windows and of recurrent layers."""
         self._shared_ids: list[int] | None = None
         self._shared_cache: Cache = []
         self.tokens = 0
-        self.exact = self._agrees(shared=True)
-        """Whether this model family continues from such caches as from its own, tried on a few tokens."""
-        self.batches = self.exact or self._agrees(shared=False)
-        """Whether mlx-lm's batches of prompts of different lengths are right for it at all."""
+        if loaded.continues is None:  # a run makes about ten of these, and the trial takes five passes
+            exact = self._agrees(shared=True)
+            loaded.continues = exact, exact or self._agrees(shared=False)
+        self.exact, self.batches = loaded.continues
+        """Whether this model family continues from such caches as from its own, tried on a few tokens; and whether
+        mlx-lm's batches of prompts of different lengths are right for it at all."""
         self.tokens = 0
         """Passed through the model since then, padding included."""
 

@@ -76,7 +76,7 @@ class Sampler:
     def __init__(self, loaded: Loaded, sampling: Sampling) -> None:
         from upft_mlx.sampling.prefill import Prefill
 
-        self.prefill = Prefill(loaded.model)
+        self.prefill = Prefill(loaded)
         """Makes the caches of prompts."""
         if not self.prefill.batches:
             sampling = replace(sampling, batch_size=1)
