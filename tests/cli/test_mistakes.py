@@ -274,7 +274,7 @@ def test_a_full_disk_is_named_with_what_is_free_and_what_to_do(
     monkeypatch.setattr("upft_mlx.cli.edge.shutil.disk_usage", usage)
     done = upft("run", "my.yaml")
     message = message.replace("FILE", str(folder / "runs" / "my" / "adapter" / "x.bin"))
-    assert_fails(done, 1, f"{message}progress saved: make room, then run the same command again")
+    assert_fails(done, 1, f"{message}make room, then run the same command to continue")
     assert all(place.exists() for place in asked), "the nearest folder that is there is asked, not the file itself"
     assert bool(asked) == ("the disk is full" in message)
 
@@ -285,9 +285,7 @@ def test_what_is_refused_for_another_reason_needs_no_room(folder: Path, monkeypa
 
     monkeypatch.setattr("upft_mlx.pipeline.run", refuse)
     done = upft("run", "my.yaml")
-    assert_fails(
-        done, 1, "adapter: Permission denied; progress saved: get access to it, then run the same command again"
-    )
+    assert_fails(done, 1, "adapter: Permission denied; get access to it, then run the same command to continue")
     assert "room" not in done.stderr
 
 

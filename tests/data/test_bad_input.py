@@ -273,7 +273,9 @@ def test_a_full_disk_is_named_where_the_run_directory_cannot_be_made(
 
     write(folder / "r.yaml", MINIMAL)
     monkeypatch.setattr(Path, "mkdir", full)
-    assert_fails(upft("run", "r.yaml"), 1, "runs/r: the disk is full, ", "make room, then run the same command again")
+    assert_fails(
+        upft("run", "r.yaml"), 1, "runs/r: the disk is full, ", "make room, then run the same command to continue"
+    )
 
 
 @pytest.mark.usefixtures("nothing_loads")
@@ -320,7 +322,7 @@ def test_a_full_disk_is_named_and_the_same_command_continues_when_there_is_room(
     write(folder / "r.yaml", SMALL)
     with files_at_most(500):
         shown = upft("generate", "r.yaml")
-    assert_fails(shown, 1, "runs/r", "File too large; progress saved: make room, then run the same command")
+    assert_fails(shown, 1, "runs/r", "File too large; make room, then run the same command to continue")
     assert not list((folder / "runs/r").glob(".*tmp*"))
     done = upft("generate", "r.yaml")
     assert done.exit_code == 0, done.stderr
@@ -330,7 +332,7 @@ def test_a_full_disk_is_named_and_the_same_command_continues_when_there_is_room(
     assert upft("build", "r.yaml").exit_code == 0
     with files_at_most(10_000):
         shown = upft("train", "r.yaml")
-    assert_fails(shown, 1, "runs/r/.work/train-", "cannot be written", "run the same command again")
+    assert_fails(shown, 1, "runs/r/.work/train-", "cannot be written", "run the same command to continue")
     assert upft("train", "r.yaml").exit_code == 0
     assert (folder / "runs/r/adapter/adapters.safetensors").stat().st_size > 10_000
     assert (folder / "runs/r/solutions.jsonl").read_text() == solutions

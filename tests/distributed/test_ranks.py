@@ -413,7 +413,7 @@ def test_a_rank_that_is_killed_takes_the_job_down_with_a_message(
     status, _, errors = job.wait(30)[1 - victim]
     assert time.monotonic() - killed < 30
     assert status == 1
-    assert f"Error: rank {victim} is gone; progress saved; run the same command to continue" in errors
+    assert f"Error: rank {victim} is gone; run the same command to continue" in errors
     assert "Traceback" not in errors
 
 

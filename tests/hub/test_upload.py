@@ -141,7 +141,7 @@ def test_409_a_change_by_somebody_else_at_the_same_time(hub: UploadHub, fused: P
 
 def test_500_that_lasts(hub: UploadHub, fused: Path) -> None:
     hub.faults["/api/repos/create"] = [500] * 4
-    refused(OURS, fused, "the Hub has a problem (HTTP 500); progress saved; run the same command to continue")
+    refused(OURS, fused, "the Hub has a problem (HTTP 500); run the same command to continue")
 
 
 def test_an_address_with_a_signature_is_told_without_it(hub: UploadHub, fused: Path) -> None:

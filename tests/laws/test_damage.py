@@ -320,10 +320,7 @@ def test_a_folder_in_the_place_of_a_file_is_named() -> None:
         (RUN.root / name).unlink(missing_ok=True)
         (RUN.root / name).mkdir()
         said = shown("run", "r.yaml", "--plain", status=1)
-        assert (
-            f"{RUN.root / name}: there is a folder where this file should go; progress saved: move it away, then"
-            in said
-        )
+        assert f"{RUN.root / name}: there is a folder where this file should go; move it away, then" in said
         (RUN.root / name).rmdir()
     (RUN.root / ".lock").unlink()
     (RUN.root / ".lock").mkdir()

@@ -122,14 +122,14 @@ def edge(*, debug: bool, fetch: str = "upft fetch", saves: bool = False) -> Iter
     Args:
         debug: show tracebacks.
         fetch: the command that downloads the recipe's model and data.
-        saves: whether what was done is kept, and the command continues it.
+        saves: whether running the command again goes on from what was saved, if anything was.
     """
-    saved = "; progress saved" if saves else ""
+    again = f"run the same command {'to continue' if saves else 'again'}"
     try:
         yield
     except KeyboardInterrupt:
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # a second Ctrl-C while Python shuts down: no traceback
-        _fail(130, f"interrupted{saved}; run the same command to continue" if saved else "interrupted")
+        _fail(130, f"interrupted; {again}" if saves else "interrupted")
     except UpftError as error:
         if debug:
             raise
@@ -139,7 +139,7 @@ def edge(*, debug: bool, fetch: str = "upft fetch", saves: bool = False) -> Iter
     except OSError as error:
         if debug:
             raise
-        _fail(1, _refused(error, saved))
+        _fail(1, _refused(error, again))
     except ImportError as error:
         if debug or (error.name or "").startswith("upft_mlx"):
             raise
@@ -152,7 +152,7 @@ def edge(*, debug: bool, fetch: str = "upft fetch", saves: bool = False) -> Iter
         from upft_mlx.machine.requirements import kernel_refusal
 
         if found := _IN_RUST.search(str(error)):  # tokenizers and safetensors raise an Exception of no kind
-            _fail(1, _refused(OSError(int(found[1]), os.strerror(int(found[1]))), saved))
+            _fail(1, _refused(OSError(int(found[1]), os.strerror(int(found[1]))), again))
         if trouble := kernel_refusal(error):
             _fail(1, trouble)
         what = f"unexpected {type(error).__name__}: {one_line(str(error), 1000)}"
@@ -162,7 +162,7 @@ def edge(*, debug: bool, fetch: str = "upft fetch", saves: bool = False) -> Iter
 _IN_RUST = re.compile(r"\(os error (\d+)\)")
 
 
-def _refused(error: OSError, saved: str) -> str:
+def _refused(error: OSError, again: str) -> str:
     """What the system refuses, and what to do."""
     file = str(error.filename2 or error.filename or "")  # of two the one that was to be replaced
     where = f"{file}: " if file else ""
@@ -175,7 +175,7 @@ def _refused(error: OSError, saved: str) -> str:
     if error.errno == errno.ENOSPC:
         place = next(p for p in (Path(file or "."), *Path(file or ".").parents) if p.exists())
         what = f"the disk is full, {shutil.disk_usage(place).free / 1e6:,.0f} MB free"
-    return f"{where}{what}{f'{saved}:' if saved else ';'} {room}run the same command again"
+    return f"{where}{what}; {room}{again}"
 
 
 def _fail(status: int, message: str) -> None:

@@ -64,7 +64,7 @@ class Lifeline(threading.Thread):
         """Tell the others, say it, and end the process: its main thread may wait for the dead rank inside MLX."""
         self.say(f"trouble {why.split()[1]} {why.partition('stopped: ')[2] or 'it is gone'}")
         show_cursor = "\x1b[?25h" if sys.stderr.isatty() else ""
-        sys.stderr.write(f"{show_cursor}Error: {why}; progress saved; run the same command to continue\n")
+        sys.stderr.write(f"{show_cursor}Error: {why}; run the same command to continue\n")
         sys.stderr.flush()
         self._clean_up()
         os._exit(1)

@@ -234,7 +234,7 @@ def _explained(error: BaseException, repo: str) -> Exception:
         return error
     root = _root(error)
     status = _status(root)
-    again = "progress saved; run the same command to continue"
+    again = "run the same command to continue"
     if isinstance(root, HFValidationError):
         return RecipeError(f"{repo!r}: the Hub does not allow this name: {_text(root)}", field="publish.repo")
     if status is None:

@@ -188,8 +188,8 @@ def kernel_refusal(error: Exception) -> str | None:
     if not any(sign in text for sign in signs):
         return None
     return (
-        f"MLX cannot compile its kernels in {folder} ({text[:60]} ... {text[-120:]}); progress saved: install "
-        "g++ or make room there, or name another folder with TMPDIR, then run the same command again"
+        f"MLX cannot compile its kernels in {folder} ({text[:60]} ... {text[-120:]}); install g++ "
+        "or make room there, or name another folder with TMPDIR, then run the same command again"
     )
 
 
