@@ -45,6 +45,8 @@ CHOICES = [
     ("The answer must be a multiple of B.", None), ("If A is correct, then 5.", None), ("So B is not correct", None),
     ("So neither A nor B is correct.", None), ("A is correct and B is correct.", None),
     ("Hence the best answer I found is B?", None),
+    ("Then A is correct for small n, but D holds.\nD", "D"), ("Then A is correct.\n\n**(D)**\n", "D"),
+    ("The answer is A. No, it is less.\nD.", "D"), ("\\boxed{A}\nD", "A"), ("Then A is correct.\nD = 5", "A"),
 ]  # fmt: skip
 
 INTEGERS = [

@@ -16,7 +16,7 @@ from upft_mlx.grade.workers import GaveUpError, ask
 
 __all__ = ["VERSION", "Rules", "extract_answer", "is_correct", "judge", "normalize_answer", "normalize_gold"]
 
-VERSION = 4
+VERSION = 5
 """The grader's version: rows that another one graded may be right where this one holds them wrong, and the reverse."""
 
 

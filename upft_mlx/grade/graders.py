@@ -2,7 +2,8 @@ r"""The graders of the benchmarks: which answer a completion gives, and whether 
 
 maths      equality of values and expressions (`grade.is_correct`)
 integer    AIME: an integer, written out; `073` is 73, `\frac{146}{2}` and 73.5 are wrong
-choice     a letter: `\boxed{C}`, `<answer>C</answer>`, "the answer is (C)", "C is correct", "C) 42" in the last line
+choice     a letter: `\boxed{C}`, `<answer>C</answer>`, "the answer is (C)", "C is correct", "C) 42" in the last line;
+           a last line that is a letter alone goes before what is stated or called correct
 """
 
 import os
@@ -114,18 +115,20 @@ def grade_all(tasks: Sequence[Task]) -> list[Verdict]:
 
 
 def chosen_letter(completion: str) -> str | None:
-    """The letter that a completion chooses: boxed, tagged, stated, called correct, or at the start of the last line."""
+    """The letter chosen: boxed, tagged, alone in the last line, stated, called correct, or first in that line."""
     text = own_words(completion)
     boxed = boxed_answer(text)
     if boxed is None and is_cut_off(text):
         return None
-    for found in (boxed, tagged_answer(text), stated_answer(text), behind_statement(text)):
+    last = text[-TAIL:].rstrip().rpartition("\n")[2]
+    alone = last if letter_in(_COMMANDS.sub("", last)) else None
+    for found in (boxed, tagged_answer(text), alone, stated_answer(text), behind_statement(text)):
         if letter := _leading_letter(found):
             return letter
     chosen = list(_CHOSEN.finditer(text[-TAIL:]))
     if chosen and not _ANOTHER.match(text[-TAIL:], chosen[-1].end()):
         return next(group for group in chosen[-1].groups() if group).upper()
-    return _leading_letter(text[-TAIL:].rstrip().rpartition("\n")[2])
+    return _leading_letter(last)
 
 
 def _leading_letter(text: str | None) -> str | None:
