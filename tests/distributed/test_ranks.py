@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -220,6 +221,40 @@ def test_ranks_that_wait_say_a_beat_now_and_then_and_not_in_answer_to_each_other
         end.close()
     assert set(said) == {"beat"}
     assert 4 <= len(said) <= 12, len(said)  # five of each, on a machine that is not busy
+
+
+def test_strangers_hold_up_no_rank_and_are_hung_up_on() -> None:
+    """One that said nothing blocked the leader for 20 s, and one with another job's token was kept open."""
+    token, start = "0123456789abcdef", time.monotonic()
+    with ExitStack() as stack:
+        listener = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+        silent, stranger, torn, second, first = [
+            stack.enter_context(socket.create_connection(listener.getsockname(), timeout=5)) for _ in range(5)
+        ]
+        stranger.sendall(lifeline.greeting("f" * 16, 1))
+        torn.sendall(b"GET /")
+        torn.shutdown(socket.SHUT_WR)
+        first.sendall(lifeline.greeting(token, 1) + b"beat\n")
+        second.sendall(lifeline.greeting(token, 2)[:9])
+        threading.Timer(0.2, second.sendall, [lifeline.greeting(token, 2)[9:]]).start()
+        peers = lifeline.followers(listener, token, 2)
+        for peer in peers.values():
+            stack.enter_context(peer)
+        assert {number: peer.getpeername() for number, peer in peers.items()} == {
+            1: first.getsockname(),
+            2: second.getsockname(),
+        }
+        assert peers[1].recv(100) == b"beat\n", "what follows a greeting is left to the lifeline"
+        assert [end.recv(1) for end in (silent, stranger, torn)] == [b"", b"", b""]
+    assert time.monotonic() - start < 4
+
+
+def test_ranks_that_do_not_come_are_waited_for_no_longer_than_a_silence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lifeline, "SILENCE_SECONDS", 0.3)
+    with socket.create_server(("127.0.0.1", 0)) as listener, socket.create_connection(listener.getsockname()) as silent:
+        with pytest.raises(TimeoutError, match="timed out"):
+            lifeline.followers(listener, "0123456789abcdef", 1)
+        assert silent.recv(1) == b""
 
 
 def test_sums_values_and_files_reach_every_rank(start: Any, tmp_path: Path) -> None:

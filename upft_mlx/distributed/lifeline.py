@@ -12,10 +12,51 @@ from collections.abc import Callable
 from contextlib import suppress
 
 BEAT_SECONDS = 2.0
-
-
 SILENCE_SECONDS = 20.0
 """A rank that was not heard for so long is taken for dead: its machine is off, or the cable out."""
+
+
+def greeting(token: str, rank: int) -> bytes:
+    """What a follower opens its connection with."""
+    return f"{token}{rank:08d}".encode()
+
+
+def followers(listener: socket.socket, token: str, count: int) -> dict[int, socket.socket]:
+    """The connections of `count` ranks that greet with the job's token; a stranger's is closed and holds nobody up.
+
+    Raises:
+        TimeoutError: no other rank has greeted for `SILENCE_SECONDS`.
+    """
+    wanted = {greeting(token, rank): rank for rank in range(1, count + 1)}
+    size = len(greeting(token, 0))
+    peers, waiting = dict[int, socket.socket](), dict[socket.socket, bytes]()
+    listener.settimeout(SILENCE_SECONDS)
+    until = time.monotonic() + SILENCE_SECONDS
+    try:
+        while wanted:
+            ready = select.select([listener, *waiting], [], [], max(0.0, until - time.monotonic()))[0]
+            if not ready:
+                raise TimeoutError("timed out")
+            for peer in ready:
+                if peer is listener:
+                    waiting[listener.accept()[0]] = b""
+                    continue
+                said, more = waiting.pop(peer), b""
+                with suppress(OSError):
+                    more = peer.recv(size - len(said))  # no more bytes: the first beat may follow at once
+                said += more
+                if said in wanted:
+                    peers[wanted.pop(said)] = peer
+                    peer.settimeout(SILENCE_SECONDS)
+                    until = time.monotonic() + SILENCE_SECONDS
+                elif more and len(said) < size:
+                    waiting[peer] = said
+                else:
+                    peer.close()
+    finally:
+        for peer in waiting:
+            peer.close()
+    return peers
 
 
 class Lifeline(threading.Thread):

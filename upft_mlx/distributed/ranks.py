@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from upft_mlx.digests import digest
-from upft_mlx.distributed.lifeline import SILENCE_SECONDS, Lifeline
+from upft_mlx.distributed.lifeline import SILENCE_SECONDS, Lifeline, followers, greeting
 from upft_mlx.errors import RankError
 from upft_mlx.rows import write_atomically
 from upft_mlx.rundir import changes
@@ -34,8 +34,6 @@ if TYPE_CHECKING:
 Tree = TypeVar("Tree")
 Item = TypeVar("Item")
 
-_GREETING_BYTES = 24
-"""Bytes that open a connection: 16 of the job's token, 8 of the rank."""
 _SLICE = 1 << 26
 """Bytes per message when files are sent."""
 _NOT_MIRRORED = (".lock", "fused", "export", "report.svg")
@@ -144,7 +142,7 @@ class _Team(Ranks):
             hostfile = os.environ.get("MLX_HOSTFILE")
             leader = _hosts(hostfile)[0][0] if hostfile else os.environ["MLX_JACCL_COORDINATOR"]
             peer = socket.create_connection((leader.rpartition(":")[0], port), timeout=SILENCE_SECONDS)
-            peer.sendall(f"{token}{self.rank:08d}".encode())
+            peer.sendall(greeting(token, self.rank))
             self._lifeline = Lifeline({0: peer}, self._remove_replica)
         self._lifeline.start()
         atexit.register(self.leave)
@@ -154,16 +152,7 @@ class _Team(Ranks):
         token = secrets.token_hex(8)
         self._share([listener.getsockname()[1], token])
         with listener:
-            listener.settimeout(SILENCE_SECONDS)
-            peers: dict[int, socket.socket] = {}
-            while len(peers) < self.size - 1:
-                peer, _ = listener.accept()
-                peer.settimeout(SILENCE_SECONDS)
-                # Exactly so many bytes: the first beat may follow at once.
-                greeting = peer.recv(_GREETING_BYTES, socket.MSG_WAITALL).decode(errors="replace")
-                if greeting[: len(token)] == token:
-                    peers[int(greeting[len(token) :])] = peer
-        return Lifeline(peers)
+            return Lifeline(followers(listener, token, self.size - 1))
 
     def sum(self, tree: Tree) -> Tree:
         """As one message: many small ones would each wait for the network."""
