@@ -9,6 +9,7 @@ import itertools
 import json
 import shutil
 import struct
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 from conftest import MODEL
-from helpers.gguf import FAMILIES, rewritten, write_family
+from helpers.gguf import FAMILIES, SHAPE, rewritten, write_family
 from helpers.runs import made, shown, there
 
 from upft_mlx.errors import ExportError, ModelError, UpftError
@@ -86,6 +87,27 @@ def test_rope_parameters_of_transformers_5_are_written(tmp_path: Path) -> None:
     back = gguf_folder(tmp_path / "m.gguf")
     assert json.loads((back / "config.json").read_text())["rope_theta"] == 77.0
     assert np.abs(logits(back) - logits(folder)).max() < 1e-4
+
+
+@pytest.mark.parametrize("quantize", [{}, {"bits": 4, "group_size": 32}])
+def test_a_model_is_never_whole_in_memory(
+    tmp_path: Path, quantize: dict[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All tensors at once were 15 GB of a model with 7 billion weights in 16 bits."""
+    monkeypatch.setitem(SHAPE, "num_hidden_layers", 12)
+    monkeypatch.setitem(SHAPE, "intermediate_size", 1024)
+    monkeypatch.setitem(SHAPE, "hidden_size", 256)
+    folder = write_family(tmp_path / "model", "qwen2", mx.float16, **quantize)
+    mx.clear_cache()
+    mx.reset_peak_memory()
+    before = mx.get_active_memory()
+    tracemalloc.start()
+    write_gguf(folder, tmp_path / "m.gguf", "tiny")
+    peak = tracemalloc.get_traced_memory()[1] + mx.get_peak_memory() - before
+    tracemalloc.stop()
+    size = (tmp_path / "m.gguf").stat().st_size
+    assert size > 5e6
+    assert peak < size * 2 / 3, (peak, size)
 
 
 @pytest.mark.parametrize(("kind", "bits"), [("Q4_0", 4), ("Q4_1", 4), ("Q8_0", 8)])

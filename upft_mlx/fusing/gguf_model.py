@@ -8,8 +8,12 @@ that are not quantized keep their type.
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -59,9 +63,12 @@ def write_gguf(folder: Path, file: Path, name: str) -> str:
         _write_shape(writer, arch, config)
         _write_tokenizer(writer, folder, config)
         kinds: Counter[str] = Counter()
-        for tensor, array, kind in _tensors(folder, arch, config):
-            writer.add_tensor(tensor, array, raw_dtype=gguf.GGMLQuantizationType[kind])
-            kinds[kind] += array.nbytes
+        for tensor in _tensors(folder, arch, config):
+            kind = gguf.GGMLQuantizationType[tensor.kind]
+            block, size = gguf.GGML_QUANT_SIZES[kind]
+            count = math.prod(tensor.shape) // block * size
+            writer.add_tensor_info(tensor.name, tensor.shape, np.dtype(np.float32), count, kind)
+            kinds[tensor.kind] += count
         writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
         types = {
             "F32": "ALL_F32",
@@ -73,7 +80,10 @@ def write_gguf(folder: Path, file: Path, name: str) -> str:
         writer.add_file_type(gguf.LlamaFileType[types[kinds.most_common(1)[0][0]]])
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
-        writer.write_tensors_to_file()
+        writer.write_ti_data_to_file()
+        for tensor in _tensors(folder, arch, config):  # again: the header names all, and no two are kept in memory
+            writer.write_tensor_data(tensor.values())
+            mx.clear_cache()
     finally:
         writer.close()
     each = ", ".join(f"{kind} {size / 1e6:.1f} MB" for kind, size in kinds.most_common())
@@ -81,11 +91,7 @@ def write_gguf(folder: Path, file: Path, name: str) -> str:
 
 
 def _write_shape(writer: Any, arch: str, config: dict[str, Any]) -> None:
-    heads, rope = config["num_attention_heads"], config.get("rope_parameters") or {}  # of transformers 5
-    scaling = config.get("rope_scaling") or rope
-    default = {"qwen2": 1e6, "gemma3": 1e6}.get(arch, 10000.0)
-    theta = float(config.get("rope_theta") or rope.get("rope_theta") or default)
-    head_dim = config.get("head_dim") or config["hidden_size"] // heads
+    heads, (theta, scaling, head_dim) = config["num_attention_heads"], _rope(arch, config)
     writer.add_context_length(config.get("max_position_embeddings") or 32768)
     writer.add_embedding_length(config["hidden_size"])
     writer.add_block_count(config["num_hidden_layers"])
@@ -107,21 +113,97 @@ def _write_shape(writer: Any, arch: str, config: dict[str, Any]) -> None:
     if arch == "gemma2":
         writer.add_attn_logit_softcapping(float(config.get("attn_logit_softcapping") or 50.0))
         writer.add_final_logit_softcapping(float(config.get("final_logit_softcapping") or 30.0))
-    kind = scaling.get("rope_type") or scaling.get("type") or "default"
+    kind = _rope_type(scaling)
     if kind == "linear":
         import gguf
 
         writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
         writer.add_rope_scaling_factor(float(scaling["factor"]))
-    elif kind == "llama3":
-        factors = llama3_factors(theta, head_dim, scaling).astype(np.float32)
-        writer.add_tensor("rope_freqs.weight", factors)
-    elif kind != "default":
+    elif kind not in ("llama3", "default"):  # llama3's are a tensor
         raise ExportError(f"rope_scaling of type {quoted(kind)} cannot be written here", _NOT_HERE)
 
 
-def _tensors(folder: Path, arch: str, config: dict[str, Any]) -> Any:
-    """Each tensor in llama.cpp's terms: name, array (bytes where GGUF has a type of its own), type."""
+def _rope(arch: str, config: dict[str, Any]) -> tuple[float, dict[str, Any], int]:
+    """The base of the rotary embedding, its scaling and the width of a head."""
+    rope = config.get("rope_parameters") or {}  # of transformers 5
+    default = {"qwen2": 1e6, "gemma3": 1e6}.get(arch, 10000.0)
+    theta = float(config.get("rope_theta") or rope.get("rope_theta") or default)
+    head_dim = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
+    return theta, config.get("rope_scaling") or rope, head_dim
+
+
+def _rope_type(scaling: dict[str, Any]) -> str:
+    return scaling.get("rope_type") or scaling.get("type") or "default"
+
+
+@dataclass(frozen=True)
+class _Tensor:
+    """A tensor in llama.cpp's terms; its weights are read from the file when its values are made."""
+
+    name: str
+    weight: mx.array
+    groups: tuple[mx.array, mx.array] | None = None
+    """Scales and biases of a quantized matrix."""
+    bits: int = 0
+    size: int = 0
+    """Weights of a group."""
+    heads: int | None = None
+    """How many llama.cpp rotates in another order of rows."""
+    raised: bool = False
+    """Whether 1 is added: Gemma's norms."""
+
+    @cached_property
+    def kind(self) -> str:
+        """GGUF's type with the same numbers; float16 for a quantized matrix that has none."""
+        if self.groups is None:
+            if self.weight.ndim < 2 or self.weight.dtype == mx.float32:  # llama.cpp wants norms and biases in float32
+                return "F32"
+            return "BF16" if self.weight.dtype == mx.bfloat16 else "F16"
+        s, b = (np.array(part.astype(mx.float32)) for part in self.groups)
+        exact = all(np.array_equal(part.astype(np.float16).astype(np.float32), part) for part in (s, b))
+        if exact and self.bits == 8 and np.array_equal(b, -128 * s):
+            return "Q8_0"
+        return "Q4_1" if exact and self.bits == 4 else "F16"
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """In weights, whatever their type."""
+        return self.weight.shape if self.groups is None else (len(self.weight), self.groups[0].shape[1] * self.size)
+
+    def values(self) -> Array:
+        """The values in its type; bytes where numpy has no such type."""
+        if self.groups is not None and self.kind != "F16":
+            array = self._blocks(*self.groups)
+        elif self.kind == "BF16":
+            array = np.array(self.weight.view(mx.uint16)).view(np.uint8)
+        else:
+            weight = self.weight
+            if self.groups is not None:
+                scales, biases = (part.astype(mx.float32) for part in self.groups)
+                weight = mx.dequantize(weight, scales, biases, self.size, self.bits)
+            array = np.array(weight.astype(mx.float32 if self.kind == "F32" else mx.float16))
+        if self.heads is not None:
+            array = halves_in_turn(array, self.heads)
+        return np.ascontiguousarray(array + np.float32(1) if self.raised else array)
+
+    def _blocks(self, scales: mx.array, biases: mx.array) -> Array:
+        """Q4_1 or Q8_0, (O, bytes)."""
+        codes = unpack(np.array(self.weight), self.bits)
+        grouped = codes.reshape(len(codes), -1, 32)
+        halves = [np.array(part.astype(mx.float16)) for part in (scales, biases)]
+        d, m = (np.repeat(half, self.size // 32, axis=1)[..., None].view(np.uint8) for half in halves)  # (O, D / 32, 2)
+        if self.kind == "Q8_0":
+            parts = [d, (grouped.astype(np.int16) - 128).astype(np.int8).view(np.uint8)]
+        else:
+            parts = [d, m, np.bitwise_or(grouped[..., :16], grouped[..., 16:] << 4, dtype=np.uint8)]
+        return np.concatenate(parts, axis=-1).reshape(len(codes), -1)
+
+
+def _tensors(folder: Path, arch: str, config: dict[str, Any]) -> Iterator[_Tensor]:
+    """Each tensor; whoever lets go of one before the next holds one in memory."""
+    theta, scaling, head_dim = _rope(arch, config)
+    if _rope_type(scaling) == "llama3":
+        yield _Tensor("rope_freqs.weight", mx.array(llama3_factors(theta, head_dim, scaling).astype(np.float32)))
     inside = {ours: theirs for theirs, ours in layer_names(arch).items()}
     top = {ours: theirs for theirs, ours in TOP.items()}
     arrays: dict[str, mx.array] = {}
@@ -134,47 +216,25 @@ def _tensors(folder: Path, arch: str, config: dict[str, Any]) -> Any:
         theirs = f"blk.{place[1]}.{inside[place[2]]}" if place and place[2] in inside else top.get(module)
         if theirs is None or leaf not in ("weight", "bias"):
             raise ExportError(f"{one_line(name)}: llama.cpp has no such weight", _NOT_HERE)
-        weight, scales = arrays[name], arrays.get(f"{module}.scales") if leaf == "weight" else None
+        weight, scales, biases = arrays.pop(name), None, None
+        if leaf == "weight":
+            scales, biases = (arrays.pop(f"{module}.{part}", None) for part in ("scales", "biases"))
         own = quantization.get(module)
         how = own if isinstance(own, dict) else quantization
         if scales is not None and (mode := how.get("mode") or "affine") != "affine":
             weight, scales = mx.dequantize(weight, scales, None, how.get("group_size"), how.get("bits"), mode), None
-        if scales is not None:
-            array, kind = _blocks(weight, scales, arrays[f"{module}.biases"], how)
-        elif weight.ndim < 2 or weight.dtype == mx.float32:  # llama.cpp wants norms and biases in float32
-            array, kind = np.array(weight.astype(mx.float32)), "F32"
-        elif weight.dtype == mx.bfloat16:
-            array, kind = np.array(weight.view(mx.uint16)).view(np.uint8), "BF16"
-        else:
-            array, kind = np.array(weight), "F16"
+        groups = None if scales is None or biases is None else (scales, biases)
         heads = {"attn_q": config["num_attention_heads"]}
         heads["attn_k"] = config.get("num_key_value_heads") or heads["attn_q"]
-        count = heads.get(theirs.rpartition(".")[2])
-        if arch == "llama" and count is not None:
-            array = halves_in_turn(array, count)
-        elif arch.startswith("gemma") and module.endswith("norm"):
-            array = array + np.float32(1)
-        yield f"{theirs}.{leaf}", np.ascontiguousarray(array), kind
-
-
-def _blocks(words: mx.array, scales: mx.array, biases: mx.array, how: dict[str, Any]) -> tuple[Array, str]:
-    """A quantized matrix (O, D) as Q4_1 or Q8_0, (O, bytes), where these hold the same numbers; else in float16."""
-    bits, group = how["bits"], how["group_size"]
-    s, b = (np.array(part.astype(mx.float32)) for part in (scales, biases))
-    halves = [part.astype(np.float16) for part in (s, b)]
-    exact = all(np.array_equal(half.astype(np.float32), part) for half, part in zip(halves, (s, b), strict=True))
-    if exact and (bits == 4 or (bits == 8 and np.array_equal(b, -128 * s))):
-        codes = unpack(np.array(words), bits)
-        rows = len(codes)
-        d, m = (np.repeat(half, group // 32, axis=1)[..., None] for half in halves)  # (O, D / 32, 1)
-        grouped = codes.reshape(rows, -1, 32)
-        if bits == 8:
-            parts = [d.view(np.uint8), (grouped.astype(np.int16) - 128).astype(np.int8).view(np.uint8)]
-            return np.concatenate(parts, axis=-1).reshape(rows, -1), "Q8_0"
-        packed = grouped[..., :16] | (grouped[..., 16:] << 4)
-        return np.concatenate([d.view(np.uint8), m.view(np.uint8), packed], axis=-1).reshape(rows, -1), "Q4_1"
-    decoded = mx.dequantize(words, mx.array(s), mx.array(b), group, bits)
-    return np.array(decoded.astype(mx.float16)), "F16"
+        yield _Tensor(
+            f"{theirs}.{leaf}",
+            weight,
+            groups,
+            how.get("bits", 0),
+            how.get("group_size", 0),
+            heads.get(theirs.rpartition(".")[2]) if arch == "llama" else None,
+            arch.startswith("gemma") and module.endswith("norm"),
+        )
 
 
 # The tokenizer.
