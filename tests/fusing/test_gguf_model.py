@@ -24,6 +24,7 @@ from helpers.runs import made, shown, there
 
 from upft_mlx.errors import ExportError, ModelError, UpftError
 from upft_mlx.fusing.gguf_model import write_gguf
+from upft_mlx.models.facts import chat_template
 from upft_mlx.models.find import find_model
 from upft_mlx.models.gguf.file import TYPES, read_gguf
 from upft_mlx.models.gguf.model import conversion_notes, gguf_folder
@@ -314,6 +315,17 @@ def test_a_tokenizer_beside_the_file_is_used_instead(tmp_path: Path) -> None:
         if (MODEL / name).exists():
             shutil.copy(MODEL / name, tmp_path / name)
     assert load_tokenizer(gguf_folder(file)).encode("1 + 1") == load_tokenizer(MODEL).encode("1 + 1")
+
+
+def test_a_chat_template_beside_the_file_goes_before_the_one_in_it(tmp_path: Path) -> None:
+    """It was ignored where no tokenizer lay beside it; what was converted without it is not taken for it."""
+    write_gguf(write_family(tmp_path / "model", "qwen2"), tmp_path / "m.gguf", "tiny")
+    before = gguf_folder(tmp_path / "m.gguf")
+    (tmp_path / "chat_template.jinja").write_text("{{ messages[-1].content }} mine")
+    (tmp_path / "tokenizer_config.json").write_text('{"chat_template": "of another tokenizer"}')
+    found = gguf_folder(tmp_path / "m.gguf")
+    assert (found != before, chat_template(found)) == (True, "{{ messages[-1].content }} mine")
+    assert load_tokenizer(found).encode("1 + 1") == load_tokenizer(before).encode("1 + 1")
 
 
 # As a model of a recipe.

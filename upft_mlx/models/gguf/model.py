@@ -29,13 +29,8 @@ CONVERTED = "upft_conversion.json"
 _MADE_BY = 1
 """Raised when the same file becomes another folder."""
 _SHARD = 2 << 30
-_BESIDE = (
-    "tokenizer.json",
-    "tokenizer.model",
-    "tokenizer_config.json",
-    "chat_template.jinja",
-    "generation_config.json",
-)
+_TOKENIZER = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")
+_BESIDE = (*_TOKENIZER, "chat_template.jinja", "generation_config.json")
 FAMILIES = {
     **{name: name for name in ("llama", "qwen2", "qwen3", "gemma", "gemma2")},
     "gemma3": "gemma3_text",
@@ -86,7 +81,7 @@ def gguf_folder(path: Path) -> Path:
         for start in (0, place.bytes // 2, max(0, place.bytes - 4096)):
             digest.update(gguf.data[place.start + start : place.start + min(place.bytes, start + 4096)])
     for file in beside:
-        digest.update(file.name.encode() + hashlib.sha256(file.read_bytes()).digest())
+        digest.update(repr((file.name, hashlib.sha256(file.read_bytes()).hexdigest())).encode())
     folder = cache / digest.hexdigest()[:24]
     if (folder / CONVERTED).is_file():
         return folder
@@ -121,7 +116,7 @@ def convert(gguf: Gguf, beside: list[Path], folder: Path) -> None:
 
     Args:
         gguf: the file.
-        beside: files of a tokenizer to use instead of the one in it.
+        beside: files to use instead of what is in it: of a tokenizer if there is one, a chat template.
         folder: is written; the file that says that it is whole comes last.
 
     Raises:
@@ -136,11 +131,12 @@ def convert(gguf: Gguf, beside: list[Path], folder: Path) -> None:
             path=gguf.path,
         )
     config = _config(gguf, str(arch))
-    if any(file.name.startswith("tokenizer.") for file in beside):
-        for file in beside:
-            shutil.copyfile(file, folder / file.name)
-    else:
+    has_tokenizer = any(file.name.startswith("tokenizer.") for file in beside)
+    if not has_tokenizer:
         write_tokenizer(gguf, folder)
+    for file in beside:
+        if has_tokenizer or file.name not in _TOKENIZER:
+            shutil.copyfile(file, folder / file.name)
     eos = [fields.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot")]
     ids = list(dict.fromkeys(number for number in eos if type(number) is int))
     if ids:
