@@ -160,6 +160,9 @@ HOSTILE_FILES: dict[str, tuple[Callable[[Path], None], str]] = {
     "quantization as text": (hostile("config.json", quantization="4"), "quantization: '4'"),
     "an end as text": (hostile("config.json", eos_token_id="</s>"), "eos_token_id: '</s>'"),
     "a text for top_p": (hostile("generation_config.json", top_p="much"), "top_p: 'much'"),
+    "a negative top_p": (hostile("generation_config.json", top_p=-0.5), "top_p: -0.5: expected a number from 0 to 1"),
+    "half a token": (hostile("generation_config.json", top_k=2.5), "top_k: 2.5: expected a whole number from -1 to"),
+    "a negative temperature": (hostile("generation_config.json", temperature=-1), "temperature: -1: expected a number"),
     "5,000 ends": (hostile("generation_config.json", eos_token_id=[1] * 5_000), "eos_token_id: "),
     "a config of 100 MB": (lambda f: os.truncate(f / "config.json", 100 << 20), "more than 67,108,864"),
     "a template of 10 MB": (

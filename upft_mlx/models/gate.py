@@ -36,6 +36,8 @@ _COUNTS = (
     *("moe_intermediate_size", "num_experts_per_tok"),
 )
 """Fields that are a whole number above 0, or a list of them, or null."""
+_SETTINGS = (("temperature", 0, 100), ("top_p", 0, 1), ("top_k", -1, 2**24), ("min_p", 0, 1))
+"""Sampling settings with their smallest and largest values; a `top_k` of -1 keeps all tokens."""
 _LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.")
 _NOT_TEXT = re.compile(r"vision|visual|audio")
 _NAME = re.compile(r"[A-Za-z0-9][\w.+-]{0,99}", re.ASCII)
@@ -83,10 +85,11 @@ def _admit(folder: Path, stamps: Stamps) -> None:
     path = folder / "generation_config.json"
     settings = json_object(path) if path.exists() else {}
     _check_ids(path, settings)
-    for name, largest in (("temperature", 100.0), ("top_p", 1.0), ("top_k", 2**24), ("min_p", 1.0)):
-        value = settings.get(name)
-        fits = value is None or (type(value) in (int, float) and -1 <= value <= largest)
-        _refuse(path, name, value, fits, f"a number up to {largest:,}")
+    for name, least, largest in _SETTINGS:
+        value: Any = settings.get(name)
+        fits = type(value) in (int, float) and least <= value <= largest and (name != "top_k" or value == int(value))
+        kind = "whole number" if name == "top_k" else "number"
+        _refuse(path, name, value, value is None or fits, f"a {kind} from {least} to {largest:,}")
     _check_tokenizer(folder)
     # Refuse more layers than there are weights for, before any is made.
     headers = [path for path in paths if path.name.startswith("model") and path.name.endswith(".safetensors")]
