@@ -23,6 +23,7 @@ from upft_mlx.models.chat import PRINTS_DATE
 from upft_mlx.models.facts import chat_template
 from upft_mlx.models.files import TEMPLATE, own_template
 from upft_mlx.models.find import model_hash
+from upft_mlx.models.load import quantizes_its_own_way
 from upft_mlx.recipe.schema import Recipe
 from upft_mlx.rows import read_json
 from upft_mlx.rundir import RunDir
@@ -95,7 +96,9 @@ class StageInputs:
 
     def base(self) -> dict[str, Any]:
         """What every completion of the base model depends on."""
-        return {"model": self.hashes["model"], **self.fields("quantize", "seed"), **self._prompt()}
+        own = self._dump["quantize"] is not None and quantizes_its_own_way(self._model_path)  # not in older versions
+        bits = {"quantized": "with the model's own bits"} if own else {}
+        return {"model": self.hashes["model"], **self.fields("quantize", "seed"), **bits, **self._prompt()}
 
     def fields(self, *names: str) -> dict[str, Any]:
         """These sections and fields of the recipe's top level."""

@@ -10,12 +10,14 @@ from typing import Any
 
 import mlx.core as mx
 import pytest
+from conftest import MODEL
 from helpers.families import tried, write_family
 from helpers.family_configs import COMMON, FAMILIES, UNTRIED, config_of, make
 
 from upft_mlx.errors import ModelError
+from upft_mlx.fusing.formats import write_model
 from upft_mlx.models import families
-from upft_mlx.models.load import load
+from upft_mlx.models.load import load, quantizes_its_own_way
 
 DATA: dict[str, Any] = json.loads(
     (Path(__file__).parent.parent.parent / "docs" / "assets" / "families.json").read_text(encoding="utf-8")
@@ -92,3 +94,19 @@ def test_a_head_that_the_model_reads_itself_is_not_quantized(tmp_path: Path) -> 
     loaded = load(write_family("seed_oss", tmp_path / "model"), quantize=Q4)
     assert "scales" not in loaded.model.model.embed_tokens
     assert "scales" in loaded.model.model.layers[0].self_attn.q_proj
+
+
+def test_layers_that_a_family_keeps_in_more_bits_are_quantized_as_mlx_lm_does_it(tmp_path: Path) -> None:
+    """What picks the experts was rounded to 4 bits like everything else; the saved model loads as it was."""
+    from helpers.adapter import Q4
+    from mlx_lm.utils import load_model
+
+    folder = write_family("qwen3_moe", tmp_path / "model", hidden_size=96)
+    loaded = load(folder, quantize=Q4)
+    gates = {name: m for name, m in loaded.model.named_modules() if name.endswith("mlp.gate")}
+    assert {(m.bits, m.group_size) for m in gates.values()} == {(8, 32)}, "64, as mlx-lm says, does not divide 96"
+    assert loaded.model.model.layers[0].self_attn.q_proj.bits == 4
+    write_model(loaded, loaded.config, tmp_path / "saved")
+    back = {name: m.bits for name, m in load_model(tmp_path / "saved")[0].named_modules() if hasattr(m, "bits")}
+    assert back == {name: m.bits for name, m in loaded.model.named_modules() if hasattr(m, "bits")}
+    assert (quantizes_its_own_way(folder), quantizes_its_own_way(MODEL)) == (True, False)

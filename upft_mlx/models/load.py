@@ -162,10 +162,21 @@ def _rope_fields(config: dict[str, Any]) -> dict[str, Any]:
 
 def _reads_rope_parameters(kind: str) -> bool:
     """Whether mlx-lm's code of a model type does; True where it has none."""
+    code = _code(kind)
+    return code is None or "rope_parameters" in code
+
+
+def quantizes_its_own_way(path: Path) -> bool:
+    """Whether mlx-lm has bits of its own for some layers of a model, such as 8 for what picks the experts."""
+    return "quant_predicate" in (_code(str(json_object(path / "config.json").get("model_type"))) or "")
+
+
+def _code(kind: str) -> str | None:
+    """mlx-lm's code of a model type; None where it has none."""
     from mlx_lm.utils import MODEL_REMAPPING
 
     code = None if "." in kind else find_spec(f"mlx_lm.models.{MODEL_REMAPPING.get(kind, kind)}")
-    return code is None or code.origin is None or "rope_parameters" in Path(code.origin).read_text(encoding="utf-8")
+    return None if code is None or code.origin is None else Path(code.origin).read_text(encoding="utf-8")
 
 
 def _floating(model: nn.Module) -> dict[str, mx.Dtype]:
@@ -220,19 +231,27 @@ def _quantize(path: Path, model: nn.Module, config: dict[str, Any], quantize: Qu
         raise ModelError("is quantized already", "remove `quantize` from the recipe", path=path)
 
     as_they_are = read_from_outside(model)
+    default = {"group_size": quantize.group_size, "bits": quantize.bits, "mode": "affine"}
+    wanted = getattr(model, "quant_predicate", None) or (lambda *_: True)  # as mlx_lm.convert does
+    stated: dict[str, Any] = dict(default)
 
-    def fits(_: str, module: nn.Module) -> bool:
-        if id(module) in as_they_are:
-            return False
+    def how(name: str, module: nn.Module) -> bool | dict[str, Any]:
         weight = getattr(module, "weight", None)
-        return hasattr(module, "to_quantized") and weight is not None and weight.shape[-1] % quantize.group_size == 0
+        if not hasattr(module, "to_quantized") or id(module) in as_they_are or weight is None:
+            return False
+        own = weight.shape[-1] % quantize.group_size == 0 and wanted(name, module)
+        if not isinstance(own, dict):
+            return bool(own)
+        stated[name] = {**default, **own}
+        if weight.shape[-1] % stated[name]["group_size"]:
+            stated[name]["group_size"] = quantize.group_size
+        return dict(stated[name])
 
-    if not any(fits(name, module) for name, module in model.named_modules()):
+    if not any(how(name, module) for name, module in model.named_modules()):
         raise ModelError(
             f"{quantize.group_size} divides the input size of no layer of {path}",
             "use a smaller one (32, 64)",
             field="quantize.group_size",
         )
-    nn.quantize(model, quantize.group_size, quantize.bits, class_predicate=fits)
-    config["quantization"] = {"group_size": quantize.group_size, "bits": quantize.bits, "mode": "affine"}
-    config["quantization_config"] = config["quantization"]
+    nn.quantize(model, quantize.group_size, quantize.bits, class_predicate=how)
+    config["quantization"] = config["quantization_config"] = stated
