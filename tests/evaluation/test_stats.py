@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import time
 from collections import Counter
 
 import numpy as np
@@ -373,3 +374,38 @@ def test_many_equal_sizes_are_a_binomial_test(n: int, ups: int) -> None:
 def test_the_flips_of_more_than_128_samples_are_counted_without_rounding() -> None:
     """No flip of these gives a smaller sum than 22/150; of their thousandths, one in eight does."""
     assert sign_flip([-38 / 150, 145 / 150, 22 / 150, -107 / 150]) == 1.0
+
+
+@pytest.mark.parametrize(("n", "ups"), [(511, 280), (512, 270), (1023, 560), (1024, 470), (2600, 1390)])
+def test_more_flips_than_a_number_can_count_are_still_a_binomial_test(n: int, ups: int) -> None:
+    expected = scipy_stats.binomtest(ups, n).pvalue
+    assert sign_flip([0.25] * ups + [-0.25] * (n - ups)) == pytest.approx(expected, rel=1e-9)
+
+
+def one_by_one(thousandths: list[int]) -> float:
+    """The p-value by the plain recursion over all sums, with chances from the first flip on."""
+    steps = [abs(step) for step in thousandths if step]
+    chances, grown = np.zeros(2 * sum(steps) + 1), np.zeros(2 * sum(steps) + 1)
+    chances[0], size = 1.0, 1
+    for step in steps:
+        chances[:size] /= 2
+        grown[:size], grown[size : size + 2 * step] = chances[:size], 0.0
+        grown[2 * step : size + 2 * step] += chances[:size]
+        chances, grown, size = grown, chances, size + 2 * step
+    sums = np.arange(len(chances)) - sum(steps)
+    return float(chances[np.abs(sums) >= abs(sum(thousandths))].sum())
+
+
+def test_1319_differences_on_no_grid_are_counted_in_half_the_time_of_the_plain_recursion() -> None:
+    """As many as GSM8K's test has problems: that took seconds, in which a report waited."""
+    differences = (np.random.default_rng(3).random(1319) - 0.49).tolist()
+    seconds = []
+    for _ in range(3):
+        times = [time.process_time()]
+        found = sign_flip(differences)
+        times.append(time.process_time())
+        expected = one_by_one([round(1000 * d) for d in differences])
+        times.append(time.process_time())
+        assert found == pytest.approx(expected, rel=1e-9)
+        seconds.append((times[1] - times[0]) / (times[2] - times[1]))
+    assert min(seconds) < 0.6, seconds

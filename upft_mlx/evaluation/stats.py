@@ -25,6 +25,8 @@ SHARE_DRIFT = 0.05
 """So are shares (truncated, answer found) that differ by more than this."""
 ROUNDING = 1e-12
 """Scores that differ by less are equal: 0.3 - 0.2 is not 0.2 - 0.1 to the last bit."""
+_HALVED = 512
+"""Flips that are counted before they become chances: 2 ** 1024 is no number any more."""
 
 
 @dataclass(frozen=True)
@@ -273,17 +275,20 @@ def sign_flip(differences: Sequence[float]) -> float:
     # All differences are multiples of 1 / grid: the samples of a problem; else thousandths.
     fits = (k for k in range(1, 1000) if all(abs(d * k - round(d * k)) < 1e-9 for d in differences))
     grid = next(fits, 1000)
-    steps = [step for d in differences if (step := abs(round(d * grid)))]
-    chances, grown = np.zeros(2 * sum(steps) + 1), np.zeros(2 * sum(steps) + 1)  # in turns: new memory takes longer
-    chances[0], size = 1.0, 1
-    for step in steps:
-        chances[:size] /= 2
-        grown[:size], grown[size : size + 2 * step] = chances[:size], 0.0
-        grown[2 * step : size + 2 * step] += chances[:size]
-        chances, grown, size = grown, chances, size + 2 * step
-    sums = np.arange(len(chances)) - sum(steps)
+    steps = sorted(
+        step for d in differences if (step := abs(round(d * grid)))
+    )  # small ones first: fewer sums at a time
+    ways, before = np.zeros(sum(steps) + 1), np.empty(sum(steps) + 1)  # of each sum, downs counted as 0 and ups as 1
+    ways[0], size = 1.0, 1
+    for number, step in enumerate(steps, 1):
+        before[:size] = ways[:size]
+        ways[step : size + step] += before[:size]
+        size += step
+        if number % _HALVED == 0:
+            ways[:size] *= 2.0**-_HALVED
+    sums = 2 * np.arange(len(ways)) - sum(steps)
     observed = abs(sum(round(d * grid) for d in differences))
-    return min(1.0, float(chances[np.abs(sums) >= observed].sum()))
+    return min(1.0, float(ways[np.abs(sums) >= observed].sum()) * 2.0 ** -(len(steps) % _HALVED))
 
 
 def drift(base: Measured, tuned: Measured) -> tuple[str, ...]:
