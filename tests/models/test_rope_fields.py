@@ -81,3 +81,25 @@ def test_what_is_no_set_of_parameters_says_nothing(tmp_path: Path, kind: str, wr
     folder = write_family("llama", tmp_path / "model")
     rewritten(folder, ("rope_theta",), rope_parameters=wrong, model_type=kind)
     assert rope_fields(folder) == {}
+
+
+def test_the_text_of_a_vision_model_is_rotated_as_its_rope_parameters_say(tmp_path: Path) -> None:
+    """mlx-lm has no family of that name: it was taken for one that reads them, and rotated by default values."""
+    folder = write_family("qwen2", tmp_path / "model")
+    rewritten(folder, (), rope_theta=77.0)
+    wanted = load(folder).model(TOKENS)
+    config = json.loads((folder / "config.json").read_text())
+    text = {**config, "model_type": "qwen2_5_vl_text", "rope_parameters": {**PLAIN, "rope_theta": 77.0}}
+    del text["rope_theta"]
+    outer = {"model_type": "qwen2_5_vl", "eos_token_id": config["eos_token_id"], "text_config": text}
+    (folder / "config.json").write_text(json.dumps(outer))
+    loaded = load(folder)
+    assert loaded.config["text_config"]["rope_theta"] == 77.0
+    assert mx.array_equal(loaded.model(TOKENS), wanted)
+
+
+def test_the_text_of_a_vision_model_whose_code_reads_them_is_left_as_it_is(tmp_path: Path) -> None:
+    folder = write_family("qwen3", tmp_path / "model")
+    text = {"model_type": "qwen3_vl_text", "rope_parameters": {**PLAIN, "rope_theta": 77.0}}
+    (folder / "config.json").write_text(json.dumps({"model_type": "qwen3_vl", "text_config": text}))
+    assert rope_fields(folder) == {}

@@ -6,6 +6,7 @@ mlx, mlx-lm and transformers are imported inside the functions, so `upft --help`
 from __future__ import annotations
 
 import inspect
+import re
 from collections import Counter
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
@@ -147,8 +148,8 @@ def rope_fields(path: Path) -> dict[str, Any]:
 
 def _rope_fields(config: dict[str, Any]) -> dict[str, Any]:
     text, rope, kind = (config.get(name) for name in ("text_config", "rope_parameters", "model_type"))
-    if isinstance(text, dict):
-        inner = _rope_fields(text)
+    if isinstance(text, dict):  # of a kind such as qwen2_5_vl_text, it is read by what the whole model's code imports
+        inner = _rope_fields(text if _code(str(text.get("model_type"))) else {**text, "model_type": kind})
         return {"text_config": {**text, **inner}} if inner else {}
     if not isinstance(rope, dict) or config.get("rope_theta") is not None or _reads_rope_parameters(str(kind)):
         return {}
@@ -163,7 +164,9 @@ def _rope_fields(config: dict[str, Any]) -> dict[str, Any]:
 def _reads_rope_parameters(kind: str) -> bool:
     """Whether mlx-lm's code of a model type does; True where it has none."""
     code = _code(kind)
-    return code is None or "rope_parameters" in code
+    parts = re.findall(r"^from \. import (.+)$", code or "", re.M)
+    codes = [code, *(_code(name.strip()) for names in parts for name in names.split(","))]
+    return code is None or any("rope_parameters" in text for text in codes if text)
 
 
 def quantizes_its_own_way(path: Path) -> bool:
