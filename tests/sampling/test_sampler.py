@@ -345,6 +345,23 @@ def test_a_stop_string_ends_a_completion_before_it(loaded: Loaded) -> None:
         assert len(before) - len(decode(stopped.ids)) < 8, "no more is cut than the token that it begins in"
 
 
+def test_a_stop_string_that_only_the_last_tokens_alone_spell_ends_nothing(
+    loaded: Loaded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tokenizers that tidy spaces up read a tail otherwise than the whole text; sampling ended in a ValueError."""
+    asked = requests(loaded, 40)
+    whole = sample_chunk(loaded, asked, Sampling(0.0), seed=0)
+    starts, decode = [completion.ids[:10] for completion in whole], loaded.tokenizer.decode
+    assert max(len(completion.ids) for completion in whole) > 20
+
+    def tidied(_: object, ids: list[int]) -> str:  # the longest stop string has 7 bytes: a tail has 10 tokens
+        return str(decode(ids)) + (" ' " if len(ids) == 10 and ids not in starts else "")
+
+    monkeypatch.setattr(type(loaded.tokenizer), "decode", tidied, raising=False)
+    found = sample_chunk(loaded, asked, Sampling(0.0, stop=("no such", " ' ")), seed=0)
+    assert [completion.ids for completion in found] == [completion.ids for completion in whole]
+
+
 def test_of_a_stop_string_the_first_token_counts_as_eos_does(loaded: Loaded) -> None:
     """So the log-probability is that of one token more than the ids, as what reads it divides by."""
     asked, stop = requests(loaded, 40), (" find 3*3", " find 9+9", " find 5*6")

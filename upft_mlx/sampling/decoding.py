@@ -356,9 +356,11 @@ class Chunk:
             decode = self._loaded.tokenizer.decode
             # A token is at least a byte: a stop string that the last one completed is in this tail.
             tail = decode(ids[-max(len(text.encode()) for text in stop) - 3 :])
-            if any(string in tail for string in stop):
-                text, kept = decode(ids), len(ids)
-                end = min(at for string in stop if (at := text.find(string)) >= 0)
+            text = decode(ids) if any(string in tail for string in stop) else ""
+            if ends := [
+                at for string in stop if (at := text.find(string)) >= 0
+            ]:  # none: the tail alone reads otherwise
+                end, kept = min(ends), len(ids)
                 while kept and not text[:end].startswith(decode(ids[:kept])):
                     kept -= 1
                 row.ids, row.finish_reason = ids[:kept], "stop"
