@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from helpers.input import write
+from helpers.input import upft, write
 from helpers.runs import RUN, files, made, run_stage, shown, there
 
 from upft_mlx import digests, pipeline
@@ -298,9 +298,22 @@ def test_notes_of_a_repair_are_no_part_of_json() -> None:
     run_stage("generate", "seed=1")
     (first,) = json.loads(shown("kept", "r", "--json"))["kept"]
     RUN.ledger.unlink()
-    (second,) = json.loads(shown("kept", "r", "--restore", first["name"], "--json"))["kept"]
+    (second,) = json.loads(upft("kept", "r", "--restore", first["name"], "--json").stdout)["kept"]
     RUN.ledger.unlink()
     assert "its copy takes its place" in shown("kept", "r", "--remove", second["name"])
+
+
+@pytest.mark.parametrize("option", [(), ("--json",)])
+@pytest.mark.usefixtures("there")
+def test_notes_of_a_repair_are_said_even_if_the_command_is_refused_afterwards(option: tuple[str, ...]) -> None:
+    RUN.ledger.unlink()
+    done = upft("kept", "r", "--restore", "train-0", *option)
+    assert done.exit_code == 1
+    assert "no kept version 'train-0'" in done.stderr
+    assert "its copy takes its place" in (done.stderr if option else done.stdout)
+    RUN.ledger.unlink()
+    done = upft("adopt", "r", *option)
+    assert "its copy takes its place" in (done.stderr if option else done.stdout)
 
 
 @pytest.mark.usefixtures("there")

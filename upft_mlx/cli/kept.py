@@ -39,10 +39,10 @@ def kept(run: str, restore: str | None, remove: str | None, as_json: bool, debug
         from upft_mlx.inspection import browse
         from upft_mlx.ui import views
 
-        found, notes = browse.find_run(run), list[str]()
+        found = browse.find_run(run)
         if restore or remove:
             with found.locked():
-                notes += versions.settle(found)
+                _say_settled(found, as_json=as_json)
                 if restore and not versions.is_in_place(found, restore):
                     versions.bring_back(found, versions.find(found, restore))
                 if remove:
@@ -51,8 +51,6 @@ def kept(run: str, restore: str | None, remove: str | None, as_json: bool, debug
         if as_json:
             click.echo(to_json(facts))
             return
-        for text in notes:
-            views.print_text(text)
         for version in facts["kept"] + facts["unfinished"]:
             state = "" if version["whole"] else ", damaged" if version["done"] else ", not finished"
             other = f"; made with {', '.join(version['settings'])}" if version["settings"] else ""
@@ -60,6 +58,16 @@ def kept(run: str, restore: str | None, remove: str | None, as_json: bool, debug
             views.print_text(f"{version['name']}  {version['when']}  {size}{state}  {version['detail']}{other}")
         if not facts["kept"] + facts["unfinished"]:
             views.print_text(f"{found.root}: no earlier versions")
+
+
+def _say_settled(run: RunDir, *, as_json: bool) -> None:
+    """Say what is put in order as it is done, whatever is refused afterwards; beside JSON on stderr."""
+    from upft_mlx.ui import views
+    from upft_mlx.ui.console import open_console
+    from upft_mlx.versions import settle
+
+    for text in settle(run):
+        views.print_text(text, console=open_console(stderr=as_json))
 
 
 def _facts(run: RunDir) -> dict[str, Any]:
@@ -109,10 +117,10 @@ def adopt(run: str, as_json: bool, debug: bool) -> None:
 
         found = browse.find_run(run)
         with found.locked():
-            notes = list(versions.settle(found))
+            _say_settled(found, as_json=as_json)
             names = versions.adopt(found)
         if as_json:
             click.echo(to_json({"run": str(found.root), "adopted": names}))
             return
-        for text in [*notes, *(f"{found.root / name}: adopted; the model card will say so" for name in names)]:
-            views.print_text(text)
+        for name in names:
+            views.print_text(f"{found.root / name}: adopted; the model card will say so")
