@@ -62,7 +62,6 @@ def deliver(made: Path, folder: Path, earlier: dict[str, list[str]]) -> None:
     """
     files = {path.name: [digest(path)] for path in sorted(made.iterdir())}
     either = {name: [*earlier.get(name, []), *files.get(name, [])] for name in {**earlier, **files}}
-    folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / MANIFEST, {"files": either})  # what a kill leaves half done is known to be ours
     for name in files:
         with replacing(folder / name) as temporary:
