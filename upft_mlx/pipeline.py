@@ -356,7 +356,7 @@ def take_over(job: Job, donor: RunDir, stage: str = "generate") -> None:
         for name in entry.outputs:
             first, *rest = Path(name).parts
             write_atomically(working.place(first).joinpath(*rest), (donor.root / name).read_bytes())
-        finish(job.run, stage, entry)
+        finish(job.run, stage, replace(entry, recipe=described(job)))
 
 
 def report(job: Job) -> RunReport:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -180,7 +181,14 @@ def test_what_cells_need_alike_is_made_once_and_counted_in_each(
     _, root, found = compared
     rft, label = (RunDir(root / "compare" / name / "seed-0") for name in ("rft", "upft-label"))
     assert rft.solutions.read_bytes() == label.solutions.read_bytes()
-    assert rft.entry("generate") == label.entry("generate"), "seconds included: it was copied"
+    made, copied, built = rft.entry("generate"), label.entry("generate"), label.entry("build")
+    assert made is not None
+    assert copied is not None
+    assert built is not None
+    assert replace(copied, recipe=made.recipe) == made, "seconds included: it was copied"
+    assert copied.recipe == built.recipe != made.recipe, (
+        "the cell's own, which a restored version puts into recipe.json"
+    )
     costs = {c["method"]: c["tokens_sampled"] for c in found["cells"] if c["seed"] == 0}
     assert costs["rft"] == costs["upft:label"] > 0
     base = RunDir(root / "compare" / "base" / "seed-0")
