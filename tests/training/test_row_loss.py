@@ -241,6 +241,15 @@ def test_where_nothing_is_learned_the_curve_is_flat_whatever_the_batches_say(
     assert f"| 0 | {fixed[0]:.3f} |" in text
 
 
+def test_a_loss_that_is_no_number_is_left_out_of_what_is_reported(tmp_path: Path) -> None:
+    """metrics.jsonl has it as NaN, which is not JSON: neither were `upft show --json` and the facts of a run then."""
+    run = RunDir(tmp_path)
+    lines = ['{"step": 1, "loss": 2.0, "fixed_loss": 1.5, "valid_loss": NaN}', '{"step": 2, "valid_loss": null}']
+    run.metrics.write_text("\n".join(lines))
+    facts = training_facts(run, ("train",))
+    assert facts.losses == [{"step": 1, "fixed_loss": 1.5}, {"step": 2}]
+
+
 def test_a_model_that_was_asked_for_its_view_trains_on_as_before(loaded: Loaded) -> None:
     """Dropout is off while it is asked and on again after."""
     loaded.model.train()
