@@ -22,8 +22,7 @@ from upft_mlx.inspection import doctor, selftest
 from upft_mlx.inspection.doctor import Finding, examine
 from upft_mlx.machine import requirements as machine
 from upft_mlx.machine.requirements import Platform
-from upft_mlx.ui.doctor import NAME
-from upft_mlx.ui.views import print_findings
+from upft_mlx.ui.doctor import NAME, print_findings
 
 __all__ = ["no_network"]
 pytestmark = pytest.mark.usefixtures("no_network")

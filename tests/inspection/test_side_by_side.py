@@ -18,7 +18,7 @@ from upft_mlx.recipe.schema import Recipe
 from upft_mlx.rows import EvaluationRow, write_json, write_rows
 from upft_mlx.rundir import LedgerEntry, RunDir
 from upft_mlx.rundir import written as digests
-from upft_mlx.ui import views
+from upft_mlx.ui import tables
 
 MakeRecipe = Callable[..., Recipe]
 
@@ -76,7 +76,7 @@ def test_the_largest_share_that_rounding_changed_is_shown_and_no_smaller_differe
     assert table.rounding == 0.25
     assert [pair.p_value for pair in table.pairs] == [1.0, 1.0, 1.0]
     target = console(80, color_system=None)
-    views.print_side_by_side(side_by_side(runs).dump(), console=target)
+    tables.print_side_by_side(side_by_side(runs).dump(), console=target)
     assert "rounding alone changes 25.0 % of grades; no smaller difference is claimed" in written(target)
 
 
@@ -105,7 +105,7 @@ def test_what_has_nothing_in_common_is_refused(make_run: Callable[..., RunDir], 
 def test_the_screen_leads_with_what_differs(make_run: Callable[..., RunDir]) -> None:
     runs = [make_run("a", "0" * 40, "0" * 40), make_run("b", "0" * 40, "1" * 40)]
     target = console(80, color_system=None)
-    views.print_side_by_side(side_by_side(runs).dump(), console=target)
+    tables.print_side_by_side(side_by_side(runs).dump(), console=target)
     lines = written(target).splitlines()
     assert lines[1] == "b is better than base on dev; b is better than a on dev"
     assert any(line.startswith("+100.0 [") and line.endswith("b - a") for line in lines)
@@ -116,7 +116,7 @@ def test_a_long_interval_keeps_its_distance_from_p(make_run: Callable[..., RunDi
     """`-100.0 [-100.0, -88.4]p < 0.001`"""
     runs = [make_run("a", "1" * 40, "1" * 40), make_run("b", "1" * 40, "0" * 40)]
     target = console(80, color_system=None)
-    views.print_side_by_side(side_by_side(runs).dump(), console=target)
+    tables.print_side_by_side(side_by_side(runs).dump(), console=target)
     pairs = [line for line in written(target).splitlines() if line.endswith((" - base", " - a"))]
     assert len(pairs) == 3
     assert len({line.index("  p ") for line in pairs if "p < " in line}) == 1

@@ -432,7 +432,7 @@ def test_the_list_fits_the_terminal(columns: int, lines: int) -> None:
 
     from rich.console import Console
 
-    from upft_mlx.ui.views import print_recipes
+    from upft_mlx.ui.tables import print_recipes
 
     rows = [item.facts() for item in catalogue()]
     console = Console(file=io.StringIO(), width=columns, force_terminal=True, color_system=None)

@@ -19,7 +19,7 @@ from upft_mlx.rows import EvaluationRow, read_rows
 from upft_mlx.rundir import RunDir
 from upft_mlx.studies.sweep import folder_name, parts, sweep
 from upft_mlx.studies.sweep_table import Cell, Sweep, advice, best, figure, markdown, report, tried
-from upft_mlx.ui import views
+from upft_mlx.ui import tables
 
 MakeRecipe = Callable[..., Recipe]
 
@@ -70,7 +70,7 @@ def test_no_difference_within_what_rounding_changes_is_claimed() -> None:
     assert told in markdown(found)
     assert "rounding" not in markdown(of(CELLS)), "it was not measured"
     target = console(80, color_system=None)
-    views.print_sweep(found.dump(), [], Path("sweep"), console=target)
+    tables.print_sweep(found.dump(), [], Path("sweep"), console=target)
     assert told in written(target)
 
 
@@ -88,7 +88,7 @@ def test_the_page_the_figure_and_the_screen_have_a_line_per_setting() -> None:
     names = [text.text for text in ElementTree.fromstring(figure(of([*CELLS, hostile]))).iter() if text.text]
     assert "learning_rate=a|b <i>" in names
     target = console(80, color_system=None)
-    views.print_sweep(of(CELLS).dump(), ["first", "second"], Path("sweep"), console=target)
+    tables.print_sweep(of(CELLS).dump(), ["first", "second"], Path("sweep"), console=target)
     screen = written(target).splitlines()
     assert screen[1:3] == ["first", "second"]
     assert [line.split()[0] for line in screen if "[" in line] == ["small", "good", "as", "bad"]

@@ -14,7 +14,7 @@ from upft_mlx.forecasting.estimate import Forecast, points
 from upft_mlx.inspection.browse import Seen
 from upft_mlx.rows import EvaluationRow
 from upft_mlx.studies.demo import CAVEAT
-from upft_mlx.ui import views
+from upft_mlx.ui import tables, views
 from upft_mlx.ui.console import UNBROKEN, open_console
 from upft_mlx.ui.show import detail
 from upft_mlx.ui.text import glyphs_for
@@ -30,7 +30,7 @@ def measured() -> dict[str, Any]:
 @pytest.mark.parametrize("width", [60, 80, 120])
 def test_a_comparison_leads_with_what_is_better(measured: dict[str, Any], width: int) -> None:
     target = console(width, color_system=None)
-    views.print_comparison(measured, Path("runs/q/compare"), console=target)
+    tables.print_comparison(measured, Path("runs/q/compare"), console=target)
     lines = written(target).splitlines()
     assert lines[1].startswith("rft is better than base on arithmetic-sampled;")
     rows = [line for line in lines if line.startswith("rft ") and "[" in line]
@@ -46,7 +46,7 @@ def test_a_comparison_leads_with_what_is_better(measured: dict[str, Any], width:
 def test_a_comparison_without_a_difference_says_so(measured: dict[str, Any]) -> None:
     target = console(80, color_system=None)
     few = {name: measured["methods"][name] for name in ("base", "sft", "upft")}
-    views.print_comparison({**measured, "methods": few}, Path("compare"), console=target)
+    tables.print_comparison({**measured, "methods": few}, Path("compare"), console=target)
     assert written(target).splitlines()[1] == "no method differs measurably from base"
 
 
@@ -55,7 +55,7 @@ def test_a_method_that_samples_nothing_is_among_the_costs(measured: dict[str, An
     methods = {"base": measured["methods"]["base"], "annotated": measured["methods"]["sft"] | {"tokens_sampled": 0}}
     target = console(80, color_system=None)
     rounding = {"arithmetic": 0.015, "arithmetic-sampled": None}
-    views.print_comparison({**measured, "methods": methods, "rounding": rounding}, Path("compare"), console=target)
+    tables.print_comparison({**measured, "methods": methods, "rounding": rounding}, Path("compare"), console=target)
     lines = written(target).splitlines()
     told = "rounding alone changes 1.5 % of grades; no smaller difference is claimed"
     assert [line for line in lines if "rounding" in line] == [told]
@@ -67,7 +67,7 @@ def test_methods_that_train_nothing_leave_no_empty_table_of_costs(measured: dict
     nothing = {"tokens_sampled": 0, "tokens_trained": 0}
     methods = {"base": measured["methods"]["base"], "best_of_prefix": measured["methods"]["sft"] | nothing}
     target = console(80, color_system=None)
-    views.print_comparison({**measured, "methods": methods}, Path("compare"), console=target)
+    tables.print_comparison({**measured, "methods": methods}, Path("compare"), console=target)
     assert "tokens sampled" not in written(target)
 
 
@@ -81,7 +81,7 @@ def test_an_analysis_leads_with_the_recommendation(width: int) -> None:
         "recommended": {"length": 4, "reason": "both arms are alike up to here"},
     }
     target = console(width, color_system=None)
-    views.print_analysis(found, Path("analysis"), console=target)
+    tables.print_analysis(found, Path("analysis"), console=target)
     lines = written(target).splitlines()
     assert lines[1:3] == ["recommended prefix.length: 4", "both arms are alike up to here"]
     assert "50 % [40, 60]" in lines[6]
@@ -93,7 +93,7 @@ def test_an_analysis_leads_with_the_recommendation(width: int) -> None:
         for name in ("first", "consensus", "prefix_confidence", "probe")
     ]
     forecast = {"problems": 64, "rules": rules, "advice": {"text": "train with consensus"}}
-    views.print_analysis({**found, "forecast": forecast}, Path("analysis"), console=target)
+    tables.print_analysis({**found, "forecast": forecast}, Path("analysis"), console=target)
     lines = written(target).splitlines()
     assert "advice: train with consensus" in lines
     assert [line.split()[0] for line in lines if line.count("+12.5 [+2.0, +23.0]") == 3] == ["4", "8"]
@@ -108,7 +108,7 @@ def test_a_forecast_loses_no_digit_on_a_terminal_or_in_a_pipe(
     found = replace(found, advice=replace(found.advice, remark="without training, ..."))
     monkeypatch.setenv("COLUMNS", "80")  # as what runs the tests may have set
     target = console(width, color_system=None) if width else None
-    views.print_forecast(found.dump(), Path("forecast"), console=target)
+    tables.print_forecast(found.dump(), Path("forecast"), console=target)
     text = written(target) if target else capsys.readouterr().out
     assert text.splitlines()[1].startswith(f"advice: {found.advice.text}"[:70])
     assert "\nand without training, ...\n" in text
@@ -135,7 +135,7 @@ def test_an_id_and_a_swept_value_are_no_markup(capsys: pytest.CaptureFixture[str
     assert "alg[/x]:smile:" in written(target)
     tried = {"settings": {"prefix.template": "[/INST]"}, "accuracy": 0.5, "ci95": [0.4, 0.6], "difference": zero}
     found = {"benchmark": "m", "problems": 9, "chosen": {"prefix.template": ""}, "tried": [tried | {"to_chosen": None}]}
-    views.print_sweep({**found, "rounding": None}, [], Path("sweep"), console=target)
+    tables.print_sweep({**found, "rounding": None}, [], Path("sweep"), console=target)
     assert "[/INST]" in written(target)
     open_console().print("[b]:smile:[/x]")
     assert capsys.readouterr().out == "[b]:smile:[/x]\n"
@@ -163,7 +163,7 @@ DEMO = {
 @pytest.mark.parametrize("width", [80, 120])
 def test_the_demo_ends_with_words_that_need_no_clone(width: int) -> None:
     target = console(width, color_system=None)
-    views.print_demo(DEMO, console=target)
+    tables.print_demo(DEMO, console=target)
     views.print_next(Path("runs/demo"), flips=True, demo=True, console=target)
     text = written(target)
     assert all(len(line) <= width for line in text.splitlines())

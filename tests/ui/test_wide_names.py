@@ -10,7 +10,7 @@ from helpers.ui import ANSI, Clock, a_report, console, graded, written
 from rich.cells import cell_len
 
 from upft_mlx.events import EvaluationStarted, StageStarted
-from upft_mlx.ui import views
+from upft_mlx.ui import tables, views
 from upft_mlx.ui.live import LiveView
 
 WIDE = "数学基准测试题集"
@@ -39,7 +39,7 @@ def test_several_runs_side_by_side() -> None:
     target = console(80, color_system=None)
     pair = {"first": "base", "second": WIDE, "delta": 0.0, "ci95": [-0.1, 0.1], "p_value": 1.0}
     benchmark = {"problems": 9, "models": models, "pairs": [pair], "rounding": None}
-    views.print_side_by_side({"benchmarks": {"m": benchmark}, "comparisons": 1}, console=target)
+    tables.print_side_by_side({"benchmarks": {"m": benchmark}, "comparisons": 1}, console=target)
     assert len(columns(written(target).splitlines(), "50.0 %")) == 1
 
 

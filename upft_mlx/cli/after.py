@@ -142,13 +142,13 @@ def show(
     quiet_libraries()
     with edge(debug=debug):
         from upft_mlx.inspection import browse
-        from upft_mlx.ui import views
+        from upft_mlx.ui import tables, views
 
         if len(runs) > 1:
             from upft_mlx.inspection.side_by_side import side_by_side
 
             together = side_by_side(browse.find_runs(runs), benchmarks).dump()
-            click.echo(to_json(together)) if as_json else views.print_side_by_side(together)
+            click.echo(to_json(together)) if as_json else tables.print_side_by_side(together)
             return
         found = browse.find_run(runs[0])
         if html:
@@ -194,10 +194,10 @@ def runs(folder: Path, as_json: bool, debug: bool) -> None:
     quiet_libraries()
     with edge(debug=debug):
         from upft_mlx.inspection.runs import list_runs
-        from upft_mlx.ui import views
+        from upft_mlx.ui.tables import print_runs
 
         found = list_runs(folder)
-        click.echo(to_json(found)) if as_json else views.print_runs(found)
+        click.echo(to_json(found)) if as_json else print_runs(found)
 
 
 def _show_page(run: RunDir, *, as_json: bool) -> None:

@@ -53,10 +53,10 @@ def recipes(name: str | None, as_json: bool) -> None:
     with edge(debug=False):
         if name is None:
             from upft_mlx.recipe.catalogue import catalogue
-            from upft_mlx.ui import views
+            from upft_mlx.ui.tables import print_recipes
 
             rows = [item.facts() for item in catalogue()]
-            click.echo(to_json(rows)) if as_json else views.print_recipes(rows)
+            click.echo(to_json(rows)) if as_json else print_recipes(rows)
             return
         from upft_mlx.recipe.find import find_shipped
         from upft_mlx.recipe.load import load_recipe
@@ -145,6 +145,7 @@ def plan(
     with prepared(recipe, options) as loaded:
         from upft_mlx.pipeline import plan_recipe
         from upft_mlx.ui import views
+        from upft_mlx.ui.plan import print_plan
 
         with views.open_view(plain=options.plain, stderr=options.as_json, verbose=verbose()) as notify:
             found = plan_recipe(
@@ -153,7 +154,7 @@ def plan(
         if options.as_json:
             click.echo(to_json(found.dump()))
         else:
-            views.print_plan(found)
+            print_plan(found)
 
 
 @cli.command(

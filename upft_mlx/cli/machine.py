@@ -34,7 +34,7 @@ def doctor(as_json: bool, debug: bool) -> None:
     findings: list[Finding] = []
     with edge(debug=debug):
         from upft_mlx.inspection.doctor import examine, failed
-        from upft_mlx.ui import views
+        from upft_mlx.ui.doctor import print_findings
 
         def noted() -> Iterator[dict[str, Any]]:
             for finding in examine():
@@ -45,7 +45,7 @@ def doctor(as_json: bool, debug: bool) -> None:
             found = list(noted())
             click.echo(to_json({"ok": not failed(findings), "findings": found}))
         else:
-            views.print_findings(noted())
+            print_findings(noted())
     if failed(findings):
         sys.exit(1)
 

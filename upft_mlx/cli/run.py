@@ -194,7 +194,7 @@ def _side_by_side(
         from upft_mlx.events import ignore
         from upft_mlx.inspection.side_by_side import side_by_side
         from upft_mlx.rundir import RunDir
-        from upft_mlx.ui import views
+        from upft_mlx.ui import tables, views
 
         folder, leads = folder_of(name, recipe, options.run_dir), ranks().leads
         stages, said = ("evaluate",), verbose()
@@ -205,7 +205,7 @@ def _side_by_side(
         if leads:
             measured = [RunDir(folder / "looks" / look) for look in looks.values()]
             found = side_by_side(measured, names=[str(adapter) for adapter in looks]).dump()
-            click.echo(to_json(found)) if options.as_json else views.print_side_by_side(found)
+            click.echo(to_json(found)) if options.as_json else tables.print_side_by_side(found)
 
 
 def _run(
@@ -225,7 +225,7 @@ def _run(
         from upft_mlx.inspection.page import write_page
         from upft_mlx.rundir import RunDir
         from upft_mlx.studies.demo import run_demo
-        from upft_mlx.ui import views
+        from upft_mlx.ui import tables, views
 
         folder = folder_of(name, recipe, options.run_dir)
         leads = ranks().leads  # rank 0 has the screen and the run directory
@@ -253,6 +253,6 @@ def _run(
         elif stage is None or STAGES[stage].measures:
             views.print_summary(facts, verbose=verbose())
             if shown:
-                views.print_demo(asdict(shown))
+                tables.print_demo(asdict(shown))
         if stage is None and not options.as_json:
             views.print_next(folder, flips=bool(facts.benchmarks), demo=demo)

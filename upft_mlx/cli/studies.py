@@ -76,7 +76,7 @@ def sweep(recipe: str, grid: Sequence[str], on: str | None, options: Options) ->
         from upft_mlx.recipe.grid import parse_grid
         from upft_mlx.studies.sweep import STAGES, sweep
         from upft_mlx.studies.sweep_table import advice, report
-        from upft_mlx.ui import views
+        from upft_mlx.ui import tables, views
 
         root = folder_of(recipe, loaded, options.run_dir)
         view = views.open_view(plain=options.plain, stderr=options.as_json, verbose=verbose(), stages=STAGES)
@@ -85,7 +85,7 @@ def sweep(recipe: str, grid: Sequence[str], on: str | None, options: Options) ->
         if options.as_json:
             click.echo(to_json(found.dump()))
         else:
-            views.print_sweep(found.dump(), [advice(found), *report(found)], root / "sweep")
+            tables.print_sweep(found.dump(), [advice(found), *report(found)], root / "sweep")
 
 
 def _study(
@@ -98,7 +98,7 @@ def _study(
         from upft_mlx.pipeline import run_forecast
         from upft_mlx.studies.analyze import run_analysis
         from upft_mlx.studies.compare import compare
-        from upft_mlx.ui import views
+        from upft_mlx.ui import tables, views
 
         root = folder_of(name, recipe, options.run_dir)
         cells = ("generate", "build", "train", "evaluate")
@@ -111,8 +111,8 @@ def _study(
         if options.as_json:
             click.echo(to_json(found))
         elif what == "analyze":
-            views.print_analysis(found, root / "analysis")
+            tables.print_analysis(found, root / "analysis")
         elif what == "compare":
-            views.print_comparison(found, root / "compare")
+            tables.print_comparison(found, root / "compare")
         else:
-            views.print_forecast(found, root / "forecast")
+            tables.print_forecast(found, root / "forecast")

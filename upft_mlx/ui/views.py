@@ -1,7 +1,6 @@
 """What people see: a live view on a terminal or plain lines, the summary at the end, and errors.
 
-This module and those beside it whose names begin with `ui` are the only ones that know Rich. Texts from
-models and data are never parsed as markup, and control characters do not pass.
+Texts from models and data are never parsed as markup, and control characters do not pass.
 """
 
 from __future__ import annotations
@@ -24,22 +23,10 @@ from upft_mlx.events import Observer
 from upft_mlx.results.facts import RunFacts
 from upft_mlx.rows import write_atomically
 from upft_mlx.ui.console import open_console, paged, say
-from upft_mlx.ui.doctor import print_findings
 from upft_mlx.ui.live import LiveView
 from upft_mlx.ui.plain import PlainView
-from upft_mlx.ui.plan import print_plan
 from upft_mlx.ui.show import Seen, detail, listing, regrading
 from upft_mlx.ui.summary import file_lines, summary
-from upft_mlx.ui.tables import (
-    print_analysis,
-    print_comparison,
-    print_demo,
-    print_forecast,
-    print_recipes,
-    print_runs,
-    print_side_by_side,
-    print_sweep,
-)
 from upft_mlx.ui.text import glyphs_for, wrapped
 
 SVG_SIZE = (100, 50)
@@ -188,24 +175,3 @@ def print_error(message: str, *, console: Console | None = None) -> None:
     text = Text(wrapped(shown, console.width) if alive else shown)
     text.stylize("bold red", 0, len("Error: "))
     console.print(text, soft_wrap=True)
-
-
-__all__ = [
-    "open_view",
-    "picture",
-    "print_analysis",
-    "print_comparison",
-    "print_demo",
-    "print_error",
-    "print_forecast",
-    "print_findings",
-    "print_next",
-    "print_plan",
-    "print_recipes",
-    "print_runs",
-    "print_side_by_side",
-    "print_summary",
-    "print_sweep",
-    "print_text",
-    "save_svg",
-]
