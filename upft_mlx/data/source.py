@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 from upft_mlx.errors import ProblemsError
 from upft_mlx.quantities import many
+from upft_mlx.recipe.evaluate import Benchmark
+from upft_mlx.recipe.schema import Problems
 
 
 class Place(NamedTuple):
@@ -26,29 +28,8 @@ Located = tuple[Place, Row | ProblemsError]
 """A row's place, and its columns or why it has none."""
 SKIP = "fix it, or leave such rows out with `bad_rows: skip` (`upft new`: --skip-bad-rows)"
 """The way out for a row that cannot be used."""
-
-
-class Source(Protocol):
-    """What a recipe's `problems` section and a benchmark have in common."""
-
-    @property
-    def path(self) -> str | None: ...  # noqa: D102
-    @property
-    def dataset(self) -> str | None: ...  # noqa: D102
-    @property
-    def config(self) -> str | None: ...  # noqa: D102
-    @property
-    def split(self) -> str | None: ...  # noqa: D102
-    @property
-    def revision(self) -> str | None: ...  # noqa: D102
-    @property
-    def question(self) -> str | None: ...  # noqa: D102
-    @property
-    def answer(self) -> str | None: ...  # noqa: D102
-    @property
-    def id(self) -> str | None: ...  # noqa: D102
-    @property
-    def bad_rows(self) -> str: ...  # noqa: D102
+Source = Problems | Benchmark
+"""What says where a dataset is and which columns to take."""
 
 
 @dataclass
