@@ -19,14 +19,14 @@ from typing import Any
 
 from upft_mlx import pipeline
 from upft_mlx.errors import ExportError
-from upft_mlx.events import Observer, Variant, ignore
+from upft_mlx.events import Observer, Reply, Variant, ignore
 from upft_mlx.forecasting.estimate import Forecast
 from upft_mlx.fusing.exported import deliver, earlier_export
 from upft_mlx.hub.card import base_of
 from upft_mlx.hub.upload import listing, refuse_unknown, require_repo
 from upft_mlx.hub.upload import push as upload
 from upft_mlx.inspection import preview as inspection_preview
-from upft_mlx.inspection.ask import Conversation, Reply, open_asker, trained
+from upft_mlx.inspection.ask import Conversation, open_asker, trained
 from upft_mlx.inspection.preview import EXAMPLES, Preview
 from upft_mlx.machine import requirements
 from upft_mlx.models.files import TEMPLATE, own_template

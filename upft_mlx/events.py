@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
 
 Variant = Literal["base", "tuned"]
 
@@ -101,6 +101,26 @@ class Graded:
     resumed: bool = False
 
 
+@dataclass(frozen=True)
+class Reply:
+    """What one variant says to a question of `upft ask`, so far or in the end."""
+
+    variant: Variant
+    text: str
+    tokens: int
+    """Without EOS."""
+    seconds: float
+    """Since the question, the passing of the prompt included."""
+    finish_reason: Literal["length", "stop", "interrupted"] | None = None
+    """None while it grows."""
+
+    def dump(self) -> dict[str, Any]:
+        """For JSON."""
+        return {name: value for name, value in asdict(self).items() if name != "variant"}
+
+
+OnText = Callable[[Reply], None]
+"""Called with the answer as far as it is, after each token."""
 Event = Expected | StageStarted | StageSkipped | StageDone | Note | Progress | Trained | EvaluationStarted | Graded
 Observer = Callable[[Event], None]
 

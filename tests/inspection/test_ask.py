@@ -22,9 +22,9 @@ from helpers.input import assert_fails, no_network, upft, write
 from helpers.show import TMUX, wait_for
 from rich.console import Console
 
-from upft_mlx.events import Variant
+from upft_mlx.events import Reply, Variant
 from upft_mlx.inspection import ask as asking
-from upft_mlx.inspection.ask import Asker, Conversation, Reply
+from upft_mlx.inspection.ask import Asker, Conversation
 from upft_mlx.models.adapters import AdapterSwitch, load_adapter
 from upft_mlx.models.chat import Renderer
 from upft_mlx.models.load import Loaded, load

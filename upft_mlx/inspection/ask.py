@@ -9,13 +9,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from upft_mlx.dataset.instruction import as_run, instructed
 from upft_mlx.distributed.interrupt import deferred_interrupt
-from upft_mlx.events import Variant
+from upft_mlx.events import OnText, Reply, Variant
 from upft_mlx.fingerprints import asked_as_trained, dated
 from upft_mlx.inspection.browse import recipe_of, settled_by
 from upft_mlx.machine.device import limit_memory
@@ -31,27 +31,6 @@ from upft_mlx.training.stage import UNREAD
 
 REDRAW = 1 / 12
 """Seconds between two texts of a growing answer: decoding a long one anew for each token costs more than it shows."""
-
-OnText = Callable[["Reply"], None]
-"""Called with the answer as far as it is, after each token."""
-
-
-@dataclass(frozen=True)
-class Reply:
-    """What one variant says, so far or in the end."""
-
-    variant: Variant
-    text: str
-    tokens: int
-    """Without EOS."""
-    seconds: float
-    """Since the question, the passing of the prompt included."""
-    finish_reason: Literal["length", "stop", "interrupted"] | None = None
-    """None while it grows."""
-
-    def dump(self) -> dict[str, Any]:
-        """For JSON."""
-        return {name: value for name, value in asdict(self).items() if name != "variant"}
 
 
 class Asker:

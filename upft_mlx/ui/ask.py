@@ -9,7 +9,6 @@ import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from typing import Protocol
 
 from rich import box
 from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
@@ -18,7 +17,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from upft_mlx.events import Variant
+from upft_mlx.events import OnText, Reply, Variant
 from upft_mlx.quantities import duration, many
 from upft_mlx.ui.console import open_console
 from upft_mlx.ui.text import glyphs_for
@@ -31,29 +30,8 @@ STYLES: dict[Variant, str] = {"base": "cyan", "tuned": "green"}
 ENDS = {"length": "cut at --max-tokens", "interrupted": "interrupted"}
 
 
-class Reply(Protocol):
-    """What one variant says, so far or in the end (`ask.Reply`)."""
-
-    @property
-    def variant(self) -> Variant: ...  # noqa: D102
-    @property
-    def text(self) -> str: ...  # noqa: D102
-    @property
-    def tokens(self) -> int: ...  # noqa: D102
-    @property
-    def seconds(self) -> float: ...  # noqa: D102
-    @property
-    def finish_reason(self) -> str | None: ...  # noqa: D102
-
-
-class View(Protocol):
-    """Receives answers as they grow."""
-
-    def __call__(self, answer: Reply) -> None: ...  # noqa: D102
-
-
 @contextmanager
-def open_answers(variants: Sequence[Variant], *, plain: bool, console: Console | None = None) -> Iterator[View]:
+def open_answers(variants: Sequence[Variant], *, plain: bool, console: Console | None = None) -> Iterator[OnText]:
     """Watch the variants answer one question: panels on a terminal, lines otherwise."""
     console = console or open_console()
     if plain or not console.is_terminal or console.is_dumb_terminal:
