@@ -2,29 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from helpers.ui import a_report, variant_value
-from upft_mlx.results.facts import RunReport
+from upft_mlx.results.facts import RunReport, Seen
 from upft_mlx.results.page import Material, page
 from upft_mlx.rows import EvaluationRow
-
-
-@dataclass(frozen=True)
-class Row:
-    """A problem as both variants answered it."""
-
-    benchmark: str
-    problem_id: str
-    sample: int
-    question: str | None
-    gold: str
-    level: str | None
-    subject: str | None
-    base: EvaluationRow | None
-    tuned: EvaluationRow | None
 
 
 def answered(right: bool, text: str, tokens: int, problem_id: str, *, cut: bool = False) -> EvaluationRow:
@@ -32,7 +17,7 @@ def answered(right: bool, text: str, tokens: int, problem_id: str, *, cut: bool 
     return EvaluationRow(problem_id, 0, text, answer, "7", right, tokens, "length" if cut else "stop")
 
 
-def row(number: int, base: bool, tuned: bool, **changes: Any) -> Row:
+def row(number: int, base: bool, tuned: bool, **changes: Any) -> Seen:
     """Problem `number`; its texts differ in one word."""
     name = f"p-{number:04}"
     values: dict[str, Any] = {
@@ -46,15 +31,15 @@ def row(number: int, base: bool, tuned: bool, **changes: Any) -> Row:
         "base": answered(base, f"First, we find {number}.\nThe answer is seven.", 10 + number, name),
         "tuned": answered(tuned, f"First, we see {number}.\nThe answer is seven.", 10 + number, name),
     }
-    return Row(**{**values, **changes})
+    return Seen(**{**values, **changes})
 
 
-def four() -> list[Row]:
+def four() -> list[Seen]:
     """Right on both, wrong to right, right to wrong, wrong on both."""
     return [row(0, True, True), row(1, False, True), row(2, True, False), row(3, False, False)]
 
 
-def many(count: int) -> list[Row]:
+def many(count: int) -> list[Seen]:
     """As many problems, with long answers of which some change."""
     text = "First, we find the number of pens that each child has. " * 30
     return [

@@ -11,7 +11,7 @@ import pytest
 from helpers.ui import console, written
 
 from upft_mlx.forecasting.estimate import Forecast, points
-from upft_mlx.inspection.browse import Seen
+from upft_mlx.results.facts import Seen
 from upft_mlx.rows import EvaluationRow
 from upft_mlx.studies.demo import CAVEAT
 from upft_mlx.ui import tables, views

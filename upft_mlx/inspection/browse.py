@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from upft_mlx.grade.correct import VERSION
 from upft_mlx.recipe.load import load_recipe
 from upft_mlx.recipe.override import with_rule
 from upft_mlx.recipe.schema import Recipe
-from upft_mlx.results.facts import RunFacts
+from upft_mlx.results.facts import RunFacts, Seen
 from upft_mlx.results.report import collect
 from upft_mlx.rows import EvaluationRow, read_json, read_rows
 from upft_mlx.rundir import RunDir, changed, missing
@@ -36,26 +36,6 @@ _SIZES = (
     ("evaluate", "batch_size"),
 )
 """The fields that may be `auto`."""
-
-
-@dataclass(frozen=True)
-class Seen:
-    """One problem and sample as both variants answered it; None where a variant has no such row."""
-
-    benchmark: str
-    problem_id: str
-    sample: int
-    question: str | None
-    """None if the problems are no longer available."""
-    level: str | None
-    subject: str | None
-    gold: str
-    base: EvaluationRow | None
-    tuned: EvaluationRow | None
-
-    def dump(self) -> dict[str, Any]:
-        """For JSON."""
-        return asdict(self)
 
 
 def find_run(name: str) -> RunDir:

@@ -8,6 +8,7 @@ from typing import Any
 from upft_mlx.evaluation.benchmark_result import BenchmarkResult, dump_results
 from upft_mlx.results.economy import Economy
 from upft_mlx.results.fidelity import Fused
+from upft_mlx.rows import EvaluationRow
 from upft_mlx.training.moved import Movement
 from upft_mlx.training.row_loss import RowLoss
 
@@ -51,6 +52,26 @@ class TrainingFacts:
     movement: Movement | None = None
     """How far the model moved, movement.json."""
     cut_solutions: CutSolutions | None = None
+
+
+@dataclass(frozen=True)
+class Seen:
+    """One problem and sample as both variants answered it; None where a variant has no such row."""
+
+    benchmark: str
+    problem_id: str
+    sample: int
+    question: str | None
+    """None if the problems are no longer available."""
+    level: str | None
+    subject: str | None
+    gold: str
+    base: EvaluationRow | None
+    tuned: EvaluationRow | None
+
+    def dump(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
 
 
 @dataclass(frozen=True)

@@ -11,14 +11,14 @@ import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
-from typing import Any, Protocol
+from typing import Any
 
 from upft_mlx import __version__
 from upft_mlx.evaluation.benchmark_result import BenchmarkResult, Measured
 from upft_mlx.evaluation.stats import mean_interval, tango_interval
 from upft_mlx.quantities import accuracy, duration, memory, p_value, percent, points
 from upft_mlx.results import charts, openings
-from upft_mlx.results.facts import RunFacts, StageFacts, TrainingFacts
+from upft_mlx.results.facts import RunFacts, Seen, StageFacts, TrainingFacts
 from upft_mlx.results.report import headline, outcome
 from upft_mlx.results.templates import FOLDER, html, script
 from upft_mlx.rows import EvaluationRow
@@ -37,36 +37,13 @@ BEGIN = 300
 """Characters of an answer that hold its first pieces."""
 
 
-class Asked(Protocol):
-    """A problem and sample as both variants answered it (`browse.Seen`)."""
-
-    @property
-    def benchmark(self) -> str: ...  # noqa: D102
-    @property
-    def problem_id(self) -> str: ...  # noqa: D102
-    @property
-    def sample(self) -> int: ...  # noqa: D102
-    @property
-    def question(self) -> str | None: ...  # noqa: D102
-    @property
-    def gold(self) -> str: ...  # noqa: D102
-    @property
-    def level(self) -> str | None: ...  # noqa: D102
-    @property
-    def subject(self) -> str | None: ...  # noqa: D102
-    @property
-    def base(self) -> EvaluationRow | None: ...  # noqa: D102
-    @property
-    def tuned(self) -> EvaluationRow | None: ...  # noqa: D102
-
-
 @dataclass(frozen=True)
 class Material:
     """What the page is made of."""
 
     facts: RunFacts
     """Those of report.md."""
-    asked: Sequence[Asked] = ()
+    asked: Sequence[Seen] = ()
     """Every problem and sample of the benchmarks that may be shown."""
     withheld: Mapping[str, int] = field(default_factory=dict)
     """The private benchmarks, and how many problems each has."""
@@ -154,7 +131,7 @@ def _room(texts: Sequence[str]) -> int | None:
     return max(SHORTEST, int(room / left / per_character))
 
 
-def _data(asked: Sequence[Asked], names: Sequence[str], most: int | None) -> dict[str, Any]:
+def _data(asked: Sequence[Seen], names: Sequence[str], most: int | None) -> dict[str, Any]:
     """What the script reads; a row is a list, for the names would take half of the file."""
     places = {name: number for number, name in enumerate(names)}
     rows = [
@@ -232,7 +209,7 @@ def _numbers(variants: Sequence[Measured]) -> Iterator[tuple[str, list[str]]]:
         yield "answered", [percent(1 if variant.answer_found is None else variant.answer_found) for variant in variants]
 
 
-def _running(name: str, mine: Sequence[Asked]) -> str:
+def _running(name: str, mine: Sequence[Seen]) -> str:
     """The difference over the first 10, 20, ... problems, with the interval of each."""
     both = [(item, item.base, item.tuned) for item in mine if item.base and item.tuned]
     scores = []

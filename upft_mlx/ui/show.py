@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 from rich.console import RenderableType
 from rich.rule import Rule
@@ -11,6 +11,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from upft_mlx.quantities import many
+from upft_mlx.results.facts import Seen
 from upft_mlx.rows import EvaluationRow
 from upft_mlx.ui.text import Glyphs
 
@@ -19,25 +20,6 @@ ANSWER = 24
 GAP = 2
 SHORTEST_QUESTION = 12
 """Columns below which a question is left out."""
-
-
-class Seen(Protocol):
-    """A problem with the answers of base and tuned (`browse.Seen`)."""
-
-    @property
-    def benchmark(self) -> str: ...  # noqa: D102
-    @property
-    def problem_id(self) -> str: ...  # noqa: D102
-    @property
-    def sample(self) -> int: ...  # noqa: D102
-    @property
-    def question(self) -> str | None: ...  # noqa: D102
-    @property
-    def gold(self) -> str: ...  # noqa: D102
-    @property
-    def base(self) -> EvaluationRow | None: ...  # noqa: D102
-    @property
-    def tuned(self) -> EvaluationRow | None: ...  # noqa: D102
 
 
 def listing(items: Sequence[Seen], glyphs: Glyphs, width: int, *, only_flips: bool) -> Iterator[RenderableType]:

@@ -20,12 +20,12 @@ from rich.text import Text
 
 from upft_mlx import escape
 from upft_mlx.events import Observer
-from upft_mlx.results.facts import RunFacts
+from upft_mlx.results.facts import RunFacts, Seen
 from upft_mlx.rows import write_atomically
 from upft_mlx.ui.console import open_console, paged, say
 from upft_mlx.ui.live import LiveView
 from upft_mlx.ui.plain import PlainView
-from upft_mlx.ui.show import Seen, detail, listing, regrading
+from upft_mlx.ui.show import detail, listing, regrading
 from upft_mlx.ui.summary import file_lines, summary
 from upft_mlx.ui.text import glyphs_for, wrapped
 
