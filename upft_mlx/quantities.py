@@ -26,6 +26,11 @@ def points(delta: float) -> str:
     return f"{round(100 * delta, 1) + 0.0:+.1f}"
 
 
+def difference(delta: float, interval: Sequence[float], unit: str = "") -> str:
+    """A difference of shares and its interval in percentage points: `+2.1 [-0.4, +4.6]`, `+2.1 points [-0.4, +4.6]`."""
+    return f"{points(delta)}{unit} [{points(interval[0])}, {points(interval[1])}]"
+
+
 def p_value(value: float) -> str:
     """`p 0.012`, cut and not rounded, so that 0.0499 is below 0.05; or that it is smaller than three decimals show."""
     return "p < 0.001" if value < 0.001 else f"p {math.floor(1000 * value + 1e-9) / 1000:.3f}"

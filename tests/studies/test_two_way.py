@@ -23,7 +23,7 @@ def test_a_small_table_by_hand() -> None:
     variance = by_problem + by_seed - by_both
     df = math.floor(variance**2 / (by_problem**2 / 2 + by_seed**2 / 1))
     assert df == 1
-    assert found.value == pytest.approx(0.5)
+    assert found.mean == pytest.approx(0.5)
     half = 12.7062047 * math.sqrt(variance)
     assert found.ci95 == pytest.approx((0.5 - half, 0.5 + half), rel=1e-6)
 

@@ -19,7 +19,7 @@ from typing import Any
 
 from upft_mlx.dataset.selection import prefix_key
 from upft_mlx.evaluation.stats import ALPHA, mean_interval, t_quantile
-from upft_mlx.quantities import points as in_points
+from upft_mlx.quantities import difference
 from upft_mlx.recipe.studies import Selection
 from upft_mlx.rows import Solution, from_plain
 
@@ -257,8 +257,7 @@ def _of(rule: RuleForecast) -> Mean:
 
 def points(value: Mean) -> str:
     """In percentage points with the interval."""
-    low, high = map(in_points, value.ci95)
-    return f"{in_points(value.mean)} [{low}, {high}]"
+    return difference(value.mean, value.ci95)
 
 
 @dataclass(frozen=True)

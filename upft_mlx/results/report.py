@@ -8,7 +8,7 @@ from typing import Literal
 from upft_mlx.evaluation.benchmark_result import BenchmarkResult, Group, Measured, load_results
 from upft_mlx.evaluation.stats import ALPHA, drift, problems_to_settle
 from upft_mlx.evaluation.summary import rounding
-from upft_mlx.quantities import many, p_value, percent, points
+from upft_mlx.quantities import difference, many, p_value, percent
 from upft_mlx.recipe.schema import Recipe
 from upft_mlx.results import templates, training_report
 from upft_mlx.results.facts import RunFacts, RunReport, StageFacts
@@ -154,8 +154,7 @@ _WORDS = {
 def _difference(result: BenchmarkResult) -> str:
     assert result.compared
     base, _, paired = result.compared
-    low, high = paired.ci95
-    numbers = f"{points(paired.delta)} points [{points(low)}, {points(high)}], {p_value(paired.p_value)}"
+    numbers = f"{difference(paired.delta, paired.ci95, ' points')}, {p_value(paired.p_value)}"
     if paired.until == "known":
         numbers += f", an interval that allows for stopping after {many(base.n, 'problem')}"
     found, why = outcome(result)

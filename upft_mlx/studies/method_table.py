@@ -10,7 +10,7 @@ from typing import Any
 from upft_mlx import escape
 from upft_mlx.evaluation.stats import accuracy_interval, paired_difference
 from upft_mlx.evaluation.summary import floor_in_words
-from upft_mlx.quantities import accuracy, points
+from upft_mlx.quantities import accuracy, difference
 from upft_mlx.results.figures import IntervalRow, intervals
 from upft_mlx.studies.two_way import two_way_mean
 
@@ -159,10 +159,10 @@ def _result(benchmark: str, mine: Sequence[Cell], base: Sequence[Cell], floor: f
     if len(seeds) == 1 and all(score in (0, 1) for row in (*own, *others) for score in row):  # as `upft evaluate`
         before, after = ([score for (score,) in table] for table in (others, own))
         spans = accuracy_interval([[score == 1] for score in after]), paired_difference(before, after).ci95
-    if abs(change.value) <= floor:
+    if abs(change.mean) <= floor:
         spans = spans[0], (min(0.0, spans[1][0]), max(0.0, spans[1][1]))
-    difference = None if mine[0].method == "base" else Difference(change.value, spans[1])
-    return MethodResult(accuracy.value, spans[0], difference)
+    difference = None if mine[0].method == "base" else Difference(change.mean, spans[1])
+    return MethodResult(accuracy.mean, spans[0], difference)
 
 
 def _table(benchmark: str, cells: Sequence[Cell]) -> list[list[float]]:
@@ -187,8 +187,7 @@ def markdown(found: Methods, rounding: Mapping[str, float | None] = MappingProxy
             if result.difference is None:
                 cells.append("")
                 continue
-            low, high = result.difference.ci95
-            cells.append(f"{points(result.difference.delta)} [{points(low)}, {points(high)}]")
+            cells.append(difference(result.difference.delta, result.difference.ci95))
         lines.append(f"| {' | '.join(cells)} |")
     told = [
         f"{escape.markdown(name)}: {floor_in_words(floor)}." for name, floor in rounding.items() if floor is not None

@@ -9,11 +9,11 @@ from typing import Any, Literal
 
 from pydantic import TypeAdapter
 
-from upft_mlx.evaluation.stats import PairedDifference, mean_interval, paired_difference
+from upft_mlx.evaluation.stats import PairedDifference, paired_difference
 from upft_mlx.forecasting import page
-from upft_mlx.forecasting.estimate import Forecast, Mean
+from upft_mlx.forecasting.estimate import Forecast, Mean, mean_of
 from upft_mlx.quantities import accuracy as percent_of
-from upft_mlx.quantities import many, points
+from upft_mlx.quantities import difference, many
 from upft_mlx.recipe.studies import Analyze
 from upft_mlx.results.figures import Panel, Point, Series, curves
 from upft_mlx.rows import from_plain
@@ -130,7 +130,7 @@ def self_consistency(
     result = []
     for index, length in enumerate(positive):
         ratios = [samples[name] / len(sets[index]) for name, sets in distinct.items()]
-        mean = _mean(ratios, (1.0, float(most)))
+        mean = mean_of(ratios, (1.0, float(most)))
         result.append(SelfConsistency(mean.mean, mean.ci95, length))
     return tuple(result)
 
@@ -150,13 +150,9 @@ def prefix_accuracy(lengths: Sequence[int], starts: Sequence[RolloutStart]) -> t
         if len(pairs) < 2:
             continue
         correct, incorrect = ([pair[arm] for pair in pairs] for arm in ("correct", "incorrect"))
-        means = _mean(correct, (0.0, 1.0)), _mean(incorrect, (0.0, 1.0))
+        means = mean_of(correct, (0.0, 1.0)), mean_of(incorrect, (0.0, 1.0))
         result.append(PrefixAccuracy(length, len(pairs), *means, paired_difference(incorrect, correct)))
     return tuple(result)
-
-
-def _mean(values: Sequence[float], bounds: tuple[float, float]) -> Mean:
-    return Mean(sum(values) / len(values), mean_interval(values, bounds))
 
 
 def recommend(accuracy: Sequence[PrefixAccuracy]) -> Recommendation:
@@ -191,9 +187,8 @@ def recommend(accuracy: Sequence[PrefixAccuracy]) -> Recommendation:
     return Recommendation(best.length, text)
 
 
-def _points(row: PrefixAccuracy) -> str:
-    low, high = row.difference.ci95
-    return f"{points(row.difference.delta)} points [{points(low)}, {points(high)}]"
+def _points(row: PrefixAccuracy, unit: str = " points") -> str:
+    return difference(row.difference.delta, row.difference.ci95, unit)
 
 
 def markdown(analysis: Analysis) -> str:
@@ -223,7 +218,7 @@ def markdown(analysis: Analysis) -> str:
             "|---|---|---|---|---|",
             *(
                 f"| {row.length} | {row.problems} | {percent_of(row.correct.mean, row.correct.ci95)} "
-                f"| {percent_of(row.incorrect.mean, row.incorrect.ci95)} | {_points(row).replace(' points', '')} |"
+                f"| {percent_of(row.incorrect.mean, row.incorrect.ci95)} | {_points(row, '')} |"
                 for row in analysis.accuracy
             ),
         ]

@@ -10,7 +10,7 @@ from upft_mlx import escape
 from upft_mlx.evaluation.benchmark_result import BenchmarkResult, dump_results
 from upft_mlx.evaluation.stats import PairedDifference, accuracy_interval, mean_interval, paired_difference
 from upft_mlx.evaluation.summary import floor_in_words
-from upft_mlx.quantities import accuracy, points
+from upft_mlx.quantities import accuracy, difference
 from upft_mlx.recipe.grid import in_words
 from upft_mlx.results.figures import IntervalRow, intervals
 from upft_mlx.results.report import outcome
@@ -139,8 +139,7 @@ def report(found: Sweep) -> list[str]:
     for name, result in found.rest.items():
         assert result.compared
         (base, _, paired), (verdict, why) = result.compared, outcome(result)
-        low, high = paired.ci95
-        numbers = f"{points(paired.delta)} points [{points(low)}, {points(high)}]"
+        numbers = difference(paired.delta, paired.ci95, " points")
         lines.append(f"{name}, {base.n:,} other problems: {verdict}, {why or numbers}")
     if found.reported > 1:
         lines.append(
@@ -156,20 +155,15 @@ def markdown(found: Sweep) -> str:
     lines = [f"| {' | '.join(map(escape.markdown, head))} |", "|" + "---|" * len(head)]
     for one in found.tried:
         values = [escape.markdown(in_words({"": one.settings[field]})[1:]) for field in fields]
-        cells = [accuracy(one.accuracy, one.ci95), _points(one.difference)]
-        cells += ["chosen" if one.to_chosen is None else _points(one.to_chosen), f"{one.tokens_trained:,}"]
-        lines.append(f"| {' | '.join([*values, *cells, f'{one.seconds:.1f}'])} |")
+        cells = [accuracy(one.accuracy, one.ci95), difference(one.difference.delta, one.difference.ci95)]
+        cells.append("chosen" if one.to_chosen is None else difference(one.to_chosen.delta, one.to_chosen.ci95))
+        lines.append(f"| {' | '.join([*values, *cells, f'{one.tokens_trained:,}', f'{one.seconds:.1f}'])} |")
     told = [escape.markdown(line) for line in (advice(found), *report(found))]
     where = f"Chosen on {found.problems:,} development problems of {escape.markdown(found.benchmark)}. "
     where += "The best of several looks better there than it is: what counts is the result on other problems."
     if found.rounding is not None:
         where += f" There, {floor_in_words(found.rounding)}."
     return "\n\n".join([*told, where]) + "\n\n" + "\n".join(lines) + "\n"
-
-
-def _points(difference: PairedDifference) -> str:
-    low, high = difference.ci95
-    return f"{points(difference.delta)} [{points(low)}, {points(high)}]"
 
 
 def figure(found: Sweep) -> str:

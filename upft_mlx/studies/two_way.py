@@ -8,17 +8,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from upft_mlx.evaluation.stats import mean_interval, t_quantile
-
-
-@dataclass(frozen=True)
-class Mean:
-    """A mean with its 95 % interval."""
-
-    value: float
-    ci95: tuple[float, float]
+from upft_mlx.forecasting.estimate import Mean
 
 
 def two_way_mean(scores: Sequence[Sequence[float]], bounds: tuple[float, float]) -> Mean:

@@ -10,7 +10,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from upft_mlx.evaluation.benchmark_result import BenchmarkResult, Measured, Paired
-from upft_mlx.quantities import accuracy, count, duration, many, memory, p_value, percent, points
+from upft_mlx.quantities import accuracy, count, difference, duration, many, memory, p_value, percent, points
 from upft_mlx.results import training_report
 from upft_mlx.results.facts import RunFacts, StageFacts
 from upft_mlx.results.report import headline, outcome
@@ -52,9 +52,8 @@ def _differences(compared: Mapping[str, BenchmarkResult], glyphs: Glyphs, width:
     said = {name: outcome(result)[0] for name, result in compared.items()}
     numbers = {}
     for name, paired in differences.items():
-        low, high = paired.ci95
         certainty = "void" if said[name] == "void" else p_value(paired.p_value)
-        numbers[name] = f"{points(paired.delta)} [{points(low)}, {points(high)}]  {certainty}"
+        numbers[name] = f"{difference(paired.delta, paired.ci95)}  {certainty}"
     widest = max(abs(bound) for paired in differences.values() for bound in paired.ci95)
     longest = max(_name(name, glyphs).cell_len for name in compared)
     room = width - longest - max(map(len, numbers.values())) - 4
@@ -69,8 +68,7 @@ def _differences(compared: Mapping[str, BenchmarkResult], glyphs: Glyphs, width:
         text = _name(name, glyphs)
         text.pad_right(longest + 2 - text.cell_len)
         if bar >= SHORTEST_BAR:
-            low, high = paired.ci95
-            drawn = interval_bar(paired.delta, low, high, widest, bar, glyphs)
+            drawn = interval_bar(paired.delta, *paired.ci95, widest, bar, glyphs)
             text.append(drawn, style).append("  ")
         yield text.append(numbers[name], style)
 

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from upft_mlx.evaluation.stats import ALPHA
 from upft_mlx.evaluation.summary import floor_in_words
-from upft_mlx.quantities import accuracy, count, duration, many, memory, p_value, points
+from upft_mlx.quantities import accuracy, count, difference, duration, many, memory, p_value
 from upft_mlx.ui.console import open_console, say
 from upft_mlx.ui.text import glyphs_for, interval_bar
 
@@ -116,8 +116,8 @@ def _intervals(results: dict[str, dict[str, Any]], console: Console) -> Iterator
         text = Text(f"{method:{longest}}  ").append(f"{accuracy(result['accuracy'], result['ci95']):21}")
         if (of := differences[method]) and bar >= 9:
             low, high = of["ci95"]
-            style = _style(low, high)
-            text.append("  ").append(interval_bar(of["delta"], low, high, widest, bar, glyphs), style)
+            drawn = interval_bar(of["delta"], low, high, widest, bar, glyphs)
+            text.append("  ").append(drawn, _style(low, high))
         yield text.append("  ").append_text(_difference(of)) if of else text
 
 
@@ -161,11 +161,9 @@ def print_forecast(found: dict[str, Any], folder: Path, *, console: Console | No
     say(console, Text(f"advice: {found['advice']['text']}", "bold"))
     if remark := found["advice"]["remark"]:
         say(console, Text(f"and {remark}"))
-    low, high = found["base"]["ci95"]
-    share = f"{100 * found['base']['mean']:.0f} % [{100 * low:.0f}, {100 * high:.0f}]"
     greedy = f"{100 * found['greedy_base']['mean']:.0f} %"
     answered = f"{many(found['problems'], 'problem')} with answers"
-    told = f"{answered}; base is right on {share} of its samples, greedily on {greedy}"
+    told = f"{answered}; base is right on {_share(found['base'])} of its samples, greedily on {greedy}"
     say(console, Text(told, "dim"))
     wide = not console.is_terminal or console.width >= _WIDE_FORECAST
     for length in sorted({rule["length"] for rule in found["rules"]}):
@@ -244,11 +242,10 @@ def print_side_by_side(found: dict[str, Any], *, console: Console | None = None)
             say(console, name.append(accuracy(model["accuracy"], model["ci95"])))
         console.print()
         differences = [_difference(pair) for pair in of["pairs"]]
-        wide = max(len(difference) for difference in differences) + 2
-        for difference, pair in zip(differences, of["pairs"], strict=True):
-            difference.pad_right(wide - len(difference))
-            difference.append(f"{p_value(pair['p_value'])}  {line(pair['second'])} - {line(pair['first'])}")
-            say(console, difference)
+        wide = max(map(len, differences)) + 2
+        for shown, pair in zip(differences, of["pairs"], strict=True):
+            shown.pad_right(wide - len(shown))
+            say(console, shown.append(f"{p_value(pair['p_value'])}  {line(pair['second'])} - {line(pair['first'])}"))
         if of["rounding"] is not None:
             say(console, Text(floor_in_words(of["rounding"]), "dim"))
     console.print()
@@ -284,8 +281,7 @@ def print_runs(found: Sequence[dict[str, Any]], *, console: Console | None = Non
         text.append(f"  {run['when']}  {line(run['method'] or '')}  {line(run['model'] or '')}", "dim")
         text.append(f"\n  {line(run['verdict'] or run['error'] or '')}", "" if run["verdict"] else "red")
         for name, paired in run["benchmarks"].items():
-            low, high = paired["ci95"]
-            text.append(f"\n    {points(paired['delta'])} [{points(low)}, {points(high)}]  ")
+            text.append(f"\n    {difference(paired['delta'], paired['ci95'])}  ")
             text.append(f"{p_value(paired['p_value'])}  {line(name)}", "dim")
         missing = [stage for stage in ("train", "evaluate") if stage not in run["stages"]]
         if missing and not run["error"]:
@@ -305,9 +301,8 @@ def _share(value: dict[str, Any]) -> str:
     return f"{100 * value['mean']:.0f} % [{100 * low:.0f}, {100 * high:.0f}]"
 
 
-def _difference(difference: dict[str, Any]) -> Text:
-    low, high = difference["ci95"]
-    return Text(f"{points(difference['delta'])} [{points(low)}, {points(high)}]", _style(low, high))
+def _difference(found: dict[str, Any]) -> Text:
+    return Text(difference(found["delta"], found["ci95"]), _style(*found["ci95"]))
 
 
 def _style(low: float, high: float) -> str:

@@ -7,7 +7,7 @@ from itertools import groupby
 from upft_mlx.evaluation.sequential import always_valid_difference, always_valid_interval
 from upft_mlx.evaluation.stats import accuracy_interval, paired_difference
 from upft_mlx.events import Graded, Variant
-from upft_mlx.quantities import accuracy, points
+from upft_mlx.quantities import accuracy, difference
 
 Place = tuple[str, int]
 """A problem and which of its samples."""
@@ -88,7 +88,7 @@ class Tally:
         if len(groups) >= 2:
             means = [[sum(variant[p] for p in group) / len(group) for group in groups] for variant in (base, tuned)]
             found = (always_valid_difference if self._may_stop else paired_difference)(means[0], means[1])
-            text = f"{points(found.delta)} [{points(found.ci95[0])}, {points(found.ci95[1])}]"
+            text = difference(found.delta, found.ci95)
         self._texts["difference"] = text
         return text
 
