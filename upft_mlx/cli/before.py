@@ -135,12 +135,7 @@ def new(offline: bool, as_json: bool, debug: bool, **wishes: Any) -> None:
 @click.option("--mac", type=click.FloatRange(min=1), metavar="GB", help="Plan for a Mac with this much memory.")
 @click.option("--no-calibration", is_flag=True, help="Load nothing; no time estimate unless calibrated before.")
 @common
-def plan(
-    recipe: str,
-    mac: float | None,
-    no_calibration: bool,
-    options: Options,
-) -> None:
+def plan(recipe: str, mac: float | None, no_calibration: bool, options: Options) -> None:
     """See the help."""
     with prepared(recipe, options) as loaded:
         from upft_mlx.pipeline import plan_recipe
@@ -174,13 +169,7 @@ def plan(
 @click.option("--problem", metavar="ID", help="Show the prompt and the rows of this problem.")
 @click.option("--model", "with_model", is_flag=True, help="Load the model and measure how likely it finds the rows.")
 @common
-def preview(
-    recipe: str,
-    rows: int,
-    problem: str | None,
-    with_model: bool,
-    options: Options,
-) -> None:
+def preview(recipe: str, rows: int, problem: str | None, with_model: bool, options: Options) -> None:
     """See the help."""
     with prepared(recipe, options) as loaded:
         from upft_mlx.inspection.preview import preview as preview_of

@@ -74,7 +74,8 @@ def sweep(recipe: str, grid: Sequence[str], on: str | None, options: Options) ->
     """See the help."""
     with prepared(recipe, options) as loaded:
         from upft_mlx.recipe.grid import parse_grid
-        from upft_mlx.studies.sweep import STAGES, sweep
+        from upft_mlx.studies.compare import STAGES
+        from upft_mlx.studies.sweep import sweep
         from upft_mlx.studies.sweep_table import advice, report
         from upft_mlx.ui import tables, views
 
@@ -88,21 +89,16 @@ def sweep(recipe: str, grid: Sequence[str], on: str | None, options: Options) ->
             tables.print_sweep(found.dump(), [advice(found), *report(found)], root / "sweep")
 
 
-def _study(
-    name: str,
-    what: str,
-    options: Options,
-) -> None:
+def _study(name: str, what: str, options: Options) -> None:
     """Run one, and print its table."""
     with prepared(name, options) as recipe:
         from upft_mlx.pipeline import run_forecast
         from upft_mlx.studies.analyze import run_analysis
-        from upft_mlx.studies.compare import compare
+        from upft_mlx.studies.compare import STAGES, compare
         from upft_mlx.ui import tables, views
 
         root = folder_of(name, recipe, options.run_dir)
-        cells = ("generate", "build", "train", "evaluate")
-        stages = {"analyze": ("analyze",), "compare": cells, "forecast": ("answers", "forecast")}[what]
+        stages = {"analyze": ("analyze",), "compare": STAGES, "forecast": ("answers", "forecast")}[what]
         view = views.open_view(plain=options.plain, stderr=options.as_json, verbose=verbose(), stages=stages)
         work: dict[str, Callable[..., Forecast | Analysis | Comparison]]
         work = {"analyze": run_analysis, "compare": compare, "forecast": run_forecast}

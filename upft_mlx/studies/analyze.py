@@ -236,7 +236,7 @@ class _Analyzer:
             key = (row.problem_id, row.arm, row.length)
             right[key] = right.get(key, 0) + row.correct
         share = self.settings.rollouts
-        return [t.scored(right[t.problem_id, t.arm, t.length] / share) for t in starts]
+        return [replace(t, score=right[t.problem_id, t.arm, t.length] / share) for t in starts]
 
     def forecast(self) -> Forecast | None:
         """What the rules that look at prefixes alone are worth, by the trajectories; None with too few problems."""

@@ -30,9 +30,12 @@ from upft_mlx.recipe.schema import Recipe
 from upft_mlx.recipe.studies import BEST_OF_PREFIX
 from upft_mlx.rows import read_json, write_atomically, write_json
 from upft_mlx.rundir import RunDir, fingerprint, versions
-from upft_mlx.stages import LEARNING, before
+from upft_mlx.stages import LEARNING
 from upft_mlx.studies.best_of_prefix import measure as best_of_prefix
 from upft_mlx.studies.method_table import Cell, Comparison, figure, markdown, summarize
+
+STAGES = ("generate", "build", "train", "evaluate")
+"""The stages of a cell; base goes through the last one alone."""
 
 
 def compare(recipe: Recipe, run_dir: str | Path, notify: Observer = ignore) -> Comparison:
@@ -131,17 +134,15 @@ def run_cell(
             learn(job)
             for donor in donors:
                 take_over(job, donor)
-            for stage in (*before("train"), "train"):
-                do(job, stage)
-        do(job, "evaluate")
+        for stage in STAGES if method != BASE else STAGES[-1:]:
+            do(job, stage)
         report(job)
     return _result(job, method)
 
 
 def _result(job: Job, method: str) -> Cell:
     learning = LEARNING if job.recipe.uses_answers else ()
-    names = (*learning, *before("train"), "train")
-    stages = [entry for name in names if (entry := job.run.entry(name)) is not None]
+    stages = [entry for name in (*learning, *STAGES[:-1]) if (entry := job.run.entry(name)) is not None]
     variant = "base" if method == BASE else "tuned"
     return Cell(
         method=method,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from pydantic import TypeAdapter
@@ -31,10 +31,6 @@ class RolloutStart:
     length: int
     ids: list[int]
     score: float = 0.0
-
-    def scored(self, score: float) -> RolloutStart:
-        """The same with a score."""
-        return replace(self, score=score)
 
 
 @dataclass(frozen=True)

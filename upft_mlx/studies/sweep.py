@@ -31,11 +31,10 @@ from upft_mlx.recipe.schema import Recipe
 from upft_mlx.rows import write_atomically, write_json
 from upft_mlx.rundir import RunDir, versions
 from upft_mlx.studies.compare import keep_aside, run_cell
+from upft_mlx.studies.method_table import COSTS
 from upft_mlx.studies.sweep_table import Cell, Sweep, best, figure, markdown, tried
 
 LOOK = "rest"
-STAGES = ("generate", "build", "train", "evaluate")
-"""The stages that every setting goes through."""
 
 
 def sweep(
@@ -134,10 +133,7 @@ def _cell(
         run=str(folder),
         base=scores_of(entry, run.rows_of(label, "base")),
         tuned=found.scores[label],
-        tokens_sampled=found.tokens_sampled,
-        tokens_trained=found.tokens_trained,
-        seconds=found.seconds,
-        peak_memory_bytes=found.peak_memory_bytes,
+        **{name: getattr(found, name) for name in COSTS},
     )
 
 

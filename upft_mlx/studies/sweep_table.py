@@ -14,6 +14,7 @@ from upft_mlx.quantities import accuracy, difference
 from upft_mlx.recipe.grid import in_words
 from upft_mlx.results.figures import IntervalRow, intervals
 from upft_mlx.results.report import outcome
+from upft_mlx.studies.method_table import COSTS
 
 Scores = Mapping[str, float]
 """Each problem's mean over its samples, 0 to 1."""
@@ -103,10 +104,7 @@ def tried(cells: Sequence[Cell], samples: int, floor: float) -> tuple[Tried, ...
             ci95=_interval(list(cell.tuned.values()), samples),
             difference=_difference(cell.base, cell.tuned, floor),
             to_chosen=None if cell is chosen else _difference(chosen.tuned, cell.tuned, floor),
-            tokens_sampled=cell.tokens_sampled,
-            tokens_trained=cell.tokens_trained,
-            seconds=cell.seconds,
-            peak_memory_bytes=cell.peak_memory_bytes,
+            **{name: getattr(cell, name) for name in COSTS},
         )
         for cell in cells
     )
