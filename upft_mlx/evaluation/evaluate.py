@@ -26,7 +26,7 @@ from upft_mlx.distributed.seam import made_by_all, rounds
 from upft_mlx.evaluation.drafts import Drafts
 from upft_mlx.evaluation.sequential import is_known
 from upft_mlx.evaluation.summary import AGAIN, VARIANTS, by_problem, difference, rounding, rounding_summary
-from upft_mlx.events import EvaluationStarted, Graded, Note, Observer, Progress, Variant, ignore
+from upft_mlx.events import Graded, Note, Observer, Progress, Variant, ignore
 from upft_mlx.grade.correct import VERSION, normalize_answer
 from upft_mlx.grade.graders import Task, Verdict, grade_all
 from upft_mlx.grade.workers import SECONDS
@@ -48,11 +48,6 @@ AGAIN_SHARE, AGAIN_MOST = 1 / 10, 64
 """The share of the problems, and their largest number, that are put to base at another batch size."""
 Switch = Callable[[Variant], None]
 """Puts the adapter on for `tuned`, off for `base`."""
-
-
-def announce(sets: Sequence[BenchmarkSet], may_stop: bool, notify: Observer) -> None:
-    """Tell the view what will come."""
-    notify(EvaluationStarted(tuple((s.entry.label, s.completions) for s in sets), may_stop))
 
 
 class SamplingOrder:

@@ -5,11 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from upft_mlx.dataset.instruction import differing
-from upft_mlx.evaluation import evaluate
 from upft_mlx.evaluation.base_and_tuned import BaseAndTuned, variant_inputs
 from upft_mlx.evaluation.benchmark_result import dump_results
 from upft_mlx.evaluation.summary import summarize
-from upft_mlx.events import Note, StageSkipped, StageStarted, Variant
+from upft_mlx.events import EvaluationStarted, Note, StageSkipped, StageStarted, Variant
 from upft_mlx.fingerprints import hash_of
 from upft_mlx.job import Job, Outcome
 from upft_mlx.quantities import many, percent
@@ -49,7 +48,8 @@ def announce(job: Job) -> StageStarted | StageSkipped:
 
 def work(job: Job, run: RunDir) -> Outcome:
     """Measure what was not measured from the same inputs before, and summarize."""
-    evaluate.announce(job.sets, job.recipe.evaluate.until == "known", job.notify)
+    expected = tuple((part.entry.label, part.completions) for part in job.sets)
+    job.notify(EvaluationStarted(expected, may_stop=job.recipe.evaluate.until == "known"))
     for line in differing([part.entry for part in job.sets], job.recipe.prompt):
         job.notify(Note(line))
     measuring = BaseAndTuned(job, run)
