@@ -114,7 +114,7 @@ def test_the_pairs_numbers_are_those_of_both(both: tuple[list[list[Answer]], lis
         longer = found["tuned"]["mean_tokens"] - found["base"]["mean_tokens"]
         assert found["paired"]["tokens"]["delta"] == pytest.approx(longer)
         assert len(flips("x", run)) == changes.count(1) + changes.count(-1)
-        assert [flip.gained for flip in flips("x", run)] == [change > 0 for change in changes if change]
+        assert [tuned.correct for _, tuned in flips("x", run)] == [change > 0 for change in changes if change]
 
 
 def measured(tmp_path: Path, variants: dict[Variant, list[Answer]], **tags: list[str]) -> dict[str, Any]:

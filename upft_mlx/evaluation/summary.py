@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Literal
 
 from upft_mlx.data.benchmarks import BenchmarkSet, BenchmarkSpec
@@ -195,22 +195,8 @@ def _groups(
     }
 
 
-@dataclass(frozen=True)
-class Flip:
-    """A completion on which base and tuned disagree."""
-
-    benchmark: str
-    base: EvaluationRow
-    tuned: EvaluationRow
-
-    @property
-    def gained(self) -> bool:
-        """Whether tuned is the right one."""
-        return self.tuned.correct
-
-
-def flips(label: str, run: RunDir) -> list[Flip]:
-    """The flips of one benchmark, in the order of its problems; none where a variant has not been measured.
+def flips(label: str, run: RunDir) -> list[tuple[EvaluationRow, EvaluationRow]]:
+    """Base and tuned where they disagree, in the order of the problems; none where a variant has not been measured.
 
     Raises:
         RowsError: a row is damaged.
@@ -220,7 +206,7 @@ def flips(label: str, run: RunDir) -> list[Flip]:
         return []
     base, tuned = ({(r.problem_id, r.sample): r for r in read_rows(path, EvaluationRow)} for path in paths)
     both = [(base[place], tuned[place]) for place in base if place in tuned]
-    return [Flip(label, *pair) for pair in both if pair[0].correct != pair[1].correct]
+    return [pair for pair in both if pair[0].correct != pair[1].correct]
 
 
 def _scores(problems: Rows) -> list[list[bool]]:

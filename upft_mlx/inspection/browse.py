@@ -116,14 +116,19 @@ def facts_of(run: RunDir) -> RunFacts:
     refuse_changed(run, "train", "metrics.jsonl", "likelihood.json", "movement.json")
     refuse_changed(run, "evaluate", "evaluation/summary.json")
     refuse_changed(run, "fuse", "fidelity.json")
-    recipe, stale, entries = recipe_of(run), earlier_stages(run), run.entries()
-    stages = in_run(learns=recipe.uses_answers)
-    facts = collect(recipe, run, [s for s in stages if s in entries and entries[s].done and s not in stale])
+    recipe = recipe_of(run)
+    facts = collect(recipe, run, current_stages(run, learns=recipe.uses_answers))
     if not run.report.exists():
         del facts.files["report"]
     elif run.page.exists() and run.page.stat().st_mtime >= run.report.stat().st_mtime:  # else of an earlier result
         facts.files["page"] = str(run.page)
     return facts
+
+
+def current_stages(run: RunDir, *, learns: bool = False) -> list[str]:
+    """The stages of a run that are done and belong together; `learns`: see `stages.in_run`."""
+    entries, earlier = run.entries(), earlier_stages(run)
+    return [name for name in in_run(learns=learns) if name in entries and entries[name].done and name not in earlier]
 
 
 def earlier_stages(run: RunDir) -> list[str]:
@@ -177,7 +182,7 @@ def seen(run: RunDir, benchmarks: Sequence[str] = (), *, only_flips: bool = Fals
         if entry.private:
             problems = {name: replace(problem, question=WITHHELD) for name, problem in problems.items()}
         if only_flips:
-            found += [_seen(entry.label, problems, flip.base, flip.tuned) for flip in flips(entry.label, run)]
+            found += [_seen(entry.label, problems, *pair) for pair in flips(entry.label, run)]
             continue
         variants = []
         for variant in VARIANTS:

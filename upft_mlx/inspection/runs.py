@@ -7,16 +7,14 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from upft_mlx.digests import digest
 from upft_mlx.errors import RunDirError, UpftError
 from upft_mlx.escape import one_line, to_json
-from upft_mlx.evaluation.benchmark_result import BenchmarkResult, load_results
-from upft_mlx.inspection.browse import earlier_stages, recipe_of
+from upft_mlx.evaluation.benchmark_result import load_results
+from upft_mlx.inspection.browse import current_stages, recipe_of, refuse_changed
 from upft_mlx.recipe.evaluate import Benchmark
 from upft_mlx.results.report import headline
 from upft_mlx.rows import read_json
 from upft_mlx.rundir import RunDir
-from upft_mlx.stages import in_run
 
 _NOT_SHOWN = ("name", "prompt.date")
 """Fields that differ without meaning anything."""
@@ -54,9 +52,11 @@ def _run(run: RunDir) -> dict[str, Any]:
     when = datetime.fromtimestamp(stamp).isoformat(sep=" ", timespec="minutes")
     found: dict[str, Any] = {"run": str(run.root), "when": when, "model": None, "method": None, "stages": []}
     try:
-        recipe, entries, stale = recipe_of(run), run.entries(), earlier_stages(run)
-        stages = [stage for stage in in_run() if stage in entries and entries[stage].done and stage not in stale]
-        benchmarks = _benchmarks(run) if "evaluate" in stages else {}
+        recipe, stages = recipe_of(run), current_stages(run)
+        benchmarks = {}
+        if "evaluate" in stages:
+            refuse_changed(run, "evaluate", "evaluation/summary.json")
+            benchmarks = load_results(read_json(run.summary)["benchmarks"])
     except UpftError as error:
         return {**found, "verdict": "", "benchmarks": {}, "fields": {}, "error": one_line(str(error))}
     paired = {name: result.paired for name, result in benchmarks.items() if result.paired}
@@ -71,21 +71,6 @@ def _run(run: RunDir) -> dict[str, Any]:
         "fields": dict(_flat(recipe.dump())),
         "error": None,
     }
-
-
-def _benchmarks(run: RunDir) -> dict[str, BenchmarkResult]:
-    """Those of summary.json, as it was written.
-
-    Raises:
-        RunDirError: it was changed since.
-    """
-    entry, name = run.entry("evaluate"), run.summary.relative_to(run.root).as_posix()
-    known = entry.outputs.get(name) if entry else None
-    if known is not None and (not run.summary.is_file() or digest(run.summary) != known):
-        raise RunDirError(
-            f"{run.summary}: was changed after it was written", f"`{run.command('evaluate')}` makes it again"
-        )
-    return load_results(read_json(run.summary)["benchmarks"])
 
 
 def _flat(values: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, str]]:
