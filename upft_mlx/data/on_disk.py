@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 import weakref
+from abc import abstractmethod
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from typing import overload
@@ -17,7 +18,25 @@ _IN_MEMORY = 1 << 20
 """Bytes of problems that need no file."""
 
 
-class DiskProblems(Sequence[Problem]):
+class _Lazy(Sequence[Problem]):
+    """A sequence of problems that reads each when it is asked for."""
+
+    @abstractmethod
+    def _read(self, number: int) -> Problem: ...
+    @overload
+    def __getitem__(self, index: int) -> Problem: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Problem]: ...
+    def __getitem__(self, index: int | slice) -> Problem | list[Problem]:
+        if isinstance(index, slice):
+            return [self._read(number) for number in range(*index.indices(len(self)))]
+        return self._read(index)
+
+    def __iter__(self) -> Iterator[Problem]:
+        return map(self._read, range(len(self)))
+
+
+class DiskProblems(_Lazy):
     """A sequence of problems, in a temporary file that has no name and goes with the process where they are many."""
 
     def __init__(self, problems: Iterable[Problem], notes: Notes | None = None) -> None:
@@ -38,22 +57,13 @@ class DiskProblems(Sequence[Problem]):
     def __len__(self) -> int:
         return len(self._places)
 
-    @overload
-    def __getitem__(self, index: int) -> Problem: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Problem]: ...
-    def __getitem__(self, index: int | slice) -> Problem | list[Problem]:
-        if isinstance(index, slice):
-            return [self[number] for number in range(*index.indices(len(self)))]
-        self._file.seek(self._places[index])
+    def _read(self, number: int) -> Problem:
+        self._file.seek(self._places[number])
         values = json.loads(self._file.readline())
         return Problem(**{**values, "wrong_answers": tuple(values["wrong_answers"])})
 
-    def __iter__(self) -> Iterator[Problem]:
-        return (self[number] for number in range(len(self)))
 
-
-class ProblemSubset(Sequence[Problem]):
+class ProblemSubset(_Lazy):
     """Some of a sequence of problems, in the order of their numbers; only the numbers are held."""
 
     def __init__(self, problems: Sequence[Problem], numbers: Iterable[int]) -> None:
@@ -63,14 +73,8 @@ class ProblemSubset(Sequence[Problem]):
     def __len__(self) -> int:
         return len(self._numbers)
 
-    @overload
-    def __getitem__(self, index: int) -> Problem: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Problem]: ...
-    def __getitem__(self, index: int | slice) -> Problem | list[Problem]:
-        if isinstance(index, slice):
-            return [self._problems[number] for number in self._numbers[index]]
-        return self._problems[self._numbers[index]]
+    def _read(self, number: int) -> Problem:
+        return self._problems[self._numbers[number]]
 
 
 def recipe_problems(recipe: Recipe) -> DiskProblems:
