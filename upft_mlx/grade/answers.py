@@ -23,11 +23,6 @@ from itertools import pairwise
 from upft_mlx.grade.notation import LABELLED, QUANTITIES, decimal_commas, tidy
 from upft_mlx.grade.values import MAX_LENGTH, Number, is_maths, key, read
 
-__all__ = [
-    *("behind_statement", "boxed_answer", "extract_answer", "is_cut_off", "normalize_answer", "normalize_gold"),
-    *("own_words", "stated_answer", "tagged_answer"),
-]
-
 TAIL = 2000  # characters at the end of a completion in which an unmarked answer is looked for
 STATED_LINES = 3  # non-blank lines at the end in which "the answer is" counts
 JOINT_LENGTH = 60  # characters at most between two boxes of one list
