@@ -14,6 +14,7 @@ through a filter that makes Markdown of it:
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -52,24 +53,21 @@ def markdown(folder: Path = FOLDER) -> Environment:
         "safe": _Markdown,
         "code": lambda text: _Markdown(escape.code(text)),
         "fenced": lambda text, language="": _Markdown(escape.fenced(text, language)),
-        "number": _number,
-        "percent": _percent,
+        "number": _of_number(format),
+        "percent": _of_number(percent),
     }
     return environment
 
 
-def _number(value: float, form: str) -> _Markdown:
-    """A number in a format of Python's; a text, which could hold anything, is an error."""
-    if isinstance(value, str):
-        raise TypeError(f"not a number: {value!r}")
-    return _Markdown(format(value, form))
+def _of_number(show: Callable[..., str]) -> Callable[..., _Markdown]:
+    """A filter that shows a number so; a text, which could hold anything, is an error."""
 
+    def shown(value: float, *how: Any) -> _Markdown:
+        if isinstance(value, str):
+            raise TypeError(f"not a number: {value!r}")
+        return _Markdown(show(value, *how))
 
-def _percent(share: float, digits: int = 1) -> _Markdown:
-    """A share; a text, which could hold anything, is an error."""
-    if isinstance(share, str):
-        raise TypeError(f"not a number: {share!r}")
-    return _Markdown(percent(share, digits))
+    return shown
 
 
 def _environment(folder: Path, *, autoescape: bool) -> Environment:
