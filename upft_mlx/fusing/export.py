@@ -18,6 +18,7 @@ from upft_mlx.events import Observer, ignore
 from upft_mlx.fusing.formats import DTYPES, Format, write_model
 from upft_mlx.fusing.fuser import Fuser
 from upft_mlx.models.files import json_object, read_header
+from upft_mlx.models.gguf.model import halves_in_turn
 from upft_mlx.models.hub import reason
 from upft_mlx.models.load import Loaded
 from upft_mlx.quantities import many, percent
@@ -135,12 +136,9 @@ def export_gguf(run: RunDir, model: Path, base: str, folder: Path) -> str:
         if name is None:
             raise ExportError(f"{matrix.module}: llama.cpp has no such module", "use the adapter with mlx-lm")
         array = np.array(matrix.array.T.astype(mx.float32))  # lora_a (r, in), lora_b (out, r)
-        if (
-            arch == gguf.MODEL_ARCH.LLAMA
-            and matrix.which == "lora_b"
-            and (count := heads.get(matrix.module.split(".")[-1]))
-        ):
-            array = array.reshape(count, 2, -1, array.shape[1]).swapaxes(1, 2).reshape(array.shape)
+        count = heads.get(matrix.module.rpartition(".")[2])
+        if arch == gguf.MODEL_ARCH.LLAMA and matrix.which == "lora_b" and count is not None:
+            array = halves_in_turn(array, count)
         writer.add_tensor(f"{name}.{matrix.which}", np.ascontiguousarray(array))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
