@@ -7,13 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cache
 from typing import Any
 
-from pydantic import TypeAdapter
-
 from upft_mlx.recipe.evaluate import EFFECT
-from upft_mlx.rows import from_plain
+from upft_mlx.rows import from_plain, to_plain
 
 Interval = tuple[float, float]
 """A 95 % interval."""
@@ -128,12 +125,7 @@ class BenchmarkResult:
 
     def dump(self) -> dict[str, Any]:
         """As in summary.json."""
-        return dict(_adapter().dump_python(self, mode="json", exclude_none=True))
-
-
-@cache
-def _adapter() -> TypeAdapter[BenchmarkResult]:
-    return TypeAdapter(BenchmarkResult)
+        return to_plain(self, exclude_none=True)
 
 
 def load_results(benchmarks: Mapping[str, Any]) -> dict[str, BenchmarkResult]:

@@ -7,8 +7,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from pydantic import TypeAdapter
-
 from upft_mlx.evaluation.stats import PairedDifference, paired_difference
 from upft_mlx.forecasting import page
 from upft_mlx.forecasting.estimate import Forecast, Mean, mean_of
@@ -16,7 +14,7 @@ from upft_mlx.quantities import accuracy as percent_of
 from upft_mlx.quantities import difference, many
 from upft_mlx.recipe.studies import Analyze
 from upft_mlx.results.figures import Panel, Point, Series, curves
-from upft_mlx.rows import from_plain
+from upft_mlx.rows import from_plain, to_plain
 
 LONGEST = 32
 """Tokens; no longer prefix is recommended: the paper found 8 to 32 within noise, and each token costs."""
@@ -85,7 +83,7 @@ class Analysis:
 
     def dump(self) -> dict[str, Any]:
         """Plain values for JSON."""
-        return dict(TypeAdapter(Analysis).dump_python(self, mode="json"))
+        return to_plain(self)
 
     @classmethod
     def load(cls, data: Mapping[str, Any]) -> Analysis:
