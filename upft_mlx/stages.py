@@ -66,7 +66,6 @@ STAGES = {
             outputs=("answers",),
             help="Sample full solutions of the problems whose answers RECIPE uses (`forecast.problems`) into answers/.",
             in_run=False,
-            planned=False,
             shared=False,
         ),
         Stage(
@@ -77,7 +76,6 @@ STAGES = {
             help="Forecast the rules of `prefix.selection: auto` at RECIPE's prefix.length, fit the probe, and choose.",
             needs=("answers",),
             in_run=False,
-            planned=False,
             shared=False,
         ),
         Stage(
@@ -87,7 +85,6 @@ STAGES = {
             outputs=("forecast",),
             needs=("answers",),
             in_run=False,
-            planned=False,
             shared=False,
         ),
         Stage(
@@ -149,8 +146,6 @@ STAGES = {
     )
 }
 """The stages by name, in their order."""
-
-
 LEARNING = ("answers", "choose")
 """The stages before those of a run whose recipe uses a few answers; they are part of what it took."""
 

@@ -46,8 +46,6 @@ _COMMON = (
     click.option("--json", "as_json", is_flag=True, help="Print the result as JSON."),
     click.option("--debug", is_flag=True, help="Show tracebacks."),
 )
-
-
 recipe_argument = click.argument("recipe", shell_complete=complete_targets)
 """RECIPE of a command: a file, a shipped name, or a run; the shell completes all three."""
 

@@ -41,8 +41,6 @@ _GLANCE = 0.25
 _CODE = "import sys; sys.path[:] = {path!r}; from upft_mlx.models.rendering import serve; serve()"
 _SAMPLE = f"{'a' * 300} {'1' * 300} {' ' * 300}{'=' * 300} How many? \\frac{{1}}{{2}} \u00e9\u6570\U0001f34e\n\n" * 4
 """What a tokenizer is tried on: long runs of the same character are what patterns take long for."""
-
-
 _ended: dict[str, str] = {}
 """Templates that took too much, and why: they are not tried again, since each try takes as much."""
 

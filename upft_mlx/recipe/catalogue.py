@@ -71,11 +71,7 @@ def catalogue() -> list[Shipped]:
 
 KEYS = ("command", "Mac", "disk", "time", "numbers", "sources", "licence")
 """What each header has."""
-
-
 _ENTRY = re.compile(r"# {3}(\w+):\s+(\S.*)")
-
-
 _CONTINUED = re.compile(r"# {4,}(\S.*)")
 
 

@@ -23,8 +23,6 @@ Selection = Literal[
 ]
 SCORED = ("prefix_confidence", "rollouts", "probe")
 """Selections that rate prefixes: the samples of solutions.jsonl say how."""
-
-
 VARIANTS = ("ssd", "cold")
 """Methods of `compare` that are another one with settings of their own."""
 BEST_OF_PREFIX = "best_of_prefix"

@@ -19,8 +19,6 @@ from upft_mlx.stages import STAGES
 from upft_mlx.training import moved, row_loss
 
 Outcome = Literal["better", "worse", "no measurable change", "can't tell yet", "void"]
-
-
 MOST = 0.5
 """Share of cut answers above which accuracies are those of the limit, not of the model."""
 

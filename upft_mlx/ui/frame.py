@@ -26,8 +26,6 @@ STYLES: dict[StageStatus, str] = {
 SKIPPED = {"skipped": "(skipped)", "current": "(skipped: current)"}
 BAR = 60
 """Columns of bars and curves at most: longer ones say no more."""
-
-
 PLOT = 10
 """Lines of the plot of losses at most."""
 SPARE = 1
