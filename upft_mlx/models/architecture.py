@@ -11,7 +11,7 @@ from typing import Any
 from upft_mlx.errors import ModelError
 from upft_mlx.escape import one_line
 from upft_mlx.models.adapter_files import LAYER
-from upft_mlx.models.files import BYTES, Tensor, json_object, read_header
+from upft_mlx.models.files import BYTES, Tensor, json_object, read_header, text_config
 from upft_mlx.recipe.schema import Lora, Quantize
 
 STATE_SPACE = "state space layers"
@@ -121,11 +121,9 @@ def from_config(
     Raises:
         ModelError: a field that a decoder has is missing, or is not what it is in others.
     """
-    text = config.get("text_config")
-    text = {**config, **(text if isinstance(text, dict) else {})}
     stated = config.get("quantization") or config.get("quantization_config") or {}
     try:
-        shapes, assumed = _decoder(text)
+        shapes, assumed = _decoder(text_config(config))
         rest = (quantize.bits, quantize.group_size) if quantize else (0, 1)
         if not headers and isinstance(stated.get("bits"), int) and isinstance(stated.get("group_size"), int):
             rest = stated["bits"], stated["group_size"]

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from upft_mlx.errors import ModelError
 from upft_mlx.models.architecture import Architecture, from_config
-from upft_mlx.models.files import TEMPLATE, TEMPLATE_BYTES, bounded, json_object, own_template
+from upft_mlx.models.files import TEMPLATE, TEMPLATE_BYTES, bounded, json_object, own_template, text_config
 from upft_mlx.models.find import find_config
 
 Thinking = Literal["switch", "always", "never"]
@@ -62,8 +62,7 @@ def read_model_facts(folder: Path, name: str) -> ModelFacts:
     template = chat_template(folder)
     if not template:
         raise ModelError("has no chat template", "use an instruct model, or set prompt.chat_template", path=name)
-    shape, text = dense_shape(config), config.get("text_config")
-    context = (text if isinstance(text, dict) else config).get("max_position_embeddings")
+    shape, context = dense_shape(config), text_config(config).get("max_position_embeddings")
     stated = [config.get(field) for field in ("quantization", "quantization_config")]
     bits = [found["bits"] for found in stated if isinstance(found, dict) and isinstance(found.get("bits"), int)]
     size: Any = sum(file.stat().st_size for file in folder.glob("model*.safetensors"))

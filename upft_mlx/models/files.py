@@ -21,6 +21,7 @@ TEMPLATE = "chat_template.jinja"
 """Where a model folder has its chat template, if not in tokenizer_config.json."""
 TEMPLATE_BYTES = 1 << 20
 """The largest chat template; the longest published ones have 30 KB."""
+AGAIN = "download the model again"
 _VALUES, _NESTED = 8_000_000, 2_000_000
 """Values, and lists and objects, of a JSON file: what stands for more takes over 1 GB when it is read."""
 
@@ -47,7 +48,13 @@ def json_object(path: Path) -> dict[str, Any]:
     try:
         return _object(bounded(path, LARGEST))
     except ValueError as error:
-        raise ModelError(one_line(str(error)), "download the model again", path=path) from None
+        raise ModelError(one_line(str(error)), AGAIN, path=path) from None
+
+
+def text_config(config: dict[str, Any]) -> dict[str, Any]:
+    """The fields of a model's decoder: those of `text_config` where it has such a part, else its own."""
+    text = config.get("text_config")
+    return {**config, **text} if isinstance(text, dict) else config
 
 
 def _object(content: bytes) -> dict[str, Any]:
@@ -73,7 +80,7 @@ def bounded(path: Path, most: int) -> bytes:
         with path.open("rb") as file:
             return file.read(size)  # a buffer of that many bytes is made at once: of `most`, 64 MB for each config.json
     except OSError as error:
-        raise ModelError(f"cannot be read: {error.strerror}", "download the model again", path=path) from None
+        raise ModelError(f"cannot be read: {error.strerror}", AGAIN, path=path) from None
 
 
 def own_template(path: str | Path) -> str:
@@ -104,11 +111,11 @@ def check_size(path: Path, most: int) -> int:
     try:
         found = path.stat()
     except OSError as error:
-        raise ModelError(f"cannot be read: {error.strerror}", "download the model again", path=path) from None
+        raise ModelError(f"cannot be read: {error.strerror}", AGAIN, path=path) from None
     if not stat.S_ISREG(found.st_mode):
-        raise ModelError("not a plain file", "download the model again", path=path)
+        raise ModelError("not a plain file", AGAIN, path=path)
     if found.st_size > most:
-        raise ModelError(f"{found.st_size:,} bytes, more than {most:,}", "download the model again", path=path)
+        raise ModelError(f"{found.st_size:,} bytes, more than {most:,}", AGAIN, path=path)
     return found.st_size
 
 
@@ -144,7 +151,7 @@ def read_header(path: Path) -> dict[str, Tensor]:
                 raise ValueError(f"{one_line(name)}: its shape does not fit its bytes")
     except (OSError, ValueError, struct.error) as error:
         shown = one_line(str(error))
-        raise ModelError(f"not a safetensors file: {shown}", "download the model again", path=path) from None
+        raise ModelError(f"not a safetensors file: {shown}", AGAIN, path=path) from None
     return tensors
 
 

@@ -21,22 +21,14 @@ if TYPE_CHECKING:
 
 
 BUILTIN = {"builtin:arithmetic": "model"}
-
-
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+\Z", re.ASCII)
-
-
 FILES = [
     *("*.json", "model*.safetensors", "*.py", "tokenizer.model", "*.tiktoken", "*.txt", "*.jinja"),
     *("README.md", "LICEN[CS]E*", "licen[cs]e*", "NOTICE*", "notice*"),  # the licence and the terms (`is_terms`)
 ]
 """What is downloaded of a Hub model."""
-
-
 SMALL_FILES = ["config.json", "tokenizer_config.json", "*.jinja", "model.safetensors.index.json"]
 """What says how large a model is and how it is asked."""
-
-
 _PROBE_BYTES = 1 << 20
 
 
@@ -99,21 +91,16 @@ def _local(name: str) -> Path | None:
             begins = file.read(4)
         if begins == b"GGUF" or path.suffix.lower() == ".gguf":  # Ollama calls its files by their digests
             return gguf_folder(path)
-        raise _a_file(path)
-    meant = _beside(path)
+        whole = (
+            f"its folder, {path.parent}" if path.suffix == ".safetensors" else "a folder, or a Hub id such as user/name"
+        )
+        raise ModelError("a file, not a model folder", f"use {whole}", path=path)
+    remedy = f"{_beside(path)}use a folder that exists, or a Hub id (user/name)"
     if path.is_absolute():
-        raise ModelError("no such model folder", f"{meant}use a folder that exists, or a Hub id (user/name)", path=name)
+        raise ModelError("no such model folder", remedy, path=name)
     if not HUB_ID.match(name):
-        remedy = f"{meant}use a folder that exists, or a Hub id (user/name)"
         raise RecipeError(f"{quoted(name)}: neither a folder nor a Hub id", remedy, field="model")
     return None
-
-
-def _a_file(path: Path) -> ModelError:
-    """Why a file is no model here."""
-    if path.suffix == ".safetensors":
-        return ModelError("a file, not a model folder", f"use its folder, {path.parent}", path=path)
-    return ModelError("a file, not a model folder", "use a folder, or a Hub id such as user/name", path=path)
 
 
 def _beside(path: Path) -> str:
@@ -140,11 +127,7 @@ def _download(name: str, revision: str | None, patterns: Sequence[str] = FILES, 
     try:
         return Path(
             snapshot_download(
-                name,
-                revision=revision,
-                allow_patterns=list(patterns),
-                local_files_only=offline,
-                local_dir=folder,
+                name, revision=revision, allow_patterns=list(patterns), local_files_only=offline, local_dir=folder
             )
         )
     except GatedRepoError:

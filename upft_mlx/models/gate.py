@@ -16,12 +16,11 @@ from typing import Any
 
 from upft_mlx.errors import ModelError
 from upft_mlx.escape import one_line, quoted
-from upft_mlx.models.files import LARGEST, TEMPLATE_BYTES, check_size, json_object, read_header
+from upft_mlx.models.files import AGAIN, LARGEST, TEMPLATE_BYTES, check_size, json_object, read_header, text_config
 from upft_mlx.models.rendering import EndedError, RefusedError, try_tokenizer
 from upft_mlx.quantities import many
 from upft_mlx.stages import is_terms
 
-AGAIN = "download the model again"
 _READ = (".json", ".jsonl", ".safetensors", ".py", ".model", ".tiktoken", ".txt", ".jinja", ".md")
 """What is read, or goes with what is made of a model, with the names below."""
 TEMPLATES = "additional_chat_templates"
@@ -41,8 +40,6 @@ _SETTINGS = (("temperature", 0, 100), ("top_p", 0, 1), ("top_k", -1, 2**24), ("m
 _LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.")
 _NOT_TEXT = re.compile(r"vision|visual|audio")
 _NAME = re.compile(r"[A-Za-z0-9][\w.+-]{0,99}", re.ASCII)
-
-
 Stamps = tuple[tuple[str, tuple[int, ...]], ...]
 """The state of a folder's files: their names with inodes, sizes and times of change."""
 
@@ -95,8 +92,7 @@ def _admit(folder: Path, stamps: Stamps) -> None:
     headers = [path for path in paths if path.name.startswith("model") and path.name.endswith(".safetensors")]
     names = [name for path in headers for name in read_header(path) if not _NOT_TEXT.search(name)]
     last = max((int(place[1]) for name in names if (place := _LAYER.search(name))), default=None)
-    text = config.get("text_config")
-    stated = {**config, **(text if isinstance(text, dict) else {})}.get("num_hidden_layers")
+    stated = text_config(config).get("num_hidden_layers")
     if isinstance(stated, int) and last is not None and stated > last + 1:
         raise ModelError(
             f"{stated}, but the weights have {many(last + 1, 'layer')}",
