@@ -25,7 +25,6 @@ from upft_mlx.models.files import TEMPLATE, own_template
 from upft_mlx.models.find import model_hash
 from upft_mlx.models.load import quantizes_its_own_way
 from upft_mlx.recipe.schema import Recipe
-from upft_mlx.rows import read_json
 from upft_mlx.rundir import RunDir
 
 
@@ -50,12 +49,7 @@ def dated(recipe: Recipe, model_path: Path, run: RunDir) -> Recipe:
     """
     if recipe.prompt.date is not None or PRINTS_DATE not in chat_template(model_path, recipe.prompt.chat_template):
         return recipe
-    made = read_json(run.recipe)
-    prompt = made.get("prompt") if isinstance(made, dict) else None
-    known = prompt.get("date") if isinstance(prompt, dict) else None
-    data = recipe.model_dump()
-    data["prompt"]["date"] = known or date.today().isoformat()
-    return Recipe.model_validate(data)
+    return recipe.having("prompt", date=run.asked_with("date") or date.today().isoformat())
 
 
 def asked_as_trained(recipe: Recipe, adapter: Path, model_path: Path) -> Recipe:
@@ -71,9 +65,7 @@ def asked_as_trained(recipe: Recipe, adapter: Path, model_path: Path) -> Recipe:
         return recipe
     if own_template(beside) == chat_template(model_path):
         return recipe
-    data = recipe.model_dump()
-    data["prompt"]["chat_template"] = str(beside.resolve())
-    return Recipe.model_validate(data)
+    return recipe.having("prompt", chat_template=str(beside.resolve()))
 
 
 class StageInputs:

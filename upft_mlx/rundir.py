@@ -109,6 +109,12 @@ class RunDir:
                     setattr(view, attribute, view._moved[first].joinpath(*rest))
         return view
 
+    def asked_with(self, field: str) -> Any:
+        """A field of the prompt section in recipe.json; None where there is none."""
+        made = read_json(self.recipe)
+        prompt = made.get("prompt") if isinstance(made, dict) else None
+        return prompt.get(field) if isinstance(prompt, dict) else None
+
     def command(self, verb: str) -> str:
         """What a shell runs to do this with the run."""
         return f"upft {verb} {shlex.quote(str(self.root))}"

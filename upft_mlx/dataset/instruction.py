@@ -72,14 +72,10 @@ def instructed(recipe: Recipe, model_path: Path, problems: Sequence[Problem] = (
 
 def as_run(recipe: Recipe, run: RunDir) -> Recipe:
     """The recipe with the run's instruction where it sets none: for those who do not look at the problems."""
-    made = read_json(run.recipe)
-    prompt = made.get("prompt") if isinstance(made, dict) else None
-    known = prompt.get("instruction") if isinstance(prompt, dict) else None
+    known = run.asked_with("instruction")
     if recipe.prompt.instruction is not None or known is None:
         return recipe
-    data: dict[str, Any] = recipe.model_dump()
-    data["prompt"]["instruction"] = known
-    return Recipe.model_validate(data)
+    return recipe.having("prompt", instruction=known)
 
 
 def user_turn(entry: BenchmarkSpec, prompt: Prompt) -> str:

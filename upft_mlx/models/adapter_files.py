@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from upft_mlx.errors import ModelError, RecipeError
 from upft_mlx.escape import one_line, quoted
-from upft_mlx.models.files import Tensor, json_object, read_header
+from upft_mlx.models.files import Tensor, json_object, read_header, text_config
 from upft_mlx.models.hub import reason
 from upft_mlx.recipe.start import FROM_ADAPTER
 
@@ -144,9 +144,7 @@ def started(recipe: Recipe, model_path: Path) -> Recipe:
         return recipe
     files = read_adapter(Path(lora.start_from))
     _refuse(files.folder / CONFIG, "lora_parameters.scale", files.scale, files.scale > 0, "a number above 0")
-    config = json_object(model_path / "config.json")
-    text = config.get("text_config")
-    layers = (text if isinstance(text, dict) else config).get("num_hidden_layers")
+    layers = text_config(json_object(model_path / "config.json")).get("num_hidden_layers")
     if not isinstance(layers, int):
         raise ModelError("lacks `num_hidden_layers`", "train without lora.start_from", path=model_path / "config.json")
     found: dict[str, Any] = {
@@ -165,9 +163,7 @@ def started(recipe: Recipe, model_path: Path) -> Recipe:
             wrong.append(RecipeError(shown, "leave the field out: the adapter decides it", field=f"lora.{name}"))
     if wrong:
         raise RecipeError.of_all(wrong)
-    data = recipe.model_dump()
-    data["lora"] |= found
-    return type(recipe).model_validate(data)
+    return recipe.having("lora", **found)
 
 
 def _shown(value: Any) -> str:

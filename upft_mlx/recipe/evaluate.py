@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from upft_mlx.recipe.fields import BadRows, Count, FieldError, Section, Sequences, Strings, Subset, as_tuple
+from upft_mlx.recipe.fields import BadRows, Count, FieldError, Section, Sequences, Strings, Subset, Turn, as_tuple
 
 EFFECT = 2.0
 """Points."""
@@ -47,7 +47,7 @@ class Benchmark(Section):
     grader: Literal["maths", "integer", "choice"] | None = None
     """How answers are graded: as equal `maths`, as an `integer`, or as the letter of a `choice`; unset: the
     benchmark's own, or maths."""
-    prompt: str | None = None
+    prompt: Turn | None = None
     """The user turn, with `{question}` in it, if it differs from `prompt.instruction`; unset: that one."""
     private: bool | None = None
     """Keep all text of the set out of rows, reports and screens; unset: true for GPQA, as its authors ask."""
@@ -69,10 +69,6 @@ class Benchmark(Section):
     def _one_source(self) -> Benchmark:
         if self.path is not None and self.dataset is not None:
             raise FieldError("give path or dataset, not both")
-        if self.prompt is not None and "{question}" not in self.prompt:
-            raise FieldError(
-                f"{self.prompt!r} has no {{question}} in it, so the model would not be asked", field="prompt"
-            )
         return self
 
 

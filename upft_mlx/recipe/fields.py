@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import date
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
 
 
 class FieldError(ValueError):
@@ -49,6 +49,12 @@ def _as_day(value: object) -> object:
     return value.isoformat() if type(value) is date else value
 
 
+def _with_question(value: str) -> str:
+    if "{question}" not in value:
+        raise FieldError(f"{value!r} has no {{question}} in it, so the model would not be asked")
+    return value
+
+
 AUTO = 0
 """The code's value for `auto`: `MemoryPlan.settle` replaces it with a number before anything is sampled or trained."""
 
@@ -66,24 +72,13 @@ def _from_sequences(value: int) -> int | str:
 
 
 BadRows = Literal["stop", "skip"]
-
-
 Strings = Annotated[tuple[str, ...], BeforeValidator(as_tuple)]
-
-
 Count = Annotated[int, Field(ge=1)]
-
-
 Day = Annotated[str, BeforeValidator(_as_day)]
-
-
+Turn = Annotated[str, AfterValidator(_with_question)]
 Sequences = Annotated[int, BeforeValidator(_as_sequences), PlainSerializer(_from_sequences)]
 """A number of sequences, or `auto`."""
-
-
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
-
-
 Subset = Annotated[dict[Literal["level", "subject"], tuple[str, ...]], BeforeValidator(_as_subset)]
 
 

@@ -85,6 +85,4 @@ def _is_file(name: str) -> bool:
 
 def with_rule(recipe: Recipe, selection: str) -> Recipe:
     """The recipe with the rule that `prefix.selection: auto` has taken; its structure rows are right ones."""
-    data = recipe.model_dump()
-    data["prefix"] |= {"selection": selection, "structure": "checked"}
-    return Recipe.model_validate(data)
+    return recipe.having("prefix", selection=selection, structure="checked")

@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, WrapSerializer, model_validator
 
 from upft_mlx.recipe.evaluate import Evaluate
-from upft_mlx.recipe.fields import BadRows, Count, Day, FieldError, Section, Sequences, Share, Strings, as_tuple
+from upft_mlx.recipe.fields import BadRows, Count, Day, FieldError, Section, Sequences, Share, Strings, Turn, as_tuple
 from upft_mlx.recipe.publish import Publish
 from upft_mlx.recipe.start import without_open
 from upft_mlx.recipe.studies import SCORED, Analyze, Compare, Forecast, Method, Selection
@@ -83,7 +83,7 @@ class Prompt(Section):
 
     system: str | None = None
     """The system turn; unset: the default of the model's chat template."""
-    instruction: str | None = None
+    instruction: Turn | None = None
     """The user turn, with `{question}` in it; unset: the question and a request for the answer in `\\boxed{}` (for the
     letter if all answers are letters), or the question alone if the chat template or system turn asks for it."""
     chat_template_args: dict[str, bool | int | str] = Field(default_factory=dict)
@@ -93,14 +93,6 @@ class Prompt(Section):
     unset: the model's."""
     date: Day | None = None
     """The date that some chat templates print; unset: the day on which the run began."""
-
-    @model_validator(mode="after")
-    def _asks_the_question(self) -> Prompt:
-        if self.instruction is not None and "{question}" not in self.instruction:
-            raise FieldError(
-                f"{self.instruction!r} has no {{question}} in it, so the model would not be asked", field="instruction"
-            )
-        return self
 
 
 class Generate(Section):
@@ -394,3 +386,9 @@ class Recipe(Section):
     def dump(self) -> dict[str, Any]:
         """All fields with their resolved values, ready for JSON."""
         return self.model_dump(mode="json")
+
+    def having(self, section: str, **fields: Any) -> Recipe:
+        """The recipe with other values in a section, validated."""
+        data = self.model_dump()
+        data[section] |= fields
+        return Recipe.model_validate(data)
