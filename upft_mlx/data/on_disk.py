@@ -7,7 +7,7 @@ import tempfile
 import weakref
 from abc import abstractmethod
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import overload
 
 from upft_mlx.data.problems import Problem, chosen, stream_problems
@@ -31,9 +31,6 @@ class _Lazy(Sequence[Problem]):
         if isinstance(index, slice):
             return [self._read(number) for number in range(*index.indices(len(self)))]
         return self._read(index)
-
-    def __iter__(self) -> Iterator[Problem]:
-        return map(self._read, range(len(self)))
 
 
 class DiskProblems(_Lazy):
