@@ -14,7 +14,7 @@ from upft_mlx.errors import RunDirError
 from upft_mlx.events import Observer, ignore
 from upft_mlx.fingerprints import StageInputs
 from upft_mlx.machine.device import PowerWatch
-from upft_mlx.models.load import Loaded, load, load_tokenizer
+from upft_mlx.models.load import Loaded, load_for, load_tokenizer
 from upft_mlx.recipe.schema import Recipe
 from upft_mlx.rundir import RunDir, changed, changes, fingerprint, missing
 from upft_mlx.stages import STAGES, before
@@ -78,12 +78,7 @@ class Job:
 
     def load(self) -> Loaded:
         """The recipe's model."""
-        return load(
-            self.model_path,
-            quantize=self.recipe.quantize,
-            trust_remote_code=self.recipe.trust_remote_code,
-            chat_template=self.recipe.prompt.chat_template,
-        )
+        return load_for(self.recipe, self.model_path)
 
     def tokenizer(self) -> Any:
         """The model's tokenizer, without loading the model."""

@@ -50,7 +50,7 @@ def test_a_finished_run_of_an_earlier_version_is_taken_as_it_is_and_checked_from
 ) -> None:
     as_before(RUN)
     before = files(RUN.root)
-    monkeypatch.setattr(job, "load", None)  # nothing is sampled or trained
+    monkeypatch.setattr(job, "load_for", None)  # nothing is sampled or trained
     said = shown("run", "r.yaml", "--plain")
     assert "an earlier version made this run and kept no digests" in said
     after = files(RUN.root)
@@ -89,7 +89,7 @@ def test_an_unfinished_run_of_an_earlier_version_continues(stage: str, partial: 
 
 @pytest.mark.usefixtures("there")
 def test_a_ledger_that_is_damaged_or_gone_is_its_copy(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(job, "load", None)
+    monkeypatch.setattr(job, "load_for", None)
     whole = RUN.ledger.read_bytes()
     for damage in (b"", whole[:-9], whole.replace(b'"tokens_trained": ', b'"tokens_trained": 1'), b"[]", None):
         remove(RUN.ledger)

@@ -22,7 +22,7 @@ from upft_mlx.machine.device import limit_memory
 from upft_mlx.models.adapters import AdapterSwitch
 from upft_mlx.models.chat import Renderer
 from upft_mlx.models.find import find_model
-from upft_mlx.models.load import Loaded, load
+from upft_mlx.models.load import Loaded, load_for
 from upft_mlx.recipe.schema import Recipe
 from upft_mlx.rundir import RunDir, changed, changes
 from upft_mlx.sampling.decoding import Request
@@ -138,13 +138,7 @@ def open_asker(
         recipe = asked_as_trained(recipe, adapter, path)
     recipe = instructed(recipe if run is None else as_run(dated(recipe, path, run), run), path)
     limit_memory()
-    loaded = load(
-        path,
-        quantize=recipe.quantize,
-        trust_remote_code=recipe.trust_remote_code,
-        chat_template=recipe.prompt.chat_template,
-    )
-    return Asker(recipe, loaded, adapter, temperature=temperature, max_tokens=max_tokens)
+    return Asker(recipe, load_for(recipe, path), adapter, temperature=temperature, max_tokens=max_tokens)
 
 
 class Conversation:

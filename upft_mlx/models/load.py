@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     import mlx.core as mx
     import mlx.nn as nn
 
-    from upft_mlx.recipe.schema import Quantize
+    from upft_mlx.recipe.schema import Quantize, Recipe
 
 READ = (
     *("*.json", "*.safetensors", "*.jinja", "additional_chat_templates/*.jinja"),
@@ -131,6 +131,16 @@ def load(
     except (Exception, SystemExit) as error:  # mlx, mlx-lm and the model's own code raise what they like
         raise ModelError(f"cannot be loaded: {reason(error)}", path=path) from error
     return Loaded(model, tokenizer, config, path, dtype, trust_remote_code, types)
+
+
+def load_for(recipe: Recipe, path: Path) -> Loaded:
+    """A recipe's model from its folder, as the recipe wants it; see `load`."""
+    return load(
+        path,
+        quantize=recipe.quantize,
+        trust_remote_code=recipe.trust_remote_code,
+        chat_template=recipe.prompt.chat_template,
+    )
 
 
 def rope_fields(path: Path) -> dict[str, Any]:

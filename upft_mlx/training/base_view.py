@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from upft_mlx.models.find import find_model
-from upft_mlx.models.load import load
+from upft_mlx.models.load import load_for
 from upft_mlx.recipe.schema import Recipe
 from upft_mlx.training.batches import Example
 from upft_mlx.training.loss import choose_modes
@@ -19,12 +19,7 @@ def base_view(recipe: Recipe, examples: Sequence[Example]) -> RowLoss:
     Raises:
         UpftError: one of its kinds: the model cannot be found or loaded.
     """
-    loaded = load(
-        find_model(recipe),
-        quantize=recipe.quantize,
-        trust_remote_code=recipe.trust_remote_code,
-        chat_template=recipe.prompt.chat_template,
-    )
+    loaded = load_for(recipe, find_model(recipe))
     modes, _ = choose_modes(loaded.model, dropout=True, checkpoint=False)
     measured = drawn(examples, MEASURED, recipe.seed)
     return taken_apart(measured, token_losses(loaded.model, measured, modes), examples)
