@@ -12,8 +12,8 @@ import shlex
 import shutil
 import signal
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -105,10 +105,16 @@ def quiet_libraries() -> None:
 
 
 @contextmanager
-def writing_to(run_dir: Path) -> Iterator[None]:
-    """Name the run directory in errors that name no file, such as a full disk."""
+def watching(run_dir: Path, options: Options, stages: Sequence[str]) -> Iterator[Observer]:
+    """A view of what is done in a run directory, which errors that name no file, such as a full disk, get as theirs."""
+    from upft_mlx.distributed.ranks import ranks
+    from upft_mlx.events import ignore
+    from upft_mlx.ui import views
+
+    view = views.open_view(plain=options.plain, stderr=options.as_json, verbose=verbose(), stages=stages)
     try:
-        yield
+        with view if ranks().leads else nullcontext(ignore) as notify:  # rank 0 has the screen
+            yield notify
     except OSError as error:
         if error.filename is None and error.errno is not None:
             error.filename = str(run_dir)

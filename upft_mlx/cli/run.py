@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from upft_mlx.cli.complete import complete_targets
-from upft_mlx.cli.edge import folder_of, memory_limit, prepared, run_other, writing_to
+from upft_mlx.cli.edge import folder_of, memory_limit, prepared, run_other, watching
 from upft_mlx.cli.group import cli
 from upft_mlx.cli.options import Options, common, helped, recipe_argument, verbose
 from upft_mlx.escape import quoted, to_json
@@ -191,18 +190,15 @@ def _side_by_side(
     with prepared(name, options, model=model, benchmark_options=benchmark_options) as recipe:
         from upft_mlx import pipeline
         from upft_mlx.distributed.ranks import ranks
-        from upft_mlx.events import ignore
         from upft_mlx.inspection.side_by_side import side_by_side
         from upft_mlx.rundir import RunDir
-        from upft_mlx.ui import tables, views
+        from upft_mlx.ui import tables
 
-        folder, leads = folder_of(name, recipe, options.run_dir), ranks().leads
-        stages, said = ("evaluate",), verbose()
-        view = views.open_view(plain=options.plain, stderr=options.as_json, verbose=said, stages=stages)
-        with writing_to(folder), view if leads else nullcontext(ignore) as notify:
+        folder = folder_of(name, recipe, options.run_dir)
+        with watching(folder, options, ("evaluate",)) as notify:
             for adapter, look in looks.items():
                 pipeline.run_stage(recipe, folder, "evaluate", notify, adapter=adapter, look=look)
-        if leads:
+        if ranks().leads:
             measured = [RunDir(folder / "looks" / look) for look in looks.values()]
             found = side_by_side(measured, names=[str(adapter) for adapter in looks]).dump()
             click.echo(to_json(found)) if options.as_json else tables.print_side_by_side(found)
@@ -221,21 +217,13 @@ def _run(
     with prepared(name, options, model=model, benchmark_options=benchmark_options) as recipe:
         from upft_mlx import pipeline
         from upft_mlx.distributed.ranks import ranks
-        from upft_mlx.events import ignore
         from upft_mlx.inspection.page import write_page
         from upft_mlx.rundir import RunDir
         from upft_mlx.studies.demo import run_demo
         from upft_mlx.ui import tables, views
 
         folder = folder_of(name, recipe, options.run_dir)
-        leads = ranks().leads  # rank 0 has the screen and the run directory
-        stages = in_run() if stage is None else (stage,)
-        view = (
-            views.open_view(plain=options.plain, stderr=options.as_json, verbose=verbose(), stages=stages)
-            if leads
-            else nullcontext(ignore)
-        )
-        with writing_to(folder), view as notify:
+        with watching(folder, options, in_run() if stage is None else (stage,)) as notify:
             shown = None
             if demo:
                 facts, shown = run_demo(recipe, folder, notify)
@@ -243,7 +231,7 @@ def _run(
                 facts = pipeline.run(recipe, folder, notify)
             else:
                 facts = pipeline.run_stage(recipe, folder, stage, notify, **extra)
-        if not leads:
+        if not ranks().leads:  # rank 0 has the run directory
             return
         if facts.benchmarks and not extra.get("look") and (stage is None or STAGES[stage].measures):
             facts.files["page"] = str(write_page(RunDir(folder), memory_limit()))

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 import click
 
 from upft_mlx.cli.complete import complete_fields
-from upft_mlx.cli.edge import folder_of, prepared, writing_to
+from upft_mlx.cli.edge import folder_of, prepared, watching
 from upft_mlx.cli.group import cli
-from upft_mlx.cli.options import Options, common, helped, recipe_argument, verbose
+from upft_mlx.cli.options import Options, common, helped, recipe_argument
 from upft_mlx.escape import to_json
 
 if TYPE_CHECKING:
@@ -77,11 +77,10 @@ def sweep(recipe: str, grid: Sequence[str], on: str | None, options: Options) ->
         from upft_mlx.studies.compare import STAGES
         from upft_mlx.studies.sweep import sweep
         from upft_mlx.studies.sweep_table import advice, report
-        from upft_mlx.ui import tables, views
+        from upft_mlx.ui import tables
 
         root = folder_of(recipe, loaded, options.run_dir)
-        view = views.open_view(plain=options.plain, stderr=options.as_json, verbose=verbose(), stages=STAGES)
-        with writing_to(root), view as notify:
+        with watching(root, options, STAGES) as notify:
             found = sweep(loaded, parse_grid(grid), root, notify, on=on)
         if options.as_json:
             click.echo(to_json(found.dump()))
@@ -95,14 +94,13 @@ def _study(name: str, what: str, options: Options) -> None:
         from upft_mlx.pipeline import run_forecast
         from upft_mlx.studies.analyze import run_analysis
         from upft_mlx.studies.compare import STAGES, compare
-        from upft_mlx.ui import tables, views
+        from upft_mlx.ui import tables
 
         root = folder_of(name, recipe, options.run_dir)
         stages = {"analyze": ("analyze",), "compare": STAGES, "forecast": ("answers", "forecast")}[what]
-        view = views.open_view(plain=options.plain, stderr=options.as_json, verbose=verbose(), stages=stages)
         work: dict[str, Callable[..., Forecast | Analysis | Comparison]]
         work = {"analyze": run_analysis, "compare": compare, "forecast": run_forecast}
-        with writing_to(root), view as notify:
+        with watching(root, options, stages) as notify:
             found = work[what](recipe, root, notify).dump()
         if options.as_json:
             click.echo(to_json(found))
