@@ -19,6 +19,7 @@ from upft_mlx.evaluation.evaluate import WITHHELD, graded_again
 from upft_mlx.evaluation.summary import VARIANTS, flips
 from upft_mlx.events import Variant
 from upft_mlx.grade.correct import VERSION
+from upft_mlx.recipe.fields import SIZES
 from upft_mlx.recipe.load import load_recipe
 from upft_mlx.recipe.override import with_rule
 from upft_mlx.recipe.schema import Recipe
@@ -28,14 +29,6 @@ from upft_mlx.rows import EvaluationRow, read_json, read_rows
 from upft_mlx.rundir import RunDir, changed, missing
 from upft_mlx.stages import STAGES, in_run
 from upft_mlx.versions import made_from
-
-_SIZES = (
-    ("generate", "batch_size"),
-    ("train", "batch_size"),
-    ("train", "micro_batch_size"),
-    ("evaluate", "batch_size"),
-)
-"""The fields that may be `auto`."""
 
 
 def find_run(name: str) -> RunDir:
@@ -97,7 +90,8 @@ def settled_by(recipe: Recipe, run: RunDir) -> Recipe:
     if choice is not None and choice["selection"] is not None:
         recipe = with_rule(recipe, choice["selection"])
     data = recipe.dump()
-    chosen = [(section, field) for section, field in _SIZES if data[section][field] == "auto"]
+    sizes = [name.split(".") for name in SIZES]
+    chosen = [(section, field) for section, field in sizes if data[section][field] == "auto"]
     if not (chosen or data["prompt"]["date"] is None) or not run.recipe.is_file():
         return recipe
     made = recipe_of(run).dump()

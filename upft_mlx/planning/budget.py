@@ -15,7 +15,7 @@ from upft_mlx.models.architecture import Architecture
 from upft_mlx.planning.lengths import Prompts, Solutions
 from upft_mlx.planning.memory import Machine, SamplingLoad, TrainingPass, fusing_peak, sampling_peak, training_peak
 from upft_mlx.quantities import memory
-from upft_mlx.recipe.fields import AUTO
+from upft_mlx.recipe.fields import AUTO, SIZES
 from upft_mlx.recipe.grid import Settings
 from upft_mlx.recipe.schema import Recipe
 from upft_mlx.sampling.chunks import evaluated_together, generated_together
@@ -239,8 +239,7 @@ def _smaller(stage: str, recipe: Recipe) -> Iterator[Settings]:
 
 def sizes(recipe: Recipe) -> dict[str, int | None]:
     """The fields that may be `auto`, with their values."""
-    names = ("generate.batch_size", "evaluate.batch_size", "train.batch_size", "train.micro_batch_size")
-    return {name: attrgetter(name)(recipe) for name in names}
+    return {name: attrgetter(name)(recipe) for name in SIZES}
 
 
 def changed(recipe: Recipe, fields: Settings) -> Recipe:

@@ -57,6 +57,8 @@ def _with_question(value: str) -> str:
 
 AUTO = 0
 """The code's value for `auto`: `MemoryPlan.settle` replaces it with a number before anything is sampled or trained."""
+SIZES = ("generate.batch_size", "evaluate.batch_size", "train.batch_size", "train.micro_batch_size")
+"""The fields that may be `auto`."""
 
 
 def _as_sequences(value: object) -> object:
