@@ -47,8 +47,7 @@ def test_a_prefix_is_worth_what_all_samples_with_it_are() -> None:
     assert ITEM.worth(2, 2, None) == 1.0
     assert ITEM.worth(3, 1, None) == 0.5, "it ended behind its first token, where others go on: all have that prefix"
     assert ITEM.worth(3, 2, None) == 0.0, "it ended within its prefix, which no other has"
-    assert ITEM.share(0, 2) == 0.5
-    assert ITEM.first_alike(1, 2) == 0
+    assert ITEM.alike(ITEM.solutions[1], 2) == [0, 1]
 
 
 def test_a_rule_that_saw_the_outcome_is_worth_what_fresh_continuations_are() -> None:
@@ -97,7 +96,7 @@ def picked(rule: Selection, item: Graded) -> int | None:
 def forecast_of(rule: Selection, items: Sequence[Graded], rng: random.Random) -> Mean:
     picks = [picked(rule, item) for item in items]
     fresh = {
-        (item.problem_id, item.first_alike(found, 1), 1): [
+        (item.problem_id, item.alike(item.solutions[found], 1)[0], 1): [
             rng.random() < WORTH[item.solutions[found].completion_ids[0]] for _ in range(2)
         ]
         for item, found in zip(items, picks, strict=True)

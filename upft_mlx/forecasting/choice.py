@@ -7,9 +7,8 @@ from typing import Any
 from upft_mlx.dataset.prefix import most_sampled
 from upft_mlx.errors import TrainingError
 from upft_mlx.events import StageStarted
-from upft_mlx.forecasting.answers import Answers
 from upft_mlx.forecasting.estimate import AUTO, Forecast, chosen_by_auto, points
-from upft_mlx.forecasting.forecast import Forecaster, dump_probes, prefix_inputs
+from upft_mlx.forecasting.forecast import dump_probes, forecaster_of, prefix_inputs
 from upft_mlx.forecasting.probe import Probe
 from upft_mlx.job import Job, Outcome
 from upft_mlx.quantities import accuracy, many
@@ -23,31 +22,19 @@ CHANCE = 0.5
 
 def inputs(job: Job) -> dict[str, Any]:
     """What the stage `choose` depends on, besides the answers."""
-    return {
-        **prefix_inputs(job),
-        **job.inputs.section("forecast", "continuations"),
-    }
+    return {**prefix_inputs(job), **job.inputs.section("forecast", "continuations")}
 
 
 def announce(job: Job) -> StageStarted:
     """At which length."""
-    return StageStarted(
-        "choose", f"the rule that picks prefixes of {many(most_sampled(job.recipe, 'prefix'), 'token')}"
-    )
+    length = many(most_sampled(job.recipe, "prefix"), "token")
+    return StageStarted("choose", f"the rule that picks prefixes of {length}")
 
 
 def work(job: Job, run: RunDir) -> Outcome:
     """Forecast the rules of `auto` at `prefix.length`; write down the best one, and the probe."""
     length = most_sampled(job.recipe, "prefix")
-    forecaster = Forecaster(
-        job.recipe,
-        job.load(),
-        Answers(job.recipe, job.problems, run).known(),
-        run.choice / "continuations.jsonl",
-        "choose",
-        job.notify,
-    )
-    made = forecaster.make(("first", *AUTO), [length])
+    made = forecaster_of(job, run, run.choice, "choose").make(("first", *AUTO), [length])
     trusts, advice = tells_apart(made.forecast.probe.get(length)), made.forecast.advice
     chosen = chosen_by_auto([r for r in made.forecast.rules if trusts or r.selection != "probe"], length)
     text = advice.text

@@ -58,26 +58,18 @@ class Graded:
     def worth(self, sample: int, length: int, fresh: Fresh | None) -> float:
         """The success of the prefix of one sample: of fresh continuations, or of all samples that begin with it."""
         solution = self.solutions[sample]
-        key = prefix_key(solution, length)
+        alike = self.alike(solution, length)
         if fresh is None:
-            alike = [
-                mark for other, mark in zip(self.solutions, self.right, strict=True) if prefix_key(other, length) == key
-            ]
-            return sum(alike) / len(alike)
-        if key[1]:  # the prefix is the whole solution: nothing can follow
+            return sum(self.right[number] for number in alike) / len(alike)
+        if prefix_key(solution, length)[1]:  # the prefix is the whole solution: nothing can follow
             return float(self.right[sample])
-        marks = fresh[self.problem_id, self.first_alike(sample, length), length]
+        marks = fresh[self.problem_id, alike[0], length]
         return sum(marks) / len(marks)
 
-    def first_alike(self, sample: int, length: int) -> int:
-        """The first sample that begins with the prefix of one."""
-        key = prefix_key(self.solutions[sample], length)
-        return next(n for n, other in enumerate(self.solutions) if prefix_key(other, length) == key)
-
-    def share(self, sample: int, length: int) -> float:
-        """The share of the samples that begin with one's prefix."""
-        key = prefix_key(self.solutions[sample], length)
-        return sum(prefix_key(other, length) == key for other in self.solutions) / len(self.solutions)
+    def alike(self, solution: Solution, length: int) -> list[int]:
+        """The samples that begin with the prefix of a solution."""
+        key = prefix_key(solution, length)
+        return [number for number, other in enumerate(self.solutions) if prefix_key(other, length) == key]
 
 
 @dataclass(frozen=True)
@@ -140,12 +132,13 @@ def weigh(
     compared = [
         value - greedy[p.problem_id] for value, (p, _) in zip(worth, chosen, strict=True) if p.problem_id in greedy
     ]
+    shares = [len(p.alike(p.solutions[pick], length)) / len(p.solutions) for p, pick in chosen]
     return RuleForecast(
         selection=selection,
         length=length,
         problems=len(chosen),
         problem_coverage=len(chosen) / len(problems),
-        prefix_coverage=_mean([problem.share(pick, length) for problem, pick in chosen], (0.0, 1.0)),
+        prefix_coverage=_mean(shares, (0.0, 1.0)),
         accuracy=_mean(worth, (0.0, 1.0)),
         forecast=_mean(beyond, (-1.0, 1.0)),
         greedy=None if selection == "first" else _mean(compared, (-1.0, 1.0)),

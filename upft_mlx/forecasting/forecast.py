@@ -58,10 +58,7 @@ class Made:
 
 def inputs(job: Job) -> dict[str, Any]:
     """What the stage `forecast` depends on, besides the answers."""
-    return {
-        **prefix_inputs(job),
-        **job.inputs.section("forecast", "lengths", "continuations"),
-    }
+    return {**prefix_inputs(job), **job.inputs.section("forecast", "lengths", "continuations")}
 
 
 def prefix_inputs(job: Job) -> dict[str, Any]:
@@ -76,15 +73,7 @@ def announce(job: Job) -> StageStarted:
 
 def work(job: Job, run: RunDir) -> Outcome:
     """Forecast all rules; write forecast/."""
-    forecaster = Forecaster(
-        job.recipe,
-        job.load(),
-        Answers(job.recipe, job.problems, run).known(),
-        run.forecast / "continuations.jsonl",
-        "forecast",
-        job.notify,
-    )
-    made = forecaster.make(ALL, _lengths(job.recipe))
+    made = forecaster_of(job, run, run.forecast, "forecast").make(ALL, _lengths(job.recipe))
     found = made.forecast
     write_json(run.forecast / "forecast.json", found.dump())
     write_atomically(run.forecast / "curves.svg", figure(found))
@@ -94,6 +83,12 @@ def work(job: Job, run: RunDir) -> Outcome:
 
 def _lengths(recipe: Recipe) -> list[int]:
     return sorted({*recipe.forecast.lengths, most_sampled(recipe, "prefix")})
+
+
+def forecaster_of(job: Job, run: RunDir, folder: Path, stage: str) -> Forecaster:
+    """On the answers of a run; its continuations are kept in `folder`."""
+    known = Answers(job.recipe, job.problems, run).known()
+    return Forecaster(job.recipe, job.load(), known, folder / "continuations.jsonl", stage, job.notify)
 
 
 class Forecaster:
@@ -227,7 +222,8 @@ class Forecaster:
         for (rule, length), chosen in picks.items():  # of rules that look at whole solutions
             for number, found in enumerate(chosen) if rule not in FROM_PREFIXES else ():
                 if found is not None and not prefix_key(self.graded[number].solutions[found], length)[1]:
-                    wanted.append((number, self.graded[number].first_alike(found, length), length))
+                    alike = self.graded[number].alike(self.graded[number].solutions[found], length)
+                    wanted.append((number, alike[0], length))
         for length, number in itertools.product(lengths, range(len(self.greedy))):
             if not prefix_key(self.greedy[number].solutions[0], length)[1] and self._alike(number, length) is None:
                 wanted.append((number, GREEDY, length))
@@ -260,9 +256,7 @@ class Forecaster:
 
     def _alike(self, number: int, length: int) -> int | None:
         """A sample that begins as greedy decoding does."""
-        key = prefix_key(self.greedy[number].solutions[0], length)
-        solutions = self.graded[number].solutions
-        return next((sample for sample, other in enumerate(solutions) if prefix_key(other, length) == key), None)
+        return next(iter(self.graded[number].alike(self.greedy[number].solutions[0], length)), None)
 
 
 def dump_probes(probes: Mapping[int, Probe]) -> dict[str, Any]:
