@@ -54,9 +54,6 @@ __all__ = [
     "train",
 ]
 
-_MODULES = {"load_recipe": "recipe.load"}
-"""Where the public functions are that are not in `api`."""
-
 
 def __getattr__(name: str) -> Any:
     """Import the public functions on first use: `upft --help` must not wait for pydantic and MLX."""
@@ -64,7 +61,7 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module
 
-    return getattr(import_module(f"{__name__}.{_MODULES.get(name, 'api')}"), name)
+    return getattr(import_module(f"{__name__}.{'recipe.load' if name == 'load_recipe' else 'api'}"), name)
 
 
 def __dir__() -> list[str]:

@@ -122,11 +122,8 @@ class _Analyzer:
     def __init__(
         self, recipe: Recipe, loaded: Loaded, problems: Sequence[Problem], run: RunDir, notify: Observer
     ) -> None:
-        self.recipe, self.settings, self.problems, self.run, self.notify = (
-            *(recipe, recipe.analyze, problems, run),
-            notify,
-        )
-        self.loaded = loaded
+        self.recipe, self.loaded, self.problems, self.run, self.notify = recipe, loaded, problems, run, notify
+        self.settings = recipe.analyze
         self.decode: Callable[[list[int]], str] = loaded.tokenizer.decode
         g = recipe.generate
         self.sampler = Sampler(loaded, sampling_for(loaded, g.temperature, g.batch_size, g.top_p, g.top_k, g.stop))

@@ -8,7 +8,7 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from upft_mlx.events import Variant
+from upft_mlx.evaluation.summary import VARIANTS
 from upft_mlx.ui.state import State
 from upft_mlx.ui.text import Glyphs
 
@@ -19,7 +19,6 @@ GAP = 2
 SHORTEST_NAME = 8
 """Columns that a benchmark's name keeps."""
 BAR = 10
-VARIANTS: tuple[Variant, Variant] = ("base", "tuned")
 
 # What the table has, from narrow screens to wide ones; the first that leaves room for the names is taken from the end.
 _DETAIL = (
