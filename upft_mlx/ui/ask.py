@@ -19,7 +19,7 @@ from rich.text import Text
 
 from upft_mlx.events import OnText, Reply, Variant
 from upft_mlx.quantities import duration, many
-from upft_mlx.ui.console import open_console
+from upft_mlx.ui.console import open_console, unechoed, worded
 from upft_mlx.ui.text import glyphs_for
 
 SIDE_BY_SIDE = 88
@@ -43,7 +43,7 @@ def open_answers(variants: Sequence[Variant], *, plain: bool, console: Console |
         return
     panels = _Panels(variants, console)
     try:
-        with panels.live():
+        with unechoed(console), panels.live():
             yield panels
     finally:
         if panels.began:
@@ -53,7 +53,7 @@ def open_answers(variants: Sequence[Variant], *, plain: bool, console: Console |
 def print_note(text: str) -> None:
     """What the user should know, on stderr."""
     console = open_console(stderr=True)
-    console.print(Text(glyphs_for(console.encoding).lines(text), "yellow"), soft_wrap=True)
+    console.print(worded(text, console), style="yellow", soft_wrap=True)
 
 
 def read_question() -> str | None:

@@ -22,12 +22,12 @@ from upft_mlx import escape
 from upft_mlx.events import Observer
 from upft_mlx.results.facts import RunFacts, Seen
 from upft_mlx.rows import write_atomically
-from upft_mlx.ui.console import open_console, paged, say
+from upft_mlx.ui.console import open_console, paged, say, unechoed, worded
 from upft_mlx.ui.live import LiveView
 from upft_mlx.ui.plain import PlainView
 from upft_mlx.ui.show import detail, listing, regrading
 from upft_mlx.ui.summary import file_lines, summary
-from upft_mlx.ui.text import glyphs_for, wrapped
+from upft_mlx.ui.text import glyphs_for
 
 SVG_SIZE = (100, 50)
 """Columns, and lines that Rich wants to be told too; a longer page is not cut."""
@@ -62,7 +62,7 @@ def open_view(
             yield lines
         return
     view = LiveView(console, stages, now, verbose=verbose)
-    with view.live() as display:
+    with unechoed(console), view.live() as display:
         try:
             yield view
             display.transient = True  # what is done has its lines; what was stopped stays on the screen
@@ -163,15 +163,13 @@ def print_text(text: str, *, console: Console | None = None) -> None:
     """Print a text to stdout; on a terminal its lines are broken between words."""
     alive = console.is_terminal if console else sys.stdout.isatty()
     console = console or open_console()
-    shown = glyphs_for(console.encoding).lines(text)
-    console.print(Text(wrapped(shown, console.width) if alive else shown), soft_wrap=True)
+    console.print(worded(text, console, alive=alive), soft_wrap=True)
 
 
 def print_error(message: str, *, console: Console | None = None) -> None:
     """Print an error to stderr as it is; on a terminal its lines are broken between words."""
     alive = console.is_terminal if console else sys.stderr.isatty()
     console = console or open_console(stderr=True)
-    shown = f"Error: {glyphs_for(console.encoding).lines(escape.message(message))}"
-    text = Text(wrapped(shown, console.width) if alive else shown)
+    text = worded(f"Error: {escape.message(message)}", console, alive=alive)
     text.stylize("bold red", 0, len("Error: "))
     console.print(text, soft_wrap=True)

@@ -1,0 +1,77 @@
+"""The terminal itself: what is typed does not tear a display, notes break between words."""
+
+from __future__ import annotations
+
+import os
+import termios
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from upft_mlx.ui import views
+from upft_mlx.ui.ask import open_answers, print_note
+from upft_mlx.ui.console import unechoed
+
+
+@pytest.fixture
+def terminal() -> Iterator[Console]:
+    """A terminal that nobody looks at."""
+    screen, file = os.openpty()
+    with os.fdopen(file, "w") as stream:
+        yield Console(file=stream, force_terminal=True, width=40, color_system=None)
+    os.close(screen)
+
+
+def echoes(console: Console) -> bool:
+    return bool(termios.tcgetattr(console.file.fileno())[3] & termios.ECHO)
+
+
+@pytest.mark.parametrize(
+    "display",
+    [
+        lambda console: views.open_view(plain=False, console=console),
+        lambda console: open_answers(("base", "tuned"), plain=False, console=console),
+    ],
+)
+def test_keys_do_not_tear_a_display(
+    terminal: Console, display: Callable[[Console], AbstractContextManager[Any]]
+) -> None:
+    assert echoes(terminal)
+    with display(terminal):
+        assert not echoes(terminal)
+    assert echoes(terminal)
+    with pytest.raises(KeyboardInterrupt), display(terminal):
+        raise KeyboardInterrupt
+    assert echoes(terminal)
+
+
+def test_plain_lines_leave_the_terminal_alone(terminal: Console) -> None:
+    with views.open_view(plain=True, console=terminal):
+        assert echoes(terminal)
+
+
+def test_a_terminal_that_another_program_has_is_left_to_it(terminal: Console, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "tcgetpgrp", lambda terminal: os.getpgrp() + 1)
+    with unechoed(terminal):
+        assert echoes(terminal)
+
+
+def test_a_terminal_without_echo_stays_so(terminal: Console) -> None:
+    with unechoed(terminal):
+        with unechoed(terminal):
+            pass
+        assert not echoes(terminal)
+
+
+def test_notes_break_between_words(monkeypatch: pytest.MonkeyPatch, terminal: Console) -> None:
+    monkeypatch.setattr("upft_mlx.ui.ask.open_console", lambda *, stderr: terminal)
+    with terminal.capture() as captured:
+        print_note("each question is separate; --chat keeps the conversation; `upft run my-recipe.yaml` trains")
+    assert captured.get().splitlines() == [
+        "each question is separate; --chat keeps",
+        "the conversation;",
+        "`upft run my-recipe.yaml` trains",
+    ]
