@@ -51,6 +51,17 @@ def plain(text: str) -> str:
     return _HIDDEN.sub("", _BREAKS.sub("\n", _ESCAPES.sub("", text)))
 
 
+def half(text: str) -> str | None:
+    """What is wrong with a text that cannot be written: JSON and YAML can escape half of a surrogate pair, and a shell
+    gives bytes that are not UTF-8 as such.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        return f"{text[error.start]!r} is half of a surrogate pair"
+    return None
+
+
 def one_line(text: str, most: int = MOST) -> str:
     """The text on one line of at most `most` characters, `...` at its end where it was longer."""
     line = " ".join(plain(text[: 4 * most + 4000]).split())

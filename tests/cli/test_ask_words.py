@@ -13,6 +13,8 @@ from upft_mlx.inspection.ask import Conversation, open_asker
 from upft_mlx.recipe.load import load_recipe
 from upft_mlx.ui import ask as shown
 
+DEMO = ask.DEMO_QUESTIONS
+
 
 def test_help_lists_sample_questions_and_exit_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     typed, notes = iter(["/help", "/halp", "/exit", "never read"]), list[str]()
@@ -24,6 +26,20 @@ def test_help_lists_sample_questions_and_exit_ends(monkeypatch: pytest.MonkeyPat
     assert all(question in notes[1] for question in ask.DEMO_QUESTIONS)
     assert notes[2] == "/halp: unknown; /help lists what you can type"
     assert next(typed) == "never read"
+
+
+def test_a_question_that_is_no_text_is_refused_and_the_conversation_goes_on(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    recipe = load_recipe("quickstart")
+    typed = iter(["What is 3\udcff?", DEMO[0], None])
+    monkeypatch.setattr(shown, "read_question", lambda: next(typed))
+    ask._talk(open_asker(recipe, None), recipe, None, None, keep=True, plain=True)
+    out, err = capfd.readouterr()
+    assert "the question cannot be read: '\\udcff' is half of a surrogate pair; write it in UTF-8" in " ".join(
+        err.split()
+    )
+    assert "23" in out
 
 
 def test_the_demos_model_answers_the_sample_questions_right() -> None:

@@ -342,6 +342,7 @@ def test_an_interrupted_answer_ends_with_status_130(folder: Path, monkeypatch: p
         (["quickstart", QUESTION, "--model", "builtin:arithmetic"], 2, "not both"),
         (["quickstart", "  "], 2, "the question is empty"),
         (["quickstart"], 2, "the question is empty"),
+        (["quickstart", "3 + 4\udcff?"], 2, "the question cannot be read"),
         ([QUESTION], 2, "which is read as a recipe or run"),
         (["quickstart", QUESTION, "--chat"], 2, "--chat needs a terminal"),
         (["quickstart", QUESTION, "--temperature", "-1"], 2, "--temperature"),

@@ -14,7 +14,7 @@ import click
 from upft_mlx.cli.complete import complete_runs
 from upft_mlx.cli.edge import edge, memory_limit, quiet_libraries, run_other
 from upft_mlx.cli.group import cli
-from upft_mlx.cli.options import Options, common, helped, recipe_argument, verbose, verbose_option
+from upft_mlx.cli.options import Options, PathOption, common, helped, recipe_argument, verbose, verbose_option
 from upft_mlx.escape import to_json
 from upft_mlx.quantities import many
 
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     required=True,
     help="Format to write.",
 )
-@click.option("--to", type=click.Path(path_type=Path), help="Output folder.  [default: RUN/export/FORMAT]")
+@click.option("--to", type=PathOption(), help="Output folder.  [default: RUN/export/FORMAT]")
 @click.option(
     "--dtype",
     type=click.Choice(["bf16", "fp16"]),
@@ -186,7 +186,7 @@ def show(
         "upft runs my-experiments --json",
     )
 )
-@click.argument("folder", type=click.Path(path_type=Path), default=Path("runs"))
+@click.argument("folder", type=PathOption(), default=Path("runs"))
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 @click.option("--debug", is_flag=True, help="Show tracebacks.")
 def runs(folder: Path, as_json: bool, debug: bool) -> None:

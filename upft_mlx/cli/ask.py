@@ -12,7 +12,8 @@ import click
 from upft_mlx.cli.complete import complete_targets
 from upft_mlx.cli.edge import folder_of, prepared
 from upft_mlx.cli.group import cli
-from upft_mlx.cli.options import Options, common, helped
+from upft_mlx.cli.options import Options, PathOption, common, helped
+from upft_mlx.errors import UpftError
 from upft_mlx.escape import one_line, to_json
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 @click.argument("target", required=False, shell_complete=complete_targets)
 @click.argument("question", required=False)
 @click.option("--model", metavar="PATH_OR_ID", help="Ask this model instead of a recipe's.")
-@click.option("--adapter", type=click.Path(path_type=Path), help="Use this adapter as tuned.  [default: the run's]")
+@click.option("--adapter", type=PathOption(), help="Use this adapter as tuned.  [default: the run's]")
 @click.option("--chat", is_flag=True, help="Keep the conversation: each question follows the earlier ones.")
 @click.option(
     "--temperature",
@@ -120,6 +121,7 @@ def _talk(asker: Asker, recipe: Recipe, adapter: Path | None, question: str | No
     """Ask question after question until an empty line or /exit, beginning with `question` if it is given."""
     from upft_mlx.inspection.ask import Conversation
     from upft_mlx.ui.ask import open_answers, print_note, read_question
+    from upft_mlx.ui.views import print_error
 
     tuned = "" if adapter is None else f", tuned with {adapter}"
     each = "the conversation is kept" if keep else "each question is separate; --chat keeps the conversation"
@@ -133,8 +135,11 @@ def _talk(asker: Asker, recipe: Recipe, adapter: Path | None, question: str | No
         elif question.startswith("/"):
             print_note(f"{one_line(question)}: unknown; /help lists what you can type")
         else:
-            with open_answers(asker.variants, plain=plain) as view:
-                conversation.ask(question, view)
+            try:
+                with open_answers(asker.variants, plain=plain) as view:
+                    conversation.ask(question, view)
+            except UpftError as error:  # the conversation goes on
+                print_error(str(error))
         question = read_question()
 
 

@@ -10,7 +10,7 @@ import click
 
 from upft_mlx.cli.edge import edge, folder_of, prepared, quiet_libraries, run_other
 from upft_mlx.cli.group import cli
-from upft_mlx.cli.options import Options, common, helped, recipe_argument, verbose
+from upft_mlx.cli.options import Options, PathOption, common, helped, recipe_argument, verbose
 from upft_mlx.escape import to_json
 
 if TYPE_CHECKING:
@@ -76,9 +76,7 @@ def recipes(name: str | None, as_json: bool) -> None:
 )
 @click.argument("model")
 @click.argument("dataset")
-@click.option(
-    "--output", "-o", type=click.Path(path_type=Path), help="The recipe's file.  [default: the dataset's name]"
-)
+@click.option("--output", "-o", type=PathOption(), help="The recipe's file.  [default: the dataset's name]")
 @click.option(
     "--question",
     metavar="COLUMN",

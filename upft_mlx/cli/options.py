@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from functools import wraps
@@ -11,6 +12,7 @@ from typing import Any
 import click
 
 from upft_mlx.cli.complete import complete_fields, complete_targets
+from upft_mlx.escape import half
 
 
 def _remember(context: click.Context, parameter: click.Parameter, value: bool) -> None:
@@ -30,8 +32,23 @@ verbose_option = click.option(
     callback=_remember,
     help="Show all notes, each stage's cost and what training did.",
 )
+
+
+class PathOption(click.Path):
+    """A path that can be written as text: neither MLX nor a JSON file takes one that is not UTF-8."""
+
+    def __init__(self) -> None:
+        super().__init__(path_type=Path)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Refuse it before a stage has worked for it."""
+        if half(str(value)):
+            self.fail(f"{os.fsencode(value)!r} is not UTF-8; use a folder with another name", param, ctx)
+        return super().convert(value, param, ctx)
+
+
 _COMMON = (
-    click.option("--run-dir", type=click.Path(path_type=Path), help="Folder of the run.  [default: runs/NAME]"),
+    click.option("--run-dir", type=PathOption(), help="Folder of the run.  [default: runs/NAME]"),
     click.option(
         "--set",
         "overrides",

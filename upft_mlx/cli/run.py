@@ -13,7 +13,7 @@ import click
 from upft_mlx.cli.complete import complete_targets
 from upft_mlx.cli.edge import folder_of, memory_limit, prepared, run_other, watching
 from upft_mlx.cli.group import cli
-from upft_mlx.cli.options import Options, common, helped, recipe_argument, verbose
+from upft_mlx.cli.options import Options, PathOption, common, helped, recipe_argument, verbose
 from upft_mlx.escape import quoted, to_json
 from upft_mlx.stages import STAGES, Stage, in_run
 
@@ -135,7 +135,7 @@ def _weighted(text: str) -> tuple[Path, float]:
     "--adapter",
     "adapters",
     multiple=True,
-    type=click.Path(path_type=Path),
+    type=PathOption(),
     help="Adapter to compare with the base model; give several to compare them with each other as well.",
 )
 @click.option(

@@ -24,7 +24,7 @@ from upft_mlx.data.forms import asked, conversation, letter_of, options_of, repl
 from upft_mlx.data.hub import hub_rows
 from upft_mlx.data.source import SKIP, Located, Notes, Place, Row, Source
 from upft_mlx.errors import ColumnError, ProblemsError
-from upft_mlx.escape import one_line, quoted
+from upft_mlx.escape import half, one_line, quoted
 from upft_mlx.grade.graders import LETTERS
 from upft_mlx.quantities import many
 
@@ -155,10 +155,9 @@ def _problems(rows: Iterable[Located], source: Source, notes: Notes) -> Iterator
             if isinstance(row, ProblemsError):
                 raise row
             problem = _problem(place, row, index, columns, notes)
-            "".join(filter(None, (problem.id, problem.question, problem.answer, *problem.wrong_answers))).encode()
-        except UnicodeEncodeError as error:  # JSON can escape them, but they are no text that can be written
-            half = f"{error.object[error.start]!r} is half of a surrogate pair"
-            unusable = ProblemsError(half, SKIP, **place._asdict())
+            texts = filter(None, (problem.id, problem.question, problem.answer, *problem.wrong_answers))
+            if wrong := half("".join(texts)):
+                raise ProblemsError(wrong, SKIP, **place._asdict())
         except ProblemsError as error:
             unusable = error
         else:

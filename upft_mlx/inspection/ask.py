@@ -15,6 +15,8 @@ from typing import Literal
 
 from upft_mlx.dataset.instruction import as_run, instructed
 from upft_mlx.distributed.interrupt import deferred_interrupt
+from upft_mlx.errors import RecipeError
+from upft_mlx.escape import half
 from upft_mlx.events import OnText, Reply, Variant
 from upft_mlx.fingerprints import asked_as_trained, dated
 from upft_mlx.inspection.browse import recipe_of, settled_by
@@ -85,7 +87,11 @@ class Asker:
 
         Raises:
             ModelError: the chat template refuses the conversation.
+            RecipeError: the question is no text.
         """
+        for *_, question in conversations.values():
+            if problem := half(question):
+                raise RecipeError(f"the question cannot be read: {problem}", "write it in UTF-8")
         self._asked += 1
         answers: dict[Variant, Reply] = {}
         with deferred_interrupt() as interrupt:

@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from upft_mlx.escape import RAW
+from upft_mlx.escape import RAW, half
 
 ALIASES = 16
 """Aliases (`*name`) that a text may have: nine lists of nine aliases each stand for 3.5 GB of values."""
@@ -30,6 +30,13 @@ class Loader(yaml.SafeLoader):
     def __init__(self, stream: str) -> None:
         super().__init__(stream)
         self._aliases = 0
+
+    def compose_scalar_node(self, anchor: Any) -> yaml.ScalarNode:
+        """Refuse what no file and no tokenizer takes as a text."""
+        found: yaml.ScalarNode = super().compose_scalar_node(anchor)
+        if problem := half(found.value):
+            raise yaml.composer.ComposerError(None, None, problem, found.start_mark)
+        return found
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         """Count aliases: each can stand for all that the ones before it stand for."""
