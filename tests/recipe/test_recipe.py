@@ -369,10 +369,7 @@ WRONG = {
     "not YAML": ("train: [", "4: not valid YAML: "),
     "tab": ("\ttrain: {}", "3: not valid YAML: found character '\\t'"),
     "NUL": ("name: \0", "3: not valid YAML: character 0x00"),
-    "half a surrogate pair": (
-        'prompt: {system: "\\ud800"}',
-        "3: not valid YAML: '\\ud800' is half of a surrogate pair",
-    ),
+    "half a surrogate pair": ('name: "\\ud800"', "3: not valid YAML: '\\ud800' is half of a surrogate pair"),
     "two documents": ("---\nname: x", "not valid YAML: but found another document"),
     "tag that runs code": (
         "name: !!python/object/apply:os.getcwd []",
