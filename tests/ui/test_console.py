@@ -14,6 +14,8 @@ from rich.console import Console
 from upft_mlx.ui import views
 from upft_mlx.ui.ask import open_answers, print_note
 from upft_mlx.ui.console import unechoed
+from upft_mlx.ui.doctor import print_findings
+from upft_mlx.ui.text import wrapped
 
 
 @pytest.fixture
@@ -74,4 +76,27 @@ def test_notes_break_between_words(monkeypatch: pytest.MonkeyPatch, terminal: Co
         "each question is separate; --chat keeps",
         "the conversation;",
         "`upft run my-recipe.yaml` trains",
+    ]
+
+
+def test_what_goes_on_after_a_label_stays_under_the_text() -> None:
+    text = (
+        "note      6 test questions: only large differences will show\n  a line that is indented, and goes on as such"
+    )
+    assert wrapped(text, 40).split("\n") == [
+        "note      6 test questions: only large",
+        "          differences will show",
+        "  a line that is indented, and goes on",
+        "  as such",
+    ]
+    assert wrapped("a-label-of-many-columns  that leaves no room", 40).split("\n")[1:] == ["room"]
+
+
+def test_values_of_the_doctor_break_between_words_under_their_column(terminal: Console) -> None:
+    finding = {"group": "hub", "name": "login", "status": "ok", "advice": ""}
+    with terminal.capture() as captured:
+        print_findings([{**finding, "value": "none: needed for private models"}], console=terminal)
+    assert captured.get().splitlines()[1:3] == [
+        "  ✓ login                    none:",
+        "                             needed for",
     ]

@@ -31,7 +31,10 @@ def print_findings(findings: Iterable[dict[str, Any]], *, console: Console | Non
             group = finding["group"]
             console.print(Text(group, "bold"))
         line = Text("  ").append(signs[status], STYLES[status]).append(f" {finding['name']:{NAME}}  ")
-        console.print(line.append(glyphs.line(finding["value"])), soft_wrap=True)
+        value = glyphs.line(finding["value"])
+        if console.is_terminal:
+            value = wrapped(value, max(10, console.width - line.cell_len)).replace("\n", "\n" + " " * line.cell_len)
+        console.print(line.append(value), soft_wrap=True)
         if finding["advice"]:
             advice = f"{status}: {glyphs.line(finding['advice'])}"
             if console.is_terminal:  # a pipe gets one line; commands and paths stay whole in any case

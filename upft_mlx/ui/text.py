@@ -14,6 +14,7 @@ from rich.cells import cell_len
 from upft_mlx.escape import plain
 
 _COMMANDS = re.compile("`[^`\n]*`")
+_LABEL = re.compile(r"\S* {2,}")
 _JOINT, _SECOND = "\0", "\1"
 """Stand for a space at which a line is not broken, and the second column of a character; no text shown holds them."""
 FLAT = 0.02
@@ -67,15 +68,18 @@ def glyphs_for(encoding: str | None) -> Glyphs:
 def wrapped(text: str, width: int) -> str:
     """A text broken at spaces to lines of at most `width` columns; paths and what stands in backticks stay whole.
 
-    What is longer than a line is left to the terminal, which keeps it whole for copying.
+    What is longer than a line is left to the terminal, which keeps it whole for copying. What goes on after a label
+    (`note      text`), or in an indented line, stays under the text.
     """
     joined = _COMMANDS.sub(lambda command: command[0].replace(" ", _JOINT), text)
     joined = "".join(char + _SECOND * (cell_len(char) - 1) for char in joined)  # textwrap counts characters
-    lines = [
-        part
-        for line in joined.split("\n")
-        for part in textwrap.wrap(line, width, break_long_words=False, break_on_hyphens=False) or [""]
-    ]
+    lines = list[str]()
+    for line in joined.split("\n"):
+        label = _LABEL.match(line)
+        under = " " * (label.end() if label and label.end() <= width // 3 else 0)
+        lines += textwrap.wrap(
+            line, width, subsequent_indent=under, break_long_words=False, break_on_hyphens=False
+        ) or [""]
     return "\n".join(lines).replace(_JOINT, " ").replace(_SECOND, "")
 
 
