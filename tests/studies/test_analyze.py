@@ -88,7 +88,11 @@ def difference(length: int, low: float) -> PrefixAccuracy:
     ("lows", "length", "part"),
     [
         ({0: -0.1, 4: -0.1, 8: -0.05, 12: 0.01, 16: -0.1}, 8, "up to 8 tokens, .*; at 12 they differ"),
-        ({4: -0.1, 8: -0.1}, 8, "as far as was measured"),
+        (
+            {4: -0.1, 8: -0.1},
+            8,
+            r"no difference .* \(\+0.0 points \[-10.0, \+10.0\] at 8, 9 questions\); longer ones cost",
+        ),
         ({4: -0.1, 32: -0.1, 64: -0.1}, 32, "up to 32 tokens"),
         ({4: 0.1, 8: -0.1}, None, "already at t = 4, .* let `prefix.selection` choose"),
         ({64: -0.1}, 64, "up to 64 tokens"),

@@ -173,11 +173,12 @@ def recommend(accuracy: Sequence[PrefixAccuracy]) -> Recommendation:
         )
     best = max((row for row in alike if row.length <= LONGEST), key=lambda row: row.length, default=alike[0])
     text = (
-        f"up to {many(best.length, 'token')}, prefixes of right and wrong samples lead to right answers equally often"
+        f"up to {many(best.length, 'token')}, no difference between prefixes of right and wrong samples is measurable"
     )
+    text += f" ({_points(best)} at {best.length}, {many(best.problems, 'question')})"
     if apart is not None:
         return Recommendation(best.length, f"{text}; at {apart.length} they differ ({_points(apart)})")
-    text += ", as far as was measured; longer ones cost more and showed no more in the paper"
+    text += "; longer ones cost more and showed no more in the paper"
     return Recommendation(best.length, text)
 
 
