@@ -79,6 +79,20 @@ MISTAKES: dict[str, tuple[list[str], int, list[str]]] = {
         2,
         ["q.jsonl: a dataset, not a recipe; `upft new MODEL q.jsonl` writes a recipe for it"],
     ),
+    "a model as the recipe": (
+        ["plan", "models/tiny"],
+        2,
+        [
+            "models/tiny: a model, not a recipe; `upft new models/tiny my-questions.csv` writes a recipe for it, "
+            "`upft ask --model models/tiny` asks it"
+        ],
+    ),
+    "the demo's model as the recipe": (["ask", "builtin:arithmetic", "1 + 1?"], 2, ["`upft ask --model builtin:ari"]),
+    "a Hub model as the recipe": (
+        ["run", "mlx-community/Qwen2.5-0.5B-Instruct-4bit"],
+        2,
+        ["no such recipe file", "if it is a model on the Hub: `upft new mlx-community/Qwen2.5-0.5B-Instruct-4bit my"],
+    ),
     "a recipe is misspelt": (["run", "myy.yaml"], 2, ["myy.yaml: no such recipe file", "did you mean 'my.yaml'?"]),
     "a dataset is misspelt": (
         ["new", "models/tiny", "qq.jsonl"],
