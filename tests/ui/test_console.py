@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import readline
+import subprocess
+import sys
 import termios
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from typing import Any
 
 import pytest
@@ -100,3 +103,24 @@ def test_values_of_the_doctor_break_between_words_under_their_column(terminal: C
         "  ✓ login                    none:",
         "                             needed for",
     ]
+
+
+@pytest.mark.skipif("libedit" in str(readline.__doc__), reason="libedit has no bracketed paste")
+def test_pasted_lines_are_one_question() -> None:
+    screen, file = os.openpty()
+    code = "from upft_mlx.ui.ask import read_question; print(ascii(read_question()))"
+    environment = {**os.environ, "TERM": "xterm"}
+    with os.fdopen(file, "w") as stream:
+        asked = subprocess.Popen([sys.executable, "-c", code], stdin=stream, stdout=stream, env=environment)
+    said = b""
+    while b"> " not in said:
+        said += os.read(screen, 4096)
+    assert b"\x1b[?2004h" in said, "only then terminals mark what is pasted"
+    os.write(screen, b"\x1b[200~Sam has 6 bags.\nHow many?\x1b[201~\n")
+    while b"bags.\\nHow many?'" not in said and asked.poll() is None:
+        said += os.read(screen, 4096)
+    assert asked.wait() == 0
+    with suppress(OSError):  # Linux reports the closed end as an error
+        said += os.read(screen, 4096)
+    os.close(screen)
+    assert b"'Sam has 6 bags.\\nHow many?'" in said

@@ -59,7 +59,9 @@ def print_note(text: str) -> None:
 def read_question() -> str | None:
     """A question from the terminal; None at an empty line or the end of input."""
     with suppress(ImportError):
-        import readline  # noqa: F401  # gives `input` a history and cursor keys
+        import readline  # gives `input` a history and cursor keys
+
+        readline.parse_and_bind("set enable-bracketed-paste on")  # pasted lines are one question; libedit ignores it
     try:
         return input("> ").strip() or None
     except (EOFError, KeyboardInterrupt):
