@@ -20,6 +20,7 @@ from upft_mlx import pipeline, versions
 from upft_mlx.api import export
 from upft_mlx.events import Event, Graded, Note, Progress
 from upft_mlx.fusing.exported import MANIFEST
+from upft_mlx.inspection.page import write_page
 from upft_mlx.job import Job, Outcome
 from upft_mlx.recipe.find import shipped_recipes
 from upft_mlx.recipe.load import load_recipe
@@ -205,7 +206,10 @@ def test_the_refusal_says_what_differs_and_the_run_directory_goes_on_as_it_is() 
 def test_show_leaves_out_what_an_earlier_adapter_scored() -> None:
     assert "tuned" in shown("show", "r")
     run_stage("train", "lora.rank=3")
+    write_page(RUN, (10**9, "RAM"))
     said = shown("show", "r")
+    assert "report.html" not in said, "it is of the earlier adapter"
+    assert "report.md" not in said
     assert "not shown, made with an earlier version of the stages above: evaluate, fuse" in said
     assert json.loads(shown("show", "r", "--json"))["benchmarks"] == {}
 

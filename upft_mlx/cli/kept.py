@@ -53,9 +53,10 @@ def kept(run: str, restore: str | None, remove: str | None, as_json: bool, debug
             return
         for version in facts["kept"] + facts["unfinished"]:
             state = "" if version["whole"] else ", damaged" if version["done"] else ", not finished"
-            other = f"; made with {', '.join(version['settings'])}" if version["settings"] else ""
-            size = f"{version['bytes'] / 1e6:.1f} MB"
-            views.print_text(f"{version['name']}  {version['when']}  {size}{state}  {version['detail']}{other}")
+            said = [version["detail"]] if version["detail"] else []
+            said += [f"made with {', '.join(version['settings'])}"] if version["settings"] else []
+            size = f"{version['bytes'] / 1e6:.1f} MB{state}"
+            views.print_text("  ".join([version["name"], version["when"], size, *filter(None, ["; ".join(said)])]))
         if not facts["kept"] + facts["unfinished"]:
             views.print_text(f"{found.root}: no earlier versions")
 
