@@ -99,7 +99,13 @@ def test_a_prompt_that_several_benchmarks_share_is_shown_once(make_recipe: MakeR
 def test_the_command_prints_a_page_or_json(folder: Path) -> None:
     page = upft("preview", "quickstart", "--rows", "2")
     assert page.exit_code == 0, page.stderr
-    for part in ("the prompt in sampling", "no solutions with these settings yet", "structure  upft-", "EOS»", "rules of this recipe"):
+    for part in (
+        "the prompt in sampling",
+        "no solutions with these settings yet",
+        "structure  upft-",
+        "EOS»",
+        "rules of this recipe",
+    ):
         assert part in page.stdout
     result = upft("preview", "quickstart", "--rows", "2", "--json", "--set", "prefix.length=5")
     facts = json.loads(result.stdout)

@@ -109,3 +109,11 @@ def test_the_demo_s_model_is_said_to_know_its_own_kind_of_question(
     assert "the demo's kind of question alone" in upft("new", "builtin:arithmetic", "q.jsonl.gz").stdout
     shutil.copytree(MODEL, tmp_path / "mine")
     assert "the demo's kind" not in upft("new", "mine", "q.jsonl.gz", "-o", "other.yaml").stdout
+
+
+def test_a_question_with_different_answers_is_pointed_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    rows = "".join(f"What is {number} + 1?,{number + 1}\n" for number in range(12))
+    (tmp_path / "q.csv").write_text(f"question,answer\n{rows}What is 3 + 1?,5\n")
+    said = " ".join(upft("new", "builtin:arithmetic", "q.csv").stdout.split())
+    assert "a question has different answers: '4' and '5' (rows with the ids '3' and '12'); the first one" in said

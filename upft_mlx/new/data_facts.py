@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from upft_mlx.data.columns import Columns, find_columns
 from upft_mlx.data.files import kind_of, refuse_other_files
@@ -19,6 +20,7 @@ from upft_mlx.data.source import Notes
 from upft_mlx.errors import ProblemsError
 from upft_mlx.escape import quoted
 from upft_mlx.grade.answers import normalize_gold
+from upft_mlx.grade.correct import is_correct
 from upft_mlx.grade.graders import letter_in
 from upft_mlx.quantities import many
 from upft_mlx.recipe.schema import Problems
@@ -27,6 +29,8 @@ _LOOKED_AT = 100
 """Number of rows to read from a Hub dataset, and on which the columns of any dataset are decided."""
 _PROSE = 80
 """Longer answers (characters) are texts rather than numbers or formulas."""
+_COMPARED = 1000
+"""Pairs of equal questions whose answers are compared."""
 _OTHERS = (".txt", ".xlsx", ".xls", ".gz", ".zip", ".zst", ".arrow", ".yaml")
 """Endings that a dataset on the Hub does not have either."""
 
@@ -127,6 +131,8 @@ class Split:
     test: list[Problem]
     repeated: int
     """Number of rows whose question is also in an earlier row."""
+    disputed: tuple[Problem, Problem] | None
+    """The first two with the same question and another answer."""
 
 
 def hold_out(problems: Sequence[Problem], count: int | None, seed: int = 0) -> Split:
@@ -157,8 +163,26 @@ def hold_out(problems: Sequence[Problem], count: int | None, seed: int = 0) -> S
     drawn = testable[sorted(random.Random(f"holdout/{seed}").sample(range(len(testable)), wanted))]
     train = np.flatnonzero(~np.isin(keys, keys[drawn]))
     return Split(
-        ProblemSubset(problems, train), [problems[int(number)] for number in drawn], len(problems) - len(firsts)
+        ProblemSubset(problems, train),
+        [problems[int(number)] for number in drawn],
+        len(problems) - len(firsts),
+        _disputed(problems, keys, answered),
     )
+
+
+def _disputed(
+    problems: Sequence[Problem], keys: npt.NDArray[np.int64], answered: npt.NDArray[np.bool_]
+) -> tuple[Problem, Problem] | None:
+    """Two problems with the same key and answers that are not equal; looked for among the first repeated ones."""
+    numbers = np.flatnonzero(answered)
+    order = numbers[np.argsort(keys[numbers], kind="stable")]
+    pairs = np.stack([order[:-1], order[1:]])[:, keys[order[:-1]] == keys[order[1:]]].T
+    for one, other in pairs[pairs[:, 0].argsort()][:_COMPARED]:
+        first, second = problems[int(one)], problems[int(other)]
+        answers = str(first.answer), str(second.answer)
+        if normalize_gold(answers[0]) != normalize_gold(answers[1]) and not is_correct(*answers):
+            return first, second
+    return None
 
 
 def all_letters(problems: Sequence[Problem]) -> bool:

@@ -12,7 +12,7 @@ from typing import Any
 from upft_mlx.data.columns import WRONG_COLUMNS
 from upft_mlx.data.problems import Problem
 from upft_mlx.errors import ColumnError, OfflineError, ProblemsError, RecipeError
-from upft_mlx.escape import plain_name, to_json
+from upft_mlx.escape import plain_name, quoted, to_json
 from upft_mlx.models.facts import model_facts
 from upft_mlx.models.find import BUILTIN, is_hub_model
 from upft_mlx.new.data_facts import DataFacts, Split, all_letters, data_facts, hard_to_grade, hold_out, is_file
@@ -66,6 +66,11 @@ def new_recipe(wish: Wish) -> Draft:
     benchmark, warnings = _benchmark(data, parts, path.stem, wish.holdout)
     if parts and len(parts.test) < 100:
         warnings = [*warnings, f"{many(len(parts.test), 'test question')}: only large differences will show"]
+    if parts and parts.disputed:
+        one, other = parts.disputed
+        rows = f"rows with the ids {quoted(one.id)} and {quoted(other.id)}"
+        answers = f"{quoted(one.answer, 40)} and {quoted(other.answer, 40)}"
+        warnings = [*warnings, f"a question has different answers: {answers} ({rows}); the first one counts in a test"]
     if wish.model in BUILTIN:
         warnings = [*warnings, f"{wish.model} knows the demo's kind of question alone: it shows how a run goes"]
     settings = choose_settings(model, data, len(parts.train) if parts else data.rows, thinking=wish.thinking)
