@@ -213,6 +213,9 @@ def test_show_has_one_problem_whole(measured: Path) -> None:
     assert f"gold  {row.gold}" in text
     assert f"{row.tokens} tokens" in text
     assert_fails(upft("show", measured, "--problem", row.problem_id + "0"), 1, "did you mean", row.problem_id)
+    assert_fails(
+        upft("show", measured, "--problem", "!"), 1, "no problem '!' among the rows; `upft show RUN --rows` lists"
+    )
 
 
 def test_show_without_flips_says_so(folder: Path, measured: Path) -> None:

@@ -216,8 +216,8 @@ def of_problem(items: Sequence[Seen], problem_id: str) -> list[Seen]:
     found = [item for item in items if item.problem_id == problem_id]
     if not found:
         near = difflib.get_close_matches(problem_id, {item.problem_id for item in items}, n=3, cutoff=0.4)
-        hint = f"; did you mean {', '.join(near)}?" if near else ""
-        raise RunDirError(f"no problem {quoted(problem_id)} among the rows{hint}")
+        hint = f"did you mean {', '.join(near)}?" if near else "`upft show RUN --rows` lists them"
+        raise RunDirError(f"no problem {quoted(problem_id)} among the rows", hint)
     return found
 
 
