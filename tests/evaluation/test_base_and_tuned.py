@@ -23,7 +23,7 @@ from upft_mlx.grade import workers
 from upft_mlx.grade.correct import VERSION, is_correct
 from upft_mlx.grade.graders import Task, Verdict
 from upft_mlx.models.adapters import AdapterSwitch, load_adapter
-from upft_mlx.models.load import Loaded, load
+from upft_mlx.models.load import Loaded, load, load_for
 from upft_mlx.recipe.load import load_recipe
 from upft_mlx.recipe.override import with_benchmarks
 from upft_mlx.recipe.schema import Quantize, Recipe
@@ -96,11 +96,11 @@ def test_an_adapter_from_elsewhere_is_compared_and_the_model_is_loaded_once(
 ) -> None:
     loads: list[Path] = []
 
-    def counting(path: Path, **options: Any) -> Loaded:
+    def counting(recipe: Recipe, path: Path) -> Loaded:
         loads.append(path)
-        return load(path, **options)
+        return load_for(recipe, path)
 
-    monkeypatch.setattr("upft_mlx.job.load", counting)
+    monkeypatch.setattr("upft_mlx.job.load_for", counting)
     _, events = evaluated(recipe, tmp_path / "run", adapter)
     assert len(loads) == 1
     summary = json.loads((tmp_path / "run/evaluation/summary.json").read_text())["benchmarks"]

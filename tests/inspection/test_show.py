@@ -317,7 +317,7 @@ def test_the_view_in_a_real_terminal(width: int, height: int, adapter: Path, tmp
         time.sleep(0.5)
         wait_for(session, r"arithmetic +\d+ % +\d+\.\d %")
         subprocess.run([*tmux, "send-keys", "-t", session, "C-c"], check=True)
-        wait_for(session, r"interrupted;\s+progress\s+saved")
+        wait_for(session, r"interrupted;\s+run\s+the\s+same\s+command")
         kept = sum(len(path.read_text().splitlines()) for path in run.rglob("evaluation/*/*.jsonl"))
         assert 0 < kept < 128
         subprocess.run([*tmux, "resize-window", "-t", session, *size], check=True)

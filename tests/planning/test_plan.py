@@ -117,7 +117,7 @@ def test_without_a_calibration_nothing_is_loaded_and_no_weights_are_needed(
 ) -> None:
     folder = tmp_path / "model"
     shutil.copytree(MODEL, folder, ignore=shutil.ignore_patterns("*.safetensors"))
-    monkeypatch.setattr("upft_mlx.job.load", lambda *_, **__: pytest.fail("loaded"))
+    monkeypatch.setattr("upft_mlx.job.load_for", lambda *_, **__: pytest.fail("loaded"))
     bare = {"instruction": "{question}"}
     found = plan_recipe(recipe(model=str(folder), prompt=bare), tmp_path / "run")
     assert not found.model_is_here
@@ -293,7 +293,7 @@ def test_a_run_that_cannot_fit_is_refused_before_anything_is_loaded(
 ) -> None:
     """By half or more, even one sequence at a time with checkpointing."""
     monkeypatch.setattr(pipeline, "this_machine", lambda: machine(1_000_000))
-    monkeypatch.setattr("upft_mlx.job.load", lambda *_, **__: pytest.fail("loaded"))
+    monkeypatch.setattr("upft_mlx.job.load_for", lambda *_, **__: pytest.fail("loaded"))
     with pytest.raises(MemoryLimitError) as refused:
         pipeline.run(recipe(train={"micro_batch_size": 16}), tmp_path / "run")
     lines = str(refused.value).splitlines()
@@ -314,7 +314,7 @@ def test_what_may_fit_gets_a_warning(memory: int, tmp_path: Path, monkeypatch: p
     events: list[Event] = []
     size = 12_000_000 if memory == 12_000_000 else 1_000_000
     monkeypatch.setattr(pipeline, "this_machine", lambda: machine(size, memory))
-    monkeypatch.setattr("upft_mlx.job.load", load)
+    monkeypatch.setattr("upft_mlx.job.load_for", load)
     with pytest.raises(LoadedError):
         pipeline.run(recipe(train={"micro_batch_size": 16}), tmp_path / "run", events.append)
     notes = [event.text for event in events if isinstance(event, Note) and "memory may not be enough" in event.text]

@@ -242,9 +242,9 @@ def test_a_second_call_runs_nothing_again_and_a_missing_cell_only(
 
     def count(*arguments: Any, **options: Any) -> Any:
         loads.append(arguments)
-        return load.load(*arguments, **options)
+        return load.load_for(*arguments, **options)
 
-    monkeypatch.setattr("upft_mlx.job.load", count)
+    monkeypatch.setattr("upft_mlx.job.load_for", count)
     assert json.loads(json.dumps(compare(recipe, root).dump())) == found
     assert loads == []
     ledger = root / "compare" / "upft" / "seed-1" / "ledger.json"

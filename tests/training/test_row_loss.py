@@ -247,7 +247,7 @@ def test_a_loss_that_is_no_number_is_left_out_of_what_is_reported(tmp_path: Path
     lines = ['{"step": 1, "loss": 2.0, "fixed_loss": 1.5, "valid_loss": NaN}', '{"step": 2, "valid_loss": null}']
     run.metrics.write_text("\n".join(lines))
     facts = training_facts(run, ("train",))
-    assert facts.losses == [{"step": 1, "fixed_loss": 1.5}, {"step": 2}]
+    assert facts.losses == [{"step": 1, "fixed_loss": 1.5}]
 
 
 def test_a_model_that_was_asked_for_its_view_trains_on_as_before(loaded: Loaded) -> None:

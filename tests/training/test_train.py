@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
 import shutil
 from collections.abc import Sequence
@@ -239,6 +240,20 @@ def test_a_finite_loss_whose_gradient_is_not_finite_leaves_no_checkpoint_with_it
     assert found is not None
     assert found[0].step == 2
     assert all(bool(mx.isfinite(array).all()) for array in found[1].values())
+
+
+def test_a_validation_loss_that_is_no_number_leaves_metrics_that_are_json(
+    make_recipe: MakeRecipe, run: RunDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Stepper, "loss", lambda *_: math.inf)
+    train(make_recipe(train={"steps": 2, "validate_every": 1}), load(MODEL), run)
+
+    def refuse(name: str) -> None:
+        raise AssertionError(name)
+
+    lines = [json.loads(text, parse_constant=refuse) for text in run.metrics.read_text().splitlines()]
+    assert [line["valid_loss"] for line in lines] == [None, None]
+    assert all(line["loss"] > 0 for line in lines)
 
 
 def test_rows_without_room_for_a_completion_are_refused(make_recipe: MakeRecipe, run: RunDir) -> None:

@@ -30,7 +30,7 @@ def training_facts(run: RunDir, current: Sequence[str]) -> TrainingFacts:
     # On the fixed rows, before training and while training, with what else was measured at those steps.
     losses = [] if before is None else [{"step": 0, **(before.fixed or {})}]
     for text in run.metrics.read_text(encoding="utf-8").splitlines() if trained and run.metrics.exists() else ():
-        line = json.loads(text, parse_constant=lambda _: None)  # older versions wrote a loss that overflowed as NaN
+        line = json.loads(text, parse_constant=lambda _: None)  # older versions wrote NaN
         names = (name for name in line if name.startswith("fixed_loss") or name in _BESIDE)
         shown = {name: line[name] for name in names if line[name] is not None}
         losses += [shown] if len(shown) > 1 else []

@@ -277,7 +277,7 @@ class _Loop:
         if accuracy is not None:
             line["development_accuracy"] = accuracy
         with self.run.metrics.open("a") as file:
-            file.write(json.dumps(line) + "\n")
+            file.write(json.dumps({name: at if math.isfinite(at) else None for name, at in line.items()}) + "\n")
         self.position.window = dict.fromkeys(_SUMS, 0.0)
         self.notify(Trained(line, self.total))
         if self.report:
