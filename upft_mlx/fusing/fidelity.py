@@ -17,16 +17,13 @@ import mlx.nn as nn
 
 from upft_mlx.models.load import Loaded
 from upft_mlx.planning.memory import GREEDY_TOKENS, PROBED_PROMPTS, PROBED_ROWS, PROBED_TOGETHER, ROW_POSITIONS
-from upft_mlx.results.fidelity import Divergence
+from upft_mlx.results.fidelity import NO_EFFECT, Divergence
 from upft_mlx.sampling.decoding import Request
 from upft_mlx.sampling.draw import Sampling
 from upft_mlx.sampling.sampler import chunks, sample_chunk
 from upft_mlx.training.batches import Example, make_batch
 from upft_mlx.training.divergence import kl_per_position, log_probabilities
 from upft_mlx.training.loss import Modes, gathers_exactly, scalar
-
-NO_EFFECT = 1e-12
-"""KL(adapter || base), nats, below which float32 cannot tell the two models apart: no effect to be kept."""
 
 
 def probes(examples: Sequence[Example]) -> list[Example]:

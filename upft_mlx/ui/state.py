@@ -185,8 +185,10 @@ class State:
         pace = sum(self._took[stage] for stage in known) / expected if expected else 1.0
         told = self.meter.left(now) if self.meter and self.meter.stage == self.stage else None
         if told is None:
-            told = max(0.0, pace * self._expected.get(self.stage, 0.0) - (now - self.started))
-        return told + pace * sum(self._expected[stage] for stage in waiting)
+            told = pace * self._expected.get(self.stage, 0.0) - (now - self.started)
+            if told < 0 and self.stage not in _QUICK:  # it takes longer than was expected, and nobody knows how long
+                return None
+        return max(0.0, told) + pace * sum(self._expected[stage] for stage in waiting)
 
     def stop(self) -> None:
         """The run ends here: what still runs was stopped."""
