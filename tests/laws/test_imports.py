@@ -188,7 +188,7 @@ def test_only_the_command_line_knows_click(module: str) -> None:
 
 
 def test_the_ui_knows_events_and_rows_but_no_stage() -> None:
-    assert packages("ui") <= {"escape", "evaluation", "events", "quantities", "results", "rows", "training"}
+    assert packages("ui") <= {"escape", "evaluation", "events", "machine", "quantities", "results", "rows", "training"}
     assert not {other for module in MODULES if package(module) == "ui" for other in own(module)} & {
         "evaluation.evaluate"
     }

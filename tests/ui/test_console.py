@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from upft_mlx.machine.terminal import unechoed
 from upft_mlx.ui import views
 from upft_mlx.ui.ask import open_answers, print_note
-from upft_mlx.ui.console import unechoed
 from upft_mlx.ui.doctor import print_findings
 from upft_mlx.ui.text import wrapped
 
@@ -60,15 +60,48 @@ def test_plain_lines_leave_the_terminal_alone(terminal: Console) -> None:
 
 def test_a_terminal_that_another_program_has_is_left_to_it(terminal: Console, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "tcgetpgrp", lambda terminal: os.getpgrp() + 1)
-    with unechoed(terminal):
+    with unechoed(terminal.file):
         assert echoes(terminal)
 
 
 def test_a_terminal_without_echo_stays_so(terminal: Console) -> None:
-    with unechoed(terminal):
-        with unechoed(terminal):
+    with unechoed(terminal.file):
+        with unechoed(terminal.file):
             pass
         assert not echoes(terminal)
+
+
+ENDS = {
+    "killed": "os.kill(os.getpid(), 15)",
+    "another rank is gone": "threading.Thread(target=Lifeline({})._end, args=['rank 1 is gone']).start()",
+}
+
+
+@pytest.mark.parametrize(("end", "status"), [("killed", -15), ("another rank is gone", 1)])
+def test_a_process_that_ends_at_once_gives_the_terminal_back(end: str, status: int) -> None:
+    """Bash alone looks after that, and only where it started the process itself and a signal ended it."""
+    screen, file = os.openpty()
+    code = f"""if True:
+        import os, sys, termios, threading, time
+        from upft_mlx.distributed.lifeline import Lifeline
+        from upft_mlx.ui import views
+        with views.open_view(plain=False):
+            assert not termios.tcgetattr(1)[3] & termios.ECHO
+            {ENDS[end]}
+            time.sleep(60)
+    """
+    environment, said = {**os.environ, "TERM": "xterm"}, b""
+    with os.fdopen(file, "w") as stream:
+        command = [sys.executable, "-c", code]
+        ended = subprocess.Popen(command, stdin=stream, stdout=stream, stderr=stream, env=environment)
+        assert ended.wait(30) == status
+        assert termios.tcgetattr(stream.fileno())[3] & termios.ECHO
+        os.set_blocking(screen, False)
+        with suppress(BlockingIOError):
+            while True:
+                said += os.read(screen, 4096)
+    os.close(screen)
+    assert said.rindex(b"\x1b[?25h") > said.rindex(b"\x1b[?25l")
 
 
 def test_notes_break_between_words(monkeypatch: pytest.MonkeyPatch, terminal: Console) -> None:

@@ -11,6 +11,8 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 
+from upft_mlx.machine.terminal import give_back
+
 BEAT_SECONDS = 2.0
 SILENCE_SECONDS = 20.0
 """A rank that was not heard for so long is taken for dead: its machine is off, or the cable out."""
@@ -104,8 +106,8 @@ class Lifeline(threading.Thread):
     def _end(self, why: str) -> None:
         """Tell the others, say it, and end the process: its main thread may wait for the dead rank inside MLX."""
         self.say(f"trouble {why.split()[1]} {why.partition('stopped: ')[2] or 'it is gone'}")
-        show_cursor = "\x1b[?25h" if sys.stderr.isatty() else ""
-        sys.stderr.write(f"{show_cursor}Error: {why}; run the same command to continue\n")
+        give_back()
+        sys.stderr.write(f"Error: {why}; run the same command to continue\n")
         sys.stderr.flush()
         self._clean_up()
         os._exit(1)

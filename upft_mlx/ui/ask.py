@@ -18,8 +18,9 @@ from rich.table import Table
 from rich.text import Text
 
 from upft_mlx.events import OnText, Reply, Variant
+from upft_mlx.machine.terminal import unechoed
 from upft_mlx.quantities import duration, many
-from upft_mlx.ui.console import open_console, unechoed, worded
+from upft_mlx.ui.console import open_console, worded
 from upft_mlx.ui.text import glyphs_for
 
 SIDE_BY_SIDE = 88
@@ -43,7 +44,7 @@ def open_answers(variants: Sequence[Variant], *, plain: bool, console: Console |
         return
     panels = _Panels(variants, console)
     try:
-        with unechoed(console), panels.live():
+        with unechoed(console.file), panels.live():
             yield panels
     finally:
         if panels.began:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from rich.console import Console, Group, RenderableType
@@ -47,38 +47,3 @@ def worded(text: str, console: Console, *, alive: bool | None = None) -> Text:
     """A text to be printed with soft_wrap; on a terminal (`alive`) its lines are broken between words."""
     shown = glyphs_for(console.encoding).lines(text)
     return Text(wrapped(shown, console.width) if (console.is_terminal if alive is None else alive) else shown)
-
-
-@contextmanager
-def unechoed(console: Console) -> Iterator[None]:
-    """A block in which the terminal does not echo keys: they, and the `^C` of Ctrl-C, would tear a display that moves
-    the cursor. What is typed waits for whoever reads next.
-    """
-    changed = _echo(console, on=False)
-    try:
-        yield
-    finally:
-        if changed:
-            _echo(console, on=True)
-
-
-def _echo(console: Console, *, on: bool) -> bool:
-    """Switch echo; False if nothing was changed: it is so already, or this is no terminal, or another program's now."""
-    import termios  # not on Windows, where this is imported but nothing runs
-
-    with suppress(OSError, termios.error):  # no terminal, or gone
-        terminal = console.file.fileno()
-        modes = termios.tcgetattr(terminal)
-        if bool(modes[3] & termios.ECHO) != on and _in_foreground(terminal):
-            modes[3] ^= termios.ECHO
-            termios.tcsetattr(terminal, termios.TCSANOW, modes)
-            return True
-    return False
-
-
-def _in_foreground(terminal: int) -> bool:
-    """Whether this process may change the terminal: one in the background would be stopped."""
-    try:
-        return os.tcgetpgrp(terminal) == os.getpgrp()
-    except OSError:  # not the terminal that controls this process: it cannot stop it
-        return True

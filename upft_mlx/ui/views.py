@@ -20,9 +20,10 @@ from rich.text import Text
 
 from upft_mlx import escape
 from upft_mlx.events import Observer
+from upft_mlx.machine.terminal import unechoed
 from upft_mlx.results.facts import RunFacts, Seen
 from upft_mlx.rows import write_atomically
-from upft_mlx.ui.console import open_console, paged, say, unechoed, worded
+from upft_mlx.ui.console import open_console, paged, say, worded
 from upft_mlx.ui.live import LiveView
 from upft_mlx.ui.plain import PlainView
 from upft_mlx.ui.show import detail, listing, regrading
@@ -62,7 +63,7 @@ def open_view(
             yield lines
         return
     view = LiveView(console, stages, now, verbose=verbose)
-    with unechoed(console), view.live() as display:
+    with unechoed(console.file), view.live() as display:
         try:
             yield view
             display.transient = True  # what is done has its lines; what was stopped stays on the screen

@@ -1,0 +1,73 @@
+"""The terminal while a display moves its cursor: without echo of keys, and as it was however the process ends."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from types import FrameType
+from typing import IO
+
+_SHOW_CURSOR = b"\x1b[?25h"
+_displays: list[tuple[IO[str], bool]] = []
+"""The files that displays are on now, and whether echo was switched off there."""
+
+
+@contextmanager
+def unechoed(file: IO[str]) -> Iterator[None]:
+    """A block in which the terminal does not echo keys: they, and the `^C` of Ctrl-C, would tear a display that moves
+    the cursor. What is typed waits for whoever reads next.
+    """
+    changed = _echo(file, on=False)
+    _displays.append((file, changed))
+    waits = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    try:
+        if waits:
+            signal.signal(signal.SIGTERM, _end)
+        yield
+    finally:
+        if changed:
+            _echo(file, on=True)
+        _displays.remove((file, changed))
+        if waits:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def give_back() -> None:
+    """Echo and cursor of the terminals that have a display; for whoever ends the process without leaving its blocks."""
+    for file, changed in _displays:
+        if changed:
+            _echo(file, on=True)
+        with suppress(OSError):  # no terminal, or gone
+            os.write(file.fileno(), _SHOW_CURSOR)
+
+
+def _end(number: int, _: FrameType | None) -> None:
+    """End by the signal, as without a display, but with the terminal as it was: not every shell looks after it."""
+    give_back()
+    signal.signal(number, signal.SIG_DFL)
+    signal.raise_signal(number)
+
+
+def _echo(file: IO[str], *, on: bool) -> bool:
+    """Switch echo; False if nothing was changed: it is so already, or this is no terminal, or another program's now."""
+    import termios  # not on Windows, where this is imported but nothing runs
+
+    with suppress(OSError, termios.error):  # no terminal, or gone
+        terminal = file.fileno()
+        modes = termios.tcgetattr(terminal)
+        if bool(modes[3] & termios.ECHO) != on and _in_foreground(terminal):
+            modes[3] ^= termios.ECHO
+            termios.tcsetattr(terminal, termios.TCSANOW, modes)
+            return True
+    return False
+
+
+def _in_foreground(terminal: int) -> bool:
+    """Whether this process may change the terminal: one in the background would be stopped."""
+    try:
+        return os.tcgetpgrp(terminal) == os.getpgrp()
+    except OSError:  # not the terminal that controls this process: it cannot stop it
+        return True
