@@ -110,3 +110,12 @@ def test_layers_that_a_family_keeps_in_more_bits_are_quantized_as_mlx_lm_does_it
     back = {name: m.bits for name, m in load_model(tmp_path / "saved")[0].named_modules() if hasattr(m, "bits")}
     assert back == {name: m.bits for name, m in loaded.model.named_modules() if hasattr(m, "bits")}
     assert (quantizes_its_own_way(folder), quantizes_its_own_way(MODEL)) == (True, False)
+
+
+@pytest.mark.parametrize(
+    ("kind", "own"), [("qwen3_5_moe", True), ("qwen3_vl_moe", True), ("solar_open", False), ("no_such_kind", False)]
+)
+def test_bits_of_its_own_are_found_in_the_model_that_a_family_is_made_of(kind: str, own: bool, tmp_path: Path) -> None:
+    """Rows that were sampled with other bits would be taken for those of this model."""
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": kind}))
+    assert quantizes_its_own_way(tmp_path) == own

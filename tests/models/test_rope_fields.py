@@ -98,8 +98,9 @@ def test_the_text_of_a_vision_model_is_rotated_as_its_rope_parameters_say(tmp_pa
     assert mx.array_equal(loaded.model(TOKENS), wanted)
 
 
-def test_the_text_of_a_vision_model_whose_code_reads_them_is_left_as_it_is(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["qwen3_vl", "qwen3_5_moe"])
+def test_the_text_of_a_vision_model_whose_code_reads_them_is_left_as_it_is(kind: str, tmp_path: Path) -> None:
     folder = write_family("qwen3", tmp_path / "model")
-    text = {"model_type": "qwen3_vl_text", "rope_parameters": {**PLAIN, "rope_theta": 77.0}}
-    (folder / "config.json").write_text(json.dumps({"model_type": "qwen3_vl", "text_config": text}))
+    text = {"model_type": f"{kind}_text", "rope_parameters": {**PLAIN, "rope_theta": 77.0}}
+    (folder / "config.json").write_text(json.dumps({"model_type": kind, "text_config": text}))
     assert rope_fields(folder) == {}

@@ -173,15 +173,21 @@ def _rope_fields(config: dict[str, Any]) -> dict[str, Any]:
 
 def _reads_rope_parameters(kind: str) -> bool:
     """Whether mlx-lm's code of a model type does; True where it has none."""
-    code = _code(kind)
-    parts = re.findall(r"^from \. import (.+)$", code or "", re.M)
-    codes = [code, *(_code(name.strip()) for names in parts for name in names.split(","))]
-    return code is None or any("rope_parameters" in text for text in codes if text)
+    codes = _codes(kind)
+    return not codes or any("rope_parameters" in code for code in codes)
 
 
 def quantizes_its_own_way(path: Path) -> bool:
     """Whether mlx-lm has bits of its own for some layers of a model, such as 8 for what picks the experts."""
-    return "quant_predicate" in (_code(str(json_object(path / "config.json").get("model_type"))) or "")
+    return any("quant_predicate" in code for code in _codes(str(json_object(path / "config.json").get("model_type"))))
+
+
+def _codes(kind: str) -> list[str]:
+    """mlx-lm's code of a model type and of the models that it imports; none where it has none."""
+    code = _code(kind) or ""
+    parts = re.findall(r"^from \. import (.+)$|^from \.(\w+) import Model\b", code, re.M)
+    models = [_code(name.strip()) for names, model in parts for name in (model or names).split(",")]
+    return [found for found in (code, *models) if found]
 
 
 def _code(kind: str) -> str | None:
