@@ -12,7 +12,7 @@ from typing import Any
 from upft_mlx.data.columns import WRONG_COLUMNS
 from upft_mlx.data.problems import Problem
 from upft_mlx.errors import ColumnError, OfflineError, ProblemsError, RecipeError
-from upft_mlx.escape import plain_name, quoted, to_json
+from upft_mlx.escape import half, plain_name, quoted, to_json
 from upft_mlx.models.facts import model_facts
 from upft_mlx.models.find import BUILTIN, is_hub_model
 from upft_mlx.new.data_facts import DataFacts, Split, all_letters, data_facts, hard_to_grade, hold_out, is_file
@@ -51,6 +51,11 @@ def new_recipe(wish: Wish) -> Draft:
     Raises:
         UpftError: one of its kinds: model or data cannot be used, or a file is there already. Nothing is written then.
     """
+    for name in (wish.model, wish.dataset):
+        if half(name):
+            raise RecipeError(
+                f"{quoted(name)} is not UTF-8, so no recipe can name it", "use a folder with another name"
+            )
     path = _output(wish)
     try:
         data = data_facts(_source(wish))
