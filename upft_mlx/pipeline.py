@@ -160,6 +160,7 @@ def run_forecast(recipe: Recipe, run_dir: str | Path, notify: Observer = ignore)
     with opened(job):
         do(job, "answers")
         do(job, "forecast")
+        ranks().mirror(job.run.root)  # rank 0 has made it alone
     return Forecast.load(read_json(job.run.forecast / "forecast.json"))
 
 
@@ -174,6 +175,7 @@ def learn(job: Job) -> None:
             for donor in job.donors:
                 take_over(job, donor, stage)
             do(job, stage)
+        ranks().mirror(job.run.root)  # rank 0 has made it alone
         take_choice(job)
         if job.recipe.prefix.selection == "auto":
             raise no_choice(job.run)
@@ -378,8 +380,7 @@ def report(job: Job) -> RunReport:
     facts = RunReport(**vars(collect(job.recipe, job.run, current)), economy=cost)
     write_atomically(job.run.report, markdown(facts))
     if facts.fidelity is not None:
-        base = base_of(job.recipe, job.model_path)
-        card = model_card(job.recipe, base, facts, read_json(job.run.recipe))
+        card = model_card(job.recipe, base_of(job.recipe, job.model_path), facts, read_json(job.run.recipe))
         write_atomically(result(job) / "README.md", card)
         for file in terms(job.model_path):  # of the base: they go with what is made of it
             write_atomically(result(job) / file.name, file.read_bytes())

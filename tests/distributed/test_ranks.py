@@ -10,7 +10,6 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -23,7 +22,6 @@ from conftest import MODEL
 from helpers import forks
 
 from upft_mlx import pipeline
-from upft_mlx.distributed import lifeline
 from upft_mlx.distributed.ranks import Ranks, _hosts, _launched, joined, ranks
 from upft_mlx.distributed.seam import mine, rounds
 from upft_mlx.errors import RankError
@@ -197,66 +195,6 @@ team.leave()
 """
 
 
-def test_ranks_that_wait_say_a_beat_now_and_then_and_not_in_answer_to_each_other(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """Two that answered each other took half of a core each."""
-    said: list[str] = []
-
-    class Heard(lifeline.Lifeline):
-        def say(self, line: str) -> None:
-            said.append(line)
-            super().say(line)
-
-    monkeypatch.setattr(lifeline, "BEAT_SECONDS", 0.2)
-    ends = socket.socketpair()
-    team = [Heard({1 - number: end}) for number, end in enumerate(ends)]
-    for one in team:
-        one.start()
-    time.sleep(0.9)
-    for one in team:
-        one.stop()
-    for one, end in zip(team, ends, strict=True):
-        one.join(5)
-        end.close()
-    assert set(said) == {"beat"}
-    assert 4 <= len(said) <= 12, len(said)  # five of each, on a machine that is not busy
-
-
-def test_strangers_hold_up_no_rank_and_are_hung_up_on() -> None:
-    """One that said nothing blocked the leader for 20 s, and one with another job's token was kept open."""
-    token, start = "0123456789abcdef", time.monotonic()
-    with ExitStack() as stack:
-        listener = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
-        silent, stranger, torn, second, first = [
-            stack.enter_context(socket.create_connection(listener.getsockname(), timeout=5)) for _ in range(5)
-        ]
-        stranger.sendall(lifeline.greeting("f" * 16, 1))
-        torn.sendall(b"GET /")
-        torn.shutdown(socket.SHUT_WR)
-        first.sendall(lifeline.greeting(token, 1) + b"beat\n")
-        second.sendall(lifeline.greeting(token, 2)[:9])
-        threading.Timer(0.2, second.sendall, [lifeline.greeting(token, 2)[9:]]).start()
-        peers = lifeline.followers(listener, token, 2)
-        for peer in peers.values():
-            stack.enter_context(peer)
-        assert {number: peer.getpeername() for number, peer in peers.items()} == {
-            1: first.getsockname(),
-            2: second.getsockname(),
-        }
-        assert peers[1].recv(100) == b"beat\n", "what follows a greeting is left to the lifeline"
-        assert [end.recv(1) for end in (silent, stranger, torn)] == [b"", b"", b""]
-    assert time.monotonic() - start < 4
-
-
-def test_ranks_that_do_not_come_are_waited_for_no_longer_than_a_silence(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lifeline, "SILENCE_SECONDS", 0.3)
-    with socket.create_server(("127.0.0.1", 0)) as listener, socket.create_connection(listener.getsockname()) as silent:
-        with pytest.raises(TimeoutError, match="timed out"):
-            lifeline.followers(listener, "0123456789abcdef", 1)
-        assert silent.recv(1) == b""
-
-
 def test_sums_values_and_files_reach_every_rank(start: Any, tmp_path: Path) -> None:
     run = tmp_path / "run"
     (run / "deep" / "er").mkdir(parents=True)
@@ -298,6 +236,26 @@ def test_two_ranks_make_the_rows_and_the_adapter_of_one(start: Any, one: Path, t
         assert other.get("development_accuracy") == mine_.get("development_accuracy")
     assert other["valid_loss"] == pytest.approx(mine_["valid_loss"], rel=1e-5)
     assert (two / "report.md").exists()
+
+
+STUDIES = {
+    "analyze": ("analysis/analysis.json", "analyze.problems=2", "analyze.rollouts=2"),
+    "forecast": ("forecast/forecast.json", "forecast.problems=12", "forecast.samples=2"),
+    "compare": ("compare/compare.json", "compare.methods=[upft]", "train.epochs=1"),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("verb", STUDIES)
+def test_a_study_is_shown_and_written_by_the_leader_alone(start: Any, tmp_path: Path, verb: str) -> None:
+    """The others looked for results that only the leader has, or wrote them at the same time, and ended the job."""
+    made, *overrides = STUDIES[verb]
+    command = upft(verb, tmp_path / "run", "problems.limit=20", "generate.max_tokens=24", *overrides)
+    (status, output, errors), follower = start(command, command).wait()
+    assert status == 0, errors
+    assert follower == (0, "", "")
+    assert made in output
+    assert json.loads((tmp_path / "run" / made).read_text())
 
 
 @pytest.mark.slow

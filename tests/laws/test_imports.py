@@ -200,9 +200,9 @@ def test_the_ranks_are_behind_one_seam() -> None:
     """
     users = {m: {o for o in own(m) if package(o) == "distributed"} for m in MODULES if package(m) != "distributed"}
     inside = {module for module, used in users.items() if used - {"distributed.seam", "distributed.interrupt"}}
-    assert inside == {"pipeline", "cli.edge", "cli.run"}
+    assert inside == {"pipeline", "cli.edge", "cli.run", "cli.studies"}
     assert {package(module) for module, used in users.items() if "distributed.seam" in used} == {
-        *("sampling", "evaluation", "training", "forecasting")
+        *("sampling", "evaluation", "training", "forecasting", "studies")
     }
 
 

@@ -73,6 +73,7 @@ _study_command(
 def sweep(recipe: str, grid: Sequence[str], on: str | None, options: Options) -> None:
     """See the help."""
     with prepared(recipe, options) as loaded:
+        from upft_mlx.distributed.ranks import ranks
         from upft_mlx.recipe.grid import parse_grid
         from upft_mlx.studies.compare import STAGES
         from upft_mlx.studies.sweep import sweep
@@ -82,6 +83,8 @@ def sweep(recipe: str, grid: Sequence[str], on: str | None, options: Options) ->
         root = folder_of(recipe, loaded, options.run_dir)
         with watching(root, options, STAGES) as notify:
             found = sweep(loaded, parse_grid(grid), root, notify, on=on)
+        if not ranks().leads:  # rank 0 has the screen
+            return
         if options.as_json:
             click.echo(to_json(found.dump()))
         else:
@@ -91,6 +94,7 @@ def sweep(recipe: str, grid: Sequence[str], on: str | None, options: Options) ->
 def _study(name: str, what: str, options: Options) -> None:
     """Run one, and print its table."""
     with prepared(name, options) as recipe:
+        from upft_mlx.distributed.ranks import ranks
         from upft_mlx.pipeline import run_forecast
         from upft_mlx.studies.analyze import run_analysis
         from upft_mlx.studies.compare import STAGES, compare
@@ -102,6 +106,8 @@ def _study(name: str, what: str, options: Options) -> None:
         work = {"analyze": run_analysis, "compare": compare, "forecast": run_forecast}
         with watching(root, options, stages) as notify:
             found = work[what](recipe, root, notify).dump()
+        if not ranks().leads:  # rank 0 has the screen
+            return
         if options.as_json:
             click.echo(to_json(found))
         elif what == "analyze":

@@ -1,4 +1,4 @@
-"""How work is shared among ranks: all that sampling, evaluation and training know of them.
+"""How work is shared among ranks: all that sampling, evaluation, training and studies know of them.
 
 Each function does with one rank what a program without ranks would do: all of the work is this process's, and what
 all have made together is what it has made. The run directory and the screen are the business of the pipeline and of

@@ -20,6 +20,7 @@ from typing import Any, Literal
 
 from upft_mlx.data.problems import Problem
 from upft_mlx.dataset.prefix import LEAST_ANSWERS, sampled_prefix
+from upft_mlx.distributed.seam import led
 from upft_mlx.events import Note, Observer, StageStarted, ignore
 from upft_mlx.forecasting.answers import Known, graded, remove_other_graders
 from upft_mlx.forecasting.estimate import FROM_PREFIXES, Forecast
@@ -57,7 +58,7 @@ def run_analysis(recipe: Recipe, run_dir: str | Path, notify: Observer = ignore)
     job = prepare(recipe, run_dir, notify)
     job.remade = "analyze"
     with opened(job):
-        do(job, "analyze")
+        led(job.run.root, lambda: do(job, "analyze"))
     return Analysis.load(read_json(job.run.analysis / "analysis.json"))
 
 

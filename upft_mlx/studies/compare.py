@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from upft_mlx.distributed.seam import leads
 from upft_mlx.errors import RecipeError
 from upft_mlx.evaluation.evaluate import scores_of
 from upft_mlx.evaluation.summary import rounded_grades
@@ -71,6 +72,8 @@ def compare(recipe: Recipe, run_dir: str | Path, notify: Observer = ignore) -> C
         machine=machine,
         rounding=rounding,
     )
+    if not leads():
+        return found
     keep_aside(root, "compare", "recipe", found.recipe)
     write_json(root / "compare.json", found.dump())
     write_atomically(root / "compare.md", f"# {recipe.name}: methods side by side\n\n{markdown(found, rounding)}")

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from upft_mlx.data.benchmarks import resolve
+from upft_mlx.distributed.seam import leads
 from upft_mlx.errors import RecipeError
 from upft_mlx.escape import one_line, quoted
 from upft_mlx.evaluation.benchmark_result import BenchmarkResult
@@ -78,7 +79,8 @@ def sweep(
         rest=_on_the_rest(rest, chosen, notify),
         reported=len(list(root.glob(f"*/looks/{LOOK}/evaluation/summary.json"))),
     )
-    _write(found, recipe, root)
+    if leads():
+        _write(found, recipe, root)
     return found
 
 
