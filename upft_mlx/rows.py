@@ -180,11 +180,7 @@ def _fits(value: Any, hint: Any) -> bool:
 def write_atomically(path: Path, data: bytes | str) -> None:
     """Replace `path` as a whole: after a crash it holds the old content or the new, never a part."""
     with replacing(path) as temporary:
-        content = data.encode() if isinstance(data, str) else data
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
+        temporary.write_bytes(data.encode() if isinstance(data, str) else data)
 
 
 def beside(path: Path) -> Path:
@@ -194,12 +190,14 @@ def beside(path: Path) -> Path:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path` that takes its place when the block ends well, and goes otherwise."""
+    """A temporary path beside `path` that, once on the disk, takes its place if the block ends well; else it goes."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = beside(path)
     temporary.unlink(missing_ok=True)  # of a process that was killed, or a link that leads elsewhere
     try:
         yield temporary
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
         temporary.replace(path)
     except BaseException:  # Ctrl-C as well; it is raised again below
         with suppress(OSError):  # what went wrong first is what to say
@@ -297,8 +295,6 @@ def rows_writer(path: Path) -> Iterator[Callable[[Any], None]]:
             file.write(to_line(row))
 
         yield write
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def arrange(source: Path, target: Path, order: Iterable[int]) -> None:
@@ -316,8 +312,6 @@ def arrange(source: Path, target: Path, order: Iterable[int]) -> None:
         for number in order:
             file.seek(places[number])
             arranged.write(file.read(places[number + 1] - places[number]))
-        arranged.flush()
-        os.fsync(arranged.fileno())
 
 
 def own_file(path: Path, flags: int) -> int:

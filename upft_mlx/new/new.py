@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
@@ -88,8 +87,6 @@ def new_recipe(wish: Wish) -> Draft:
     for file_name, problems in draft.files.items():
         with replacing(path.parent / file_name) as temporary, temporary.open("wb") as file:
             file.writelines(_line(problem).encode() for problem in problems)
-            file.flush()
-            os.fsync(file.fileno())
     write_atomically(path, text)
     return draft
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -77,8 +76,6 @@ def save_safetensors(path: Path, arrays: dict[str, mx.array]) -> None:
             mx.save_safetensors(str(temporary), arrays, {"format": "mlx"})
         except RuntimeError as error:
             raise write_error(error, path, sum(array.nbytes for array in arrays.values())) from None
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
 
 
 def load_safetensors(path: Path) -> dict[str, mx.array]:
