@@ -13,14 +13,9 @@ from mlx.utils import tree_flatten, tree_map
 
 from upft_mlx.distributed.seam import own_seed, shared_out, summed
 from upft_mlx.events import Note, Observer, ignore
+from upft_mlx.machine.device import on_gpu
 from upft_mlx.recipe.schema import Train
-from upft_mlx.training.batches import (
-    Batch,
-    Example,
-    StepCounts,
-    count,
-    split,
-)
+from upft_mlx.training.batches import Batch, Example, StepCounts, count, split
 from upft_mlx.training.loss import choose_modes, make_loss, scalar, to_arrays, value_and_grad
 from upft_mlx.training.token_loss import token_losses
 
@@ -96,7 +91,7 @@ class Stepper:
         self.gradient_norm = 0.0
         """The norm in the last step, before clipping."""
         self._loss = make_loss(model, modes)
-        if mx.default_device().type == mx.DeviceType.gpu if compiled is None else compiled:
+        if on_gpu() if compiled is None else compiled:
             passed = [model.state, mx.random.state]
             self._gradient = mx.compile(self._gradient, inputs=passed, outputs=passed)
             self._update = mx.compile(update, inputs=self._state, outputs=self._state)
