@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import mlx.core as mx
 
 from upft_mlx.sampling.chunks import shared_start
-from upft_mlx.sampling.same_logits import same_logits
+from upft_mlx.sampling.same_logits import UNSUPPORTED, same_logits
 
 if TYPE_CHECKING:
     from upft_mlx.models.load import Loaded
@@ -95,8 +95,8 @@ class Prefill:
             found = self._model(mx.array([ids[-1:] for ids in _TRIED]), cache=joined)[:, -1]
             full = mx.concatenate([self._model(mx.array([ids]))[:, -1] for ids in _TRIED])
             return same_logits(found, full)
-        except (ValueError, TypeError, AttributeError, IndexError, KeyError, NotImplementedError):
-            return False  # the family's caches cannot be joined, or are of another kind
+        except UNSUPPORTED:
+            return False
 
     def _whole(self, prompts: Sequence[Sequence[int]]) -> list[Cache]:
         from mlx_lm.models.cache import make_prompt_cache

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import mlx.core as mx
 
+UNSUPPORTED = (ValueError, TypeError, AttributeError, IndexError, KeyError, NotImplementedError)
+"""What a model family raises when a shortcut hands it caches or shapes that it does not take."""
+
 
 def same_logits(found: mx.array, full: mx.array) -> bool:
     """Whether two arrays of logits are equal but for rounding in the precision that the model computes with."""

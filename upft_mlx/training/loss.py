@@ -22,7 +22,7 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten
 
 from upft_mlx.models.families import SharedKeys, reads_keys_of_others
-from upft_mlx.sampling.same_logits import same_logits
+from upft_mlx.sampling.same_logits import UNSUPPORTED, same_logits
 from upft_mlx.sampling.same_logits import scalar as scalar  # where others look for it
 from upft_mlx.training.batches import Batch, chunk_positions, unshared_because
 from upft_mlx.training.chunked_loss import Head, chunked_nats, nats
@@ -235,7 +235,7 @@ def chunks_exactly(model: nn.Module) -> int:
     logits = supervised_logits(model, none, tokens, positions, Modes(share=False))
     try:
         found = head_of(model)(_hidden(model, none, tokens, positions, Modes(share=False)))
-    except (ValueError, TypeError, AttributeError, IndexError, KeyError, NotImplementedError):
+    except UNSUPPORTED:
         return 0
     return chunk_positions(logits.shape[-1]) if same_logits(found, logits) else 0
 
@@ -291,5 +291,5 @@ def _same_logits(model: nn.Module, shared: mx.array, modes: Modes) -> bool:
     try:
         found = supervised_logits(model, shared, tokens, positions, modes)
         return same_logits(found, model(whole).reshape(2 * width, -1)[places])
-    except (ValueError, TypeError, AttributeError, IndexError, KeyError, NotImplementedError):
-        return False  # the family's layers are called with other shapes or another kind of cache
+    except UNSUPPORTED:
+        return False
