@@ -123,20 +123,12 @@ def latest(folder: Path) -> tuple[Position, dict[str, mx.array], dict[str, mx.ar
 
     if not (found := _all(folder)):
         return None
-    path = found[-1]
+    path, remedy = found[-1], "move this folder away to continue from the one before it, or from the start"
     if missing := [name for name in _PARTS if not (path / name).is_file()]:
-        raise TrainingError(
-            f"incomplete checkpoint, {', '.join(missing)} missing",
-            "move this folder away to continue from the one before it, or from the start",
-            path=path,
-        )
+        raise TrainingError(f"incomplete checkpoint, {', '.join(missing)} missing", remedy, path=path)
     known = read_json(path / _DIGESTS) or {}
     if damaged := [name for name, was in known.items() if digest(path / name) != was]:
-        raise TrainingError(
-            f"{damaged[0]} was changed after it was written",
-            "move this folder away to continue from the one before it, or from the start",
-            path=path,
-        )
+        raise TrainingError(f"{damaged[0]} was changed after it was written", remedy, path=path)
     data = read_json(path / _PARTS[2])
     names = {f.name for f in fields(Position)}
     if not isinstance(data, dict) or not names - _LATER <= set(data) <= names:
@@ -144,9 +136,7 @@ def latest(folder: Path) -> tuple[Position, dict[str, mx.array], dict[str, mx.ar
     try:
         return Position(**data), mx.load(str(path / _PARTS[0])), mx.load(str(path / _PARTS[1]))  # type: ignore[return-value]
     except RuntimeError as error:
-        raise TrainingError(
-            f"damaged checkpoint: {error}", "move this folder away to continue without it", path=path
-        ) from None
+        raise TrainingError(f"damaged checkpoint: {error}", remedy, path=path) from None
 
 
 def _all(folder: Path) -> list[Path]:
