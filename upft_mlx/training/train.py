@@ -10,7 +10,7 @@ import json
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ from upft_mlx.sampling.sampler import derive_seed
 from upft_mlx.training import checkpoints
 from upft_mlx.training.batches import (
     Example,
+    StepCounts,
     shared_length,
     steps_from,
     to_examples,
@@ -53,8 +54,6 @@ from upft_mlx.training.row_loss import (
 )
 from upft_mlx.training.step import Stepper, learning_rate
 from upft_mlx.training.tracking import reporter
-
-_SUMS = ("steps", "loss", "examples", "supervised_tokens", "processed_tokens", "padding_tokens", "seconds")
 
 
 def train(
@@ -185,8 +184,6 @@ class _Loop:
         self.examples, self.fixed = examples, drawn(examples, FIXED, recipe.seed)
         self.measured = set(measured_again(recipe.train, total, len(self.fixed), bool(valid)))
         self.report = reporter(recipe, run, position.step) if leads() else None
-        if not position.window:
-            position.window = dict.fromkeys(_SUMS, 0.0)
 
     @property
     def ended(self) -> bool:
@@ -224,7 +221,7 @@ class _Loop:
         position.add(counts)
         sums = {"steps": 1, "loss": loss, "seconds": time.perf_counter() - start, **asdict(counts)}
         for name, added in sums.items():
-            position.window[name] += added
+            position.window[name] = position.window.get(name, 0) + added
         self.notify(Progress("train", number, self.total, "steps", counts.supervised_tokens))
         last, valid_loss = number == self.total, None
         if self.valid and (last or number % settings.validate_every == 0):
@@ -262,10 +259,7 @@ class _Loop:
             "epoch": epoch,
             "loss": window["loss"] / window["steps"],
             "learning_rate": rate,
-            "examples": int(window["examples"]),
-            "supervised_tokens": int(window["supervised_tokens"]),
-            "processed_tokens": int(window["processed_tokens"]),
-            "padding_tokens": int(window["padding_tokens"]),
+            **{field.name: int(window[field.name]) for field in fields(StepCounts)},
             "seconds": window["seconds"],
             "tokens_per_second": window["supervised_tokens"] / window["seconds"],
             "peak_memory_bytes": mx.get_peak_memory(),
@@ -278,7 +272,7 @@ class _Loop:
             line["development_accuracy"] = accuracy
         with self.run.metrics.open("a") as file:
             file.write(json.dumps({name: at if math.isfinite(at) else None for name, at in line.items()}) + "\n")
-        self.position.window = dict.fromkeys(_SUMS, 0.0)
+        self.position.window = {}
         self.notify(Trained(line, self.total))
         if self.report:
             self.report(line)
