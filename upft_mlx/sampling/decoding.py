@@ -187,13 +187,10 @@ class Chunk:
         self._ends = frozenset(loaded.eos_ids)
         self._rows = [
             [
-                _Row(
-                    *(request.prompt_ids[-1], request.max_tokens, random_key(seed, request.key, sample)),
-                    *(draft, request.drafts),
-                )
-                for sample, draft in enumerate(request.drafts or [()] * request.samples)
+                _Row(r.prompt_ids[-1], r.max_tokens, random_key(seed, r.key, sample), draft, r.drafts)
+                for sample, draft in enumerate(r.drafts or [()] * r.samples)
             ]
-            for request in requests
+            for r in requests
         ]
         self._waiting: list[_Waiting] = []
         """With the caches of their prompts, all tokens but the last."""
@@ -357,9 +354,8 @@ class Chunk:
             # A token is at least a byte: a stop string that the last one completed is in this tail.
             tail = decode(ids[-max(len(text.encode()) for text in stop) - 3 :])
             text = decode(ids) if any(string in tail for string in stop) else ""
-            if ends := [
-                at for string in stop if (at := text.find(string)) >= 0
-            ]:  # none: the tail alone reads otherwise
+            ends = [at for string in stop if (at := text.find(string)) >= 0]
+            if ends:  # else the tail alone reads otherwise
                 end, kept = min(ends), len(ids)
                 while kept and not text[:end].startswith(decode(ids[:kept])):
                     kept -= 1
