@@ -36,6 +36,7 @@ _PLAIN = re.compile(r"[\w.+-]+")
 """Names that mean themselves where the Hub's client takes them for patterns."""
 WAITS = (1.0, 4.0, 15.0, 60.0)
 """Seconds before each retry after a dropped connection or an error of the Hub."""
+_LOG_IN = "run `hf auth login`, or set HF_TOKEN to a token with write access"
 _SECRETS = {
     b"hf_": rb"hf_[A-Za-z0-9]{30,}",
     b"gh": rb"gh[opsur]_[A-Za-z0-9]{36}",
@@ -122,9 +123,7 @@ def push(publish: Publish, folder: Path, notify: Observer = ignore) -> str:
     if is_offline():
         raise OfflineError("push needs the network, which is off (--offline or HF_HUB_OFFLINE=1)")
     if get_token() is None:
-        raise PublishError(
-            "not logged in to the Hub", "run `hf auth login`, or set HF_TOKEN to a token with write access"
-        )
+        raise PublishError("not logged in to the Hub", _LOG_IN)
     api = HfApi()
     _attempts(lambda: _ensure_repo(api, repo, publish, notify), repo, notify)
     size = sum(path.stat().st_size for path in files)
@@ -243,7 +242,7 @@ def _explained(error: BaseException, repo: str) -> Exception:
         return PublishError(f"push to {repo}: {_text(root)}", again)
     owner = repo.partition("/")[0]
     known = {
-        401: ("the Hub does not know your token", "run `hf auth login`, or set HF_TOKEN to a token with write access"),
+        401: ("the Hub does not know your token", _LOG_IN),
         403: (f"your token may not write to {owner}", "use one with write access, or another name"),
         404: (f"no such user or organisation as {owner}, or no such repository", "check publish.repo"),
         409: ("somebody else changed the repository at the same time", "run the same command again"),
@@ -261,11 +260,11 @@ def _text(error: BaseException) -> str:
 
 def listing(publish: Publish, folder: Path) -> dict[str, Any]:
     """The files that `upft push` would upload, as plain values."""
-    files = [{"path": path.name, "bytes": path.stat().st_size} for path in files_to_push(folder)]
+    sizes = {path.name: path.stat().st_size for path in files_to_push(folder)}
     return {
         "repo": publish.repo,
         "private": publish.private,
-        "files": files,
-        "bytes": sum(int(str(file["bytes"])) for file in files),
-        "left_out": sorted(path.name for path in folder.iterdir() if path.name not in {f["path"] for f in files}),
+        "files": [{"path": name, "bytes": size} for name, size in sizes.items()],
+        "bytes": sum(sizes.values()),
+        "left_out": sorted(path.name for path in folder.iterdir() if path.name not in sizes),
     }
