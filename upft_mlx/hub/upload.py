@@ -254,8 +254,7 @@ def _explained(error: BaseException, repo: str) -> Exception:
 
 def _text(error: BaseException) -> str:
     """An error's text without the queries of addresses, which can hold credentials."""
-    text = reason(error) if isinstance(error, Exception) else type(error).__name__
-    return re.sub(r"\?[^\s'\"]+", "", text)
+    return re.sub(r"\?[^\s'\"]+", "", reason(error))
 
 
 def listing(publish: Publish, folder: Path) -> dict[str, Any]:
