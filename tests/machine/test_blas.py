@@ -112,33 +112,39 @@ def test_a_library_that_cannot_be_renamed_leaves_nothing_behind(
         raise OSError("no patchelf")
 
     (tmp_path / "file").write_text("")
+    monkeypatch.setattr(blas, "_in_package", lambda package, name: tmp_path / "source.so")
     monkeypatch.setattr(blas, "_rename_symbols", refuse)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    for cache in (tmp_path / "file" / "upft", tmp_path / "cache"):
-        with pytest.raises(OSError, match="no patchelf"):
-            blas._Renamed(blas.PACKAGE)._make(tmp_path / "source.so", cache / "openblas-1.so")
+    for cache in ("file", "cache"):
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / cache))
+        with pytest.raises(OSError, match="no patchelf"), blas._renamed():
+            pass
     assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["file"]
-    assert not [*tmp_path.glob("upft-blas-*"), *tmp_path.glob("cache/.blas-*")]
+    assert not [*tmp_path.glob("upft-blas-*"), *tmp_path.glob("cache/upft/.blas-*")]
 
 
 def test_a_new_copy_removes_what_was_left_and_copies_that_were_long_not_used(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    source, long_ago = tmp_path / "source.so", time.time() - blas.UNUSED_SECONDS - 60
+    source, cache, long_ago = tmp_path / "source.so", tmp_path / "upft", time.time() - blas.UNUSED_SECONDS - 60
     source.write_text("library")
+    cache.mkdir()
     for name in ("openblas-1.so", "openblas-1.json", "openblas-2.so", "openblas-2.json", "openblas-own.so", "other.so"):
-        (tmp_path / name).write_text("x")
+        (cache / name).write_text("x")
     for name in (".blas-killed", ".blas-now"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "openblas-3.so").write_text("half")
+        (cache / name).mkdir()
+        (cache / name / "openblas-3.so").write_text("half")
     for name in ("openblas-1.so", "openblas-own.so", "other.so", ".blas-killed"):
-        os.utime(tmp_path / name, (long_ago, long_ago))
+        os.utime(cache / name, (long_ago, long_ago))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(blas, "_in_package", lambda package, name: source)
+    monkeypatch.setattr(blas, "_version", lambda package: "3")
     monkeypatch.setattr(blas, "_rename_symbols", lambda source, target: Path(shutil.copy(source, target)))
-    made = blas._Renamed(blas.PACKAGE)._make(source, tmp_path / "openblas-3.so")
-    assert blas._is_whole(source, made)
-    assert sorted(path.name for path in tmp_path.iterdir()) == [
+    with blas._renamed() as made:
+        assert blas._is_whole(source, Path(made))
+    assert sorted(path.name for path in cache.iterdir()) == [
         *(".blas-now", "openblas-2.json", "openblas-2.so", "openblas-3.json", "openblas-3.so"),
-        *("openblas-own.so", "other.so", "source.so"),
+        *("openblas-own.so", "other.so"),
     ], "what it did not make, and what another environment uses, stays"
 
 
@@ -161,7 +167,7 @@ def test_a_library_that_cannot_be_loaded_leaves_mlx_with_its_own(told: str, word
 @LINUX
 @pytest.mark.parametrize(("row", "error"), [(0, 0.0), (0, 1.0), (39, 1.0)])
 def test_a_library_that_computes_something_else_is_not_used(row: int, error: float) -> None:
-    with blas._Renamed(blas.PACKAGE) as path:
+    with blas._renamed() as path:
         library = ctypes.CDLL(path)
 
     def product(*arguments: Any) -> None:

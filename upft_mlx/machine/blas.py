@@ -23,12 +23,13 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from upft_mlx.digests import digest
 from upft_mlx.machine.cache import cache_folder
 from upft_mlx.quantities import many
 
@@ -121,84 +122,53 @@ def _version(package: str) -> str | None:
 def _load() -> Blas:
     """Try the candidates in order; the first that computes correctly is made global."""
     told = os.environ.get("UPFT_BLAS")
+    candidates: dict[str, AbstractContextManager[str]] = (
+        {told: nullcontext(told)} if told else {PACKAGE: _renamed(), SYSTEM: nullcontext(SYSTEM)}
+    )
     trouble = []
-    for candidate in [_Candidate(told)] if told else [_Renamed(PACKAGE), _Candidate(SYSTEM)]:
+    for source, library in candidates.items():
         try:
-            with candidate as path:
+            with library as path:
                 return _made_global(path)
         except Exception as error:  # whatever is wrong with a library, MLX has its own
-            trouble.append(f"{candidate}: {error}")
+            trouble.append(f"{source}: {error}")
     return Blas(MLXS_OWN, is_fast=False, trouble="; ".join(trouble))
 
 
-class _Candidate:
-    """A library's path, for the time of loading; `str` says where it is from."""
+@contextmanager
+def _renamed() -> Iterator[str]:
+    """The package's library with MLX's symbols renamed: in the cache or, if that cannot be written, a temporary one."""
+    from tempfile import TemporaryDirectory
 
-    def __init__(self, source: str) -> None:
-        self.source = source
-
-    def __str__(self) -> str:
-        return self.source
-
-    def __enter__(self) -> str:
-        return self.source
-
-    def __exit__(self, *_: object) -> None:
-        """Nothing to clean up."""
-
-
-class _Renamed(_Candidate):
-    """The package's library with MLX's symbols renamed, from the cache or made now."""
-
-    _temporary: Path | None = None
-
-    def __enter__(self) -> str:
-        source = _in_package(PACKAGE, "libscipy_openblas.so")
-        cache = cache_folder()
-        copy = cache / f"openblas-{_version(PACKAGE)}.so"
-        if not _is_whole(source, copy):
-            copy = self._make(source, copy)
-        return str(copy)
-
-    def _make(self, source: Path, copy: Path) -> Path:
-        """Write the copy beside its place, then put it there; where the cache cannot be written, a temporary one."""
-        import tempfile
-
+    source, copy = _in_package(PACKAGE, "libscipy_openblas.so"), cache_folder() / f"openblas-{_version(PACKAGE)}.so"
+    if not _is_whole(source, copy):
         try:
             copy.parent.mkdir(parents=True, exist_ok=True)
-            folder = Path(tempfile.mkdtemp(prefix=".blas-", dir=copy.parent))
+            beside = TemporaryDirectory(prefix=".blas-", dir=copy.parent, ignore_cleanup_errors=True)
         except OSError:
-            self._temporary = folder = Path(tempfile.mkdtemp(prefix="upft-blas-"))
-            try:
-                return _rename_symbols(source, folder / copy.name)
-            except BaseException:  # `__exit__` is not called then
-                _remove(folder)
-                raise
-        try:
-            _rename_symbols(source, folder / copy.name).replace(copy)
-            seal = folder / "seal"
-            seal.write_text(json.dumps({"source": _stamp(source), "copy": _stamp(copy), "sha256": _sha256(copy)}))
+            with TemporaryDirectory(prefix="upft-blas-", ignore_cleanup_errors=True) as folder:
+                yield str(_rename_symbols(source, Path(folder, copy.name)))
+            return  # a library that is loaded needs no name any more
+        with beside as folder:
+            _rename_symbols(source, Path(folder, copy.name)).replace(copy)
+            seal = Path(folder, "seal")
+            seal.write_text(json.dumps({"source": _stamp(source), "copy": _stamp(copy), "sha256": digest(copy)}))
             seal.replace(_seal(copy))
-        finally:
-            _remove(folder)
         _tidy(copy.parent)
-        return copy
-
-    def __exit__(self, *_: object) -> None:
-        """A library that is loaded needs no name any more."""
-        if self._temporary is not None:
-            _remove(self._temporary)
+    yield str(copy)
 
 
 def _tidy(cache: Path) -> None:
     """Remove what killed processes left in the cache, and sealed copies of other versions that were long not used."""
+    import shutil
+
     now = time.time()
     for path in [*cache.glob(".blas-*"), *map(_seal, cache.glob("openblas-*.so"))]:
         with suppress(OSError):
             used = path.with_suffix(".so").stat() if path.suffix == ".json" else path.stat()
             idle = now - max(used.st_atime, used.st_mtime)
             if path.is_dir() and idle > 60 * 60:
-                _remove(path)
+                shutil.rmtree(path)
             elif path.suffix == ".json" and path.is_file() and idle > UNUSED_SECONDS:
                 path.unlink()  # without its seal a copy is none
                 path.with_suffix(".so").unlink()
@@ -210,7 +180,7 @@ def _is_whole(source: Path, copy: Path) -> bool:
         seal = json.loads(_seal(copy).read_text())
         if seal["source"] != _stamp(source):
             return False
-        return bool(seal["copy"] == _stamp(copy) or seal["sha256"] == _sha256(copy))
+        return bool(seal["copy"] == _stamp(copy) or seal["sha256"] == digest(copy))
     except (OSError, ValueError, KeyError, TypeError):
         return False  # not made yet, or damaged
 
@@ -222,18 +192,6 @@ def _seal(copy: Path) -> Path:
 def _stamp(file: Path) -> list[int]:
     status = file.stat()
     return [status.st_size, status.st_mtime_ns]
-
-
-def _sha256(file: Path) -> str:
-    import hashlib
-
-    return hashlib.sha256(file.read_bytes()).hexdigest()
-
-
-def _remove(folder: Path) -> None:
-    import shutil
-
-    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _in_package(package: str, name: str) -> Path:
