@@ -135,7 +135,7 @@ class Split:
     """The first two with the same question and another answer."""
 
 
-def hold_out(problems: Sequence[Problem], count: int | None, seed: int = 0) -> Split:
+def hold_out(problems: Sequence[Problem], count: int | None) -> Split:
     """Set test questions aside, drawn with a seed from the problems with an answer; equal questions stay together.
 
     What is held of each problem is 20 bytes: a hash of its question and the like.
@@ -143,7 +143,6 @@ def hold_out(problems: Sequence[Problem], count: int | None, seed: int = 0) -> S
     Args:
         problems: all of them.
         count: how many to set aside; None: a fifth of those with an answer, at most 200.
-        seed: of the draw.
 
     Raises:
         ProblemsError: too few problems have an answer, or none would be left to train on.
@@ -160,7 +159,7 @@ def hold_out(problems: Sequence[Problem], count: int | None, seed: int = 0) -> S
             "set fewer aside, so that some are left to train on",
             field=f"--holdout {wanted}",
         )
-    drawn = testable[sorted(random.Random(f"holdout/{seed}").sample(range(len(testable)), wanted))]
+    drawn = testable[sorted(random.Random("holdout/0").sample(range(len(testable)), wanted))]
     train = np.flatnonzero(~np.isin(keys, keys[drawn]))
     return Split(
         ProblemSubset(problems, train),
