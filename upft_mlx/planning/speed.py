@@ -24,7 +24,7 @@ from upft_mlx.models.load import Loaded
 from upft_mlx.planning.lengths import Solutions, of_lengths
 from upft_mlx.quantities import many
 from upft_mlx.recipe.schema import Recipe
-from upft_mlx.rows import read_json, write_json
+from upft_mlx.rows import from_plain, read_json, write_json
 from upft_mlx.rundir import fingerprint, versions
 from upft_mlx.training.batches import Example, shared_length
 
@@ -65,9 +65,8 @@ def cache_file(job: Job) -> Path:
 def known(job: Job) -> Speed | None:
     """An earlier calibration of this machine; None where there is none, or the file is damaged."""
     try:
-        found = read_json(cache_file(job))
-        return Speed(**{**found, "solutions": Solutions(**found["solutions"])})
-    except (RowsError, OSError, TypeError, LookupError):
+        return from_plain(Speed, read_json(cache_file(job)), "a calibration")
+    except (RowsError, OSError):
         return None
 
 
