@@ -19,6 +19,7 @@ from upft_mlx.recipe.fields import AUTO, SIZES
 from upft_mlx.recipe.grid import Settings
 from upft_mlx.recipe.schema import Recipe
 from upft_mlx.sampling.chunks import evaluated_together, generated_together
+from upft_mlx.stages import STAGES
 from upft_mlx.training.batches import Example, split, unshared_because
 
 MARGIN = 0.85
@@ -27,7 +28,7 @@ EXCESS = 1.5
 """What exceeds the machine's memory this many times, whatever the settings, is refused; the rest gets a warning."""
 MAX_DECODED, PAPER_BATCH, MIN_STEPS = 64, 64, 20
 """The most that `auto` decodes together, its largest `train.batch_size`, and the minimum of steps in an epoch."""
-STAGES = ("generate", "train", "evaluate", "fuse")
+PLANNED = tuple(name for name, stage in STAGES.items() if stage.planned)
 
 
 def this_machine() -> Machine:
@@ -130,7 +131,7 @@ class MemoryPlan:
 
     def peaks(self, recipe: Recipe) -> dict[str, float]:
         """Peak bytes of each stage that the recipe has."""
-        return {stage: peak for stage in STAGES if (peak := self.peak(stage, recipe))}
+        return {stage: peak for stage in PLANNED if (peak := self.peak(stage, recipe))}
 
     def peak(self, stage: str, recipe: Recipe) -> float:
         """Peak bytes of a stage: of its largest chunk, of the step with the longest rows, or of fusing; else 0."""
@@ -203,7 +204,7 @@ class MemoryPlan:
                 break
         return fields, peak
 
-    def too_large(self, recipe: Recipe, stages: Collection[str] = STAGES) -> list[tuple[str, bool]]:
+    def too_large(self, recipe: Recipe, stages: Collection[str] = PLANNED) -> list[tuple[str, bool]]:
         """For each of the stages that does not fit: a message with the first usual remedy that would, and whether none
         brings it below one and a half times the machine's memory.
         """
