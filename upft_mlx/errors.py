@@ -14,7 +14,7 @@ UpftError                 exit 1
 +-- ExportError                    another tool's format has no place for something
 +-- FetchError                     there is no room for what must be downloaded
 +-- PublishError                   the Hub refuses, or something must not be published
-+-- MemoryLimitError                      a stage needs more memory than this machine has
++-- MemoryLimitError               a stage needs more memory than this machine has
 +-- RankError                      the processes of a job on several machines cannot work together
 +-- MachineError                   MLX does not run on this machine, or not with this Python
 

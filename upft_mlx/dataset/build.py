@@ -1,7 +1,7 @@
 """solutions.jsonl to dataset/train.jsonl and dataset/valid.jsonl, one problem in memory at a time.
 
-Two passes over solutions.jsonl: the first decides which samples train, which needs the grader, the second renders and
-writes them.
+Two passes over solutions.jsonl: the first chooses the samples to train on, which needs the grader; the second renders
+and writes them.
 """
 
 from __future__ import annotations
@@ -80,9 +80,9 @@ class _Builder:
         self.structure = structure_of(recipe, problems)
         self.built = Built()
         self.kept = bytearray()
-        """For each line of solutions.jsonl whether it trains."""
+        """For each line of solutions.jsonl whether it is trained on."""
         self.usable = array("L")
-        """The numbers of the problems with a line that does."""
+        """The numbers of the problems with a line that is."""
 
     def choose(self) -> None:
         """The first pass."""

@@ -84,7 +84,7 @@ def beyond_solutions(recipe: Recipe) -> str:
 
 
 def ended_early(recipe: Recipe, solutions: Iterable[Solution]) -> str:
-    """What to say if most solutions end before the prefix does: then whole solutions train; empty if they do not."""
+    """What to say if most solutions end before the prefix does, and are trained on whole; empty if they do not."""
     lengths = array("L", (len(s.completion_ids) for s in solutions if s.kind == "prefix" or s.finish_reason == "stop"))
     short = sorted(count for count in lengths if count < recipe.prefix.length)
     if recipe.method != "upft" or 2 * len(short) <= len(lengths):
@@ -161,7 +161,7 @@ def most_supervised(prefix: Prefix) -> int:
 
 
 def why_dropped(solution: Solution, prefix: Prefix) -> str | None:
-    """Why a solution becomes no training row, None if it becomes one."""
+    """Why a solution is left out of the dataset; None if it is not."""
     if solution.kind == "full" and solution.finish_reason == "length":
         return "cut at max_tokens"
     if prefix.drop_cjk and _CJK.search(solution.completion):
@@ -176,7 +176,7 @@ def why_dropped(solution: Solution, prefix: Prefix) -> str | None:
 def training_row(
     problem: Problem, solution: Solution, kind: RowKind, *, recipe: Recipe, renderer: Renderer, eos_id: int
 ) -> TrainingRow:
-    """The row that a solution trains.
+    """The training row of a solution.
 
     Prefix rows: the prompt of sampling with the task template behind the question; the first `prefix.length` sampled
     ids, never re-tokenised text, as completion; then EOS if `prefix.eos` says so, or if the solution itself ended

@@ -1,4 +1,4 @@
-"""Which of a problem's samples train. Pure: nothing is read, written or run.
+"""Which samples of a problem to train on. Pure: nothing is read, written or run.
 
 The paper trains on the first sample. The rules here choose among several, some with labels (rejection sampling, the
 paper's label filter), some without.
@@ -35,7 +35,7 @@ PICKED: Mapping[Selection, str] = {
 
 @dataclass(frozen=True)
 class Chosen:
-    """Positions of the samples that train, and how many others were left out for which reason."""
+    """Positions of the samples to train on, and how many others were left out, by reason."""
 
     kept: list[int]
     dropped: Counter[str] = field(default_factory=Counter)

@@ -236,7 +236,7 @@ class _Team(Ranks):
                 write_atomically(root / name, data)
 
     def _slices(self, path: Path) -> Iterator[bytes]:
-        """The leader's file in parts; it is read, or received, one part at a time."""
+        """The leader's file, a message at a time."""
         import mlx.core as mx
         import numpy as np
 
