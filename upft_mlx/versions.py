@@ -21,17 +21,7 @@ from typing import Any
 
 from upft_mlx.errors import RunDirError
 from upft_mlx.rows import Solution, TrainingRow, read_json, read_rows, write_json
-from upft_mlx.rundir import (
-    LedgerEntry,
-    RunDir,
-    changed,
-    dump,
-    fingerprint,
-    missing,
-    read_entry,
-    remove,
-    written,
-)
+from upft_mlx.rundir import LedgerEntry, RunDir, changed, dump, fingerprint, missing, read_entry, remove, written
 from upft_mlx.stages import STAGES
 
 

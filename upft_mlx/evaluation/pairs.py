@@ -12,14 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
-from upft_mlx.evaluation.stats import (
-    ALPHA,
-    ROUNDING,
-    mean_interval,
-    paired_difference,
-    tango_interval,
-    z_quantile,
-)
+from upft_mlx.evaluation.stats import ALPHA, ROUNDING, mean_interval, paired_difference, tango_interval, z_quantile
 
 
 @dataclass(frozen=True)

@@ -7,15 +7,7 @@ from dataclasses import replace
 from typing import Literal
 
 from upft_mlx.data.benchmarks import BenchmarkSet, BenchmarkSpec
-from upft_mlx.evaluation.benchmark_result import (
-    BenchmarkResult,
-    Change,
-    Group,
-    Interval,
-    Measured,
-    Paired,
-    Rounding,
-)
+from upft_mlx.evaluation.benchmark_result import BenchmarkResult, Change, Group, Interval, Measured, Paired, Rounding
 from upft_mlx.evaluation.sequential import always_valid_difference, always_valid_interval
 from upft_mlx.evaluation.stats import (
     PairedDifference,

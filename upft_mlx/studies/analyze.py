@@ -33,15 +33,7 @@ from upft_mlx.models.load import Loaded
 from upft_mlx.pipeline import do, opened, prepare
 from upft_mlx.quantities import many
 from upft_mlx.recipe.schema import Recipe
-from upft_mlx.rows import (
-    Rollout,
-    Row,
-    Solution,
-    read_json,
-    read_rows,
-    write_atomically,
-    write_json,
-)
+from upft_mlx.rows import Rollout, Row, Solution, read_json, read_rows, write_atomically, write_json
 from upft_mlx.rundir import RunDir
 from upft_mlx.sampling.decoding import Completion, Request
 from upft_mlx.sampling.resumed import sample_rows
