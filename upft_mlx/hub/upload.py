@@ -195,8 +195,10 @@ def _attempts(work: Callable[[], Result], repo: str, notify: Observer) -> Result
     for wait in (*WAITS, None):
         try:
             return work()
+        except PublishError:
+            raise
         except Exception as error:  # whatever client, transport and transfer library raise
-            if isinstance(error, PublishError) or not _passes(error) or wait is None:
+            if not _passes(error) or wait is None:
                 raise _explained(error, repo) from None
             notify(Note(f"push: {_text(error)}; retrying in {wait:.0f} s"))
             time.sleep(wait)
@@ -229,8 +231,6 @@ def _passes(error: BaseException) -> bool:
 def _explained(error: BaseException, repo: str) -> Exception:
     from huggingface_hub.errors import HFValidationError
 
-    if isinstance(error, PublishError):
-        return error
     root = _root(error)
     status = _status(root)
     again = "run the same command to continue"
