@@ -353,7 +353,7 @@ def _comes_back(job: Job, run: RunDir, stage: str, entry: LedgerEntry) -> bool:
 def take_over(job: Job, donor: RunDir, stage: str = "generate") -> None:
     """Take over what a stage made in another run from the same inputs, such as solutions, with what it cost."""
     entry, current = donor.entry(stage), job.fingerprint(stage)
-    if entry is not None and donor.is_current(stage, current) and not job.is_current(stage):
+    if entry is not None and entry.fingerprint == current and entry.is_whole(donor.root) and not job.is_current(stage):
         working = job.run.working(stage, current)
         for name in entry.outputs:
             first, *rest = Path(name).parts

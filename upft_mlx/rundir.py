@@ -58,6 +58,10 @@ class LedgerEntry:
     adopted: str | None = None
     """A digest of the outputs that somebody changed by hand and wants to be used (`upft adopt`); None: as written."""
 
+    def is_whole(self, root: Path) -> bool:
+        """Whether the stage is done, and its files are below `root` as it wrote them."""
+        return self.done and bool(self.outputs) and not (missing(self, root) or changed(self, root))
+
 
 class RunDir:
     """The paths of a run and its ledger."""
@@ -161,14 +165,6 @@ class RunDir:
         ledger = {name: dump(found) for name, found in entries.items()}
         write_json(self.ledger, ledger)
         write_json(self.copy, ledger)
-
-    def is_current(self, stage: str, fingerprint: str) -> bool:
-        """Whether a stage is done with these inputs, and its files are there as it wrote them."""
-        entry = self.entry(stage)
-        if entry is None or not entry.done or entry.fingerprint != fingerprint:
-            return False
-        there = entry.outputs or any((self.root / name).exists() for name in STAGES[stage].outputs)
-        return bool(there) and not (missing(entry, self.root) or changed(entry, self.root))
 
     def is_described_by(self, stage: str, *, learns: bool = False) -> bool:
         """Whether recipe.json is that of this stage: a forecast or an analysis leaves that of a run's own stages.

@@ -42,7 +42,7 @@ class Version:
     @property
     def is_whole(self) -> bool:
         """Whether its files are there as the stage wrote them."""
-        return self.entry.done and bool(self.entry.outputs) and not self.damage
+        return self.entry.is_whole(self.folder)
 
     @property
     def damage(self) -> list[str]:
