@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,11 @@ from upft_mlx.evaluation.evaluate import WITHHELD
 from upft_mlx.grade.correct import is_correct
 from upft_mlx.grade.graders import Verdict
 from upft_mlx.models.load import Loaded
-from upft_mlx.pipeline import run_stage
+from upft_mlx.pipeline import opened, prepare, run_stage, take_over
 from upft_mlx.recipe.cells import recipe_for_cell
 from upft_mlx.recipe.schema import Recipe
 from upft_mlx.rows import EvaluationRow, Solution, TrainingRow, read_rows
+from upft_mlx.rundir import RunDir
 from upft_mlx.studies.compare import compare, run_cell
 
 MakeRecipe = Callable[..., Recipe]
@@ -59,6 +61,22 @@ def test_annotated_trains_on_the_datasets_own_solutions(
 def test_annotated_refuses_answers_without_a_solution(make_recipe: MakeRecipe, tmp_path: Path) -> None:
     with pytest.raises(ProblemsError, match="20 of 20 answers have fewer than 4 words"):
         run_stage(make_recipe(method="annotated"), tmp_path, "generate")
+
+
+@pytest.mark.parametrize("digests", [True, False])
+def test_solutions_are_taken_over_only_from_a_run_with_digests(
+    make_recipe: MakeRecipe, tmp_path: Path, digests: bool
+) -> None:
+    """Without them, as in runs of earlier versions, nothing was copied, and the stage counted as done."""
+    recipe, donor = make_recipe(), RunDir(tmp_path / "donor")
+    run_stage(recipe, donor.root, "generate")
+    entry = donor.entry("generate")
+    assert entry is not None
+    donor.record("generate", entry if digests else replace(entry, outputs={}))
+    job = prepare(recipe, tmp_path / "run")
+    with opened(job):
+        take_over(job, donor)
+    assert (job.run.entry("generate") is not None, job.run.solutions.exists()) == (digests, digests)
 
 
 def test_best_of_prefix_continues_the_picked_prefix_and_trains_nothing(make_recipe: MakeRecipe, tmp_path: Path) -> None:
