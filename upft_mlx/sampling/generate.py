@@ -150,13 +150,11 @@ class _Generator:
         done = self.done + finished
         full = self.full - done
         left: int | None = (self.total - max(self.full, done)) * most_sampled(self.recipe, "prefix")
-        if full > 0 and done == self.first:
-            left = None  # no full solution has ended yet
-        elif full > 0 and left is not None:
+        if full > 0:
             ended = done - self.first
             in_flight = min(full, self.recipe.generate.batch_size)  # halfway on average
             mean = min(most_sampled(self.recipe, "full"), self.shown / (ended + in_flight / 2))
-            left += round(max(0.0, mean * (ended + full) - self.shown))
+            left = left + round(max(0.0, mean * (ended + full) - self.shown)) if ended else None  # not known yet
         self.notify(Progress("generate", done, self.total, "solutions", self.shown, tokens_left=left))
 
     def _rows(self, on_step: OnStep, number: int) -> list[Solution]:

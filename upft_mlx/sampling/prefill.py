@@ -53,7 +53,7 @@ class Prefill:
             (self._shared_cache,) = self._pass([shared], [make_prompt_cache(self._model)])
 
     def caches(self, prompts: Sequence[Sequence[int]]) -> list[Cache]:
-        """For each prompt the cache of all its tokens but the last; `share` was told of all of them.
+        """For each prompt the cache of all its tokens but the last; call `share` with all of them before.
 
         Where the model does not continue from what they share, they are run whole; one by one where it is not right
         in batches.
