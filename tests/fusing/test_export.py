@@ -24,8 +24,8 @@ from upft_mlx.fusing.export import export_dequantized, export_gguf, export_peft
 from upft_mlx.models.load import load
 from upft_mlx.recipe.schema import Recipe
 from upft_mlx.rundir import RunDir
+from upft_mlx.sampling.same_logits import scalar
 from upft_mlx.training.checkpoints import save_safetensors
-from upft_mlx.training.loss import scalar
 
 __all__ = ["made", "run", "there"]
 MakeRecipe = Callable[..., Recipe]

@@ -32,10 +32,10 @@ from upft_mlx.recipe.schema import Quantize, Recipe
 from upft_mlx.results.fidelity import Fidelity
 from upft_mlx.rows import TrainingRow, read_rows
 from upft_mlx.rundir import RunDir
+from upft_mlx.sampling.same_logits import scalar
 from upft_mlx.training.batches import Example, to_examples
 from upft_mlx.training.checkpoints import save_safetensors
 from upft_mlx.training.divergence import kl_per_position
-from upft_mlx.training.loss import scalar
 
 __all__ = ["run"]
 MakeRecipe = Callable[..., Recipe]

@@ -22,7 +22,7 @@ from upft_mlx.models.load import Loaded, load
 from upft_mlx.recipe.schema import Recipe
 from upft_mlx.rows import read_json
 from upft_mlx.rundir import RunDir
-from upft_mlx.training.loss import scalar
+from upft_mlx.sampling.same_logits import scalar
 from upft_mlx.training.train import train
 
 __all__ = ["run"]

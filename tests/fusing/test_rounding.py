@@ -23,9 +23,9 @@ from upft_mlx.models.load import load
 from upft_mlx.recipe.schema import Lora, Recipe
 from upft_mlx.rows import TrainingRow, write_json, write_rows
 from upft_mlx.rundir import RunDir
+from upft_mlx.sampling.same_logits import scalar
 from upft_mlx.training.batches import Example
 from upft_mlx.training.checkpoints import save_safetensors
-from upft_mlx.training.loss import scalar
 
 __all__ = ["run"]
 RNG = np.random.default_rng(0)

@@ -25,8 +25,8 @@ from upft_mlx.models.load import Loaded, load
 from upft_mlx.planning.preflight import refuse_adapter
 from upft_mlx.recipe.schema import Lora
 from upft_mlx.rows import write_json
+from upft_mlx.sampling.same_logits import scalar
 from upft_mlx.training.checkpoints import save_safetensors
-from upft_mlx.training.loss import scalar
 
 GROUP, INPUTS, OUTPUTS, RANK = 32, 96, 24, 4
 

@@ -28,8 +28,8 @@ from upft_mlx.sampling.chunks import shared_start
 from upft_mlx.sampling.decoding import Request
 from upft_mlx.sampling.draw import NUCLEUS, Sampling, drawer, random_key
 from upft_mlx.sampling.prefill import Prefill
+from upft_mlx.sampling.same_logits import scalar
 from upft_mlx.sampling.sampler import Sampler, chunks, derive_seed, sample_chunk, sampling_for
-from upft_mlx.training.loss import scalar
 
 QUESTIONS = ["Ann has 3 apples and buys 4 more.", "Tom has 9 pens.", "There are 5 boxes with 6 eggs each. How many?"]
 

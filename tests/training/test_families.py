@@ -17,9 +17,11 @@ from helpers.loss import family, flat, oracle
 from mlx.utils import tree_map
 
 from upft_mlx.models.families import SharedKeys
+from upft_mlx.sampling.same_logits import scalar
 from upft_mlx.training import loss as loss_module
 from upft_mlx.training.batches import LEAST_POSITIONS, Example, make_batch, split
-from upft_mlx.training.loss import Modes, choose_modes, make_loss, scalar, to_arrays, value_and_grad
+from upft_mlx.training.chunked_loss import Head, chunked_loss
+from upft_mlx.training.loss import Modes, choose_modes, make_loss, to_arrays, value_and_grad
 
 SHARED = 3
 ROWS = [
@@ -99,10 +101,10 @@ def test_a_head_that_is_trained_is_not_chunked_and_has_its_gradient() -> None:
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_chunk_that_is_lost_is_seen(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    original = loss_module.chunked_loss
-    monkeypatch.setattr(
-        loss_module, "chunked_loss", lambda head, hidden, *rest: original(head, mx.roll(hidden, 1, 0), *rest)
-    )
+    def shifted(head: Head, hidden: mx.array, *rest: Any) -> mx.array:
+        return chunked_loss(head, mx.roll(hidden, 1, 0), *rest)
+
+    monkeypatch.setattr(loss_module, "chunked_loss", shifted)
     assert broken(name, "chunked") > 100 * TOLERANCE
 
 

@@ -14,8 +14,9 @@ from mlx.utils import tree_flatten
 from upft_mlx.models.adapters import add_lora
 from upft_mlx.models.load import Loaded
 from upft_mlx.recipe.schema import Lora
+from upft_mlx.sampling.same_logits import scalar
 from upft_mlx.training.batches import LEAST_POSITIONS, Example, make_batch
-from upft_mlx.training.loss import Modes, choose_modes, make_loss, scalar, supervised_logits, to_arrays, value_and_grad
+from upft_mlx.training.loss import Modes, choose_modes, make_loss, supervised_logits, to_arrays, value_and_grad
 
 VOCABULARY = 90
 ROWS = [

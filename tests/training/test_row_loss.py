@@ -24,8 +24,9 @@ from upft_mlx.results.report import markdown
 from upft_mlx.results.training_report import training_facts
 from upft_mlx.rows import Solution, TrainingRow, read_rows
 from upft_mlx.rundir import RunDir
+from upft_mlx.sampling.same_logits import scalar
 from upft_mlx.training.batches import Example, make_batch, shared_length, to_examples
-from upft_mlx.training.loss import Modes, make_loss, scalar, to_arrays
+from upft_mlx.training.loss import Modes, make_loss, to_arrays
 from upft_mlx.training.row_loss import (
     EOS,
     FIXED,

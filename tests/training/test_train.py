@@ -30,12 +30,12 @@ from upft_mlx.models.load import load
 from upft_mlx.recipe.schema import Lora, Quantize, Recipe, Train
 from upft_mlx.rows import TrainingRow, read_rows, write_rows
 from upft_mlx.rundir import RunDir
+from upft_mlx.sampling.same_logits import scalar
 from upft_mlx.training import checkpoints
 from upft_mlx.training import loss as loss_module
 from upft_mlx.training import step as step_module
 from upft_mlx.training.batches import Example, StepCounts, to_examples, total_steps
 from upft_mlx.training.checkpoints import Position, latest
-from upft_mlx.training.loss import scalar
 from upft_mlx.training.step import Stepper, learning_rate
 from upft_mlx.training.train import train
 

@@ -20,10 +20,11 @@ from upft_mlx.planning.memory import GREEDY_TOKENS, PROBED_PROMPTS, PROBED_ROWS,
 from upft_mlx.results.fidelity import NO_EFFECT, Divergence
 from upft_mlx.sampling.decoding import Request
 from upft_mlx.sampling.draw import Sampling
+from upft_mlx.sampling.same_logits import scalar
 from upft_mlx.sampling.sampler import chunks, sample_chunk
 from upft_mlx.training.batches import Example, make_batch
 from upft_mlx.training.divergence import kl_per_position, log_probabilities
-from upft_mlx.training.loss import Modes, gathers_exactly, scalar
+from upft_mlx.training.loss import Modes, gathers_exactly
 
 
 def probes(examples: Sequence[Example]) -> list[Example]:

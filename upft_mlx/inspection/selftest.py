@@ -20,8 +20,9 @@ import numpy as np
 import numpy.typing as npt
 from mlx.utils import tree_flatten, tree_unflatten
 
+from upft_mlx.sampling.same_logits import scalar
 from upft_mlx.training.batches import Example, make_batch, shared_length
-from upft_mlx.training.loss import Modes, scalar, to_arrays, value_and_grad
+from upft_mlx.training.loss import Modes, to_arrays, value_and_grad
 
 LOSS = 5.1695246995
 """The loss of `rows()` under `make_model()`, in float64."""

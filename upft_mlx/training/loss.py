@@ -23,10 +23,8 @@ from mlx.utils import tree_flatten
 
 from upft_mlx.models.families import SharedKeys, reads_keys_of_others
 from upft_mlx.sampling.same_logits import UNSUPPORTED, same_logits
-from upft_mlx.sampling.same_logits import scalar as scalar  # where others look for it
 from upft_mlx.training.batches import Batch, chunk_positions, unshared_because
-from upft_mlx.training.chunked_loss import Head, chunked_nats, nats
-from upft_mlx.training.chunked_loss import chunked_loss as chunked_loss  # a test breaks it here
+from upft_mlx.training.chunked_loss import Head, chunked_loss, chunked_nats, nats
 
 Arrays = tuple[mx.array, mx.array, mx.array, mx.array, mx.array]
 

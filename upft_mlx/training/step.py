@@ -15,8 +15,9 @@ from upft_mlx.distributed.seam import own_seed, shared_out, summed
 from upft_mlx.events import Note, Observer, ignore
 from upft_mlx.machine.device import on_gpu
 from upft_mlx.recipe.schema import Train
+from upft_mlx.sampling.same_logits import scalar
 from upft_mlx.training.batches import Batch, Example, StepCounts, count, split
-from upft_mlx.training.loss import choose_modes, make_loss, scalar, to_arrays, value_and_grad
+from upft_mlx.training.loss import choose_modes, make_loss, to_arrays, value_and_grad
 from upft_mlx.training.token_loss import token_losses
 
 
