@@ -149,12 +149,13 @@ class _Generator:
         self.shown = max(self.shown, self.tokens + tokens)  # a step counts EOS, rows do not
         done = self.done + finished
         full = self.full - done
-        left: int | None = (self.total - max(self.full, done)) * most_sampled(self.recipe, "prefix")
+        prefixes = (self.total - max(self.full, done)) * most_sampled(self.recipe, "prefix")
+        left: int | None = prefixes
         if full > 0:
             ended = done - self.first
             in_flight = min(full, self.recipe.generate.batch_size)  # halfway on average
             mean = min(most_sampled(self.recipe, "full"), self.shown / (ended + in_flight / 2))
-            left = left + round(max(0.0, mean * (ended + full) - self.shown)) if ended else None  # not known yet
+            left = prefixes + round(max(0.0, mean * (ended + full) - self.shown)) if ended else None  # not known yet
         self.notify(Progress("generate", done, self.total, "solutions", self.shown, tokens_left=left))
 
     def _rows(self, on_step: OnStep, number: int) -> list[Solution]:
