@@ -107,9 +107,9 @@ def markdown(text: str, most: int = 2000) -> str:
     return _MARKDOWN.sub(lambda found: f"{found[0][:-1]}\\{found[0][-1]}", one_line(text, most))
 
 
-def code(text: str, most: int = 2000) -> str:
+def code(text: str) -> str:
     """The text as an inline code span; a table's cell would end at a `|` in it."""
-    line = one_line(text, most)
+    line = one_line(text, 2000)
     ticks = "`" * (1 + max((len(run) for run in re.findall("`+", line)), default=0))
     space = " " if not line or "`" in (line[0], line[-1]) else ""
     return f"{ticks}{space}{line}{space}{ticks}"

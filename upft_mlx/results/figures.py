@@ -116,13 +116,13 @@ def _curve(series: Series, place: Callable[[float, float], tuple[float, float]],
     )
 
 
-def intervals(title: str, rows: Sequence[IntervalRow], x_label: str, *, zero: bool = True) -> str:
-    """A line with a dot for each row's value and interval, in percentage points; `zero` marks no difference."""
+def intervals(title: str, rows: Sequence[IntervalRow], x_label: str) -> str:
+    """A line with a dot for each row's value and interval, in percentage points; a darker line marks no difference."""
     left = max(190, 24 + 7 * max((len(row.name) for row in rows), default=0))  # about 7 units per character
     width, right, up = left + 530, left + 310, 54
     down = up + 30 * len(rows)
-    low = min([row.low for row in rows] + ([0.0] if zero else []))
-    high = max([row.high for row in rows] + ([0.0] if zero else []))
+    low = min([0.0, *(row.low for row in rows)])
+    high = max([0.0, *(row.high for row in rows)])
     margin = max(0.005, 0.05 * (high - low))
     low, high = low - margin, high + margin
 
@@ -131,10 +131,9 @@ def intervals(title: str, rows: Sequence[IntervalRow], x_label: str, *, zero: bo
 
     parts = [_text(16, 26, title, size=15, weight=600)]
     for value in round_values(low, high):
-        x, strong = place(value), zero and abs(value) < 1e-12
-        grey = "#888" if strong else "#ddd"
+        x, grey = place(value), "#888" if abs(value) < 1e-12 else "#ddd"
         parts.append(f"<line x1='{x:.1f}' x2='{x:.1f}' y1='{up - 8}' y2='{down}' stroke='{grey}'/>")
-        parts.append(_text(x, down + 18, f"{100 * value:+g}" if zero else f"{100 * value:g}", anchor="middle"))
+        parts.append(_text(x, down + 18, f"{100 * value:+g}", anchor="middle"))
     for index, row in enumerate(rows):
         y = up + 30 * index + 8
         parts.append(_text(left - 12, y + 4, row.name, anchor="end"))

@@ -36,9 +36,9 @@ class _Markdown(str):
 
 
 @cache
-def html(folder: Path = FOLDER) -> Environment:
+def html() -> Environment:
     """The environment of HTML templates; a name that is not given is an error."""
-    environment = _environment(folder, autoescape=True)
+    environment = _environment(FOLDER, autoescape=True)
     environment.finalize = lambda value: escape.plain(value) if type(value) is str else value
     environment.filters["script"] = lambda value: Markup(script(value))
     return environment

@@ -157,12 +157,6 @@ class Sampler:
             yield wave
 
 
-def sample_chunk(
-    loaded: Loaded,
-    requests: Sequence[Request],
-    sampling: Sampling,
-    seed: int,
-    on_step: OnStep = lambda tokens, finished: None,
-) -> list[Completion]:
+def sample_chunk(loaded: Loaded, requests: Sequence[Request], sampling: Sampling, seed: int) -> list[Completion]:
     """Sample a single chunk, see `Sampler.sample`."""
-    return Sampler(loaded, sampling).sample(requests, seed, on_step)
+    return Sampler(loaded, sampling).sample(requests, seed)
