@@ -29,7 +29,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from upft_mlx.digests import digest
 from upft_mlx.machine.cache import cache_folder
 from upft_mlx.quantities import many
 
@@ -140,6 +139,8 @@ def _renamed() -> Iterator[str]:
     """The package's library with MLX's symbols renamed: in the cache or, if that cannot be written, a temporary one."""
     from tempfile import TemporaryDirectory
 
+    from upft_mlx.digests import digest
+
     source, copy = _in_package(PACKAGE, "libscipy_openblas.so"), cache_folder() / f"openblas-{_version(PACKAGE)}.so"
     if not _is_whole(source, copy):
         try:
@@ -176,6 +177,8 @@ def _tidy(cache: Path) -> None:
 
 def _is_whole(source: Path, copy: Path) -> bool:
     """Whether the cached copy is what was made of this source; it is hashed only if its time or size have changed."""
+    from upft_mlx.digests import digest  # hashlib takes 6 ms, which `upft --help` does not have
+
     try:
         seal = json.loads(_seal(copy).read_text())
         if seal["source"] != _stamp(source):
