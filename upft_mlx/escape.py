@@ -52,8 +52,9 @@ def plain(text: str) -> str:
 
 
 def half(text: str) -> str | None:
-    """What is wrong with a text that cannot be written: JSON and YAML can escape half of a surrogate pair, and a shell
-    gives bytes that are not UTF-8 as such.
+    """Why a text cannot be written, if it cannot: it has half of a surrogate pair.
+
+    JSON and YAML can escape such halves, and Python turns a shell's bytes that are not UTF-8 into them.
     """
     try:
         text.encode()

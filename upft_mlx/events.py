@@ -110,7 +110,7 @@ class Reply:
     tokens: int
     """Without EOS."""
     seconds: float
-    """Since the question, the passing of the prompt included."""
+    """Since the question, including the time to read the prompt."""
     finish_reason: Literal["length", "stop", "interrupted"] | None = None
     """None while it grows."""
 
@@ -120,7 +120,7 @@ class Reply:
 
 
 OnText = Callable[[Reply], None]
-"""Called with the answer as far as it is, after each token."""
+"""Called with the answer so far, after each token."""
 Event = Expected | StageStarted | StageSkipped | StageDone | Note | Progress | Trained | EvaluationStarted | Graded
 Observer = Callable[[Event], None]
 

@@ -125,7 +125,7 @@ Row = TypeVar("Row", Solution, TrainingRow, EvaluationRow, Rollout, Continuation
 
 def to_line(row: Any) -> str:
     """One JSON line, newline included; a field that has its default is left out."""
-    # `asdict` would copy each id.
+    # Not `asdict`: it would copy each id.
     values = {field.name: value for field in fields(row) if (value := getattr(row, field.name)) != field.default}
     return to_json(values, indent=None) + "\n"
 
@@ -190,7 +190,7 @@ def beside(path: Path) -> Path:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path` that, once on the disk, takes its place if the block ends well; else it goes."""
+    """A temporary path beside `path`: synced and moved to `path` if the block succeeds, else removed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = beside(path)
     temporary.unlink(missing_ok=True)  # of a process that was killed, or a link that leads elsewhere
@@ -273,7 +273,7 @@ def to_plain(value: Any, *, exclude_none: bool = False) -> dict[str, Any]:
 
 @cache
 def _adapter(kind: Any) -> Any:
-    """What reads and writes a dataclass as plain values: making it takes up to 35 ms, and a run needs several often."""
+    """What reads and writes a dataclass as plain values: making it takes up to 35 ms, and a run uses several often."""
     from pydantic import TypeAdapter
 
     return TypeAdapter(kind)

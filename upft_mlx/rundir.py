@@ -59,7 +59,7 @@ class LedgerEntry:
     """A digest of the outputs that somebody changed by hand and wants to be used (`upft adopt`); None: as written."""
 
     def is_whole(self, root: Path) -> bool:
-        """Whether the stage is done, and its files are below `root` as it wrote them."""
+        """Whether the stage is done and its files below `root` are unchanged."""
         return self.done and bool(self.outputs) and not (missing(self, root) or changed(self, root))
 
 
@@ -114,7 +114,7 @@ class RunDir:
         return view
 
     def asked_with(self, field: str) -> Any:
-        """A field of the prompt section in recipe.json; None where there is none."""
+        """A field of the prompt section in recipe.json; None if it is missing."""
         made = read_json(self.recipe)
         prompt = made.get("prompt") if isinstance(made, dict) else None
         return prompt.get(field) if isinstance(prompt, dict) else None

@@ -133,7 +133,7 @@ def test_less_than_nothing_is_said_in_words() -> None:
     found = Fidelity(kl=0.3, top1_agreement=0.5, greedy_agreement=0.1, fuse="base", retained=-2.0, kl_base=0.1, bytes=1)
     assert found.kept == "none of the adapter's effect (3.0 times as far from the adapter as the base is)"
     assert replace(found, retained=0.971).kept == "97.1 % of the adapter's effect"
-    assert replace(found, retained=1.0, kl_base=1e-13).kept == "an adapter that changes nothing"
+    assert replace(found, retained=1.0, kl_base=1e-13).kept == "no effect, as the adapter has none"
 
 
 def test_a_refusal_tries_16_bits_only_where_there_is_room_for_them(

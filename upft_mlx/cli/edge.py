@@ -106,7 +106,7 @@ def quiet_libraries() -> None:
 
 @contextmanager
 def watching(run_dir: Path, options: Options, stages: Sequence[str]) -> Iterator[Observer]:
-    """A view of what is done in a run directory, which errors that name no file, such as a full disk, get as theirs."""
+    """A view of the work in a run directory; errors that name no file, such as a full disk, get its name."""
     from upft_mlx.distributed.ranks import ranks
     from upft_mlx.events import ignore
     from upft_mlx.ui import views
@@ -128,7 +128,7 @@ def edge(*, debug: bool, fetch: str = "upft fetch", saves: bool = False) -> Iter
     Args:
         debug: show tracebacks.
         fetch: the command that downloads the recipe's model and data.
-        saves: whether running the command again goes on from what was saved, if anything was.
+        saves: whether running the command again continues from what was saved, if anything was.
     """
     again = f"run the same command {'to continue' if saves else 'again'}"
     try:

@@ -62,7 +62,7 @@ def kept(run: str, restore: str | None, remove: str | None, as_json: bool, debug
 
 
 def _say_settled(run: RunDir, *, as_json: bool) -> None:
-    """Say what is put in order as it is done, whatever is refused afterwards; beside JSON on stderr."""
+    """Repair the ledger and report it at once, even if the command is refused later; on stderr if stdout has JSON."""
     from upft_mlx.ui import views
     from upft_mlx.ui.console import open_console
     from upft_mlx.versions import settle

@@ -35,13 +35,13 @@ verbose_option = click.option(
 
 
 class PathOption(click.Path):
-    """A path that can be written as text: neither MLX nor a JSON file takes one that is not UTF-8."""
+    """A path that is valid UTF-8: neither MLX nor a JSON file accepts any other."""
 
     def __init__(self) -> None:
         super().__init__(path_type=Path)
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """Refuse it before a stage has worked for it."""
+        """Refuse any other path before a stage starts."""
         if half(str(value)):
             self.fail(f"{os.fsencode(value)!r} is not UTF-8; use a folder with another name", param, ctx)
         return super().convert(value, param, ctx)

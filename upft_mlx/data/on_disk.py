@@ -19,7 +19,7 @@ _IN_MEMORY = 1 << 20
 
 
 class _Lazy(Sequence[Problem]):
-    """A sequence of problems that reads each when it is asked for."""
+    """A sequence that reads each problem when it is needed."""
 
     @abstractmethod
     def _read(self, number: int) -> Problem: ...

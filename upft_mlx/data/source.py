@@ -29,7 +29,7 @@ Located = tuple[Place, Row | ProblemsError]
 SKIP = "fix it, or leave such rows out with `bad_rows: skip` (`upft new`: --skip-bad-rows)"
 """The way out for a row that cannot be used."""
 Source = Problems | Benchmark
-"""What says where a dataset is and which columns to take."""
+"""The sections of a recipe that say where a dataset is and which columns to use."""
 
 
 @dataclass

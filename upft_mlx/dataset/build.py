@@ -80,9 +80,9 @@ class _Builder:
         self.structure = structure_of(recipe, problems)
         self.built = Built()
         self.kept = bytearray()
-        """For each line of solutions.jsonl whether it is trained on."""
+        """For each line of solutions.jsonl: whether to train on it."""
         self.usable = array("L")
-        """The numbers of the problems with a line that is."""
+        """The numbers of the problems that have such a line."""
 
     def choose(self) -> None:
         """The first pass."""

@@ -84,7 +84,7 @@ def beyond_solutions(recipe: Recipe) -> str:
 
 
 def ended_early(recipe: Recipe, solutions: Iterable[Solution]) -> str:
-    """What to say if most solutions end before the prefix does, and are trained on whole; empty if they do not."""
+    """A note if most solutions end before the prefix does, so that training uses them whole; else empty."""
     lengths = array("L", (len(s.completion_ids) for s in solutions if s.kind == "prefix" or s.finish_reason == "stop"))
     short = sorted(count for count in lengths if count < recipe.prefix.length)
     if recipe.method != "upft" or 2 * len(short) <= len(lengths):

@@ -19,12 +19,12 @@ SILENCE_SECONDS = 20.0
 
 
 def greeting(token: str, rank: int) -> bytes:
-    """What a follower opens its connection with."""
+    """The first bytes that a follower sends."""
     return f"{token}{rank:08d}".encode()
 
 
 def followers(listener: socket.socket, token: str, count: int) -> dict[int, socket.socket]:
-    """The connections of `count` ranks that greet with the job's token; a stranger's is closed and holds nobody up.
+    """The connections of `count` ranks that greet with the job's token; others are closed and delay no rank.
 
     Raises:
         TimeoutError: no other rank has greeted for `SILENCE_SECONDS`.
@@ -45,7 +45,7 @@ def followers(listener: socket.socket, token: str, count: int) -> dict[int, sock
                     continue
                 said, more = waiting.pop(peer), b""
                 with suppress(OSError):
-                    more = peer.recv(size - len(said))  # no more bytes: the first beat may follow at once
+                    more = peer.recv(size - len(said))  # not more: the first beat may follow at once
                 said += more
                 if said in wanted:
                     peers[wanted.pop(said)] = peer

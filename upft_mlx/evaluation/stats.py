@@ -26,7 +26,7 @@ SHARE_DRIFT = 0.05
 ROUNDING = 1e-12
 """Scores that differ by less are equal: 0.3 - 0.2 is not 0.2 - 0.1 to the last bit."""
 _HALVED = 512
-"""Flips that are counted before they become chances: 2 ** 1024 is no number any more."""
+"""Flips whose outcomes are counted before the counts are scaled to shares: a float cannot hold 2 ** 1024."""
 
 
 @dataclass(frozen=True)
@@ -275,10 +275,9 @@ def sign_flip(differences: Sequence[float]) -> float:
     # All differences are multiples of 1 / grid: the samples of a problem; else thousandths.
     fits = (k for k in range(1, 1000) if all(abs(d * k - round(d * k)) < 1e-9 for d in differences))
     grid = next(fits, 1000)
-    steps = sorted(
-        step for d in differences if (step := abs(round(d * grid)))
-    )  # small ones first: fewer sums at a time
-    ways, before = np.zeros(sum(steps) + 1), np.empty(sum(steps) + 1)  # of each sum, downs counted as 0 and ups as 1
+    # Small steps first: fewer sums at a time.
+    steps = sorted(step for d in differences if (step := abs(round(d * grid))))
+    ways, before = np.zeros(sum(steps) + 1), np.empty(sum(steps) + 1)  # to reach each sum, if a step down adds 0
     ways[0], size = 1.0, 1
     for number, step in enumerate(steps, 1):
         before[:size] = ways[:size]

@@ -67,7 +67,7 @@ class Graded:
         return sum(marks) / len(marks)
 
     def alike(self, solution: Solution, length: int) -> list[int]:
-        """The samples that begin with the prefix of a solution."""
+        """The numbers of the samples that begin with a solution's prefix."""
         key = prefix_key(solution, length)
         return [number for number, other in enumerate(self.solutions) if prefix_key(other, length) == key]
 

@@ -86,7 +86,7 @@ def _lengths(recipe: Recipe) -> list[int]:
 
 
 def forecaster_of(job: Job, run: RunDir, folder: Path, stage: str) -> Forecaster:
-    """On the answers of a run; its continuations are kept in `folder`."""
+    """A forecaster for the answers of a run; it keeps its continuations in `folder`."""
     known = Answers(job.recipe, job.problems, run).known()
     return Forecaster(job.recipe, job.load(), known, folder / "continuations.jsonl", stage, job.notify)
 

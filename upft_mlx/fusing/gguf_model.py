@@ -81,7 +81,7 @@ def write_gguf(folder: Path, file: Path, name: str) -> str:
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
-        for tensor in _tensors(folder, arch, config):  # again: the header names all, and no two are kept in memory
+        for tensor in _tensors(folder, arch, config):  # again: the header comes first, and memory holds one tensor
             writer.write_tensor_data(tensor.values())
             mx.clear_cache()
     finally:
@@ -146,11 +146,11 @@ class _Tensor:
     """Scales and biases of a quantized matrix."""
     bits: int = 0
     size: int = 0
-    """Weights of a group."""
+    """Number of weights in a group."""
     heads: int | None = None
-    """How many llama.cpp rotates in another order of rows."""
+    """Number of heads whose rows llama.cpp wants in another order; None: the same order."""
     raised: bool = False
-    """Whether 1 is added: Gemma's norms."""
+    """Whether to add 1, as for Gemma's norms."""
 
     @cached_property
     def kind(self) -> str:
@@ -167,11 +167,11 @@ class _Tensor:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """In weights, whatever their type."""
+        """Counted in weights, not in bytes."""
         return self.weight.shape if self.groups is None else (len(self.weight), self.groups[0].shape[1] * self.size)
 
     def values(self) -> Array:
-        """The values in its type; bytes where numpy has no such type."""
+        """The values in this type; bytes if numpy does not have it."""
         if self.groups is not None and self.kind != "F16":
             array = self._blocks(*self.groups)
         elif self.kind == "BF16":
@@ -200,7 +200,7 @@ class _Tensor:
 
 
 def _tensors(folder: Path, arch: str, config: dict[str, Any]) -> Iterator[_Tensor]:
-    """Each tensor; whoever lets go of one before the next holds one in memory."""
+    """Each tensor; only one is in memory if the caller drops it before the next."""
     theta, scaling, head_dim = _rope(arch, config)
     if _rope_type(scaling) == "llama3":
         yield _Tensor("rope_freqs.weight", mx.array(llama3_factors(theta, head_dim, scaling).astype(np.float32)))

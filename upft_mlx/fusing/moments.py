@@ -72,7 +72,7 @@ def second_moments(
         model.update_modules(tree_unflatten(list(watchers.items())))
         for example in examples[:MAX_ROWS]:
             model(mx.array([example.ids[:MAX_TOKENS]]))
-            mx.eval([w._sums for w in watchers.values()])  # what lies behind them, the head too, is never computed
+            mx.eval([w._sums for w in watchers.values()])  # layers after them, and the head, are never computed
         model.update_modules(tree_unflatten([(name, layers[name]) for name in part]))
         for name in part:
             yield name, watchers.pop(name).taken()

@@ -3,7 +3,7 @@ r"""The graders of the benchmarks: which answer a completion gives, and whether 
 maths      equality of values and expressions (`grade.is_correct`)
 integer    AIME: an integer, written out; `073` is 73, `\frac{146}{2}` and 73.5 are wrong
 choice     a letter: `\boxed{C}`, `<answer>C</answer>`, "the answer is (C)", "C is correct", "C) 42" in the last line;
-           a last line that is a letter alone goes before what is stated or called correct
+           a letter alone in the last line wins over one that is stated or called correct
 """
 
 import os

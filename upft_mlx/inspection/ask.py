@@ -87,7 +87,7 @@ class Asker:
 
         Raises:
             ModelError: the chat template refuses the conversation.
-            RecipeError: the question is no text.
+            RecipeError: the question is not valid UTF-8.
         """
         for *_, question in conversations.values():
             if problem := half(question):

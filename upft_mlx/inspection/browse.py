@@ -112,7 +112,7 @@ def facts_of(run: RunDir) -> RunFacts:
     refuse_changed(run, "fuse", "fidelity.json")
     recipe = recipe_of(run)
     facts = collect(recipe, run, current_stages(run, learns=recipe.uses_answers))
-    if earlier_stages(run) or not run.report.exists():  # report.md and report.html are of what such stages made
+    if earlier_stages(run) or not run.report.exists():  # report.md and report.html show what such stages made
         del facts.files["report"]
     elif run.page.exists() and run.page.stat().st_mtime >= run.report.stat().st_mtime:  # else of an earlier result
         facts.files["page"] = str(run.page)

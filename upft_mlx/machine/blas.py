@@ -136,7 +136,7 @@ def _load() -> Blas:
 
 @contextmanager
 def _renamed() -> Iterator[str]:
-    """The package's library with MLX's symbols renamed: in the cache or, if that cannot be written, a temporary one."""
+    """The package's library with MLX's symbols renamed: in the cache, or in a temporary folder if that is read-only."""
     from tempfile import TemporaryDirectory
 
     from upft_mlx.digests import digest
@@ -149,7 +149,7 @@ def _renamed() -> Iterator[str]:
         except OSError:
             with TemporaryDirectory(prefix="upft-blas-", ignore_cleanup_errors=True) as folder:
                 yield str(_rename_symbols(source, Path(folder, copy.name)))
-            return  # a library that is loaded needs no name any more
+            return  # a loaded library no longer needs its file
         with beside as folder:
             _rename_symbols(source, Path(folder, copy.name)).replace(copy)
             seal = Path(folder, "seal")

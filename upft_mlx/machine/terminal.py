@@ -1,4 +1,4 @@
-"""The terminal while a display moves its cursor: without echo of keys, and as it was however the process ends."""
+"""Switches the echo of keys off while a display moves the cursor, and back on however the process ends."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ from typing import IO
 
 _SHOW_CURSOR = b"\x1b[?25h"
 _displays: list[tuple[IO[str], bool]] = []
-"""The files that displays are on now, and whether echo was switched off there."""
+"""The files that have a display now, and whether its echo was switched off for it."""
 
 
 @contextmanager
 def unechoed(file: IO[str]) -> Iterator[None]:
-    """A block in which the terminal does not echo keys: they, and the `^C` of Ctrl-C, would tear a display that moves
-    the cursor. What is typed waits for whoever reads next.
+    """A block in which the terminal does not echo keys.
+
+    They, and the `^C` of Ctrl-C, would tear a display that moves the cursor. What is typed waits for the next reader.
     """
     changed = _echo(file, on=False)
     _displays.append((file, changed))
@@ -36,7 +37,7 @@ def unechoed(file: IO[str]) -> Iterator[None]:
 
 
 def give_back() -> None:
-    """Echo and cursor of the terminals that have a display; for whoever ends the process without leaving its blocks."""
+    """Restore echo and cursor of terminals with a display: for a process that ends without leaving its blocks."""
     for file, changed in _displays:
         if changed:
             _echo(file, on=True)
@@ -45,14 +46,14 @@ def give_back() -> None:
 
 
 def _end(number: int, _: FrameType | None) -> None:
-    """End by the signal, as without a display, but with the terminal as it was: not every shell looks after it."""
+    """Restore the terminal, then end by the signal: not every shell restores it."""
     give_back()
     signal.signal(number, signal.SIG_DFL)
     signal.raise_signal(number)
 
 
 def _echo(file: IO[str], *, on: bool) -> bool:
-    """Switch echo; False if nothing was changed: it is so already, or this is no terminal, or another program's now."""
+    """Switch echo; False if nothing changed: it is so already, this is no terminal, or another program has it now."""
     import termios  # not on Windows, where this is imported but nothing runs
 
     with suppress(OSError, termios.error):  # no terminal, or gone
@@ -69,5 +70,5 @@ def _in_foreground(terminal: int) -> bool:
     """Whether this process may change the terminal: one in the background would be stopped."""
     try:
         return os.tcgetpgrp(terminal) == os.getpgrp()
-    except OSError:  # not the terminal that controls this process: it cannot stop it
+    except OSError:  # not this process's controlling terminal, so it cannot stop it
         return True

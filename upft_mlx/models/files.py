@@ -52,7 +52,7 @@ def json_object(path: Path) -> dict[str, Any]:
 
 
 def text_config(config: dict[str, Any]) -> dict[str, Any]:
-    """The fields of a model's decoder: those of `text_config` where it has such a part, else its own."""
+    """The fields of a model's decoder; those in `text_config` override the outer ones."""
     text = config.get("text_config")
     return {**config, **text} if isinstance(text, dict) else config
 

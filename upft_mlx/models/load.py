@@ -53,7 +53,7 @@ class Loaded:
     """The types of the floating arrays that have another than `dtype` in the folder: mlx-lm keeps what experts are
     chosen by in float32."""
     continues: tuple[bool, bool] | None = field(default=None, init=False)
-    """Whether it continues from shared caches, and in batches, as `Prefill` has tried; None: not tried yet."""
+    """Whether it continues from shared caches, and in batches, as tried by `Prefill`; None: not tried yet."""
 
     def cast(self, dtype: mx.Dtype) -> None:
         """Give the weights this type, and those in `types` their own."""
@@ -158,7 +158,7 @@ def rope_fields(path: Path) -> dict[str, Any]:
 
 def _rope_fields(config: dict[str, Any]) -> dict[str, Any]:
     text, rope, kind = (config.get(name) for name in ("text_config", "rope_parameters", "model_type"))
-    if isinstance(text, dict):  # of a kind such as qwen2_5_vl_text, it is read by what the whole model's code imports
+    if isinstance(text, dict):  # a type such as qwen2_5_vl_text has no code: that of the whole model imports it
         inner = _rope_fields(text if _code(str(text.get("model_type"))) else {**text, "model_type": kind})
         return {"text_config": {**text, **inner}} if inner else {}
     if not isinstance(rope, dict) or config.get("rope_theta") is not None or _reads_rope_parameters(str(kind)):
@@ -178,12 +178,12 @@ def _reads_rope_parameters(kind: str) -> bool:
 
 
 def quantizes_its_own_way(path: Path) -> bool:
-    """Whether mlx-lm has bits of its own for some layers of a model, such as 8 for what picks the experts."""
+    """Whether mlx-lm gives some layers of a model their own bits, such as 8 for the router of the experts."""
     return any("quant_predicate" in code for code in _codes(str(json_object(path / "config.json").get("model_type"))))
 
 
 def _codes(kind: str) -> list[str]:
-    """mlx-lm's code of a model type and of the models that it imports; none where it has none."""
+    """mlx-lm's code of a model type and of the models that it imports; empty for an unknown type."""
     code = _code(kind) or ""
     parts = re.findall(r"^from \. import (.+)$|^from \.(\w+) import Model\b", code, re.M)
     models = [_code(name.strip()) for names, model in parts for name in (model or names).split(",")]
@@ -191,7 +191,7 @@ def _codes(kind: str) -> list[str]:
 
 
 def _code(kind: str) -> str | None:
-    """mlx-lm's code of a model type; None where it has none."""
+    """mlx-lm's code of a model type; None for an unknown type."""
     from mlx_lm.utils import MODEL_REMAPPING
 
     code = None if "." in kind else find_spec(f"mlx_lm.models.{MODEL_REMAPPING.get(kind, kind)}")

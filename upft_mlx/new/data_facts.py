@@ -30,7 +30,7 @@ _LOOKED_AT = 100
 _PROSE = 80
 """Longer answers (characters) are texts rather than numbers or formulas."""
 _COMPARED = 1000
-"""Pairs of equal questions whose answers are compared."""
+"""Maximum number of pairs of equal questions whose answers are compared."""
 _OTHERS = (".txt", ".xlsx", ".xls", ".gz", ".zip", ".zst", ".arrow", ".yaml")
 """Endings that a dataset on the Hub does not have either."""
 
@@ -132,7 +132,7 @@ class Split:
     repeated: int
     """Number of rows whose question is also in an earlier row."""
     disputed: tuple[Problem, Problem] | None
-    """The first two with the same question and another answer."""
+    """The first two with the same question and different answers."""
 
 
 def hold_out(problems: Sequence[Problem], count: int | None) -> Split:
@@ -172,7 +172,7 @@ def hold_out(problems: Sequence[Problem], count: int | None) -> Split:
 def _disputed(
     problems: Sequence[Problem], keys: npt.NDArray[np.int64], answered: npt.NDArray[np.bool_]
 ) -> tuple[Problem, Problem] | None:
-    """Two problems with the same key and answers that are not equal; looked for among the first repeated ones."""
+    """Two problems with the same key and different answers, from the first pairs of equal questions."""
     numbers = np.flatnonzero(answered)
     order = numbers[np.argsort(keys[numbers], kind="stable")]
     pairs = np.stack([order[:-1], order[1:]])[:, keys[order[:-1]] == keys[order[1:]]].T

@@ -119,7 +119,7 @@ class Estimate:
         tokens = sum(part.rows * (part.prompts.mean - shared + part.tokens + part.ends) for part in work)
         rows, each = max(1.0, sum(part.rows for part in work)), (answer, speed.seconds_per_prefix)
         row = speed.seconds_per_trained_token * tokens / rows
-        # Rows that are only run forward: what base thinks, some of them again at reports, and at each validation.
+        # Rows that only run forward: for what base thinks, some of them again while training, and for each validation.
         known, fixed = (sum(min(most[part.kind], part.rows) for part in work) for most in (MEASURED, FIXED))
         forward = min(MOST_VALIDATED, held) * (1 + len(range(settings.validate_every, steps, settings.validate_every)))
         forward += known + fixed * len(measured_again(settings, steps, round(fixed), held > 0))

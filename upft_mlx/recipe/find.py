@@ -47,7 +47,7 @@ def find_recipe(path_or_name: str | Path) -> Path:
 
 
 def _for_model(model: str) -> str:
-    """What to do with a model that was given as a recipe."""
+    """The remedy if a model was given as a recipe."""
     shown = shlex.quote(model)
     return f"`upft new {shown} my-questions.csv` writes a recipe for it, `upft ask --model {shown}` asks it"
 

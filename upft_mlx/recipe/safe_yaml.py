@@ -32,7 +32,7 @@ class Loader(yaml.SafeLoader):
         self._aliases = 0
 
     def compose_scalar_node(self, anchor: Any) -> yaml.ScalarNode:
-        """Refuse what no file and no tokenizer takes as a text."""
+        """Refuse text that no file and no tokenizer accepts."""
         found: yaml.ScalarNode = super().compose_scalar_node(anchor)
         if problem := half(found.value):
             raise yaml.composer.ComposerError(None, None, problem, found.start_mark)

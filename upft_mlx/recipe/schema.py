@@ -388,7 +388,7 @@ class Recipe(Section):
         return self.model_dump(mode="json")
 
     def having(self, section: str, **fields: Any) -> Recipe:
-        """The recipe with other values in a section, validated."""
+        """The recipe with these fields of a section changed, validated."""
         data = self.model_dump()
         data[section] |= fields
         return Recipe.model_validate(data)

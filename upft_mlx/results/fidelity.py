@@ -10,7 +10,7 @@ from upft_mlx.quantities import percent
 from upft_mlx.rows import from_plain
 
 NO_EFFECT = 1e-12
-"""KL(adapter || base), nats, below which float32 cannot tell the two models apart: no effect to be kept."""
+"""KL(adapter || base), nats, below which float32 cannot tell the two models apart."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Fidelity(Divergence):
     def kept(self) -> str:
         """`97.1 % of the adapter's effect`; below 0, how many times as far from the adapter as the base is."""
         if self.kl_base < NO_EFFECT:
-            return "an adapter that changes nothing"
+            return "no effect, as the adapter has none"
         if self.retained >= 0:
             return f"{percent(self.retained)} of the adapter's effect"
         return f"none of the adapter's effect ({1 - self.retained:,.1f} times as far from the adapter as the base is)"

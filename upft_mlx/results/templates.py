@@ -60,7 +60,7 @@ def markdown(folder: Path = FOLDER) -> Environment:
 
 
 def _of_number(show: Callable[..., str]) -> Callable[..., _Markdown]:
-    """A filter that shows a number so; a text, which could hold anything, is an error."""
+    """A filter that shows a number with `show`; a text, which could hold anything, is an error."""
 
     def shown(value: float, *how: Any) -> _Markdown:
         if isinstance(value, str):

@@ -27,7 +27,7 @@ def training_facts(run: RunDir, current: Sequence[str]) -> TrainingFacts:
     found = read_json(run.likelihood) if trained else None
     before = None if found is None else RowLoss.load(found)  # older versions have no such file
     moved_by = read_json(run.movement) if trained else None
-    # On the fixed rows, before training and while training, with what else was measured at those steps.
+    # On the fixed rows, before and during training, with what else was measured at those steps.
     losses = [] if before is None else [{"step": 0, **(before.fixed or {})}]
     for text in run.metrics.read_text(encoding="utf-8").splitlines() if trained and run.metrics.exists() else ():
         line = json.loads(text, parse_constant=lambda _: None)  # older versions wrote NaN

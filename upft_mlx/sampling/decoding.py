@@ -355,7 +355,7 @@ class Chunk:
             tail = decode(ids[-max(len(text.encode()) for text in stop) - 3 :])
             text = decode(ids) if any(string in tail for string in stop) else ""
             ends = [at for string in stop if (at := text.find(string)) >= 0]
-            if ends:  # else the tail alone reads otherwise
+            if ends:  # else the tail alone decodes differently
                 end, kept = min(ends), len(ids)
                 while kept and not text[:end].startswith(decode(ids[:kept])):
                     kept -= 1

@@ -38,8 +38,8 @@ class Prefill:
             exact = self._agrees(shared=True)
             loaded.continues = exact, exact or self._agrees(shared=False)
         self.exact, self.batches = loaded.continues
-        """Whether this model family continues from such caches as from its own, tried on a few tokens; and whether
-        mlx-lm's batches of prompts of different lengths are right for it at all."""
+        """Whether this model family continues from such caches as from its own, as tried on a few tokens, and whether
+        mlx-lm's batches of prompts of different lengths are correct for it at all."""
         self.tokens = 0
         """Passed through the model since then, padding included."""
 
@@ -53,7 +53,7 @@ class Prefill:
             (self._shared_cache,) = self._pass([shared], [make_prompt_cache(self._model)])
 
     def caches(self, prompts: Sequence[Sequence[int]]) -> list[Cache]:
-        """For each prompt the cache of all its tokens but the last; call `share` with all of them before.
+        """For each prompt the cache of all its tokens but the last; call `share` with all of them first.
 
         Where the model does not continue from what they share, they are run whole; one by one where it is not right
         in batches.

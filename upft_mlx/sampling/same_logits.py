@@ -5,7 +5,7 @@ from __future__ import annotations
 import mlx.core as mx
 
 UNSUPPORTED = (ValueError, TypeError, AttributeError, IndexError, KeyError, NotImplementedError)
-"""What a model family raises when a shortcut hands it caches or shapes that it does not take."""
+"""What a model family raises if it does not accept the caches or shapes of a shortcut."""
 
 
 def same_logits(found: mx.array, full: mx.array) -> bool:

@@ -36,7 +36,7 @@ from upft_mlx.studies.best_of_prefix import measure as best_of_prefix
 from upft_mlx.studies.method_table import Cell, Comparison, figure, markdown, summarize
 
 STAGES = ("generate", "build", "train", "evaluate")
-"""The stages of a cell; base goes through the last one alone."""
+"""The stages of a cell; base runs only the last one."""
 
 
 def compare(recipe: Recipe, run_dir: str | Path, notify: Observer = ignore) -> Comparison:

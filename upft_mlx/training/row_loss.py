@@ -23,7 +23,7 @@ MEASURED = {"prefix": 48, "structure": 16, "full": 32}
 FIXED = {"prefix": 16, "structure": 4, "full": 8}
 """The rows among them whose loss is measured again while training: a small set that stays the same."""
 SPARING = 4
-"""Rows trained per row that is measured again. A forward pass takes a third of a step: the losses take a twelfth."""
+"""Rows trained on per row measured again. A row's forward pass takes a third of its step, so 4 make it a twelfth."""
 EACH = 10
 """The first steps, of which each is reported: whoever waits for the first report wants to see the loss move."""
 POSITIONS = 32
@@ -41,7 +41,7 @@ def is_reported(settings: Train, step: int, validates: bool) -> bool:
 
 
 def measured_again(settings: Train, steps: int, fixed: int, validates: bool) -> list[int]:
-    """The reported steps of a training of `steps` after which its `fixed` rows are measured; the last one always is."""
+    """The reported steps, out of `steps`, after which the `fixed` rows are measured; always includes the last one."""
     found: list[int] = []
     for step in range(1, steps):
         spared = step * settings.batch_size >= SPARING * fixed * (len(found) + 1)

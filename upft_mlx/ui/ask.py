@@ -62,7 +62,7 @@ def read_question() -> str | None:
     with suppress(ImportError):
         import readline  # gives `input` a history and cursor keys
 
-        readline.parse_and_bind("set enable-bracketed-paste on")  # pasted lines are one question; libedit ignores it
+        readline.parse_and_bind("set enable-bracketed-paste on")  # makes pasted lines one question; libedit ignores it
     try:
         return input("> ").strip() or None
     except (EOFError, KeyboardInterrupt):

@@ -44,6 +44,6 @@ def paged(console: Console, parts: Sequence[RenderableType]) -> AbstractContextM
 
 
 def worded(text: str, console: Console, *, alive: bool | None = None) -> Text:
-    """A text to be printed with soft_wrap; on a terminal (`alive`) its lines are broken between words."""
+    """A text to print with soft_wrap; on a terminal (`alive`) its lines break between words."""
     shown = glyphs_for(console.encoding).lines(text)
     return Text(wrapped(shown, console.width) if (console.is_terminal if alive is None else alive) else shown)

@@ -112,7 +112,7 @@ class Frame:
         numbers = [*self._numbers(losses), *self._numbers([rate, speed, peak])]
         yield from numbers
         height = max(0, min(PLOT, self._height - used - len(numbers) - 1 - SPARE))  # 1: the names of the curves
-        # A batch's loss depends on which rows are in it: their order would draw the curve.
+        # A batch's loss depends on its rows: their order would shape the curve.
         moving = len(state.fixed_losses) > 1
         curves = [
             (self.glyphs.small, state.fixed_losses if moving else state.losses),

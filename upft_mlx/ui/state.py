@@ -108,7 +108,7 @@ class State:
         self.losses: list[tuple[int, float]] = []
         self.fixed_losses: list[tuple[int, float]] = []
         self.valid_losses: list[tuple[int, float]] = []
-        """(step, loss): of the batches, on the fixed rows, and on the validation rows."""
+        """The losses of the batches, the fixed rows and the validation rows: (step, loss)."""
         self._expected: dict[str, float] = {}
         self._took: dict[str, float] = {}
         self.tallies: dict[str, Tally] = {}
@@ -186,7 +186,7 @@ class State:
         told = self.meter.left(now) if self.meter and self.meter.stage == self.stage else None
         if told is None:
             told = pace * self._expected.get(self.stage, 0.0) - (now - self.started)
-            if told < 0 and self.stage not in _QUICK:  # it takes longer than was expected, and nobody knows how long
+            if told < 0 and self.stage not in _QUICK:  # it takes longer than expected, so the time left is unknown
                 return None
         return max(0.0, told) + pace * sum(self._expected[stage] for stage in waiting)
 
@@ -212,7 +212,7 @@ def permanent_line(event: Event, glyphs: Glyphs, *, verbose: bool) -> str | None
 
 
 def training_numbers(metrics: dict[str, float | int], *measured: str) -> list[str]:
-    """The latest line of metrics.jsonl in words, with what was `measured` beside the batches."""
+    """The latest line of metrics.jsonl in words, with what else was `measured`."""
     return [
         f"loss {metrics['loss']:.4f}",
         *filter(None, measured),

@@ -68,8 +68,8 @@ def glyphs_for(encoding: str | None) -> Glyphs:
 def wrapped(text: str, width: int) -> str:
     """A text broken at spaces to lines of at most `width` columns; paths and what stands in backticks stay whole.
 
-    What is longer than a line is left to the terminal, which keeps it whole for copying. What goes on after a label
-    (`note      text`), or in an indented line, stays under the text.
+    What is longer than a line is left to the terminal, which keeps it whole for copying. What follows a label
+    (`note      text`) or an indent stays aligned in the next lines.
     """
     joined = _COMMANDS.sub(lambda command: command[0].replace(" ", _JOINT), text)
     joined = "".join(char + _SECOND * (cell_len(char) - 1) for char in joined)  # textwrap counts characters

@@ -1,6 +1,6 @@
 """What people see: a live view on a terminal or plain lines, the summary at the end, and errors.
 
-Texts from models and data are never parsed as markup, and control characters do not pass.
+Text from models and data is never parsed as markup, and control characters are removed.
 """
 
 from __future__ import annotations
