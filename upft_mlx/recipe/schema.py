@@ -234,7 +234,7 @@ class Train(Section):
     max_length: Annotated[int, Field(ge=2)] = 2048
     """Maximum length of a row (tokens); longer completions are cut."""
     valid_ratio: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.05
-    """Share of the problems held out for the validation loss, which is that of up to 128 of their rows; 0: none."""
+    """Share of the problems held out for the validation loss (measured on up to 128 of their rows); 0: none."""
     report_every: Count = 10
     """Steps between two lines of metrics; each of the first ten steps has one."""
     validate_every: Count = 50
