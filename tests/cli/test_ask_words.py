@@ -28,7 +28,7 @@ def test_help_lists_sample_questions_and_exit_ends(monkeypatch: pytest.MonkeyPat
     assert next(typed) == "never read"
 
 
-def test_a_question_that_is_no_text_is_refused_and_the_conversation_goes_on(
+def test_a_question_that_is_not_utf_8_is_refused_and_the_conversation_goes_on(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     recipe = load_recipe("quickstart")

@@ -1,4 +1,4 @@
-"""Paths on the command line that no file of a run could name."""
+"""Paths on the command line that cannot be written to a run's files."""
 
 from __future__ import annotations
 

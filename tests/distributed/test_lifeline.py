@@ -12,10 +12,10 @@ import pytest
 from upft_mlx.distributed import lifeline
 
 
-def test_ranks_that_wait_say_a_beat_now_and_then_and_not_in_answer_to_each_other(
+def test_waiting_ranks_beat_at_intervals_and_not_in_answer_to_each_other(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Two that answered each other took half of a core each."""
+    """Two ranks that answered each other used half a core each."""
     said: list[str] = []
 
     class Heard(lifeline.Lifeline):
@@ -38,8 +38,8 @@ def test_ranks_that_wait_say_a_beat_now_and_then_and_not_in_answer_to_each_other
     assert 4 <= len(said) <= 12, len(said)  # five of each, on a machine that is not busy
 
 
-def test_strangers_hold_up_no_rank_and_are_hung_up_on() -> None:
-    """One that said nothing blocked the leader for 20 s, and one with another job's token was kept open."""
+def test_strangers_delay_no_rank_and_are_closed() -> None:
+    """A silent one blocked the leader for 20 s, and one with another job's token stayed open."""
     token, start = "0123456789abcdef", time.monotonic()
     with ExitStack() as stack:
         listener = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
@@ -64,7 +64,7 @@ def test_strangers_hold_up_no_rank_and_are_hung_up_on() -> None:
     assert time.monotonic() - start < 4
 
 
-def test_ranks_that_do_not_come_are_waited_for_no_longer_than_a_silence(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_leader_waits_no_longer_than_a_silence_for_missing_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lifeline, "SILENCE_SECONDS", 0.3)
     with socket.create_server(("127.0.0.1", 0)) as listener, socket.create_connection(listener.getsockname()) as silent:
         with pytest.raises(TimeoutError, match="timed out"):

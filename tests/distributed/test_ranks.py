@@ -248,7 +248,7 @@ STUDIES = {
 @pytest.mark.slow
 @pytest.mark.parametrize("verb", STUDIES)
 def test_a_study_is_shown_and_written_by_the_leader_alone(start: Any, tmp_path: Path, verb: str) -> None:
-    """The others looked for results that only the leader has, or wrote them at the same time, and ended the job."""
+    """Followers read results that only the leader has, or wrote them at the same time, which ended the job."""
     made, *overrides = STUDIES[verb]
     command = upft(verb, tmp_path / "run", "problems.limit=20", "generate.max_tokens=24", *overrides)
     (status, output, errors), follower = start(command, command).wait()

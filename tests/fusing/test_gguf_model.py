@@ -94,7 +94,7 @@ def test_rope_parameters_of_transformers_5_are_written(tmp_path: Path) -> None:
 def test_a_model_is_never_whole_in_memory(
     tmp_path: Path, quantize: dict[str, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """All tensors at once were 15 GB of a model with 7 billion weights in 16 bits."""
+    """With 7 billion weights in 16 bits, all tensors at once took 15 GB."""
     monkeypatch.setitem(SHAPE, "num_hidden_layers", 12)
     monkeypatch.setitem(SHAPE, "intermediate_size", 1024)
     monkeypatch.setitem(SHAPE, "hidden_size", 256)
@@ -317,8 +317,8 @@ def test_a_tokenizer_beside_the_file_is_used_instead(tmp_path: Path) -> None:
     assert load_tokenizer(gguf_folder(file)).encode("1 + 1") == load_tokenizer(MODEL).encode("1 + 1")
 
 
-def test_a_chat_template_beside_the_file_goes_before_the_one_in_it(tmp_path: Path) -> None:
-    """It was ignored where no tokenizer lay beside it; what was converted without it is not taken for it."""
+def test_a_chat_template_beside_the_file_takes_precedence_over_the_one_in_it(tmp_path: Path) -> None:
+    """It was ignored without a tokenizer beside it; an earlier conversion without it is not reused."""
     write_gguf(write_family(tmp_path / "model", "qwen2"), tmp_path / "m.gguf", "tiny")
     before = gguf_folder(tmp_path / "m.gguf")
     (tmp_path / "chat_template.jinja").write_text("{{ messages[-1].content }} mine")

@@ -305,7 +305,7 @@ def test_notes_of_a_repair_are_no_part_of_json() -> None:
 
 @pytest.mark.parametrize("option", [(), ("--json",)])
 @pytest.mark.usefixtures("there")
-def test_notes_of_a_repair_are_said_even_if_the_command_is_refused_afterwards(option: tuple[str, ...]) -> None:
+def test_notes_of_a_repair_are_printed_even_if_the_command_is_refused_afterwards(option: tuple[str, ...]) -> None:
     RUN.ledger.unlink()
     done = upft("kept", "r", "--restore", "train-0", *option)
     assert done.exit_code == 1

@@ -45,7 +45,7 @@ def test_rows_come_back_as_they_were_written(tmp_path: Path) -> None:
 
 
 class Ids(list[int]):
-    """Ids that count how often they, or copies of them, are gone through."""
+    """Ids that count how often they, or copies of them, are iterated."""
 
     times = 0
 
@@ -55,7 +55,7 @@ class Ids(list[int]):
 
 
 def test_a_row_is_written_without_a_copy_of_its_ids() -> None:
-    """Copying each id was a fifth of the CPU time of `upft build`."""
+    """Copying each id took a fifth of the CPU time of `upft build`."""
     line = to_line(Solution("0", 0, "prefix", Ids(range(3)), "text", "length"))
     assert Ids.times == 1, "by the writer of JSON"
     assert json.loads(line) == {

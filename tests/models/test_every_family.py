@@ -96,8 +96,8 @@ def test_a_head_that_the_model_reads_itself_is_not_quantized(tmp_path: Path) -> 
     assert "scales" in loaded.model.model.layers[0].self_attn.q_proj
 
 
-def test_layers_that_a_family_keeps_in_more_bits_are_quantized_as_mlx_lm_does_it(tmp_path: Path) -> None:
-    """What picks the experts was rounded to 4 bits like everything else; the saved model loads as it was."""
+def test_layers_that_a_family_keeps_in_more_bits_are_quantized_as_by_mlx_lm(tmp_path: Path) -> None:
+    """The router of the experts was rounded to 4 bits like all other layers; the saved model keeps the bits."""
     from helpers.adapter import Q4
     from mlx_lm.utils import load_model
 
@@ -115,7 +115,7 @@ def test_layers_that_a_family_keeps_in_more_bits_are_quantized_as_mlx_lm_does_it
 @pytest.mark.parametrize(
     ("kind", "own"), [("qwen3_5_moe", True), ("qwen3_vl_moe", True), ("solar_open", False), ("no_such_kind", False)]
 )
-def test_bits_of_its_own_are_found_in_the_model_that_a_family_is_made_of(kind: str, own: bool, tmp_path: Path) -> None:
-    """Rows that were sampled with other bits would be taken for those of this model."""
+def test_a_family_s_own_bits_are_found_in_the_model_that_it_imports(kind: str, own: bool, tmp_path: Path) -> None:
+    """If they were missed, rows sampled with other bits would count as this model's."""
     (tmp_path / "config.json").write_text(json.dumps({"model_type": kind}))
     assert quantizes_its_own_way(tmp_path) == own

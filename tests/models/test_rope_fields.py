@@ -84,7 +84,7 @@ def test_what_is_no_set_of_parameters_says_nothing(tmp_path: Path, kind: str, wr
 
 
 def test_the_text_of_a_vision_model_is_rotated_as_its_rope_parameters_say(tmp_path: Path) -> None:
-    """mlx-lm has no family of that name: it was taken for one that reads them, and rotated by default values."""
+    """mlx-lm has no family of that name, so its rope parameters were ignored and default values used."""
     folder = write_family("qwen2", tmp_path / "model")
     rewritten(folder, (), rope_theta=77.0)
     wanted = load(folder).model(TOKENS)

@@ -309,11 +309,11 @@ def test_the_same_question_written_otherwise_is_not_in_the_other_part() -> None:
     assert {p.id.rstrip("b") for p in parts.test}.isdisjoint(p.id.rstrip("b") for p in parts.train)
 
 
-def test_equal_questions_with_other_answers_are_pointed_out() -> None:
+def test_equal_questions_with_different_answers_are_pointed_out() -> None:
     answers = ["5", None, "5.0", "So it is 5.", "6", "7"]
     same = [Problem(str(number), "2 + 3?", answer) for number, answer in enumerate(answers)]
     others = [Problem(f"o{number}", f"{number}?", str(number)) for number in range(8)]
-    assert hold_out([*others, *same[:4]], 2).disputed is None, "they are equal"
+    assert hold_out([*others, *same[:4]], 2).disputed is None, "all answers are equal"
     disputed = hold_out([*others, *same], 2).disputed
     assert disputed is not None
     assert [problem.id for problem in disputed] == ["3", "4"]

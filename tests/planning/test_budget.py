@@ -127,7 +127,7 @@ def test_planned_peaks_are_within_15_percent_of_those_measured(name: str, tmp_pa
     for again in copies:
         if planned["train"] <= 1.15 * measured["train"]:
             break
-        measured["train"] = max(measured["train"], trained(again))  # MLX's thread frees in its own time: 2 % scatter
+        measured["train"] = max(measured["train"], trained(again))  # MLX's thread frees at varying times: 2 % scatter
     for stage, peak in measured.items():
         print(
             f"{name:18} {stage:9} planned {planned[stage] / 1e6:7.1f} MB  measured {peak / 1e6:7.1f} MB  "

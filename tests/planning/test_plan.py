@@ -99,11 +99,11 @@ def test_what_training_looks_at_beside_its_steps_takes_time_too(
     assert held == pytest.approx(row * (180 + (48 + 3 * 16 + 4 * 20) / 3)), "8, 18 and 20"
     monkeypatch.setattr("upft_mlx.planning.plan.MOST_VALIDATED", 15)
     some = seconds(valid_ratio=0.1, validate_every=6, batch_size=9)
-    assert held - some == pytest.approx(row * 4 * 5 / 3), "of 20 rows that are held out, 15 are measured"
+    assert held - some == pytest.approx(row * 4 * 5 / 3), "15 of the 20 held-out rows are measured"
 
 
 @pytest.mark.parametrize(("template", "times"), [("none", 1), ("paper", 2)])
-def test_the_problems_prompts_are_measured_once_where_training_asks_as_sampling_does(
+def test_the_problems_prompts_are_measured_once_if_training_and_sampling_use_the_same_ones(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, template: str, times: int
 ) -> None:
     measured = Mock(wraps=measure_prompts)

@@ -345,10 +345,10 @@ def test_a_stop_string_ends_a_completion_before_it(loaded: Loaded) -> None:
         assert len(before) - len(decode(stopped.ids)) < 8, "no more is cut than the token that it begins in"
 
 
-def test_a_stop_string_that_only_the_last_tokens_alone_spell_ends_nothing(
+def test_a_stop_string_in_the_last_tokens_but_not_in_the_whole_text_ends_nothing(
     loaded: Loaded, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Tokenizers that tidy spaces up read a tail otherwise than the whole text; sampling ended in a ValueError."""
+    """Tokenizers that tidy up spaces can decode a tail differently; sampling ended in a ValueError."""
     asked = requests(loaded, 40)
     whole = sample_chunk(loaded, asked, Sampling(0.0), seed=0)
     starts, decode = [completion.ids[:10] for completion in whole], loaded.tokenizer.decode
@@ -467,7 +467,7 @@ def test_a_model_is_tried_for_the_first_sampler_only(fresh: Loaded, monkeypatch:
     assert not passes
     other = replace(fresh, model=fresh.model)
     Sampler(other, Sampling(0.0))
-    assert passes, "what holds another model is tried anew"
+    assert passes, "a new `Loaded` is tried again"
 
 
 def test_a_prompt_s_cache_does_not_keep_the_padded_caches_of_all(fresh: Loaded) -> None:

@@ -187,7 +187,7 @@ def test_what_cells_need_alike_is_made_once_and_counted_in_each(
     assert built is not None
     assert replace(copied, recipe=made.recipe) == made, "seconds included: it was copied"
     assert copied.recipe == built.recipe != made.recipe, (
-        "the cell's own, which a restored version puts into recipe.json"
+        "the cell's own recipe, which a restored version puts into recipe.json"
     )
     costs = {c["method"]: c["tokens_sampled"] for c in found["cells"] if c["seed"] == 0}
     assert costs["rft"] == costs["upft:label"] > 0

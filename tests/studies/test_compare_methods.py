@@ -67,7 +67,7 @@ def test_annotated_refuses_answers_without_a_solution(make_recipe: MakeRecipe, t
 def test_solutions_are_taken_over_only_from_a_run_with_digests(
     make_recipe: MakeRecipe, tmp_path: Path, digests: bool
 ) -> None:
-    """Without them, as in runs of earlier versions, nothing was copied, and the stage counted as done."""
+    """Without digests, as in runs of earlier versions, nothing was copied, but the stage counted as done."""
     recipe, donor = make_recipe(), RunDir(tmp_path / "donor")
     run_stage(recipe, donor.root, "generate")
     entry = donor.entry("generate")

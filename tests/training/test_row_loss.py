@@ -165,14 +165,14 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Recipe, RunDir, l
     return recipe, run, notes
 
 
-def test_the_fixed_rows_are_measured_where_enough_was_trained_since() -> None:
+def test_the_fixed_rows_are_measured_only_after_enough_training() -> None:
     def steps(total: int, fixed: int, validates: bool = False, **settings: int) -> list[int]:
         train = Train.model_validate({"batch_size": 8, "report_every": 10, "validate_every": 15} | settings)
         return measured_again(train, total, fixed, validates)
 
     assert steps(60, 20) == [10, 20, 30, 40, 50, 60], "80 rows each"
     assert steps(60, 28) == [20, 30, 50, 60], "112 rows each, or later"
-    assert steps(60, 28, True) == [15, 30, 45, 60], "a validation is reported, too"
+    assert steps(60, 28, True) == [15, 30, 45, 60], "validations are reported too"
     assert steps(12, 4, batch_size=16) == [*range(1, 11), 12], "as often as is reported"
     assert steps(1, 28) == [1]
     for fixed in range(1, 29):
@@ -242,8 +242,8 @@ def test_where_nothing_is_learned_the_curve_is_flat_whatever_the_batches_say(
     assert f"| 0 | {fixed[0]:.3f} |" in text
 
 
-def test_a_loss_that_is_no_number_is_left_out_of_what_is_reported(tmp_path: Path) -> None:
-    """metrics.jsonl has it as NaN, which is not JSON: neither were `upft show --json` and the facts of a run then."""
+def test_a_loss_that_is_nan_or_null_is_left_out_of_the_facts(tmp_path: Path) -> None:
+    """Earlier versions wrote NaN to metrics.jsonl, which is not JSON; `upft show --json` printed it too."""
     run = RunDir(tmp_path)
     lines = ['{"step": 1, "loss": 2.0, "fixed_loss": 1.5, "valid_loss": NaN}', '{"step": 2, "valid_loss": null}']
     run.metrics.write_text("\n".join(lines))

@@ -1,4 +1,4 @@
-"""The terminal itself: what is typed does not tear a display, notes break between words."""
+"""The terminal itself: keys do not tear a display, and notes break between words."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from upft_mlx.ui.text import wrapped
 
 @pytest.fixture
 def terminal() -> Iterator[Console]:
-    """A terminal that nobody looks at."""
+    """A pseudo-terminal."""
     screen, file = os.openpty()
     with os.fdopen(file, "w") as stream:
         yield Console(file=stream, force_terminal=True, width=40, color_system=None)
@@ -58,7 +58,7 @@ def test_plain_lines_leave_the_terminal_alone(terminal: Console) -> None:
         assert echoes(terminal)
 
 
-def test_a_terminal_that_another_program_has_is_left_to_it(terminal: Console, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_program_s_terminal_is_left_alone(terminal: Console, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "tcgetpgrp", lambda terminal: os.getpgrp() + 1)
     with unechoed(terminal.file):
         assert echoes(terminal)
@@ -79,7 +79,7 @@ ENDS = {
 
 @pytest.mark.parametrize(("end", "status"), [("killed", -15), ("another rank is gone", 1)])
 def test_a_process_that_ends_at_once_gives_the_terminal_back(end: str, status: int) -> None:
-    """Bash alone looks after that, and only where it started the process itself and a signal ended it."""
+    """Only Bash restores the terminal, and only if a signal ended a process that Bash started."""
     screen, file = os.openpty()
     code = f"""if True:
         import os, sys, termios, threading, time
@@ -115,7 +115,7 @@ def test_notes_break_between_words(monkeypatch: pytest.MonkeyPatch, terminal: Co
     ]
 
 
-def test_what_goes_on_after_a_label_stays_under_the_text() -> None:
+def test_text_after_a_label_stays_aligned_in_the_next_lines() -> None:
     text = (
         "note      6 test questions: only large differences will show\n  a line that is indented, and goes on as such"
     )
@@ -148,7 +148,7 @@ def test_pasted_lines_are_one_question() -> None:
     said = b""
     while b"> " not in said:
         said += os.read(screen, 4096)
-    assert b"\x1b[?2004h" in said, "only then terminals mark what is pasted"
+    assert b"\x1b[?2004h" in said, "terminals mark pasted text only then"
     os.write(screen, b"\x1b[200~Sam has 6 bags.\nHow many?\x1b[201~\n")
     while b"bags.\\nHow many?'" not in said and asked.poll() is None:
         said += os.read(screen, 4096)

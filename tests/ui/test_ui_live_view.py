@@ -213,7 +213,7 @@ def test_the_time_left_is_that_of_all_stages_scaled_by_what_was_seen() -> None:
     late = watched(Expected({"fuse": 20.0}), *ended, StageStarted("fuse"), 15.0, Progress("fuse", 0, 11, "steps"))
     assert frame(late)[2] == "about 0:05 left over all stages"
     late = watched(Expected({"fuse": 20.0}), *ended, StageStarted("fuse"), 25.0, Progress("fuse", 0, 11, "steps"))
-    assert "all stages" not in "".join(frame(late)), "no step is done, and more time passed than was expected"
+    assert "all stages" not in "".join(frame(late)), "no step is done, and more time has passed than expected"
 
 
 def test_variants_are_compared_on_what_both_have_answered() -> None:
