@@ -52,7 +52,7 @@ def plain(text: str) -> str:
 
 
 def half(text: str) -> str | None:
-    """Why a text cannot be written, if it cannot: it has half of a surrogate pair.
+    """What makes a text impossible to write: half of a surrogate pair; None if it has none.
 
     JSON and YAML can escape such halves, and Python turns a shell's bytes that are not UTF-8 into them.
     """

@@ -156,7 +156,7 @@ def test_without_a_run_made_up_rows_of_both_kinds_are_shown_and_said_to_be(
     make_recipe: MakeRecipe, tmp_path: Path, count: int
 ) -> None:
     facts = previewed(make_recipe(), tmp_path / "nothing", rows=count)
-    assert facts["note"] == "no solutions with these settings yet: a made-up completion stands for the model's"
+    assert facts["note"] == "no solutions with these settings yet: a made-up completion replaces the model's"
     kinds = [row["kind"] for row in facts["rows"]]
     assert len(kinds) == count
     assert set(kinds) == ({"prefix"} if count == 1 else {"prefix", "structure"})

@@ -95,7 +95,7 @@ def test_a_run_says_once_that_it_is_on_battery_and_goes_on(
         pipeline.do(job, "generate")
         pipeline.do(job, "build")
     assert [text for text in notes(told) if "battery" in text] == [
-        "on battery (76 %): plug in for a long run; if it runs empty, run the same command to continue"
+        "on battery (76 %): plug in for a long run; if the battery runs empty, run the same command to continue"
     ]
 
 

@@ -43,7 +43,7 @@ class PathOption(click.Path):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """Refuse any other path before a stage starts."""
         if half(str(value)):
-            self.fail(f"{os.fsencode(value)!r} is not UTF-8; use a folder with another name", param, ctx)
+            self.fail(f"{os.fsencode(value)!r} is not UTF-8; use another name", param, ctx)
         return super().convert(value, param, ctx)
 
 

@@ -23,7 +23,7 @@ from upft_mlx.training.batches import Example, to_examples
 NOTES = {
     "dataset": "these rows are those of the run",
     "solutions": "no dataset yet: these rows are made from the run's solutions, as `upft build` will make them",
-    "stand-in": "no solutions with these settings yet: a made-up completion stands for the model's",
+    "stand-in": "no solutions with these settings yet: a made-up completion replaces the model's",
 }
 OUTLINED = 64
 """Problems whose prompts say what all prompts begin with, as long as there is no dataset."""

@@ -47,7 +47,7 @@ class Power:
         if self.on_battery:
             left = f" ({self.charge} %)" if self.charge is not None else ""
             found["battery"] = (
-                f"on battery{left}: plug in for a long run; if it runs empty, run the same command to continue"
+                f"on battery{left}: plug in for a long run; if the battery runs empty, run the same command to continue"
             )
         if self.low_power_mode:
             found["low power mode"] = (

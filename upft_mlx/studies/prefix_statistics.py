@@ -178,7 +178,7 @@ def recommend(accuracy: Sequence[PrefixAccuracy]) -> Recommendation:
     text += f" ({_points(best)} at {best.length}, {many(best.problems, 'question')})"
     if apart is not None:
         return Recommendation(best.length, f"{text}; at {apart.length} they differ ({_points(apart)})")
-    text += "; longer ones cost more and showed no more in the paper"
+    text += "; longer ones cost more and were no better in the paper"
     return Recommendation(best.length, text)
 
 

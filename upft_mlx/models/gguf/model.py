@@ -116,7 +116,7 @@ def convert(gguf: Gguf, beside: list[Path], folder: Path) -> None:
 
     Args:
         gguf: the file.
-        beside: files that replace parts of it: a tokenizer's if complete, a chat template, sampling settings.
+        beside: files that replace parts of it: a tokenizer, a chat template, sampling settings.
         folder: is written; the file that says that it is whole comes last.
 
     Raises:
