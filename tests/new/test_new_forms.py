@@ -117,6 +117,6 @@ def test_a_question_with_different_answers_is_pointed_out(tmp_path: Path, monkey
     (tmp_path / "q.csv").write_text(f"question,answer\n{rows}What is 3 + 1?,5\n")
     said = " ".join(upft("new", "builtin:arithmetic", "q.csv").stdout.split())
     assert (
-        "a question has different answers: '4' and '5' (rows with the ids '3' and '12'); grading uses the first one"
+        "a question has different answers: '4' and '5' (rows with the ids '3' and '12'); a test uses the first one"
         in said
     )

@@ -72,7 +72,7 @@ def new_recipe(wish: Wish) -> Draft:
         one, other = parts.disputed
         rows = f"rows with the ids {quoted(one.id)} and {quoted(other.id)}"
         answers = f"{quoted(one.answer, 40)} and {quoted(other.answer, 40)}"
-        warnings = [*warnings, f"a question has different answers: {answers} ({rows}); grading uses the first one"]
+        warnings = [*warnings, f"a question has different answers: {answers} ({rows}); a test uses the first one"]
     if wish.model in BUILTIN:
         warnings = [*warnings, f"{wish.model} knows the demo's kind of question alone: it shows how a run goes"]
     settings = choose_settings(model, data, len(parts.train) if parts else data.rows, thinking=wish.thinking)
