@@ -18,6 +18,7 @@ from helpers.input import upft
         ("export", "quickstart", "--format", "peft", "--to", "bad\udcff"),
         ("runs", "bad\udcff"),
         ("ask", "quickstart", "hi", "--adapter", "bad\udcff"),
+        ("fuse", "quickstart", "--adapter", "bad\udcff=0.5"),
     ],
 )
 def test_a_path_that_is_not_utf_8_is_refused_before_any_work(

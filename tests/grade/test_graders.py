@@ -47,6 +47,7 @@ CHOICES = [
     ("Hence the best answer I found is B?", None),
     ("Then A is correct for small n, but D holds.\nD", "D"), ("Then A is correct.\n\n**(D)**\n", "D"),
     ("The answer is A. No, it is less.\nD.", "D"), ("\\boxed{A}\nD", "A"), ("Then A is correct.\nD = 5", "A"),
+    ("The answer is B.\nA) is too small\nC)", "B"), ("A) is too small\nC)", "C"), ("The answer is B. Or:\n(C)", "C"),
 ]  # fmt: skip
 
 INTEGERS = [

@@ -82,15 +82,16 @@ for _stage in STAGES.values():
 @click.option(
     "--adapter",
     "adapters",
+    type=PathOption(),
     multiple=True,
     metavar="FOLDER[=WEIGHT]",
     help="Fuse this adapter instead of the run's own; several are added up.  [default weight: 1]",
 )
 @common
-def fuse(recipe: str, force: bool, adapters: Sequence[str], options: Options) -> None:
+def fuse(recipe: str, force: bool, adapters: Sequence[Path], options: Options) -> None:
     """See the help."""
     if adapters:
-        weights = [_weighted(text) for text in adapters]
+        weights = [_weighted(str(path)) for path in adapters]
         if len(dict(weights)) < len(weights):
             raise click.UsageError("an --adapter is given twice; add up its weights")
 

@@ -32,16 +32,17 @@ def followers(listener: socket.socket, token: str, count: int) -> dict[int, sock
     wanted = {greeting(token, rank): rank for rank in range(1, count + 1)}
     size = len(greeting(token, 0))
     peers, waiting = dict[int, socket.socket](), dict[socket.socket, bytes]()
-    listener.settimeout(SILENCE_SECONDS)
+    listener.setblocking(False)
     until = time.monotonic() + SILENCE_SECONDS
     try:
         while wanted:
             ready = select.select([listener, *waiting], [], [], max(0.0, until - time.monotonic()))[0]
-            if not ready:
+            if not ready or time.monotonic() >= until:
                 raise TimeoutError("timed out")
             for peer in ready:
                 if peer is listener:
-                    waiting[listener.accept()[0]] = b""
+                    with suppress(OSError):  # whoever asked is gone
+                        waiting[listener.accept()[0]] = b""
                     continue
                 said, more = waiting.pop(peer), b""
                 with suppress(OSError):

@@ -35,6 +35,8 @@ LETTERS = "ABCDEFGHIJ"
 
 _COMMANDS = re.compile(r"\\(?:text|textbf|textrm|mathrm|mathbf|mbox|boxed)\s*\{|[*_${}\\]")
 _LETTER = re.compile(r"\W*(?:(?:option|choice|answer)\W+)?([A-J])(?=\s*$|\s*[).:,;\]]|\s+[-\u2013\u2014]\s)", re.I)
+_LABEL = re.compile(r"[\s*_]*[A-J][):][\s*_]*", re.I)
+"""`C)`: an option whose text was cut off, not a choice."""
 _CHOSEN = re.compile(
     r"\b(?:correct|right|best|final)\s+(?:answer|option|choice)(?:\s+is)?\W{0,6}(?:(?:option|choice)\W+)?"
     r"(?!I [a-z])([A-J])\b"
@@ -121,7 +123,7 @@ def chosen_letter(completion: str) -> str | None:
     if boxed is None and is_cut_off(text):
         return None
     last = text[-TAIL:].rstrip().rpartition("\n")[2]
-    alone = last if letter_in(_COMMANDS.sub("", last)) else None
+    alone = last if letter_in(_COMMANDS.sub("", last)) and not _LABEL.fullmatch(last) else None
     for found in (boxed, tagged_answer(text), alone, stated_answer(text), behind_statement(text)):
         if letter := _leading_letter(found):
             return letter

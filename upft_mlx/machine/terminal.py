@@ -21,25 +21,26 @@ def unechoed(file: IO[str]) -> Iterator[None]:
 
     They, and the `^C` of Ctrl-C, would tear a display that moves the cursor. What is typed waits for the next reader.
     """
-    changed = _echo(file, on=False)
-    _displays.append((file, changed))
+    display = file, _echoes(file)
+    _displays.append(display)
     waits = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
     try:
         if waits:
             signal.signal(signal.SIGTERM, _end)
+        _echo(file, on=False)
         yield
     finally:
-        if changed:
+        _displays.remove(display)
+        if display[1]:
             _echo(file, on=True)
-        _displays.remove((file, changed))
         if waits:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def give_back() -> None:
     """Restore echo and cursor of terminals with a display: for a process that ends without leaving its blocks."""
-    for file, changed in _displays:
-        if changed:
+    for file, echoed in _displays:
+        if echoed:
             _echo(file, on=True)
         with suppress(OSError):  # no terminal, or gone
             os.write(file.fileno(), _SHOW_CURSOR)
@@ -52,18 +53,24 @@ def _end(number: int, _: FrameType | None) -> None:
     signal.raise_signal(number)
 
 
-def _echo(file: IO[str], *, on: bool) -> bool:
-    """Switch echo; False if nothing changed: it is so already, this is no terminal, or another program has it now."""
+def _echoes(file: IO[str]) -> bool:
+    """Whether it is a terminal that echoes keys."""
     import termios  # not on Windows, where this is imported but nothing runs
 
     with suppress(OSError, termios.error):  # no terminal, or gone
-        terminal = file.fileno()
-        modes = termios.tcgetattr(terminal)
-        if bool(modes[3] & termios.ECHO) != on and _in_foreground(terminal):
-            modes[3] ^= termios.ECHO
-            termios.tcsetattr(terminal, termios.TCSANOW, modes)
-            return True
+        return bool(termios.tcgetattr(file.fileno())[3] & termios.ECHO)
     return False
+
+
+def _echo(file: IO[str], *, on: bool) -> None:
+    """Switch echo, unless this is no terminal, or another program's now."""
+    if _echoes(file) != on and _in_foreground(file.fileno()):
+        import termios
+
+        with suppress(OSError, termios.error):
+            modes = termios.tcgetattr(file.fileno())
+            modes[3] ^= termios.ECHO
+            termios.tcsetattr(file.fileno(), termios.TCSANOW, modes)
 
 
 def _in_foreground(terminal: int) -> bool:
