@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
 from upft_mlx.models.load import Loaded, load
 from upft_mlx.recipe.schema import Recipe
@@ -22,6 +23,8 @@ sys.dont_write_bytecode = False
 if sys.platform == "linux":  # MLX wakes its thread for each operation; among batch jobs that interrupts nothing
     with suppress(OSError):
         os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
+settings.register_profile("tests", deadline=None)  # a loaded machine is no wrong number
+settings.load_profile("tests")
 ROOT = Path(__file__).resolve().parent.parent
 MODEL = ROOT / "upft_mlx" / "demo" / "model"
 

@@ -469,7 +469,7 @@ def test_a_compressed_file_cannot_unpack_to_a_line_without_end(tmp_path: Path) -
     )
 
 
-@settings(max_examples=200, deadline=None, database=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=200, database=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     values=st.lists(st.fixed_dictionaries({"question": st.text(min_size=1).filter(lambda t: t.strip())}), min_size=1),
     indent=st.sampled_from([None, 1, 4]),

@@ -440,7 +440,6 @@ LINES = st.one_of(
 )
 ARBITRARY = settings(
     max_examples=100,
-    deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
     database=None,
 )

@@ -57,7 +57,7 @@ def test_the_truth_is_left_out_at_any_moment_in_few_evaluations(change: float) -
 scores = st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), min_size=1, max_size=60)
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(scores)
 def test_interval_p_and_difference_agree(pairs: list[tuple[int, int]]) -> None:
     found = always_valid_difference([b / 4 for b, _ in pairs], [t / 4 for _, t in pairs])

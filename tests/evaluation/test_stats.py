@@ -34,7 +34,6 @@ from upft_mlx.results.report import outcome
 counts = st.integers(1, 400).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n)))
 
 
-@settings(deadline=None)  # a loaded machine is no wrong number
 @given(counts)
 def test_wilson_is_scipys_and_contains_the_share(case: tuple[int, int]) -> None:
     successes, n = case
@@ -53,7 +52,6 @@ def test_t_quantile_is_scipys(df: int) -> None:
     assert t_quantile(df) == pytest.approx(scipy_stats.t.ppf(0.975, df), rel=1e-6)
 
 
-@settings(deadline=None)  # a loaded machine is no wrong number
 @given(st.lists(st.floats(0, 1), min_size=2, max_size=40))
 def test_mean_interval_is_students(values: list[float]) -> None:
     low, high = mean_interval(values, (0.0, 1.0))
@@ -162,7 +160,6 @@ def test_maj_at_k_refuses_more_samples_than_there_are() -> None:
         maj_at_k(["4", "5"], [True, False], 3)
 
 
-@settings(deadline=None)  # a loaded machine is no wrong number
 @given(st.integers(0, 60), st.integers(0, 60))
 def test_mcnemar_is_the_exact_binomial_test(ups: int, downs: int) -> None:
     expected = scipy_stats.binomtest(ups, ups + downs).pvalue if ups + downs else 1.0
@@ -267,7 +264,7 @@ shares = st.integers(1, 8).flatmap(
 )
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(shares)
 def test_verdict_interval_and_p_agree_for_several_samples_too(pairs: list[tuple[float, float]]) -> None:
     """`worse, p = 0.0614` came from several samples: Student's interval left 0 out, the sign-flip test did not."""
@@ -293,7 +290,6 @@ def test_a_claim_of_several_samples_needs_both_tests() -> None:
     assert found.ci95[0] < 0
 
 
-@settings(deadline=None)
 @given(st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), min_size=1, max_size=30))
 def test_paired_difference_changes_sign_with_its_variants(pairs: list[tuple[float, float]]) -> None:
     base, tuned = [p[0] for p in pairs], [p[1] for p in pairs]

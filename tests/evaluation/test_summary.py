@@ -58,7 +58,6 @@ def rows_of(table: list[list[Answer]]) -> list[list[EvaluationRow]]:
     return [[row(p, s, given) for s, given in enumerate(samples)] for p, samples in enumerate(table)]
 
 
-@settings(deadline=None)
 @given(tables)
 def test_a_variants_numbers_are_those_of_its_rows(both: tuple[list[list[Answer]], list[list[Answer]]]) -> None:
     problems = rows_of(both[0])
@@ -89,7 +88,7 @@ def _vote(chosen: list[EvaluationRow], rows: list[EvaluationRow]) -> float:
     return sum(sum(marks) / len(marks) for marks in credit.values()) / len(leaders) if leaders else 0.0
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(tables)
 def test_the_pairs_numbers_are_those_of_both(both: tuple[list[list[Answer]], list[list[Answer]]]) -> None:
     import tempfile

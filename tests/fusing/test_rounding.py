@@ -110,7 +110,7 @@ def test_codes_are_packed_as_mlx_packs_them(bits: int) -> None:
 
 
 @given(st.lists(st.floats(-65000, 65000, width=32), min_size=1, max_size=20))
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 def test_16_bit_rounding_is_mlxs(values: list[float]) -> None:
     array = np.array([values], dtype=np.float32)
     for ours, theirs in ((round_bfloat16, mx.bfloat16), (round_float16, mx.float16)):

@@ -289,7 +289,7 @@ def test_holding_out_loses_no_row_and_shares_no_question(rows: list[tuple[str, s
     assert keys(left) <= keys(parts.test)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     st.one_of(
         st.text(max_size=12),
