@@ -206,7 +206,7 @@ class World:
             best = max(gains, key=lambda setting: gains[setting])
             chosen[rule.name] = {"setting": best, "gains": gains}
             cells += tried[best] + [self.cell(rule, best, seed) for seed in range(CHOOSE_SEEDS, REPORT_SEEDS)]
-        return {"chosen": chosen, **asdict(summarize(cells))}
+        return {"chosen": chosen, **asdict(summarize(cells, comparisons=1))}
 
     def forms(self) -> dict[str, Any]:
         """What each of `FORMS` gives on the report half, sampled and greedy."""
@@ -225,12 +225,12 @@ class World:
                 donors = [RunDir(path) for path in sorted(root.glob(f"*/seed-{seed}")) if path != folder]
                 print(f"{self.name}: {name}; seed {seed}", flush=True)
                 cells.append(run_cell(Recipe.model_validate(data), name, folder, donors))
-        return {name: row["benchmarks"] for name, row in asdict(summarize(cells))["methods"].items()}
+        return {name: row["benchmarks"] for name, row in asdict(summarize(cells, comparisons=1))["methods"].items()}
 
 
 def gain(cells: list[Cell], rule: str, half: str) -> float:
     """Mean difference to base."""
-    difference = summarize(cells).methods[rule].benchmarks[half].difference
+    difference = summarize(cells, comparisons=1).methods[rule].benchmarks[half].difference
     assert difference
     return difference.delta
 

@@ -84,6 +84,24 @@ def test_no_difference_within_what_rounding_changes_is_claimed(seeds: int) -> No
         assert ("set: rounding alone changes" in told) is (floor is not None)
 
 
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_the_differences_of_a_comparison_are_claimed_together(seeds: int) -> None:
+    """Nine problems of forty gained are a claim alone and among ten, but not among 150."""
+    before, after = [0.0] * 40, [1.0] * 9 + [0.0] * 31
+    names = ["base", "upft", "sft"]
+    cells = [cell(name, seed, before if name == "base" else after) for seed in range(seeds) for name in names]
+    spans = []
+    for comparisons in (1, 10, 150):
+        found = summarize(cells, comparisons=comparisons)
+        difference = found.methods["upft"].benchmarks["set"].difference
+        assert difference
+        spans.append(difference.ci95)
+        assert (f"for {comparisons} comparisons (Bonferroni)" in markdown(found)) is (comparisons > 1)
+    assert spans[0][0] > spans[1][0] > 0 >= spans[2][0]
+    assert spans[0][1] < spans[1][1] < spans[2][1]
+    assert summarize(cells).comparisons == 2, "two methods on one benchmark"
+
+
 def test_pairing_makes_the_interval_narrower_than_that_of_the_accuracy() -> None:
     scores = [[0.0, 1.0, 0.0, 1.0, 1.0, 0.0, 1.0, 0.0], [0.0, 1.0, 1.0, 1.0, 1.0, 0.0, 1.0, 0.0]]
     cells = [cell(method, seed, s) for seed in (0, 1) for method, s in zip(("base", "upft"), scores, strict=True)]

@@ -59,6 +59,8 @@ def test_a_choice_says_how_many_settings_are_measurably_worse() -> None:
     assert "2 of 3 others are measurably worse on the 40 development problems" in advice(of(CELLS))
     assert "no other setting is measurably worse" in advice(of(CELLS[1:3]))
     assert advice(of(CELLS[:1])) == "chosen: train.learning_rate=small"
+    many = [cell(str(number), "0" * 20 + "1" * 20, "0" * 20 + "1" * 20) for number in range(26)]
+    assert "1 of 29 others is" in advice(of([*CELLS, *many])), "ten of forty lost are a claim in three, not in 29"
 
 
 def test_no_difference_within_what_rounding_changes_is_claimed() -> None:
@@ -236,10 +238,12 @@ def test_a_second_call_runs_nothing_again_and_a_larger_grid_only_what_is_new(
     monkeypatch.setattr("upft_mlx.job.load_for", count)
     assert sweep(recipe, GRID, root) == found
     assert loads == []
-    before = json.loads((root / "sweep" / "sweep.json").read_text())
-    assert before["tried"] == json.loads(json.dumps(found.dump()))["tried"]
+    stored = json.loads((root / "sweep" / "sweep.json").read_text())
+    assert stored["tried"] == json.loads(json.dumps(found.dump()))["tried"]
     larger = sweep(recipe, {**GRID, "train.learning_rate": [1e-4, 3e-2, 1e-3]}, root)
     assert 2 <= len(loads) <= 3, "training and evaluating the new one, and perhaps the rest"
-    assert larger.tried[0].difference == found.tried[0].difference
+    before, after = found.tried[0].difference, larger.tried[0].difference
+    assert after.delta == before.delta
+    assert after.ci95[1] > before.ci95[1], "one of three comparisons instead of two"
     (kept,) = (root / "sweep" / ".kept").glob("*/sweep.json")
-    assert json.loads(kept.read_text()) == before
+    assert json.loads(kept.read_text()) == stored

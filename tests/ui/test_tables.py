@@ -50,6 +50,24 @@ def test_a_comparison_without_a_difference_says_so(measured: dict[str, Any]) -> 
     assert written(target).splitlines()[1] == "no method differs measurably from base"
 
 
+def test_where_nobody_is_right_nothing_is_compared(measured: dict[str, Any]) -> None:
+    """`show` calls such an evaluation void; the comparison said that no method differs measurably."""
+    zero = {"accuracy": 0.0, "ci95": [0.0, 0.01], "difference": {"delta": 0.0, "ci95": [-0.01, 0.01]}}
+    told = {}
+    for void in (["arithmetic-sampled"], ["arithmetic", "arithmetic-sampled"]):
+        methods = {
+            name: row | {"benchmarks": row["benchmarks"] | dict.fromkeys(void, zero)}
+            for name, row in measured["methods"].items()
+        }
+        target = console(120, color_system=None)
+        tables.print_comparison({**measured, "methods": methods}, Path("compare"), console=target)
+        told[len(void)] = written(target).splitlines()[1]
+    assert told == {
+        1: "no method differs measurably from base; no method has a right answer on arithmetic-sampled",
+        2: "no method has a right answer on arithmetic and arithmetic-sampled",
+    }
+
+
 def test_a_method_that_samples_nothing_is_among_the_costs(measured: dict[str, Any]) -> None:
     """`annotated` trains on the dataset's own solutions; compare.md had its costs, the screen had not."""
     methods = {"base": measured["methods"]["base"], "annotated": measured["methods"]["sft"] | {"tokens_sampled": 0}}

@@ -12,7 +12,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
-from upft_mlx.evaluation.stats import ALPHA, ROUNDING, mean_interval, paired_difference, tango_interval, z_quantile
+from upft_mlx.evaluation.stats import (
+    ALPHA,
+    ROUNDING,
+    PairedDifference,
+    mean_interval,
+    paired_difference,
+    tango_interval,
+    z_quantile,
+)
+from upft_mlx.quantities import many
 
 
 @dataclass(frozen=True)
@@ -41,17 +50,29 @@ def all_pairs(scores: Mapping[str, Sequence[float]], comparisons: int | None = N
         ValueError: the scores are empty or differ in length.
     """
     count = max(1, comparisons or math.comb(len(scores), 2))
-    pairs, alpha = [], ALPHA / count
+    found = []
     for (first, before), (second, after) in combinations(scores.items(), 2):
-        alone = paired_difference(before, after, floor)
-        differences = [b - a for a, b in zip(before, after, strict=True)]
-        if all(score in (0, 1) for score in (*before, *after)):
-            ups, downs = sum(d > ROUNDING for d in differences), sum(d < -ROUNDING for d in differences)
-            low, high = tango_interval(ups, downs, len(differences), z_quantile(alpha))
-        else:
-            low, high = mean_interval(differences, (-1.0, 1.0), alpha)
-        p_value = min(1.0, count * alone.p_value)
-        if p_value >= ALPHA:
-            low, high = min(low, 0.0), max(high, 0.0)
-        pairs.append(Pair(first, second, alone.delta, (low, high), p_value))
-    return pairs
+        pair = one_of_many(before, after, count, floor)
+        found.append(Pair(first, second, pair.delta, pair.ci95, pair.p_value))
+    return found
+
+
+def together(comparisons: int) -> str:
+    """What a table says of its intervals."""
+    return f"intervals hold together for {many(comparisons, 'comparison')} (Bonferroni)"
+
+
+def one_of_many(
+    base: Sequence[float], tuned: Sequence[float], comparisons: int, floor: float = 0.0
+) -> PairedDifference:
+    """`stats.paired_difference` as one of so many comparisons: p times their number, and an interval to match."""
+    alone, alpha = paired_difference(base, tuned, floor), ALPHA / comparisons
+    if comparisons == 1:
+        return alone
+    differences = [t - b for b, t in zip(base, tuned, strict=True)]
+    if all(score in (0, 1) for score in (*base, *tuned)):
+        ups, downs = sum(d > ROUNDING for d in differences), sum(d < -ROUNDING for d in differences)
+        interval = tango_interval(ups, downs, len(differences), z_quantile(alpha))
+    else:
+        interval = mean_interval(differences, (-1.0, 1.0), alpha)
+    return PairedDifference(alone.delta, interval, min(1.0, comparisons * alone.p_value)).beyond(floor + ROUNDING)

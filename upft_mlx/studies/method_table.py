@@ -8,9 +8,10 @@ from types import MappingProxyType
 from typing import Any
 
 from upft_mlx import escape
-from upft_mlx.evaluation.stats import accuracy_interval, paired_difference
+from upft_mlx.evaluation.pairs import one_of_many, together
+from upft_mlx.evaluation.stats import ALPHA, accuracy_interval
 from upft_mlx.evaluation.summary import floor_in_words
-from upft_mlx.quantities import accuracy, difference
+from upft_mlx.quantities import accuracy, difference, memory
 from upft_mlx.results.figures import IntervalRow, intervals
 from upft_mlx.studies.two_way import two_way_mean
 
@@ -41,6 +42,7 @@ class Difference:
 
     delta: float
     ci95: tuple[float, float]
+    """All of a comparison's hold together with 95 % (`Methods.comparisons`)."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +94,8 @@ class Methods:
     """In the order in which they ran."""
     methods: dict[str, Method]
     """Base first, then as the recipe's `compare.methods` has them."""
+    comparisons: int
+    """Differences whose intervals hold together."""
 
 
 @dataclass(frozen=True)
@@ -112,16 +116,20 @@ class Comparison(Methods):
         return {**{name: found.pop(name) for name in ("recipe", "versions", "machine")}, **found}
 
 
-def summarize(cells: Sequence[Cell], rounding: Mapping[str, float | None] = MappingProxyType({})) -> Methods:
+def summarize(
+    cells: Sequence[Cell], rounding: Mapping[str, float | None] = MappingProxyType({}), comparisons: int | None = None
+) -> Methods:
     """The table: cells as they are, and each method over all seeds.
 
     Args:
         cells: of base and the methods.
         rounding: by benchmark the share of grades that rounding alone changes: no difference within it is claimed.
+        comparisons: that the differences' intervals hold together for (Bonferroni); None: all of the table.
     """
     methods = list(dict.fromkeys(cell.method for cell in cells))
     of = {method: sorted((c for c in cells if c.method == method), key=lambda c: c.seed) for method in methods}
     benchmarks = tuple(cells[0].scores)
+    together = comparisons or max(1, (len(methods) - 1) * len(benchmarks))
     return Methods(
         benchmarks=benchmarks,
         cells=tuple(
@@ -136,10 +144,13 @@ def summarize(cells: Sequence[Cell], rounding: Mapping[str, float | None] = Mapp
         methods={
             method: Method(
                 **{name: _average([getattr(cell, name) for cell in mine]) for name in COSTS},
-                benchmarks={name: _result(name, mine, of["base"], rounding.get(name) or 0.0) for name in benchmarks},
+                benchmarks={
+                    name: _result(name, mine, of["base"], rounding.get(name) or 0.0, together) for name in benchmarks
+                },
             )
             for method, mine in of.items()
         },
+        comparisons=together,
     )
 
 
@@ -147,18 +158,18 @@ def _average(values: Sequence[float]) -> float:
     return sum(values) / len(values)
 
 
-def _result(benchmark: str, mine: Sequence[Cell], base: Sequence[Cell], floor: float) -> MethodResult:
+def _result(benchmark: str, mine: Sequence[Cell], base: Sequence[Cell], floor: float, comparisons: int) -> MethodResult:
     """Accuracy, and its paired difference to base, over problems and seeds."""
     seeds = {cell.seed for cell in mine}
     own = _table(benchmark, mine)
     others = _table(benchmark, [cell for cell in base if cell.seed in seeds])
     accuracy = two_way_mean(own, (0.0, 1.0))
     changes = [[t - b for t, b in zip(*rows, strict=True)] for rows in zip(own, others, strict=True)]
-    change = two_way_mean(changes, (-1.0, 1.0))
+    change = two_way_mean(changes, (-1.0, 1.0), ALPHA / comparisons)
     spans = accuracy.ci95, change.ci95
     if len(seeds) == 1 and all(score in (0, 1) for row in (*own, *others) for score in row):  # as `upft evaluate`
         before, after = ([score for (score,) in table] for table in (others, own))
-        spans = accuracy_interval([[score == 1] for score in after]), paired_difference(before, after).ci95
+        spans = accuracy_interval([[score == 1] for score in after]), one_of_many(before, after, comparisons).ci95
     if abs(change.mean) <= floor:
         spans = spans[0], (min(0.0, spans[1][0]), max(0.0, spans[1][1]))
     difference = None if mine[0].method == "base" else Difference(change.mean, spans[1])
@@ -180,7 +191,7 @@ def markdown(found: Methods, rounding: Mapping[str, float | None] = MappingProxy
     for method, row in found.methods.items():
         cells = [method, *(f"{tokens:,.0f}" if tokens else "" for tokens in (row.tokens_sampled, row.tokens_trained))]
         cells.append(f"{row.seconds:.1f}" if row.seconds else "")
-        cells.append(f"{row.peak_memory_bytes / 1e6:.0f} MB" if row.peak_memory_bytes else "")
+        cells.append(memory(row.peak_memory_bytes) if row.peak_memory_bytes else "")
         for name in found.benchmarks:
             result = row.benchmarks[name]
             cells.append(accuracy(result.accuracy, result.ci95))
@@ -192,6 +203,8 @@ def markdown(found: Methods, rounding: Mapping[str, float | None] = MappingProxy
     told = [
         f"{escape.markdown(name)}: {floor_in_words(floor)}." for name, floor in rounding.items() if floor is not None
     ]
+    if found.comparisons > 1:
+        told.append(f"The differences' {together(found.comparisons)}.")
     return "\n".join([*lines, *(part for text in told for part in ("", text))]) + "\n"
 
 
@@ -203,4 +216,5 @@ def figure(found: Methods, benchmark: str) -> str:
         if difference is not None:
             cost = f"{row.tokens_sampled:,.0f} sampled, {row.tokens_trained:,.0f} trained"
             rows.append(IntervalRow(method, difference.delta, *difference.ci95, cost))
-    return intervals(f"{benchmark}: difference to base", rows, "points of accuracy, 95 % interval; tokens on the right")
+    held = "interval" if found.comparisons == 1 else "intervals that hold together"
+    return intervals(f"{benchmark}: difference to base", rows, f"points of accuracy, 95 % {held}; tokens on the right")

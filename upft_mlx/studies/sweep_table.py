@@ -8,7 +8,8 @@ from typing import Any
 
 from upft_mlx import escape
 from upft_mlx.evaluation.benchmark_result import BenchmarkResult, dump_results
-from upft_mlx.evaluation.stats import PairedDifference, accuracy_interval, mean_interval, paired_difference
+from upft_mlx.evaluation.pairs import one_of_many
+from upft_mlx.evaluation.stats import PairedDifference, accuracy_interval, mean_interval
 from upft_mlx.evaluation.summary import floor_in_words
 from upft_mlx.quantities import accuracy, difference
 from upft_mlx.recipe.grid import in_words
@@ -32,9 +33,9 @@ class Tried:
     """The accuracy of tuned on the development part, 0 to 1."""
     ci95: tuple[float, float]
     difference: PairedDifference
-    """Tuned minus base on the same problems."""
+    """Tuned minus base on the same problems, as one of as many comparisons as there are settings."""
     to_chosen: PairedDifference | None
-    """This one minus the chosen one on the same problems; None for the chosen one."""
+    """This one minus the chosen one on the same problems, likewise; None for the chosen one."""
     tokens_sampled: int
     tokens_trained: int
     seconds: float
@@ -102,8 +103,8 @@ def tried(cells: Sequence[Cell], samples: int, floor: float) -> tuple[Tried, ...
             run=cell.run,
             accuracy=sum(cell.tuned.values()) / len(cell.tuned),
             ci95=_interval(list(cell.tuned.values()), samples),
-            difference=_difference(cell.base, cell.tuned, floor),
-            to_chosen=None if cell is chosen else _difference(chosen.tuned, cell.tuned, floor),
+            difference=_difference(cell.base, cell.tuned, len(cells), floor),
+            to_chosen=None if cell is chosen else _difference(chosen.tuned, cell.tuned, len(cells) - 1, floor),
             **{name: getattr(cell, name) for name in COSTS},
         )
         for cell in cells
@@ -116,8 +117,8 @@ def _interval(scores: Sequence[float], samples: int) -> tuple[float, float]:
     return mean_interval(scores, (0.0, 1.0))
 
 
-def _difference(first: Scores, second: Scores, floor: float) -> PairedDifference:
-    return paired_difference(list(first.values()), [second[problem] for problem in first], floor)
+def _difference(first: Scores, second: Scores, comparisons: int, floor: float) -> PairedDifference:
+    return one_of_many(list(first.values()), [second[problem] for problem in first], comparisons, floor)
 
 
 def advice(found: Sweep) -> str:
@@ -158,7 +159,8 @@ def markdown(found: Sweep) -> str:
         lines.append(f"| {' | '.join([*values, *cells, f'{one.tokens_trained:,}', f'{one.seconds:.1f}'])} |")
     told = [escape.markdown(line) for line in (advice(found), *report(found))]
     where = f"Chosen on {found.problems:,} development problems of {escape.markdown(found.benchmark)}. "
-    where += "The best of several looks better there than it is: what counts is the result on other problems."
+    where += "The best of several looks better there than it is: what counts is the result on other problems. "
+    where += "The intervals of each column of differences hold together with 95 % (Bonferroni)."
     if found.rounding is not None:
         where += f" There, {floor_in_words(found.rounding)}."
     return "\n\n".join([*told, where]) + "\n\n" + "\n".join(lines) + "\n"
@@ -176,4 +178,4 @@ def figure(found: Sweep) -> str:
         for one in found.tried
     ]
     title = f"{found.benchmark}, development part: difference to base"
-    return intervals(title, rows, "points of accuracy, 95 % interval")
+    return intervals(title, rows, "points of accuracy, 95 % intervals that hold together")

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from upft_mlx.evaluation.pairs import together
 from upft_mlx.evaluation.stats import ALPHA
 from upft_mlx.evaluation.summary import floor_in_words
 from upft_mlx.quantities import accuracy, count, difference, duration, many, memory, p_value
@@ -75,6 +76,9 @@ def print_comparison(found: dict[str, Any], folder: Path, *, console: Console | 
             say(console, line)
         if found["rounding"][name] is not None:
             say(console, Text(floor_in_words(found["rounding"][name]), "dim"))
+    if found["comparisons"] > 1:
+        console.print()
+        say(console, Text(f"differences in points; {together(found['comparisons'])}", "dim"))
     costs = table_of("method", "tokens sampled", "tokens trained", "time", "peak memory")
     for method, row in found["methods"].items():
         if row["tokens_sampled"] or row["tokens_trained"]:
@@ -94,14 +98,21 @@ def print_comparison(found: dict[str, Any], folder: Path, *, console: Console | 
 
 
 def _compared(found: dict[str, Any]) -> str:
-    """`rft is better than base on arithmetic-sampled; sft is worse on ...`, or that no method differs."""
+    """`rft is better than base on arithmetic-sampled; sft is worse on ...`, or that no method differs.
+
+    Where no answer of any method is right, nothing is compared (`report.outcome`).
+    """
     claims = []
     for word, sign in (("better", 1), ("worse", -1)):
         for method, row in found["methods"].items():
             differences = {name: result["difference"] for name, result in row["benchmarks"].items()}
             names = [name for name, of in differences.items() if of and min(sign * end for end in of["ci95"]) > 0]
             claims += [f"{method} is {word} than base on {' and '.join(names)}"] if names else []
-    return "; ".join(claims) or "no method differs measurably from base"
+    rows = found["methods"].values()
+    void = [name for name in found["benchmarks"] if not any(row["benchmarks"][name]["accuracy"] for row in rows)]
+    if len(void) < len(found["benchmarks"]) and not claims:
+        claims = ["no method differs measurably from base"]
+    return "; ".join([*claims, *([f"no method has a right answer on {' and '.join(void)}"] if void else [])])
 
 
 def _intervals(results: dict[str, dict[str, Any]], console: Console) -> Iterator[Text]:
@@ -214,7 +225,10 @@ def print_sweep(found: dict[str, Any], told: Sequence[str], folder: Path, *, con
             *values, _share({"mean": one["accuracy"], "ci95": one["ci95"]}), _difference(one["difference"]), to_chosen
         )
     console.print(table)
-    say(console, Text("to base, to chosen: points of accuracy on the same problems, 95 % intervals", "dim"))
+    say(
+        console,
+        Text("to base, to chosen: points on the same problems; the intervals of a column hold together", "dim"),
+    )
     if found["rounding"] is not None:
         say(console, Text(floor_in_words(found["rounding"]), "dim"))
     _files(console, [folder / name for name in ("sweep.md", "sweep.json", "sweep.svg")])
@@ -249,8 +263,7 @@ def print_side_by_side(found: dict[str, Any], *, console: Console | None = None)
         if of["rounding"] is not None:
             say(console, Text(floor_in_words(of["rounding"]), "dim"))
     console.print()
-    many_of = many(found["comparisons"], "comparison")
-    say(console, Text(f"in points; intervals and p hold together for {many_of} (Bonferroni)", "dim"))
+    say(console, Text(f"in points; p and {together(found['comparisons'])}", "dim"))
 
 
 def print_recipes(rows: Sequence[dict[str, str]], *, console: Console | None = None) -> None:
