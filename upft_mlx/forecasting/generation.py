@@ -33,7 +33,7 @@ def inputs(job: Job) -> dict[str, Any]:
         return {**job.inputs.base(), "problems": job.inputs.hashes["problems"], "solutions": "annotated"}
     if recipe.samples_full:
         return {**found, "solutions": {"all_full": True, "logprobs": recipe.prefix.selection == "confidence"}}
-    if _is_rated(recipe):
+    if is_rated(recipe):
         learnt = {"choose stage": job.fingerprint("choose")} if recipe.uses_answers else {}
         continued = ("rollouts",) if recipe.prefix.selection == "rollouts" else ()
         return {**found, **job.inputs.section("prefix", "selection", "length", "structure_ratio", *continued), **learnt}
@@ -44,7 +44,7 @@ def inputs(job: Job) -> dict[str, Any]:
 def announce(job: Job) -> StageStarted:
     """How many solutions, of which model."""
     recipe, problems = job.recipe, job.problems
-    asked = unchecked(recipe, problems) if _is_rated(recipe) else wanted(recipe, len(problems))
+    asked = unchecked(recipe, problems) if is_rated(recipe) else wanted(recipe, len(problems))
     return StageStarted("generate", f"{many(sum(item.samples for item in asked), 'solution')} of {job.recipe.model}")
 
 
@@ -55,7 +55,7 @@ def work(job: Job, run: RunDir) -> Outcome:
         return Outcome(f"{many(len(job.problems), 'solution')} of the dataset, none sampled")
     if said := beyond_solutions(job.recipe):
         job.notify(Note(said))
-    if _is_rated(job.recipe):
+    if is_rated(job.recipe):
         made = generate_rated(job.recipe, job.load(), job.problems, run, job.notify)
     else:
         asked = wanted(job.recipe, len(job.problems))
@@ -72,5 +72,6 @@ def _annotated(problems: Sequence[Problem], tokenizer: Any) -> Iterator[Solution
         yield Solution(problem.id, 0, "full", ids, text, "stop")
 
 
-def _is_rated(recipe: Recipe) -> bool:
+def is_rated(recipe: Recipe) -> bool:
+    """Whether the rule rates prefixes or uses a few answers (`forecasting/rated.py`)."""
     return recipe.uses_answers or recipe.prefix.selection in SCORED

@@ -7,9 +7,11 @@ import os
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
+from typing import Literal
 
 from upft_mlx.dataset.prefix import RowKind, most_sampled, most_supervised, row_kind, valid_numbers
 from upft_mlx.errors import MemoryLimitError
+from upft_mlx.forecasting.generation import is_rated
 from upft_mlx.machine import device
 from upft_mlx.models.architecture import Architecture
 from upft_mlx.planning.lengths import Prompts, Solutions
@@ -18,7 +20,9 @@ from upft_mlx.quantities import memory
 from upft_mlx.recipe.fields import AUTO, SIZES
 from upft_mlx.recipe.grid import Settings
 from upft_mlx.recipe.schema import Recipe
+from upft_mlx.recipe.studies import SCORED
 from upft_mlx.sampling.chunks import evaluated_together, generated_together
+from upft_mlx.sampling.resumed import BATCHES
 from upft_mlx.stages import STAGES
 from upft_mlx.training.batches import Example, split, unshared_because
 
@@ -84,6 +88,20 @@ class Work:
 
 
 @dataclass(frozen=True)
+class Further:
+    """What is sampled besides `Work`: solutions of problems whose answers are used, or continuations of prefixes."""
+
+    stage: Literal["answers", "generate"]
+    prompts: int
+    begun: int
+    """Tokens of a prefix behind each prompt."""
+    samples: int
+    tokens: float
+    """Tokens of a sample on average, and the most."""
+    most: int
+
+
+@dataclass(frozen=True)
 class MemoryPlan:
     """What a recipe samples and trains on, and the memory that this takes."""
 
@@ -98,6 +116,8 @@ class MemoryPlan:
     machine: Machine
     written: Solutions | None = None
     """The dataset's own, where `annotated` trains on them."""
+    answers: int = 0
+    """Problems that have one."""
 
     def trained_solutions(self, recipe: Recipe) -> Solutions:
         """The full solutions that a recipe trains on."""
@@ -109,6 +129,10 @@ class MemoryPlan:
         whole = count if kind == "full" else round(recipe.prefix.structure_ratio * count)
         prefixes = count - whole if recipe.method == "upft" else 0
         asked, each, begun = (count, samples, 0) if recipe.samples_full else (whole, 1, prefixes)
+        if _rates(recipe):  # of the others; rules that rate prefixes sample those of structure rows, too
+            known = self._known(recipe)
+            asked = max(0, whole - known)
+            begun = count - known - (0 if recipe.prefix.selection in SCORED else asked)
         solutions, length = self.trained_solutions(recipe), most_sampled(recipe, "prefix")
         most = min(most_sampled(recipe, "full"), solutions.longest)
         kept = min(recipe.generate.keep if recipe.method == "rft" else 1, each * solutions.finished)
@@ -119,6 +143,22 @@ class MemoryPlan:
             Work(kind, asked, each, solutions.mean, most, train * whole * kept, self.prompts, 1, solutions.trained),
             Work("prefix", begun, samples, length, length, train * prefixes, self.trained, ends, [length]),
         )
+
+    def further(self, recipe: Recipe) -> Iterator[Further]:
+        """What a rule that rates prefixes, or learns from a few answers, samples besides `work`."""
+        mean, length, most = self.solutions.mean, most_sampled(recipe, "prefix"), most_sampled(recipe, "full")
+        if known := self._known(recipe):
+            yield Further(
+                "answers", known, 0, recipe.forecast.samples + 1, mean, most
+            )  # and what greedy decoding gives
+        if _rates(recipe) and recipe.prefix.selection == "rollouts":
+            prefixes = self.work(recipe)[1]
+            left = max(0.0, mean - length), max(1, most - length)
+            yield Further("generate", prefixes.problems * prefixes.samples, length, recipe.prefix.rollouts, *left)
+
+    def _known(self, recipe: Recipe) -> int:
+        """Problems whose answers are used (`dataset.prefix.labelled`)."""
+        return min(self.answers, recipe.forecast.problems) if _rates(recipe) and recipe.uses_answers else 0
 
     def shared(self, recipe: Recipe) -> int:
         """Tokens that all rows begin with and that a pass runs through the model once.
@@ -147,7 +187,7 @@ class MemoryPlan:
         return max((sampling_peak(model, one, machine, adapter) for one in self.loads(stage, recipe)), default=0.0)
 
     def loads(self, stage: str, recipe: Recipe) -> Iterator[SamplingLoad]:
-        """A chunk of full solutions and one of prefixes, or one of the benchmarks of each kind."""
+        """A chunk of full solutions, of prefixes and of what else is sampled, or one of the benchmarks of each kind."""
         batch, settings, asked = getattr(recipe, stage).batch_size, recipe.evaluate, self.prompts
         if stage == "generate":
             for part in self.work(recipe):
@@ -155,6 +195,9 @@ class MemoryPlan:
                 if part.problems and samples:
                     chunk = min(part.problems, generated_together("prefix" if is_prefix else "full", batch, samples))
                     yield SamplingLoad(batch, chunk, samples, asked.longest[0], asked.shared, part.most, is_prefix)
+            for more in self.further(recipe):
+                chunk = min(more.prompts, math.ceil(BATCHES * batch / more.samples))
+                yield SamplingLoad(batch, chunk, more.samples, asked.longest[0] + more.begun, asked.shared, more.most)
             return
         for (own, most), asked in self.questions.items():
             samples = own or settings.samples
@@ -223,6 +266,11 @@ class MemoryPlan:
             line = f"{stage} needs about {memory(peak)}, but {budget}; {advice}"
             found.append((line, less >= EXCESS * self.machine.whole))
         return found
+
+
+def _rates(recipe: Recipe) -> bool:
+    """Whether prefixes are rated, or a few answers used; SFT and RFT, which a plan compares with, have no rule."""
+    return recipe.method == "upft" and is_rated(recipe)
 
 
 def _smaller(stage: str, recipe: Recipe) -> Iterator[Settings]:

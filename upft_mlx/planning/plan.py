@@ -7,13 +7,13 @@ full solutions, need a calibration (`speed.py`), which loads the model once.
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 from upft_mlx.data.benchmarks import QUESTION
 from upft_mlx.dataset.instruction import differing, user_turn
-from upft_mlx.dataset.prefix import beyond_solutions, labelled
+from upft_mlx.dataset.prefix import beyond_solutions
 from upft_mlx.errors import RecipeError
 from upft_mlx.job import Job
 from upft_mlx.models.architecture import STATE_SPACE, read_architecture
@@ -62,7 +62,8 @@ def memory_plan(job: Job, machine: Machine, run: RunDir | None = None, speed: Sp
         encode = partial(tokenizer.encode, add_special_tokens=False)
         found = measure_prompts(len(problems), lambda n: str(problems[n].answer), encode)
         written = Solutions(found.mean, found.longest[0], found.longest, 1.0, "the dataset's own solutions")
-    return MemoryPlan(model, plain, trained, solutions, questions, machine, written)
+    answers = sum(problem.answer is not None for problem in problems)
+    return MemoryPlan(model, plain, trained, solutions, questions, machine, written, answers)
 
 
 @dataclass
@@ -86,12 +87,10 @@ class Estimate:
         def cost(how: str, fields: dict[str, Any]) -> Cost:
             work = plan.work(changed(recipe, fields))
             sampled = sum(part.problems * part.samples * part.tokens for part in work)
+            sampled += sum(more.prompts * more.samples * more.tokens for more in plan.further(changed(recipe, fields)))
             return Cost(sampled, passes * sum(part.rows * (part.tokens + part.ends) for part in work), how)
 
         this = cost(plan.trained_solutions(recipe).how if plan.work(recipe)[0].problems else "prefixes alone", {})
-        if recipe.uses_answers:  # of each problem whose answer is used, those samples and the greedy solution
-            more = len(labelled(recipe, self.job.problems)) * (recipe.forecast.samples + 1) * solutions.mean
-            this = replace(this, tokens_sampled=this.tokens_sampled + more)
         kept = {"generate.samples": SAMPLES, "generate.keep": min(KEEP, recipe.generate.keep)}
         rft = cost(f"{solutions.how}, all correct", {"method": "rft", **kept})
         return PlannedTokens(this, cost(solutions.how, {"method": "sft", "generate.samples": 1}), rft)
@@ -126,8 +125,13 @@ class Estimate:
         answered = 0.0  # of the validation problems, while training
         if (every := settings.evaluate_every) is not None:
             answered = (2 + len(range(every, steps, every))) * min(settings.evaluate_limit or MOST, held)
+        further = dict.fromkeys(("answers", "generate"), 0.0)
+        for more in self.memory.further(recipe):
+            further[more.stage] += more.prompts * more.samples * more.tokens / rate
+        first = sum(part.problems * part.samples * took for part, took in zip(work, each, strict=True))
         found = {
-            "generate": sum(part.problems * part.samples * took for part, took in zip(work, each, strict=True)),
+            "answers": further["answers"],
+            "generate": first + further["generate"],
             "train": (passes * rows + _FORWARD * forward) * row + answered * answer,
             "evaluate": sum(2 * part.completions * min(answer, part.entry.max_tokens / rate) for part in self.job.sets),
             "fuse": 0.0 if recipe.publish.fuse == "adapter" else _FUSE_ROWS * row,
@@ -143,9 +147,10 @@ class Estimate:
             return export
         found = {method: self.seconds(cell, speed) for method, cell in cells.items()}
         trained = [took for method, took in found.items() if not method.startswith(BEST_OF_PREFIX)]  # it trains nothing
+        learnt = max((took.get("answers", 0.0) for took in trained), default=0.0)
         sampled = max((took.get("generate", 0.0) for took in trained), default=0.0)  # methods share solutions
         evaluated = sum(took.get("evaluate", 0.0) / 2 for took in found.values())  # base answers once
-        each = sampled + sum(took.get("train", 0.0) for took in trained) + evaluated
+        each = learnt + sampled + sum(took.get("train", 0.0) for took in trained) + evaluated
         return {**export, "compare": settings.seeds * each}
 
     def plan(self, speed: Speed | None) -> Plan:
