@@ -2,14 +2,14 @@
 
 Both sides run the same `upft` commands on the same files in turns, each in processes of its own, in one environment:
 this one's. The other commit is checked out beside it for the time of the comparison. What is reported is the CPU time
-of the commands, loading included, and for the test suite its wall time. Steps are taken by each side's `train` in a
+of the commands, loading included, and for the test suite wall time. Steps are taken by each side's `train` in a
 process of its own on the same rows, and the second one counts: the first one also makes what is made once.
 
   step      a training step on SmolLM2-135M-Instruct at 4 bits: 8 GSM8K prefixes with prompts, LoRA on all layers
   sampling  prefixes of 16 tokens for 8 GSM8K questions with the same model
   evaluate  16 GSM8K questions, 32 tokens each, the base model alone
   quickstart  `upft run quickstart`, which is what `upft demo` ran at that commit
-  tests     the test command of the README; only when asked for
+  tests     the test command of the README, and of it the tests that both sides have, by name; only when asked for
 
 The model is made by shared/bin/make_smollm2.py, or is the folder that UPFT_SMOLLM2 names.
 """
@@ -26,9 +26,11 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from xml.etree import ElementTree
 
 from turns import ROOT, SHARED, gsm8k_rows, make_model, write
 
@@ -86,13 +88,15 @@ def main() -> None:
         if {"step", "sampling", "evaluate"} & set(parts):
             make_model("smollm2", model)
         for part in parts:
+            if part == "tests":
+                compare_suites(other, work)
+                continue
             costs: dict[Path, list[float]] = {ROOT: [], other: []}
             for number in range(options.rounds):
                 for side in (ROOT, other) if number % 2 == 0 else (other, ROOT):
                     costs[side].append(measure(part, side, model, work / f"{part}-{number}-{side.name}"))
             ours, theirs = (statistics.median(costs[side]) for side in (ROOT, other))
-            unit = "s wall" if part == "tests" else "CPU s"
-            print(f"{part:9} {ours:8.1f} {unit} against {theirs:8.1f}: {theirs / ours:5.1f} times less", flush=True)
+            print(f"{part:9} {ours:8.1f} CPU s against {theirs:8.1f}: {theirs / ours:5.1f} times less", flush=True)
 
 
 @contextmanager
@@ -114,11 +118,6 @@ def blas(side: Path) -> str:
 def measure(part: str, side: Path, model: Path, work: Path) -> float:
     """What a part costs on one side."""
     work.mkdir()
-    if part == "tests":
-        begin = time.perf_counter()
-        processes = ["-n", "auto"] if side == ROOT else []  # each as its README says
-        run(side, ["-m", "pytest", "-q", "-p", "no:cacheprovider", *processes], cwd=side)
-        return time.perf_counter() - begin
     if part == "quickstart":
         return run(side, ["-m", "upft_mlx", "run", "quickstart", "--plain", "--run-dir", str(work / "run")])[0]
     recipe = work / "recipe.json"
@@ -132,6 +131,24 @@ def measure(part: str, side: Path, model: Path, work: Path) -> float:
     settings = (*SETTINGS, *(OURS if side == ROOT and part != "evaluate" else ()))
     command = ["-m", "upft_mlx", STAGES[part], str(recipe), "--run-dir", str(work / "run"), "--plain"]
     return run(side, [*command, *(f"--set={setting}" for setting in settings)])[0]
+
+
+def compare_suites(other: Path, work: Path) -> None:
+    """Print both suites' wall times, and of the tests that both have what they take one after the other."""
+    walls, times = {}, {}
+    for side in (ROOT, other):
+        result, begin = work / f"tests-{side.name}.xml", time.perf_counter()
+        processes = ["-n", "auto"] if side == ROOT else []  # each as its README says
+        run(side, ["-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={result}", *processes], cwd=side)
+        walls[side] = time.perf_counter() - begin
+        times[side] = Counter[str]()
+        for case in ElementTree.parse(result).iter("testcase"):
+            times[side][case.get("name", "").partition("[")[0]] += float(case.get("time", 0))
+    print(f"tests     {walls[ROOT]:8.1f} s wall against {walls[other]:8.1f}: {walls[ROOT] / walls[other]:.2f} of it")
+    names = times[ROOT].keys() & times[other].keys()
+    ours, theirs = (sum(times[side][name] for name in names) for side in (ROOT, other))
+    which = f"{len(names):,} test functions that both have, of {len(times[other]):,} and {len(times[ROOT]):,}"
+    print(f"          {ours:8.1f} s      against {theirs:8.1f}: {ours / theirs:.2f} of it; {which}", flush=True)
 
 
 def recipe_of(model: Path) -> dict[str, object]:
