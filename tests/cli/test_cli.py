@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
+import re
 import resource
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -267,6 +270,34 @@ with edge(debug=False, saves=True):
     assert "interrupted; run the same command to continue" in done.stderr
     assert "Traceback" not in done.stderr
     assert done.returncode == -signal.SIGINT
+
+
+def test_what_a_terminal_echoes_of_ctrl_c_is_written_over() -> None:
+    """`^CError: interrupted` stood on one line where no view was open."""
+    code = """
+import fcntl, signal, sys, termios, time
+from upft_mlx.cli.edge import edge
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+signal.signal(signal.SIGINT, signal.default_int_handler)
+with edge(debug=False, saves=True):
+    print("ready", flush=True)
+    time.sleep(60)
+"""
+    ours, theirs = os.openpty()
+    command = [sys.executable, "-c", code]
+    with subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True):
+        os.close(theirs)
+        screen = b""
+        while b"ready" not in screen:
+            screen += os.read(ours, 1024)
+        os.write(ours, b"\x03")
+        with suppress(OSError):  # the other side is closed
+            while part := os.read(ours, 1024):
+                screen += part
+    os.close(ours)
+    *_, last = screen.decode().strip().splitlines()
+    assert b"^C\r" in screen
+    assert re.sub(r"\x1b\[[0-9;]*m", "", last).startswith("Error: interrupted")
 
 
 def test_an_interruption_of_a_real_stage_keeps_what_is_done(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
