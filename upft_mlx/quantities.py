@@ -49,8 +49,15 @@ def rate(per_second: float) -> str:
 
 
 def memory(size: float) -> str:
-    """Bytes in decimal units."""
+    """Bytes in memory, in decimal units: `812 MB`, `12.4 GB`."""
     return f"{size / 1e9:.1f} GB" if size >= 999.5e6 else f"{size / 1e6:.0f} MB"
+
+
+def disk(size: float) -> str:
+    """Bytes of files, downloads and free disk space, in decimal units: `0.4 MB`, `4.28 GB`, `83.9 GB`."""
+    if size < 999.95e6:
+        return f"{size / 1e6:.1f} MB"
+    return f"{size / 1e9:.{1 if size >= 9.995e9 else 2}f} GB"
 
 
 def duration(seconds: float) -> str:

@@ -262,10 +262,10 @@ def test_a_prefix_that_most_solutions_do_not_reach_is_pointed_out_by_build(folde
 @pytest.mark.parametrize(
     ("error", "message"),
     [
-        (OSError(errno.ENOSPC, "No space left on device", "FILE"), "FILE: the disk is full, 12 MB free; "),
-        (OSError(errno.ENOSPC, "No space left on device"), "runs/my: the disk is full, 12 MB free; "),
+        (OSError(errno.ENOSPC, "No space left on device", "FILE"), "FILE: the disk is full, 12.0 MB free; "),
+        (OSError(errno.ENOSPC, "No space left on device"), "runs/my: the disk is full, 12.0 MB free; "),
         (OSError(errno.EDQUOT, "Disk quota exceeded", "FILE"), "FILE: Disk quota exceeded; "),
-        (RuntimeError("IoError(Os { code: 28 }) (os error 28)"), ": the disk is full, 12 MB free; "),
+        (RuntimeError("IoError(Os { code: 28 }) (os error 28)"), ": the disk is full, 12.0 MB free; "),
     ],
     ids=["a file", "no file", "a quota", "a library in Rust"],
 )

@@ -14,7 +14,7 @@ from helpers.ui import ANSI, HARMLESS, HOSTILE, a_report, console, variant_value
 from rich.cells import cell_len
 from rich.console import Console
 
-from upft_mlx.quantities import clock, count, duration, memory, points
+from upft_mlx.quantities import clock, count, disk, duration, memory, points
 from upft_mlx.results.facts import RunFacts
 from upft_mlx.ui import views
 from upft_mlx.ui.text import glyphs_for, interval_bar, plot, wrapped
@@ -231,6 +231,8 @@ def test_numbers() -> None:
         "1.0 GB",
         "3.2 GB",
     ]
+    sizes = (0, 41e3, 999.94e6, 999.95e6, 9.994e9, 9.995e9, 123.4e9)
+    assert [disk(n) for n in sizes] == ["0.0 MB", "0.0 MB", "999.9 MB", "1.00 GB", "9.99 GB", "10.0 GB", "123.4 GB"]
     assert [points(d) for d in (0.0123, -0.0123, -0.0001, 0.0)] == ["+1.2", "-1.2", "+0.0", "+0.0"]
 
 

@@ -16,7 +16,7 @@ from upft_mlx.cli.edge import edge, memory_limit, quiet_libraries, run_other
 from upft_mlx.cli.group import cli
 from upft_mlx.cli.options import Options, PathOption, common, helped, recipe_argument, verbose, verbose_option
 from upft_mlx.escape import to_json
-from upft_mlx.quantities import many
+from upft_mlx.quantities import disk, many
 
 if TYPE_CHECKING:
     from upft_mlx.events import Observer
@@ -89,7 +89,7 @@ def _pushed(facts: dict[str, Any]) -> str:
     kind = "private" if facts["private"] else "public"
     where = facts["repo"] or "a repository without a name yet (--set publish.repo=user/name)"
     head = f"{facts['url']}: uploaded" if "url" in facts else f"would upload to {where}"
-    lines = [f"{head} ({kind}), {many(len(facts['files']), 'file')}, {facts['bytes'] / 1e6:.1f} MB:"]
+    lines = [f"{head} ({kind}), {many(len(facts['files']), 'file')}, {disk(facts['bytes'])}:"]
     lines += [f"  {file['bytes']:>15,}  {file['path']}" for file in facts["files"]]
     if facts["left_out"]:
         lines.append(f"not uploaded: {', '.join(facts['left_out'])}")

@@ -23,6 +23,7 @@ from upft_mlx.cli.options import Options, verbose
 from upft_mlx.errors import NO_ROOM, OfflineError, UpftError
 from upft_mlx.escape import one_line, to_json
 from upft_mlx.models.hub import tell_attempts_once
+from upft_mlx.quantities import disk
 
 if TYPE_CHECKING:
     from upft_mlx.events import Observer
@@ -182,7 +183,7 @@ def _refused(error: OSError, again: str) -> str:
         what, room = "there is a folder where this file should go", "move it away, then "
     if error.errno == errno.ENOSPC:
         place = next(p for p in (Path(file or "."), *Path(file or ".").parents) if p.exists())
-        what = f"the disk is full, {shutil.disk_usage(place).free / 1e6:,.0f} MB free"
+        what = f"the disk is full, {disk(shutil.disk_usage(place).free)} free"
     return f"{where}{what}; {room}{again}"
 
 

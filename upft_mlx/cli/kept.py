@@ -11,6 +11,7 @@ from upft_mlx.cli.edge import edge, quiet_libraries
 from upft_mlx.cli.group import cli
 from upft_mlx.cli.options import helped
 from upft_mlx.escape import to_json
+from upft_mlx.quantities import disk
 
 if TYPE_CHECKING:
     from upft_mlx.rundir import RunDir
@@ -55,7 +56,7 @@ def kept(run: str, restore: str | None, remove: str | None, as_json: bool, debug
             state = "" if version["whole"] else ", damaged" if version["done"] else ", not finished"
             said = [version["detail"]] if version["detail"] else []
             said += [f"made with {', '.join(version['settings'])}"] if version["settings"] else []
-            size = f"{version['bytes'] / 1e6:.1f} MB{state}"
+            size = f"{disk(version['bytes'])}{state}"
             views.print_text("  ".join([version["name"], version["when"], size, *filter(None, ["; ".join(said)])]))
         if not facts["kept"] + facts["unfinished"]:
             views.print_text(f"{found.root}: no earlier versions")

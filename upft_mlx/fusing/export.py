@@ -21,7 +21,7 @@ from upft_mlx.models.files import json_object, read_header
 from upft_mlx.models.gguf.model import halves_in_turn
 from upft_mlx.models.hub import reason
 from upft_mlx.models.load import Loaded
-from upft_mlx.quantities import many, percent
+from upft_mlx.quantities import disk, many, percent
 from upft_mlx.recipe.schema import Recipe
 from upft_mlx.rows import write_json
 from upft_mlx.rundir import RunDir
@@ -213,7 +213,7 @@ def export_dequantized(
     if template.is_file():  # Ollama and older tools look for it in the other file only
         stated = json.loads(settings.read_text(encoding="utf-8"))
         write_json(settings, {**stated, "chat_template": template.read_text(encoding="utf-8")})
-    kept = f"{dtype}, {found.bytes / 1e6:.1f} MB, keeps {found.kept}"
+    kept = f"{dtype}, {disk(found.bytes)}, keeps {found.kept}"
     if found.retained >= (least := recipe.publish.min_retained):
         return kept
     # float16 has steps an eighth as large as bfloat16's

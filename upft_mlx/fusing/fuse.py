@@ -17,7 +17,7 @@ from upft_mlx.models.architecture import read_architecture
 from upft_mlx.models.load import Loaded
 from upft_mlx.planning.budget import this_machine
 from upft_mlx.planning.memory import fusing_peak
-from upft_mlx.quantities import percent
+from upft_mlx.quantities import disk, percent
 from upft_mlx.recipe.schema import Recipe
 from upft_mlx.results.fidelity import Fidelity, Fused
 from upft_mlx.rows import write_json
@@ -131,7 +131,7 @@ def _refuse(fuser: Fuser, chosen: Fidelity) -> NoReturn:
         if found.retained >= least:
             family, *rest = found.fuse.split("-")
             detail = [f"{part} bits" if part.isdigit() else part for part in rest]
-            detail += [f"{found.bytes / 1e6:.1f} MB", f"keeps {percent(found.retained)}"]
+            detail += [disk(found.bytes), f"keeps {percent(found.retained)}"]
             passing.append(f"{family} ({', '.join(detail)})")
     raise FuseError(
         f"fusing as {chosen.fuse} keeps {chosen.kept} (publish.min_retained: {percent(least, 0)})",

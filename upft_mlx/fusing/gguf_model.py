@@ -27,6 +27,7 @@ from upft_mlx.models.facts import chat_template
 from upft_mlx.models.files import json_object
 from upft_mlx.models.gguf.file import UNUSED, Array, rule_of
 from upft_mlx.models.gguf.model import FAMILIES, TOP, halves_in_turn, layer_names, llama3_factors
+from upft_mlx.quantities import disk
 from upft_mlx.training.checkpoints import load_safetensors
 
 _ARCHITECTURES = {**{ours: arch for arch, ours in FAMILIES.items()}, "mistral": "llama"}
@@ -86,7 +87,7 @@ def write_gguf(folder: Path, file: Path, name: str) -> str:
             mx.clear_cache()
     finally:
         writer.close()
-    each = ", ".join(f"{kind} {size / 1e6:.1f} MB" for kind, size in kinds.most_common())
+    each = ", ".join(f"{kind} {disk(size)}" for kind, size in kinds.most_common())
     return f"{each}, for llama.cpp, LM Studio and Ollama"
 
 

@@ -7,6 +7,7 @@ from typing import Any
 from upft_mlx.events import StageStarted
 from upft_mlx.fingerprints import hash_of
 from upft_mlx.job import Job, Outcome
+from upft_mlx.quantities import disk
 from upft_mlx.rundir import RunDir
 
 
@@ -27,4 +28,4 @@ def work(job: Job, run: RunDir, *, force: bool = False) -> Outcome:
 
     kept = fuse(job.recipe, job.load(), run, job.notify, questions=job.questions, force=force)
     form = "base's own formats" if kept.fuse == "base" else kept.fuse
-    return Outcome(f"{form}, {kept.bytes / 1e6:.1f} MB, keeps {kept.kept}")
+    return Outcome(f"{form}, {disk(kept.bytes)}, keeps {kept.kept}")

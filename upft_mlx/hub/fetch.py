@@ -16,7 +16,7 @@ from upft_mlx.events import Note, Observer, ignore
 from upft_mlx.models.find import FILES, find_model, is_hub_model
 from upft_mlx.models.hub import is_offline
 from upft_mlx.models.load import load_tokenizer
-from upft_mlx.quantities import many
+from upft_mlx.quantities import disk, many
 from upft_mlx.recipe.schema import Recipe
 
 _ROOM = 500 * 10**6
@@ -108,14 +108,14 @@ def _check_room(repositories: list[Repository], notify: Observer) -> None:
     needed = sum(r.bytes or 0 for r in repositories)
     parts = []
     for r in repositories:
-        size = "the Hub does not say how large" if r.bytes is None else f"{r.bytes / 1e6:.1f} MB"
+        size = "the Hub does not say how large" if r.bytes is None else disk(r.bytes)
         most = "at most " if r.kind == "dataset" and r.bytes is not None else ""
         parts.append(f"{r.kind} {r.name} ({most}{size})")
-    room = "disk space" if any(r.bytes is None for r in repositories) else f"{needed / 1e9:.2f} GB of disk space"
-    notify(Note(f"fetch: {room}: {', '.join(parts)}; {free / 1e9:.1f} GB are free in {cache}"))
+    room = "disk space" if any(r.bytes is None for r in repositories) else f"{disk(needed)} of disk space"
+    notify(Note(f"fetch: {room}: {', '.join(parts)}; {disk(free)} are free in {cache}"))
     if needed + _ROOM > free:
         raise FetchError(
-            f"{needed / 1e9:.2f} GB are needed and {free / 1e9:.2f} GB are free",
+            f"{disk(needed)} are needed and {disk(free)} are free",
             "make room, or set HF_HOME to a folder on a larger disk",
             path=cache,
         )

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from upft_mlx.errors import OfflineError, PublishError, RecipeError
 from upft_mlx.events import Note, Observer, ignore
 from upft_mlx.models.hub import is_offline, reason
-from upft_mlx.quantities import many
+from upft_mlx.quantities import disk, many
 from upft_mlx.recipe.publish import Publish
 from upft_mlx.stages import is_terms
 
@@ -127,7 +127,7 @@ def push(publish: Publish, folder: Path, notify: Observer = ignore) -> str:
     api = HfApi()
     _attempts(lambda: _ensure_repo(api, repo, publish, notify), repo, notify)
     size = sum(path.stat().st_size for path in files)
-    notify(Note(f"push: {many(len(files), 'file')}, {size / 1e6:.1f} MB, to {repo}"))
+    notify(Note(f"push: {many(len(files), 'file')}, {disk(size)}, to {repo}"))
     options: dict[str, Any] = {
         "allow_patterns": [path.name for path in files],
         # what is left of an earlier push: weights in other shards would be loaded as well; code and terms may be the

@@ -18,7 +18,7 @@ from typing import Any, Literal
 from upft_mlx._version import __version__
 from upft_mlx.machine.power import THERMAL_LEVELS, Power, read_power
 from upft_mlx.machine.requirements import Machine, Platform, here, look, mlx_refusal, pip_install, refusal
-from upft_mlx.quantities import percent
+from upft_mlx.quantities import disk, percent
 
 Severity = Literal["ok", "warning", "error"]
 PACKAGES = ("mlx", "mlx-lm", "transformers", "datasets", "huggingface-hub")
@@ -186,7 +186,7 @@ def _disk(name: str, folder: Path, group: str = "disk") -> Finding:
         free = shutil.disk_usage(place).free
     except OSError as error:
         return Finding(group, name, str(folder), "error", f"cannot be read: {error.strerror}")
-    value = f"{folder}, {free / 1e9:.1f} GB free"
+    value = f"{folder}, {disk(free)} free"
     other = "put the cache elsewhere with HF_HOME=DIR" if group == "hub" else "put runs elsewhere with --run-dir DIR"
     if not os.access(place, os.W_OK):
         return Finding(group, name, value, "error", f"{place} cannot be written; {other}")

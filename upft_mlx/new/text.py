@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from upft_mlx.errors import RecipeError
 from upft_mlx.escape import one_line, quoted
-from upft_mlx.quantities import many
+from upft_mlx.quantities import disk, many, memory
 from upft_mlx.recipe.safe_yaml import read_yaml, yaml_scalar
 from upft_mlx.recipe.schema import Train
 
@@ -43,7 +43,7 @@ def recipe_text(draft: Draft) -> str:
     top, sections = [_Field("model", draft.model_name, _model_said(draft))], dict(_sections(draft))
     head, size = [*_comment(draft), *_lines(top, "")], draft.model.bytes or 0
     if draft.model.bits is None and size > 2e9:
-        why = f"the weights are not quantized; with this they take {_size(size * 4.5 / 16)} of memory"
+        why = f"the weights are not quantized; with this they take {memory(size * 4.5 / 16)} of memory"
         head.append(f"# quantize: {{bits: 4}}  # {why}")
     parts = ["\n".join(head), *("\n".join([f"{name}:", *_lines(of, "  ")]) for name, of in sections.items())]
     text = "\n\n".join(parts) + "\n"
@@ -81,7 +81,7 @@ def _comment(draft: Draft) -> Iterator[str]:
         "the paper's if a line says so, otherwise this tool's defaults; none was measured on this model and these "
         "problems. `upft analyze` measures the prefix length, `upft compare` the methods"
     )
-    size = f"{_size(model.bytes)} of weights" if model.bytes else "weights of unknown size"
+    size = f"{disk(model.bytes)} of weights" if model.bytes else "weights of unknown size"
     for key, value in (
         ("command", f"upft run {name}"),
         (
@@ -117,7 +117,7 @@ def _sections(draft: Draft) -> Iterator[tuple[str, list[_Field]]]:
     if chosen.max_length is not None:
         train.append(_Field("max_length", chosen.max_length, "tokens: the longest question and a full solution"))
     if chosen.grad_checkpoint:
-        without = f"without it a step takes up to {_size(chosen.step_bytes)}" if chosen.step_bytes else "less memory"
+        without = f"without it a step takes up to {memory(chosen.step_bytes)}" if chosen.step_bytes else "less memory"
         train.append(_Field("grad_checkpoint", True, f"long rows: more time; {without}"))
     yield "train", train
     sampled = _Field("temperature", 0.6, "thinking models repeat themselves when greedy")
@@ -127,7 +127,7 @@ def _sections(draft: Draft) -> Iterator[tuple[str, list[_Field]]]:
     evaluate.append(_Field("benchmarks", [draft.benchmark], asked))
     yield "evaluate", [sampled, *evaluate] if chosen.thinks else evaluate
     if chosen.fuse != "auto":
-        why = f"6 or 8 bits; trying 16 bits as well takes {_size(chosen.fuse_bytes or 0)}"
+        why = f"6 or 8 bits; trying 16 bits as well takes {memory(chosen.fuse_bytes or 0)}"
         yield "publish", [_Field("fuse", chosen.fuse, why)]
 
 
@@ -159,10 +159,6 @@ def _model_said(draft: Draft) -> str:
     if number := model.parameters:
         size = f"{f'{number / 1e9:.1f} G' if number >= 1e9 else f'{number / 1e6:.1f} M'} parameters"
     return f"{model.kind}, {size}, {f'{model.bits} bits' if model.bits else 'not quantized'}"
-
-
-def _size(size: float) -> str:
-    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
 
 
 _THINKING = {

@@ -15,6 +15,7 @@ from upft_mlx.fusing.fuse import fuse
 from upft_mlx.fusing.merge import merge, readable
 from upft_mlx.models.find import model_hash
 from upft_mlx.pipeline import check_memory, opened, prepare
+from upft_mlx.quantities import disk
 from upft_mlx.recipe.schema import Recipe
 from upft_mlx.rows import write_json
 from upft_mlx.rundir import remove
@@ -70,5 +71,5 @@ def fuse_others(
             work.rename(made)
         finally:
             remove(work)
-    detail = f"rank {rank}, {kept.fuse}, {kept.bytes / 1e6:.1f} MB, keeps {kept.kept}"
+    detail = f"rank {rank}, {kept.fuse}, {disk(kept.bytes)}, keeps {kept.kept}"
     return {"folder": str(made), "rank": rank, "fuse": kept.fuse, "retained": kept.retained, "detail": detail}

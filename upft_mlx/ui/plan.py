@@ -10,6 +10,7 @@ from rich.text import Text
 
 from upft_mlx.quantities import duration, many, memory, percent
 from upft_mlx.results.plan import Plan
+from upft_mlx.training.batches import PASS_TOKENS
 from upft_mlx.ui.console import open_console, say
 from upft_mlx.ui.tables import table_of
 from upft_mlx.ui.text import glyphs_for
@@ -27,7 +28,7 @@ def print_plan(plan: Plan, *, console: Console | None = None) -> None:
     console.print()
     console.print(Text(line(f"{plan.recipe}: {plan.model} ({parameters} parameters{here})"), "bold"))
     passes, size = settings["train.micro_batch_size"], settings["train.batch_size"]
-    micro = f"{passes} at a time" if passes else "micro-batches of up to 512 tokens"
+    micro = f"{passes} at a time" if passes else f"micro-batches of up to {many(PASS_TOKENS, 'token')}"
     sequences = "1 sequence" if size == 1 else f"{size} sequences ({micro})"
     problems, steps = many(plan.problems, "problem"), many(plan.steps, "step")
     console.print(Text(f"{problems}, {steps} of {sequences}, {settings['generate.batch_size']} decoded together"))

@@ -23,6 +23,7 @@ from upft_mlx.errors import ModelError
 from upft_mlx.escape import one_line, quoted
 from upft_mlx.machine.cache import cache_folder
 from upft_mlx.models.gguf.file import AFFINE, Array, Gguf, read_gguf, write_tokenizer
+from upft_mlx.quantities import disk
 
 CONVERTED = "upft_conversion.json"
 """What a folder was made from, and the notes about it."""
@@ -315,6 +316,6 @@ def _write_weights(gguf: Gguf, arch: str, config: dict[str, Any], folder: Path) 
         was = sum(place.bytes for place in gguf.tensors.values() if place.kind in decoded)
         notes.append(
             f"{gguf.path.name}: MLX has no {' or '.join(decoded)}; these weights are decoded and rounded to float16, "
-            f"{sum(decoded.values()) / 1e9:.2f} GB instead of {was / 1e9:.2f} GB"
+            f"{disk(sum(decoded.values()))} instead of {disk(was)}"
         )
     return quantized, notes
