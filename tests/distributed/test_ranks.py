@@ -241,7 +241,8 @@ def test_two_ranks_make_the_rows_and_the_adapter_of_one(start: Any, one: Path, t
 STUDIES = {
     "analyze": ("analysis/analysis.json", "analyze.problems=2", "analyze.rollouts=2"),
     "forecast": ("forecast/forecast.json", "forecast.problems=12", "forecast.samples=2"),
-    "compare": ("compare/compare.json", "compare.methods=[upft]", "train.epochs=1"),
+    "compare": ("compare/compare.json", "compare.methods=[upft]", "compare.seeds=1", "train.epochs=1"),
+    "sweep": ("sweep/sweep.json", "train.epochs=1"),
 }
 
 
@@ -250,12 +251,18 @@ STUDIES = {
 def test_a_study_is_shown_and_written_by_the_leader_alone(start: Any, tmp_path: Path, verb: str) -> None:
     """Followers read results that only the leader has, or wrote them at the same time, which ended the job."""
     made, *overrides = STUDIES[verb]
-    command = upft(verb, tmp_path / "run", "problems.limit=20", "generate.max_tokens=24", *overrides)
-    (status, output, errors), follower = start(command, command).wait()
+    commands = [
+        upft(verb, tmp_path / where / "run", "problems.limit=12", "generate.max_tokens=24", *overrides)
+        for where in ("leader", "follower")  # as on two Macs, each with its own disk
+    ]
+    for command in commands if verb == "sweep" else ():
+        command.insert(2, "train.learning_rate=1e-4,1e-3")
+    (status, output, errors), follower = start(*commands).wait()
     assert status == 0, errors
     assert follower == (0, "", "")
     assert made in output
-    assert json.loads((tmp_path / "run" / made).read_text())
+    assert json.loads((tmp_path / "leader" / "run" / made).read_text())
+    assert not (tmp_path / "follower").exists()
 
 
 @pytest.mark.slow

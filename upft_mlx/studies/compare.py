@@ -20,7 +20,7 @@ from upft_mlx.distributed.seam import leads
 from upft_mlx.errors import RecipeError
 from upft_mlx.evaluation.evaluate import scores_of
 from upft_mlx.evaluation.summary import rounded_grades
-from upft_mlx.events import Note, Observer, ignore
+from upft_mlx.events import Note, Observer, Variant, ignore
 from upft_mlx.fingerprints import definite
 from upft_mlx.job import Job
 from upft_mlx.models.find import find_model
@@ -146,15 +146,18 @@ def run_cell(
 def _result(job: Job, method: str) -> Cell:
     learning = LEARNING if job.recipe.uses_answers else ()
     stages = [entry for name in (*learning, *STAGES[:-1]) if (entry := job.run.entry(name)) is not None]
-    variant = "base" if method == BASE else "tuned"
+    variants: tuple[Variant, ...] = ("base",) if method == BASE else ("base", "tuned")
+    base, *tuned = (
+        {part.entry.label: scores_of(part.entry, job.run.rows_of(part.entry.label, variant)) for part in job.sets}
+        for variant in variants
+    )
     return Cell(
         method=method,
         seed=job.recipe.seed,
-        scores={
-            part.entry.label: scores_of(part.entry, job.run.rows_of(part.entry.label, variant)) for part in job.sets
-        },
+        scores=tuned[0] if tuned else base,
         tokens_sampled=sum(entry.tokens_sampled for entry in stages),
         tokens_trained=sum(entry.tokens_trained for entry in stages),
         seconds=sum(entry.seconds for entry in stages),
         peak_memory_bytes=max((entry.peak_memory_bytes for entry in stages), default=0),
+        base=base,
     )

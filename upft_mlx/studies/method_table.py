@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from types import MappingProxyType
 from typing import Any
 
@@ -34,6 +34,8 @@ class Cell:
     seconds: float
     """Time of generate, build and train."""
     peak_memory_bytes: int
+    base: Scores = field(default_factory=dict)
+    """Base's scores in the same run, where that measures both."""
 
 
 @dataclass(frozen=True)

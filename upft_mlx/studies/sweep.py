@@ -21,7 +21,6 @@ from upft_mlx.distributed.seam import leads
 from upft_mlx.errors import RecipeError
 from upft_mlx.escape import one_line, quoted
 from upft_mlx.evaluation.benchmark_result import BenchmarkResult
-from upft_mlx.evaluation.evaluate import scores_of
 from upft_mlx.evaluation.summary import rounded_grades
 from upft_mlx.events import Note, Observer, ignore
 from upft_mlx.fingerprints import definite
@@ -128,12 +127,11 @@ def folder_name(settings: Settings) -> str:
 def _cell(
     settings: dict[str, Any], recipe: Recipe, label: str, folder: Path, donors: Sequence[RunDir], notify: Observer
 ) -> Cell:
-    found, run = run_cell(recipe, one_line(in_words(settings)), folder, donors, notify), RunDir(folder)
-    entry = next(spec for spec in resolve(recipe.evaluate) if spec.label == label)
+    found = run_cell(recipe, one_line(in_words(settings)), folder, donors, notify)
     return Cell(
         settings=settings,
         run=str(folder),
-        base=scores_of(entry, run.rows_of(label, "base")),
+        base=found.base[label],
         tuned=found.scores[label],
         **{name: getattr(found, name) for name in COSTS},
     )
