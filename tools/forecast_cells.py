@@ -72,8 +72,7 @@ def change_of(units: Units, world: str, rule: str, label: str) -> Mean:
     """Tuned minus base over problems and seeds: computed, or as it was published."""
     cells = cells_of(units, world, rule)
     if all(isinstance(cell["tuned"][label], list) for cell in cells):
-        value = change(cells, label)
-        return Mean(value.value, value.ci95)
+        return change(cells, label)
     mean, *interval = units[f"{world}/{rule}/change"][label]
     return Mean(mean, tuple(interval))
 

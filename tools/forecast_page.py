@@ -40,16 +40,22 @@ MEASURED = {
 
 
 def write(units: Units) -> None:
-    """All three files. Rules are compared over the seeds that all of them were measured with."""
+    """All three files."""
+    text, drawn = page(units)
+    ROOT.joinpath("docs/measured/forecast.md").write_text(text, encoding="utf-8")
+    ROOT.joinpath("docs/assets/forecast.svg").write_text(drawn, encoding="utf-8")
+    DATA.write_text(json.dumps(slim(units), indent=0) + "\n", encoding="utf-8")
+
+
+def page(units: Units) -> tuple[str, str]:
+    """The page and its picture. Rules are compared over the seeds that all of them were measured with."""
     others = other_cells(units)
     same = {name: unit for name, unit in units.items() if name not in others}
     found, every = list(pairs(same)), list(pairs(units))
     parts = [HEADER, PLAN, BEFORE, simulation(same), compared(found), *(answers(same, world) for world in WORLDS)]
     parts += [real(same), by_seed(units), *([gsm8k(same)] if "gsm8k" in same else [])]
     parts.append(verdicts(same, found, spearman(every)))
-    ROOT.joinpath("docs/measured/forecast.md").write_text("\n".join(filter(None, parts)), encoding="utf-8")
-    ROOT.joinpath("docs/assets/forecast.svg").write_text(picture(found), encoding="utf-8")
-    DATA.write_text(json.dumps(slim(units), indent=0) + "\n", encoding="utf-8")
+    return "\n".join(filter(None, parts)), picture(found)
 
 
 def other_cells(units: Units) -> dict[str, Any]:
@@ -106,8 +112,7 @@ def beyond_first_sample(units: Units, rule: str) -> Mean:
     """A rule's change on SmolLM2 beyond that of the first samples, over the seeds that both were measured with."""
     names = zip(names_of(units, "smollm2", "first"), names_of(units, "smollm2", rule), strict=True)
     both = [(units[first], units[own]) for first, own in names if first in units and own in units]
-    value = change([{"base": first["tuned"], "tuned": own["tuned"]} for first, own in both], "report")
-    return Mean(value.value, value.ci95)
+    return change([{"base": first["tuned"], "tuned": own["tuned"]} for first, own in both], "report")
 
 
 def simulation(units: Units) -> str:
@@ -222,7 +227,7 @@ def real(units: Units) -> str:
     for rate in REAL_RATES:
         cell = units[f"smollm2/choose/{rate:g}"]
         told = (change([cell], label) for label in ("choose", "choose-greedy"))
-        lines.append(f"| {rate:g} | {' | '.join(points(Mean(value.value, value.ci95)) for value in told)} |")
+        lines.append(f"| {rate:g} | {' | '.join(map(points, told))} |")
     lines += [
         "\nWhat training changed there, over problems and seeds. Few seeds make wide intervals: how much these differ "
         "is all that is known of others." + (f" Not measured: {', '.join(left)}." if left else ""),
@@ -250,12 +255,11 @@ def by_seed(units: Units) -> str:
         for name in names_of(units, "smollm2", rule):
             if name in units:
                 changes = (change([units[name]], label) for label in ("report", "report-greedy"))
-                told = " | ".join(points(Mean(value.value, value.ci95)) for value in changes)
+                told = " | ".join(map(points, changes))
                 lines.append(f"| {rule} | {name.rpartition('/')[2]} | {told} |")
     for name, unit in units.items():
         if name.startswith("smollm2/colder/"):
-            value = change([unit], "report")
-            lines.append(f"| untrained | {name.rpartition('/')[2]} | {points(Mean(value.value, value.ci95))} | |")
+            lines.append(f"| untrained | {name.rpartition('/')[2]} | {points(change([unit], 'report'))} | |")
     lines.append(
         f"\n`untrained` is the base model at T = {COLDER:g} instead of 0.7, looked at after the results: training on "
         f"samples of T = 0.6 makes likely tokens likelier, as sampling at 0.6 x 0.7 = {COLDER:g} does for nothing."

@@ -28,7 +28,7 @@ import make_evidence as evidence
 
 from upft_mlx.dataset.selection import pick
 from upft_mlx.errors import TrainingError
-from upft_mlx.forecasting.estimate import Graded, weigh
+from upft_mlx.forecasting.estimate import Graded, Mean, weigh
 from upft_mlx.forecasting.probe import held_out
 from upft_mlx.pipeline import run_forecast
 from upft_mlx.recipe.schema import Recipe
@@ -179,7 +179,7 @@ def toy(units: Units, work: Path, name: str) -> None:
         gains = {}
         for rate in RATES:
             cells = [toy_cell(units, world, selection, rate, seed) for seed in CHOOSE]
-            gains[rate] = change(cells, "choose").value
+            gains[rate] = change(cells, "choose").mean
         best = max(gains, key=lambda rate: gains[rate])
         units.get(
             f"{name}/{selection}/rate", lambda gains=gains, best=best: {"rate": best, "gains": list(gains.values())}
@@ -238,7 +238,7 @@ def measured(recipe: Recipe, root: Path, selection: str, setting: str, seed: int
     }
 
 
-def change(cells: Sequence[dict[str, Any]], label: str) -> Any:
+def change(cells: Sequence[dict[str, Any]], label: str) -> Mean:
     """Tuned minus base over problems and seeds."""
     pairs = [(cell["base"][label], cell["tuned"][label]) for cell in cells]
     table = [[tuned[p] - base[p] for base, tuned in pairs] for p in range(len(pairs[0][0]))]
@@ -289,7 +289,7 @@ def chosen_rate(units: Mapping[str, Any]) -> float:
 
     def gain(rate: float) -> float:
         cell = units[f"smollm2/choose/{rate:g}"]
-        return sum(change([cell], label).value for label in ("choose", "choose-greedy"))
+        return sum(change([cell], label).mean for label in ("choose", "choose-greedy"))
 
     return max(REAL_RATES, key=gain)
 

@@ -301,3 +301,12 @@ def test_the_evidence_page_is_written_from_its_data() -> None:
     page = runpy.run_path(str(ROOT / "tools" / "make_evidence.py"))["page"]
     found = json.loads((ROOT / "docs" / "assets" / "evidence.json").read_text(encoding="utf-8"))
     assert (ROOT / "docs" / "measured" / "evidence.md").read_text(encoding="utf-8") == page(found)
+
+
+def test_the_forecast_page_is_written_from_its_data(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tool ended in an error since a mean with its interval had become one class."""
+    monkeypatch.syspath_prepend(ROOT / "tools")
+    published = runpy.run_path(str(ROOT / "tools" / "forecast_cells.py"))["published"]
+    text, picture = runpy.run_path(str(ROOT / "tools" / "forecast_page.py"))["page"](published())
+    assert text == (ROOT / "docs" / "measured" / "forecast.md").read_text(encoding="utf-8")
+    assert picture == (ROOT / "docs" / "assets" / "forecast.svg").read_text(encoding="utf-8")
