@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers.facts import results
+from helpers.facts import result, results
 from helpers.page import facts, four, row
 
-from upft_mlx.evaluation.benchmark_result import BenchmarkResult
+from upft_mlx.evaluation.benchmark_result import BenchmarkResult, Rounding
+from upft_mlx.evaluation.summary import Until, difference
 from upft_mlx.results import charts
 from upft_mlx.results.openings import Branch, tree
 from upft_mlx.results.page import Material, page
@@ -76,6 +78,26 @@ def test_training_is_shown_from_its_losses_and_movement() -> None:
         "KL: 0.25 (position after the prompt 2)",
     ):
         assert f"<title>{tip}</title>" in text
+
+
+@pytest.mark.parametrize(("until", "grades"), [("end", 0.0), ("known", 0.0), ("end", 0.5)])
+def test_the_running_difference_ends_with_the_interval_of_the_verdict(
+    monkeypatch: pytest.MonkeyPatch, until: Until, grades: float
+) -> None:
+    """Its band left 0 out where the verdict claimed nothing: 5 of 12 gained, stopping early, a floor by rounding."""
+    count = 5 if grades == 0 else 6
+    mine = [row(number, number >= count, True) for number in range(12)]
+    base, tuned = ([[found] for item in mine if (found := getattr(item, name))] for name in ("base", "tuned"))
+    told = difference(base, tuned, grades, until)
+    paired = {"delta": told.delta, "ci95": told.ci95, "p_value": told.p_value, "until": until}
+    rounding = Rounding(completions=12, texts=grades, answers=grades, grades=grades)
+    one = replace(result({"base": {}, "tuned": {}, "paired": paired}), rounding=rounding)
+    drawn: dict[str, Sequence[charts.Line]] = {}
+    monkeypatch.setattr(charts, "lines", lambda title, curves, *_, **__: drawn.update({title: curves}) or "")
+    page(Material(replace(facts(), benchmarks={"arithmetic": one}), mine))
+    [line] = drawn["arithmetic: tuned - base over the first problems"]
+    assert (line.points[-1], line.band[-1]) == ((12.0, told.delta), told.ci95)
+    assert line.band[-1][0] <= 0, "nothing is claimed"
 
 
 def test_a_private_benchmark_has_its_numbers_and_none_of_its_problems() -> None:

@@ -174,7 +174,10 @@ def mcnemar_exact(wrong_to_right: int, right_to_wrong: int) -> float:
     n = wrong_to_right + right_to_wrong
     if n == 0:
         return 1.0
-    tail = sum(math.comb(n, i) for i in range(min(wrong_to_right, right_to_wrong) + 1))
+    tail, ways = 0, 1
+    for changed in range(min(wrong_to_right, right_to_wrong) + 1):
+        tail += ways
+        ways = ways * (n - changed) // (changed + 1)  # of n, one more
     return min(1.0, 2 * tail / (1 << n))
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from upft_mlx import __version__
 from upft_mlx.evaluation.benchmark_result import BenchmarkResult, Measured
-from upft_mlx.evaluation.stats import mean_interval, tango_interval
+from upft_mlx.evaluation.summary import difference
 from upft_mlx.quantities import accuracy, duration, memory, p_value, percent, points
 from upft_mlx.results import charts, openings
 from upft_mlx.results.facts import RunFacts, Seen, StageFacts, TrainingFacts
@@ -188,7 +188,7 @@ def _benchmark(name: str, result: BenchmarkResult, found: Material) -> dict[str,
             "p": p_value(paired.p_value),
             "interval": charts.interval(f"{name}: difference with its interval", paired.delta, low, high, widest),
             "said": f"{said}: {why}" if why else f"{said}: {flips}",
-            "running": _running(name, mine),
+            "running": _running(name, mine, result),
         }
     return card
 
@@ -209,21 +209,19 @@ def _numbers(variants: Sequence[Measured]) -> Iterator[tuple[str, list[str]]]:
         yield "answered", [percent(1 if variant.answer_found is None else variant.answer_found) for variant in variants]
 
 
-def _running(name: str, mine: Sequence[Seen]) -> str:
-    """The difference over the first 10, 20, ... problems, with the interval of each."""
-    both = [(item, item.base, item.tuned) for item in mine if item.base and item.tuned]
-    scores = []
-    for _, group in groupby(both, key=lambda pair: pair[0].problem_id):
-        changes = [int(tuned.correct) - int(base.correct) for _, base, tuned in group]
-        scores.append(sum(changes) / len(changes))
-    binary = all(score in (-1, 0, 1) for score in scores)
-    stops = sorted({max(2, round(len(scores) * (place + 1) / CHECKPOINTS)) for place in range(CHECKPOINTS)})
+def _running(name: str, mine: Sequence[Seen], result: BenchmarkResult) -> str:
+    """The difference over the first 10, 20, ... problems, with the interval of each: the last one is the result's."""
+    assert result.paired
+    both = [(item.base, item.tuned) for item in mine if item.base and item.tuned]
+    problems = [[*pairs] for _, pairs in groupby(both, key=lambda pair: pair[0].problem_id)]
+    base, tuned = ([[pair[place] for pair in pairs] for pairs in problems] for place in (0, 1))
+    floor, until = result.rounding.grades if result.rounding else 0.0, result.paired.until
+    stops = sorted({max(2, round(len(problems) * (place + 1) / CHECKPOINTS)) for place in range(CHECKPOINTS)})
     points, band = [], []
-    for stop in (stop for stop in stops if len(scores) // 12 < stop <= len(scores)):  # the first few say nothing
-        seen = scores[:stop]
-        ups, downs = sum(s > 0 for s in seen), sum(s < 0 for s in seen)
-        points.append((float(stop), sum(seen) / stop))
-        band.append(tango_interval(ups, downs, stop) if binary else mean_interval(seen, (-1.0, 1.0)))
+    for stop in (stop for stop in stops if len(problems) // 12 < stop <= len(problems)):  # the first few say nothing
+        found = difference(base[:stop], tuned[:stop], floor, "known" if until == "known" else "end")
+        points.append((float(stop), found.delta))
+        band.append(found.ci95)
     label = f"{name}: tuned - base over the first problems"
     line = charts.Line("tuned - base", "base", points, band)
     return charts.lines(label, [line] if len(points) > 1 else [], "problems", lambda y: f"{100 * y:+.0f}", zero=True)
