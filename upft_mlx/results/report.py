@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from upft_mlx.evaluation.benchmark_result import BenchmarkResult, Group, Measured, load_results
-from upft_mlx.evaluation.stats import ALPHA, drift, problems_to_settle
-from upft_mlx.evaluation.summary import rounding
+from upft_mlx.evaluation.stats import ALPHA, ROUNDING, drift, problems_to_settle
+from upft_mlx.evaluation.summary import floor_in_words, rounding
 from upft_mlx.quantities import difference, many, p_value, percent
 from upft_mlx.recipe.schema import Recipe
 from upft_mlx.results import templates, training_report
@@ -119,6 +119,9 @@ def outcome(result: BenchmarkResult) -> tuple[Outcome, str]:
     (low, high), effect = paired.ci95, paired.effect
     if -effect <= low and high <= effect:
         return "no measurable change", ""
+    floor = result.rounding.grades if result.rounding else 0.0
+    if effect < abs(paired.delta) <= floor + ROUNDING:
+        return "can't tell yet", f"{floor_in_words(floor)}, so more problems would not settle one of this size"
     needed = problems_to_settle(base.n, (low, high), effect)
     return "can't tell yet", f"about {many(needed, 'problem')} would settle a change of {100 * effect:g} points"
 
