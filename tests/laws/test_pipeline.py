@@ -383,12 +383,12 @@ def variant(accuracy: float, tokens: float = 30.0, truncated: float = 0.0) -> di
         ),
         (
             *(variant(0.1, truncated=0.51), variant(0.3, truncated=0.5), (0.2, 0.1, 0.3, 0.001)),
-            ["x: void: 51 % of the answers were cut; raise evaluate.max_tokens, unless the cut answers repeat"],
+            ["x: void: 51 % of base's answers were cut; raise evaluate.max_tokens, unless the cut answers repeat"],
         ),
         (
             *(variant(0.5), variant(0.5, truncated=0.6), (0.0, -0.1, 0.1, 1.0)),
             [
-                "x: void: 60 % of the answers were cut; raise evaluate.max_tokens, unless the cut answers repeat",
+                "x: void: 60 % of tuned's answers were cut; raise evaluate.max_tokens, unless the cut answers repeat",
                 "x: cut answers went",
             ],
         ),

@@ -110,7 +110,8 @@ def outcome(result: BenchmarkResult) -> tuple[Outcome, str]:
     cut = max(base.truncated, tuned.truncated)
     longer = "raise evaluate.max_tokens, unless the cut answers repeat themselves"
     if base.truncated > MOST or (tuned.truncated > MOST and not worse):
-        return "void", f"{percent(cut, 0)} of the answers were cut; {longer}"
+        whose = "base" if base.truncated == cut else "tuned"
+        return "void", f"{percent(cut, 0)} of {whose}'s answers were cut; {longer}"
     if base.accuracy == tuned.accuracy == 0:
         more = longer if cut > 0 else "use easier problems, or check the `answer` column"
         return "void", f"neither base nor tuned has a right answer; {more}"
