@@ -67,11 +67,11 @@ def collect(recipe: Recipe, run: RunDir, current: Sequence[str]) -> RunFacts:
 
 def verdict(benchmarks: Mapping[str, BenchmarkResult]) -> list[str]:
     """What the numbers allow to say, one line per benchmark, and what should make a reader suspicious."""
-    lines = []
+    lines, several = [], sum(result.compared is not None for result in benchmarks.values())
     for name, result in benchmarks.items():
         if result.compared:
             base, tuned, _ = result.compared
-            lines += [f"{name}: {_difference(result)}", *_drift(name, base, tuned)]
+            lines += [f"{name}: {_difference(result)}", *_by_chance(name, result, several), *_drift(name, base, tuned)]
         if result.rounding:
             lines.append(f"{name}: {rounding(result.rounding)}")
     return lines
@@ -79,13 +79,13 @@ def verdict(benchmarks: Mapping[str, BenchmarkResult]) -> list[str]:
 
 def remarks(benchmarks: Mapping[str, BenchmarkResult]) -> list[str]:
     """What no number of the verdict says: why a comparison is void, and what should make a reader suspicious."""
-    lines = []
+    lines, several = [], sum(result.compared is not None for result in benchmarks.values())
     for name, result in benchmarks.items():
         if result.compared:
             base, tuned, _ = result.compared
             _, why = outcome(result)
             lines += [f"{name}: {why}"] if why else []
-            lines += _drift(name, base, tuned)
+            lines += [*_by_chance(name, result, several), *_drift(name, base, tuned)]
     return lines
 
 
@@ -165,6 +165,16 @@ def _difference(result: BenchmarkResult) -> str:
     if found in ("better", "worse"):
         return f"tuned is {found} than base: {numbers}"
     return f"{found}: {numbers}" + (f"; {why}" if why else "")
+
+
+def _by_chance(name: str, result: BenchmarkResult, several: int) -> list[str]:
+    """A line for a difference that is claimed, unless it also holds with `several` tested together (Bonferroni)."""
+    assert result.paired
+    together = min(1.0, several * result.paired.p_value)
+    if outcome(result)[0] not in ("better", "worse") or together < ALPHA:
+        return []
+    told = f"of {many(several, 'benchmark')}, one soon differs by chance; tested together (Bonferroni), this one has "
+    return [f"{name}: {told}{p_value(together)} and would not be claimed"]
 
 
 def _drift(name: str, base: Measured, tuned: Measured) -> list[str]:
