@@ -44,11 +44,24 @@ def test_tokens_of_sft_and_rft_follow_from_the_full_solutions_of_the_run(make_re
     assert found.sft.tokens_sampled == 10 * 25
     assert found.sft.tokens_trained == 2 * 8 * 26
     assert found.rft.tokens_sampled == 16 * 10 * 25
-    assert found.rft.tokens_trained == pytest.approx(2 * 8 * 26 * expected_kept(0.5))
+    assert found.rft.tokens_trained == pytest.approx(2 * 8 * 21 * expected_kept(0.5)), "the right one has 20 tokens"
     assert found.rft.how == "computed from 2 full solutions of this run"
     assert "| SFT (1 full solution) | 250 (this run: 36.0 % of it) | 416 (this run: 28.8 % of it) |" in markdown(
         run_report({"economy": found})
     )
+
+
+def test_cut_solutions_are_sampled_and_never_trained_on(make_recipe: MakeRecipe, run: RunDir) -> None:
+    """They are the longest: counted with the others, they made SFT's and RFT's rows as long as they are."""
+    rows = [full(0, "\\boxed{4}", 20), full(1, "\\boxed{5}", 30), full(2, "\\boxed{4} again", 500, "length")]
+    write_rows(run.solutions, rows)
+    found = economy(make_recipe(train={"valid_ratio": 0.2}), PROBLEMS, run)
+    assert found is not None
+    assert found.sft
+    assert found.rft
+    assert found.sft.tokens_sampled == pytest.approx(10 * 550 / 3)
+    assert found.sft.tokens_trained == pytest.approx(2 * 8 * (21 + 31) / 3)
+    assert found.rft.tokens_trained == pytest.approx(2 * 8 * 21 * expected_kept(1 / 3))
 
 
 def test_choices_are_graded_by_their_letters(make_recipe: MakeRecipe, run: RunDir) -> None:
@@ -101,7 +114,7 @@ def test_answers_that_a_run_learned_from_are_part_of_what_it_cost(make_recipe: M
     assert found.sft
     assert found.rft
     assert found.sft.tokens_sampled == 10 * 30
-    assert found.rft.tokens_trained == pytest.approx(found.sft.tokens_trained * expected_kept(0.5))
+    assert found.rft.tokens_trained == pytest.approx(found.sft.tokens_trained * 21 / 31 * expected_kept(0.5))
     assert found.rft.how == "computed from 16 full solutions of this run"
     apart = economy(make_recipe(), PROBLEMS, run)
     assert apart is not None

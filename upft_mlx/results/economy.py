@@ -2,12 +2,13 @@
 
 Tokens of this run are measured, with those of the answers that it learned from. Those of the others are computed from
 the full solutions that this run sampled (all of them, or the structure rows; where it used a few answers, the samples
-of these problems, right or wrong), and the result says from how many.
+of these problems, right or wrong), and the result says from how many. Cut solutions are sampled, but not trained on.
 """
 
 from __future__ import annotations
 
 import math
+from array import array
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -66,12 +67,13 @@ def economy(recipe: Recipe, problems: Sequence[Problem], run: RunDir) -> Economy
     passes = trained.tokens_trained / max(1, epoch)
     rows = (1 - recipe.train.valid_ratio) * len(problems) * passes
     length, how = seen.tokens / seen.count, f"computed from {seen.count} full solutions of this run"
-    kept = KEEP if seen.right is None else expected_kept(seen.right / seen.count)
+    right = seen.finished if seen.right is None else seen.right
+    kept = KEEP if seen.right is None else expected_kept(len(right) / seen.count)
     known = "" if seen.right is not None else ", all correct (no answers)"
     return Economy(
         this,
-        sft=Cost(len(problems) * length, rows * seen.finished / seen.count * (length + 1), how),
-        rft=Cost(SAMPLES * len(problems) * length, rows * kept * (length + 1), how + known),
+        sft=Cost(len(problems) * length, rows * (sum(seen.finished) + len(seen.finished)) / seen.count, how),
+        rft=Cost(SAMPLES * len(problems) * length, rows * kept * (sum(right) / max(1, len(right)) + 1), how + known),
     )
 
 
@@ -80,10 +82,11 @@ class _Seen:
     """Full solutions of a run."""
 
     count: int
-    finished: int
     tokens: int
-    right: int | None
-    """None where a problem has no answer."""
+    finished: array[int]
+    """Tokens of each that was not cut: no other is trained on."""
+    right: array[int] | None
+    """Tokens of each of these whose answer is right; None where a problem has no answer."""
 
 
 def _full_solutions(recipe: Recipe, problems: Sequence[Problem], run: RunDir) -> _Seen:
@@ -91,7 +94,8 @@ def _full_solutions(recipe: Recipe, problems: Sequence[Problem], run: RunDir) ->
 
     Where answers were used, solutions.jsonl holds the right samples of these problems alone, so all are read.
     """
-    count = finished = tokens = right = 0
+    count = tokens = 0
+    finished, right = array("L"), array("L")
     answered, path = True, run.solutions
     known: dict[str, Problem] = {}
     if recipe.uses_answers and (samples := run.answers / "samples.jsonl").exists():
@@ -106,11 +110,14 @@ def _full_solutions(recipe: Recipe, problems: Sequence[Problem], run: RunDir) ->
         while problem is None or problem.id != solution.problem_id:
             problem = next(waiting)
         if solution.kind == "full":
-            count, tokens = count + 1, tokens + len(solution.completion_ids)
-            finished += solution.finish_reason == "stop"
+            length = len(solution.completion_ids)
+            count, tokens = count + 1, tokens + length
             answered = answered and problem.answer is not None
-            right += answered and grade(Task(solution.completion, str(problem.answer), grader)).correct
-    return _Seen(count, finished, tokens, right if answered else None)
+            if solution.finish_reason == "stop":
+                finished.append(length)
+                if answered and grade(Task(solution.completion, str(problem.answer), grader)).correct:
+                    right.append(length)
+    return _Seen(count, tokens, finished, right if answered else None)
 
 
 def expected_kept(share: float) -> float:
