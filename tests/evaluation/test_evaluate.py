@@ -138,7 +138,7 @@ def test_base_is_asked_again_at_another_batch_size(
     assert len(again) == 2 * 3, "a tenth of 24 problems, rounded up, two samples each"
     assert summary["arithmetic"]["rounding"] == {"completions": 6, "texts": 0.0, "answers": 0.0, "grades": 0.0}
     assert (
-        "arithmetic: 0.0 % of 6 answers of base, asked again in smaller batches, change by rounding alone "
+        "arithmetic: 0.0 % of 6 answers of base, asked again at another batch size, change by rounding alone "
         "(0.0 % from right to wrong or back)"
     ) in notes
 

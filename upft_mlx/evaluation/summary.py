@@ -106,7 +106,7 @@ def floor_in_words(grades: float) -> str:
 def rounding(found: Rounding) -> str:
     """In words what rounding changed of base's answers."""
     return (
-        f"{percent(found.answers)} of {many(found.completions, 'answer')} of base, asked again in smaller batches, "
+        f"{percent(found.answers)} of {many(found.completions, 'answer')} of base, asked again at another batch size, "
         f"change by rounding alone ({percent(found.grades)} from right to wrong or back)"
     )
 
