@@ -146,6 +146,7 @@ def test_it_says_how_many_answers_would_settle_it() -> None:
     found = advise([rule("consensus", -0.1, 0.2)], 64)
     assert found.selection is None
     assert "about 576 answers" in found.text, "half an interval of 15 points against 5: nine times as many"
+    assert "about 65 answers" in advise([rule("consensus", -1e-4, 0.2)], 64).text, "64 have not settled it"
     assert "negative" in advise([rule("consensus", -0.3, -0.1)], 64).text
     assert advise([], 64).selection is None
 

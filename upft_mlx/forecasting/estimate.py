@@ -216,7 +216,7 @@ def advise(rules: Sequence[RuleForecast], answers: int) -> Advice:
     name = f"the best forecast is {hopeful.selection} at t = {hopeful.length}, {points(value)} points"
     if value.mean <= 0:
         return Advice(None, None, f"do not train: the forecast is negative or zero with {answers} answers; {name}")
-    needed = round(answers * (_half(hopeful, len(usable)) / value.mean) ** 2)
+    needed = max(answers + 1, round(answers * (_half(hopeful, len(usable)) / value.mean) ** 2))
     chance = f", the best of {len(usable)} and so more likely above zero by chance" if value.ci95[0] > 0 else ""
     return Advice(
         None,
