@@ -71,6 +71,25 @@ def test_a_void_evaluation_gives_the_hub_no_accuracy(recipe: Recipe) -> None:
     assert "model-index" in card_data(recipe, BASE, FACTS)
 
 
+@pytest.mark.parametrize(
+    ("paired", "truncated", "shown"),
+    [
+        ({"delta": -0.0001, "ci95": [-0.0004, 0.0], "p_value": 0.04996}, 0.0, "| +0.0 [+0.0, +0.0] | 0.049 |"),
+        ({"delta": 0.1, "ci95": [0.05, 0.15], "p_value": 1e-7}, 0.0, "| +10.0 [+5.0, +15.0] | < 0.001 |"),
+        ({"delta": 0.1, "ci95": [0.05, 0.15], "p_value": 1e-7}, 0.7, "| +10.0 [+5.0, +15.0] | void |"),
+    ],
+)
+def test_a_difference_is_written_as_screen_and_report_write_it(
+    recipe: Recipe, paired: dict[str, Any], truncated: float, shown: str
+) -> None:
+    """The card had `-0.0`, rounded a p-value of 0.04996 up to 0.05, and gave a void comparison one."""
+    base = {**SIDE, "truncated": truncated}
+    facts = run_report({**RUN, "benchmarks": {"gsm8k": {"base": base, "tuned": SIDE, "paired": paired}}})
+    text = model_card(recipe, BASE, facts, DESCRIBED)
+    assert shown in text
+    assert "shows no measurable change" not in text, "it may be that one cannot tell yet"
+
+
 def test_the_metadata_is_what_the_hub_reads(recipe: Recipe) -> None:
     card = ModelCard(model_card(recipe, BASE, FACTS, DESCRIBED))
     assert isinstance(card.data, ModelCardData)
@@ -98,7 +117,7 @@ def test_the_results_are_in_the_model_index(recipe: Recipe) -> None:
 def test_the_numbers_are_the_runs(recipe: Recipe) -> None:
     text = model_card(recipe, BASE, FACTS, DESCRIBED)
     for part in (
-        "| gsm8k | 200 x 1 | 0 | 40.0 [33.5, 46.9] | 41.5 [34.9, 48.4] | +1.5 [-2.0, +5.0] | 0.45 |",
+        "| gsm8k | 200 x 1 | 0 | 40.0 [33.5, 46.9] | 41.5 [34.9, 48.4] | +1.5 [-2.0, +5.0] | 0.450 |",
         "gsm8k: no measurable change",
         "12,345 tokens",
         "6,789 supervised tokens",

@@ -17,7 +17,7 @@ from upft_mlx.errors import ModelError
 from upft_mlx.escape import code, one_line
 from upft_mlx.models.files import bounded
 from upft_mlx.models.find import HUB_ID, is_hub_model
-from upft_mlx.quantities import many, percent
+from upft_mlx.quantities import difference, many, p_value, percent
 from upft_mlx.recipe.safe_yaml import read_yaml, to_yaml
 from upft_mlx.recipe.schema import Recipe
 from upft_mlx.results import templates
@@ -118,7 +118,13 @@ def model_card(recipe: Recipe, base: Base, facts: RunFacts, described: Mapping[s
         above=_link(base.name, "") if base.hub_id == base.name else code(base.name),
         method=method,
         by_hand=[STAGES[name].adopted_as for name, stage in stages.items() if stage.adopted],
-        compared={label: result for label, result in facts.benchmarks.items() if result.tuned},
+        compared={label: found.compared for label, found in facts.benchmarks.items() if found.compared},
+        certainty={
+            label: "void" if outcome(found)[0] == "void" else p_value(found.paired.p_value).removeprefix("p ")
+            for label, found in facts.benchmarks.items()
+            if found.paired and found.compared
+        },
+        difference=difference,
         stages=stages,
         source=_link(problems.dataset or "", "datasets/"),
         file=Path(problems.path or "").name,
