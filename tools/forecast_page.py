@@ -293,7 +293,7 @@ def gsm8k(units: Units) -> str:
         for row in accuracy["lengths"]:
             arms = (f"{row[arm]['mean']:.1%}" for arm in ("correct", "incorrect"))
             found = row["difference"]
-            between = points(Mean(found["delta"], tuple(found["ci95"])))
+            between = points(Mean(found["delta"], tuple(found["ci95"]))) if row["length"] else ""  # at 0 they are one
             lines.append(f"| {row['length']} | {row['problems']} | {' | '.join(arms)} | {between} |")
     return "\n".join(lines) + "\n"
 

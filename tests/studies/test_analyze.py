@@ -143,6 +143,7 @@ def test_a_panel_whose_values_are_all_0_is_drawn() -> None:
 def test_the_table_says_what_was_found() -> None:
     text = markdown(FOUND)
     assert "| 4 | 2 | 75.0 %" in text
+    assert re.search(r"^\| 0 \| 2 \| 75.0 % .*\|  \|$", text, re.MULTILINE), "no difference: the arms are one"
     assert text.startswith("Recommended `prefix.length`: **")
 
 

@@ -213,7 +213,7 @@ def markdown(analysis: Analysis) -> str:
             "|---|---|---|---|---|",
             *(
                 f"| {row.length} | {row.problems} | {percent_of(row.correct.mean, row.correct.ci95)} "
-                f"| {percent_of(row.incorrect.mean, row.incorrect.ci95)} | {_points(row, '')} |"
+                f"| {percent_of(row.incorrect.mean, row.incorrect.ci95)} | {_points(row, '') if row.length else ''} |"
                 for row in analysis.accuracy
             ),
         ]
