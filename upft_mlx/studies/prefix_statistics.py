@@ -16,6 +16,8 @@ from upft_mlx.recipe.studies import Analyze
 from upft_mlx.results.figures import Panel, Point, Series, curves
 from upft_mlx.rows import from_plain, to_plain
 
+LEAST = 6
+"""Questions from which a difference can be measurable: of 5 that all differ alike, the exact test's p is 2 / 2 ** 5."""
 LONGEST = 32
 """Tokens; no longer prefix is recommended: the paper found 8 to 32 within noise, and each token costs."""
 
@@ -152,15 +154,17 @@ def prefix_accuracy(lengths: Sequence[int], starts: Sequence[RolloutStart]) -> t
 def recommend(accuracy: Sequence[PrefixAccuracy]) -> Recommendation:
     """The longest prefix up to which the arms cannot be told apart.
 
-    Arms are told apart where the interval of their paired difference lies above 0.
+    Arms are told apart where the interval of their paired difference lies above 0. Lengths with fewer than `LEAST`
+    questions do not count: there it never does.
     """
-    rows = [row for row in accuracy if row.length > 0]
+    rows = [row for row in accuracy if row.length > 0 and row.problems >= LEAST]
     if not rows:
         return Recommendation(
             None,
-            "prefix accuracy was not measured: it needs two questions with an answer that the model solves in one "
-            "trajectory and not in another, and found fewer; take more with analyze.problems and "
-            "analyze.trajectories. The paper found 8 to 32 tokens within noise",
+            "prefixes of right and wrong samples cannot be compared: it takes "
+            f"{many(LEAST, 'question')} with an answer that the model solves in one trajectory and not in another, "
+            "and found fewer; take more with analyze.problems and analyze.trajectories. The paper found 8 to 32 tokens "
+            "within noise",
         )
     alike = list(itertools.takewhile(lambda row: row.difference.ci95[0] <= 0, rows))
     apart = rows[len(alike)] if len(alike) < len(rows) else None
