@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers.input import upft
+from helpers.input import upft, write
 from helpers.runs import made, there
 
 from upft_mlx.rows import read_json
@@ -79,3 +79,33 @@ def test_where_there_is_no_run_it_says_what_makes_one(tmp_path: Path, monkeypatc
     done = upft("runs")
     assert done.exit_code == 1
     assert "runs: no runs here; `upft demo` makes one" in done.stderr
+
+
+def test_answers_of_an_earlier_adapter_are_said_to_be_and_a_look_belongs_to_its_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write(
+        tmp_path / "own.yaml",
+        "model: builtin:arithmetic\nproblems: {builtin: arithmetic, limit: 12}\ngenerate: {max_tokens: 40}\n"
+        "train: {steps: 1}\nevaluate: {max_tokens: 40, benchmarks: [{name: arithmetic, limit: 4}]}\n",
+    )
+    for stage in ("generate", "build", "train", "evaluate"):
+        assert upft(stage, "own.yaml").exit_code == 0
+    assert upft("evaluate", "own.yaml", "--limit", "2").exit_code == 0
+    shutil.copytree("runs/own", "runs/other")
+    (look,) = Path("runs/own/looks").iterdir()
+    shown = [
+        ("own", "--flips"),
+        ("own", "--rows", "--json"),
+        ("own", "--grade"),
+        ("own", "other"),
+        (str(look), "--rows"),
+    ]
+    assert {upft("show", *arguments).stderr for arguments in shown} == {""}
+    assert "not shown" not in upft("show", look).stdout
+    assert upft("train", "own.yaml", "--set", "train.learning_rate=0.1").exit_code == 0
+    for arguments in shown:
+        (said,) = upft("show", *arguments).stderr.splitlines()
+        assert "these answers were measured with an earlier version of the stages before" in said
+    assert "not shown, made with an earlier version of the stages above: evaluate" in upft("show", look).stdout

@@ -147,7 +147,9 @@ def show(
         if len(runs) > 1:
             from upft_mlx.inspection.side_by_side import side_by_side
 
-            together = side_by_side(browse.find_runs(runs), benchmarks).dump()
+            compared = browse.find_runs(runs)
+            together = side_by_side(compared, benchmarks).dump()
+            _say_earlier(compared)
             click.echo(to_json(together)) if as_json else tables.print_side_by_side(together)
             return
         found = browse.find_run(runs[0])
@@ -156,6 +158,7 @@ def show(
             return
         if grade:
             graded = browse.regraded(found, benchmarks)
+            _say_earlier([found])
             click.echo(to_json(graded)) if as_json else views.print_regraded(graded)
             return
         if not (flips or rows or problem):
@@ -172,6 +175,7 @@ def show(
         items = browse.seen(found, benchmarks, only_flips=flips)
         if problem is not None:
             items = browse.of_problem(items, problem)
+        _say_earlier([found])
         if as_json:
             click.echo(to_json([item.dump() for item in items]))
         else:
@@ -198,6 +202,19 @@ def runs(folder: Path, as_json: bool, debug: bool) -> None:
 
         found = list_runs(folder)
         click.echo(to_json(found)) if as_json else print_runs(found)
+
+
+def _say_earlier(runs: Sequence[RunDir]) -> None:
+    """Say on stderr of which runs what is shown was measured before a stage that it depends on ran again."""
+    from upft_mlx.inspection.browse import earlier_stages
+    from upft_mlx.ui import views
+    from upft_mlx.ui.console import open_console
+
+    for run in runs:
+        if "evaluate" in earlier_stages(run):
+            again = f"`{run.command('evaluate')}` measures what is there now"
+            text = f"{run.root}: these answers were measured with an earlier version of the stages before; {again}"
+            views.print_text(text, console=open_console(stderr=True))
 
 
 def _show_page(run: RunDir, *, as_json: bool) -> None:

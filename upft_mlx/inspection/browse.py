@@ -126,13 +126,17 @@ def current_stages(run: RunDir, *, learns: bool = False) -> list[str]:
 
 
 def earlier_stages(run: RunDir) -> list[str]:
-    """Finished stages that worked on what is no longer there: a stage before them has run again since."""
-    entries, found = run.entries(), list[str]()
+    """Finished stages that worked on what is no longer there: a stage before them has run again since.
+
+    Those before an evaluation in looks/ are in the run that it is of.
+    """
+    own, found, above = run.entries(), list[str](), run.root.absolute().parent
+    entries = {**(RunDir(above.parent).entries() if above.name == run.looks.name else {}), **own}
     for stage in STAGES:
         for before, used in made_from(entries[stage]).items() if stage in entries else ():
             if before in found or before not in entries or entries[before].fingerprint != used:
                 found.append(stage)
-    return list(dict.fromkeys(found))
+    return [stage for stage in dict.fromkeys(found) if stage in own]
 
 
 def refuse_changed(run: RunDir, stage: str, *names: str) -> None:
