@@ -273,7 +273,11 @@ def test_a_recipe_a_run_and_its_name_are_the_same_and_changes_are_noticed(folder
     assert json.loads(result.stdout)["answers"]["tuned"]
     write(folder / "own.yaml", recipe + "seed: 3\n")
     assert upft("generate", "own.yaml").exit_code == 0
-    assert "older than the rows in it" in upft("ask", "own", QUESTION).stderr
+    older = "the adapter in runs/own is older than the rows in it; `upft run` trains it again\n"
+    assert upft("ask", "own", QUESTION).stderr == older.replace(
+        "is older", "was trained with other settings: seed, and is older"
+    )
+    assert upft("ask", "own", QUESTION, "--set", "seed=0").stderr == older  # it is compared with its own recipe
 
 
 @pytest.mark.parametrize("target", ["quickstart", "nowhere.yaml"])

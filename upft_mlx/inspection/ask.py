@@ -19,7 +19,7 @@ from upft_mlx.errors import RecipeError
 from upft_mlx.escape import half
 from upft_mlx.events import OnText, Reply, Variant
 from upft_mlx.fingerprints import asked_as_trained, dated
-from upft_mlx.inspection.browse import recipe_of, settled_by
+from upft_mlx.inspection.browse import earlier_stages, recipe_of, recipe_of_stage, settled_by
 from upft_mlx.machine.device import limit_memory
 from upft_mlx.models.adapters import AdapterSwitch
 from upft_mlx.models.chat import Renderer
@@ -177,25 +177,24 @@ def trained(recipe: Recipe, run: RunDir) -> tuple[Path | None, str | None]:
         return None, f"no adapter in {run.root}: base answers alone; `upft run` trains one"
     if names := changed(entry, run.root):
         return run.adapter, f"{run.root / names[0]} was changed after `upft train` wrote it"
-    recipe, made, known = as_run(settled_by(recipe, run), run), recipe_of(run).dump(), entry.inputs or {}
+    recipe, known = as_run(settled_by(recipe, run), run), entry.inputs or {}
+    made, last = recipe_of_stage(run, "train").dump(), recipe_of(run).dump()  # recipe.json is of the last stage
     old = {name: made[name] for name in _TRAINED_WITH}
     old |= {name: {**old[name], **known[name]} for name in ("lora", "train") if name in known}
     new = {name: recipe.dump()[name] for name in _TRAINED_WITH}
     new["lora"] = {**old["lora"], **new["lora"]}  # what an adapter to start from decides, as the run has found it
     ignored = {f"train.{name}" for name in ("valid_ratio", *UNREAD)}
-    warning = None
-    if differing := [name for name in changes(old, new) if name not in ignored]:
-        warning = f"the adapter in {run.root} was trained with other settings: {', '.join(differing)}"
-    elif not _follows(run, "train", "build") or not _follows(run, "build", "generate"):
-        warning = f"the adapter in {run.root} is older than the rows in it; `upft run` trains it again"
-    return run.adapter, warning
+    moved = set(_PLACES) - set(changes({name: last[name] for name in _TRAINED_WITH}, new))
+    warnings = []
+    if differing := [name for name in changes(old, new) if name not in ignored | moved]:
+        warnings += [f"was trained with other settings: {', '.join(differing)}"]
+    if "train" in earlier_stages(run):
+        warnings += ["is older than the rows in it; `upft run` trains it again"]
+    return run.adapter, f"the adapter in {run.root} {', and '.join(warnings)}" if warnings else None
 
 
-def _follows(run: RunDir, stage: str, before: str) -> bool:
-    """Whether a stage worked on what the stage before it has there now."""
-    entry, earlier = run.entry(stage), run.entry(before)
-    inputs = (entry.inputs if entry is not None else None) or {}
-    return earlier is not None and inputs.get(f"{before} stage") == earlier.fingerprint
+_PLACES = ("model", "revision", "problems.path", "prompt.chat_template", "lora.start_from")
+"""Fields that say where something is: what is there counts, and the last stage has found it there."""
 
 
 _TRAINED_WITH = (

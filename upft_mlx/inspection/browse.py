@@ -71,7 +71,20 @@ def recipe_of(run: RunDir) -> Recipe:
     Raises:
         RunDirError: recipe.json is damaged or of another version.
     """
-    data = read_json(run.recipe)
+    return _recipe(read_json(run.recipe), run)
+
+
+def recipe_of_stage(run: RunDir, stage: str) -> Recipe:
+    """The recipe that a stage was done with; recipe.json where an earlier version did not write it down.
+
+    Raises:
+        RunDirError: it is damaged or of another version.
+    """
+    entry = run.entry(stage)
+    return recipe_of(run) if entry is None or entry.recipe is None else _recipe(entry.recipe, run)
+
+
+def _recipe(data: Any, run: RunDir) -> Recipe:
     try:
         return Recipe.model_validate({k: v for k, v in data.items() if k not in ("versions", "hashes")})
     except (ValidationError, AttributeError):
