@@ -44,6 +44,7 @@ TABLE: list[tuple[str, Any, str]] = [
     *((f"{section}.bad_rows", "skip", "") for section in ("problems", "evaluate.benchmarks")),
     ("evaluate.benchmarks.id", "other", ""),  # the problems have a hash of their own
     ("evaluate.benchmarks.part", "rest", ""),
+    ("evaluate.benchmarks.path", "other.jsonl", ""),
     ("evaluate.development", 0.4, ""),
     ("evaluate.until", "known", VARIANTS),
     ("evaluate.effect", 3.0, "summary"),
@@ -115,7 +116,6 @@ TABLE: list[tuple[str, Any, str]] = [
     *(
         (f"evaluate.benchmarks.{name}", value, VARIANTS)
         for name, value in {
-            "path": "other.jsonl",
             "config": "x",
             "split": "x",
             "revision": "x",

@@ -14,8 +14,13 @@ from helpers.runs import RUN, files, made, run_stage, shown, there
 from helpers.versions import ADAPTER, partial
 
 from upft_mlx import job, rows
+from upft_mlx.data.benchmarks import BenchmarkSet
 from upft_mlx.errors import RowsError, RunDirError
-from upft_mlx.events import Event, Graded, Note
+from upft_mlx.evaluation import base_and_tuned
+from upft_mlx.evaluation import stage as evaluation_stage
+from upft_mlx.evaluation.base_and_tuned import variant_inputs
+from upft_mlx.events import Event, Graded, Note, Variant
+from upft_mlx.job import Job
 from upft_mlx.rows import read_json, write_json
 from upft_mlx.rundir import RunDir, fingerprint, remove
 
@@ -141,3 +146,28 @@ def test_a_reader_of_a_growing_file_leaves_the_torn_line_out_and_no_other(made: 
     whole = write(tmp_path / "torn.jsonl", lines[0] + lines[1][:-40] + b"\n" + lines[2])
     with pytest.raises(RowsError, match=r"torn\.jsonl:2: not JSON"):
         list(rows.read_rows(whole, rows.Solution, growing=True))
+
+
+@pytest.mark.parametrize("earlier", [True, False])
+def test_a_benchmarks_file_that_moved_is_not_measured_again(
+    there: Path, monkeypatch: pytest.MonkeyPatch, earlier: bool
+) -> None:
+    """Earlier versions had its place in the fingerprints: then the rows are taken over."""
+
+    def with_place(job: Job, part: BenchmarkSet, variant: Variant) -> dict[str, Any]:
+        found = variant_inputs(job, part, variant)
+        return {**found, "benchmark": {**found["benchmark"], "path": part.entry.path}}
+
+    def measured(path: str) -> str:
+        return shown("evaluate", "r.yaml", "--plain", "--set", f"evaluate.benchmarks=[{{name: own, path: {path}}}]")
+
+    write(there / "own.jsonl", "".join(f'{{"question": "What is {n} + 1?", "answer": "{n + 1}"}}\n' for n in range(4)))
+    with monkeypatch.context() as before:
+        for module in (base_and_tuned, evaluation_stage) if earlier else ():
+            before.setattr(module, "variant_inputs", with_place)
+        measured("own.jsonl")
+    rows = files(RUN.evaluation / "own")
+    shutil.move(there / "own.jsonl", there / "moved.jsonl")
+    monkeypatch.delattr(Job, "load")
+    assert ("skipped: current" in measured("moved.jsonl")) != earlier
+    assert files(RUN.evaluation / "own") == rows

@@ -22,7 +22,7 @@ from upft_mlx.models.adapters import AdapterSwitch
 from upft_mlx.models.find import model_hash
 from upft_mlx.models.load import Loaded
 from upft_mlx.rows import EvaluationRow, read_rows, replacing, write_rows
-from upft_mlx.rundir import RunDir, fingerprint
+from upft_mlx.rundir import LedgerEntry, RunDir, fingerprint
 from upft_mlx.versions import kept, unfinished
 
 
@@ -125,9 +125,9 @@ class BaseAndTuned:
             versions = [(v.entry, v.folder) for v in (*kept(run, "evaluate"), *unfinished(run, "evaluate"))]
             for entry, root in [*([(current, run.root)] if current else []), *versions]:
                 seed = (entry.recipe or inputs).get("seed") if any_seed else inputs["seed"]
-                wanted = fingerprint({**inputs, "seed": seed})
+                wanted = [fingerprint({**of, "seed": seed}) for of in (inputs, _with_place(inputs, part, entry))]
                 found = (entry.inputs or {}).get(f"{part.entry.label} {variant}")
-                if found == wanted and (rows := as_written(entry, root, name)):
+                if found in wanted and (rows := as_written(entry, root, name)):
                     yield rows, as_written(entry, root, again)
             older = run.evaluation / ".kept" / f"{part.entry.label}-{variant}-{fingerprint(inputs)}.jsonl"
             if older.is_file():  # put aside by an earlier version
@@ -141,11 +141,20 @@ _READ = ("id", "bad_rows", "part", "development")
 """Fields of a benchmark that matter for its problems only, which have a hash of their own."""
 
 
+def _with_place(inputs: dict[str, Any], part: BenchmarkSet, entry: LedgerEntry) -> dict[str, Any]:
+    """The inputs as earlier versions had them: with the place of the benchmark's file, here of an entry's time."""
+    benchmarks = ((entry.recipe or {}).get("evaluate") or {}).get("benchmarks") or []
+    paths = {found.get("label") or found.get("name"): found.get("path") for found in benchmarks}
+    return {**inputs, "benchmark": {**inputs["benchmark"], "path": paths.get(part.entry.label)}}
+
+
 def variant_inputs(job: Job, part: BenchmarkSet, variant: Variant) -> dict[str, Any]:
-    """What the rows of one variant of one benchmark depend on."""
+    """What the rows of one variant of one benchmark depend on; of a local file its problems, not its place."""
+    entry = part.entry.plain()
+    unread = _READ if entry["path"] is None else (*_READ, "path")
     found = {
         **job.inputs.base(),
-        "benchmark": {name: value for name, value in part.entry.plain().items() if name not in _READ},
+        "benchmark": {name: value for name, value in entry.items() if name not in unread},
         "problems": job.inputs.hashes["benchmarks"][part.entry.label],
         **job.inputs.section("evaluate", "batch_size"),
     }
