@@ -16,6 +16,7 @@ from upft_mlx.fingerprints import StageInputs
 from upft_mlx.machine.device import PowerWatch
 from upft_mlx.models.load import Loaded, load_for, load_tokenizer
 from upft_mlx.recipe.schema import Recipe
+from upft_mlx.rows import read_json
 from upft_mlx.rundir import RunDir, changed, changes, fingerprint, missing
 from upft_mlx.stages import STAGES, before
 
@@ -175,10 +176,12 @@ class Job:
         now = self.inputs_of(stage)
         if entry.fingerprint == fingerprint(now):
             return f"lacks {', '.join(missing(entry, self.run.root))}; `{self.run.command(stage)}` makes it again"
+        plain, described = self.recipe.dump(), read_json(self.run.recipe)
+        same = isinstance(described, dict) and plain.items() <= described.items()  # then the folder is refused as well
+        named = "" if same else f"name the folder {shlex.quote(str(self.run.root))} instead of the recipe, or "
         return (
-            f"was done with other settings ({', '.join(differences(entry.inputs, now))}). To go on with it, name the "
-            f"folder {shlex.quote(str(self.run.root))} instead of the recipe, or repeat its --set; `upft {stage}` with "
-            "the new settings makes another version and keeps this one in .kept"
+            f"was done with other settings ({', '.join(differences(entry.inputs, now))}). To go on with it, {named}"
+            f"repeat its --set; `upft {stage}` with the new settings makes another version and keeps this one in .kept"
         )
 
 
@@ -189,6 +192,7 @@ def differences(old: dict[str, Any] | None, new: dict[str, Any]) -> list[str]:
         value: Any = old or {}
         for key in name.split("."):
             value = value.get(key) if isinstance(value, dict) else None
-        short = isinstance(value, (int, float, str, bool)) and len(str(value)) <= 24 and "." in name
+        is_hash = isinstance(value, str) and "." not in name
+        short = isinstance(value, (int, float, str, bool)) and len(str(value)) <= 24 and not is_hash
         found.append(f"{name}={value}" if short else name)
     return found

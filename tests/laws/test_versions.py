@@ -200,6 +200,12 @@ def test_the_refusal_says_what_differs_and_the_run_directory_goes_on_as_it_is() 
     asked = json.loads(shown("ask", "runs/r", "2 + 2?", "--json"))
     assert asked["adapter"] == "runs/r/adapter"
     assert "skipped" in shown("train", "r", "--plain"), "a name in runs/ as well"
+    shown("generate", "r.yaml", "--plain", "--set", "seed=3")
+    shown("evaluate", "r.yaml", "--plain", "--set", "lora.rank=3")  # now the run's recipe has another seed again
+    said = shown("train", "runs/r", status=1)
+    assert "done with other settings (seed=3). To go on with it, repeat its --set; `upft generate`" in said
+    shown("train", "runs/r", "--set", "seed=3", status=1)
+    shown("build", "runs/r", "--set", "seed=3")
 
 
 @pytest.mark.usefixtures("there")
