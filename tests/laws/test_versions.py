@@ -388,7 +388,9 @@ def test_an_export_never_touches_what_is_not_its_own(there: Path, monkeypatch: p
 @pytest.mark.parametrize("form", ["peft", "dequantized"])
 def test_an_export_replaces_an_earlier_one_and_nothing_that_was_changed_in_it(there: Path, form: str) -> None:
     shown("export", "r.yaml", "--format", "dequantized", "--to", "out")
+    write(there / "out/.DS_Store", "the Finder's, which makes one wherever somebody looks")
     shown("export", "r.yaml", "--format", form, "--to", "out")
+    assert (there / "out/.DS_Store").exists()
     names = {path.name for path in (there / "out").iterdir()}
     assert ("adapter_model.safetensors" in names) == (form == "peft")
     assert ("model.safetensors" in names) == (form == "dequantized")

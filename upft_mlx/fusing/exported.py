@@ -37,7 +37,7 @@ def earlier_export(folder: Path) -> dict[str, list[str]]:
     known: dict[str, list[str]] = files if isinstance(files, dict) else {}
     half_written = {beside(Path(name)).name for name in (MANIFEST, *known)}
     for path in sorted(folder.iterdir()):
-        if path.name == MANIFEST or path.name in half_written:
+        if path.name in (MANIFEST, ".DS_Store") or path.name in half_written:  # the Finder's stays as it is
             continue
         if path.name not in known:
             raise ExportError(
