@@ -181,10 +181,11 @@ class RunDir:
         """Make the directory and keep other processes out of it; after an error, one that is still empty goes again.
 
         Raises:
-            RunDirError: if it cannot be made, or another process works in it.
+            RunDirError: if it cannot be made, holds what no run has made, or another process works in it.
             OSError: the disk is full.
         """
         try:
+            self._refuse_foreign()
             made = [path for path in (self.root / ".lock", self.root, *self.root.parents) if not path.exists()]
             self.root.mkdir(parents=True, exist_ok=True)
             lock = os.fdopen(own_file(self.root / ".lock", os.O_RDWR | os.O_CREAT), "r+")
@@ -215,6 +216,22 @@ class RunDir:
                     for path in made if [path.name for path in self.root.iterdir()] == [".lock"] else ():
                         path.rmdir() if path.is_dir() else path.unlink()
                 raise
+
+    def _refuse_foreign(self) -> None:
+        """Refuse a folder in which no run has begun and something is in the place of what a run writes."""
+        try:
+            described = read_json(self.recipe)
+        except RowsError:
+            described = None
+        begun = isinstance(described, dict) and "hashes" in described
+        if begun or any(path.exists() for path in (self.ledger, self.copy, self.work)):
+            return
+        outputs = (self.root / name for stage in STAGES.values() for name in stage.outputs)
+        for path in (self.recipe, self.report, self.page, self.picture, *outputs):
+            held = any(not inside.name.startswith(".") for inside in path.iterdir()) if path.is_dir() else path.exists()
+            if held:  # an empty folder may wait on another disk
+                problem = f"holds {path.name}, which no run has made and this one would replace"
+                raise RunDirError(problem, "choose an empty folder or a new one with --run-dir", path=self.root)
 
     def take_back(self) -> None:
         """Remove recipe.json where nothing else has been made, and of a look its folder; `locked` removes a run's."""
