@@ -289,18 +289,23 @@ def _not_a_ledger(path: Path) -> RunDirError:
 
 
 def written(stage: str, root: Path) -> dict[str, str]:
-    """The digests of the files of a stage's outputs below `root`, by relative path.
+    """The digests of the files of a stage's outputs below `root`, by relative path."""
+    return {name: digest(root / name) for name in result_files(stage, root)}
+
+
+def result_files(stage: str, root: Path) -> list[str]:
+    """The files of a stage's outputs below `root`, by relative path.
 
     Checkpoints are not results, and the model card and the licences are written anew with each report.
     """
-    found = {}
+    found = []
     for name in STAGES[stage].outputs:
         place = root / name
         for path in sorted(place.rglob("*")) if place.is_dir() else [place] if place.is_file() else []:
             inside = path.relative_to(root)
             hidden = any(part.startswith(".") for part in inside.parts)
             if path.is_file() and not hidden and inside.parts[1:2] != ("checkpoints",) and not is_card(inside):
-                found[inside.as_posix()] = digest(path)
+                found.append(inside.as_posix())
     return found
 
 

@@ -21,7 +21,18 @@ from typing import Any
 
 from upft_mlx.errors import RunDirError
 from upft_mlx.rows import Solution, TrainingRow, read_json, read_rows, write_json
-from upft_mlx.rundir import LedgerEntry, RunDir, changed, dump, fingerprint, missing, read_entry, remove, written
+from upft_mlx.rundir import (
+    LedgerEntry,
+    RunDir,
+    changed,
+    dump,
+    fingerprint,
+    missing,
+    read_entry,
+    remove,
+    result_files,
+    written,
+)
 from upft_mlx.stages import STAGES
 
 
@@ -43,6 +54,13 @@ class Version:
     def is_whole(self) -> bool:
         """Whether its files are there as the stage wrote them."""
         return self.entry.is_whole(self.folder)
+
+    @property
+    def has_own(self) -> bool:
+        """Whether it holds what somebody made: files that the stage did not write, or rows or an adapter by hand."""
+        more = set(result_files(self.stage, self.folder)) - self.entry.outputs.keys()
+        by_hand = STAGES[self.stage].adopted_as and (self.entry.adopted or changed(self.entry, self.folder))
+        return bool(more or by_hand)
 
     @property
     def damage(self) -> list[str]:
@@ -147,8 +165,10 @@ def install(run: RunDir, folder: Path) -> None:
     _discard(folder)
     if not any(_exists(old / name) for name in STAGES[stage].outputs):
         _discard(old)
-    for version in kept(run, stage)[STAGES[stage].keeps :]:
-        _discard(version.folder)
+    others = [version for version in kept(run, stage) if version.folder != old]  # by the clock, which may be set back
+    for version in others[STAGES[stage].keeps - old.exists() :]:
+        if not version.has_own:
+            _discard(version.folder)
 
 
 def _set_aside(run: RunDir, stage: str) -> str:

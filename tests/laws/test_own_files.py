@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import time
 from pathlib import Path
 
 import pytest
 from helpers.input import write
-from helpers.runs import RECIPE, files, shown
+from helpers.runs import RECIPE, RUN, files, made, run_stage, shown, there
+
+from upft_mlx import versions
+
+__all__ = ["made", "there"]
 
 
 @pytest.mark.parametrize(
@@ -25,3 +31,25 @@ def test_a_folder_of_the_users_is_no_run_directory(name: str, tmp_path: Path, mo
     shown("generate", "r.yaml", "--plain", "--run-dir", ".")
     (tmp_path / "ledger.json").unlink()  # what a message advises where it is damaged
     shown("generate", "r.yaml", "--plain", "--run-dir", ".")
+
+
+@pytest.mark.usefixtures("there")
+def test_a_version_that_holds_a_file_of_the_users_is_never_dropped_nor_the_one_just_set_aside() -> None:
+    write(RUN.fused / "Modelfile", "FROM .")
+    for form in ("adapter", "fp16", "adapter"):
+        run_stage("fuse", f"publish.fuse={form}", "publish.min_retained=0")
+    for version in versions.kept(RUN, "fuse"):  # the clock was set back since
+        os.utime(version.folder / "entry.json", (time.time() + 1e6, time.time() + 1e6))
+    current = RUN.entry("fuse")
+    assert current is not None
+    run_stage("fuse", "publish.fuse=bf16", "publish.min_retained=0")
+    kept = {version.entry.fingerprint: version.folder for version in versions.kept(RUN, "fuse")}
+    assert len(kept) == 2, "of those that are the stage's alone, the last one"
+    assert current.fingerprint in kept
+    assert [(folder / "fused/Modelfile").exists() for folder in kept.values()].count(True) == 1
+    rows = RUN.train.read_text().splitlines(keepends=True)
+    RUN.train.write_text("".join(rows[1:]))
+    shown("adopt", "r")
+    for template in "abcdefghij":
+        run_stage("build", f"prefix.template= {template}")
+    assert [version.entry.adopted is not None for version in versions.kept(RUN, "build")] == [*[False] * 8, True]
