@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from conftest import MODEL
 from helpers.adapter import Q4, write_mlx_lm
+from helpers.input import write
 from helpers.runs import files, made, shown, there
 from mlx_lm.tuner.utils import load_adapters
 
@@ -94,7 +95,7 @@ def test_a_run_fuses_the_sum_beside_its_own_result(there: Path, two: tuple[Path,
     assert "rank 8, base, " in said
     (folder,) = (there / "runs/r/merged").iterdir()
     assert str(folder.relative_to(there)) in said
-    assert json.loads((folder / "merged.json").read_text()) == {"adapters": {str(a): 0.5, str(b): 0.25}}
+    assert json.loads((folder / "merged.json").read_text())["adapters"] == {str(a): 0.5, str(b): 0.25}
     after = files(there / "runs/r")
     assert {name: after[name] for name in before} == before
     assert not list((there / "runs/r").glob(".work/merged*"))
@@ -104,6 +105,14 @@ def test_a_run_fuses_the_sum_beside_its_own_result(there: Path, two: tuple[Path,
     assert np.abs(np.array(fused.model(TOKENS)) - np.array(adapted.model(TOKENS))).max() < 0.02 * effect
     assert json.loads((folder / "fidelity.json").read_text())["retained"] > 0.9
     assert "skipped: current" in shown("fuse", "runs/r", "--plain")
+    again = ("fuse", "runs/r", "--adapter", f"{a}=0.5", "--adapter", f"{b}=0.25")
+    shown(*again)
+    write(folder / "fused/Modelfile", "FROM .")
+    assert "fused/Modelfile: was not made by fusing these adapters" in shown(*again, status=1)
+    (folder / "fused/Modelfile").rename("Modelfile")
+    write(folder / "fidelity.json", "{}")
+    assert "move it away" in shown(*again, status=1)
+    assert (folder / "fidelity.json").read_text() == "{}"
 
 
 def test_wrong_weights_and_folders_are_refused_before_anything_is_loaded(there: Path, two: tuple[Path, Path]) -> None:

@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from upft_mlx.errors import RecipeError
+from upft_mlx.digests import digest
+from upft_mlx.errors import FuseError, RecipeError
 from upft_mlx.events import Observer, ignore
 from upft_mlx.fusing.fuse import fuse
 from upft_mlx.fusing.merge import merge, readable
@@ -17,7 +18,7 @@ from upft_mlx.models.find import model_hash
 from upft_mlx.pipeline import check_memory, opened, prepare
 from upft_mlx.quantities import disk
 from upft_mlx.recipe.schema import Recipe
-from upft_mlx.rows import write_json
+from upft_mlx.rows import read_json, write_json
 from upft_mlx.rundir import remove
 
 
@@ -56,8 +57,9 @@ def fuse_others(
     job = prepare(recipe, run_dir, notify)
     with opened(job):
         job.require("fuse --adapter", "build")
-        check_memory(job, "fuse")
         made, work = job.run.root / "merged" / name, job.run.work / f"merged-{name}"
+        _refuse_own(made)
+        check_memory(job, "fuse")
         remove(work)
         view = copy.copy(job.run)
         view.adapter, view.fused, view.fidelity = work / "adapter", work / "fused", work / "fidelity.json"
@@ -65,7 +67,9 @@ def fuse_others(
         try:
             rank = merge(loaded, weights, view.adapter)
             kept = fuse(job.recipe, loaded, view, notify, questions=job.questions, force=force)
-            write_json(work / "merged.json", {"adapters": {str(path): weight for path, weight in weights.items()}})
+            files = {name: digest(work / name) for name in _files(work)}
+            adapters = {str(path): weight for path, weight in weights.items()}
+            write_json(work / "merged.json", {"adapters": adapters, "files": files})
             made.parent.mkdir(exist_ok=True)
             remove(made)
             work.rename(made)
@@ -73,3 +77,24 @@ def fuse_others(
             remove(work)
     detail = f"rank {rank}, {kept.fuse}, {disk(kept.bytes)}, keeps {kept.kept}"
     return {"folder": str(made), "rank": rank, "fuse": kept.fuse, "retained": kept.retained, "detail": detail}
+
+
+def _files(folder: Path) -> list[str]:
+    """The files in it but hidden ones and merged.json, by relative path."""
+    paths = [path.relative_to(folder) for path in sorted(folder.rglob("*")) if path.is_file()]
+    return [path.as_posix() for path in paths if path.name[0] != "." and path != Path("merged.json")]
+
+
+def _refuse_own(folder: Path) -> None:
+    """Refuse to replace what was not made by fusing, or was changed since; earlier versions wrote no digests.
+
+    Raises:
+        FuseError: there is such a file.
+    """
+    described = read_json(folder / "merged.json")
+    if not isinstance(described, dict):
+        described = {"files": {}}
+    for name in _files(folder) if "files" in described else ():
+        if described["files"].get(name) != digest(folder / name):
+            problem = "was not made by fusing these adapters, or was changed since, and would be replaced"
+            raise FuseError(problem, "move it away", path=folder / name)
