@@ -20,7 +20,7 @@ from upft_mlx.models import load
 from upft_mlx.recipe.cells import recipe_for_cell
 from upft_mlx.recipe.schema import Recipe
 from upft_mlx.rundir import RunDir
-from upft_mlx.studies.compare import compare, seconds_left
+from upft_mlx.studies.compare import compare, keep_aside, seconds_left
 from upft_mlx.studies.method_table import Cell, Difference, figure, markdown, summarize
 from upft_mlx.studies.two_way import two_way_mean
 
@@ -284,3 +284,14 @@ def test_the_results_of_another_comparison_are_kept(compared: tuple[Recipe, Path
     (kept,) = (root / "compare" / ".kept").iterdir()
     assert {path.name: path.read_bytes() for path in kept.iterdir()} == before
     assert list(compare(recipe, root).dump()["cells"]) == json.loads(before["compare.json"])["cells"]
+
+
+@pytest.mark.parametrize("content", [None, "{}", "[1]", "3"])
+def test_files_that_are_no_comparison_are_kept_as_well(tmp_path: Path, content: str | None) -> None:
+    (tmp_path / "compare.md").write_text("mine")
+    if content is not None:
+        (tmp_path / "compare.json").write_text(content)
+    keep_aside(tmp_path, "compare", "recipe", {"name": "r"})
+    (kept,) = tmp_path.glob(".kept/*/compare.md")
+    assert kept.read_text() == "mine"
+    assert [path.read_text() for path in tmp_path.glob(".kept/*/compare.json")] == [content] * (content is not None)

@@ -98,12 +98,13 @@ def seconds_left(spent: Mapping[str, Sequence[float]], methods: Sequence[str]) -
 def keep_aside(root: Path, stem: str, key: str, made_of: Any) -> None:
     """Move the results of another study aside, whose STEM.json has another value at `key`; its cells keep their own."""
     before = read_json(root / f"{stem}.json")
-    if before is None or before[key] == made_of:
+    of: Any = before.get(key) if isinstance(before, dict) else before  # somebody's own file may hold anything
+    if of == made_of:
         return
-    kept = root / ".kept" / fingerprint(before[key])
-    kept.mkdir(parents=True, exist_ok=True)
+    kept = root / ".kept" / fingerprint(of)
     for path in [*root.glob("*.svg"), root / f"{stem}.md", root / f"{stem}.json"]:  # this last: it says what to move
         if path.is_file():
+            kept.mkdir(parents=True, exist_ok=True)
             path.replace(kept / path.name)
 
 
