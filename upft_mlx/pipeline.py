@@ -24,7 +24,7 @@ from upft_mlx.events import Expected, Note, Observer, StageDone, StageSkipped, i
 from upft_mlx.fingerprints import asked_as_trained, definite
 from upft_mlx.forecasting.choice import no_choice, take_choice
 from upft_mlx.forecasting.estimate import Forecast
-from upft_mlx.hub.card import base_of, model_card
+from upft_mlx.hub.card import base_of, model_card, write_card
 from upft_mlx.job import Job, Outcome, differences
 from upft_mlx.machine import blas
 from upft_mlx.machine.device import awake, compiles_first, limit_memory
@@ -381,7 +381,7 @@ def report(job: Job) -> RunReport:
     write_atomically(job.run.report, markdown(facts))
     if facts.fidelity is not None:
         card = model_card(job.recipe, base_of(job.recipe, job.model_path), facts, read_json(job.run.recipe))
-        write_atomically(result(job) / "README.md", card)
+        write_card(result(job), card, job.notify)
         for file in terms(job.model_path):  # of the base: they go with what is made of it
             write_atomically(result(job) / file.name, file.read_bytes())
     return facts

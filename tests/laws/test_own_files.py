@@ -53,3 +53,19 @@ def test_a_version_that_holds_a_file_of_the_users_is_never_dropped_nor_the_one_j
     for template in "abcdefghij":
         run_stage("build", f"prefix.template= {template}")
     assert [version.entry.adopted is not None for version in versions.kept(RUN, "build")] == [*[False] * 8, True]
+
+
+@pytest.mark.usefixtures("there")
+def test_a_model_card_that_was_changed_by_hand_is_kept_beside_the_new_one() -> None:
+    card, aside = RUN.fused / "README.md", RUN.fused / "README-by-hand.md"
+    shown("push", "r.yaml", "--dry-run")
+    before = card.read_bytes()
+    shown("evaluate", "r.yaml", "--plain", "--set", "evaluate.limit=3", "--set", "evaluate.effect=3")
+    card.write_text(card.read_text().replace("# r", "# My model", 1))
+    said = shown("push", "r.yaml", "--dry-run", "--set", "evaluate.effect=3")
+    assert "fused/README.md was changed by hand: it is README-by-hand.md now" in said
+    assert "not uploaded: README-by-hand.md" in said
+    assert "# My model" in aside.read_text()
+    shown("evaluate", "r.yaml", "--plain")
+    assert card.read_bytes() == before
+    assert [path.name for path in RUN.fused.glob("README*")] in ([card.name, aside.name], [aside.name, card.name])

@@ -15,6 +15,7 @@ from upft_mlx.data.benchmarks import resolve
 from upft_mlx.dataset.selection import PICKED
 from upft_mlx.errors import ModelError
 from upft_mlx.escape import code, one_line
+from upft_mlx.events import Note, Observer, ignore
 from upft_mlx.models.files import bounded
 from upft_mlx.models.find import HUB_ID, is_hub_model
 from upft_mlx.quantities import difference, many, p_value, percent
@@ -23,10 +24,13 @@ from upft_mlx.recipe.schema import Recipe
 from upft_mlx.results import templates
 from upft_mlx.results.facts import RunFacts
 from upft_mlx.results.report import outcome
+from upft_mlx.rows import write_atomically
+from upft_mlx.rundir import fingerprint
 from upft_mlx.stages import STAGES
 
 _HEAD = re.compile(r"\A\ufeff?---[ \t]*\r?\n(.*?)\r?\n---[ \t]*(?:\r?\n|\Z)", re.DOTALL)
 _HEAD_CHARACTERS = 128 * 1024
+_MARK = re.compile(r"\n<!-- upft_mlx: ([0-9a-f]{16}) -->\s*\Z")
 _METHODS = {
     "upft": "Prefix Fine-Tuning: trained on the first {length} of one solution per problem that the base model "
     "sampled itself, {checked}, and on whole solutions of {ratio} of the problems",
@@ -133,6 +137,19 @@ def model_card(recipe: Recipe, base: Base, facts: RunFacts, described: Mapping[s
         asked=recipe.prompt.system or recipe.prompt.instruction not in (None, "{question}"),
         license=base.license.get("license_name") or base.license.get("license"),
     )
+
+
+def write_card(folder: Path, text: str, notify: Observer = ignore) -> None:
+    """Write README.md, with a check of its text; one that somebody changed since is kept beside it."""
+    place, line = folder / "README.md", "\n<!-- upft_mlx: {} -->\n"
+    there = place.read_bytes().decode(errors="replace") if place.is_file() else ""
+    mark = _MARK.search(there)
+    if mark is not None and mark[1] != fingerprint({"card": there[: mark.start()]}):
+        names = ("README-by-hand.md", *(f"README-by-hand-{number}.md" for number in range(2, 10_000)))
+        aside = next(folder / name for name in names if not (folder / name).exists())
+        place.rename(aside)
+        notify(Note(f"{place} was changed by hand: it is {aside.name} now, and the card is written from the run"))
+    write_atomically(place, text + line.format(fingerprint({"card": text})))
 
 
 def _link(name: str, kind: str) -> str:
