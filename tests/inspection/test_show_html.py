@@ -116,3 +116,15 @@ def test_show_names_the_files_that_are_there(there: Path) -> None:
     text = upft("show", "r").stdout
     assert "report" not in text
     assert text.splitlines()[-1] == f"no stage is finished; `upft run {RUN.root}` begins or continues"
+
+
+def test_the_page_never_shows_what_an_earlier_adapter_scored(there: Path) -> None:
+    text, page = shown("r"), RUN.root / "report.html"
+    settings = ("--plain", "--set", "train.learning_rate=0.1")
+    assert upft("train", "r.yaml", *settings).exit_code == 0
+    assert page.read_text(encoding="utf-8") == shown("r") != text
+    assert "Nothing is measured yet" in page.read_text(encoding="utf-8")
+    assert upft("train", "r.yaml", "--plain").exit_code == 0
+    assert page.read_text(encoding="utf-8") == shown("r")
+    (RUN.root / "evaluation/summary.json").write_text("{}")
+    assert upft("train", "r.yaml", *settings).exit_code == 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -218,6 +219,7 @@ def _run(
     with prepared(name, options, model=model, benchmark_options=benchmark_options) as recipe:
         from upft_mlx import pipeline
         from upft_mlx.distributed.ranks import ranks
+        from upft_mlx.errors import RunDirError
         from upft_mlx.inspection.page import write_page
         from upft_mlx.rundir import RunDir
         from upft_mlx.studies.demo import run_demo
@@ -234,8 +236,12 @@ def _run(
                 facts = pipeline.run_stage(recipe, folder, stage, notify, **extra)
         if not ranks().leads:  # rank 0 has the run directory
             return
-        if facts.benchmarks and not extra.get("look") and (stage is None or STAGES[stage].measures):
-            facts.files["page"] = str(write_page(RunDir(folder), memory_limit()))
+        run, measures = RunDir(folder), stage is None or STAGES[stage].measures
+        if facts.benchmarks and measures and not extra.get("look"):
+            facts.files["page"] = str(write_page(run, memory_limit()))
+        elif run.page.exists() and not extra.get("look"):  # it may show what is now an earlier result
+            with suppress(RunDirError):  # a file that was changed by hand
+                write_page(run, memory_limit())
         views.save_svg(facts, (folder / "looks" / extra["look"] if extra.get("look") else folder) / "report.svg")
         if options.as_json:
             click.echo(to_json({**facts.dump(), **({"demo": asdict(shown)} if shown else {})}))
