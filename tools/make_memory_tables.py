@@ -91,7 +91,7 @@ def memory_plan(name: str, bits: int, gigabytes: float) -> MemoryPlan:
     asked = Prompts(1000, PROMPT, [LONGEST], SHARED)
     trained = Prompts(1000, PROMPT + TEMPLATE, [LONGEST + TEMPLATE], SHARED)
     limit = RECIPE.generate.max_tokens
-    solutions = Solutions(limit / 2, limit, [limit], 1.0, "assumed")
+    solutions = Solutions(limit / 2, limit, [limit], limit / 2, 1.0, "assumed")
     return MemoryPlan(
         architecture(name, bits), asked, trained, solutions, {(None, None): asked}, another_mac(gigabytes)
     )

@@ -51,7 +51,7 @@ def plan(problems: int = 200) -> MemoryPlan:
 
 
 def solutions() -> Solutions:
-    return Solutions(mean=20.0, longest=30, trained=[30] * 64, finished=1.0, how="assumed")
+    return Solutions(mean=20.0, longest=30, trained=[30] * 64, ended=20.0, finished=1.0, how="assumed")
 
 
 def loads(recipe: Recipe, problems: int, monkeypatch: pytest.MonkeyPatch) -> list[memory.SamplingLoad]:
@@ -127,7 +127,7 @@ def test_a_prefix_row_has_as_many_tokens_as_the_plan_counts(make_recipe: Any, eo
     ids = prefix_ids(solution(9, "length"), recipe.prefix, EOS)
     whole, prefixes = plan().work(recipe)
     assert (whole.rows, prefixes.rows) == (0, 200)
-    assert prefixes.most + prefixes.ends == len(ids) == most_supervised(recipe.prefix)
+    assert prefixes.supervised == prefixes.longest[0] == len(ids) == most_supervised(recipe.prefix)
     one = next(plan().passes(recipe))
     assert one.rows == PAD_POSITIONS * math.ceil(one.sequences * len(ids) / PAD_POSITIONS)
 

@@ -160,8 +160,10 @@ def test_solutions_that_a_run_has_already_count(tmp_path: Path) -> None:
     found = plan_recipe(recipe(prefix={"structure_ratio": 0.5}), tmp_path, calibrates=False)
     assert found.solution_tokens == SolutionTokens(30.0, "measured on 3 full solutions of this run")
     assert found.tokens.this.tokens_sampled == 100 * 8 + 100 * 30
-    trained = 95 * 8 + 95 * (2 / 3) * 31
-    assert found.tokens.this.tokens_trained == pytest.approx(trained), "those cut at max_tokens are not trained"
+    assert found.tokens.this.tokens_trained == pytest.approx(95 * 8 + 95 * (2 / 3) * 16), "those cut train nothing"
+    whole = recipe(prefix={"structure_ratio": 0.5, "selection": "label"})  # prefixes of full solutions
+    tokens = plan_recipe(whole, tmp_path, calibrates=False).tokens.this
+    assert (tokens.tokens_sampled, tokens.tokens_trained) == (200 * 30, pytest.approx(95 * (2 / 3) * (8 + 16)))
 
 
 @pytest.mark.parametrize("method", ["upft", "structure_only", "sft"])

@@ -201,7 +201,7 @@ def planned(recipe: Recipe, gigabytes: float) -> tuple[MemoryPlan, Recipe]:
     asked = Prompts(count, mean, longest, SHARED)
     trained = Prompts(count, mean + TEMPLATE, [tokens + TEMPLATE for tokens in longest], SHARED)
     limit = recipe.generate.max_tokens
-    solutions = Solutions(limit / 2, limit, [limit], 1.0, "assumed")
+    solutions = Solutions(limit / 2, limit, [limit], limit / 2, 1.0, "assumed")
     model = MEMORY["architecture"](MODELS[recipe.model.partition("/")[2]], 4 if recipe.model.endswith("4bit") else 16)
     tests = Prompts(1000, 130, [700], SHARED)  # MATH-500 has the longest of the benchmarks but GPQA
     memory = MemoryPlan(model, asked, trained, solutions, {(None, None): tests}, another_mac(gigabytes))

@@ -80,11 +80,11 @@ class Work:
     """Tokens of a sample on average, and the most."""
     most: int
     rows: float
-    """Rows: a prompt of `prompts`, a sample, and EOS if `ends` is 1."""
+    """Rows, each with a prompt of `prompts`."""
     prompts: Prompts
-    ends: int
+    supervised: float
+    """Tokens of a row that are trained on, on average, and of the longest rows, in descending order; EOS included."""
     longest: Sequence[int]
-    """Tokens of the longest samples that are trained on, in descending order."""
 
 
 @dataclass(frozen=True)
@@ -138,10 +138,14 @@ class MemoryPlan:
         kept = min(recipe.generate.keep if recipe.method == "rft" else 1, each * solutions.finished)
         held = len(valid_numbers(range(count), recipe.train.valid_ratio, recipe.seed))
         each = 0 if recipe.method == "annotated" else each  # its solutions are there
-        train, ends = 1 - held / count, most_supervised(recipe.prefix) - length
+        rows = (1 - held / count) * whole * kept, (1 - held / count) * prefixes * (kept if recipe.samples_full else 1)
+        begins, end = min(length, solutions.mean), most_supervised(recipe.prefix)  # a short solution is a prefix whole
+        room = [max(0.0, recipe.train.max_length - asked.mean) for asked in (self.prompts, self.trained)]
+        trained = min(room[0], solutions.ended + 1), min(room[1], begins + end - length)
+        longest = [tokens + 1 for tokens in solutions.trained]
         return (
-            Work(kind, asked, each, solutions.mean, most, train * whole * kept, self.prompts, 1, solutions.trained),
-            Work("prefix", begun, samples, length, length, train * prefixes, self.trained, ends, [length]),
+            Work(kind, asked, each, solutions.mean, most, rows[0], self.prompts, trained[0], longest),
+            Work("prefix", begun, samples, begins, length, rows[1], self.trained, trained[1], [end]),
         )
 
     def further(self, recipe: Recipe) -> Iterator[Further]:
@@ -214,7 +218,7 @@ class MemoryPlan:
             mean, rows = part.prompts.mean, []
             for n in range(min(settings.batch_size, round(part.rows))):  # beyond the known ones, all are like the last
                 prompt, tokens = (known[min(n, len(known) - 1)] for known in (part.prompts.longest, part.longest))
-                length = round(mean + part.tokens + math.hypot(prompt - mean, tokens - part.tokens)) + part.ends
+                length = round(mean + part.supervised + math.hypot(prompt - mean, tokens - part.supervised))
                 length = min(settings.max_length, length)
                 rows.append(Example("", list(range(length)), min(prompt, length - 1)))
             longest.append(rows)

@@ -45,8 +45,9 @@ class Solutions:
     longest: int
     trained: Sequence[int]
     """Lengths of the longest ones that ended before max_tokens, in descending order: only those are trained on."""
+    ended: float
+    """Tokens of those, on average, and their share."""
     finished: float
-    """Share that ends before max_tokens."""
     how: str
     """How this is known."""
 
@@ -82,11 +83,12 @@ def measure_solutions(
     texts = [str(problem.answer) for problem in problems[:: max(1, len(problems) // _COUNTED)] if problem.answer]
     mean = sum(min(limit, len(tokenizer.encode(text))) for text in texts) / max(1, len(texts))
     if mean >= _SOLUTION:
-        return Solutions(mean, limit, [limit], 1.0, "assumed to be as long as the solutions in the dataset")
-    return Solutions(limit / 2, limit, [limit], 1.0, "assumed: half of generate.max_tokens")
+        return Solutions(mean, limit, [limit], mean, 1.0, "assumed to be as long as the solutions in the dataset")
+    return Solutions(limit / 2, limit, [limit], limit / 2, 1.0, "assumed: half of generate.max_tokens")
 
 
 def of_lengths(lengths: Sequence[tuple[int, bool]], how: str) -> Solutions:
     """The lengths of all solutions, estimated from some (tokens, whether it ended before max_tokens)."""
     counts, ended = [count for count, _ in lengths], sorted((count for count, end in lengths if end), reverse=True)
-    return Solutions(sum(counts) / len(counts), max(counts), ended[:_LONGEST], len(ended) / len(counts), how)
+    mean, share = sum(ended) / max(1, len(ended)), len(ended) / len(counts)
+    return Solutions(sum(counts) / len(counts), max(counts), ended[:_LONGEST], mean, share, how)

@@ -28,7 +28,7 @@ from upft_mlx.recipe.studies import BEST_OF_PREFIX
 from upft_mlx.results.economy import KEEP, SAMPLES, Cost
 from upft_mlx.results.plan import Plan, PlannedMemory, PlannedTokens, PromptTokens, SolutionTokens
 from upft_mlx.rundir import RunDir
-from upft_mlx.training.batches import MOST_VALIDATED, total_steps
+from upft_mlx.training.batches import MOST_VALIDATED, steps_per_epoch, total_steps
 from upft_mlx.training.development import MOST
 from upft_mlx.training.row_loss import FIXED, MEASURED, measured_again
 
@@ -61,7 +61,7 @@ def memory_plan(job: Job, machine: Machine, run: RunDir | None = None, speed: Sp
     if "annotated" in (recipe.method, *recipe.compare.methods):
         encode = partial(tokenizer.encode, add_special_tokens=False)
         found = measure_prompts(len(problems), lambda n: str(problems[n].answer), encode)
-        written = Solutions(found.mean, found.longest[0], found.longest, 1.0, "the dataset's own solutions")
+        written = Solutions(found.mean, found.longest[0], found.longest, found.mean, 1.0, "the dataset's own solutions")
     answers = sum(problem.answer is not None for problem in problems)
     return MemoryPlan(model, plain, trained, solutions, questions, machine, written, answers)
 
@@ -75,9 +75,9 @@ class Estimate:
 
     def steps(self, recipe: Recipe) -> tuple[int, float]:
         """Optimizer steps, and how often each row is trained on."""
-        rows, settings = max(1.0, sum(part.rows for part in self.memory.work(recipe))), recipe.train
-        steps = total_steps(settings, round(rows))
-        return steps, (settings.epochs or 1) if settings.steps is None else steps * settings.batch_size / rows
+        rows = max(1, round(sum(part.rows for part in self.memory.work(recipe))))
+        steps = total_steps(recipe.train, rows)
+        return steps, steps / steps_per_epoch(rows, recipe.train.batch_size)
 
     def tokens(self) -> PlannedTokens:
         """The tokens of this recipe, and of SFT and RFT with 16 samples on the same problems."""
@@ -88,7 +88,7 @@ class Estimate:
             work = plan.work(changed(recipe, fields))
             sampled = sum(part.problems * part.samples * part.tokens for part in work)
             sampled += sum(more.prompts * more.samples * more.tokens for more in plan.further(changed(recipe, fields)))
-            return Cost(sampled, passes * sum(part.rows * (part.tokens + part.ends) for part in work), how)
+            return Cost(sampled, passes * sum(part.rows * part.supervised for part in work), how)
 
         this = cost(plan.trained_solutions(recipe).how if plan.work(recipe)[0].problems else "prefixes alone", {})
         kept = {"generate.samples": SAMPLES, "generate.keep": min(KEEP, recipe.generate.keep)}
@@ -115,7 +115,7 @@ class Estimate:
         work, settings, rate = self.memory.work(recipe), recipe.train, speed.tokens_per_second
         (steps, passes), held = self.steps(recipe), settings.valid_ratio * len(self.job.problems)
         answer, shared = self.memory.solutions.mean / rate, self.memory.shared(recipe)
-        tokens = sum(part.rows * (part.prompts.mean - shared + part.tokens + part.ends) for part in work)
+        tokens = sum(part.rows * (part.prompts.mean - shared + part.supervised) for part in work)
         rows, each = max(1.0, sum(part.rows for part in work)), (answer, speed.seconds_per_prefix)
         row = speed.seconds_per_trained_token * tokens / rows
         # Rows that only run forward: for what base thinks, some of them again while training, and for each validation.

@@ -1,0 +1,55 @@
+"""What a recipe's fields do to a run is in its plan: planned tokens, steps and memory beside those of the ledger."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from upft_mlx.pipeline import plan_recipe, run_stage
+from upft_mlx.recipe.schema import Recipe
+from upft_mlx.rundir import LedgerEntry, RunDir
+
+
+def recipe(**changes: Any) -> Recipe:
+    data: dict[str, Any] = {
+        "name": "planned",
+        "model": "builtin:arithmetic",
+        "problems": {"builtin": "arithmetic", "limit": 40},
+        "generate": {"max_tokens": 64},
+        "prefix": {"length": 8},
+        "train": {"batch_size": 32},
+        "evaluate": {"benchmarks": []},
+    }
+    for section, value in changes.items():
+        data[section] = {**data[section], **value} if isinstance(value, dict) and section in data else value
+    return Recipe.model_validate(data)
+
+
+def ran(given: Recipe, root: Path, *stages: str) -> dict[str, LedgerEntry]:
+    """The ledger of these stages."""
+    for stage in stages:
+        run_stage(given, root, stage)
+    return {stage: entry for stage in stages if (entry := RunDir(root).entry(stage)) is not None}
+
+
+FIELDS: dict[str, dict[str, Any]] = {
+    "steps of whole and of part batches": {"train": {"steps": 4}},
+    "steps of fewer rows than a batch has": {"train": {"steps": 2, "batch_size": 64}},
+    "epochs": {"train": {"epochs": 2}},
+    "rows that are cut": {"method": "sft", "train": {"max_length": 60}},
+    "prefixes longer than solutions": {"prefix": {"length": 48}},
+    "solutions of which some are cut": {"method": "sft", "generate": {"max_tokens": 30}},
+}
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_planned_tokens_are_those_of_the_ledger(name: str, tmp_path: Path) -> None:
+    """Up to half more was planned where steps see rows several times, or where rows are shorter than they may be."""
+    given = recipe(**FIELDS[name])
+    ledger = ran(given, tmp_path, "generate", "build", "train")
+    planned = plan_recipe(given, tmp_path, calibrates=False)  # how long solutions are is known by now
+    assert planned.tokens.this.tokens_sampled == pytest.approx(ledger["generate"].tokens_sampled, rel=0.1)
+    assert planned.tokens.this.tokens_trained == pytest.approx(ledger["train"].tokens_trained, rel=0.1)
+    assert ledger["train"].detail.startswith(f"{planned.steps} step")
