@@ -78,7 +78,7 @@ def test_the_memory_plan_has_the_chunks_that_generate_and_evaluate_sample(
         prefix={"selection": selection, "structure_ratio": 0.5},
         evaluate={**sizes, "temperature": 0.6},
     )
-    full, prefix, evaluated = loads(recipe, 200, monkeypatch)
+    full, prefix, _, evaluated = loads(recipe, 200, monkeypatch)
     order = SamplingOrder(wanted(recipe, 200), [1] * 200, batch_size)
     chunks = [order.chunk(number) for number in range(len(order.sizes))]
     largest = {kind: max(len(chunk) for chunk in chunks if chunk[0].kind == kind) for kind in ("full", "prefix")}

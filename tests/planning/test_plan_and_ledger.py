@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from upft_mlx.pipeline import plan_recipe, run_stage
+from upft_mlx.pipeline import plan_recipe, prepare, run_stage
+from upft_mlx.planning.budget import changed
+from upft_mlx.planning.memory import Machine
+from upft_mlx.planning.plan import memory_plan
+from upft_mlx.recipe.fields import AUTO
 from upft_mlx.recipe.schema import Recipe
 from upft_mlx.rundir import LedgerEntry, RunDir
 
@@ -53,3 +58,25 @@ def test_planned_tokens_are_those_of_the_ledger(name: str, tmp_path: Path) -> No
     assert planned.tokens.this.tokens_sampled == pytest.approx(ledger["generate"].tokens_sampled, rel=0.1)
     assert planned.tokens.this.tokens_trained == pytest.approx(ledger["train"].tokens_trained, rel=0.1)
     assert ledger["train"].detail.startswith(f"{planned.steps} step")
+
+
+def test_what_is_sampled_while_training_is_in_its_peak(tmp_path: Path) -> None:
+    """Full solutions that say how training goes took five times the memory of the planned steps."""
+    train = {"batch_size": 1, "steps": 1, "evaluate_every": 1, "valid_ratio": 0.45, "save": "last"}
+    given = recipe(problems={"limit": 160}, generate={"batch_size": 64}, train=train)
+    measured = ran(given, tmp_path, "generate", "build", "train")["train"].peak_memory_bytes
+    job = prepare(given, tmp_path)
+    plan = memory_plan(job, Machine(is_gpu=False))
+
+    def peak(**fields: Any) -> float:
+        return plan.peak("train", changed(job.recipe, {f"train.{name}": value for name, value in fields.items()}))
+
+    assert peak() == pytest.approx(measured, rel=0.15)
+    assert peak(evaluate_every=None) < 0.3 * measured
+    small = Machine(is_gpu=False, bytes=round(0.5 * peak()), what="a small machine")
+    [(line, _)] = replace(plan, machine=small).too_large(job.recipe, ["train"])
+    assert line.endswith("with --set train.evaluate_limit=16"), line
+    auto = changed(job.recipe, {"train.batch_size": 16, "train.micro_batch_size": AUTO})
+    size = replace(plan, machine=small).settle(auto).train.micro_batch_size
+    with_it, twice = (peak(batch_size=16, micro_batch_size=n * size, evaluate_every=None) for n in (1, 2))
+    assert with_it <= peak() < twice, "a smaller one would save nothing beside the solutions"

@@ -6,7 +6,7 @@ import math
 import os
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from operator import attrgetter
+from operator import attrgetter, itemgetter
 from typing import Literal
 
 from upft_mlx.dataset.prefix import RowKind, most_sampled, most_supervised, row_kind, valid_numbers
@@ -15,7 +15,15 @@ from upft_mlx.forecasting.generation import is_rated
 from upft_mlx.machine import device
 from upft_mlx.models.architecture import Architecture
 from upft_mlx.planning.lengths import Prompts, Solutions
-from upft_mlx.planning.memory import Machine, SamplingLoad, TrainingPass, fusing_peak, sampling_peak, training_peak
+from upft_mlx.planning.memory import (
+    OPTIMIZER_COPIES,
+    Machine,
+    SamplingLoad,
+    TrainingPass,
+    fusing_peak,
+    sampling_peak,
+    training_peak,
+)
 from upft_mlx.quantities import memory
 from upft_mlx.recipe.fields import AUTO, SIZES
 from upft_mlx.recipe.grid import Settings
@@ -25,6 +33,8 @@ from upft_mlx.sampling.chunks import evaluated_together, generated_together
 from upft_mlx.sampling.resumed import BATCHES
 from upft_mlx.stages import STAGES
 from upft_mlx.training.batches import Example, split, unshared_because
+from upft_mlx.training.development import MOST
+from upft_mlx.training.moved import PROMPTS, looked_at
 
 MARGIN = 0.85
 """Share of the budget that `auto` fills: the formulas are right to about 15 %."""
@@ -183,16 +193,25 @@ class MemoryPlan:
         if stage == "fuse":
             sixteen, longest = fuse in ("auto", "bf16", "fp16"), self.prompts.longest[0]
             return 0.0 if fuse == "adapter" else fusing_peak(model, lora, machine, longest, all_float32=sixteen)
+        adapter = {"generate": 0, "train": OPTIMIZER_COPIES, "evaluate": 1}[stage] * model.adapter_numbers(lora)
+        peaks = [sampling_peak(model, one, machine, adapter) for one in self.loads(stage, recipe)]
         if stage == "train":
-            none = TrainingPass(0, 0, 0, 0, accumulates=False)  # where every solution was cut, nothing is trained
-            checkpoint, passes = recipe.train.grad_checkpoint, {none, *self.passes(recipe)}
-            return max(training_peak(model, lora, one, machine, checkpoint=checkpoint) for one in passes)
-        adapter = model.adapter_numbers(lora) if stage == "evaluate" else 0
-        return max((sampling_peak(model, one, machine, adapter) for one in self.loads(stage, recipe)), default=0.0)
+            checkpoint, passes = recipe.train.grad_checkpoint, set(self.passes(recipe))
+            peaks += [training_peak(model, lora, one, machine, checkpoint=checkpoint) for one in passes]
+        return max(peaks, default=0.0)
 
     def loads(self, stage: str, recipe: Recipe) -> Iterator[SamplingLoad]:
-        """A chunk of full solutions, of prefixes and of what else is sampled, or one of the benchmarks of each kind."""
+        """Chunks of all that is sampled: solutions, prefixes and what goes on from them, benchmarks, or for training."""
         batch, settings, asked = getattr(recipe, stage).batch_size, recipe.evaluate, self.prompts
+        if stage == "train":  # the beginnings of answers after it, and whole ones for accuracies
+            sampled = [(PROMPTS, PROMPTS, looked_at(most_sampled(recipe, "prefix")))]
+            if recipe.train.evaluate_every is not None:
+                held = len(valid_numbers(range(asked.count), recipe.train.valid_ratio, recipe.seed))
+                count = min(recipe.train.evaluate_limit or MOST, held)
+                sampled.append((recipe.generate.batch_size, count, most_sampled(recipe, "full")))
+            for size, prompts, limit in sampled:
+                yield SamplingLoad(size, prompts, 1, asked.longest[0], asked.shared, limit)
+            return
         if stage == "generate":
             for part in self.work(recipe):
                 is_prefix, samples = part.kind == "prefix", part.samples
@@ -244,12 +263,13 @@ class MemoryPlan:
     def first_fit(
         self, stage: str, recipe: Recipe, tries: Iterable[Settings], share: float = 1
     ) -> tuple[Settings, float]:
-        """The first of the changes with which a stage fits into a share of the budget, else the last; and its peak."""
+        """The first of the changes with which a stage fits into a share of the budget, else the least; and its peak."""
+        found: list[tuple[Settings, float]] = []
         for fields in tries:
-            peak = self.peak(stage, changed(recipe, fields))
-            if peak <= share * self.machine.bytes:
+            found.append((fields, self.peak(stage, changed(recipe, fields))))
+            if found[-1][1] <= share * self.machine.bytes:
                 break
-        return fields, peak
+        return min(found, key=itemgetter(1))
 
     def too_large(self, recipe: Recipe, stages: Collection[str] = PLANNED) -> list[tuple[str, bool]]:
         """For each of the stages that does not fit: a message with the first usual remedy that would, and whether none
@@ -285,7 +305,9 @@ def _smaller(stage: str, recipe: Recipe) -> Iterator[Settings]:
     trains, settings = stage == "train", getattr(recipe, stage)
     size, length = ("micro_batch_size", "max_length") if trains else ("batch_size", "max_tokens")
     yield from ({f"{stage}.{size}": fewer} for fewer in _halves(settings.batch_size)[1:])
-    least = {f"{stage}.{size}": 1, **({"train.grad_checkpoint": True} if trains else {})}
+    asks = {"train.evaluate_limit": 1} if trains and settings.evaluate_every is not None else {}
+    yield from ({name: fewer} for name in asks for fewer in _halves(settings.evaluate_limit or MOST)[1:])
+    least = {f"{stage}.{size}": 1, **({"train.grad_checkpoint": True} if trains else {}), **asks}
     yield least
     yield from ({**least, f"{stage}.{length}": shorter} for shorter in _halves(getattr(settings, length))[1:4])
 
