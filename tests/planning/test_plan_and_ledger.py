@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import MODEL
 
 from upft_mlx.pipeline import plan_recipe, prepare, run_stage
 from upft_mlx.planning.budget import changed
@@ -58,6 +61,23 @@ def test_planned_tokens_are_those_of_the_ledger(name: str, tmp_path: Path) -> No
     assert planned.tokens.this.tokens_sampled == pytest.approx(ledger["generate"].tokens_sampled, rel=0.1)
     assert planned.tokens.this.tokens_trained == pytest.approx(ledger["train"].tokens_trained, rel=0.1)
     assert ledger["train"].detail.startswith(f"{planned.steps} step")
+    run = RunDir(tmp_path)
+    rows = sum(path.stat().st_size for path in (run.solutions, run.train, run.valid))
+    adapter = sum(path.stat().st_size for path in run.adapter.rglob("*") if path.is_file())
+    assert planned.disk_bytes["rows"] == pytest.approx(rows, rel=0.3), "prompts included"
+    assert planned.disk_bytes["adapter and checkpoints"] == pytest.approx(adapter, rel=0.1), "few steps make one alone"
+
+
+def test_a_model_that_is_quantized_here_is_downloaded_whole(tmp_path: Path) -> None:
+    """Its quantized size was told, a quarter."""
+    folder = tmp_path / "model"
+    shutil.copytree(MODEL, folder, ignore=shutil.ignore_patterns("*.safetensors"))
+    config = json.loads((folder / "config.json").read_text())
+    config.pop("quantization", None)
+    (folder / "config.json").write_text(json.dumps(config))
+    given = recipe(model=str(folder), prompt={"instruction": "{question}"}, quantize={"bits": 4, "group_size": 32})
+    planned = plan_recipe(given, tmp_path / "run", calibrates=False)
+    assert planned.disk_bytes["model to download"] == pytest.approx(2 * planned.parameters, rel=0.01)
 
 
 def test_what_is_sampled_while_training_is_in_its_peak(tmp_path: Path) -> None:

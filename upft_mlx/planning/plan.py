@@ -6,6 +6,7 @@ full solutions, need a calibration (`speed.py`), which loads the model once.
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from dataclasses import dataclass
 from functools import partial
@@ -97,17 +98,21 @@ class Estimate:
 
     def disk(self) -> dict[str, float]:
         """Bytes that a run writes, and bytes to download first."""
-        model, recipe, tokens = self.memory.model, self.job.recipe, self.tokens().this
-        answers = 2 * sum(part.completions for part in self.job.sets) * self.memory.solutions.mean
-        copies = 3 if recipe.method == "annotated" else 2  # its solutions.jsonl holds what no model sampled
-        rows = tokens.tokens_sampled + copies * tokens.tokens_trained / self.steps(recipe)[1] + answers
-        kept = 2 + OPTIMIZER_COPIES * (recipe.train.keep + 1)  # adapter/, the best, checkpoints and the next one
+        model, recipe, settings = self.memory.model, self.job.recipe, self.job.recipe.train
+        tokens = self.tokens().this.tokens_sampled  # of solutions, answers, and rows with their prompts
+        tokens += 2 * sum(part.completions for part in self.job.sets) * self.memory.solutions.mean
+        copies = 2 if recipe.method == "annotated" else 1  # its solutions.jsonl holds what no model sampled
+        for part in self.memory.work(recipe):
+            tokens += part.rows * (part.prompts.mean + copies * part.supervised) / (1 - settings.valid_ratio)
+        checkpoints = min(settings.keep + 1, math.ceil(self.steps(recipe)[0] / settings.checkpoint_every))
+        kept = 2 + OPTIMIZER_COPIES * checkpoints  # adapter/, the best, checkpoints and the next one
         fused = {"adapter": 0.0, **dict.fromkeys(("mixed", "base"), 1.5 * model.weight_bytes(2))}
+        whole = model if recipe.quantize is None else read_architecture(self.job.model_path)  # it is quantized here
         return {
-            "rows": _ROW_BYTES * rows,
+            "rows": _ROW_BYTES * tokens,
             "adapter and checkpoints": kept * 4 * model.adapter_numbers(recipe.lora),
             "fused model": fused.get(recipe.publish.fuse, 2.0 * model.parameters),  # `auto` may choose 16 bits
-            "model to download": 0.0 if self.job.has_weights else model.weight_bytes(model.float_bytes),
+            "model to download": 0.0 if self.job.has_weights else whole.weight_bytes(whole.float_bytes),
         }
 
     def seconds(self, recipe: Recipe, speed: Speed) -> dict[str, float]:
