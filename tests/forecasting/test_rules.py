@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 from xml.etree import ElementTree
 
 import mlx.core as mx
@@ -34,6 +35,7 @@ from upft_mlx.recipe.schema import Recipe
 from upft_mlx.recipe.studies import Selection
 from upft_mlx.rows import Continuation, Solution, TrainingRow, read_rows, write_rows
 from upft_mlx.rundir import RunDir
+from upft_mlx.training.chunked_loss import nats
 
 MakeRecipe = Callable[..., Recipe]
 ROWS = Path(__file__).parents[2] / "upft_mlx" / "demo" / "train.jsonl"
@@ -74,9 +76,14 @@ def solutions(folder: Path) -> dict[str, list[Solution]]:
 # What is read of the model.
 
 
-def test_states_are_those_of_a_plain_pass(loaded: Loaded) -> None:
+def test_states_are_those_of_a_plain_pass(loaded: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The logits of 64 prefixes were held at once: ten times what sampling them takes."""
+    held = Mock(wraps=nats)
+    monkeypatch.setattr("upft_mlx.forecasting.states.nats", held)
+    monkeypatch.setattr("upft_mlx.training.loss.chunk_positions", lambda _: 2)
     prompt, prefixes = [5, 6, 7, 8], [[10, 11, 12], [13], [10, 11, 12], []]
     found = Reader(loaded).states(prompt, prefixes, [1, 3])
+    assert [len(call.args[0]) for call in held.call_args_list] == [2, 2, 2, 2, 1], "3 prefixes, padded to 3 tokens each"
     for length in (1, 3):
         for number, ids in enumerate(prefixes):
             tokens = mx.array([[*prompt, *ids[:length]]])

@@ -11,7 +11,17 @@ import mlx.core as mx
 import numpy as np
 
 from upft_mlx.errors import ModelError
-from upft_mlx.training.loss import Modes, final_norm, find_final_norm, shares_exactly, supervised_logits
+from upft_mlx.training.chunked_loss import nats
+from upft_mlx.training.loss import (
+    Modes,
+    chunks_exactly,
+    final_norm,
+    find_final_norm,
+    gathers_exactly,
+    head_of,
+    shares_exactly,
+    supervised_logits,
+)
 
 if TYPE_CHECKING:
     import mlx.nn as nn
@@ -42,6 +52,8 @@ class Reader:
         """
         self._model = loaded.model
         self._shares = shares_exactly(self._model)
+        self._model.freeze()  # the head of a model that nothing trains can be asked in chunks
+        self._chunk = chunks_exactly(self._model) if gathers_exactly(self._model) else 0
         if find_final_norm(self._model) is None:
             raise ModelError(
                 "hidden states cannot be read from this model family",
@@ -98,22 +110,24 @@ class Reader:
         modes = Modes(gather=False, share=shares)
         with _catching(self._model) as caught:
             logits = supervised_logits(self._model, shared, tokens, mx.arange(tokens.size), modes)  # (B (S + T), V)
-        at = len(start) - 1
-        exact = logits.reshape(*tokens.shape, -1)[:, at:].astype(mx.float32)  # (B, 1 + T, V)
-        drawn = mx.take_along_axis(exact[:, :-1], tokens[:, at + 1 :, None], axis=-1)[..., 0]
-        logprobs = np.array(drawn - mx.logsumexp(exact[:, :-1], axis=-1))
-        hidden = np.array(caught[-1][:, at:].astype(mx.float32))
-        yield from zip(hidden, logprobs, strict=True)
+        at, (before, behind), targets = len(start) - 1, caught[-1], tokens[:, len(start) :]
+        whole = logits.reshape(*tokens.shape, -1)  # the most that there is to hold, if it is computed
+        size = self._chunk or targets.size
+        head, read = (head_of(self._model), before) if self._chunk else (lambda part: part, whole)
+        read, flat = read[:, at:-1].reshape(targets.size, -1), targets.reshape(-1)
+        lost = [np.array(nats(head(read[n:][:size]), flat[n:][:size])) for n in range(0, targets.size, size)]
+        hidden = np.array(behind[:, at:].astype(mx.float32))
+        yield from zip(hidden, -np.concatenate(lost).reshape(targets.shape), strict=True)
 
 
 @contextmanager
-def _catching(model: nn.Module) -> Iterator[list[mx.array]]:
-    """While active, what the final norm returns is added to the list."""
-    caught = list[mx.array]()
+def _catching(model: nn.Module) -> Iterator[list[tuple[mx.array, mx.array]]]:
+    """While active, what the final norm gets and what it returns is added to the list."""
+    caught = list[tuple[mx.array, mx.array]]()
 
     def catch(norm: Callable[..., mx.array], hidden: mx.array, *args: Any) -> mx.array:
-        caught.append(norm(hidden, *args))
-        return caught[-1]
+        caught.append((hidden, norm(hidden, *args)))
+        return caught[-1][1]
 
     with final_norm(model, catch):
         yield caught
