@@ -13,8 +13,10 @@ from conftest import MODEL
 
 from upft_mlx.pipeline import plan_recipe, prepare, run_stage
 from upft_mlx.planning.budget import changed
+from upft_mlx.planning.lengths import of_lengths
 from upft_mlx.planning.memory import Machine
 from upft_mlx.planning.plan import memory_plan
+from upft_mlx.planning.speed import Speed
 from upft_mlx.recipe.fields import AUTO
 from upft_mlx.recipe.schema import Recipe
 from upft_mlx.rundir import LedgerEntry, RunDir
@@ -100,3 +102,23 @@ def test_what_is_sampled_while_training_is_in_its_peak(tmp_path: Path) -> None:
     size = replace(plan, machine=small).settle(auto).train.micro_batch_size
     with_it, twice = (peak(batch_size=16, micro_batch_size=n * size, evaluate_every=None) for n in (1, 2))
     assert with_it <= peak() < twice, "a smaller one would save nothing beside the solutions"
+
+
+def test_a_comparison_takes_what_its_cells_take(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Base's answers were left out, and methods with solutions of their own were taken to share them."""
+    fast = Speed(0.0, 1.0, 0.01, 1e-9, of_lengths([(8, True)], "known"))
+    monkeypatch.setattr("upft_mlx.pipeline.known", lambda _: fast)
+
+    def planned(*methods: str, seeds: int = 1) -> tuple[float, dict[str, float]]:
+        sets = {"benchmarks": [{"name": "arithmetic", "limit": 40}]}
+        studied = {"methods": methods, "seeds": seeds, "samples": 4}
+        found = plan_recipe(recipe(method="sft", evaluate=sets, compare=studied, publish={"fuse": "adapter"}), tmp_path)
+        return (found.other_seconds or {})["compare"], found.seconds or {}
+
+    one, run = planned("sft")
+    base = run["evaluate"] / 2
+    assert one == pytest.approx(sum(run.values())), "base, and one method on one seed, are a run"
+    assert planned("sft", seeds=3)[0] - base == pytest.approx(3 * (one - base)), "greedy answers of base, once"
+    assert planned("sft", "ssd")[0] - base == pytest.approx(2 * (one - base)), "ssd samples at another temperature"
+    label = planned("rft", "upft:label")[0]
+    assert label - planned("rft")[0] == pytest.approx(base), "the same solutions for both"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
+from copy import copy
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -151,12 +152,18 @@ class Estimate:
         except RecipeError:  # a method that the recipe's other fields rule out
             return export
         found = {method: self.seconds(cell, speed) for method, cell in cells.items()}
-        trained = [took for method, took in found.items() if not method.startswith(BEST_OF_PREFIX)]  # it trains nothing
-        learnt = max((took.get("answers", 0.0) for took in trained), default=0.0)
-        sampled = max((took.get("generate", 0.0) for took in trained), default=0.0)  # methods share solutions
-        evaluated = sum(took.get("evaluate", 0.0) / 2 for took in found.values())  # base answers once
-        each = learnt + sampled + sum(took.get("train", 0.0) for took in trained) + evaluated
-        return {**export, "compare": settings.seeds * each}
+        trained = {name: took for name, took in found.items() if not name.startswith(BEST_OF_PREFIX)}  # trains nothing
+        learnt = max((took.get("answers", 0.0) for took in trained.values()), default=0.0)
+        made = dict[str, float]()  # methods share solutions of the same inputs
+        for name, took in trained.items():
+            job = copy(self.job)
+            job.use(cells[name])
+            made[job.fingerprint("generate")] = took.get("generate", 0.0)
+        evaluated = sum(took.get("evaluate", 0.0) / 2 for took in found.values())
+        each = learnt + sum(made.values()) + sum(took.get("train", 0.0) for took in trained.values()) + evaluated
+        greedy = all(part.entry.temperature == 0 for part in self.job.sets)  # then base answers once for all seeds
+        base = self.seconds(recipe, speed).get("evaluate", 0.0) / 2 * (1 if greedy else settings.seeds)
+        return {**export, "compare": settings.seeds * each + base}
 
     def plan(self, speed: Speed | None) -> Plan:
         """What the recipe will cost; in time only where this machine's speed is known."""
