@@ -36,6 +36,7 @@ from upft_mlx.sampling.draw import Sampling
 from upft_mlx.sampling.generate import generate
 from upft_mlx.sampling.sampler import Sampler
 from upft_mlx.training.batches import Example
+from upft_mlx.training.movement import measure
 from upft_mlx.training.step import Stepper
 from upft_mlx.training.train import train
 
@@ -117,7 +118,13 @@ def test_planned_peaks_are_within_15_percent_of_those_measured(name: str, tmp_pa
         )
 
     def trained(run: RunDir) -> int:
-        return peak_of(lambda: (build(recipe, tokenizer, problems, run), train(recipe, load(folder), run)))
+        def work() -> None:
+            build(recipe, tokenizer, problems, run)
+            loaded = load(folder)
+            train(recipe, loaded, run)
+            measure(recipe, loaded, problems, (), run)
+
+        return peak_of(work)
 
     asked = wanted(recipe, len(problems))
     measured = {"generate": peak_of(lambda: generate(recipe, load(folder), problems, asked, run))}

@@ -204,7 +204,7 @@ class MemoryPlan:
         """Chunks of all that is sampled: solutions, prefixes and what goes on from them, benchmarks, or for training."""
         batch, settings, asked = getattr(recipe, stage).batch_size, recipe.evaluate, self.prompts
         if stage == "train":  # the beginnings of answers after it, and whole ones for accuracies
-            sampled = [(PROMPTS, PROMPTS, looked_at(most_sampled(recipe, "prefix")))]
+            sampled = [(PROMPTS, 2 * PROMPTS, looked_at(most_sampled(recipe, "prefix")))]  # with base's caches
             if recipe.train.evaluate_every is not None:
                 held = len(valid_numbers(range(asked.count), recipe.train.valid_ratio, recipe.seed))
                 count = min(recipe.train.evaluate_limit or MOST, held)
