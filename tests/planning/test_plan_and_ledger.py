@@ -100,6 +100,7 @@ def test_what_is_sampled_while_training_is_in_its_peak(tmp_path: Path) -> None:
     assert line.endswith("with --set train.evaluate_limit=16"), line
     auto = changed(job.recipe, {"train.batch_size": 16, "train.micro_batch_size": AUTO})
     size = replace(plan, machine=small).settle(auto).train.micro_batch_size
+    assert isinstance(size, int)
     with_it, twice = (peak(batch_size=16, micro_batch_size=n * size, evaluate_every=None) for n in (1, 2))
     assert with_it <= peak() < twice, "a smaller one would save nothing beside the solutions"
 

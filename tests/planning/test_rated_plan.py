@@ -42,6 +42,7 @@ def test_planned_tokens_are_those_of_the_ledger(name: str, tmp_path: Path, monke
     entries = {stage: RunDir(tmp_path / "run").entry(stage) for stage in ("answers", "generate")}
     sampled = {stage: entry.tokens_sampled for stage, entry in entries.items() if entry is not None}
     assert planned.tokens.this.tokens_sampled == pytest.approx(sum(sampled.values()), rel=0.1), sampled
+    assert planned.tokens.this.how != "prefixes alone"
     assert planned.seconds is not None
     assert ("answers" in planned.seconds) is ("answers" in sampled)
 
@@ -57,3 +58,13 @@ def test_memory_is_planned_for_the_longest_that_is_sampled(prefix: dict[str, Any
     solutions, prefixes = peak(selection="majority_answer"), peak(selection="consensus")
     assert peak(**prefix) == pytest.approx(solutions, rel=0.05)
     assert solutions > 2 * prefixes
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_auto_batches_do_not_depend_on_what_is_sampled(name: str, tmp_path: Path) -> None:
+    """Problems whose answers are used were not counted, and structure rows twice, though each problem is a row."""
+    sizes = [
+        plan_recipe(recipe(**prefix).having("train", batch_size="auto"), tmp_path, mac=16).settings["train.batch_size"]
+        for prefix in ({"selection": "consensus"}, RULES[name])
+    ]
+    assert sizes[0] == sizes[1] == 2

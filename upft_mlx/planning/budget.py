@@ -150,7 +150,7 @@ class MemoryPlan:
         each = 0 if recipe.method == "annotated" else each  # its solutions are there
         rows = (1 - held / count) * whole * kept, (1 - held / count) * prefixes * (kept if recipe.samples_full else 1)
         begins, end = min(length, solutions.mean), most_supervised(recipe.prefix)  # a short solution is a prefix whole
-        room = [max(0.0, recipe.train.max_length - asked.mean) for asked in (self.prompts, self.trained)]
+        room = [max(0.0, recipe.train.max_length - prompts.mean) for prompts in (self.prompts, self.trained)]
         trained = min(room[0], solutions.ended + 1), min(room[1], begins + end - length)
         longest = [tokens + 1 for tokens in solutions.trained]
         return (
@@ -162,9 +162,7 @@ class MemoryPlan:
         """What a rule that rates prefixes, or learns from a few answers, samples besides `work`."""
         mean, length, most = self.solutions.mean, most_sampled(recipe, "prefix"), most_sampled(recipe, "full")
         if known := self._known(recipe):
-            yield Further(
-                "answers", known, 0, recipe.forecast.samples + 1, mean, most
-            )  # and what greedy decoding gives
+            yield Further("answers", known, 0, recipe.forecast.samples + 1, mean, most)  # one is greedy
         if _rates(recipe) and recipe.prefix.selection == "rollouts":
             prefixes = self.work(recipe)[1]
             left = max(0.0, mean - length), max(1, most - length)
@@ -201,7 +199,7 @@ class MemoryPlan:
         return max(peaks, default=0.0)
 
     def loads(self, stage: str, recipe: Recipe) -> Iterator[SamplingLoad]:
-        """Chunks of all that is sampled: solutions, prefixes and what goes on from them, benchmarks, or for training."""
+        """Chunks of what a stage samples: solutions, prefixes and what goes on from them, or answers to benchmarks."""
         batch, settings, asked = getattr(recipe, stage).batch_size, recipe.evaluate, self.prompts
         if stage == "train":  # the beginnings of answers after it, and whole ones for accuracies
             sampled = [(PROMPTS, 2 * PROMPTS, looked_at(most_sampled(recipe, "prefix")))]  # with base's caches
@@ -250,7 +248,8 @@ class MemoryPlan:
     def settle(self, recipe: Recipe) -> Recipe:
         """The recipe with numbers instead of `auto`: the largest with which the stage fits, 1 where none does."""
         if recipe.train.batch_size == AUTO:  # changes what is trained, so it does not follow the memory
-            rows = int(sum(part.problems for part in self.work(recipe)) * (1 - recipe.train.valid_ratio))
+            share = recipe.prefix.structure_ratio if recipe.method == "structure_only" else 1
+            rows = int(round(share * self.prompts.count) * (1 - recipe.train.valid_ratio))
             size = min(PAPER_BATCH, 1 << max(1, rows // MIN_STEPS).bit_length() - 1)
             recipe = changed(recipe, {"train.batch_size": size})
         for name, value in sizes(recipe).items():

@@ -92,7 +92,8 @@ class Estimate:
             sampled += sum(more.prompts * more.samples * more.tokens for more in plan.further(changed(recipe, fields)))
             return Cost(sampled, passes * sum(part.rows * part.supervised for part in work), how)
 
-        this = cost(plan.trained_solutions(recipe).how if plan.work(recipe)[0].problems else "prefixes alone", {})
+        whole = plan.work(recipe)[0].rows or any(plan.further(recipe))
+        this = cost(plan.trained_solutions(recipe).how if whole else "prefixes alone", {})
         kept = {"generate.samples": SAMPLES, "generate.keep": min(KEEP, recipe.generate.keep)}
         rft = cost(f"{solutions.how}, all correct", {"method": "rft", **kept})
         return PlannedTokens(this, cost(solutions.how, {"method": "sft", "generate.samples": 1}), rft)
