@@ -16,6 +16,7 @@ step, so losses and gradients add up to it whatever the split.
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -201,16 +202,20 @@ def count(examples: Sequence[Example], batches: Sequence[Batch]) -> StepCounts:
 def epoch_order(examples: Sequence[Example], batch_size: int, seed: int, epoch: int) -> list[list[int]]:
     """The steps of an epoch (from 0) as indices: of like length, freshly composed and shuffled, every row once.
 
-    The very first step is the one that takes most memory, so that a run that does not fit fails at once.
+    Steps differ by at most one row in size. A smaller last one would hold the longest rows, which are whole solutions,
+    and each of them would weigh more than other rows do. The very first step is the one that takes most memory, so
+    that a run that does not fit fails at once.
     """
     rng = random.Random(f"batches/{seed}/{epoch}")
     order = list(range(len(examples)))
     rng.shuffle(order)
     order.sort(key=lambda i: len(examples[i].ids))  # stable: rows of one length stay shuffled
-    batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    steps = steps_per_epoch(len(order), batch_size)
+    bounds = [len(order) * step // steps for step in range(steps + 1)]
+    batches = [order[start:end] for start, end in itertools.pairwise(bounds)]
     rng.shuffle(batches)
     if epoch == 0:
-        largest = max(range(len(batches)), key=lambda b: len(batches[b]) * len(examples[batches[b][-1]].ids))
+        largest = max(range(steps), key=lambda b: len(batches[b]) * len(examples[batches[b][-1]].ids))
         batches.insert(0, batches.pop(largest))
     return batches
 
@@ -228,7 +233,7 @@ def steps_from(
 
 
 def steps_per_epoch(examples: int, batch_size: int) -> int:
-    """Batches that it takes to see every row once; the last may be smaller."""
+    """Batches that it takes to see every row once, of at most `batch_size` rows each."""
     return -(-examples // batch_size)
 
 
