@@ -153,6 +153,22 @@ def test_what_follows_the_same_tokens_in_a_draft_of_the_same_prompt_is_read_next
         assert found[0].accepted == 50 - wrong
 
 
+def test_a_long_draft_is_not_searched_from_end_to_end_at_each_token_that_differs(loaded: Loaded) -> None:
+    read = [0]
+
+    class Watched(list[int]):
+        def __getitem__(self, place: Any) -> Any:
+            read[0] += 1
+            return super().__getitem__(place)
+
+    request, sampler = Request([16, 17, 18], 50), counting(loaded)
+    (alone,) = sampler.sample([request], seed=0)
+    draft = Watched([*alone.ids[:20], 599, *alone.ids[20:], *[598] * 5000])
+    (found,) = sampler.sample(drafted([request], [draft]), seed=0)
+    assert (found.ids, found.accepted) == (alone.ids, 49)
+    assert read[0] < 500
+
+
 def test_drafts_change_neither_log_probabilities_nor_stop_texts(loaded: Loaded) -> None:
     requests = asked(loaded, 2)
     sampling = Sampling(0.7, batch_size=4, logprobs=True, stop=("oxed{",))

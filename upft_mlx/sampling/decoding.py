@@ -85,6 +85,8 @@ class _Row:
     draft: Sequence[int] = ()
     drafts: Sequence[Sequence[int]] = ()
     """Those of all samples of its prompt."""
+    places: dict[int, list[tuple[int, int]]] = field(default_factory=dict)
+    """Where each token is in `drafts`: the draft's number, and the tokens of it up to this one."""
     poor: int = 0
     """Drafts in a row that were of little use."""
     ids: list[int] = field(default_factory=list)
@@ -111,9 +113,8 @@ class _Row:
             tail = self.ids[-alike:]
             places = [
                 (draft is not own, abs(end - self.begun), number, end)
-                for number, draft in enumerate(self.drafts)
-                for end in range(alike, len(draft))
-                if draft[end - 1] == tail[-1] and [*draft[end - alike : end]] == tail
+                for number, end in self.places.get(tail[-1], ())
+                if alike <= end < len(draft := self.drafts[number]) and [*draft[end - alike : end]] == tail
             ]
             if places:
                 _, _, number, end = min(places)
@@ -185,13 +186,18 @@ class Chunk:
     def __init__(self, loaded: Loaded, sampling: Sampling, requests: Sequence[Request], seed: int) -> None:
         self._loaded, self._sampling, self._draw = loaded, sampling, drawer(sampling)
         self._ends = frozenset(loaded.eos_ids)
-        self._rows = [
-            [
-                _Row(r.prompt_ids[-1], r.max_tokens, random_key(seed, r.key, sample), draft, r.drafts)
-                for sample, draft in enumerate(r.drafts or [()] * r.samples)
-            ]
-            for r in requests
-        ]
+        self._rows: list[list[_Row]] = []
+        for r in requests:
+            places: dict[int, list[tuple[int, int]]] = {}  # a search of all drafts at each token that differs is slow
+            for number, tokens in enumerate(r.drafts):
+                for end, token in enumerate(tokens, 1):
+                    places.setdefault(token, []).append((number, end))
+            self._rows.append(
+                [
+                    _Row(r.prompt_ids[-1], r.max_tokens, random_key(seed, r.key, sample), draft, r.drafts, places)
+                    for sample, draft in enumerate(r.drafts or [()] * r.samples)
+                ]
+            )
         self._waiting: list[_Waiting] = []
         """With the caches of their prompts, all tokens but the last."""
         self._drafted: list[_Waiting] = []
