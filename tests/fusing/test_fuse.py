@@ -185,7 +185,7 @@ def test_what_is_written_is_what_was_measured(make_recipe: MakeRecipe, run: RunD
     adapted = write_adapter(run, 0.02, Q4)
     chosen = fuse(make_recipe(publish={"fuse": form, "min_retained": 0.0}), load(MODEL, quantize=Q4), run)
     rows = to_examples(list(read_rows(run.valid, TrainingRow)), 2048)
-    comparison = Comparison(adapted.model, rows, greedy_probes(adapted, [e.ids[: e.start] for e in rows]))
+    comparison = Comparison(adapted.model, rows, greedy_probes(adapted, [list(e.ids[: e.start]) for e in rows]))
     fused, *_ = mlx_lm_load(str(run.fused))
     size = sum(file.stat().st_size for file in run.fused.glob("*.safetensors"))
     assert chosen.bytes == pytest.approx(size, rel=0.15)  # and the file's header
@@ -339,7 +339,7 @@ def test_the_greedy_probes_are_the_adapters_own_greedy_tokens_with_their_end(loa
     [probe] = greedy_probes(loaded, [prompt, []])
     assert probe.ids[: probe.start] == prompt
     assert 0 < probe.supervised <= 33
-    expected = loaded.model(mx.array([probe.ids]))[0].argmax(axis=-1).tolist()
+    expected = loaded.model(mx.array([list(probe.ids)]))[0].argmax(axis=-1).tolist()
     assert isinstance(expected, list)
     assert probe.ids[probe.start :] == expected[probe.start - 1 : -1]
 

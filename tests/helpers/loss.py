@@ -22,7 +22,7 @@ def oracle(model: nn.Module, rows: Sequence[Example]) -> mx.array:
     """Row by row, unpadded, full logits, and the mask written out."""
     total = mx.array(0.0)
     for example in rows:
-        logits = model(mx.array([example.ids]))[0].astype(mx.float32)
+        logits = model(mx.array([list(example.ids)]))[0].astype(mx.float32)
         logprobs = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
         terms = [
             -logprobs[position - 1, token] for position, token in enumerate(example.ids) if position >= example.start

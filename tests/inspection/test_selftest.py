@@ -71,7 +71,7 @@ def loss_in_float64(w: dict[str, Values]) -> float:
     """The mean over rows of the mean over a row's prefix."""
     total = 0.0
     for row in rows():
-        out = logits(row.ids[:-1], w)
+        out = logits(list(row.ids[:-1]), w)
         chances = out - np.log(np.exp(out).sum(-1, keepdims=True))
         terms = [-chances[place - 1, row.ids[place]] for place in range(row.start, len(row.ids))]
         total += sum(terms) / len(terms) / len(rows())

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import tracemalloc
+from array import array
 from typing import Any
 from unittest.mock import patch
 
@@ -77,7 +79,16 @@ def test_a_prefix_and_a_structure_row_weigh_the_same() -> None:
 
 def test_truncation_cuts_completions_and_leaves_out_rows_without_any() -> None:
     rows = [row([1, 2, 3], [4, 5, 6]), row([1, 2, 3, 4, 5], [6]), row([1], [])]
-    assert to_examples(rows, max_length=5) == [Example("r", [1, 2, 3, 4, 5], start=3, kind="prefix")]
+    assert to_examples(rows, max_length=5) == [Example("r", array("i", [1, 2, 3, 4, 5]), start=3, kind="prefix")]
+
+
+def test_rows_are_read_one_by_one_and_an_id_takes_four_bytes() -> None:
+    made = (row([1000 * n + i for i in range(300)], [1000 * n + i for i in range(700)]) for n in range(1, 51))
+    tracemalloc.start()
+    found = to_examples(made, max_length=1000)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 8 * sum(len(example.ids) for example in found)
 
 
 def test_eos_is_supervised_when_it_is_among_the_completion_ids() -> None:

@@ -115,7 +115,7 @@ class Fuser:
         model, total = self.loaded.model, len(self.layers)
         model.update_modules(tree_unflatten(list(self.layers.items())))
         model.load_weights(self._rest, strict=False)
-        rows = to_examples(list(read_rows(self.run.train, TrainingRow)), self.recipe.train.max_length)
+        rows = to_examples(read_rows(self.run.train, TrainingRow), self.recipe.train.max_length)
         count = min(len(rows), MAX_ROWS)
         outputs = f"the outputs on {many(count, 'training row')}"
         self._notify(Note(f"fuse: trying {form.name}: rounding that preserves {outputs}", minor=True))

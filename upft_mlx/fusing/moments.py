@@ -71,7 +71,7 @@ def second_moments(
         watchers = {name: _Watcher(layers[name], width(layers[name])) for name in part}
         model.update_modules(tree_unflatten(list(watchers.items())))
         for example in examples[:MAX_ROWS]:
-            model(mx.array([example.ids[:MAX_TOKENS]]))
+            model(mx.array([list(example.ids[:MAX_TOKENS])]))
             mx.eval([w._sums for w in watchers.values()])  # layers after them, and the head, are never computed
         model.update_modules(tree_unflatten([(name, layers[name]) for name in part]))
         for name in part:

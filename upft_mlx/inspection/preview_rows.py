@@ -218,7 +218,7 @@ def _first_and_outline(
         if len(same) < count:
             same.append((row, place))
         if examples := [*outline, *to_examples([row], max_length)]:
-            by_ids = sorted(examples, key=lambda example: example.ids)
+            by_ids = sorted(examples, key=lambda example: list(example.ids))
             outline = [by_ids[0], by_ids[-1], min(examples, key=lambda example: example.start)]
     return kinds, outline
 

@@ -49,8 +49,7 @@ def shared_start(sequences: Sequence[Sequence[int]], prompt_lengths: Sequence[in
 
     At least one prompt token stays with each sequence: the one whose logits predict its first token after the prompt.
     """
-    lists = [list(ids) for ids in sequences]
-    first, last = min(lists), max(lists)  # what these begin with, all do
+    first, last = min(sequences, key=list), max(sequences, key=list)  # what these begin with, all do
     pairs = zip(first, last, strict=False)
     common = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
     return max(0, min(common, min(prompt_lengths) - 1))

@@ -116,10 +116,11 @@ def train(
 
 
 def _examples(path: Path, recipe: Recipe, notify: Observer) -> list[Example]:
-    rows = list(read_rows(path, TrainingRow))
-    examples = to_examples(rows, recipe.train.max_length, recipe.prefix)
-    if len(examples) < len(rows):
-        cut = many(len(rows) - len(examples), "row has", "rows have")
+    examples = to_examples(read_rows(path, TrainingRow), recipe.train.max_length, recipe.prefix)
+    with path.open("rb") as file:
+        rows = sum(1 for _ in file)
+    if len(examples) < rows:
+        cut = many(rows - len(examples), "row has", "rows have")
         notify(Note(f"{path.name}: {cut} no room for a completion in train.max_length"))
     return examples
 
