@@ -8,6 +8,7 @@ import math
 import shutil
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -187,6 +188,27 @@ def test_a_checkpoint_holds_everything_the_next_step_depends_on(make_recipe: Mak
     assert len(optimizer) == 2 * len(adapter) + 2  # two moments each, the step and the learning rate
     assert all(array.dtype == mx.float32 for array in adapter.values())
     assert {array.dtype for array in optimizer.values()} == {mx.float32, mx.uint64}
+
+
+def test_a_training_that_an_earlier_version_began_goes_on_in_its_order(
+    make_recipe: MakeRecipe, run: RunDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its last step of an epoch was a smaller one; in another order some rows would come twice and others never."""
+    recipe = make_recipe(train={"epochs": 2, "checkpoint_every": 1})
+    whole, new = (RunDir(shutil.copytree(run.root, tmp_path / name)) for name in ("whole", "new"))
+    train(recipe, load(MODEL), new)
+    with monkeypatch.context() as patched:
+        patched.setattr("upft_mlx.training.train.Position", partial(Position, even=False))
+        train(recipe, load(MODEL), whole)
+        interrupted(recipe, run, 2)
+    (path,) = run.checkpoints.glob("step-*")
+    said = json.loads((path / "position.json").read_text())
+    assert said.pop("even") is False
+    (path / "position.json").write_text(json.dumps(said))
+    (path / "digests.json").unlink()
+    train(recipe, load(MODEL), run)
+    expected, found, other = ((r.adapter / "adapters.safetensors").read_bytes() for r in (whole, run, new))
+    assert found == expected != other
 
 
 def test_the_newest_checkpoint_continues_and_the_oldest_goes(tmp_path: Path) -> None:

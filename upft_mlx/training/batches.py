@@ -202,19 +202,22 @@ def count(examples: Sequence[Example], batches: Sequence[Batch]) -> StepCounts:
     return StepCounts(len(examples), sum(e.supervised for e in examples), processed, processed - needed)
 
 
-def epoch_order(examples: Sequence[Example], batch_size: int, seed: int, epoch: int) -> list[list[int]]:
+def epoch_order(
+    examples: Sequence[Example], batch_size: int, seed: int, epoch: int, *, even: bool = True
+) -> list[list[int]]:
     """The steps of an epoch (from 0) as indices: of like length, freshly composed and shuffled, every row once.
 
     Steps differ by at most one row in size. A smaller last one would hold the longest rows, which are whole solutions,
     and each of them would weigh more than other rows do. The very first step is the one that takes most memory, so
-    that a run that does not fit fails at once.
+    that a run that does not fit fails at once. A training that an earlier version began goes on in its order, which
+    is not `even`.
     """
     rng = random.Random(f"batches/{seed}/{epoch}")
     order = list(range(len(examples)))
     rng.shuffle(order)
     order.sort(key=lambda i: len(examples[i].ids))  # stable: rows of one length stay shuffled
     steps = steps_per_epoch(len(order), batch_size)
-    bounds = [len(order) * step // steps for step in range(steps + 1)]
+    bounds = [len(order) * step // steps if even else step * batch_size for step in range(steps + 1)]
     batches = [order[start:end] for start, end in itertools.pairwise(bounds)]
     rng.shuffle(batches)
     if epoch == 0:
@@ -224,13 +227,13 @@ def epoch_order(examples: Sequence[Example], batch_size: int, seed: int, epoch: 
 
 
 def steps_from(
-    examples: Sequence[Example], batch_size: int, seed: int, start: int
+    examples: Sequence[Example], batch_size: int, seed: int, start: int, *, even: bool = True
 ) -> Iterator[tuple[int, list[Example]]]:
     """Endless (epoch from 1, the step's examples) pairs, beginning at step `start` (from 0)."""
     per_epoch = steps_per_epoch(len(examples), batch_size)
     epoch, position = divmod(start, per_epoch)
     while True:
-        for indices in epoch_order(examples, batch_size, seed, epoch)[position:]:
+        for indices in epoch_order(examples, batch_size, seed, epoch, even=even)[position:]:
             yield epoch + 1, [examples[i] for i in indices]
         epoch, position = epoch + 1, 0
 

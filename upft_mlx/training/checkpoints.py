@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import mlx.core as mx
 
 _PARTS = ("adapters.safetensors", "optimizer.safetensors", "position.json")
-_LATER = {"accuracy_before", "best_accuracy", "accuracy_step"}
+_LATER = {"accuracy_before", "best_accuracy", "accuracy_step", "even"}
 """Fields of a position that those of earlier versions do not have."""
 _DIGESTS = "digests.json"
 """The digests of the parts; checkpoints of earlier versions have none."""
@@ -44,6 +44,8 @@ class Position:
     best_accuracy: float | None = None
     """The highest after a step."""
     accuracy_step: int = 0
+    even: bool = True
+    """Whether steps share out an epoch's rows evenly (`batches.epoch_order`); earlier versions filled all but one."""
 
     def add(self, counts: StepCounts) -> None:
         """Count a step's tokens."""
@@ -134,7 +136,7 @@ def latest(folder: Path) -> tuple[Position, dict[str, mx.array], dict[str, mx.ar
     if not isinstance(data, dict) or not names - _LATER <= set(data) <= names:
         raise TrainingError("not a checkpoint's position", f"move {path} away", path=path / _PARTS[2])
     try:
-        return Position(**data), mx.load(str(path / _PARTS[0])), mx.load(str(path / _PARTS[1]))  # type: ignore[return-value]
+        return Position(**{"even": False, **data}), mx.load(str(path / _PARTS[0])), mx.load(str(path / _PARTS[1]))  # type: ignore[return-value]
     except RuntimeError as error:
         raise TrainingError(f"damaged checkpoint: {error}", remedy, path=path) from None
 

@@ -98,7 +98,7 @@ def train(
         _look_at_rows(recipe, stepper, examples, run, notify, position.accuracy_before)
     total = total_steps(settings, len(examples))
     loop = _Loop(recipe, stepper, run, notify, position, total, valid, examples, development)
-    stream = steps_from(examples, settings.batch_size, recipe.seed, position.step)
+    stream = steps_from(examples, settings.batch_size, recipe.seed, position.step, even=position.even)
     notify(Progress("train", position.step, total, "steps"))
     with deferred_interrupt() as interrupt:
         while not loop.ended and not interrupt.anywhere():
