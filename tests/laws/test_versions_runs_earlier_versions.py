@@ -131,7 +131,7 @@ def test_a_disk_that_is_full_for_mlxs_own_writers_is_said_to_be_full(
     before = files(RUN.root)
     stage, setting = ("fuse", "publish.fuse=bf16") if writer[-4:] == "save" else ("train", "lora.rank=3")
     monkeypatch.setattr(writer, full)
-    for free, said in ((0, "the disk is full, 0 MB free; make room, then"), (2**40, "cannot be")):
+    for free, said in ((0, "the disk is full, 0.0 MB free; make room, then"), (2**40, "cannot be")):
         monkeypatch.setattr(shutil, "disk_usage", lambda _, free=free: shutil._ntuple_diskusage(2**40, 0, free))
         assert said in shown(stage, "r.yaml", "--plain", "--set", setting, status=1)
         assert files(RUN.root) == before

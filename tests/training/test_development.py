@@ -86,10 +86,13 @@ def test_the_accuracy_is_that_of_greedy_answers_before_during_and_after_training
     assert {before, *lines.values()} - {None} != {before}, "a rate that high changes what the model says"
 
 
-def test_choices_are_graded_by_their_letters(make_recipe: MakeRecipe, run: RunDir) -> None:
+def test_choices_are_graded_by_their_letters(
+    make_recipe: MakeRecipe, run: RunDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
     loaded, problems = load(MODEL), [Problem(p.id, p.question, "C") for p in PROBLEMS]
     development = Development(make_recipe(train={**EACH, "steps": 2}), loaded, problems, run)
-    loaded.tokenizer.decode = lambda ids: "Therefore the correct option is (C)."
+    answer = "Therefore the correct option is (C)."  # the tokenizer is shared by all that load the model
+    monkeypatch.setattr(type(loaded.tokenizer), "decode", lambda *_: answer, raising=False)
     assert development.accuracy() == 1
 
 
