@@ -134,16 +134,18 @@ def measure(part: str, side: Path, model: Path, work: Path) -> float:
 
 
 def compare_suites(other: Path, work: Path) -> None:
-    """Print both suites' wall times, and of the tests that both have what they take one after the other."""
+    """Print how both suites end and their wall times, and of the tests that both have what they take one by one."""
     walls, times = {}, {}
     for side in (ROOT, other):
         result, begin = work / f"tests-{side.name}.xml", time.perf_counter()
         processes = ["-n", "auto"] if side == ROOT else []  # each as its README says
         run(side, ["-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={result}", *processes], cwd=side)
         walls[side] = time.perf_counter() - begin
-        times[side] = Counter[str]()
+        times[side], outcomes = Counter[str](), Counter[str]()
         for case in ElementTree.parse(result).iter("testcase"):
             times[side][case.get("name", "").partition("[")[0]] += float(case.get("time", 0))
+            outcomes[next((part.tag for part in case), "passed")] += 1
+        print(f"tests     {side.name}: {dict(outcomes)} in {walls[side]:.0f} s", flush=True)
     print(f"tests     {walls[ROOT]:8.1f} s wall against {walls[other]:8.1f}: {walls[ROOT] / walls[other]:.2f} of it")
     names = times[ROOT].keys() & times[other].keys()
     ours, theirs = (sum(times[side][name] for name in names) for side in (ROOT, other))
