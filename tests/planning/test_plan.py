@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import time
 from dataclasses import replace
@@ -439,6 +440,7 @@ def test_the_command_prints_tables_or_json(tmp_path: Path) -> None:
         "no estimate without",
     ):
         assert words in shown.output
+    assert re.search(r"\nrows +\d\.\d MB\n", shown.output), "as `upft kept` and `push` give sizes on disk"
     asked = CliRunner().invoke(cli, ["plan", "quickstart", "--mac", "8", "--json", "--run-dir", str(tmp_path)])
     facts = json.loads(asked.stdout)
     assert facts["seconds"] is None

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from upft_mlx.quantities import duration, many, memory, percent
+from upft_mlx.quantities import disk, duration, many, memory, percent
 from upft_mlx.results.plan import Plan
 from upft_mlx.training.batches import PASS_TOKENS
 from upft_mlx.ui.console import open_console, say
@@ -67,7 +67,7 @@ def _tables(plan: Plan) -> Iterator[Table]:
         for stage, peak in plan.memory.peak_bytes.items()
     ]
     yield table_of("peak memory of", "about", "of the limit", rows=[*rows, (plan.memory.budget, memory(limit), "")])
-    yield table_of("disk", "about", rows=[(name, memory(size)) for name, size in plan.disk_bytes.items() if size])
+    yield table_of("disk", "about", rows=[(name, disk(size)) for name, size in plan.disk_bytes.items() if size])
     if plan.seconds:
         times = {**plan.seconds, "together": sum(plan.seconds.values())}
         yield table_of("time of", "about", rows=[(stage, duration(seconds)) for stage, seconds in times.items()])
