@@ -125,6 +125,8 @@ def test_text_after_a_label_stays_aligned_in_the_next_lines() -> None:
         "  a line that is indented, and goes on",
         "  as such",
     ]
+    kept = wrapped("evaluate-26ba5be404ee56d7  2026-11-28 06:16  0.0 MB  6 completions per model, tuned kept all", 80)
+    assert kept.split("\n")[1] == f"{'':27}tuned kept all", "of a list, each entry is broken alike"
     assert wrapped("a-label-of-many-columns  that leaves no room", 40).split("\n")[1:] == ["room"]
 
 

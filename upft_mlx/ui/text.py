@@ -76,7 +76,7 @@ def wrapped(text: str, width: int) -> str:
     lines = list[str]()
     for line in joined.split("\n"):
         label = _LABEL.match(line)
-        under = " " * (label.end() if label and label.end() <= width // 3 else 0)
+        under = " " * (label.end() if label and label.end() <= width // 2 else 0)
         lines += textwrap.wrap(
             line, width, subsequent_indent=under, break_long_words=False, break_on_hyphens=False
         ) or [""]
