@@ -400,6 +400,19 @@ def test_an_interruption_marks_the_stage_and_restores_the_terminal() -> None:
     assert (sys.stdout, sys.stderr) == streams
 
 
+def test_an_error_before_the_first_stage_leaves_no_list_of_stages() -> None:
+    target = console()
+
+    def refused() -> None:
+        with views.open_view(plain=False, console=target, stages=("train", "evaluate")) as notify:
+            notify(Note("the Hub does not answer"))
+            raise ValueError
+
+    with pytest.raises(ValueError):  # noqa: PT011
+        refused()
+    assert "\x1b[2K" in written(target)[written(target).rindex("· train") :], "what was drawn is erased"
+
+
 def test_thousands_of_events_cost_little_and_draw_few_frames() -> None:
     target, start, cost = console(), time.monotonic(), time.process_time()
     with views.open_view(plain=False, console=target) as notify:

@@ -50,10 +50,10 @@ class LiveView:
         if line:
             self._console.print(Text(line))
 
-    def stop(self) -> None:
-        """Mark what still runs as stopped."""
+    def stop(self) -> bool:
+        """Mark what still runs as stopped; returns whether anything was."""
         with self._lock:
-            self._state.stop()
+            return self._state.stop()
 
     def live(self) -> Live:
         """The display, to be entered."""

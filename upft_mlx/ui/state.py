@@ -190,11 +190,11 @@ class State:
                 return None
         return max(0.0, told) + pace * sum(self._expected[stage] for stage in waiting)
 
-    def stop(self) -> None:
-        """The run ends here: what still runs was stopped."""
-        for stage, status in self.stages.items():
-            if status == "running":
-                self.stages[stage] = "stopped"
+    def stop(self) -> bool:
+        """The run ends here: what still runs was stopped. Returns whether anything was."""
+        running = [stage for stage, status in self.stages.items() if status == "running"]
+        self.stages.update(dict.fromkeys(running, "stopped"))
+        return bool(running)
 
 
 def permanent_line(event: Event, glyphs: Glyphs, *, verbose: bool) -> str | None:

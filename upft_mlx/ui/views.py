@@ -68,7 +68,7 @@ def open_view(
             yield view
             display.transient = True  # what is done has its lines; what was stopped stays on the screen
         except BaseException:
-            view.stop()
+            display.transient = not view.stop()  # an error before the first stage needs no list of stages above it
             raise
 
 
