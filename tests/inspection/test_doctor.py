@@ -68,8 +68,8 @@ def test_a_mac_that_is_fine_has_no_trouble() -> None:
         "system": "macOS 15.5",
         "chip": "Apple M2",
         "Python": "3.12.4, arm64, /Users/me/.venv/bin/python",
-        "memory": "16.0 GiB",
-        "working set": "11.0 GiB on Metal, 69 % of the memory",
+        "memory": "16.0 GiB (17.2 GB)",
+        "working set": "11.8 GB on Metal, 69 % of the memory",
     }
     assert {name: lines[name].value for name in ("source", "low power mode", "sleep", "heat")} == {
         "source": "mains, 100 %",
@@ -101,7 +101,7 @@ def test_an_nvidia_gpu_is_named_with_its_memory_and_kernels_before_the_self_test
     monkeypatch.setattr("upft_mlx.machine.device.on_nvidia", lambda: True)
     monkeypatch.setattr("upft_mlx.machine.device.nvidia_memory_bytes", lambda: 80 * GIB)
     seen = found(linux())
-    assert seen["working set"].value == "80.0 GiB on an NVIDIA GPU"
+    assert seen["working set"].value == "85.9 GB on an NVIDIA GPU"
     assert "compiles each kernel" in seen["kernels"].value
     assert list(seen).index("kernels") < list(seen).index("loss")
 
@@ -123,7 +123,7 @@ def test_a_machine_that_mlx_does_not_run_on_is_an_error_and_nothing_is_computed(
         ({"pmset -g": LOW_POWER}, "low power mode", "on"),
         ({"pmset -g therm": LIMITED}, "heat", "CPU limited to 62 %"),
         (level(2), "heat", "thermal pressure heavy"),
-        ({"sysctl -n hw.memsize": str(4 * GIB)}, "memory", "4.0 GiB"),
+        ({"sysctl -n hw.memsize": str(4 * GIB)}, "memory", "4.0 GiB (4.3 GB)"),
     ],
 )
 def test_what_slows_a_mac_down_is_a_warning_with_advice(changes: dict[str, str | None], name: str, value: str) -> None:

@@ -65,7 +65,7 @@ def wait_for(path: Path) -> str:
 
 
 def test_memory_is_limited_to_and_wired_in_a_macs_working_set(mac: dict[str, Any]) -> None:
-    assert limit_memory() == "memory is limited to this Mac's working set, 12.0 GiB, and wired"
+    assert limit_memory() == "memory is limited to this Mac's working set, 12.9 GB, and wired"
     assert mac == {"memory": 12 * GIB, "wired": 12 * GIB}
 
 
@@ -154,4 +154,4 @@ def test_stages_run_awake_and_within_the_limits(
     assert mac == {"memory": 12 * GIB, "wired": 12 * GIB}
     notes = [event.text for event in told if isinstance(event, Note)]
     assert any("kept awake" in text for text in notes)
-    assert any("12.0 GiB" in text for text in notes)
+    assert any("12.9 GB" in text for text in notes)

@@ -18,7 +18,7 @@ from typing import Any, Literal
 from upft_mlx._version import __version__
 from upft_mlx.machine.power import THERMAL_LEVELS, Power, read_power
 from upft_mlx.machine.requirements import Machine, Platform, here, look, mlx_refusal, pip_install, refusal
-from upft_mlx.quantities import disk, percent
+from upft_mlx.quantities import disk, memory, percent
 
 Severity = Literal["ok", "warning", "error"]
 PACKAGES = ("mlx", "mlx-lm", "transformers", "datasets", "huggingface-hub")
@@ -94,7 +94,7 @@ def failed(findings: list[Finding]) -> bool:
 
 def _memory(machine: Machine, *, usable: bool) -> Iterator[Finding]:
     size = machine.memory_bytes
-    text = f"{size / GIB:.1f} GiB" if size else "unknown"
+    text = f"{size / GIB:.1f} GiB ({memory(size)})" if size else "unknown"
     little = size is not None and size < LITTLE_MEMORY
     advice = "only the smallest models fit (0.5B in 4 bits)" if little else ""
     yield Finding("machine", "memory", text, "warning" if little else "ok", advice)
@@ -105,9 +105,9 @@ def _memory(machine: Machine, *, usable: bool) -> Iterator[Finding]:
     working_set, nvidia = working_set_bytes(), nvidia_memory_bytes()
     if working_set is not None:
         share = f", {percent(working_set / size, 0)} of the memory" if size else ""
-        yield Finding("machine", "working set", f"{working_set / GIB:.1f} GiB on Metal{share}")
+        yield Finding("machine", "working set", f"{memory(working_set)} on Metal{share}")
     elif nvidia is not None:
-        yield Finding("machine", "working set", f"{nvidia / GIB:.1f} GiB on an NVIDIA GPU")
+        yield Finding("machine", "working set", f"{memory(nvidia)} on an NVIDIA GPU")
         if wait := compiles_first():  # the self-test below may be their first use
             yield Finding("machine", "kernels", wait)
     elif not machine.is_mac:

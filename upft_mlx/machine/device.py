@@ -16,6 +16,7 @@ from importlib import metadata
 
 from upft_mlx.events import Note, Observer
 from upft_mlx.machine.power import read_power
+from upft_mlx.quantities import memory
 
 
 def working_set_bytes() -> int | None:
@@ -81,7 +82,7 @@ def limit_memory() -> str | None:
     if size is None:
         return None
     mx.set_memory_limit(size)
-    text = f"memory is limited to this Mac's working set, {size / 2**30:.1f} GiB"
+    text = f"memory is limited to this Mac's working set, {memory(size)}"
     try:
         mx.set_wired_limit(size)
     except (RuntimeError, ValueError) as error:  # macOS before 15, or a limit below it set with sysctl
