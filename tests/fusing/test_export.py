@@ -6,7 +6,9 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,6 +23,7 @@ from mlx_lm.utils import load as mlx_lm_load
 
 from upft_mlx.errors import ExportError
 from upft_mlx.fusing.export import export_dequantized, export_gguf, export_peft
+from upft_mlx.fusing.gguf_model import write_gguf
 from upft_mlx.models.load import load
 from upft_mlx.recipe.schema import Recipe
 from upft_mlx.rundir import RunDir
@@ -179,6 +182,15 @@ def test_no_number_of_key_heads_means_that_of_the_query_heads(run: RunDir, tmp_p
         found.append(next(np.array(tensor.data) for tensor in tensors if tensor.name == "blk.0.attn_k.weight.lora_b"))
     one, other = found
     assert np.array_equal(one, other)
+
+
+def test_what_installs_gguf_reaches_this_python(run: RunDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`pip install gguf` went elsewhere for those who had installed upft with uv or pipx."""
+    monkeypatch.setitem(sys.modules, "gguf", None)
+    with pytest.raises(ExportError, match=re.escape(f"`{sys.executable} -m pip install gguf` installs it")):
+        export_gguf(run, MODEL, "org/base", tmp_path)
+    with pytest.raises(ExportError, match=re.escape(f"{sys.executable} -m pip install gguf")):
+        write_gguf(MODEL, tmp_path / "m.gguf", "tiny")
 
 
 def test_a_family_whose_names_in_llama_cpp_are_unknown_is_refused(run: RunDir, tmp_path: Path) -> None:

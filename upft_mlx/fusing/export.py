@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from upft_mlx.escape import quoted
 from upft_mlx.events import Observer, ignore
 from upft_mlx.fusing.formats import DTYPES, Format, write_model
 from upft_mlx.fusing.fuser import Fuser
+from upft_mlx.machine.requirements import pip_install
 from upft_mlx.models.files import json_object, read_header
 from upft_mlx.models.gguf.model import halves_in_turn
 from upft_mlx.models.hub import reason
@@ -112,7 +114,9 @@ def export_gguf(run: RunDir, model: Path, base: str, folder: Path) -> str:
     try:
         import gguf
     except ImportError:
-        raise ExportError("the package gguf is not installed", "pip install gguf") from None
+        raise ExportError(
+            "the package gguf is not installed", f"`{pip_install(sys.executable)} gguf` installs it"
+        ) from None
 
     config = json_object(model / "config.json")
     kind = config.get("model_type")

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import re
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ import numpy as np
 from upft_mlx.errors import ExportError
 from upft_mlx.escape import one_line, quoted
 from upft_mlx.fusing.rounding import unpack
+from upft_mlx.machine.requirements import pip_install
 from upft_mlx.models.facts import chat_template
 from upft_mlx.models.files import json_object
 from upft_mlx.models.gguf.file import UNUSED, Array, rule_of
@@ -51,7 +53,9 @@ def write_gguf(folder: Path, file: Path, name: str) -> str:
     try:
         import gguf
     except ImportError:
-        raise ExportError("the package gguf is not installed", "pip install gguf") from None
+        raise ExportError(
+            "the package gguf is not installed", f"`{pip_install(sys.executable)} gguf` installs it"
+        ) from None
     config = json_object(folder / "config.json")
     arch = _ARCHITECTURES.get(str(config.get("model_type")))
     if arch is None:

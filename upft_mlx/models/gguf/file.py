@@ -19,6 +19,7 @@ import json
 import math
 import mmap
 import struct
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ import numpy.typing as npt
 
 from upft_mlx.errors import ModelError
 from upft_mlx.escape import one_line, quoted
+from upft_mlx.machine.requirements import pip_install
 from upft_mlx.models.files import check_size
 
 Array = npt.NDArray[Any]
@@ -99,7 +101,9 @@ class Gguf:
             from gguf import GGMLQuantizationType, quants
         except ImportError:
             raise ModelError(
-                f"{one_line(name)} is {place.kind}, which the package gguf decodes", "pip install gguf", path=self.path
+                f"{one_line(name)} is {place.kind}, which the package gguf decodes",
+                f"`{pip_install(sys.executable)} gguf` installs it",
+                path=self.path,
             ) from None
         decoded: Array = quants.dequantize(raw, GGMLQuantizationType[place.kind])
         return decoded.reshape(place.shape)
