@@ -268,7 +268,11 @@ def test_paths_are_relative_where_they_are_near(folder: Path, path: str, expecte
         (["my.jsonl", "builtin:arithmetic"], 2, ["dataset builtin:arithmetic: is the demo's model"]),
         (["my-model", "my.jsonl", "-o", "_x.yaml"], 2, ["--output _x.yaml: the file's name becomes the run's"]),
         (["no-model", "my.jsonl"], 2, ["'no-model': neither a folder nor a Hub id"]),
-        (["bare-model", "my.jsonl"], 1, ["bare-model: has no chat template; use an instruct model"]),
+        (
+            ["bare-model", "my.jsonl"],
+            1,
+            ["bare-model: has no chat template; use an instruct model, or write"],
+        ),
         (["no/model", "my.jsonl", "--offline"], 1, ["model no/model: not on this machine", "or name a local one"]),
         (["my-model", "no/data", "--offline"], 1, ["dataset no/data: not on this machine", "or name a local one"]),
     ],

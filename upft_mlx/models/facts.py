@@ -61,7 +61,11 @@ def read_model_facts(folder: Path, name: str) -> ModelFacts:
     config = json_object(folder / "config.json")
     template = chat_template(folder)
     if not template:
-        raise ModelError("has no chat template", "use an instruct model, or set prompt.chat_template", path=name)
+        raise ModelError(
+            "has no chat template",
+            "use an instruct model, or write the recipe by hand with a prompt.chat_template",
+            path=name,
+        )
     shape, context = dense_shape(config), text_config(config).get("max_position_embeddings")
     stated = [config.get(field) for field in ("quantization", "quantization_config")]
     bits = [found["bits"] for found in stated if isinstance(found, dict) and isinstance(found.get("bits"), int)]
