@@ -23,6 +23,8 @@ from upft_mlx.results.report import headline, outcome
 from upft_mlx.results.templates import FOLDER, html, script
 from upft_mlx.rows import EvaluationRow
 
+NBSP = "\u00a0"
+"""A space at which no line is broken."""
 TEXTS = 12_000_000
 """Bytes that the texts of all answers take at most; the page stays under 20 MB with everything else."""
 SHORTEST = 200
@@ -198,7 +200,8 @@ def _numbers(variants: Sequence[Measured]) -> Iterator[tuple[str, list[str]]]:
     samples = f" x {first.samples}" if first.samples > 1 else ""
     drawn = f"T {first.temperature:g}" if first.temperature else "greedy"
     yield "problems", [f"{variant.n:,}{samples}, {drawn}" for variant in variants]
-    yield "accuracy", [accuracy(variant.accuracy, variant.ci95) for variant in variants]
+    told = [accuracy(variant.accuracy, variant.ci95).replace(" ", NBSP) for variant in variants]
+    yield "accuracy", [text.replace(f"{NBSP}[", " [") for text in told]  # a narrow screen breaks it there alone
     for kind in ("pass", "maj"):
         at = max(first.at_k(kind), default=1)
         if at > 1:
