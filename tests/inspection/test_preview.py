@@ -344,13 +344,16 @@ def rule(recipe: Recipe, name: str, count: int = 256) -> str:
 @pytest.mark.parametrize(
     ("changes", "name", "parts"),
     [
-        ({}, "rows", ["205 of 256 problems train the first 6 tokens", "51 a whole solution", "none is checked"]),
+        ({}, "rows", ["205 of 256 problems give the first 6 tokens", "51 a whole solution", "none is checked"]),
         ({"prefix": {"length": 1}}, "rows", ["first 1 token of"]),
         ({"method": "structure_only"}, "rows", ["51 of 256 problems", "the others are left out"]),
         ({"method": "sft"}, "rows", ["Each of 256 problems"]),
         ({"method": "rft", "generate": {"samples": 4, "keep": 2}}, "rows", ["at most 2 different solutions"]),
-        ({}, "rows", ["the first sample of each trains"]),
-        ({"prefix": {"selection": "label"}}, "rows", ["whose answer is right trains."]),
+        (
+            {"prefix": {"selection": "label"}, "generate": {"samples": 4}},
+            "rows",
+            ["Picked of 4 samples: the first sample whose answer is right."],
+        ),
         ({}, "left out", ["Full solutions cut at 40 tokens."]),
         ({"prefix": {"drop_cjk": True, "require_boxed": True}}, "left out", ["Chinese", "without \\boxed"]),
         ({}, "prompt", [PAPER_TEMPLATE, "Prefix rows alone"]),
@@ -372,6 +375,7 @@ def test_the_rules_are_a_few_sentences(make_recipe: MakeRecipe) -> None:
         found = explanations(make_recipe(**changes), 256)
         assert [item.name for item in found] == ["rows", "left out", "prompt", "loss"]
         assert sum(len(item.text) for item in found) < 1000
+    assert "Picked" not in rule(make_recipe(), "rows"), "one sample leaves no choice"
     assert "EOS" not in rule(make_recipe(), "loss")
     assert PAPER_TEMPLATE not in rule(make_recipe(prefix={"template": "none"}), "prompt")
     assert "checked" not in rule(make_recipe(prefix={"selection": "label"}), "rows")

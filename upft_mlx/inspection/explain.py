@@ -23,7 +23,7 @@ class Explanation:
 
 
 def explanations(recipe: Recipe, count: int) -> list[Explanation]:
-    """What a reader of the rows cannot see in them: which problems train, what is left out, the prompt, the loss.
+    """What a reader of the rows cannot see in them: what is trained on, what is left out, the prompt, the loss.
 
     Args:
         recipe: the recipe.
@@ -33,19 +33,20 @@ def explanations(recipe: Recipe, count: int) -> list[Explanation]:
     drawn = len(structure_numbers(count, prefix.structure_ratio, recipe.seed))
     first = many(most_sampled(recipe, "prefix"), "token")
     each = "The one problem" if count == 1 else f"Each of {many(count, 'problem')}"
-    train, drawn_train = (
-        f"{some:,} of {many(count, 'problem')} {'trains' if some == 1 else 'train'}" for some in (count - drawn, drawn)
+    prefixes, whole = (
+        f"{some:,} of {many(count, 'problem')} {'gives' if some == 1 else 'give'}" for some in (count - drawn, drawn)
     )
     rows = {
-        "upft": f"{train} the first {first} of a solution (prefix rows), "
+        "upft": f"{prefixes} the first {first} of a solution (prefix rows), "
         f"{drawn:,} a whole solution with its EOS (structure rows).",
-        "sft": f"{each} trains one whole solution.",
-        "rft": f"{each} trains at most {many(generate.keep, 'different solution')}, whose answer is right.",
-        "annotated": f"{each} trains the dataset's own solution; nothing is sampled.",
-        "structure_only": f"{drawn_train} a whole solution, the others are left out.",
+        "sft": f"{each} gives one whole solution.",
+        "rft": f"{each} gives at most {many(generate.keep, 'different solution')}, whose answer is right.",
+        "annotated": f"{each} gives the dataset's own solution; nothing is sampled.",
+        "structure_only": f"{whole} a whole solution, the others are left out.",
     }[recipe.method]
     if recipe.method not in ("rft", "annotated"):
-        rows += f" Of several samples, {PICKED[prefix.selection]} trains."
+        if generate.samples > 1:
+            rows += f" Picked of {many(generate.samples, 'sample')}: {PICKED[prefix.selection]}."
         rows += " No answer is needed, and none is checked." if recipe.checks == "none" else ""
     left_out = [f"full solutions cut at {many(generate.max_tokens, 'token')}"]
     left_out += ["solutions with Chinese, Japanese or Korean characters"] if prefix.drop_cjk else []
