@@ -11,8 +11,10 @@ from typing import Any
 import pytest
 from helpers.input import upft, write
 from helpers.runs import made, there
+from helpers.ui import console, written
 
 from upft_mlx.rows import read_json
+from upft_mlx.ui.tables import print_runs
 
 __all__ = ["made", "there"]
 
@@ -60,8 +62,17 @@ def test_the_list_for_people_has_the_same(several: Path) -> None:
     assert lines[0].startswith("third  2023-11-")
     assert "  not done: train, evaluate" in lines
     assert "  prefix.length=4" in lines
+    elsewhere = [{**run, "stages": ["evaluate"]} for run in listed()]  # as `upft evaluate --model M --adapter A` makes
+    wide = console(80, color_system=None)
+    print_runs(elsewhere, console=wide)
+    assert written(wide).count("not done: train") == 1, "what was compared has an adapter from elsewhere"
     assert lines.count("  Can't tell yet on arithmetic") == 2
     assert any(line.startswith("    +0.0 [") and line.endswith("arithmetic") for line in lines)
+    assert lines[-1] == "field=value: where a recipe differs from most of the others"
+    narrow = console(40, color_system=None)
+    print_runs(listed(), console=narrow)
+    settings = [line for line in written(narrow).splitlines() if "=" in line and not line.startswith("field=value")]
+    assert settings == ["  prefix.length=4", '  evaluate.benchmarks=[{"name": "arithm…']
 
 
 def test_a_changed_summary_and_a_damaged_recipe_are_named_and_the_others_shown(several: Path) -> None:

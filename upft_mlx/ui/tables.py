@@ -297,15 +297,20 @@ def print_runs(found: Sequence[dict[str, Any]], *, console: Console | None = Non
             text.append(f"\n    {difference(paired['delta'], paired['ci95'])}  ")
             text.append(f"{p_value(paired['p_value'])}  {line(name)}", "dim")
         missing = [stage for stage in ("train", "evaluate") if stage not in run["stages"]]
-        if missing and not run["error"]:
+        if missing and not run["error"] and not run["benchmarks"]:  # an adapter from elsewhere was not trained here
             text.append(f"\n  not done: {', '.join(missing)}", "yellow")
-        for name, value in run["differs"].items():
-            text.append(f"\n  {line(name)}={line(value)[:_VALUE]}", "dim")
         say(console, text)
+        for name, value in run["differs"].items():  # a line each; --json has them whole
+            setting = Text(f"  {line(name)}={line(value)}", "dim")
+            setting.truncate(console.width, overflow=glyphs_for(console.encoding).overflow)
+            say(console, setting)
+    if any(run["differs"] for run in found):
+        console.print()
+        say(console, Text("field=value: where a recipe differs from most of the others", "dim"))
 
 
 _VALUE = 100
-"""Characters of a recipe field's value in the list of runs."""
+"""Characters of a swept value in the table."""
 
 
 def _share(value: dict[str, Any]) -> str:
