@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import shlex
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers.input import upft
 from helpers.ui import console, written
 
 from upft_mlx.forecasting.estimate import Forecast, points
+from upft_mlx.recipe.load import load_recipe
 from upft_mlx.results.facts import Seen
 from upft_mlx.rows import EvaluationRow
 from upft_mlx.studies.demo import CAVEAT
@@ -142,6 +145,24 @@ def test_a_forecast_loses_no_digit_on_a_terminal_or_in_a_pipe(
         if rule.forecast is not None:
             assert points(rule.forecast) in text
     assert width is None or max(map(len, text.splitlines())) <= width
+
+
+def test_what_a_forecast_advises_is_a_command_that_is_accepted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The advice named a rule and a length; with these alone `upft run` refused, as one sample leaves no choice."""
+    found = Forecast.load(json.loads((MEASURED.parent / "forecast.json").read_text())["smollm2/forecast"])
+    monkeypatch.setattr("upft_mlx.pipeline.run_forecast", lambda *_: found)
+    sets = ["--set", "forecast.problems=9", "--set", "problems.limit=32", "--run-dir", str(tmp_path)]
+    shown = upft("forecast", "quickstart", *sets)
+    assert shown.exit_code == 0, shown.output
+    words = shlex.split(shown.stdout.splitlines()[-1].partition("next")[2])
+    assert words[:5] == ["upft", "run", "quickstart", "--run-dir", str(tmp_path)]
+    recipe = load_recipe("quickstart", words[6::2])
+    assert (recipe.prefix.selection, recipe.prefix.length) == (found.advice.selection, found.advice.length)
+    assert (recipe.generate.samples, recipe.problems.limit) == (found.samples, 32)
+    assert "next" not in upft("forecast", "quickstart", *sets, "--json").stdout
+    nothing = replace(found, advice=replace(found.advice, selection=None, length=None))
+    monkeypatch.setattr("upft_mlx.pipeline.run_forecast", lambda *_: nothing)
+    assert "next" not in upft("forecast", "quickstart", *sets).stdout
 
 
 def test_an_id_and_a_swept_value_are_no_markup(capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -98,7 +99,7 @@ def _study(name: str, what: str, options: Options) -> None:
         from upft_mlx.pipeline import run_forecast
         from upft_mlx.studies.analyze import run_analysis
         from upft_mlx.studies.compare import STAGES, compare
-        from upft_mlx.ui import tables
+        from upft_mlx.ui import tables, views
 
         root = folder_of(name, recipe, options.run_dir)
         stages = {"analyze": ("analyze",), "compare": STAGES, "forecast": ("answers", "forecast")}[what]
@@ -116,3 +117,21 @@ def _study(name: str, what: str, options: Options) -> None:
             tables.print_comparison(found, root / "compare")
         else:
             tables.print_forecast(found, root / "forecast")
+        if settings := [] if options.as_json or recipe.method != "upft" else _advised(what, found):
+            where = ["--run-dir", str(options.run_dir)] if options.run_dir else []
+            kept = [text for text in options.overrides if text.partition(".")[0] not in ("forecast", "analyze")]
+            sets = [word for text in (*kept, *settings) for word in ("--set", text)]
+            views.print_commands({shlex.join(["upft", "run", name, *where, *sets]): ""})
+
+
+def _advised(what: str, found: dict[str, Any]) -> list[str]:
+    """The settings that a forecast or an analysis advises, for `--set`; none if it advises none.
+
+    A rule picks among as many samples as its forecast did.
+    """
+    if forecast := found if what == "forecast" else found.get("forecast"):
+        rule, length = forecast["advice"]["selection"], forecast["advice"]["length"]
+        settings = [f"prefix.selection={rule}", f"prefix.length={length}", f"generate.samples={forecast['samples']}"]
+        return [] if rule is None else settings
+    length = found["recommended"]["length"] if what == "analyze" else None
+    return [] if length is None else [f"prefix.length={length}"]

@@ -92,18 +92,25 @@ def print_next(run_dir: Path, *, flips: bool, demo: bool = False, console: Conso
         demo: whether it was the demo, after which come questions and a model of one's own.
         console: where to, instead of stdout.
     """
-    console = console or open_console()
     run = shlex.quote(run_dir.name if run_dir.parent == Path("runs") else str(run_dir))
     lines = {f"upft show {run} --html": "every problem with both answers"} if flips else {}
     lines[f"upft ask {run}"] = "your questions to base and tuned"
     if demo:
         lines["upft new MODEL my-questions.csv"] = "a recipe for your model and data"
+    print_commands(lines, console=console)
+
+
+def print_commands(lines: dict[str, str], *, console: Console | None = None) -> None:
+    """Print commands to type next, and what each gives; none is broken, so that it can be copied."""
+    console = console or open_console()
     commands = [Text(command) for command in lines]
     width = max(command.cell_len for command in commands)
     console.print()
     for head, command, what in zip(("next", *[""] * len(lines)), commands, lines.values(), strict=False):
         command.pad_right(width + 3 - command.cell_len)
-        console.print(Text().append(f"{head:7}  ", "dim").append_text(command).append(what, "dim"), soft_wrap=True)
+        line = Text().append(f"{head:7}  ", "dim").append_text(command).append(what, "dim")
+        line.rstrip()
+        console.print(line, soft_wrap=True)
 
 
 def print_seen(items: Sequence[Seen], *, only_flips: bool, whole: bool, console: Console | None = None) -> None:
