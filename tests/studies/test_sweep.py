@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -74,6 +75,17 @@ def test_no_difference_within_what_rounding_changes_is_claimed() -> None:
     target = console(80, color_system=None)
     tables.print_sweep(found.dump(), [], Path("sweep"), console=target)
     assert told in written(target)
+
+
+def test_the_rest_is_reported_with_the_doubts_of_a_run_s_report() -> None:
+    """Each of its benchmarks is tested at 5 %, and the best accuracy may come from answers that are cut."""
+    variants = {"base": {"n": 60, "truncated": 0.0}, "tuned": {"n": 60, "truncated": 0.2}}
+    paired = {"delta": 0.1, "ci95": [0.01, 0.19], "p_value": 0.03}
+    rest = results({"a": {**variants, "paired": paired}, "b": {**variants, "paired": paired}})
+    told = report(replace(of(CELLS), rest=rest))
+    assert told[0] == "a, 60 other problems: better, +10.0 points [+1.0, +19.0]"
+    assert told[1].startswith("a: of 2 benchmarks, one soon differs by chance")
+    assert "cut answers went from 0 % to 20 %" in told[2]
 
 
 def test_using_the_rest_again_is_said() -> None:

@@ -70,8 +70,7 @@ def verdict(benchmarks: Mapping[str, BenchmarkResult]) -> list[str]:
     lines, several = [], sum(result.compared is not None for result in benchmarks.values())
     for name, result in benchmarks.items():
         if result.compared:
-            base, tuned, _ = result.compared
-            lines += [f"{name}: {_difference(result)}", *_by_chance(name, result, several), *_drift(name, base, tuned)]
+            lines += [f"{name}: {_difference(result)}", *doubts(name, result, several)]
         if result.rounding:
             lines.append(f"{name}: {rounding(result.rounding)}")
     return lines
@@ -82,10 +81,9 @@ def remarks(benchmarks: Mapping[str, BenchmarkResult]) -> list[str]:
     lines, several = [], sum(result.compared is not None for result in benchmarks.values())
     for name, result in benchmarks.items():
         if result.compared:
-            base, tuned, _ = result.compared
             _, why = outcome(result)
             lines += [f"{name}: {why}"] if why else []
-            lines += [*_by_chance(name, result, several), *_drift(name, base, tuned)]
+            lines += doubts(name, result, several)
     return lines
 
 
@@ -165,6 +163,13 @@ def _difference(result: BenchmarkResult) -> str:
     if found in ("better", "worse"):
         return f"tuned is {found} than base: {numbers}"
     return f"{found}: {numbers}" + (f"; {why}" if why else "")
+
+
+def doubts(name: str, result: BenchmarkResult, several: int) -> list[str]:
+    """What should make a reader of this comparison, one of `several` benchmarks, suspicious: a line for each reason."""
+    assert result.compared
+    base, tuned, _ = result.compared
+    return [*_by_chance(name, result, several), *_drift(name, base, tuned)]
 
 
 def _by_chance(name: str, result: BenchmarkResult, several: int) -> list[str]:

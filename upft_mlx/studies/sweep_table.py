@@ -14,7 +14,7 @@ from upft_mlx.evaluation.summary import floor_in_words
 from upft_mlx.quantities import accuracy, difference
 from upft_mlx.recipe.grid import in_words
 from upft_mlx.results.figures import IntervalRow, intervals
-from upft_mlx.results.report import outcome
+from upft_mlx.results.report import doubts, outcome
 from upft_mlx.studies.method_table import COSTS
 
 Scores = Mapping[str, float]
@@ -139,7 +139,8 @@ def report(found: Sweep) -> list[str]:
         assert result.compared
         (base, _, paired), (verdict, why) = result.compared, outcome(result)
         numbers = difference(paired.delta, paired.ci95, " points")
-        lines.append(f"{name}, {base.n:,} other problems: {verdict}, {why or numbers}")
+        lines += [f"{name}, {base.n:,} other problems: {verdict}, {why or numbers}"]
+        lines += doubts(name, result, len(found.rest))
     if found.reported > 1:
         lines.append(
             f"the rest has now been used for {found.reported} chosen settings: the more, the more luck is in the last"
