@@ -285,6 +285,7 @@ WRONG = {
         "3: evaluate.benchmarks.0.limt: unknown field; did you mean 'limit'?",
     ),
     "key that is no text": ("1: 2", ": 1: unknown field; valid here: name, model"),
+    "value with a typo": ("prefix: {selection: majority}", "or 'auto'; did you mean 'majority_answer'?"),
     # wrong types
     "text for a number": (
         "train: {learning_rate: fast}",
@@ -294,11 +295,11 @@ WRONG = {
     "fraction for a count": ("train: {steps: 1.5}", "3: train.steps: 1.5: should be a valid integer"),
     "float for a count": ("train: {steps: 1e3}", "3: train.steps: 1000.0: should be a valid integer"),
     "true for a number": ("seed: true", "3: seed: True: should be a valid integer"),
-    "number for true": ("prefix: {eos: 1}", "3: prefix.eos: 1: should be a valid boolean"),
+    "number for true": ("prefix: {eos: 1}", "3: prefix.eos: 1: should be true or false"),
     "number for a text": ("prompt: {system: 3}", "3: prompt.system: 3: should be a text"),
     "list for a section": ("train: [1]", "3: train: [1]: should be a mapping of fields to values"),
     "null for a section": ("train:", "3: train: None: should be a mapping of fields to values"),
-    "text for a list": ("lora: {keys: q_proj}", "3: lora.keys: 'q_proj': should be a list"),
+    "text for a list": ("lora: {keys: q_proj}", "3: lora.keys: 'q_proj': should be a list in brackets, as [a, b]"),
     "number in a list of texts": ("lora: {keys: [1]}", "3: lora.keys.0: 1: should be a text"),
     "text for benchmarks": (
         "evaluate: {benchmarks: 7}",

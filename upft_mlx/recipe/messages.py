@@ -64,7 +64,9 @@ def describe(
         problem, remedy = "missing, a recipe needs it", ""
     else:
         problem = f"{quoted(error['input'])}: {one_line(_in_yaml_terms(str(error['msg']), loc), 800)}"
-        remedy = ""
+        known = re.findall("'([^']*)'", str(error.get("ctx", {}).get("expected", "")))
+        near = difflib.get_close_matches(str(error["input"]), known, n=1, cutoff=0.5)
+        remedy = f"did you mean {near[0]!r}?" if near else ""
     by_option = False
     for value in patches:  # does one of the options hold something at `loc`?
         inside: Any = value
@@ -90,7 +92,8 @@ def _in_yaml_terms(message: str, loc: tuple[Any, ...]) -> str:
         return "should be letters, digits, `.`, `_` and `-` only and begin with a letter or digit; set `name`"
     message = re.sub(r"^(Input|String|Tuple|List) should", "should", message)
     message = re.sub(r"a valid dictionary( or instance of \w+)?", "a mapping of fields to values", message)
-    return message.replace("a valid tuple", "a list").replace("a valid string", "a text")
+    message = message.replace("a valid tuple", "a list in brackets, as [a, b]").replace("a valid string", "a text")
+    return message.replace("a valid boolean", "true or false")
 
 
 def _suggest(loc: tuple[Any, ...]) -> str:
