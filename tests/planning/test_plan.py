@@ -441,6 +441,7 @@ def test_the_command_prints_tables_or_json(tmp_path: Path) -> None:
     ):
         assert words in shown.output
     assert re.search(r"\nrows +\d\.\d MB\n", shown.output), "as `upft kept` and `push` give sizes on disk"
+    assert "not a valid number of GB" in CliRunner().invoke(cli, ["plan", "quickstart", "--mac", "16GB"]).stderr
     asked = CliRunner().invoke(cli, ["plan", "quickstart", "--mac", "8", "--json", "--run-dir", str(tmp_path)])
     facts = json.loads(asked.stdout)
     assert facts["seconds"] is None

@@ -119,6 +119,10 @@ def new(offline: bool, as_json: bool, debug: bool, **wishes: Any) -> None:
         views.print_text(told(draft))
 
 
+_MEMORY = click.FloatRange(min=1)
+_MEMORY.name = "number of GB"  # for the message on a wrong value
+
+
 @cli.command(
     help=helped(
         "Estimate what RECIPE will cost, before you run it: tokens to sample and train on (also for SFT and "
@@ -130,7 +134,7 @@ def new(offline: bool, as_json: bool, debug: bool, **wishes: Any) -> None:
     )
 )
 @recipe_argument
-@click.option("--mac", type=click.FloatRange(min=1), metavar="GB", help="Plan for a Mac with this much memory.")
+@click.option("--mac", type=_MEMORY, metavar="GB", help="Plan for a Mac with this much memory.")
 @click.option("--no-calibration", is_flag=True, help="Load nothing; no time estimate unless calibrated before.")
 @common
 def plan(recipe: str, mac: float | None, no_calibration: bool, options: Options) -> None:
