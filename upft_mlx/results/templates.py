@@ -8,7 +8,7 @@ through a filter that makes Markdown of it:
     {{ value | safe }}      what is markup already: a chart, a table of another function; in Markdown, a macro's text
     {{ n | many("step") }}  `1 step`, `1,024 steps`
     {{ n | number(".1f") }} Markdown: a number in that format; a text is refused
-    {{ n | percent }}       Markdown: a share as `71.5 %`; a text is refused
+    {{ n | percent }}       Markdown: a share as `71.5 %`; a text is refused; likewise `duration` and `memory`
     {{ value | script }}    HTML: JSON inside a script element
 """
 
@@ -23,7 +23,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from upft_mlx import escape
-from upft_mlx.quantities import many, percent
+from upft_mlx.quantities import duration, many, memory, percent
 
 FOLDER = Path(__file__).parent / "assets"
 """The templates of this package."""
@@ -55,6 +55,8 @@ def markdown(folder: Path = FOLDER) -> Environment:
         "fenced": lambda text, language="": _Markdown(escape.fenced(text, language)),
         "number": _of_number(format),
         "percent": _of_number(percent),
+        "duration": _of_number(duration),
+        "memory": _of_number(memory),
     }
     return environment
 
