@@ -28,6 +28,8 @@ def test_more_problems_are_not_said_to_settle_what_rounding_hides(delta: float, 
     paired = {"delta": delta, "ci95": [0.0, 0.05], "p_value": 1.0}
     found = result({"base": {}, "tuned": {}, "paired": paired})
     rounded = replace(found, rounding=Rounding(completions=64, texts=0.5, answers=0.1, grades=4 / 64))
+    one = verdict({"few": replace(found, rounding=Rounding(completions=1, texts=0.0, answers=0.0, grades=0.0))})[-1]
+    assert "of 1 answer of base, asked again at another batch size, changes by rounding" in one
     kind, why = outcome(rounded)
     assert kind == "can't tell yet"
     assert why.startswith(said)

@@ -105,9 +105,10 @@ def floor_in_words(grades: float) -> str:
 
 def rounding(found: Rounding) -> str:
     """In words what rounding changed of base's answers."""
+    change = "changes" if found.completions == 1 else "change"
     return (
         f"{percent(found.answers)} of {many(found.completions, 'answer')} of base, asked again at another batch size, "
-        f"change by rounding alone ({percent(found.grades)} from right to wrong or back)"
+        f"{change} by rounding alone ({percent(found.grades)} from right to wrong or back)"
     )
 
 
