@@ -105,7 +105,7 @@ def pick(
         "first": lambda: 0 if samples else None,
         "consensus": lambda: _commonest([prefix_key(sample, length) for sample in samples]),
         "majority_answer": lambda: _commonest([said(sample.completion, grader) for sample in samples]),
-        "confidence": lambda: _highest([_mean_logprob(sample) for sample in samples]),
+        "confidence": lambda: _highest([mean_logprob(sample) for sample in samples]),
         "longest": lambda: _highest([float(len(sample.completion_ids)) for sample in samples]),
         "label": lambda: next(
             (i for i, one in enumerate(samples) if grade(Task(one.completion, gold, grader)).correct), None
@@ -139,7 +139,7 @@ def said(text: str, grader: Grader = "maths") -> str | None:
     return None if answer is None else normalize_answer(answer)
 
 
-def _mean_logprob(sample: Solution) -> float:
+def mean_logprob(sample: Solution) -> float:
     """Nats per token, EOS included."""
     assert sample.logprob is not None
-    return sample.logprob / (len(sample.completion_ids) + (sample.finish_reason == "stop"))
+    return sample.logprob / max(1, len(sample.completion_ids) + (sample.finish_reason == "stop"))

@@ -19,7 +19,7 @@ from dataclasses import replace
 
 from upft_mlx.data.problems import Problem
 from upft_mlx.dataset.prefix import Wanted, labelled, most_sampled, structure_of, with_end
-from upft_mlx.dataset.selection import pick, said
+from upft_mlx.dataset.selection import mean_logprob, pick, said
 from upft_mlx.distributed.seam import alone
 from upft_mlx.errors import TrainingError
 from upft_mlx.events import Observer, Progress, ignore
@@ -279,6 +279,4 @@ class _Rated:
 
 def rated_by_confidence(row: Solution) -> Solution:
     """A prefix with its mean log-probability (nats per token, EOS included) as its score."""
-    assert row.logprob is not None
-    tokens = len(row.completion_ids) + (row.finish_reason == "stop")
-    return replace(row, score=row.logprob / max(1, tokens), logprob=None)
+    return replace(row, score=mean_logprob(row), logprob=None)

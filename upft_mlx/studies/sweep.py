@@ -20,7 +20,6 @@ from upft_mlx.data.benchmarks import resolve
 from upft_mlx.distributed.seam import leads
 from upft_mlx.errors import RecipeError
 from upft_mlx.escape import one_line, quoted
-from upft_mlx.evaluation.benchmark_result import BenchmarkResult
 from upft_mlx.evaluation.summary import rounded_grades
 from upft_mlx.events import Note, Observer, ignore
 from upft_mlx.fingerprints import definite
@@ -68,6 +67,8 @@ def sweep(
         cells.append(_cell(one, its, label, folder, donors, notify))
     chosen, rounding = best(cells), rounded_grades(label, [RunDir(cell.run) for cell in cells])
     samples = next(spec.samples for spec in resolve(recipe.evaluate) if spec.label == label)
+    (its,) = all_valid(definite(rest, find_model(rest), RunDir(chosen.run)), [chosen.settings])
+    notify(Note(f"chosen: {in_words(chosen.settings)}; now on the rest"))
     found = Sweep(
         benchmark=label,
         problems=len(chosen.tuned),
@@ -75,7 +76,7 @@ def sweep(
         tried=tried(cells, samples, rounding or 0.0),
         chosen=chosen.settings,
         run=chosen.run,
-        rest=_on_the_rest(rest, chosen, notify),
+        rest=run_stage(its, chosen.run, "evaluate", notify, look=LOOK).benchmarks,
         reported=len(list(root.glob(f"*/looks/{LOOK}/evaluation/summary.json"))),
     )
     if leads():
@@ -135,12 +136,6 @@ def _cell(
         tuned=found.scores[label],
         **{name: getattr(found, name) for name in COSTS},
     )
-
-
-def _on_the_rest(recipe: Recipe, chosen: Cell, notify: Observer) -> dict[str, BenchmarkResult]:
-    (its,) = all_valid(definite(recipe, find_model(recipe), RunDir(chosen.run)), [chosen.settings])
-    notify(Note(f"chosen: {in_words(chosen.settings)}; now on the rest"))
-    return run_stage(its, chosen.run, "evaluate", notify, look=LOOK).benchmarks
 
 
 def _write(found: Sweep, recipe: Recipe, root: Path) -> None:
