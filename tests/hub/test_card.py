@@ -13,7 +13,8 @@ from helpers.facts import run_report
 from helpers.input import write
 from huggingface_hub import ModelCard, ModelCardData
 
-from upft_mlx.hub.card import Base, base_of, card_data, model_card
+from upft_mlx.events import Event
+from upft_mlx.hub.card import Base, base_of, card_data, model_card, write_card
 from upft_mlx.recipe.schema import Recipe
 
 MakeRecipe = Callable[..., Recipe]
@@ -88,6 +89,19 @@ def test_a_difference_is_written_as_screen_and_report_write_it(
     text = model_card(recipe, BASE, facts, DESCRIBED)
     assert shown in text
     assert "shows no measurable change" not in text, "it may be that one cannot tell yet"
+
+
+def test_what_was_added_below_a_card_is_kept_beside_the_new_one(tmp_path: Path) -> None:
+    """Only what changed above the check's line was seen; notes at the end were lost."""
+    card, told = tmp_path / "README.md", list[Event]()
+    for text in ("first\n", "second\n"):
+        write_card(tmp_path, text, told.append)
+        card.write_text(card.read_text() + "\n")  # an editor's last line is no change
+    assert told == []
+    card.write_text(card.read_text() + "## My notes\n")
+    write_card(tmp_path, "third\n", told.append)
+    assert "My notes" in (tmp_path / "README-by-hand.md").read_text()
+    assert len(told) == 1
 
 
 def test_the_metadata_is_what_the_hub_reads(recipe: Recipe) -> None:

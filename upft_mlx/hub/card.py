@@ -30,7 +30,7 @@ from upft_mlx.stages import STAGES
 
 _HEAD = re.compile(r"\A\ufeff?---[ \t]*\r?\n(.*?)\r?\n---[ \t]*(?:\r?\n|\Z)", re.DOTALL)
 _HEAD_CHARACTERS = 128 * 1024
-_MARK = re.compile(r"\n<!-- upft_mlx: ([0-9a-f]{16}) -->\s*\Z")
+_MARK = re.compile(r"\n<!-- upft_mlx: ([0-9a-f]{16}) -->\s*")
 _METHODS = {
     "upft": "Prefix Fine-Tuning: trained on the first {length} of one solution per problem that the base model "
     "sampled itself, {checked}, and on whole solutions of {ratio} of the problems",
@@ -144,7 +144,7 @@ def write_card(folder: Path, text: str, notify: Observer = ignore) -> None:
     place, line = folder / "README.md", "\n<!-- upft_mlx: {} -->\n"
     there = place.read_bytes().decode(errors="replace") if place.is_file() else ""
     mark = _MARK.search(there)
-    if mark is not None and mark[1] != fingerprint({"card": there[: mark.start()]}):
+    if mark is not None and mark[1] != fingerprint({"card": there[: mark.start()] + there[mark.end() :]}):
         names = ("README-by-hand.md", *(f"README-by-hand-{number}.md" for number in range(2, 10_000)))
         aside = next(folder / name for name in names if not (folder / name).exists())
         place.rename(aside)
