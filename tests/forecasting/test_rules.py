@@ -261,12 +261,17 @@ def test_prefix_confidence_decodes_prefixes_and_picks_the_likeliest(small: MakeR
 
 
 def test_prefix_confidence_rates_whole_samples_of_the_answers_by_their_prefixes(
-    small: MakeRecipe, loaded: Loaded, tmp_path: Path
+    small: MakeRecipe, loaded: Loaded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As the forecast does: not by what comes behind the prefix."""
+    """As the forecast does: not by what comes behind the prefix; and not with the logits of all positions at once."""
+    held = Mock(wraps=nats)
+    monkeypatch.setattr("upft_mlx.training.loss.nats", held)
+    monkeypatch.setattr("upft_mlx.training.chunked_loss.nats", held)
+    monkeypatch.setattr("upft_mlx.training.loss.chunk_positions", lambda _: 2)
     settings = {"selection": "prefix_confidence", "structure": "checked", "length": 6, "structure_ratio": 0.25}
     recipe = small(prefix=settings)
     run_stage(recipe, tmp_path, "generate")
+    assert {len(call.args[0]) for call in held.call_args_list} == {2}
     problems, reader, compared = recipe_problems(recipe)[:12], Reader(loaded), 0
     renderer, found = Renderer(loaded.tokenizer, recipe.prompt), solutions(tmp_path)
     for problem in problems:

@@ -141,16 +141,17 @@ class _Rated:
     def _by_confidence(self, prefixes: Mapping[str, list[Solution]]) -> dict[str, list[Solution]]:
         """Prefixes as they were sampled; samples of the answers are whole, and their first tokens are read anew."""
         from upft_mlx.training.batches import Example
-        from upft_mlx.training.loss import Modes
+        from upft_mlx.training.loss import choose_modes
         from upft_mlx.training.token_loss import token_losses
 
-        plain, scored = Modes(gather=False, share=False), {}
+        self.loaded.model.freeze()  # as in training, else its head is not asked in chunks
+        modes, scored = choose_modes(self.loaded.model, dropout=False, checkpoint=False)[0], {}
         for name, rows in prefixes.items():
             if name in self.checked:
                 prompt = self.renderer.asked(self.questions[name])
                 ids = [with_end(row, self.loaded.eos_id)[: self.length] for row in rows]
                 read = [Example(name, [*prompt, *part], len(prompt)) for part in ids]
-                nats = token_losses(self.loaded.model, read, plain)
+                nats = token_losses(self.loaded.model, read, modes)
                 scored[name] = [
                     replace(row, score=-sum(part) / max(1, len(part)), logprob=None)
                     for row, part in zip(rows, nats, strict=True)
