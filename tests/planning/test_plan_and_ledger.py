@@ -105,21 +105,74 @@ def test_what_is_sampled_while_training_is_in_its_peak(tmp_path: Path) -> None:
     assert with_it <= peak() < twice, "a smaller one would save nothing beside the solutions"
 
 
+FOUR, HALF = {"generate": {"samples": 4}}, "assumed: half of generate.max_tokens"
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"method": "rft", **FOUR}, f"{HALF}, all correct"),
+        ({"prefix": {"selection": "label", "structure_ratio": 0}, **FOUR}, f"{HALF}, all correct"),
+        ({"prefix": {"selection": "longest", "structure_ratio": 0}, **FOUR}, HALF),
+        ({"prefix": {"structure_ratio": 0}}, "prefixes alone"),
+    ],
+)
+def test_a_plan_says_what_its_tokens_assume(fields: dict[str, Any], said: str, tmp_path: Path) -> None:
+    """Prefixes of whole solutions were `prefixes alone`, and nothing said that RFT keeps as if all were right."""
+    assert plan_recipe(recipe(**fields), tmp_path, mac=16).tokens.this.how == said
+
+
+def test_validation_takes_the_time_of_its_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Problems were counted, of which RFT has up to four rows each."""
+    fast = Speed(0.0, 1.0, 0.01, 1.0, of_lengths([(8, True)], "known"))
+    monkeypatch.setattr("upft_mlx.pipeline.known", lambda _: fast)
+
+    def validation(method: str) -> float:
+        seconds = []
+        for every in (1, 4):
+            given = recipe(method=method, generate={"samples": 4 if method == "rft" else 1}, train={"steps": 4})
+            found = plan_recipe(given.having("train", validate_every=every), tmp_path).seconds or {}
+            seconds.append(found["train"])
+        return seconds[0] - seconds[1]
+
+    assert validation("rft") == pytest.approx(4 * validation("sft"))
+
+
+@pytest.mark.parametrize("form", ["base", "mixed"])
+def test_a_fused_model_has_the_planned_size(form: str, tmp_path: Path) -> None:
+    """Half more was planned at the base's own bits, and less than 8 bits take."""
+    publish = {"fuse": form, "min_retained": 0}
+    given = recipe(model=str(MODEL), quantize={"bits": 4, "group_size": 32}, publish=publish, train={"steps": 1})
+    planned = plan_recipe(given, tmp_path, mac=16).disk_bytes["fused model"]
+    ran(given, tmp_path, "generate", "build", "train", "fuse")
+    size = sum(path.stat().st_size for path in RunDir(tmp_path).fused.glob("*.safetensors"))
+    assert planned == pytest.approx(size, rel=0.1)
+
+
 def test_a_comparison_takes_what_its_cells_take(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Base's answers were left out, and methods with solutions of their own were taken to share them."""
     fast = Speed(0.0, 1.0, 0.01, 1e-9, of_lengths([(8, True)], "known"))
     monkeypatch.setattr("upft_mlx.pipeline.known", lambda _: fast)
 
-    def planned(*methods: str, seeds: int = 1) -> tuple[float, dict[str, float]]:
-        sets = {"benchmarks": [{"name": "arithmetic", "limit": 40}]}
+    def planned(
+        *methods: str, seeds: int = 1, temperature: float = 0.0, **fields: Any
+    ) -> tuple[float, dict[str, float]]:
+        sets = {"benchmarks": [{"name": "arithmetic", "limit": 40, "temperature": temperature}]}
         studied = {"methods": methods, "seeds": seeds, "samples": 4}
-        found = plan_recipe(recipe(method="sft", evaluate=sets, compare=studied, publish={"fuse": "adapter"}), tmp_path)
+        whole = {"evaluate": sets, "compare": studied, "publish": {"fuse": "adapter"}, "method": "sft", **fields}
+        found = plan_recipe(recipe(**whole), tmp_path)
         return (found.other_seconds or {})["compare"], found.seconds or {}
 
     one, run = planned("sft")
     base = run["evaluate"] / 2
     assert one == pytest.approx(sum(run.values())), "base, and one method on one seed, are a run"
     assert planned("sft", seeds=3)[0] - base == pytest.approx(3 * (one - base)), "greedy answers of base, once"
+    assert planned("sft", seeds=3, temperature=0.7)[0] == pytest.approx(3 * one), "other samples of base for each seed"
     assert planned("sft", "ssd")[0] - base == pytest.approx(2 * (one - base)), "ssd samples at another temperature"
     label = planned("rft", "upft:label")[0]
     assert label - planned("rft")[0] == pytest.approx(base), "the same solutions for both"
+    assert planned("sft", "best_of_prefix")[0] - planned("sft")[0] == pytest.approx(base), "it trains nothing"
+    one, run = planned("upft:probe", method="upft", prefix={"selection": "probe"}, generate={"samples": 4})
+    assert one == pytest.approx(sum(run.values()))
+    both = planned("upft:probe", "upft:auto")[0]
+    assert both - one == pytest.approx(one - base - run["answers"]), "both learn from the same answers"

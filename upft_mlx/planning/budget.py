@@ -7,7 +7,6 @@ import os
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from operator import attrgetter, itemgetter
-from typing import Literal
 
 from upft_mlx.dataset.prefix import RowKind, most_sampled, most_supervised, row_kind, valid_numbers
 from upft_mlx.errors import MemoryLimitError
@@ -101,7 +100,7 @@ class Work:
 class Further:
     """What is sampled besides `Work`: solutions of problems whose answers are used, or continuations of prefixes."""
 
-    stage: Literal["answers", "generate"]
+    stage: str
     prompts: int
     begun: int
     """Tokens of a prefix behind each prompt."""
@@ -146,9 +145,9 @@ class MemoryPlan:
         solutions, length = self.trained_solutions(recipe), most_sampled(recipe, "prefix")
         most = min(most_sampled(recipe, "full"), solutions.longest)
         kept = min(recipe.generate.keep if recipe.method == "rft" else 1, each * solutions.finished)
-        held = len(valid_numbers(range(count), recipe.train.valid_ratio, recipe.seed))
+        share = 1 - self.held(recipe) / count
         each = 0 if recipe.method == "annotated" else each  # its solutions are there
-        rows = (1 - held / count) * whole * kept, (1 - held / count) * prefixes * (kept if recipe.samples_full else 1)
+        rows = share * whole * kept, share * prefixes * (kept if recipe.samples_full else 1)
         begins, end = min(length, solutions.mean), most_supervised(recipe.prefix)  # a short solution is a prefix whole
         room = [max(0.0, recipe.train.max_length - prompts.mean) for prompts in (self.prompts, self.trained)]
         trained = min(room[0], solutions.ended + 1), min(room[1], begins + end - length)
@@ -158,8 +157,15 @@ class MemoryPlan:
             Work("prefix", begun, samples, begins, length, rows[1], self.trained, trained[1], [end]),
         )
 
+    def held(self, recipe: Recipe) -> int:
+        """Problems that are held out for validation."""
+        return len(valid_numbers(range(self.prompts.count), recipe.train.valid_ratio, recipe.seed))
+
     def further(self, recipe: Recipe) -> Iterator[Further]:
-        """What a rule that rates prefixes, or learns from a few answers, samples besides `work`."""
+        """What a rule that rates prefixes, or learns from a few answers, samples besides `work`.
+
+        Left out: the stage choose continues the few greedy prefixes with which none of a problem's samples begins.
+        """
         mean, length, most = self.solutions.mean, most_sampled(recipe, "prefix"), most_sampled(recipe, "full")
         if known := self._known(recipe):
             yield Further("answers", known, 0, recipe.forecast.samples + 1, mean, most)  # one is greedy
@@ -201,16 +207,13 @@ class MemoryPlan:
     def loads(self, stage: str, recipe: Recipe) -> Iterator[SamplingLoad]:
         """Chunks of what a stage samples: solutions, prefixes and what goes on from them, or answers to benchmarks."""
         batch, settings, asked = getattr(recipe, stage).batch_size, recipe.evaluate, self.prompts
-        if stage == "train":  # the beginnings of answers after it, and whole ones for accuracies
-            sampled = [(PROMPTS, 2 * PROMPTS, looked_at(most_sampled(recipe, "prefix")))]  # with base's caches
+        if stage == "train":  # the beginnings of answers after it, with base's caches, and whole ones for accuracies
+            start = looked_at(most_sampled(recipe, "prefix"))
+            yield SamplingLoad(PROMPTS, 2 * PROMPTS, 1, asked.longest[0], asked.shared, start)
             if recipe.train.evaluate_every is not None:
-                held = len(valid_numbers(range(asked.count), recipe.train.valid_ratio, recipe.seed))
-                count = min(recipe.train.evaluate_limit or MOST, held)
-                sampled.append((recipe.generate.batch_size, count, most_sampled(recipe, "full")))
-            for size, prompts, limit in sampled:
-                yield SamplingLoad(size, prompts, 1, asked.longest[0], asked.shared, limit)
-            return
-        if stage == "generate":
+                count, most = min(recipe.train.evaluate_limit or MOST, self.held(recipe)), most_sampled(recipe, "full")
+                yield SamplingLoad(recipe.generate.batch_size, count, 1, asked.longest[0], asked.shared, most)
+        elif stage == "generate":
             for part in self.work(recipe):
                 is_prefix, samples = part.kind == "prefix", part.samples
                 if part.problems and samples:
@@ -219,11 +222,11 @@ class MemoryPlan:
             for more in self.further(recipe):
                 chunk = min(more.prompts, math.ceil(BATCHES * batch / more.samples))
                 yield SamplingLoad(batch, chunk, more.samples, asked.longest[0] + more.begun, asked.shared, more.most)
-            return
-        for (own, most), asked in self.questions.items():
-            samples = own or settings.samples
-            chunk = min(asked.count, evaluated_together(asked.count, batch, samples))
-            yield SamplingLoad(batch, chunk, samples, asked.longest[0], asked.shared, most or settings.max_tokens)
+        else:
+            for (own, limit), asked in self.questions.items():
+                samples, most = own or settings.samples, limit or settings.max_tokens
+                chunk = min(asked.count, evaluated_together(asked.count, batch, samples))
+                yield SamplingLoad(batch, chunk, samples, asked.longest[0], asked.shared, most)
 
     def passes(self, recipe: Recipe) -> Iterator[TrainingPass]:
         """The passes of the batch with the longest rows, and of a batch of the longest prefix rows.

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -92,8 +92,9 @@ class Estimate:
             sampled += sum(more.prompts * more.samples * more.tokens for more in plan.further(changed(recipe, fields)))
             return Cost(sampled, passes * sum(part.rows * part.supervised for part in work), how)
 
-        whole = plan.work(recipe)[0].rows or any(plan.further(recipe))
-        this = cost(plan.trained_solutions(recipe).how if whole else "prefixes alone", {})
+        right = ", all correct" if recipe.method == "rft" or recipe.prefix.selection == "label" else ""
+        whole = plan.work(recipe)[0].problems or any(plan.further(recipe))
+        this = cost(plan.trained_solutions(recipe).how + right if whole else "prefixes alone", {})
         kept = {"generate.samples": SAMPLES, "generate.keep": min(KEEP, recipe.generate.keep)}
         rft = cost(f"{solutions.how}, all correct", {"method": "rft", **kept})
         return PlannedTokens(this, cost(solutions.how, {"method": "sft", "generate.samples": 1}), rft)
@@ -105,10 +106,12 @@ class Estimate:
         tokens += 2 * sum(part.completions for part in self.job.sets) * self.memory.solutions.mean
         copies = 2 if recipe.method == "annotated" else 1  # its solutions.jsonl holds what no model sampled
         for part in self.memory.work(recipe):
-            tokens += part.rows * (part.prompts.mean + copies * part.supervised) / (1 - settings.valid_ratio)
+            rows = part.rows / (1 - self.memory.held(recipe) / len(self.job.problems))  # with those for validation
+            tokens += rows * (part.prompts.mean + copies * part.supervised)
         checkpoints = min(settings.keep + 1, math.ceil(self.steps(recipe)[0] / settings.checkpoint_every))
         kept = 2 + OPTIMIZER_COPIES * checkpoints  # adapter/, the best, checkpoints and the next one
-        fused = {"adapter": 0.0, **dict.fromkeys(("mixed", "base"), 1.5 * model.weight_bytes(2))}
+        eights = sum(replace(m, bits=8).bytes(2) - m.bytes(2) for m in model.adapted(recipe.lora) if m.bits)
+        fused = {"adapter": 0.0, "base": model.weight_bytes(2), "mixed": model.weight_bytes(2) + eights}
         whole = model if recipe.quantize is None else read_architecture(self.job.model_path)  # it is quantized here
         return {
             "rows": _ROW_BYTES * tokens,
@@ -120,25 +123,25 @@ class Estimate:
     def seconds(self, recipe: Recipe, speed: Speed) -> dict[str, float]:
         """Seconds of the stages that compute, loading included."""
         work, settings, rate = self.memory.work(recipe), recipe.train, speed.tokens_per_second
-        (steps, passes), held = self.steps(recipe), settings.valid_ratio * len(self.job.problems)
+        (steps, passes), held = self.steps(recipe), self.memory.held(recipe)
         answer, shared = self.memory.solutions.mean / rate, self.memory.shared(recipe)
         tokens = sum(part.rows * (part.prompts.mean - shared + part.supervised) for part in work)
         rows, each = max(1.0, sum(part.rows for part in work)), (answer, speed.seconds_per_prefix)
         row = speed.seconds_per_trained_token * tokens / rows
         # Rows that only run forward: for what base thinks, some of them again while training, and for each validation.
         known, fixed = (sum(min(most[part.kind], part.rows) for part in work) for most in (MEASURED, FIXED))
-        forward = min(MOST_VALIDATED, held) * (1 + len(range(settings.validate_every, steps, settings.validate_every)))
+        forward = min(MOST_VALIDATED, rows * held / (len(self.job.problems) - held))
+        forward *= 1 + len(range(settings.validate_every, steps, settings.validate_every))
         forward += known + fixed * len(measured_again(settings, steps, round(fixed), held > 0))
         answered = 0.0  # of the validation problems, while training
         if (every := settings.evaluate_every) is not None:
             answered = (2 + len(range(every, steps, every))) * min(settings.evaluate_limit or MOST, held)
-        further = dict.fromkeys(("answers", "generate"), 0.0)
-        for more in self.memory.further(recipe):
-            further[more.stage] += more.prompts * more.samples * more.tokens / rate
         first = sum(part.problems * part.samples * took for part, took in zip(work, each, strict=True))
+        sampled = {"answers": 0.0, "generate": first}
+        for more in self.memory.further(recipe):
+            sampled[more.stage] += more.prompts * more.samples * more.tokens / rate
         found = {
-            "answers": further["answers"],
-            "generate": first + further["generate"],
+            **sampled,
             "train": (passes * rows + _FORWARD * forward) * row + answered * answer,
             "evaluate": sum(2 * part.completions * min(answer, part.entry.max_tokens / rate) for part in self.job.sets),
             "fuse": 0.0 if recipe.publish.fuse == "adapter" else _FUSE_ROWS * row,
