@@ -49,6 +49,8 @@ FIELDS: dict[str, dict[str, Any]] = {
     "steps of fewer rows than a batch has": {"train": {"steps": 2, "batch_size": 64}},
     "epochs": {"train": {"epochs": 2}},
     "rows that are cut": {"method": "sft", "train": {"max_length": 60}},
+    "rows that are held out": {"train": {"valid_ratio": 0.5}},
+    "prefixes that are cut": {"prefix": {"length": 16}, "train": {"max_length": 38}},
     "prefixes longer than solutions": {"prefix": {"length": 48}},
     "solutions of which some are cut": {"method": "sft", "generate": {"max_tokens": 30}},
 }

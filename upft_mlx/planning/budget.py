@@ -183,9 +183,8 @@ class MemoryPlan:
 
         Each row has at least two more: the last one of its prompt, and one that it is trained on.
         """
-        if unshared_because(recipe.lora.dropout, recipe.train.grad_checkpoint):
-            return 0
-        return max(0, min(self.trained.shared, recipe.train.max_length - 2))
+        room = max(0, min(self.trained.shared, recipe.train.max_length - 2))
+        return 0 if unshared_because(recipe.lora.dropout, recipe.train.grad_checkpoint) else room
 
     def peaks(self, recipe: Recipe) -> dict[str, float]:
         """Peak bytes of each stage that the recipe has."""
@@ -255,11 +254,10 @@ class MemoryPlan:
             rows = int(round(share * self.prompts.count) * (1 - recipe.train.valid_ratio))
             size = min(PAPER_BATCH, 1 << max(1, rows // MIN_STEPS).bit_length() - 1)
             recipe = changed(recipe, {"train.batch_size": size})
-        for name, value in sizes(recipe).items():
-            if value == AUTO:
-                stage = name.partition(".")[0]
-                tries = ({name: size} for size in _halves(recipe.train.batch_size if stage == "train" else MAX_DECODED))
-                recipe = changed(recipe, self.first_fit(stage, recipe, tries, MARGIN)[0])
+        for name in [name for name, value in sizes(recipe).items() if value == AUTO]:
+            stage = name.partition(".")[0]
+            tries = ({name: size} for size in _halves(recipe.train.batch_size if stage == "train" else MAX_DECODED))
+            recipe = changed(recipe, self.first_fit(stage, recipe, tries, MARGIN)[0])
         return recipe
 
     def first_fit(

@@ -133,15 +133,13 @@ class Estimate:
         forward = min(MOST_VALIDATED, rows * held / (len(self.job.problems) - held))
         forward *= 1 + len(range(settings.validate_every, steps, settings.validate_every))
         forward += known + fixed * len(measured_again(settings, steps, round(fixed), held > 0))
-        answered = 0.0  # of the validation problems, while training
-        if (every := settings.evaluate_every) is not None:
-            answered = (2 + len(range(every, steps, every))) * min(settings.evaluate_limit or MOST, held)
-        first = sum(part.problems * part.samples * took for part, took in zip(work, each, strict=True))
-        sampled = {"answers": 0.0, "generate": first}
+        every, asked = settings.evaluate_every, min(settings.evaluate_limit or MOST, held)
+        answered = 0 if every is None else (2 + len(range(every, steps, every))) * asked  # while training
+        made = {"answers": 0.0, "generate": sum(of.problems * of.samples * s for of, s in zip(work, each, strict=True))}
         for more in self.memory.further(recipe):
-            sampled[more.stage] += more.prompts * more.samples * more.tokens / rate
+            made[more.stage] += more.prompts * more.samples * more.tokens / rate
         found = {
-            **sampled,
+            **made,
             "train": (passes * rows + _FORWARD * forward) * row + answered * answer,
             "evaluate": sum(2 * part.completions * min(answer, part.entry.max_tokens / rate) for part in self.job.sets),
             "fuse": 0.0 if recipe.publish.fuse == "adapter" else _FUSE_ROWS * row,
@@ -156,15 +154,12 @@ class Estimate:
         except RecipeError:  # a method that the recipe's other fields rule out
             return export
         found = {method: self.seconds(cell, speed) for method, cell in cells.items()}
-        trained = {name: took for name, took in found.items() if not name.startswith(BEST_OF_PREFIX)}  # trains nothing
-        learnt = max((took.get("answers", 0.0) for took in trained.values()), default=0.0)
-        made = dict[str, float]()  # methods share solutions of the same inputs
-        for name, took in trained.items():
-            job = copy(self.job)
-            job.use(cells[name])
-            made[job.fingerprint("generate")] = took.get("generate", 0.0)
-        evaluated = sum(took.get("evaluate", 0.0) / 2 for took in found.values())
-        each = learnt + sum(made.values()) + sum(took.get("train", 0.0) for took in trained.values()) + evaluated
+        job, made = copy(self.job), dict[str, float]()
+        for method in (name for name in found if not name.startswith(BEST_OF_PREFIX)):  # it trains nothing
+            job.use(cells[method])  # methods share what the same inputs make
+            own = (item for item in found[method].items() if item[0] in ("answers", "generate", "train"))
+            made.update((job.fingerprint(stage), took) for stage, took in own)
+        each = sum(made.values()) + sum(took.get("evaluate", 0.0) / 2 for took in found.values())
         greedy = all(part.entry.temperature == 0 for part in self.job.sets)  # then base answers once for all seeds
         base = self.seconds(recipe, speed).get("evaluate", 0.0) / 2 * (1 if greedy else settings.seeds)
         return {**export, "compare": settings.seeds * each + base}
