@@ -20,6 +20,7 @@ from upft_mlx.ui.text import Glyphs
     ("delta", "said"),
     [
         (0.03, "rounding alone changes 6.2 % of grades; no smaller difference is claimed, so more problems would not"),
+        (4 / 64 + 1e-12, "rounding alone changes 6.2 % of grades"),
         (0.01, "about 630 problems would settle a change of 2 points"),
     ],
 )

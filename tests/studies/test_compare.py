@@ -97,6 +97,7 @@ def test_the_differences_of_a_comparison_are_claimed_together(seeds: int) -> Non
         assert difference
         spans.append(difference.ci95)
         assert (f"for {comparisons} comparisons (Bonferroni)" in markdown(found)) is (comparisons > 1)
+        assert ("intervals that hold together" in figure(found, "set")) is (comparisons > 1)
     assert spans[0][0] > spans[1][0] > 0 >= spans[2][0]
     assert spans[0][1] < spans[1][1] < spans[2][1]
     assert summarize(cells).comparisons == 2, "two methods on one benchmark"
