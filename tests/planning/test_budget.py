@@ -25,7 +25,7 @@ from upft_mlx.models.adapters import add_lora
 from upft_mlx.models.architecture import read_architecture
 from upft_mlx.models.chat import Renderer
 from upft_mlx.models.load import load, load_tokenizer
-from upft_mlx.planning.budget import MemoryPlan, changed, this_machine
+from upft_mlx.planning.budget import MemoryPlan, another_mac, changed, this_machine
 from upft_mlx.planning.lengths import measure_prompts, measure_solutions
 from upft_mlx.planning.memory import Machine, SamplingLoad, TrainingPass, fusing_peak, sampling_peak, training_peak
 from upft_mlx.recipe.schema import Lora, Recipe, Train
@@ -233,3 +233,8 @@ def test_planned_peaks_of_fusing_are_near_those_measured(
     planned = fusing_peak(read_architecture(folder), recipe.lora, this_machine(), prompt, all_float32=sixteen)
     print(f"fuse {way} of {bits or 'no'} bits: planned {planned / 1e6:.1f} MB, measured {measured / 1e6:.1f} MB")
     assert planned == pytest.approx(measured, rel=0.15)
+
+
+def test_macs_give_the_gpu_two_thirds_or_three_quarters() -> None:
+    assert another_mac(16).bytes == int(16 * 2**30 * 2 / 3)
+    assert another_mac(64).bytes == 48 * 2**30

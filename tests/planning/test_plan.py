@@ -25,7 +25,7 @@ from upft_mlx.models.chat import Renderer
 from upft_mlx.models.load import Loaded
 from upft_mlx.pipeline import plan_recipe
 from upft_mlx.planning import budget, speed
-from upft_mlx.planning.budget import MemoryPlan, another_mac, changed
+from upft_mlx.planning.budget import MemoryPlan, changed
 from upft_mlx.planning.lengths import measure_prompts, of_lengths
 from upft_mlx.planning.memory import Machine, fusing_peak
 from upft_mlx.planning.plan import memory_plan
@@ -419,11 +419,6 @@ def test_who_knows_better_can_say_what_there_is(tmp_path: Path, monkeypatch: pyt
         monkeypatch.setenv("UPFT_MEMORY_GB", wrong)
         with pytest.raises(MemoryLimitError, match=f"UPFT_MEMORY_GB: '{wrong}': should be a number"):
             plan_recipe(given, tmp_path / "run", calibrates=False)
-
-
-def test_macs_give_the_gpu_two_thirds_or_three_quarters() -> None:
-    assert another_mac(16).bytes == int(16 * 2**30 * 2 / 3)
-    assert another_mac(64).bytes == 48 * 2**30
 
 
 # The command
