@@ -206,13 +206,15 @@ def runs(folder: Path, as_json: bool, debug: bool) -> None:
 
 def _say_earlier(runs: Sequence[RunDir]) -> None:
     """Say on stderr of which runs what is shown was measured before a stage that it depends on ran again."""
-    from upft_mlx.inspection.browse import earlier_stages
+    from upft_mlx.inspection.browse import earlier_stages, run_of
     from upft_mlx.ui import views
     from upft_mlx.ui.console import open_console
 
     for run in runs:
         if "evaluate" in earlier_stages(run):
-            again = f"`{run.command('evaluate')}` measures what is there now"
+            whole = run_of(run)  # the folder of a look is no run to evaluate
+            options = " with the options that these were measured with" if whole else ""
+            again = f"`{(whole or run).command('evaluate')}`{options} measures what is there now"
             text = f"{run.root}: these answers were measured with an earlier version of the stages before; {again}"
             views.print_text(text, console=open_console(stderr=True))
 

@@ -143,13 +143,21 @@ def earlier_stages(run: RunDir) -> list[str]:
 
     Those before an evaluation in looks/ are in the run that it is of.
     """
-    own, found, above = run.entries(), list[str](), run.root.absolute().parent
-    entries = {**(RunDir(above.parent).entries() if above.name == run.looks.name else {}), **own}
+    own, found, whole = run.entries(), list[str](), run_of(run)
+    entries = {**(whole.entries() if whole else {}), **own}
     for stage in STAGES:
         for before, used in made_from(entries[stage]).items() if stage in entries else ():
             if before in found or before not in entries or entries[before].fingerprint != used:
                 found.append(stage)
     return [stage for stage in dict.fromkeys(found) if stage in own]
+
+
+def run_of(look: RunDir) -> RunDir | None:
+    """The run that an evaluation in looks/ is of; None for a run itself."""
+    for root in (look.root, look.root.absolute()):
+        if root.parent.name == look.looks.name and (whole := RunDir(root.parent.parent)).ledger.exists():
+            return whole
+    return None
 
 
 def refuse_changed(run: RunDir, stage: str, *names: str) -> None:
