@@ -16,7 +16,6 @@ from upft_mlx.fingerprints import StageInputs
 from upft_mlx.machine.device import PowerWatch
 from upft_mlx.models.load import Loaded, load_for, load_tokenizer
 from upft_mlx.recipe.schema import Recipe
-from upft_mlx.rows import read_json
 from upft_mlx.rundir import RunDir, changed, changes, fingerprint, missing
 from upft_mlx.stages import STAGES, before
 
@@ -176,8 +175,7 @@ class Job:
         now = self.inputs_of(stage)
         if entry.fingerprint == fingerprint(now):
             return f"lacks {', '.join(missing(entry, self.run.root))}; `{self.run.command(stage)}` makes it again"
-        plain, described = self.recipe.dump(), read_json(self.run.recipe)
-        same = isinstance(described, dict) and plain.items() <= described.items()  # then the folder is refused as well
+        same = self.recipe.dump().items() <= self.run.described().items()  # then the folder is refused as well
         named = "" if same else f"name the folder {shlex.quote(str(self.run.root))} instead of the recipe, or "
         return (
             f"was done with other settings ({', '.join(differences(entry.inputs, now))}). To go on with it, {named}"

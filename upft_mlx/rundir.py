@@ -119,6 +119,13 @@ class RunDir:
         prompt = made.get("prompt") if isinstance(made, dict) else None
         return prompt.get(field) if isinstance(prompt, dict) else None
 
+    def described(self) -> dict[str, Any]:
+        """recipe.json; nothing where it is missing or damaged."""
+        with suppress(RowsError):
+            if isinstance(found := read_json(self.recipe), dict):
+                return found
+        return {}
+
     def command(self, verb: str) -> str:
         """What a shell runs to do this with the run."""
         return f"upft {verb} {shlex.quote(str(self.root))}"

@@ -206,6 +206,8 @@ def test_the_refusal_says_what_differs_and_the_run_directory_goes_on_as_it_is() 
     assert "done with other settings (seed=3). To go on with it, repeat its --set; `upft generate`" in said
     shown("train", "runs/r", "--set", "seed=3", status=1)
     shown("build", "runs/r", "--set", "seed=3")
+    RUN.recipe.write_text(RUN.recipe.read_text()[:100])  # damaged: a stage that is done writes it anew
+    assert "train needs the stage generate, which was done with other" in shown("train", "r.yaml", status=1)
 
 
 @pytest.mark.usefixtures("there")
