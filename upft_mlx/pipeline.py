@@ -184,7 +184,7 @@ def learn(job: Job) -> None:
 @contextmanager
 def opened(job: Job) -> Iterator[None]:
     """The run directory, locked, on a machine that stays awake and within its memory."""
-    with _together(), job.run.locked(), _begun(job), awake(job.notify):
+    with _together(), job.run.locked(writes=job.measured is job.run), _begun(job), awake(job.notify):
         for run in dict.fromkeys((job.run, job.measured)):
             for text in settle(run):
                 job.notify(Note(text))

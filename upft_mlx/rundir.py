@@ -184,15 +184,19 @@ class RunDir:
         return stage in of_run or not any(entry.done for name, entry in self.entries().items() if name in of_run)
 
     @contextmanager
-    def locked(self) -> Iterator[None]:
+    def locked(self, *, writes: bool = True) -> Iterator[None]:
         """Make the directory and keep other processes out of it; after an error, one that is still empty goes again.
+
+        Args:
+            writes: whether the work is the run's own; a look has a folder for itself.
 
         Raises:
             RunDirError: if it cannot be made, holds what no run has made, or another process works in it.
             OSError: the disk is full.
         """
         try:
-            self._refuse_foreign()
+            if writes:
+                self._refuse_foreign()
             made = [path for path in (self.root / ".lock", self.root, *self.root.parents) if not path.exists()]
             self.root.mkdir(parents=True, exist_ok=True)
             lock = os.fdopen(own_file(self.root / ".lock", os.O_RDWR | os.O_CREAT), "r+")
@@ -226,12 +230,7 @@ class RunDir:
 
     def _refuse_foreign(self) -> None:
         """Refuse a folder in which no run has begun and something is in the place of what a run writes."""
-        try:
-            described = read_json(self.recipe)
-        except RowsError:
-            described = None
-        begun = isinstance(described, dict) and "hashes" in described
-        if begun or any(path.exists() for path in (self.ledger, self.copy, self.work)):
+        if "hashes" in self.described() or any(path.exists() for path in (self.ledger, self.copy, self.work)):
             return
         outputs = (self.root / name for stage in STAGES.values() for name in stage.outputs)
         for path in (self.recipe, self.report, self.page, self.picture, *outputs):

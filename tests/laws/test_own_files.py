@@ -28,6 +28,11 @@ def test_a_folder_of_the_users_is_no_run_directory(name: str, tmp_path: Path, mo
     assert f"holds {name.partition('/')[0]}, which no run has made" in said
     assert files(tmp_path) == before
     (tmp_path / name).unlink()
+    if name.startswith("report"):  # a look leaves them alone
+        (tmp_path / name).write_text("mine")
+        shown("evaluate", "r.yaml", "--plain", "--run-dir", ".", "--limit", "1")
+        assert (tmp_path / name).read_text() == "mine"
+        (tmp_path / name).unlink()
     shown("generate", "r.yaml", "--plain", "--run-dir", ".")
     (tmp_path / "ledger.json").unlink()  # what a message advises where it is damaged
     shown("generate", "r.yaml", "--plain", "--run-dir", ".")
