@@ -71,6 +71,10 @@ def test_a_model_card_that_was_changed_by_hand_is_kept_beside_the_new_one() -> N
     assert "fused/README.md was changed by hand: it is README-by-hand.md now" in said
     assert "not uploaded: README-by-hand.md" in said
     assert "# My model" in aside.read_text()
-    shown("evaluate", "r.yaml", "--plain")
+    card.write_text("# All mine")
+    said = shown("evaluate", "r.yaml", "--plain")
+    assert "fused/README.md was written by hand or by an earlier version: it is README-by-hand-2.md now" in said
+    assert aside.with_name("README-by-hand-2.md").read_text() == "# All mine"
+    aside.with_name("README-by-hand-2.md").unlink()
     assert card.read_bytes() == before
     assert [path.name for path in RUN.fused.glob("README*")] in ([card.name, aside.name], [aside.name, card.name])

@@ -8,7 +8,7 @@ from upft_mlx.events import StageStarted
 from upft_mlx.fingerprints import hash_of
 from upft_mlx.job import Job, Outcome
 from upft_mlx.quantities import disk
-from upft_mlx.rundir import RunDir
+from upft_mlx.rundir import RunDir, remove
 
 
 def inputs(job: Job) -> dict[str, Any]:
@@ -27,5 +27,6 @@ def work(job: Job, run: RunDir, *, force: bool = False) -> Outcome:
     from upft_mlx.fusing.fuse import fuse
 
     kept = fuse(job.recipe, job.load(), run, job.notify, questions=job.questions, force=force)
+    remove(run.fused / "README.md")  # of the base; the report writes the run's
     form = "base's own formats" if kept.fuse == "base" else kept.fuse
     return Outcome(f"{form}, {disk(kept.bytes)}, keeps {kept.kept}")

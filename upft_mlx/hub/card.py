@@ -140,15 +140,17 @@ def model_card(recipe: Recipe, base: Base, facts: RunFacts, described: Mapping[s
 
 
 def write_card(folder: Path, text: str, notify: Observer = ignore) -> None:
-    """Write README.md, with a check of its text; one that somebody changed since is kept beside it."""
+    """Write README.md, with a check of its text; another that is not as it was written is kept beside it."""
     place, line = folder / "README.md", "\n<!-- upft_mlx: {} -->\n"
     there = place.read_bytes().decode(errors="replace") if place.is_file() else ""
     mark = _MARK.search(there)
-    if mark is not None and mark[1] != fingerprint({"card": there[: mark.start()] + there[mark.end() :]}):
+    own = mark is not None and mark[1] == fingerprint({"card": there[: mark.start()] + there[mark.end() :]})
+    if there.strip() and not own and there != text:
         names = ("README-by-hand.md", *(f"README-by-hand-{number}.md" for number in range(2, 10_000)))
         aside = next(folder / name for name in names if not (folder / name).exists())
         place.rename(aside)
-        notify(Note(f"{place} was changed by hand: it is {aside.name} now, and the card is written from the run"))
+        whose = "was changed by hand" if mark else "was written by hand or by an earlier version"
+        notify(Note(f"{place} {whose}: it is {aside.name} now, and the card is written from the run"))
     write_atomically(place, text + line.format(fingerprint({"card": text})))
 
 
