@@ -287,7 +287,7 @@ def test_the_results_of_another_comparison_are_kept(compared: tuple[Recipe, Path
     assert list(compare(recipe, root).dump()["cells"]) == json.loads(before["compare.json"])["cells"]
 
 
-@pytest.mark.parametrize("content", [None, "{}", "[1]", "3"])
+@pytest.mark.parametrize("content", [None, "{}", "[1]", "3", "my notes"])
 def test_files_that_are_no_comparison_are_kept_as_well(tmp_path: Path, content: str | None) -> None:
     (tmp_path / "compare.md").write_text("mine")
     if content is not None:

@@ -16,8 +16,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from upft_mlx.digests import digest
 from upft_mlx.distributed.seam import leads
-from upft_mlx.errors import RecipeError
+from upft_mlx.errors import RecipeError, RowsError
 from upft_mlx.evaluation.evaluate import scores_of
 from upft_mlx.evaluation.summary import rounded_grades
 from upft_mlx.events import Note, Observer, Variant, ignore
@@ -97,7 +98,11 @@ def seconds_left(spent: Mapping[str, Sequence[float]], methods: Sequence[str]) -
 
 def keep_aside(root: Path, stem: str, key: str, made_of: Any) -> None:
     """Move the results of another study aside, whose STEM.json has another value at `key`; its cells keep their own."""
-    before = read_json(root / f"{stem}.json")
+    before: Any
+    try:
+        before = read_json(root / f"{stem}.json")
+    except RowsError:
+        before = digest(root / f"{stem}.json")
     of: Any = before.get(key) if isinstance(before, dict) else before  # somebody's own file may hold anything
     if of == made_of:
         return
