@@ -26,7 +26,7 @@ from upft_mlx.hub.card import base_of
 from upft_mlx.hub.upload import listing, refuse_unknown, require_repo
 from upft_mlx.hub.upload import push as upload
 from upft_mlx.inspection import preview as inspection_preview
-from upft_mlx.inspection.ask import Conversation, open_asker, trained
+from upft_mlx.inspection.ask import Conversation, open_asker
 from upft_mlx.inspection.preview import EXAMPLES, Preview
 from upft_mlx.machine import requirements
 from upft_mlx.models.files import TEMPLATE, own_template
@@ -200,6 +200,7 @@ def ask(
     recipe: Recipe,
     question: str,
     run_dir: str | Path | None = None,
+    notify: Observer = ignore,
     *,
     adapter: str | Path | None = None,
     temperature: float = 0.0,
@@ -211,6 +212,7 @@ def ask(
         recipe: the recipe.
         question: asked as a problem of the recipe is.
         run_dir: whose adapter is used; None: runs/NAME.
+        notify: receives what `upft ask` says besides, such as how the adapter was trained otherwise than the recipe is.
         adapter: the folder of one to use instead.
         temperature: 0 is greedy.
         max_tokens: of an answer; None: `evaluate.max_tokens`.
@@ -220,8 +222,8 @@ def ask(
     """
     _begin()
     run = RunDir(_folder(recipe, run_dir))
-    given = Path(adapter) if adapter is not None else trained(recipe, run)[0]
-    asker = open_asker(recipe, run, given, temperature, max_tokens)
+    given = None if adapter is None else Path(adapter)
+    asker = open_asker(recipe, run, given, temperature, max_tokens, notify)
     return Conversation(asker, keep=False).ask(question)
 
 

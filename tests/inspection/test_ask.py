@@ -22,12 +22,14 @@ from helpers.input import assert_fails, no_network, upft, write
 from helpers.show import TMUX, wait_for
 from rich.console import Console
 
-from upft_mlx.events import Reply, Variant
+import upft_mlx
+from upft_mlx.events import Event, Note, Reply, Variant
 from upft_mlx.inspection import ask as asking
 from upft_mlx.inspection.ask import Asker, Conversation
 from upft_mlx.models.adapters import AdapterSwitch, load_adapter
 from upft_mlx.models.chat import Renderer
 from upft_mlx.models.load import Loaded, load
+from upft_mlx.recipe.load import load_recipe
 from upft_mlx.recipe.schema import Prompt, Recipe
 from upft_mlx.rows import EvaluationRow, read_rows
 from upft_mlx.sampling.decoding import Request
@@ -278,6 +280,9 @@ def test_a_recipe_a_run_and_its_name_are_the_same_and_changes_are_noticed(folder
         "is older", "was trained with other settings: seed, and is older"
     )
     assert upft("ask", "own", QUESTION, "--set", "seed=0").stderr == older  # it is compared with its own recipe
+    told: list[Event] = []
+    upft_mlx.ask(load_recipe("own.yaml", ["seed=0"]), QUESTION, notify=told.append)
+    assert told == [Note(older.strip())]
 
 
 @pytest.mark.parametrize("target", ["quickstart", "nowhere.yaml"])
@@ -296,7 +301,7 @@ def test_without_an_adapter_base_answers_alone_and_that_is_said(folder: Path, ta
 
 
 def test_a_wait_for_kernels_is_said_on_stderr_before_the_model_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("upft_mlx.machine.device.compiles_first", lambda: "kernels are compiled")
+    monkeypatch.setattr("upft_mlx.inspection.ask.compiles_first", lambda: "kernels are compiled")
     result = upft("ask", "--model", "builtin:arithmetic", "--max-tokens", "1", QUESTION, "--json")
     assert "kernels are compiled" in result.stderr
     assert json.loads(result.stdout)["question"] == QUESTION

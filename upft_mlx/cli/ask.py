@@ -80,25 +80,18 @@ def ask(
         first = f" after {target!r}, which is read as a recipe or run" if target else ""
         raise click.UsageError(f"the question is empty; give one as the last argument{first}, or on stdin")
     with prepared(target, options, model=model) as recipe:
-        from upft_mlx.inspection.ask import Conversation, open_asker, trained
-        from upft_mlx.machine.device import compiles_first
+        from upft_mlx.events import Event, Note
+        from upft_mlx.inspection.ask import Conversation, open_asker
         from upft_mlx.rundir import RunDir
         from upft_mlx.ui.ask import open_answers, print_note
 
-        run = None if target is None else RunDir(folder_of(target, recipe, options.run_dir))
-        if adapter is None and run is not None:
-            adapter, note = trained(recipe, run)
-            if note:
-                print_note(note)
-        if adapter is not None:
-            from upft_mlx.models.adapter_files import refuse_missing_adapter
+        def notify(event: Event) -> None:
+            if isinstance(event, Note):
+                print_note(event.text)
 
-            refuse_missing_adapter(adapter)
-        if wait := compiles_first():
-            print_note(wait)
-        asker = open_asker(recipe, run, adapter, temperature, max_tokens)
-        if asker.chat_template != recipe.prompt.chat_template:
-            print_note(f"asked with the chat template beside the adapter, {asker.chat_template}")
+        run = None if target is None else RunDir(folder_of(target, recipe, options.run_dir))
+        asker = open_asker(recipe, run, adapter, temperature, max_tokens, notify)
+        adapter = asker.adapter
         if question is None or chat:  # a terminal asks for questions
             _talk(asker, recipe, adapter, question, keep=chat, plain=options.plain)
             return

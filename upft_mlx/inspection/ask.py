@@ -17,10 +17,11 @@ from upft_mlx.dataset.instruction import as_run, instructed
 from upft_mlx.distributed.interrupt import deferred_interrupt
 from upft_mlx.errors import RecipeError
 from upft_mlx.escape import half
-from upft_mlx.events import OnText, Reply, Variant
+from upft_mlx.events import Note, Observer, OnText, Reply, Variant, ignore
 from upft_mlx.fingerprints import asked_as_trained, dated
 from upft_mlx.inspection.browse import earlier_stages, recipe_of, recipe_of_stage, settled_by
-from upft_mlx.machine.device import limit_memory
+from upft_mlx.machine.device import compiles_first, limit_memory
+from upft_mlx.models.adapter_files import refuse_missing_adapter
 from upft_mlx.models.adapters import AdapterSwitch
 from upft_mlx.models.chat import Renderer
 from upft_mlx.models.find import find_model
@@ -60,8 +61,7 @@ class Asker:
             ModelError: the adapter does not fit, or the model has no chat template.
         """
         self._renderer = Renderer(loaded.tokenizer, recipe.prompt)
-        self._loaded, self._seed = loaded, recipe.seed
-        self.chat_template = recipe.prompt.chat_template
+        self._loaded, self._seed, self.adapter = loaded, recipe.seed, adapter
         self.temperature, self.max_tokens = temperature, max_tokens or recipe.evaluate.max_tokens
         self._switch: Callable[[Variant], None] = lambda variant: None
         self.variants: tuple[Variant, ...] = ("base",)
@@ -133,18 +133,38 @@ def open_asker(
     adapter: Path | None = None,
     temperature: float = 0.0,
     max_tokens: int | None = None,
+    notify: Observer = ignore,
 ) -> Asker:
     """The loaded model with the adapter on it, asked as the run asks it; see `Asker`.
+
+    Args:
+        recipe: the recipe.
+        run: whose adapter is used where none is given.
+        adapter: the folder of one to use instead.
+        temperature: 0 is greedy.
+        max_tokens: of an answer; None: `evaluate.max_tokens`.
+        notify: receives what somebody should know of the answers.
 
     Raises:
         UpftError: the model cannot be loaded, or the adapter does not fit.
     """
-    path = find_model(recipe)
+    if adapter is None and run is not None:
+        adapter, note = trained(recipe, run)
+        if note:
+            notify(Note(note))
+    if adapter is not None:
+        refuse_missing_adapter(adapter)
+    if wait := compiles_first():
+        notify(Note(wait))
+    path, given = find_model(recipe), recipe.prompt.chat_template
     if adapter is not None:
         recipe = asked_as_trained(recipe, adapter, path)
     recipe = instructed(recipe if run is None else as_run(dated(recipe, path, run), run), path)
     limit_memory()
-    return Asker(recipe, load_for(recipe, path), adapter, temperature=temperature, max_tokens=max_tokens)
+    asker = Asker(recipe, load_for(recipe, path), adapter, temperature=temperature, max_tokens=max_tokens)
+    if recipe.prompt.chat_template != given:
+        notify(Note(f"asked with the chat template beside the adapter, {recipe.prompt.chat_template}"))
+    return asker
 
 
 class Conversation:
