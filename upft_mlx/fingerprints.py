@@ -36,7 +36,9 @@ def definite(recipe: Recipe, model_path: Path, run: RunDir) -> Recipe:
         RecipeError: the recipe sets something else than the adapter has; or the adapter is the run's own.
     """
     start = recipe.lora.start_from
-    if start is not None and Path(start).resolve().is_relative_to(run.root.resolve()):
+    place = Path(start or "/").resolve()
+    above = [path for path in (place, *place.parents) if path.exists()] if run.root.exists() else []
+    if start is not None and any(path.samefile(run.root) for path in above):
         remedy = "copy it to another folder, or use another run directory"
         raise RecipeError("is this run's own, which training would replace", remedy, field=f"lora.start_from: {start}")
     return dated(started(recipe, model_path), model_path, run)

@@ -86,7 +86,9 @@ def test_only_problems_that_all_have_count(make_run: Callable[..., RunDir]) -> N
     assert [model.accuracy for model in table.models] == [2 / 3, 1.0, 2 / 3]
 
 
-def test_what_has_nothing_in_common_is_refused(make_run: Callable[..., RunDir], tmp_path: Path) -> None:
+def test_what_has_nothing_in_common_is_refused(
+    make_run: Callable[..., RunDir], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     first = make_run("a", "01", "01")
     with pytest.raises(RunDirError, match="no benchmark in common: a has dev; b has other"):
         side_by_side([first, make_run("b", "01", "01", label="other")])
@@ -96,6 +98,12 @@ def test_what_has_nothing_in_common_is_refused(make_run: Callable[..., RunDir], 
         side_by_side([first, make_run("d", "01", "01")], ["x"])
     with pytest.raises(RunDirError, match="are the same run"):
         find_runs([str(tmp_path / "a"), str(tmp_path / "d" / ".." / "a")])
+    make_run("A", "01", "01")
+    assert len(find_runs([str(tmp_path / "a"), str(tmp_path / "A")])) == 2
+    with monkeypatch.context() as mac:  # its file system takes one case for the other
+        mac.setattr(Path, "samefile", lambda one, other: str(one).lower() == str(other).lower())
+        with pytest.raises(RunDirError, match="are the same run"):
+            find_runs([str(tmp_path / "a"), str(tmp_path / "A")])
     rows = first.rows_of("dev", "tuned")
     rows.write_text(rows.read_text().replace("text", "changed"))
     with pytest.raises(RunDirError, match="was changed after"):

@@ -354,10 +354,15 @@ def test_a_whole_run_goes_on_from_it(tmp_path: Path, made: str) -> None:
     assert not job.is_current("train")
 
 
-def test_a_run_does_not_start_from_its_own_adapter(tmp_path: Path) -> None:
+def test_a_run_does_not_start_from_its_own_adapter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from upft_mlx import pipeline
 
-    folder = write_mlx_lm(tmp_path / "run" / "adapter")
+    folder, other = (write_mlx_lm(tmp_path / name / "adapter") for name in ("run", "RUN"))
+    pipeline.prepare(recipe(other), tmp_path / "run")
+    with monkeypatch.context() as mac:  # its file system takes one case for the other
+        mac.setattr(Path, "samefile", lambda one, other: str(one).lower() == str(other).lower())
+        with pytest.raises(RecipeError, match=r"RUN/adapter: is this run's own"):
+            pipeline.prepare(recipe(other), tmp_path / "run")
     with pytest.raises(RecipeError, match=r"lora.start_from: .*adapter: is this run's own, which training would repl"):
         pipeline.prepare(recipe(folder), tmp_path / "run")
 

@@ -324,6 +324,9 @@ def test_the_dataset_itself_is_never_overwritten(folder: Path) -> None:
     arguments = ("new", "my-model", "my-train.jsonl", "--output", "my.yaml", "--force")
     assert_fails(upft(*arguments), 1, "my-train.jsonl: would be overwritten by the output; choose another --output")
     assert (folder / "my-train.jsonl").read_text() == questions()
+    (folder / "MY-train.jsonl").hardlink_to(folder / "my-train.jsonl")  # as where case makes no difference
+    arguments = ("new", "my-model", "MY-train.jsonl", "--output", "my.yaml", "--force")
+    assert_fails(upft(*arguments), 1, "MY-train.jsonl: would be overwritten by the output")
 
 
 # The Hub.

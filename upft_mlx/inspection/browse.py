@@ -59,8 +59,8 @@ def find_runs(names: Sequence[str]) -> list[RunDir]:
         RecipeError, RunDirError: as `find_run`, or two names mean the same run.
     """
     found = [find_run(name) for name in names]
-    roots = [run.root.resolve() for run in found]
-    if twice := [name for name, root in zip(names, roots, strict=True) if roots.count(root) > 1]:
+    alike = [sum(run.root.samefile(other.root) for other in found) for run in found]
+    if twice := [name for name, count in zip(names, alike, strict=True) if count > 1]:
         raise RunDirError(f"{' and '.join(twice)} are the same run", "name each run once")
     return found
 

@@ -188,7 +188,7 @@ def _refuse_overwriting(draft: Draft, text: str, *, force: bool) -> None:
     """Refuse where a file exists and holds anything else than would be written: a command that was cut goes on."""
     paths = [draft.path, *(draft.path.parent / name for name in draft.files)]
     source = draft.data.source.path
-    if source is not None and Path(source).resolve() in [path.resolve() for path in paths]:
+    if source is not None and any(path.exists() and path.samefile(Path(source).expanduser()) for path in paths):
         raise ProblemsError("would be overwritten by the output", "choose another --output", path=source)
     contents = [[text.encode()], *((_line(problem).encode() for problem in file) for file in draft.files.values())]
     there = [
