@@ -106,6 +106,9 @@ def test_a_run_fuses_the_sum_beside_its_own_result(there: Path, two: tuple[Path,
     assert json.loads((folder / "fidelity.json").read_text())["retained"] > 0.9
     assert "skipped: current" in shown("fuse", "runs/r", "--plain")
     again = ("fuse", "runs/r", "--adapter", f"{a}=0.5", "--adapter", f"{b}=0.25")
+    write(folder / "fused/.DS_Store", "the Finder's")
+    shown(*again)
+    write(folder / "merged.json", "{}")  # an earlier version wrote no digests
     shown(*again)
     write(folder / "fused/Modelfile", "FROM .")
     assert "fused/Modelfile: was not made by fusing these adapters" in shown(*again, status=1)

@@ -31,7 +31,8 @@ from upft_mlx.models.chat import Renderer
 from upft_mlx.models.load import Loaded, load
 from upft_mlx.recipe.load import load_recipe
 from upft_mlx.recipe.schema import Prompt, Recipe
-from upft_mlx.rows import EvaluationRow, read_rows
+from upft_mlx.rows import EvaluationRow, read_json, read_rows
+from upft_mlx.rundir import RunDir
 from upft_mlx.sampling.decoding import Request
 from upft_mlx.sampling.draw import Sampling
 from upft_mlx.sampling.sampler import Sampler
@@ -273,6 +274,10 @@ def test_a_recipe_a_run_and_its_name_are_the_same_and_changes_are_noticed(folder
     result = upft("ask", "own", QUESTION, "--json", "--set", "train.learning_rate=0.01", "--set", "prefix.length=3")
     assert "was trained with other settings: prefix.length, train.learning_rate" in result.stderr
     assert json.loads(result.stdout)["answers"]["tuned"]
+    ledger = RunDir(run)
+    if entry := ledger.entry("train"):  # a later stage has found the model where it is now
+        ledger.record("train", replace(entry, recipe={**read_json(ledger.recipe), "model": "another/place"}))
+    assert upft("ask", "own", QUESTION, "--json").stderr == ""
     write(folder / "own.yaml", recipe + "seed: 3\n")
     assert upft("generate", "own.yaml").exit_code == 0
     older = "the adapter in runs/own is older than the rows in it; `upft run` trains it again\n"
@@ -280,8 +285,7 @@ def test_a_recipe_a_run_and_its_name_are_the_same_and_changes_are_noticed(folder
         "is older", "was trained with other settings: seed, and is older"
     )
     assert upft("ask", "own", QUESTION, "--set", "seed=0").stderr == older  # it is compared with its own recipe
-    told: list[Event] = []
-    upft_mlx.ask(load_recipe("own.yaml", ["seed=0"]), QUESTION, notify=told.append)
+    upft_mlx.ask(load_recipe("own.yaml", ["seed=0"]), QUESTION, notify=(told := list[Event]()).append)
     assert told == [Note(older.strip())]
 
 

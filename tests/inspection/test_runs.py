@@ -120,4 +120,5 @@ def test_answers_of_an_earlier_adapter_are_said_to_be_and_a_look_belongs_to_its_
         (said,) = upft("show", *arguments).stderr.splitlines()
         assert "these answers were measured with an earlier version of the stages before" in said
         assert ("`upft evaluate runs/own` with the options that" in said) is (arguments[0] == str(look))
+    assert upft("generate", "own.yaml", "--set", "seed=9").exit_code == 0
     assert "not shown, made with an earlier version of the stages above: evaluate" in upft("show", look).stdout

@@ -34,7 +34,8 @@ def test_a_folder_of_the_users_is_no_run_directory(name: str, tmp_path: Path, mo
         assert (tmp_path / name).read_text() == "mine"
         (tmp_path / name).unlink()
     shown("generate", "r.yaml", "--plain", "--run-dir", ".")
-    (tmp_path / "ledger.json").unlink()  # what a message advises where it is damaged
+    (tmp_path / "ledger.json").unlink()  # what messages advise where they are damaged
+    (tmp_path / "recipe.json").unlink()
     shown("generate", "r.yaml", "--plain", "--run-dir", ".")
 
 
@@ -55,9 +56,11 @@ def test_a_version_that_holds_a_file_of_the_users_is_never_dropped_nor_the_one_j
     rows = RUN.train.read_text().splitlines(keepends=True)
     RUN.train.write_text("".join(rows[1:]))
     shown("adopt", "r")
+    run_stage("build", "prefix.template= z")
+    RUN.train.write_text("".join(rows[2:]))  # and not adopted
     for template in "abcdefghij":
         run_stage("build", f"prefix.template= {template}")
-    assert [version.entry.adopted is not None for version in versions.kept(RUN, "build")] == [*[False] * 8, True]
+    assert [version.entry.adopted is not None for version in versions.kept(RUN, "build")] == [*[False] * 9, True]
 
 
 @pytest.mark.usefixtures("there")

@@ -159,15 +159,17 @@ def test_a_benchmarks_file_that_moved_is_not_measured_again(
         return {**found, "benchmark": {**found["benchmark"], "path": part.entry.path}}
 
     def measured(path: str) -> str:
-        return shown("evaluate", "r.yaml", "--plain", "--set", f"evaluate.benchmarks=[{{name: own, path: {path}}}]")
+        return shown(
+            "evaluate", "r.yaml", "--plain", "--set", f"evaluate.benchmarks=[{{name: own, label: mine, path: {path}}}]"
+        )
 
     write(there / "own.jsonl", "".join(f'{{"question": "What is {n} + 1?", "answer": "{n + 1}"}}\n' for n in range(4)))
     with monkeypatch.context() as before:
         for module in (base_and_tuned, evaluation_stage) if earlier else ():
             before.setattr(module, "variant_inputs", with_place)
         measured("own.jsonl")
-    rows = files(RUN.evaluation / "own")
+    rows = files(RUN.evaluation / "mine")
     shutil.move(there / "own.jsonl", there / "moved.jsonl")
     monkeypatch.delattr(Job, "load")
     assert ("skipped: current" in measured("moved.jsonl")) != earlier
-    assert files(RUN.evaluation / "own") == rows
+    assert files(RUN.evaluation / "mine") == rows
