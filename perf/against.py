@@ -144,7 +144,10 @@ def compare_suites(other: Path, work: Path) -> None:
         times[side], outcomes = Counter[str](), Counter[str]()
         for case in ElementTree.parse(result).iter("testcase"):
             times[side][case.get("name", "").partition("[")[0]] += float(case.get("time", 0))
-            outcomes[next((part.tag for part in case), "passed")] += 1
+            outcome = next((part.tag for part in case if not part.tag.startswith("system-")), "passed")
+            outcomes[outcome] += 1
+            if outcome in ("failure", "error"):
+                print(f"tests     {side.name}: {outcome} in {case.get('classname')}: {case.get('name')}", flush=True)
         print(f"tests     {side.name}: {dict(outcomes)} in {walls[side]:.0f} s", flush=True)
     print(f"tests     {walls[ROOT]:8.1f} s wall against {walls[other]:8.1f}: {walls[ROOT] / walls[other]:.2f} of it")
     names = times[ROOT].keys() & times[other].keys()
