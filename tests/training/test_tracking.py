@@ -106,7 +106,7 @@ def test_a_service_that_is_not_installed_is_named_with_the_command(
     make_recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(callbacks, "wandb", None)
-    with pytest.raises(TrainingError, match=r"train\.report_to: wandb is not installed; `pip install wandb`"):
+    with pytest.raises(TrainingError, match=r"train\.report_to: wandb is not installed; `\S+ -m pip install wandb`"):
         reporter(make_recipe(train={"report_to": "wandb"}), RunDir(tmp_path))
 
 
@@ -118,7 +118,7 @@ def test_a_tracker_that_is_not_installed_is_refused_at_the_start(
     monkeypatch.setattr("importlib.util.find_spec", {PACKAGES[service]: "found"}.get)
     refuse_missing_tracker(recipe)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(TrainingError, match=rf"is not installed; `pip install {PACKAGES[service]}`"):
+    with pytest.raises(TrainingError, match=rf"is not installed; `\S+ -m pip install {PACKAGES[service]}`"):
         refuse_missing_tracker(recipe)
 
 

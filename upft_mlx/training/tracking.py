@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from upft_mlx.errors import TrainingError
+from upft_mlx.machine.requirements import pip_install
 from upft_mlx.models.hub import is_offline, reason
 from upft_mlx.recipe.schema import Recipe
 from upft_mlx.rundir import RunDir
@@ -78,6 +80,7 @@ def _to_tensorboard(run: RunDir, step: int) -> Report:
 def _not_installed(service: str) -> TrainingError:
     package = PACKAGES[service]
     named = service if package == service else f"{package}, which writes for {service},"
+    command = f"{pip_install(sys.executable)} {package}"
     return TrainingError(
-        f"{named} is not installed", f"`pip install {package}`, or leave the field out", field="train.report_to"
+        f"{named} is not installed", f"`{command}` installs it; or leave the field out", field="train.report_to"
     )
