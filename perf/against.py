@@ -9,7 +9,7 @@ process of its own on the same rows, and the second one counts: the first one al
   sampling  prefixes of 16 tokens for 8 GSM8K questions with the same model
   evaluate  16 GSM8K questions, 32 tokens each, the base model alone
   quickstart  `upft run quickstart`, which is what `upft demo` ran at that commit
-  tests     the test command of the README, and of it the tests that both sides have, by name; only when asked for
+  tests     each side's whole suite, and the tests that both sides have, by name; only when asked for
 
 The model is made by shared/bin/make_smollm2.py, or is the folder that UPFT_SMOLLM2 names.
 """
@@ -134,7 +134,7 @@ def measure(part: str, side: Path, model: Path, work: Path) -> float:
 
 
 def compare_suites(other: Path, work: Path) -> None:
-    """Print how both suites end and their wall times, and of the tests that both have what they take one by one."""
+    """Print how both suites end, their wall times, and the summed times of the tests that both have."""
     walls, times = {}, {}
     for side in (ROOT, other):
         result, begin = work / f"tests-{side.name}.xml", time.perf_counter()

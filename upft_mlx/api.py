@@ -212,7 +212,7 @@ def ask(
         recipe: the recipe.
         question: asked as a problem of the recipe is.
         run_dir: whose adapter is used; None: runs/NAME.
-        notify: receives what `upft ask` says besides, such as how the adapter was trained otherwise than the recipe is.
+        notify: receives the notes that `upft ask` prints, such as settings in which adapter and recipe differ.
         adapter: the folder of one to use instead.
         temperature: 0 is greedy.
         max_tokens: of an answer; None: `evaluate.max_tokens`.

@@ -120,7 +120,7 @@ class RunDir:
         return prompt.get(field) if isinstance(prompt, dict) else None
 
     def described(self) -> dict[str, Any]:
-        """recipe.json; nothing where it is missing or damaged."""
+        """recipe.json; empty if it is missing or damaged."""
         with suppress(RowsError):
             if isinstance(found := read_json(self.recipe), dict):
                 return found
@@ -188,10 +188,10 @@ class RunDir:
         """Make the directory and keep other processes out of it; after an error, one that is still empty goes again.
 
         Args:
-            writes: whether the work is the run's own; a look has a folder for itself.
+            writes: whether the run's own files are written; a look writes to a folder of its own.
 
         Raises:
-            RunDirError: if it cannot be made, holds what no run has made, or another process works in it.
+            RunDirError: if it cannot be made, holds the user's files in a run's place, or another process works in it.
             OSError: the disk is full.
         """
         try:
@@ -229,14 +229,14 @@ class RunDir:
                 raise
 
     def _refuse_foreign(self) -> None:
-        """Refuse a folder in which no run has begun and something is in the place of what a run writes."""
+        """Refuse a folder in which no run has begun if it holds something that a run would replace."""
         if "hashes" in self.described() or any(path.exists() for path in (self.ledger, self.copy, self.work)):
             return
         outputs = (self.root / name for stage in STAGES.values() for name in stage.outputs)
         for path in (self.recipe, self.report, self.page, self.picture, *outputs):
             held = any(not inside.name.startswith(".") for inside in path.iterdir()) if path.is_dir() else path.exists()
             if held:  # an empty folder may wait on another disk
-                problem = f"holds {path.name}, which no run has made and this one would replace"
+                problem = f"holds {path.name}, which upft did not write and would replace"
                 raise RunDirError(problem, "choose an empty folder or a new one with --run-dir", path=self.root)
 
     def take_back(self) -> None:

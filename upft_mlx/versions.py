@@ -57,7 +57,7 @@ class Version:
 
     @property
     def has_own(self) -> bool:
-        """Whether it holds what somebody made: files that the stage did not write, or rows or an adapter by hand."""
+        """Whether it holds the user's work: files that the stage did not write, rows or an adapter changed by hand."""
         more = set(result_files(self.stage, self.folder)) - self.entry.outputs.keys()
         by_hand = STAGES[self.stage].adopted_as and (self.entry.adopted or changed(self.entry, self.folder))
         return bool(more or by_hand)

@@ -272,7 +272,7 @@ with edge(debug=False, saves=True):
     assert done.returncode == -signal.SIGINT
 
 
-def test_what_a_terminal_echoes_of_ctrl_c_is_written_over() -> None:
+def test_the_echo_of_ctrl_c_is_overwritten() -> None:
     """`^CError: interrupted` stood on one line where no view was open."""
     code = """
 import fcntl, signal, sys, termios, time

@@ -184,7 +184,7 @@ def test_no_number_of_key_heads_means_that_of_the_query_heads(run: RunDir, tmp_p
     assert np.array_equal(one, other)
 
 
-def test_what_installs_gguf_reaches_this_python(run: RunDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gguf_is_to_be_installed_into_this_python(run: RunDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`pip install gguf` went elsewhere for those who had installed upft with uv or pipx."""
     monkeypatch.setitem(sys.modules, "gguf", None)
     with pytest.raises(ExportError, match=re.escape(f"`{sys.executable} -m pip install gguf` installs it")):

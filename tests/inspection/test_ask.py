@@ -253,7 +253,7 @@ def test_numbers_that_the_run_chose_for_auto_are_no_change(folder: Path) -> None
     result = upft("ask", "own.yaml", QUESTION, "--json")
     assert (result.exit_code, result.stderr) == (0, "")
     result = upft("ask", "own.yaml", QUESTION, "--json", "--set", "generate.batch_size=3")
-    assert "was trained with other settings: generate.batch_size" in result.stderr
+    assert "was trained with other settings (generate.batch_size" in result.stderr
     after = json.loads(upft("preview", "own.yaml", "--json").stdout)
     assert [found["source"] for found in (before, after)] == ["stand-in", "dataset"]
 
@@ -272,7 +272,7 @@ def test_a_recipe_a_run_and_its_name_are_the_same_and_changes_are_noticed(folder
     assert result.stderr == ""
     assert json.loads(result.stdout)["answers"]["tuned"]["text"] == facts[0]["answers"]["tuned"]["text"]
     result = upft("ask", "own", QUESTION, "--json", "--set", "train.learning_rate=0.01", "--set", "prefix.length=3")
-    assert "was trained with other settings: prefix.length, train.learning_rate" in result.stderr
+    assert "was trained with other settings (prefix.length, train.learning_rate); `upft run` trains" in result.stderr
     assert json.loads(result.stdout)["answers"]["tuned"]
     ledger = RunDir(run)
     if entry := ledger.entry("train"):  # a later stage has found the model where it is now
@@ -280,9 +280,9 @@ def test_a_recipe_a_run_and_its_name_are_the_same_and_changes_are_noticed(folder
     assert upft("ask", "own", QUESTION, "--json").stderr == ""
     write(folder / "own.yaml", recipe + "seed: 3\n")
     assert upft("generate", "own.yaml").exit_code == 0
-    older = "the adapter in runs/own is older than the rows in it; `upft run` trains it again\n"
+    older = "the adapter in runs/own is older than the run's rows; `upft run` trains it again\n"
     assert upft("ask", "own", QUESTION).stderr == older.replace(
-        "is older", "was trained with other settings: seed, and is older"
+        "is older", "was trained with other settings (seed) and is older"
     )
     assert upft("ask", "own", QUESTION, "--set", "seed=0").stderr == older  # it is compared with its own recipe
     upft_mlx.ask(load_recipe("own.yaml", ["seed=0"]), QUESTION, notify=(told := list[Event]()).append)

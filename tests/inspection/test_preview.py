@@ -352,7 +352,7 @@ def rule(recipe: Recipe, name: str, count: int = 256) -> str:
         (
             {"prefix": {"selection": "label"}, "generate": {"samples": 4}},
             "rows",
-            ["Picked of 4 samples: the first sample whose answer is right."],
+            ["Picked from 4 samples: the first sample whose answer is right."],
         ),
         ({}, "left out", ["Full solutions cut at 40 tokens."]),
         ({"prefix": {"drop_cjk": True, "require_boxed": True}}, "left out", ["Chinese", "without \\boxed"]),

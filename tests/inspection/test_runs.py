@@ -92,7 +92,7 @@ def test_where_there_is_no_run_it_says_what_makes_one(tmp_path: Path, monkeypatc
     assert "runs: no runs here; `upft demo` makes one" in done.stderr
 
 
-def test_answers_of_an_earlier_adapter_are_said_to_be_and_a_look_belongs_to_its_run(
+def test_answers_of_an_earlier_adapter_get_a_warning_and_a_look_belongs_to_its_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -118,7 +118,7 @@ def test_answers_of_an_earlier_adapter_are_said_to_be_and_a_look_belongs_to_its_
     assert upft("train", "own.yaml", "--set", "train.learning_rate=0.1").exit_code == 0
     for arguments in shown:
         (said,) = upft("show", *arguments).stderr.splitlines()
-        assert "these answers were measured with an earlier version of the stages before" in said
-        assert ("`upft evaluate runs/own` with the options that" in said) is (arguments[0] == str(look))
+        assert "these answers are out of date, because an earlier stage has run again since" in said
+        assert ("`upft evaluate runs/own` with the same options as then" in said) is (arguments[0] == str(look))
     assert upft("generate", "own.yaml", "--set", "seed=9").exit_code == 0
     assert "not shown, made with an earlier version of the stages above: evaluate" in upft("show", look).stdout

@@ -18,14 +18,14 @@ __all__ = ["made", "there"]
 @pytest.mark.parametrize(
     "name", ["report.md", "report.html", "report.svg", "recipe.json", "dataset/train.jsonl", "fused/a"]
 )
-def test_a_folder_of_the_users_is_no_run_directory(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_users_folder_becomes_no_run_directory(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     write(tmp_path / "r.yaml", RECIPE)
     write(tmp_path / "adapter/.DS_Store", "an empty folder, as the Finder leaves it")
     write(tmp_path / name, '{"mine": 1}')
     before = files(tmp_path)
     said = shown("generate", "r.yaml", "--plain", "--run-dir", ".", status=1)
-    assert f"holds {name.partition('/')[0]}, which no run has made" in said
+    assert f"holds {name.partition('/')[0]}, which upft did not write and would replace" in said
     assert files(tmp_path) == before
     (tmp_path / name).unlink()
     if name.startswith("report"):  # a look leaves them alone
@@ -71,12 +71,12 @@ def test_a_model_card_that_was_changed_by_hand_is_kept_beside_the_new_one() -> N
     shown("evaluate", "r.yaml", "--plain", "--set", "evaluate.limit=3", "--set", "evaluate.effect=3")
     card.write_text(card.read_text().replace("# r", "# My model", 1))
     said = shown("push", "r.yaml", "--dry-run", "--set", "evaluate.effect=3")
-    assert "fused/README.md was changed by hand: it is README-by-hand.md now" in said
+    assert "fused/README.md was changed by hand: renamed to README-by-hand.md" in said
     assert "not uploaded: README-by-hand.md" in said
     assert "# My model" in aside.read_text()
     card.write_text("# All mine")
     said = shown("evaluate", "r.yaml", "--plain")
-    assert "fused/README.md was written by hand or by an earlier version: it is README-by-hand-2.md now" in said
+    assert "fused/README.md was written by hand or by an earlier version: renamed to README-by-hand-2.md" in said
     assert aside.with_name("README-by-hand-2.md").read_text() == "# All mine"
     aside.with_name("README-by-hand-2.md").unlink()
     assert card.read_bytes() == before

@@ -73,7 +73,7 @@ def test_planned_tokens_are_those_of_the_ledger(name: str, tmp_path: Path) -> No
 
 
 def test_a_model_that_is_quantized_here_is_downloaded_whole(tmp_path: Path) -> None:
-    """Its quantized size was told, a quarter."""
+    """The plan gave its quantized size, a quarter of the download."""
     folder = tmp_path / "model"
     shutil.copytree(MODEL, folder, ignore=shutil.ignore_patterns("*.safetensors"))
     config = json.loads((folder / "config.json").read_text())

@@ -96,7 +96,7 @@ def difference(length: int, low: float) -> PrefixAccuracy:
         ({4: -0.1, 32: -0.1, 64: -0.1}, 32, "up to 32 tokens"),
         ({4: 0.1, 8: -0.1}, None, "already at t = 4, .* let `prefix.selection` choose"),
         ({64: -0.1}, 64, "up to 64 tokens"),
-        ({}, None, "cannot be compared: it takes 6 questions"),
+        ({}, None, "cannot be compared: that takes 6 questions"),
     ],
 )
 def test_the_longest_prefix_up_to_which_the_arms_are_alike_is_recommended(
@@ -107,7 +107,7 @@ def test_the_longest_prefix_up_to_which_the_arms_are_alike_is_recommended(
     assert re.search(part, found.reason)
 
 
-@pytest.mark.parametrize(("questions", "said"), [(1, "found fewer"), (5, "found fewer"), (6, "already at t = 4")])
+@pytest.mark.parametrize(("questions", "said"), [(1, "were fewer"), (5, "were fewer"), (6, "already at t = 4")])
 def test_no_length_is_recommended_from_so_few_questions_that_none_could_differ(questions: int, said: str) -> None:
     """Of five, all with 100 points between the arms, `no difference is measurable` recommended that length."""
     found = recommend(prefix_accuracy((0, 4), starts({4: [(1.0, 0.0)] * questions})))

@@ -84,7 +84,7 @@ def test_the_rest_is_reported_with_the_doubts_of_a_run_s_report() -> None:
     rest = results({"a": {**variants, "paired": paired}, "b": {**variants, "paired": paired}})
     told = report(replace(of(CELLS), rest=rest))
     assert told[0] == "a, 60 other problems: better, +10.0 points [+1.0, +19.0]"
-    assert told[1].startswith("a: of 2 benchmarks, one soon differs by chance")
+    assert told[1].startswith("a: of 2 benchmarks, one may well differ by chance")
     assert "cut answers went from 0 % to 20 %" in told[2]
 
 

@@ -190,7 +190,7 @@ def test_a_checkpoint_holds_everything_the_next_step_depends_on(make_recipe: Mak
     assert {array.dtype for array in optimizer.values()} == {mx.float32, mx.uint64}
 
 
-def test_a_training_that_an_earlier_version_began_goes_on_in_its_order(
+def test_training_that_an_earlier_version_began_continues_in_its_order(
     make_recipe: MakeRecipe, run: RunDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its last step of an epoch was a smaller one; in another order some rows would come twice and others never."""

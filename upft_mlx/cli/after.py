@@ -205,7 +205,7 @@ def runs(folder: Path, as_json: bool, debug: bool) -> None:
 
 
 def _say_earlier(runs: Sequence[RunDir]) -> None:
-    """Say on stderr of which runs what is shown was measured before a stage that it depends on ran again."""
+    """Warn on stderr about each run whose answers were measured before an earlier stage ran again."""
     from upft_mlx.inspection.browse import earlier_stages, run_of
     from upft_mlx.ui import views
     from upft_mlx.ui.console import open_console
@@ -213,9 +213,9 @@ def _say_earlier(runs: Sequence[RunDir]) -> None:
     for run in runs:
         if "evaluate" in earlier_stages(run):
             whole = run_of(run)  # the folder of a look is no run to evaluate
-            options = " with the options that these were measured with" if whole else ""
-            again = f"`{(whole or run).command('evaluate')}`{options} measures what is there now"
-            text = f"{run.root}: these answers were measured with an earlier version of the stages before; {again}"
+            options = " with the same options as then" if whole else ""
+            again = f"`{(whole or run).command('evaluate')}`{options} measures them again"
+            text = f"{run.root}: these answers are out of date, because an earlier stage has run again since; {again}"
             views.print_text(text, console=open_console(stderr=True))
 
 

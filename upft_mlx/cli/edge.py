@@ -137,7 +137,7 @@ def edge(*, debug: bool, fetch: str = "upft fetch", saves: bool = False) -> Iter
     except KeyboardInterrupt:
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # a second Ctrl-C while Python shuts down: no traceback
         if sys.stderr.isatty():
-            sys.stderr.write("\r")  # over the ^C that a terminal shows while no view has turned its echo off
+            sys.stderr.write("\r")  # overwrite the ^C that a terminal echoes while no view is open
         _fail(130, f"interrupted; {again}" if saves else "interrupted")
     except UpftError as error:
         if debug:

@@ -239,7 +239,7 @@ def _run(
         run, measures = RunDir(folder), stage is None or STAGES[stage].measures
         if facts.benchmarks and measures and not extra.get("look"):
             facts.files["page"] = str(write_page(run, memory_limit()))
-        elif run.page.exists() and not extra.get("look"):  # it may show what is now an earlier result
+        elif run.page.exists() and not extra.get("look"):  # it may show a result that is now out of date
             with suppress(RunDirError):  # a file that was changed by hand
                 write_page(run, memory_limit())
         views.save_svg(facts, (folder / "looks" / extra["look"] if extra.get("look") else folder) / "report.svg")

@@ -142,14 +142,14 @@ _READ = ("id", "bad_rows", "part", "development")
 
 
 def _with_place(inputs: dict[str, Any], part: BenchmarkSet, entry: LedgerEntry) -> dict[str, Any]:
-    """The inputs as earlier versions had them: with the place of the benchmark's file, here of an entry's time."""
+    """The inputs as earlier versions wrote them: with the path that the benchmark's file had at an entry's time."""
     benchmarks = ((entry.recipe or {}).get("evaluate") or {}).get("benchmarks") or []
     paths = {found.get("label") or found.get("name"): found.get("path") for found in benchmarks}
     return {**inputs, "benchmark": {**inputs["benchmark"], "path": paths.get(part.entry.label)}}
 
 
 def variant_inputs(job: Job, part: BenchmarkSet, variant: Variant) -> dict[str, Any]:
-    """What the rows of one variant of one benchmark depend on; of a local file its problems, not its place."""
+    """What the rows of one variant of one benchmark depend on: a local file's problems, but not its path."""
     entry = part.entry.plain()
     unread = _READ if entry["path"] is None else (*_READ, "path")
     found = {

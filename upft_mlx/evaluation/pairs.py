@@ -58,14 +58,14 @@ def all_pairs(scores: Mapping[str, Sequence[float]], comparisons: int | None = N
 
 
 def together(comparisons: int) -> str:
-    """What a table says of its intervals."""
+    """The note on a table's intervals."""
     return f"intervals hold together for {many(comparisons, 'comparison')} (Bonferroni)"
 
 
 def one_of_many(
     base: Sequence[float], tuned: Sequence[float], comparisons: int, floor: float = 0.0
 ) -> PairedDifference:
-    """`stats.paired_difference` as one of so many comparisons: p times their number, and an interval to match."""
+    """`stats.paired_difference` as one of several comparisons (Bonferroni): p times their number, a wider interval."""
     alone, alpha = paired_difference(base, tuned, floor), ALPHA / comparisons
     if comparisons == 1:
         return alone

@@ -177,7 +177,7 @@ def mcnemar_exact(wrong_to_right: int, right_to_wrong: int) -> float:
     tail, ways = 0, 1
     for changed in range(min(wrong_to_right, right_to_wrong) + 1):
         tail += ways
-        ways = ways * (n - changed) // (changed + 1)  # of n, one more
+        ways = ways * (n - changed) // (changed + 1)  # n choose (changed + 1)
     return min(1.0, 2 * tail / (1 << n))
 
 

@@ -144,7 +144,7 @@ class _Rated:
         from upft_mlx.training.loss import choose_modes
         from upft_mlx.training.token_loss import token_losses
 
-        self.loaded.model.freeze()  # as in training, else its head is not asked in chunks
+        self.loaded.model.freeze()  # only the head of a frozen model can be computed in chunks
         modes, scored = choose_modes(self.loaded.model, dropout=False, checkpoint=False)[0], {}
         for name, rows in prefixes.items():
             if name in self.checked:

@@ -52,7 +52,7 @@ class Reader:
         """
         self._model = loaded.model
         self._shares = shares_exactly(self._model)
-        self._model.freeze()  # the head of a model that nothing trains can be asked in chunks
+        self._model.freeze()  # only the head of a frozen model can be computed in chunks
         self._chunk = chunks_exactly(self._model) if gathers_exactly(self._model) else 0
         if find_final_norm(self._model) is None:
             raise ModelError(
@@ -111,7 +111,7 @@ class Reader:
         with _catching(self._model) as caught:
             logits = supervised_logits(self._model, shared, tokens, mx.arange(tokens.size), modes)  # (B (S + T), V)
         at, (before, behind), targets = len(start) - 1, caught[-1], tokens[:, len(start) :]
-        whole = logits.reshape(*tokens.shape, -1)  # the most that there is to hold, if it is computed
+        whole = logits.reshape(*tokens.shape, -1)  # lazy: all logits are computed only where chunks are not possible
         size = self._chunk or targets.size
         head, read = (head_of(self._model), before) if self._chunk else (lambda part: part, whole)
         read, flat = read[:, at:-1].reshape(targets.size, -1), targets.reshape(-1)

@@ -27,6 +27,6 @@ def work(job: Job, run: RunDir, *, force: bool = False) -> Outcome:
     from upft_mlx.fusing.fuse import fuse
 
     kept = fuse(job.recipe, job.load(), run, job.notify, questions=job.questions, force=force)
-    remove(run.fused / "README.md")  # of the base; the report writes the run's
+    remove(run.fused / "README.md")  # the base's model card; the report writes the run's
     form = "base's own formats" if kept.fuse == "base" else kept.fuse
     return Outcome(f"{form}, {disk(kept.bytes)}, keeps {kept.kept}")

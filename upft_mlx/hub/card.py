@@ -140,7 +140,7 @@ def model_card(recipe: Recipe, base: Base, facts: RunFacts, described: Mapping[s
 
 
 def write_card(folder: Path, text: str, notify: Observer = ignore) -> None:
-    """Write README.md, with a check of its text; another that is not as it was written is kept beside it."""
+    """Write README.md with a checksum of its text; keep the old one beside it unless it is as this version wrote it."""
     place, line = folder / "README.md", "\n<!-- upft_mlx: {} -->\n"
     there = place.read_bytes().decode(errors="replace") if place.is_file() else ""
     mark = _MARK.search(there)
@@ -150,7 +150,7 @@ def write_card(folder: Path, text: str, notify: Observer = ignore) -> None:
         aside = next(folder / name for name in names if not (folder / name).exists())
         place.rename(aside)
         whose = "was changed by hand" if mark else "was written by hand or by an earlier version"
-        notify(Note(f"{place} {whose}: it is {aside.name} now, and the card is written from the run"))
+        notify(Note(f"{place} {whose}: renamed to {aside.name}, and a new card is written from the run"))
     write_atomically(place, text + line.format(fingerprint({"card": text})))
 
 

@@ -143,7 +143,7 @@ def open_asker(
         adapter: the folder of one to use instead.
         temperature: 0 is greedy.
         max_tokens: of an answer; None: `evaluate.max_tokens`.
-        notify: receives what somebody should know of the answers.
+        notify: receives notes on the answers, such as that the adapter is older than the run's rows.
 
     Raises:
         UpftError: the model cannot be loaded, or the adapter does not fit.
@@ -207,14 +207,15 @@ def trained(recipe: Recipe, run: RunDir) -> tuple[Path | None, str | None]:
     moved = set(_PLACES) - set(changes({name: last[name] for name in _TRAINED_WITH}, new))
     warnings = []
     if differing := [name for name in changes(old, new) if name not in ignored | moved]:
-        warnings += [f"was trained with other settings: {', '.join(differing)}"]
+        warnings += [f"was trained with other settings ({', '.join(differing)})"]
     if "train" in earlier_stages(run):
-        warnings += ["is older than the rows in it; `upft run` trains it again"]
-    return run.adapter, f"the adapter in {run.root} {', and '.join(warnings)}" if warnings else None
+        warnings += ["is older than the run's rows"]
+    told = f"the adapter in {run.root} {' and '.join(warnings)}; `upft run` trains it again"
+    return run.adapter, told if warnings else None
 
 
 _PLACES = ("model", "revision", "problems.path", "prompt.chat_template", "lora.start_from")
-"""Fields that say where something is: what is there counts, and the last stage has found it there."""
+"""Fields with the place of something that may move: they count only if they differ from the last stage's, too."""
 
 
 _TRAINED_WITH = (

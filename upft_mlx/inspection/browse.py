@@ -75,7 +75,7 @@ def recipe_of(run: RunDir) -> Recipe:
 
 
 def recipe_of_stage(run: RunDir, stage: str) -> Recipe:
-    """The recipe that a stage was done with; recipe.json where an earlier version did not write it down.
+    """The recipe that a stage ran with; recipe.json if an earlier version did not record it.
 
     Raises:
         RunDirError: it is damaged or of another version.
@@ -141,7 +141,7 @@ def current_stages(run: RunDir, *, learns: bool = False) -> list[str]:
 def earlier_stages(run: RunDir) -> list[str]:
     """Finished stages that worked on what is no longer there: a stage before them has run again since.
 
-    Those before an evaluation in looks/ are in the run that it is of.
+    An evaluation in looks/ depends on stages of the run that it belongs to.
     """
     own, found, whole = run.entries(), list[str](), run_of(run)
     entries = {**(whole.entries() if whole else {}), **own}
@@ -153,7 +153,7 @@ def earlier_stages(run: RunDir) -> list[str]:
 
 
 def run_of(look: RunDir) -> RunDir | None:
-    """The run that an evaluation in looks/ is of; None for a run itself."""
+    """The run that an evaluation in looks/ belongs to; None for a run itself."""
     for root in (look.root, look.root.absolute()):
         if root.parent.name == look.looks.name and (whole := RunDir(root.parent.parent)).ledger.exists():
             return whole

@@ -40,13 +40,13 @@ def explanations(recipe: Recipe, count: int) -> list[Explanation]:
         "upft": f"{prefixes} the first {first} of a solution (prefix rows), "
         f"{drawn:,} a whole solution with its EOS (structure rows).",
         "sft": f"{each} gives one whole solution.",
-        "rft": f"{each} gives at most {many(generate.keep, 'different solution')}, whose answer is right.",
+        "rft": f"{each} gives at most {many(generate.keep, 'different solution')} with the right answer.",
         "annotated": f"{each} gives the dataset's own solution; nothing is sampled.",
         "structure_only": f"{whole} a whole solution, the others are left out.",
     }[recipe.method]
     if recipe.method not in ("rft", "annotated"):
         if generate.samples > 1:
-            rows += f" Picked of {many(generate.samples, 'sample')}: {PICKED[prefix.selection]}."
+            rows += f" Picked from {many(generate.samples, 'sample')}: {PICKED[prefix.selection]}."
         rows += " No answer is needed, and none is checked." if recipe.checks == "none" else ""
     left_out = [f"full solutions cut at {many(generate.max_tokens, 'token')}"]
     left_out += ["solutions with Chinese, Japanese or Korean characters"] if prefix.drop_cjk else []

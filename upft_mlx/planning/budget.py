@@ -103,7 +103,7 @@ class Further:
     stage: str
     prompts: int
     begun: int
-    """Tokens of a prefix behind each prompt."""
+    """Tokens of the prefix after each prompt."""
     samples: int
     tokens: float
     """Tokens of a sample on average, and the most."""
@@ -138,7 +138,7 @@ class MemoryPlan:
         whole = count if kind == "full" else round(recipe.prefix.structure_ratio * count)
         prefixes = count - whole if recipe.method == "upft" else 0
         asked, each, begun = (count, samples, 0) if recipe.samples_full else (whole, 1, prefixes)
-        if _rates(recipe):  # of the others; rules that rate prefixes sample those of structure rows, too
+        if _rates(recipe):  # without those in `further`; rules that rate prefixes sample them for structure rows, too
             known = self._known(recipe)
             asked = max(0, whole - known)
             begun = count - known - (0 if recipe.prefix.selection in SCORED else asked)
@@ -148,7 +148,7 @@ class MemoryPlan:
         share = 1 - self.held(recipe) / count
         each = 0 if recipe.method == "annotated" else each  # its solutions are there
         rows = share * whole * kept, share * prefixes * (kept if recipe.samples_full else 1)
-        begins, end = min(length, solutions.mean), most_supervised(recipe.prefix)  # a short solution is a prefix whole
+        begins, end = min(length, solutions.mean), most_supervised(recipe.prefix)  # a short solution is all prefix
         room = [max(0.0, recipe.train.max_length - prompts.mean) for prompts in (self.prompts, self.trained)]
         trained = min(room[0], solutions.ended + 1), min(room[1], begins + end - length)
         longest = [tokens + 1 for tokens in solutions.trained]
@@ -164,7 +164,7 @@ class MemoryPlan:
     def further(self, recipe: Recipe) -> Iterator[Further]:
         """What a rule that rates prefixes, or learns from a few answers, samples besides `work`.
 
-        Left out: the stage choose continues the few greedy prefixes with which none of a problem's samples begins.
+        Left out: the stage choose also continues the few greedy prefixes that none of a problem's samples begins with.
         """
         mean, length, most = self.solutions.mean, most_sampled(recipe, "prefix"), most_sampled(recipe, "full")
         if known := self._known(recipe):
@@ -204,9 +204,9 @@ class MemoryPlan:
         return max(peaks, default=0.0)
 
     def loads(self, stage: str, recipe: Recipe) -> Iterator[SamplingLoad]:
-        """Chunks of what a stage samples: solutions, prefixes and what goes on from them, or answers to benchmarks."""
+        """Chunks of what a stage samples: solutions, prefixes, their continuations, or answers to benchmarks."""
         batch, settings, asked = getattr(recipe, stage).batch_size, recipe.evaluate, self.prompts
-        if stage == "train":  # the beginnings of answers after it, with base's caches, and whole ones for accuracies
+        if stage == "train":  # starts of answers after training, with base's caches, and whole answers for accuracies
             start = looked_at(most_sampled(recipe, "prefix"))
             yield SamplingLoad(PROMPTS, 2 * PROMPTS, 1, asked.longest[0], asked.shared, start)
             if recipe.train.evaluate_every is not None:
@@ -263,7 +263,7 @@ class MemoryPlan:
     def first_fit(
         self, stage: str, recipe: Recipe, tries: Iterable[Settings], share: float = 1
     ) -> tuple[Settings, float]:
-        """The first of the changes with which a stage fits into a share of the budget, else the least; and its peak."""
+        """The first change that makes a stage fit a share of the budget, else that of the lowest peak; and its peak."""
         found: list[tuple[Settings, float]] = []
         for fields in tries:
             found.append((fields, self.peak(stage, changed(recipe, fields))))

@@ -156,7 +156,7 @@ class Estimate:
         found = {method: self.seconds(cell, speed) for method, cell in cells.items()}
         job, made = copy(self.job), dict[str, float]()
         for method in (name for name in found if not name.startswith(BEST_OF_PREFIX)):  # it trains nothing
-            job.use(cells[method])  # methods share what the same inputs make
+            job.use(cells[method])  # what has the same inputs is made once
             own = (item for item in found[method].items() if item[0] in ("answers", "generate", "train"))
             made.update((job.fingerprint(stage), took) for stage, took in own)
         each = sum(made.values()) + sum(took.get("evaluate", 0.0) / 2 for took in found.values())

@@ -209,8 +209,8 @@ class Train(Section):
     steps: Count | None = None
     """Optimizer steps, instead of epochs."""
     batch_size: Sequences = 16
-    """Most sequences per optimizer step: an epoch's rows are spread evenly over its steps. `auto`: the paper's 64, or
-    less if an epoch would have fewer than 20 steps."""
+    """Maximum number of sequences per optimizer step; an epoch's rows are spread evenly over its steps. `auto`: the
+    paper's 64, or less if an epoch would have fewer than 20 steps."""
     micro_batch_size: Sequences | None = None
     """Sequences run through the model at a time, to save memory; the step is the same. Unset: micro-batches of up to
     512 tokens; `auto`: as many sequences as fit in memory."""

@@ -84,9 +84,9 @@ class _Seen:
     count: int
     tokens: int
     finished: array[int]
-    """Tokens of each that was not cut: no other is trained on."""
+    """Tokens of each solution that was not cut; cut ones are not trained on."""
     right: array[int] | None
-    """Tokens of each of these whose answer is right; None where a problem has no answer."""
+    """The same for those with a right answer; None if any problem has no answer."""
 
 
 def _full_solutions(recipe: Recipe, problems: Sequence[Problem], run: RunDir) -> _Seen:

@@ -120,7 +120,7 @@ def outcome(result: BenchmarkResult) -> tuple[Outcome, str]:
         return "no measurable change", ""
     floor = result.rounding.grades if result.rounding else 0.0
     if effect < abs(paired.delta) <= floor + ROUNDING:
-        return "can't tell yet", f"{floor_in_words(floor)}, so more problems would not settle one of this size"
+        return "can't tell yet", f"{floor_in_words(floor)}, so more problems would not help"
     needed = problems_to_settle(base.n, (low, high), effect)
     return "can't tell yet", f"about {many(needed, 'problem')} would settle a change of {100 * effect:g} points"
 
@@ -166,7 +166,7 @@ def _difference(result: BenchmarkResult) -> str:
 
 
 def doubts(name: str, result: BenchmarkResult, several: int) -> list[str]:
-    """What should make a reader of this comparison, one of `several` benchmarks, suspicious: a line for each reason."""
+    """A line for each reason to doubt this comparison, which is one of `several` benchmarks."""
     assert result.compared
     base, tuned, _ = result.compared
     return [*_by_chance(name, result, several), *_drift(name, base, tuned)]
@@ -178,8 +178,8 @@ def _by_chance(name: str, result: BenchmarkResult, several: int) -> list[str]:
     together = min(1.0, several * result.paired.p_value)
     if outcome(result)[0] not in ("better", "worse") or together < ALPHA:
         return []
-    told = f"of {many(several, 'benchmark')}, one soon differs by chance; tested together (Bonferroni), this one has "
-    return [f"{name}: {told}{p_value(together)} and would not be claimed"]
+    told = f"of {many(several, 'benchmark')}, one may well differ by chance; tested together (Bonferroni), this one "
+    return [f"{name}: {told}has {p_value(together)} and the claim does not hold"]
 
 
 def _drift(name: str, base: Measured, tuned: Measured) -> list[str]:

@@ -44,7 +44,7 @@ class Difference:
 
     delta: float
     ci95: tuple[float, float]
-    """All of a comparison's hold together with 95 % (`Methods.comparisons`)."""
+    """The intervals of all differences hold together with 95 % (`Methods.comparisons`)."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ class Methods:
     methods: dict[str, Method]
     """Base first, then as the recipe's `compare.methods` has them."""
     comparisons: int
-    """Differences whose intervals hold together."""
+    """Number of differences whose intervals hold together."""
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,7 @@ def summarize(
     Args:
         cells: of base and the methods.
         rounding: by benchmark the share of grades that rounding alone changes: no difference within it is claimed.
-        comparisons: that the differences' intervals hold together for (Bonferroni); None: all of the table.
+        comparisons: number of differences whose intervals hold together (Bonferroni); None: all of the table's.
     """
     methods = list(dict.fromkeys(cell.method for cell in cells))
     of = {method: sorted((c for c in cells if c.method == method), key=lambda c: c.seed) for method in methods}

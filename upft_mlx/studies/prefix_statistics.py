@@ -17,7 +17,7 @@ from upft_mlx.results.figures import Panel, Point, Series, curves
 from upft_mlx.rows import from_plain, to_plain
 
 LEAST = 6
-"""Questions from which a difference can be measurable: of 5 that all differ alike, the exact test's p is 2 / 2 ** 5."""
+"""The fewest questions that can show a difference: with 5 that all differ alike, the exact test's p is 2 / 2 ** 5."""
 LONGEST = 32
 """Tokens; no longer prefix is recommended: the paper found 8 to 32 within noise, and each token costs."""
 
@@ -161,9 +161,9 @@ def recommend(accuracy: Sequence[PrefixAccuracy]) -> Recommendation:
     if not rows:
         return Recommendation(
             None,
-            "prefixes of right and wrong samples cannot be compared: it takes "
+            "prefixes of right and wrong samples cannot be compared: that takes "
             f"{many(LEAST, 'question')} with an answer that the model solves in one trajectory and not in another, "
-            "and found fewer; take more with analyze.problems and analyze.trajectories. The paper found 8 to 32 tokens "
+            "but there were fewer; raise analyze.problems or analyze.trajectories. The paper found 8 to 32 tokens "
             "within noise",
         )
     alike = list(itertools.takewhile(lambda row: row.difference.ci95[0] <= 0, rows))

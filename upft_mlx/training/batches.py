@@ -108,7 +108,7 @@ def chunk_positions(vocabulary: int) -> int:
 def to_examples(rows: Iterable[TrainingRow], max_length: int, prefix: Prefix | None = None) -> list[Example]:
     """Rows cut to `max_length` tokens at the end; those left without any supervised id are left out.
 
-    All of them stay in memory while a model is trained, so an id takes 4 bytes; in a list it takes 36.
+    All rows stay in memory during training, so their ids are in arrays: 4 bytes each, instead of 36 in a list.
     With the recipe's `prefix`, an EOS that it puts after a prefix has the weight that it gives it.
     """
     examples = []
@@ -209,8 +209,8 @@ def epoch_order(
 
     Steps differ by at most one row in size. A smaller last one would hold the longest rows, which are whole solutions,
     and each of them would weigh more than other rows do. The very first step is the one that takes most memory, so
-    that a run that does not fit fails at once. A training that an earlier version began goes on in its order, which
-    is not `even`.
+    that a run that does not fit fails at once. Training that an earlier version began continues in that
+    version's order (`even=False`).
     """
     rng = random.Random(f"batches/{seed}/{epoch}")
     order = list(range(len(examples)))

@@ -101,7 +101,7 @@ def print_next(run_dir: Path, *, flips: bool, demo: bool = False, console: Conso
 
 
 def print_commands(lines: dict[str, str], *, console: Console | None = None) -> None:
-    """Print commands to type next, and what each gives; none is broken, so that it can be copied."""
+    """Print commands to type next, and what each gives; no line is wrapped, so that it can be copied."""
     console = console or open_console()
     commands = [Text(command) for command in lines]
     width = max(command.cell_len for command in commands)
