@@ -445,6 +445,10 @@ ARBITRARY = settings(
 )
 
 
+WHOLE = (": no rows", ": not UTF-8 text", ": is a zip", ": is compressed")
+"""What is said of a file, not of a line."""
+
+
 def assert_problems_or_an_error_with_its_place(path: Path) -> None:
     problems, message = read_or_message(path)
     if message is None:
@@ -453,7 +457,7 @@ def assert_problems_or_an_error_with_its_place(path: Path) -> None:
         assert len({problem.id for problem in problems}) == len(problems)
     else:
         place = message.removeprefix(str(path))
-        assert place.startswith(": no rows") or place.split(":")[1].isdigit(), message
+        assert place.startswith(WHOLE) or place.split(":")[1].isdigit(), message
 
 
 def read_or_message(path: Path) -> tuple[list[Problem], str | None]:
@@ -467,6 +471,9 @@ def read_or_message(path: Path) -> tuple[list[Problem], str | None]:
 @given(lines=st.lists(LINES, max_size=4))
 @example(lines=[b"\xef\xbb\xbf", b"{}"])
 @example(lines=[b'{"question": "\\ud800"}'])
+@example(lines=[b"PK\x03\x04"])
+@example(lines=[b"\x1f\x8b"])
+@example(lines=[b"\0"])
 def test_any_jsonl_gives_problems_or_names_the_line(tmp_path: Path, lines: list[bytes]) -> None:
     assert_problems_or_an_error_with_its_place(write(tmp_path / "q.jsonl", b"\n".join(lines)))
 
