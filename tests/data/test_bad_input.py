@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import resource
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -309,12 +310,17 @@ SMALL = MINIMAL + "prefix: {length: 2, structure_ratio: 0}\ntrain: {steps: 1, ba
 
 @contextmanager
 def files_at_most(size: int) -> Iterator[None]:
-    """A disk on which no file can grow beyond `size` bytes."""
+    """A disk on which no file can grow beyond `size` bytes.
+
+    Python would keep the first `size` bytes of a module's bytecode, and each later process would fail to import it.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    before, sys.dont_write_bytecode = sys.dont_write_bytecode, True
     try:
         yield
     finally:
+        sys.dont_write_bytecode = before
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
@@ -357,6 +363,7 @@ def damaged(text: str, number: int, line: str) -> str:
 def test_a_malformed_row_of_a_run_is_named(folder: Path, line: str, part: str) -> None:
     write(folder / "r.yaml", SMALL)
     rows = write(folder / "runs/r/solutions.jsonl", "")
+    (folder / "runs/r/.work").mkdir()  # a run has begun here
     row = {
         "problem_id": "upft-0000",
         "sample": 0,
