@@ -37,8 +37,8 @@ def definite(recipe: Recipe, model_path: Path, run: RunDir) -> Recipe:
     """
     start = recipe.lora.start_from
     place = Path(start or "/").resolve()
-    above = [path for path in (place, *place.parents) if path.exists()] if run.root.exists() else []
-    if start is not None and any(path.samefile(run.root) for path in above):
+    above = (path for path in (place, *place.parents) if path.exists())
+    if start is not None and run.root.exists() and any(path.samefile(run.root) for path in above):
         remedy = "copy it to another folder, or use another run directory"
         raise RecipeError("is this run's own, which training would replace", remedy, field=f"lora.start_from: {start}")
     return dated(started(recipe, model_path), model_path, run)

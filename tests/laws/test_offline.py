@@ -108,7 +108,7 @@ def test_fetch_says_the_room_it_needs_before_it_downloads(place: Place) -> None:
     lines = place.fetched.splitlines()
     size = sum(len(content) for content in place.hub.repos["user/base"].values()) / 1e6
     assert f"model user/base ({size:.1f} MB), dataset user/data (at most 0.0 MB)" in lines[0]
-    assert "GB of disk space" in lines[0]
+    assert "MB of disk space" in lines[0]
     assert "are free in" in lines[0]
     assert "the model is in" in lines[1]
     assert lines[-1] == "complete; this recipe now runs with --offline"
@@ -228,7 +228,7 @@ def test_what_does_not_fit_on_the_disk_is_refused_before_the_download(
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
     asked = len(place.hub.asked)
     seen: list[Event] = []
-    with pytest.raises(FetchError, match=r"GB are needed and 0\.50 GB are free; make room, or set HF_HOME"):
+    with pytest.raises(FetchError, match=r"0\.5 MB are needed and 500\.0 MB are free; make room, or set HF_HOME"):
         fetch(load_recipe(place.folder / "r.yaml"), seen.append)
     assert isinstance(seen[0], Note)
     assert not any("/resolve/" in line for line in place.hub.asked[asked:])
