@@ -406,9 +406,9 @@ def test_an_error_before_the_first_stage_leaves_no_list_of_stages() -> None:
     def refused() -> None:
         with views.open_view(plain=False, console=target, stages=("train", "evaluate")) as notify:
             notify(Note("the Hub does not answer"))
-            raise ValueError
+            raise ValueError("refused")
 
-    with pytest.raises(ValueError):  # noqa: PT011
+    with pytest.raises(ValueError, match="refused"):
         refused()
     assert "\x1b[2K" in written(target)[written(target).rindex("· train") :], "what was drawn is erased"
 
