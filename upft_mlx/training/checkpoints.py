@@ -136,7 +136,8 @@ def latest(folder: Path) -> tuple[Position, dict[str, mx.array], dict[str, mx.ar
     if not isinstance(data, dict) or not names - _LATER <= set(data) <= names:
         raise TrainingError("not a checkpoint's position", f"move {path} away", path=path / _PARTS[2])
     try:
-        return Position(**{"even": False, **data}), mx.load(str(path / _PARTS[0])), mx.load(str(path / _PARTS[1]))  # type: ignore[return-value]
+        adapter, optimizer = (mx.load(str(path / name)) for name in _PARTS[:2])
+        return Position(**{"even": False, **data}), adapter, optimizer  # type: ignore[return-value]  # as above
     except RuntimeError as error:
         raise TrainingError(f"damaged checkpoint: {error}", remedy, path=path) from None
 
